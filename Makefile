@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help demo test lint bench
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
+
+demo: $(STAMP)  ## train and evaluate on small generated series, into runs/demo
+	$(BIN)/ofa-jax demo --out runs/demo
+
+test: $(STAMP)  ## the quick tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## format, lint, types and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy ofa_jax tools
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## measure training, evaluation and start-up on this machine
+	$(BIN)/python tools/bench.py
+
+# -qq: pip's warnings name the package indexes of the machine; its errors still show.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "ofa-jax needs Python 3.11 or newer; '$(PYTHON)' is missing or older. Name one: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || { rm -rf .venv && $(PYTHON) -m venv .venv; }
+	@echo "Installing ofa-jax and its tools into .venv (a few minutes the first time)" >&2
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
+	@touch $@

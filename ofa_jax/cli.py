@@ -1,0 +1,227 @@
+"""The command line: parses, calls, prints. Everything heavy is imported inside the commands, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand
+
+from ofa_jax import __version__
+from ofa_jax.errors import OfaError
+
+if TYPE_CHECKING:
+    from ofa_jax.baselines.compare import Comparison
+    from ofa_jax.train.progress import ConsoleReporter
+
+app = typer.Typer(
+    name="ofa-jax",
+    help="One-for-All in JAX: a frozen GPT-2 adapted to time series by rank-stabilised low-rank adapters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one setting; may be given many times.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
+Trunk = Annotated[str | None, typer.Option("--trunk", help="Where the trunk's weights are now, if not where they were in training.")]
+Config = Annotated[Path, typer.Argument(help="YAML file of settings, or the name of an installed one.", metavar="CONFIG")]
+Run = Annotated[Path, typer.Argument(help="Folder that `ofa-jax train` made.", metavar="RUN")]
+
+
+class CommandWithSettings(TyperCommand):
+    """A command whose help ends with the table of all settings."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        from rich.console import Console
+        from rich.table import Table
+
+        from ofa_jax.config import settings
+
+        table = Table(title="Settings for --set", title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for heading in ("path", "default", "meaning"):
+            table.add_column(heading, overflow="fold")
+        for setting in settings():
+            meaning = setting.description + (f" ({setting.type})" if " | " in setting.type else "")
+            table.add_row(setting.path, setting.default, meaning)
+        Console().print(table)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo")) -> None:
+    """Small data made on the spot: train, score beside the controls, draw the forecast."""
+    from ofa_jax.deploy.demo import run_demo
+
+    print("Generated hourly load of four regions, and a small random trunk: this shows the path, not GPT-2's quality.", file=sys.stderr)
+    with _reporter() as reporter:
+        made = run_demo(out, reporter)
+    _print_comparison(made.comparison)
+    print(f"\nForecast: {made.forecast}   Picture: {made.picture}   Data: {made.data}")
+    print(
+        "\nYour own CSV (a column of timestamps, a column per series):\n"
+        "  ofa-jax train csv --set data.source=yours.csv --out runs/yours        (fetches GPT-2's weights from the hub once)\n"
+        "  ofa-jax evaluate runs/yours --controls\n"
+        "  ofa-jax predict runs/yours --input yours.csv --output forecast.csv --plot forecast.png"
+    )
+
+
+@app.command(cls=CommandWithSettings)
+def train(
+    config: Config,
+    out: Annotated[Path, typer.Option(help="Run folder; a run that is there already is resumed.")],
+    set_: Sets = None,
+) -> None:
+    """Train in a run folder; stopped by Ctrl-C or SIGTERM it saves, and the same command goes on."""
+    from ofa_jax.config import load_experiment
+    from ofa_jax.train.run import train_run
+
+    experiment = load_experiment(config, set_ or ())
+    with _reporter() as reporter:
+        result = train_run(experiment, out, reporter)
+    metrics = "  ".join(f"{name} {value:.4f}" for name, value in result.progress.best_metrics.items())
+    print(f"{result.reason}; best epoch {result.progress.best_epoch}, validation {metrics}")
+    print(f"bundle: {out / 'bundle'}\nnext:   ofa-jax evaluate {out}")
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Which windows.")] = "test",
+    controls: Annotated[bool, typer.Option("--controls", help="Also train NLinear, once, and keep it in the run.")] = False,
+    trunk: Trunk = None,
+    as_json: Json = False,
+) -> None:
+    """Score a run on every window of a split, beside seasonal naive."""
+    from ofa_jax.baselines.compare import compare
+    from ofa_jax.train.run import open_run
+
+    loaded, data = open_run(run, trunk=trunk)
+    with _reporter("NLinear") as reporter:
+        comparison = compare(loaded, data, split=split, controls=run / "controls" if controls else None, reporter=reporter)
+    if as_json:
+        print(json.dumps(comparison.to_dict()))
+    else:
+        _print_comparison(comparison)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder or bundle folder.", metavar="RUN")],
+    input_: Annotated[Path, typer.Option("--input", help="CSV or Parquet with the model's series, in original units.")],
+    output: Annotated[Path, typer.Option(help="CSV to write: the horizon after the last row.")],
+    plot: Annotated[Path | None, typer.Option(help="Picture to draw (.png, .svg, .pdf).")] = None,
+    trunk: Trunk = None,
+) -> None:
+    """Forecast what comes after the last row of a file."""
+    from ofa_jax.deploy.predict import forecast, plot_forecast, read_input, save_figure, write_forecast
+    from ofa_jax.train.run import load_bundle
+
+    loaded = load_bundle(run, trunk=trunk)
+    frame = read_input(loaded, input_)
+    table = forecast(loaded, frame)
+    write_forecast(table, output)
+    print(f"{len(table)} steps of {frame.n_channels} series: {output}")
+    if plot is not None:
+        history = min(loaded.experiment.task.input_length, 3 * len(table))
+        save_figure(plot_forecast(frame, table, title=f"{input_.name}: the next {len(table)} steps", history=history), plot)
+        print(f"picture: {plot}")
+
+
+@app.command(cls=CommandWithSettings)
+def params(config: Config, set_: Sets = None, as_json: Json = False) -> None:
+    """Count parameters and bytes from the settings alone; no weights are loaded."""
+    from dataclasses import asdict
+
+    from ofa_jax.config import load_experiment
+    from ofa_jax.train.assemble import footprint
+
+    counts = asdict(footprint(load_experiment(config, set_ or ())))
+    if as_json:
+        print(json.dumps(counts))
+        return
+    meanings = {
+        "trainable": "trainable parameters",
+        "adapters": "  of these in adapters",
+        "trained_base": "  of these in base layers",
+        "frozen": "frozen parameters",
+        "bundle_bytes": "bytes of a bundle's tensors",
+        "inference_bytes": "bytes of all base parameters (float32), needed to forecast",
+    }
+    for name, meaning in meanings.items():
+        print(f"{counts[name]:>15,}  {meaning}")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Hugging Face GPT-2: a folder or a hub id.", metavar="SOURCE")],
+    out: Annotated[Path, typer.Option(help="Trunk folder to write.")],
+    layers: Annotated[int | None, typer.Option(help="Blocks to keep, from the first; all when not given.")] = None,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the stored weights.")] = "float32",
+    revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Hugging Face GPT-2 weights to a checked trunk folder that loads fast."""
+    from ofa_jax.model import weights
+
+    report = weights.convert(source, out, n_layer=layers, revision=revision, dtype=dtype)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        for name, value in report.items():
+            print(f"{name}: {value}")
+        print(f"use it: --set trunk.source={out}")
+
+
+def _reporter(name: str = "") -> ConsoleReporter:
+    from ofa_jax.train.progress import ConsoleReporter
+
+    return ConsoleReporter(name)
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    names = list(comparison.rows[0].metrics)
+    table = Table(title=f"{comparison.split} part, {comparison.windows:,} windows, standardised scale", title_justify="left")
+    table.add_column("method")
+    for name in names:
+        table.add_column(name.upper(), justify="right")
+    table.add_column("trainable", justify="right")
+    for row in comparison.rows:
+        table.add_row(row.method, *(f"{row.metrics[name]:.4f}" for name in names), f"{row.trainable:,}" if row.trainable else "—")
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line; a deliberate error is one paragraph on stderr and exit status 2."""
+    try:
+        app()
+    except OfaError as error:
+        _fail(str(error))
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror or error}. Look at permissions and free space.")
+    except Exception as error:
+        signal_number = getattr(error, "signal_number", None)
+        if signal_number is None:
+            raise
+        print(f"stopped and saved at step {error.step}; the same command goes on from there", file=sys.stderr)  # type: ignore[attr-defined]
+        raise SystemExit(128 + signal_number) from None
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

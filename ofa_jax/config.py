@@ -1,0 +1,314 @@
+"""What an experiment is: frozen, typed settings; YAML in; overrides; the recipes as data.
+
+Three layers are laid over one another, later ones winning: the recipe's numbers, the file, ``--set PATH=VALUE``. The result is
+validated once, so a wrong value is named with its path whichever layer it came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ofa_jax.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(_Section):
+    """Which series, and how they are read and split."""
+
+    source: str = Field(description="name of a catalogued data set (etth1, …) or path of a CSV or Parquet file")
+    timestamp_column: str | None = Field(None, description="column of timestamps; found by itself when not given")
+    columns: tuple[str, ...] | None = Field(None, description="columns to forecast; all numeric ones when not given")
+    missing: Literal["error", "linear", "ffill"] = Field("error", description="what to do with missing values")
+    timestamps: Literal["error", "as_is"] | None = Field(
+        None, description="duplicate or irregular timestamps; not given: the catalog's word, else error"
+    )
+    split: Literal["ett_hour", "ett_minute", "ratio"] | None = Field(None, description="not given: the catalog's rule, else ratio")
+    ratios: tuple[float, float, float] = Field((0.7, 0.1, 0.2), description="train, validation and test shares for split ratio")
+    percent: Annotated[int, Field(ge=1, le=100)] = Field(100, description="share of the training part used, from its start")
+    season: Positive | None = Field(None, description="steps of the main cycle, for seasonal naive; not given: catalog or frequency")
+
+    @model_validator(mode="after")
+    def _check_ratios(self) -> DataConfig:
+        if min(self.ratios) <= 0 or abs(sum(self.ratios) - 1) > 1e-9:
+            raise ValueError(f"ratios {self.ratios} must be positive and add up to 1")
+        return self
+
+
+class TaskConfig(_Section):
+    """What is asked of the model."""
+
+    name: Literal["forecast"] = Field("forecast", description="long-term forecasting")
+    input_length: Positive = Field(336, description="input steps, L")
+    horizon: Positive = Field(96, description="forecast steps, H")
+
+
+class RandomTrunk(_Section):
+    """Shape and seed of a random trunk, used only with ``trunk.source: random``."""
+
+    n_embd: Positive = Field(768, description="width")
+    n_head: Positive = Field(12, description="attention heads")
+    n_positions: Positive = Field(1024, description="positions")
+    seed: Seed = Field(0, description="seed of the random weights")
+
+
+class TrunkConfig(_Section):
+    """Which GPT-2, and how it is computed."""
+
+    source: str = Field("openai-community/gpt2", description="hub id, folder of weights, or the word random")
+    revision: str | None = Field(None, description="revision on the hub")
+    n_layer: Positive = Field(6, description="blocks kept, from the first")
+    random: RandomTrunk = Field(RandomTrunk(), description="shape of a random trunk")
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="dropout of embeddings, attention and residuals; not given: the trunk's own"
+    )
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: float32 on CPU, bfloat16 elsewhere")
+    remat: bool = Field(False, description="recompute blocks in the backward pass to save memory")
+
+
+class NetworkConfig(_Section):
+    """The layers around the trunk."""
+
+    patch: Positive = Field(description="patch length")
+    stride: Positive = Field(description="steps from one patch to the next")
+    positions: bool = Field(True, description="add GPT-2's position embedding")
+    seed: Seed = Field(0, description="seed of the random layers around the trunk")
+
+
+class AdapterConfig(_Section):
+    """The low-rank adapters' numbers."""
+
+    rank: Positive = Field(16, description="rank r")
+    alpha: Annotated[float, Field(ge=0)] = Field(16, description="scale numerator")
+    scaling: Literal["rslora", "lora", "none"] = Field("rslora", description="alpha/sqrt(r), alpha/r or alpha")
+    init: Literal["peft_gaussian", "theorem", "kaiming"] = Field("peft_gaussian", description="distribution of the factor that is not zero")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="dropout on the input of dense adapters")
+    seed: Seed = Field(0, description="seed of the adapters' start")
+
+
+class TrainConfig(_Section):
+    """How the trainable tree is fitted."""
+
+    epochs: Positive = Field(10, description="passes over the training windows")
+    batch_size: Positive = Field(256, description="windows per step")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="Adam's step size at the start")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="change of the step size from epoch to epoch")
+    cosine_epochs: Positive = Field(20, description="epochs from the first step size to the lowest, T_max")
+    lowest_rate: Annotated[float, Field(ge=0)] = Field(1e-8, description="step size at the end of the cosine")
+    patience: Positive = Field(3, description="epochs without a better validation loss before stopping")
+    seed: Seed = Field(2021, description="seed of batch order and dropout")
+    chunk: Positive = Field(32, description="steps per dispatch; results do not depend on it")
+    eval_batch_size: Positive = Field(512, description="windows per evaluation step; results do not depend on it")
+    log_every: Positive = Field(50, description="steps between training lines in metrics.jsonl")
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(5, description="longest time between checkpoints, besides every epoch's end")
+
+
+class Experiment(_Section):
+    """Everything that decides a run's result."""
+
+    data: DataConfig
+    task: TaskConfig = TaskConfig()
+    trunk: TrunkConfig = TrunkConfig()
+    recipe: Literal["reference", "paper", "gpt4ts", "full", "head_only"] = Field("reference", description="where rules and numbers start")
+    rules: tuple[tuple[Literal["freeze", "train", "adapt"], str], ...] = Field(description="ordered path rules; the recipe's if not given")
+    network: NetworkConfig
+    adapters: AdapterConfig = AdapterConfig()
+    train: TrainConfig = TrainConfig()
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # The authors' code: overlapping patches, position embedding added and adapted, alpha 16 (protocol §1.7, §5 row 2).
+    "reference": {
+        "network": {"patch": 16, "stride": 8, "positions": True},
+        "adapters": {"rank": 16, "alpha": 16.0, "scaling": "rslora", "init": "peft_gaussian", "dropout": 0.01},
+        "rules": [["adapt", "gpt2/wpe/embedding"], ["adapt", "out_layer/kernel"], ["freeze", ".*"]],
+    },
+    # The paper's text: patches side by side, no position embedding, alpha 1, Theorem 1's rank-independent start.
+    "paper": {
+        "network": {"patch": 16, "stride": 16, "positions": False},
+        "adapters": {"rank": 16, "alpha": 1.0, "scaling": "rslora", "init": "theorem", "dropout": 0.01},
+        "rules": [["adapt", "out_layer/kernel"], ["freeze", ".*"]],
+    },
+    # GPT4TS (Zhou et al., 2023): layer norms, position embedding, input and output layer trained, no adapters.
+    "gpt4ts": {
+        "network": {"patch": 16, "stride": 8, "positions": True},
+        "rules": [["train", r"gpt2/(wpe|ln_f|h/\d+/ln_[12])/.*"], ["train", "(in|out)_layer/.*"], ["freeze", ".*"]],
+    },
+    "full": {"network": {"patch": 16, "stride": 8, "positions": True}, "rules": [["train", ".*"]]},
+    "head_only": {
+        "network": {"patch": 16, "stride": 8, "positions": True},
+        "rules": [["train", "out_layer/.*"], ["freeze", ".*"]],
+    },
+}
+"""Rules and numbers of each recipe; a file and ``--set`` go over them."""
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read a YAML file and lay overrides over it.
+
+    Args:
+        path: The file, or the name of one that is installed with the package (``configs/long/etth1.yaml``, ``long/etth1``). A run's
+            own config.yaml is read too; its ``provenance`` is not a setting and left aside.
+        overrides: ``PATH=VALUE`` texts, values read as YAML (``train.epochs=3``).
+
+    Raises:
+        ConfigError: The file is missing or no YAML mapping, or a path or value is wrong.
+    """
+    path = Path(path)
+    if not path.exists():
+        path = _installed(path) or path
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError("there is no such file", where=str(path), fix=f"Name a YAML file, or one of {', '.join(installed_configs())}") from None
+    except IsADirectoryError:
+        raise ConfigError("this is a folder, not a YAML file", where=str(path)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not readable as YAML ({' '.join(str(error).split())})", where=str(path)) from None
+    if not isinstance(content, dict):
+        raise ConfigError("holds no mapping of settings", where=str(path))
+    content.pop("provenance", None)
+    return build_experiment(content, overrides, where=str(path))
+
+
+def _installed(path: Path) -> Path | None:
+    import ofa_jax.configs
+
+    name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    found = Path(ofa_jax.configs.__path__[0]) / name.with_suffix(".yaml")
+    return found if not path.is_absolute() and found.is_file() else None
+
+
+def installed_configs() -> list[str]:
+    """Names of the settings files that are installed with the package."""
+    import ofa_jax.configs
+
+    root = Path(ofa_jax.configs.__path__[0])
+    return sorted(file.relative_to(root).with_suffix("").as_posix() for file in root.rglob("*.yaml"))
+
+
+def build_experiment(content: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Experiment:
+    """Settings from a nested mapping, over the recipe's numbers and below ``overrides``.
+
+    Raises:
+        ConfigError: A path or value is wrong; the message lists every mistake with its path.
+    """
+    layered = _copy(content)
+    for override in overrides:
+        _set(layered, override)
+    recipe = layered.get("recipe", "reference")
+    defaults = RECIPES.get(recipe, {}) if isinstance(recipe, str) else {}
+    try:
+        return Experiment.model_validate(_overlay(_copy(defaults), layered))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(problem) for problem in error.errors()), where=where) from None
+
+
+def dump_experiment(experiment: Experiment) -> dict[str, Any]:
+    """All settings as a plain nested dict that :func:`build_experiment` reads back unchanged."""
+    return experiment.model_dump(mode="json")
+
+
+def _copy(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {name: _copy(value) for name, value in node.items()}
+    return node
+
+
+def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in above.items():
+        if isinstance(value, Mapping) and isinstance(below.get(name), dict):
+            _overlay(below[name], value)
+        else:
+            below[name] = value
+    return below
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    path = path.strip()
+    if not equals or not path:
+        raise ConfigError(f"{override!r} is not of the form PATH=VALUE", where="--set", fix="Write for example train.epochs=3")
+    known = [setting.path for setting in settings()]
+    if path not in known:
+        nearest = difflib.get_close_matches(path, known, n=3, cutoff=0.4) or [
+            name for name in known if name.rpartition(".")[2] == path.rpartition(".")[2]
+        ]
+        raise ConfigError(
+            f"there is no setting {path!r}",
+            where="--set",
+            fix=f"Did you mean {' or '.join(nearest)}?" if nearest else "`ofa-jax train --help` lists all settings",
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of {path!r} is not readable as YAML ({' '.join(str(error).split())})", where="--set") from None
+    *sections, name = path.split(".")
+    node = content
+    for section in sections:
+        inner = node.get(section)
+        if not isinstance(inner, dict):
+            inner = {}
+            node[section] = inner
+        node = inner
+    node[name] = value
+
+
+class Setting(BaseModel):
+    """One line of the table of settings."""
+
+    path: str
+    type: str
+    default: str
+    description: str
+
+
+def settings(section: type[BaseModel] = Experiment, prefix: str = "") -> Iterator[Setting]:
+    """Every setting that ``--set`` takes, with type, default and meaning."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from settings(kind, f"{prefix}{name}.")
+            continue
+        default = "from the recipe" if field.is_required() and prefix != "data." else "required" if field.is_required() else str(field.default)
+        yield Setting(path=f"{prefix}{name}", type=_type_name(kind), default=default, description=field.description or "")
+
+
+def _type_name(kind: Any) -> str:
+    text = getattr(kind, "__name__", None) if isinstance(kind, type) else None
+    if text:
+        return text
+    text = str(kind).replace("typing.", "").replace("NoneType", "None")
+    if text.startswith("Annotated["):
+        return _type_name(kind.__origin__)
+    if text.startswith("Literal["):
+        return " | ".join(str(value) for value in kind.__args__)
+    if hasattr(kind, "__args__") and " | " in text:
+        return " | ".join(_type_name(part) if part is not type(None) else "none" for part in kind.__args__)
+    return "list"
+
+
+def _explain(problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"]) or "settings"
+    if problem["type"] == "extra_forbidden":
+        known = [setting.path for setting in settings()]
+        section = path.rpartition(".")[0]
+        siblings = [name for name in known if name.startswith(f"{section}.")] if section else known
+        nearest = difflib.get_close_matches(path, siblings, n=2, cutoff=0.5)
+        return f"{path} is not a setting" + (f" (did you mean {' or '.join(nearest)}?)" if nearest else "")
+    if problem["type"] == "missing":
+        return f"{path} is missing"
+    shown = "" if isinstance(problem["input"], Mapping) else f" (found {problem['input']!r})"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{path}: {message[0].lower()}{message[1:]}{shown}"

@@ -1,0 +1,196 @@
+"""The window table, the batch record, the gathering of windows on the device, and the one global order of batches.
+
+The frames of a data set lie end to end in one float32 buffer ``[rows, channels]``. A **window** is a row of a table that points into
+it: its first observed row, one channel or all, how many of its input and target steps are observed, and an id. That is enough for
+overlapping forecasting windows, thousands of short series, cases of unequal length and labelled cases alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ofa_jax.errors import DataError
+
+ALL_CHANNELS = -1
+"""In a table's ``channel`` column: the window takes every channel."""
+
+PADDING = -1
+"""In a batch's index: a row that is no window; its weight is 0."""
+
+
+class WindowTable(NamedTuple):
+    """One row per window; every column is ``[windows]`` int32.
+
+    Attributes:
+        first: Buffer row of the first observed input step.
+        channel: Channel of a univariate window, or :data:`ALL_CHANNELS`.
+        x_valid: Observed input steps, at most the input length; the missing ones are padded (see :class:`WindowSpec`).
+        y_valid: Observed target steps, at most the horizon; they follow the observed input steps.
+        window_id: What the window is called in outputs (its place in the protocol's order, a series or case number).
+        label: Class of the window, or -1.
+    """
+
+    first: np.ndarray
+    channel: np.ndarray
+    x_valid: np.ndarray
+    y_valid: np.ndarray
+    window_id: np.ndarray
+    label: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return len(self.first)
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """What all windows of a table have in common.
+
+    Attributes:
+        input_length: Input steps, L.
+        horizon: Target steps, H; 0 where the task has none.
+        univariate: Whether each window is one channel (then batches have ``c = 1``).
+        align: Where short inputs stand: ``end`` pads before them (a forecast goes on from the last value), ``start`` after them.
+        labelled: Whether the target is the window's class label instead of steps.
+    """
+
+    input_length: int
+    horizon: int
+    univariate: bool = True
+    align: Literal["start", "end"] = "end"
+    labelled: bool = False
+
+
+class Batch(NamedTuple):
+    """What every task's network, loss and metrics read.
+
+    Attributes:
+        x: Input ``[b, t, c]`` float32, 0 where padded.
+        y: Target ``[b, h, c]`` float32, 0 where missing; class labels ``[b]`` int32 where windows are labelled.
+        x_mask: ``[b, t, c]``, True where ``x`` is observed.
+        y_mask: Like ``y``, True where it counts.
+        weight: ``[b]`` float32, 1 for a window and 0 for a row that only fills the batch.
+        window_id: ``[b]`` int32, :data:`PADDING` for a row that only fills the batch.
+    """
+
+    x: jax.Array
+    y: jax.Array
+    x_mask: jax.Array
+    y_mask: jax.Array
+    weight: jax.Array
+    window_id: jax.Array
+
+
+def sliding_windows(
+    rows: tuple[int, int], *, input_length: int, horizon: int, channels: int, univariate: bool = True, step: int = 1, source: str = "data"
+) -> WindowTable:
+    """Every complete window of a stretch of rows; univariate ones in channel-major order (protocol §1.1).
+
+    Args:
+        rows: First row and the row after the last.
+        input_length: L.
+        horizon: H; may be 0.
+        channels: Number of channels of the buffer.
+        univariate: One window per start and channel, index = (channel, start); otherwise one per start with all channels.
+        step: Rows from one start to the next.
+        source: Named in the error.
+
+    Raises:
+        DataError: Fewer rows than one window needs.
+    """
+    span = input_length + horizon
+    starts = np.arange(rows[0], rows[1] - span + 1, step, dtype=np.int32)
+    if not len(starts):
+        raise DataError(
+            f"{rows[1] - rows[0]} rows hold no window of {input_length} input and {horizon} target steps",
+            where=source,
+            fix=f"At least {span} rows are needed in this part; shorten task.input_length or task.horizon, or bring more rows",
+        )
+    columns = np.arange(channels, dtype=np.int32) if univariate else np.array([ALL_CHANNELS], np.int32)
+    count = len(columns) * len(starts)
+    return WindowTable(
+        first=np.tile(starts, len(columns)),
+        channel=np.repeat(columns, len(starts)),
+        x_valid=np.full(count, input_length, np.int32),
+        y_valid=np.full(count, horizon, np.int32),
+        window_id=np.arange(count, dtype=np.int32),
+        label=np.full(count, -1, np.int32),
+    )
+
+
+def lay_end_to_end(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Frames ``[T_i, C]`` as one float32 buffer ``[rows, C]``, and the first row of each, ``[frames]``."""
+    lengths = [len(part) for part in parts]
+    return np.concatenate(parts).astype(np.float32, copy=False), np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+
+
+def gather(buffer: jax.Array, table: WindowTable, index: jax.Array, spec: WindowSpec) -> Batch:
+    """The windows ``index`` of a table as a batch, gathered where the buffer lies; pure and traceable.
+
+    Args:
+        buffer: ``[rows, channels]`` float32.
+        table: Columns as arrays on the same device.
+        index: ``[b]`` int32 rows of the table; :data:`PADDING` gives a row of weight 0.
+        spec: What the windows have in common.
+    """
+    real = index >= 0
+    row = WindowTable(*(jnp.take(jnp.asarray(column), jnp.maximum(index, 0), axis=0) for column in table))
+    channels = 1 if spec.univariate else buffer.shape[1]
+
+    def take(rows_bt: jax.Array, valid_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rows_bt = jnp.clip(rows_bt, 0, buffer.shape[0] - 1)
+        values = buffer[rows_bt, row.channel[:, None]][..., None] if spec.univariate else buffer[rows_bt]
+        mask = jnp.broadcast_to((valid_bt & real[:, None])[..., None], (*rows_bt.shape, channels))
+        return jnp.where(mask, values, 0), mask
+
+    steps = jnp.arange(spec.input_length)[None]
+    if spec.align == "end":
+        offset = steps - (spec.input_length - row.x_valid[:, None])
+    else:
+        offset = steps + jnp.zeros_like(row.x_valid[:, None])
+    x, x_mask = take(row.first[:, None] + offset, (offset >= 0) & (offset < row.x_valid[:, None]))
+    ahead = jnp.arange(spec.horizon)[None]
+    y, y_mask = take((row.first + row.x_valid)[:, None] + ahead, ahead < row.y_valid[:, None])
+    if spec.labelled:
+        y, y_mask = row.label, real & (row.label >= 0)
+    weight = real.astype(jnp.float32)
+    return Batch(x, y, x_mask, y_mask, weight, jnp.where(real, row.window_id, PADDING))
+
+
+class IndexStream:
+    """The one order in which all processes see the windows: shuffled per epoch, cut into batches, repeated.
+
+    Batches are numbered from 0 through all epochs, so a position in the stream is one integer and no batch crosses an epoch. The
+    order comes from grain's seeded shuffle over the table's rows.
+
+    Args:
+        windows: Number of windows in the table.
+        batch_size: Windows per batch; the last batch of an epoch is filled up with :data:`PADDING`.
+        seed: Seed of the order, between 0 and 2**32 - 1; every epoch has an order of its own. None keeps the table's order.
+    """
+
+    def __init__(self, windows: int, batch_size: int, *, seed: int | None) -> None:
+        import grain
+
+        if windows < 1 or batch_size < 1:
+            raise DataError(f"{windows} windows in batches of {batch_size} make no batch")
+        order = grain.MapDataset.range(windows)
+        if seed is not None:
+            order = order.seed(seed).shuffle()
+        self._batches = order.batch(batch_size, drop_remainder=False).repeat()
+        self.batch_size = batch_size
+        self.steps_per_epoch = -(-windows // batch_size)
+
+    def batches(self, start: int, stop: int) -> np.ndarray:
+        """Batches ``start`` … ``stop - 1`` as ``[stop - start, batch_size]`` int32."""
+        index = np.full((stop - start, self.batch_size), PADDING, np.int32)
+        for row, position in enumerate(range(start, stop)):
+            batch = self._batches[position]
+            index[row, : len(batch)] = batch
+        return index

@@ -1,0 +1,131 @@
+"""From a bundle and new rows in original units to a forecast with its timestamps, as a table and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ofa_jax.data.frames import Frame, check_columns, read_frame
+from ofa_jax.errors import DataError
+from ofa_jax.files import write_atomic
+from ofa_jax.train.run import Loaded
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+def read_input(loaded: Loaded, source: str | Path | pd.DataFrame) -> Frame:
+    """New rows, read as the training data were; their columns must be the model's.
+
+    Raises:
+        DataError: The rows cannot be read, or their columns are not those of training.
+    """
+    data = loaded.experiment.data
+    frame = read_frame(
+        source, timestamp_column=data.timestamp_column, columns=loaded.names if data.columns else None, missing=data.missing,
+        timestamps=data.timestamps or "error",
+    )  # fmt: skip
+    return check_columns(frame, loaded.names)
+
+
+def forecast(loaded: Loaded, frame: Frame) -> pd.DataFrame:
+    """The horizon after a frame's last row, in original units.
+
+    Args:
+        loaded: The model.
+        frame: At least ``task.input_length`` rows of the model's series; the last ones are read.
+
+    Returns:
+        One row per step: the timestamp (or the step's number where the frame has none) and a column per series.
+
+    Raises:
+        DataError: Too few rows, or a frequency that does not say what comes next.
+    """
+    import pandas as pd
+
+    length, horizon = loaded.experiment.task.input_length, loaded.experiment.task.horizon
+    if frame.n_rows < length:
+        raise DataError(
+            f"{frame.n_rows} rows, but the model reads the last {length}", where=frame.source, fix=f"Give at least {length} rows"
+        )
+    when = None if frame.timestamps is None else frame.future_timestamps(horizon)
+    x_btc = jnp.asarray(loaded.scaler.transform(frame.values[-length:]))[None]
+    model = loaded.model
+    pred_hc = np.asarray(jax.jit(model.predict)(model.frozen, model.trainable, x_btc))[0]
+    table = pd.DataFrame(loaded.scaler.invert(pred_hc), columns=list(frame.names))
+    if when is None:
+        table.insert(0, "step", np.arange(1, horizon + 1))
+    else:
+        table.insert(0, "date", pd.to_datetime(when))
+    return table
+
+
+def write_forecast(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a forecast as CSV, atomically."""
+    write_atomic(path, table.to_csv(index=False))
+
+
+def plot_forecast(
+    frame: Frame, table: pd.DataFrame, *, title: str, history: int, actual: np.ndarray | None = None, note: str = ""
+) -> Figure:
+    """A panel per series (at most six): the last ``history`` rows, then the forecast.
+
+    Args:
+        frame: The rows before the forecast.
+        table: From :func:`forecast`.
+        title: Above the panels.
+        history: Rows shown before the forecast.
+        actual: What really came, ``[h, c]`` in original units, where it is known.
+        note: A line below the panels.
+    """
+    from matplotlib.figure import Figure
+
+    shown = min(frame.n_channels, 6)
+    history = min(history, frame.n_rows)
+    dated = frame.timestamps is not None and "date" in table
+    past = frame.timestamps[-history:] if dated and frame.timestamps is not None else np.arange(-history + 1, 1)
+    ahead = table.iloc[:, 0].to_numpy()
+    figure = Figure(figsize=(10, 1.2 + 1.9 * shown), layout="constrained")
+    axes = figure.subplots(shown, 1, sharex=True, squeeze=False)[:, 0]
+    for index, (axis, name) in enumerate(zip(axes, frame.names[:shown], strict=True)):
+        axis.plot(past, frame.values[-history:, index], color="0.35", linewidth=1, label="history")
+        if actual is not None:
+            axis.plot(ahead, actual[:, index], color="0.35", linewidth=1, linestyle=":", label="what came")
+        axis.plot(ahead, table[name].to_numpy(), color="#0072b2", linewidth=1.8, label="forecast")
+        axis.axvline(past[-1], color="0.8", linewidth=0.8)
+        axis.set_ylabel(name, fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    axes[0].legend(loc="upper left", ncols=3, fontsize=8, frameon=False)
+    if dated:
+        figure.autofmt_xdate(rotation=0, ha="center")
+    else:
+        axes[-1].set_xlabel("steps from the last row")
+    hidden = frame.n_channels - shown
+    figure.suptitle(title + (f" (first {shown} of {frame.n_channels} series)" if hidden else ""), fontsize=11)
+    if note:
+        figure.supxlabel(note, fontsize=8, color="0.4")
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure atomically, in the format that the file's ending names.
+
+    Raises:
+        DataError: The ending names no format that can be drawn.
+    """
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    kind = Path(path).suffix.lstrip(".").lower()
+    if kind not in FigureCanvasAgg.get_supported_filetypes():
+        raise DataError(f"pictures cannot be written as {kind or 'a file without an ending'!r}", where=str(path), fix="Use .png, .svg or .pdf")
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, dpi=150)
+    write_atomic(path, content.getvalue())

@@ -1,0 +1,223 @@
+"""GPT-2's transformer in Flax over input embeddings, with Hugging Face's module names inside.
+
+Only what One-for-All reads of GPT-2 is here: position embedding, the first ``n_layer`` blocks and the last layer norm
+(protocol §1.5). There is no token embedding and no language-model head.
+
+Dropout takes one key per sample (``dropout_keys``, ``[m]``), so that the masks of a sample depend on nothing but its key: not on
+the batch it is in, nor on how the batch is split. Without keys every dropout is off.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ofa_jax.errors import ConfigError
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+"""Hugging Face's ``activation_function`` names that are honoured."""
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The part of Hugging Face's GPT-2 configuration that changes the mathematics; the same names, the same defaults."""
+
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_positions: int = 1024
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("n_embd", "n_layer", "n_head", "n_positions"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but must be at least 1", where="trunk")
+        if self.n_embd % self.n_head:
+            raise ConfigError(f"n_embd {self.n_embd} cannot be divided among {self.n_head} heads", where="trunk")
+        if self.activation_function not in ACTIVATIONS:
+            raise ConfigError(
+                f"activation_function {self.activation_function!r} is not supported",
+                where="trunk",
+                fix=f"Supported are {', '.join(ACTIVATIONS)}",
+            )
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but must lie in [0, 1)", where="trunk")
+
+    @property
+    def mlp_width(self) -> int:
+        return self.n_inner or 4 * self.n_embd
+
+
+PRESETS = {
+    "distilgpt2": GPT2Config(n_layer=6),
+    "gpt2": GPT2Config(),
+    "gpt2-medium": GPT2Config(n_embd=1024, n_layer=24, n_head=16),
+    "gpt2-large": GPT2Config(n_embd=1280, n_layer=36, n_head=20),
+    "gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),
+}
+"""Shapes of the published GPT-2 sizes by hub name, so that parameters can be counted without any download."""
+
+
+def dropout(x: jax.Array, rate: float, keys_m: jax.Array | None, site: str) -> jax.Array:
+    """Inverted dropout with one key per leading row.
+
+    Args:
+        x: ``[m, ...]``.
+        rate: Probability of a zero.
+        keys_m: One key per row, or None for no dropout.
+        site: Name of the place in the network; each place draws its own mask.
+    """
+    if keys_m is None or rate == 0:
+        return x
+    threshold = jnp.uint32(round(rate * 2**32))
+    place = zlib.crc32(site.encode())
+
+    def draw(key: jax.Array) -> jax.Array:
+        return jax.random.bits(jax.random.fold_in(key, place), x.shape[1:], jnp.uint32) >= threshold
+
+    return jnp.where(jax.vmap(draw)(keys_m), x / (1 - rate), 0).astype(x.dtype)
+
+
+def causal_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, scale: float, rate: float, keys_m: jax.Array | None, site: str
+) -> jax.Array:
+    """Causal attention over ``[m, n, a, e]``, softmax in float32, dropout on the attention weights.
+
+    Without dropout this is :func:`jax.nn.dot_product_attention`; that function has no dropout, so while training with
+    ``attn_pdrop > 0`` the same mathematics is written out.
+    """
+    if keys_m is None or rate == 0:
+        return jax.nn.dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    scores = jnp.einsum("mqae,mkae->maqk", query, key, preferred_element_type=jnp.float32) * scale
+    length = query.shape[1]
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    weights = jax.nn.softmax(jnp.where(causal, scores, jnp.finfo(jnp.float32).min), axis=-1)
+    weights = dropout(weights, rate, keys_m, site).astype(value.dtype)
+    return jnp.einsum("maqk,mkae->mqae", weights, value)
+
+
+def _layer_norm(config: GPT2Config, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=config.layer_norm_epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
+
+
+class Attention(nn.Module):
+    """GPT-2's causal self-attention (``attn`` in Hugging Face's names)."""
+
+    config: GPT2Config
+    index: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden_mnd: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
+        config, site = self.config, "/".join(self.path)
+        m, n, d = hidden_mnd.shape
+        head_width = d // config.n_head
+        scale = head_width**-0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            scale /= self.index + 1
+        qkv = nn.Dense(3 * d, dtype=self.dtype, name="c_attn")(hidden_mnd).reshape(m, n, 3, config.n_head, head_width)
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        mixed = causal_attention(query, key, value, scale=scale, rate=config.attn_pdrop, keys_m=dropout_keys, site=f"{site}/weights")
+        out = nn.Dense(d, dtype=self.dtype, name="c_proj")(mixed.reshape(m, n, d))
+        return dropout(out, config.resid_pdrop, dropout_keys, f"{site}/out")
+
+
+class MLP(nn.Module):
+    """GPT-2's two-layer perceptron (``mlp``)."""
+
+    config: GPT2Config
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden_mnd: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
+        hidden_mnf = nn.Dense(self.config.mlp_width, dtype=self.dtype, name="c_fc")(hidden_mnd)
+        hidden_mnf = ACTIVATIONS[self.config.activation_function](hidden_mnf)
+        out = nn.Dense(hidden_mnd.shape[-1], dtype=self.dtype, name="c_proj")(hidden_mnf)
+        return dropout(out, self.config.resid_pdrop, dropout_keys, "/".join(self.path))
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block."""
+
+    config: GPT2Config
+    index: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden_mnd: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
+        normed = _layer_norm(self.config, "ln_1")(hidden_mnd).astype(self.dtype)
+        hidden_mnd = hidden_mnd + Attention(self.config, self.index, self.dtype, name="attn")(normed, dropout_keys)
+        normed = _layer_norm(self.config, "ln_2")(hidden_mnd).astype(self.dtype)
+        return hidden_mnd + MLP(self.config, self.dtype, name="mlp")(normed, dropout_keys)
+
+
+class Blocks(nn.Module):
+    """The stack of blocks, so that a block's path is ``h/0`` as in Hugging Face's ``h.0``."""
+
+    config: GPT2Config
+    dtype: jnp.dtype
+    remat: bool
+
+    @nn.compact
+    def __call__(self, hidden_mnd: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
+        block = nn.remat(Block) if self.remat else Block
+        for index in range(self.config.n_layer):
+            hidden_mnd = block(self.config, index, self.dtype, name=str(index))(hidden_mnd, dropout_keys)
+        return hidden_mnd
+
+
+class GPT2Trunk(nn.Module):
+    """GPT-2 over input embeddings ``[m, n, d]``; returns the last hidden states ``[m, n, d]`` after ``ln_f``, in float32.
+
+    Attributes:
+        config: Shapes and mathematics; ``config.n_layer`` blocks are run.
+        positions: Whether ``wpe[:n]`` is added; without it the trunk has no position parameters at all.
+        compute_dtype: Type of matrix products and of the residual stream. Norms and softmax are always float32.
+        remat: Recompute each block in the backward pass instead of keeping its activations.
+
+    Raises:
+        ConfigError: More tokens than ``n_positions``.
+    """
+
+    config: GPT2Config
+    positions: bool = True
+    compute_dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, embeds_mnd: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
+        config, tokens = self.config, embeds_mnd.shape[1]
+        if self.positions:
+            if tokens > config.n_positions:
+                raise ConfigError(
+                    f"{tokens} patches, but the trunk has {config.n_positions} positions",
+                    where="network",
+                    fix="Use a longer patch or stride, or a shorter input",
+                )
+            wpe = nn.Embed(config.n_positions, config.n_embd, name="wpe")
+            embeds_mnd = embeds_mnd.astype(jnp.float32) + wpe(jnp.arange(tokens))
+        hidden = dropout(embeds_mnd.astype(self.compute_dtype), config.embd_pdrop, dropout_keys, "/".join((*self.path, "wpe")))
+        hidden = Blocks(config, self.compute_dtype, self.remat, name="h")(hidden, dropout_keys)
+        return _layer_norm(config, "ln_f")(hidden)

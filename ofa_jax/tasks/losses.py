@@ -1,0 +1,14 @@
+"""Losses as masked sums: a numerator and a denominator, so that slices, devices and padding add up to the same number."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from ofa_jax.data.windows import Batch
+
+
+def squared_error(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Sum of squared errors over the observed targets of real windows, and how many there are; both scalars, float32."""
+    counts = batch.y_mask * batch.weight[:, None, None]
+    return jnp.sum(counts * jnp.square(pred_bhc - batch.y)), jnp.sum(counts)

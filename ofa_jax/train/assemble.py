@@ -1,0 +1,225 @@
+"""From settings to the two parameter trees and the function that joins them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ofa_jax.adapters.bundle import Bundle, LoraNumbers
+from ofa_jax.adapters.partition import Site, actions, adapter_sites, combine, partition
+from ofa_jax.adapters.rslora import init_adapters, merge, with_adapters
+from ofa_jax.config import Experiment, TrunkConfig
+from ofa_jax.errors import CheckpointError, TrainError
+from ofa_jax.model import frozen_init
+from ofa_jax.model.gpt2 import GPT2Config
+from ofa_jax.model.network import ForecastNetwork, base_shapes, init_base
+from ofa_jax.model.weights import Trunk, load_trunk, random_trunk, read_config
+
+RANDOM = "random"
+"""The value of ``trunk.source`` that asks for random weights."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with its parameters in two trees.
+
+    Attributes:
+        network: The Flax module.
+        frozen: Parameters that never change, nested.
+        trainable: ``{"adapters": {module path: {a, b}}, "base": nested}``; what is optimised and saved.
+        sites: The adapted layers.
+        numbers: The adapters' rank, alpha, scaling and dropout.
+        trunk_sha256: Fingerprint of the trunk's weights as loaded.
+        trunk_source: Where they came from.
+    """
+
+    network: ForecastNetwork
+    frozen: dict[str, Any]
+    trainable: dict[str, Any]
+    sites: dict[str, Site]
+    numbers: LoraNumbers
+    trunk_sha256: str
+    trunk_source: str
+
+    @property
+    def predict(self) -> Callable[..., jax.Array]:
+        return predict_function(self.network, self.numbers)
+
+    def merged(self) -> dict[str, Any]:
+        """The network's parameters with the adapters folded in, for serving."""
+        return merge(combine(self.frozen, self.trainable["base"]), self.trainable["adapters"], self.numbers.scale)
+
+
+def predict_function(network: nn.Module, numbers: LoraNumbers) -> Callable[..., jax.Array]:
+    """``predict(frozen, trainable, x_btc, x_mask=None, dropout_keys=None)`` of a network with adapters."""
+
+    def apply(params, x_btc, x_mask, *, dropout_keys=None):
+        return network.apply({"params": params}, x_btc, x_mask, dropout_keys=dropout_keys)
+
+    adapted = with_adapters(apply, numbers.scale, dropout_rate=numbers.dropout)
+
+    def predict(frozen, trainable, x_btc, x_mask=None, *, dropout_keys=None):
+        return adapted(combine(frozen, trainable["base"]), trainable["adapters"], x_btc, x_mask, dropout_keys=dropout_keys)
+
+    return predict
+
+
+def trunk_config(settings: TrunkConfig) -> GPT2Config:
+    """The trunk's shapes without loading weights; for a hub id that is not a published GPT-2 its config.json is read."""
+    if settings.source == RANDOM:
+        shape = settings.random
+        config = GPT2Config(n_embd=shape.n_embd, n_layer=settings.n_layer, n_head=shape.n_head, n_positions=shape.n_positions)
+    else:
+        config = read_config(settings.source, revision=settings.revision, n_layer=settings.n_layer)
+    return _with_dropout(config, settings.dropout)
+
+
+def obtain_trunk(settings: TrunkConfig) -> Trunk:
+    """The trunk's weights: from a folder or the hub, or random ones where the settings ask for them by name."""
+    if settings.source == RANDOM:
+        return random_trunk(trunk_config(settings), settings.random.seed)
+    trunk = load_trunk(settings.source, n_layer=settings.n_layer, revision=settings.revision)
+    return replace(trunk, config=_with_dropout(trunk.config, settings.dropout))
+
+
+def _with_dropout(config: GPT2Config, rate: float | None) -> GPT2Config:
+    return config if rate is None else replace(config, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
+
+
+def build_network(experiment: Experiment, config: GPT2Config) -> ForecastNetwork:
+    """The network that an experiment describes."""
+    dtype = experiment.trunk.compute_dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return ForecastNetwork(
+        trunk=config,
+        input_length=experiment.task.input_length,
+        horizon=experiment.task.horizon,
+        patch=experiment.network.patch,
+        stride=experiment.network.stride,
+        positions=experiment.network.positions,
+        compute_dtype=jnp.dtype(dtype),
+        remat=experiment.trunk.remat,
+    )
+
+
+def lora_numbers(experiment: Experiment) -> LoraNumbers:
+    adapters = experiment.adapters
+    return LoraNumbers(adapters.rank, adapters.alpha, adapters.scaling, adapters.dropout)
+
+
+def build_model(experiment: Experiment) -> Model:
+    """Load the trunk, draw the frozen layers, split by the rules, start the adapters.
+
+    Raises:
+        WeightsError: The trunk cannot be had.
+        ConfigError: Shapes or rules do not fit.
+        TrainError: The rules leave nothing to train.
+    """
+    trunk = obtain_trunk(experiment.trunk)
+    network = build_network(experiment, trunk.config)
+    split = partition(init_base(network, trunk.params, experiment.network.seed), experiment.rules)
+    adapters = init_adapters(
+        split.sites, experiment.adapters.rank, init=experiment.adapters.init, seed=experiment.adapters.seed
+    )
+    if not adapters and not split.trained:
+        raise TrainError("the rules freeze every parameter", where="rules", fix="Adapt or train at least one")
+    return Model(
+        network=network,
+        frozen=split.frozen,
+        trainable={"adapters": adapters, "base": split.trained},
+        sites=split.sites,
+        numbers=lora_numbers(experiment),
+        trunk_sha256=trunk.sha256,
+        trunk_source=trunk.source,
+    )
+
+
+def frozen_record(model: Model, seed: int) -> dict[str, Any]:
+    """What a bundle says of the parameters it does not hold: trunk, rule, seed and fingerprint (design of ``ofa.json``)."""
+    return {
+        "trunk_source": model.trunk_source,
+        "trunk_sha256": model.trunk_sha256,
+        "rule": frozen_init.RULE,
+        "seed": seed,
+        "sha256": frozen_init.fingerprint(frozen_init.flatten(model.frozen).items()),
+    }
+
+
+def restore_model(experiment: Experiment, bundle: Bundle) -> Model:
+    """Rebuild the network of a bundle and check that every frozen bit is the one it was trained with.
+
+    Raises:
+        CheckpointError: The trunk, the rule of the frozen layers or their bits differ, or the bundle's parameters do not fit.
+    """
+    saved = bundle.meta["frozen"]
+    if saved["rule"] != frozen_init.RULE:
+        raise CheckpointError(
+            f"the frozen layers were drawn by rule {saved['rule']!r}, this version draws them by {frozen_init.RULE!r}",
+            where="bundle",
+            fix="Use the version of ofa-jax that made the bundle",
+        )
+    model = build_model(experiment)
+    if model.trunk_sha256 != saved["trunk_sha256"]:
+        raise CheckpointError(
+            f"the trunk {model.trunk_source} is not the one the bundle was trained with (its weights' sha256 differs; "
+            f"that one came from {saved['trunk_source']})",
+            where="bundle",
+            fix="Give the original trunk's folder or hub id with --trunk",
+        )
+    if frozen_record(model, saved["seed"])["sha256"] != saved["sha256"]:
+        raise CheckpointError(
+            "the frozen layers around the trunk differ from those the bundle was trained with",
+            where="bundle",
+            fix="The settings in ofa.json or the rule of the frozen layers changed; use the version that made the bundle",
+        )
+    trainable = {"adapters": bundle.adapters, "base": bundle.trained}
+    if _shapes(trainable) != _shapes(model.trainable):
+        raise CheckpointError("the bundle's parameters are not those its settings describe", where="bundle", fix="Copy the bundle again")
+    return replace(model, trainable=trainable)
+
+
+def _shapes(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in frozen_init.flatten(tree).items()}
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """How many parameters and bytes an experiment has; float32 is 4 bytes a parameter."""
+
+    trainable: int
+    adapters: int
+    trained_base: int
+    frozen: int
+    bundle_bytes: int
+    inference_bytes: int
+
+
+def footprint(experiment: Experiment) -> Footprint:
+    """Count parameters from shapes alone; no weights are loaded.
+
+    ``bundle_bytes`` counts the bundle's tensors (its two JSON files add a few kB); ``inference_bytes`` is everything that must be at
+    hand to forecast with merged weights: all base parameters.
+    """
+    network = build_network(experiment, trunk_config(experiment.trunk))
+    shapes = base_shapes(network)
+    decided = actions(shapes, experiment.rules)
+    sites = adapter_sites(shapes, decided)
+    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    adapters = sum(experiment.adapters.rank * sum(site.shape) for site in sites.values())
+    trained = sum(size for path, size in sizes.items() if decided[path] == "train")
+    return Footprint(
+        trainable=adapters + trained,
+        adapters=adapters,
+        trained_base=trained,
+        frozen=sum(sizes.values()) - trained,
+        bundle_bytes=4 * (adapters + trained),
+        inference_bytes=4 * sum(sizes.values()),
+    )
+

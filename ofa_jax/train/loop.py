@@ -1,0 +1,330 @@
+"""Fit and evaluate: epochs of chunks, early stopping on validation, checkpoints, an exact resume, a clean stop.
+
+The order of a resume is always the same:
+
+1. restore the newest whole checkpoint: trainable tree, optimiser, best tree so far, counters and data position (one integer);
+2. cut metrics.jsonl back to the length it had then;
+3. go on at that position of the global index stream, which is a function of the seed and the position alone.
+
+Losses are added up per step in float64 on the host, so neither the chunk length nor an interruption changes a logged number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ofa_jax.config import TrainConfig
+from ofa_jax.data.windows import IndexStream, WindowTable
+from ofa_jax.errors import CheckpointError, TrainError
+from ofa_jax.tasks.base import Task
+from ofa_jax.train.checkpoints import Checkpoints
+from ofa_jax.train.events import EventLog
+from ofa_jax.train.optim import adam, learning_rate
+from ofa_jax.train.step import Params, Predict, TrainState, dropout_key, init_state, make_chunk, make_eval_step
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop, and it did, after saving."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        self.signal_number = signal_number
+        self.step = step
+        super().__init__(f"stopped by signal {signal_number} at step {step}")
+
+
+class Reporter(Protocol):
+    """What the loop tells a person; see :mod:`ofa_jax.train.progress`."""
+
+    def begin(self, epoch: int, epochs: int, windows: int, done: int) -> None: ...
+    def advance(self, windows: int, loss: float) -> None: ...
+    def end_epoch(self, record: Mapping[str, Any]) -> None: ...
+    def notice(self, text: str) -> None: ...
+
+
+@dataclass
+class Progress:
+    """The counters that a checkpoint keeps beside the arrays."""
+
+    step: int = 0
+    best: float | None = None
+    best_epoch: int = 0
+    bad_epochs: int = 0
+    epoch_loss: float = 0.0
+    logged_loss: float = 0.0
+    events_size: int = 0
+    finished: str = ""
+    best_metrics: dict[str, float] = field(default_factory=dict)
+
+
+class FitResult(NamedTuple):
+    """The best trainable tree on validation (NumPy leaves), the counters at the end, and why training ended."""
+
+    best: Params
+    progress: Progress
+    reason: str
+
+
+class StopRequest:
+    """Set by SIGINT or SIGTERM; the loop looks at it between chunks."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    """While inside, the first SIGINT or SIGTERM asks for a clean stop; a second one acts as usual."""
+    request = StopRequest()
+    previous: dict[int, Any] = {}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        request.signal_number = number
+        signal.signal(number, previous[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.getsignal(number)
+        signal.signal(number, ask)
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def evaluate(
+    predict: Predict, task: Task, table: WindowTable, frozen: Params, trainable: Params, *, batch_size: int
+) -> dict[str, np.ndarray]:
+    """The task's sums for every window of a table, once each, in the table's order: ``{name: [windows]}`` float32."""
+    return Evaluator(predict, task, batch_size)(table, frozen, trainable)
+
+
+class Evaluator:
+    """A compiled evaluation, for use on several tables or many times."""
+
+    def __init__(self, predict: Predict, task: Task, batch_size: int) -> None:
+        self._step = make_eval_step(predict, task.sums, task.spec)
+        self._buffer = jnp.asarray(task.buffer)
+        self._batch_size = batch_size
+
+    def __call__(self, table: WindowTable, frozen: Params, trainable: Params) -> dict[str, np.ndarray]:
+        stream = IndexStream(table.size, min(self._batch_size, table.size), seed=None)
+        columns = WindowTable(*map(jnp.asarray, table))
+        frozen, trainable = jax.tree.map(jnp.asarray, (frozen, trainable))
+        parts = [
+            self._step(frozen, trainable, self._buffer, columns, jnp.asarray(index)) for index in stream.batches(0, stream.steps_per_epoch)
+        ]
+        return {name: np.concatenate([np.asarray(part[name]) for part in parts])[: table.size] for name in parts[0]}
+
+
+class Trainer:
+    """One fit, from the restored or the first step to the last; use :func:`fit`."""
+
+    def __init__(
+        self,
+        predict: Predict,
+        task: Task,
+        frozen: Params,
+        trainable: Params,
+        settings: TrainConfig,
+        reporter: Reporter,
+        log: EventLog,
+        checkpoints: Checkpoints | None,
+        keep_best: Callable[[Params, Progress], None] | None,
+    ) -> None:
+        self.task, self.settings, self.reporter, self.log = task, settings, reporter, log
+        self.checkpoints, self.keep_best = checkpoints, keep_best
+        table = task.tables["train"]
+        self.windows = table.size
+        self.stream = IndexStream(table.size, settings.batch_size, seed=settings.seed)
+        self.epoch_steps = self.stream.steps_per_epoch
+        self.schedule = learning_rate(settings, self.epoch_steps)
+        optimizer = adam(self.schedule)
+        self.chunk = make_chunk(predict, task.loss, optimizer, task.spec)
+        self.evaluator = Evaluator(predict, task, settings.eval_batch_size)
+        self.frozen = jax.tree.map(jnp.asarray, frozen)
+        self.state = init_state(trainable, optimizer)
+        self.best = jax.tree.map(np.asarray, trainable)
+        self.progress = Progress()
+        self.table = WindowTable(*map(jnp.asarray, table))
+        self.buffer = jnp.asarray(task.buffer)
+        self.key = dropout_key(settings.seed)
+        self.saved_at = time.monotonic()
+
+    def resume(self) -> None:
+        """Restore, in the order that the module's docstring gives."""
+        if self.checkpoints is None:
+            return
+        restored = self.checkpoints.restore({"state": self.state, "best": self.best})
+        if restored is None:
+            self.log.cut(0)
+            return
+        for text in restored.skipped:
+            self.reporter.notice(text)
+        self.state = TrainState(*jax.tree.map(jnp.asarray, tuple(restored.arrays["state"])))
+        self.best = restored.arrays["best"]
+        self.progress = Progress(**restored.meta)
+        if int(self.state.step) != self.progress.step:
+            raise CheckpointError(f"the arrays are of step {int(self.state.step)}, the counters of step {self.progress.step}")
+        if not self.log.cut(self.progress.events_size):
+            self.reporter.notice("metrics.jsonl is shorter than at the last checkpoint; its earlier events are lost")
+        if not self.progress.finished:
+            self.reporter.notice(f"resumed at step {self.progress.step}")
+
+    def save(self) -> None:
+        self.saved_at = time.monotonic()
+        if self.checkpoints is None:
+            return
+        self.progress.events_size = self.log.sync()
+        self.checkpoints.save(self.progress.step, {"state": self.state, "best": self.best}, asdict(self.progress))
+
+    def run(self, request: StopRequest) -> None:
+        """Train until the last epoch, until patience ends, or until a signal asks to stop."""
+        last = self.settings.epochs * self.epoch_steps
+        while not self.progress.finished:
+            epoch, position = divmod(self.progress.step, self.epoch_steps)
+            self.reporter.begin(epoch + 1, self.settings.epochs, self.windows, position * self.settings.batch_size)
+            began = time.monotonic()
+            self.run_epoch(position, request)
+            self.close_epoch(epoch + 1, self.epoch_steps - position, time.monotonic() - began)
+            if self.progress.bad_epochs >= self.settings.patience:
+                self.progress.finished = f"no better validation {self.task.objective} for {self.settings.patience} epochs"
+            elif self.progress.step >= last:
+                self.progress.finished = "all epochs done"
+            if self.progress.finished:
+                self.log.append("finished", step=self.progress.step, reason=self.progress.finished, best_epoch=self.progress.best_epoch)
+            self.save()
+            self.stop_if_asked(request)
+
+    def run_epoch(self, position: int, request: StopRequest) -> None:
+        while position < self.epoch_steps:
+            steps = min(self.settings.chunk, self.epoch_steps - position)
+            self.run_chunk(steps)
+            position += steps
+            if position < self.epoch_steps:
+                if request.signal_number is not None:
+                    self.save()
+                    self.stop_if_asked(request)
+                elif time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes:
+                    self.save()
+
+    def run_chunk(self, steps: int) -> None:
+        first = self.progress.step
+        index = np.full((self.settings.chunk, self.settings.batch_size), -1, np.int32)
+        index[:steps] = self.stream.batches(first, first + steps)
+        self.state, losses = self.chunk(self.frozen, self.state, self.buffer, self.table, jnp.asarray(index), steps, self.key)
+        losses_k = np.asarray(losses)[:steps].astype(np.float64)
+        self.check_finite(first, losses_k)
+        for offset, loss in enumerate(losses_k):
+            self.account(first + offset, float(loss), int((index[offset] >= 0).sum()))
+        self.reporter.advance(int((index[:steps] >= 0).sum()), float(losses_k.mean()))
+
+    def check_finite(self, first: int, losses_k: np.ndarray) -> None:
+        bad = np.flatnonzero(~np.isfinite(losses_k))
+        if not len(bad):
+            return
+        step = first + int(bad[0])
+        kept = self.checkpoints.steps() if self.checkpoints else []
+        raise TrainError(
+            f"the loss became {losses_k[bad[0]]} at step {step + 1} (learning rate {float(self.schedule(step)):.3g})",
+            where="training",
+            fix=f"The last good checkpoint is at step {kept[-1]}" if kept else "Nothing was saved yet; lower train.learning_rate and start again",
+        )
+
+    def account(self, step: int, loss: float, windows: int) -> None:
+        self.progress.step = step + 1
+        self.progress.epoch_loss += loss * windows
+        self.progress.logged_loss += loss
+        if (step + 1) % self.settings.log_every == 0:
+            mean = self.progress.logged_loss / self.settings.log_every
+            self.log.append(
+                "train", step=step + 1, epoch=step // self.epoch_steps + 1, loss=mean, learning_rate=float(self.schedule(step))
+            )
+            self.progress.logged_loss = 0.0
+
+    def close_epoch(self, epoch: int, steps: int, seconds: float) -> None:
+        """Validate, keep the best, log the epoch, of which this process trained ``steps`` steps in ``seconds``."""
+        sums = self.evaluator(self.task.tables["validation"], self.frozen, self.state.trainable)
+        metrics = self.task.metrics(sums)
+        objective = metrics[self.task.objective]
+        if not math.isfinite(objective):
+            raise TrainError(
+                f"the validation {self.task.objective} became {objective} after epoch {epoch}",
+                where="training",
+                fix="Lower train.learning_rate, and look for extreme values in the data",
+            )
+        better = self.progress.best is None or objective < self.progress.best
+        if better:
+            self.progress.best, self.progress.best_epoch, self.progress.bad_epochs = objective, epoch, 0
+            self.progress.best_metrics = metrics
+            self.best = jax.tree.map(np.array, self.state.trainable)
+        else:
+            self.progress.bad_epochs += 1
+        record = {
+            "epoch": epoch,
+            "step": self.progress.step,
+            "train_loss": self.progress.epoch_loss / self.windows,
+            **{f"validation_{name}": value for name, value in metrics.items()},
+            "learning_rate": float(self.schedule(self.progress.step - 1)),
+            "best": better,
+        }
+        self.progress.epoch_loss = 0.0
+        speed = steps * self.settings.batch_size / max(seconds, 1e-9)
+        clock = {"time": time.time(), "seconds": round(seconds, 3), "windows_per_second": round(speed, 1)}
+        self.log.append("epoch", **record, **clock)
+        self.reporter.end_epoch(record | clock)
+        if better and self.keep_best is not None:
+            self.keep_best(self.best, self.progress)
+
+    def stop_if_asked(self, request: StopRequest) -> None:
+        if request.signal_number is not None and not self.progress.finished:
+            raise Interrupted(request.signal_number, self.progress.step)
+
+
+def fit(
+    predict: Predict,
+    task: Task,
+    *,
+    frozen: Params,
+    trainable: Params,
+    settings: TrainConfig,
+    reporter: Reporter,
+    log: EventLog | None = None,
+    checkpoints: Checkpoints | None = None,
+    keep_best: Callable[[Params, Progress], None] | None = None,
+) -> FitResult:
+    """Train ``trainable`` on a task's training windows, choosing the epoch by validation.
+
+    Args:
+        predict: ``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None)``.
+        task: Windows, loss and metrics.
+        frozen: Parameters that never change.
+        trainable: Where training starts.
+        settings: Epochs, batch size, step sizes and so on.
+        reporter: What tells a person how it goes.
+        log: Events go there.
+        checkpoints: Where given, the newest one is resumed and new ones are written.
+        keep_best: Called with the best tree whenever validation improves, and once more at the end.
+
+    Raises:
+        TrainError: The loss is no longer finite.
+        Interrupted: A signal asked to stop; everything is saved.
+        CheckpointError: The checkpoints are of another experiment, or all damaged.
+    """
+    trainer = Trainer(predict, task, frozen, trainable, settings, reporter, log or EventLog(None), checkpoints, keep_best)
+    trainer.resume()
+    with stop_on_signal() as request:
+        trainer.run(request)
+    if keep_best is not None:
+        keep_best(trainer.best, trainer.progress)
+    return FitResult(trainer.best, trainer.progress, trainer.progress.finished)

@@ -1,0 +1,247 @@
+"""A run: a folder that holds its settings, checkpoints, metrics and the bundle; made, resumed and opened here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ofa_jax import __version__
+from ofa_jax.adapters.bundle import META_FILE, read_bundle, write_bundle
+from ofa_jax.config import Experiment, build_experiment, dump_experiment
+from ofa_jax.data.catalog import CATALOG
+from ofa_jax.data.splits import Scaler
+from ofa_jax.errors import CheckpointError, ConfigError
+from ofa_jax.files import FORMAT, run_lock, write_atomic
+from ofa_jax.model import frozen_init
+from ofa_jax.tasks.forecasting import ForecastData, prepare
+from ofa_jax.train.assemble import RANDOM, Model, build_model, frozen_record, restore_model
+from ofa_jax.train.checkpoints import Checkpoints
+from ofa_jax.train.events import EventLog
+from ofa_jax.train.loop import FitResult, Params, Progress, Reporter, fit
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+BUNDLE = "bundle"
+
+NEUTRAL = ("train.chunk", "train.checkpoint_minutes")
+"""Settings that change no number of a run and may differ when it is resumed."""
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of ofa-jax and of the packages that decide numbers and formats."""
+    return {"ofa-jax": __version__, **{name: metadata.version(name) for name in _PACKAGES}}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A bundle brought back to life: settings, network with trained parameters, scaler and names of the series."""
+
+    experiment: Experiment
+    model: Model
+    scaler: Scaler
+    meta: dict[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.scaler.names
+
+
+def train_run(experiment: Experiment, out: str | Path, reporter: Reporter) -> FitResult:
+    """Train in a run folder; a folder that already holds this run is resumed.
+
+    Args:
+        experiment: The settings.
+        out: The run folder.
+        reporter: What tells a person how it goes.
+
+    Raises:
+        CheckpointError: Another process holds the folder; it holds another run, or something else; or its checkpoints are damaged.
+        OfaError: As :func:`~ofa_jax.tasks.forecasting.prepare`, :func:`~ofa_jax.train.assemble.build_model` and
+            :func:`~ofa_jax.train.loop.fit`.
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise CheckpointError("this is a file, not a run folder", where=str(out), fix="Choose another --out")
+    if out.is_dir() and any(entry.name != ".lock" for entry in out.iterdir()) and not (out / CONFIG_FILE).exists():
+        raise CheckpointError("this folder holds something else than a run", where=str(out), fix="Choose a new folder for --out")
+    experiment = with_absolute_paths(experiment)
+    with run_lock(out):
+        data = prepare(experiment.data, experiment.task)
+        for notice in data.notices:
+            reporter.notice(notice)
+        model = build_model(experiment)
+        begin_or_check(out, experiment, model, data)
+        checkpoints = Checkpoints(out / "checkpoints")
+        try:
+            return fit(
+                model.predict,
+                data.task,
+                frozen=model.frozen,
+                trainable=model.trainable,
+                settings=experiment.train,
+                reporter=reporter,
+                log=EventLog(out / METRICS_FILE),
+                checkpoints=checkpoints,
+                keep_best=BundleWriter(out / BUNDLE, experiment, model, data),
+            )
+        finally:
+            checkpoints.close()
+
+
+def with_absolute_paths(experiment: Experiment) -> Experiment:
+    """The same settings with files named absolutely, so that a run can be resumed and scored from any working directory."""
+
+    def absolute(name: str) -> str:
+        return str(Path(name).absolute()) if Path(name).exists() else name
+
+    source = experiment.data.source
+    data = experiment.data if source in CATALOG else experiment.data.model_copy(update={"source": absolute(source)})
+    trunk = experiment.trunk
+    if trunk.source != RANDOM:
+        trunk = trunk.model_copy(update={"source": absolute(trunk.source)})
+    return experiment.model_copy(update={"data": data, "trunk": trunk})
+
+
+def provenance(model: Model, data: ForecastData) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "versions": versions(),
+        "data_sha256": data_fingerprint(data),
+        "trunk_sha256": model.trunk_sha256,
+    }
+
+
+def data_fingerprint(data: ForecastData) -> str:
+    """The sha256 over the standardised series, so that a run notices when its data changed."""
+    return frozen_init.fingerprint([("buffer", data.task.buffer)])
+
+
+def begin_or_check(out: Path, experiment: Experiment, model: Model, data: ForecastData) -> None:
+    """Write a new run's config.yaml, or make sure that the folder's own run has these settings, data and trunk."""
+    path = out / CONFIG_FILE
+    made = provenance(model, data)
+    if not path.exists():
+        content = {"provenance": made, **dump_experiment(experiment)}
+        write_atomic(path, "# Settings of this run, resolved; ofa-jax reads them back.\n" + yaml.safe_dump(content, sort_keys=False))
+        return
+    saved, before = read_config(out)
+    changed = differences(dump_experiment(saved), dump_experiment(experiment))
+    if changed:
+        listed = "; ".join(f"{name} was {old!r}, is now {new!r}" for name, old, new in changed[:5])
+        raise ConfigError(
+            f"the run there was begun with other settings: {listed}",
+            where=str(out),
+            fix="Use its own settings to resume it, or another --out",
+        )
+    for key, what in (("data_sha256", "data"), ("trunk_sha256", "trunk weights")):
+        if before.get(key) != made[key]:
+            raise CheckpointError(
+                f"the {what} are not those the run was begun with", where=str(out), fix=f"Restore the original {what}, or choose another --out"
+            )
+
+
+def read_config(run: str | Path) -> tuple[Experiment, dict[str, Any]]:
+    """The settings of a run and its ``provenance``.
+
+    Raises:
+        CheckpointError: The folder holds no run, or one of a newer format.
+    """
+    path = Path(run) / CONFIG_FILE
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"there is no run here (no {CONFIG_FILE})", where=str(run), fix="Name a folder that `ofa-jax train` made") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"not readable as YAML ({' '.join(str(error).split())})", where=str(path)) from None
+    made = content.pop("provenance", None) if isinstance(content, dict) else None
+    if not isinstance(made, dict) or not isinstance(made.get("format"), int):
+        raise CheckpointError("has no `provenance` with a format", where=str(path), fix="Name a folder that `ofa-jax train` made")
+    if made["format"] > FORMAT:
+        raise CheckpointError(f"format {made['format']} is newer than this version reads ({FORMAT})", where=str(path), fix="Upgrade ofa-jax")
+    return build_experiment(content, where=str(path)), made
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Settings that differ and matter, as ``(path, old value, new value)``."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    paths = [path for path in after if path not in NEUTRAL]
+    return [(path, before.get(path), after[path]) for path in paths if before.get(path) != after[path]]
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+class BundleWriter:
+    """Writes the best trainable tree as the run's bundle."""
+
+    def __init__(self, folder: Path, experiment: Experiment, model: Model, data: ForecastData) -> None:
+        self._folder, self._experiment, self._model = folder, experiment, model
+        self._meta = {
+            "kind": "ofa-jax bundle",
+            "versions": versions(),
+            "settings": dump_experiment(experiment),
+            "scaler": data.scaler.to_dict(),
+            "frequency": data.frame.frequency,
+            "season": data.season,
+            "frozen": frozen_record(model, experiment.network.seed),
+        }
+
+    def __call__(self, best: Params, progress: Progress) -> None:
+        write_bundle(
+            self._folder,
+            adapters=best["adapters"],
+            sites=self._model.sites,
+            trained=best["base"],
+            numbers=self._model.numbers,
+            init=self._experiment.adapters.init,
+            meta={**self._meta, "best_epoch": progress.best_epoch, "validation": progress.best_metrics},
+        )
+
+
+def load_bundle(path: str | Path, *, trunk: str | None = None) -> Loaded:
+    """Load a bundle, or the bundle of a run folder, bit for bit as it was saved.
+
+    Args:
+        path: A bundle folder or a run folder.
+        trunk: Where the trunk's weights are now, if not where they were.
+
+    Raises:
+        CheckpointError: There is no bundle, it is damaged, or trunk, frozen layers or scaling are not those it was trained with.
+        WeightsError: The trunk cannot be had.
+    """
+    path = Path(path)
+    folder = path if (path / META_FILE).exists() else path / BUNDLE
+    bundle = read_bundle(folder)
+    settings = dict(bundle.meta["settings"])
+    if trunk is not None:
+        settings["trunk"] = {**settings["trunk"], "source": trunk}
+    experiment = build_experiment(settings, where=str(folder / META_FILE))
+    model = restore_model(experiment, bundle)
+    return Loaded(experiment, model, Scaler.from_dict(bundle.meta["scaler"]), bundle.meta)
+
+
+def open_run(run: str | Path, *, trunk: str | None = None) -> tuple[Loaded, ForecastData]:
+    """The best model of a run and the data it was trained on.
+
+    Raises:
+        CheckpointError: The folder holds no finished bundle, or the data changed since.
+    """
+    experiment, made = read_config(run)
+    if not (Path(run) / BUNDLE / META_FILE).exists():
+        raise CheckpointError("the run has no bundle yet", where=str(run), fix="Let `ofa-jax train` finish at least one epoch")
+    data = prepare(experiment.data, experiment.task)
+    if data_fingerprint(data) != made["data_sha256"]:
+        raise CheckpointError("the data are not those the run was trained on", where=str(run), fix="Restore the original data file")
+    return load_bundle(run, trunk=trunk), data

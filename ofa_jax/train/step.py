@@ -1,0 +1,101 @@
+"""The training step and the evaluation step as pure functions, and the program that runs a chunk of steps in one dispatch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ofa_jax.data.windows import Batch, WindowSpec, WindowTable, gather
+
+Params = dict[str, Any]
+Predict = Callable[..., jax.Array]
+"""``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None) -> prediction``."""
+Loss = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
+
+
+class TrainState(NamedTuple):
+    """What training changes: the number of steps taken, the trainable tree, the optimiser's state over that tree alone."""
+
+    step: jax.Array
+    trainable: Params
+    opt_state: optax.OptState
+
+
+def init_state(trainable: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, with copies of the leaves: the chunk donates its state."""
+    trainable = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
+
+
+def dropout_key(seed: int) -> jax.Array:
+    """The key of a run. The generator is named, so that no environment setting changes a run's numbers."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
+def sample_keys(key: jax.Array, step: jax.Array, rows: int) -> jax.Array:
+    """One key per row of the global batch, ``[rows]``: a function of step and row alone, not of slicing or device."""
+    at_step = jax.random.fold_in(key, step)
+    return jax.vmap(lambda row: jax.random.fold_in(at_step, row))(jnp.arange(rows))
+
+
+def train_step(
+    predict: Predict,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    frozen: Params,
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[TrainState, jax.Array]:
+    """One step: gradient of the mean loss over the trainable tree alone, then the optimiser's update.
+
+    Returns:
+        The next state and this step's loss, a float32 scalar.
+    """
+    keys = sample_keys(key, state.step, batch.weight.shape[0])
+
+    def objective(trainable: Params) -> jax.Array:
+        prediction = predict(frozen, trainable, batch.x, batch.x_mask, dropout_keys=keys)
+        total, count = loss(prediction, batch)
+        return total / jnp.maximum(count, 1)
+
+    value, gradients = jax.value_and_grad(objective)(state.trainable)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+    return TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state), value
+
+
+def make_chunk(predict: Predict, loss: Loss, optimizer: optax.GradientTransformation, spec: WindowSpec) -> Callable[..., Any]:
+    """The compiled program ``chunk(frozen, state, buffer, table, index_kb, steps, key) -> (state, losses_k)``.
+
+    ``steps`` (at most k) of the k batches are run. It is a traced number, so full and partial chunks share one program and one
+    compiled loop body: results do not depend on how the steps are grouped. ``state`` is donated, ``frozen`` never is.
+    """
+
+    @partial(jax.jit, donate_argnames="state")
+    def chunk(frozen, state: TrainState, buffer, table: WindowTable, index_kb, steps, key):
+        def body(position, carry):
+            state, losses = carry
+            batch = gather(buffer, table, index_kb[position], spec)
+            state, value = train_step(predict, loss, optimizer, frozen, state, batch, key)
+            return state, losses.at[position].set(value)
+
+        losses = jnp.zeros(index_kb.shape[0], jnp.float32)
+        return jax.lax.fori_loop(0, steps, body, (state, losses))
+
+    return chunk
+
+
+def make_eval_step(predict: Predict, sums: Callable[..., dict[str, jax.Array]], spec: WindowSpec) -> Callable[..., dict[str, jax.Array]]:
+    """The compiled ``evaluate(frozen, trainable, buffer, table, index_b) -> {name: [b]}``, dropout off."""
+
+    @jax.jit
+    def evaluate(frozen, trainable, buffer, table: WindowTable, index_b):
+        batch = gather(buffer, table, index_b, spec)
+        return sums(predict(frozen, trainable, batch.x, batch.x_mask), batch)
+
+    return evaluate

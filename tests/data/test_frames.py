@@ -1,0 +1,428 @@
+"""Reading and checking frames: what is right is read exactly, what is wrong is refused with its place."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ofa_jax.data.frames import Frame, check_columns, read_frame
+from ofa_jax.errors import DataError
+
+DATA_ROOT = os.environ.get("OFA_JAX_DATA")
+needs_data = pytest.mark.skipif(not DATA_ROOT, reason="OFA_JAX_DATA is not set")
+
+GOOD = "date,a,b\n2024-01-01 00:00,1,2\n2024-01-01 01:00,3,4\n2024-01-01 02:00,5,6.5\n"
+
+
+def write(folder: Path, content: str | bytes, name: str = "x.csv") -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def refused(source: object, **options: object) -> str:
+    with pytest.raises(DataError) as caught:
+        read_frame(source, **options)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def hourly(rows: str, head: str = "date,a") -> str:
+    """A table of hours from the cells of one column."""
+    return head + "\n" + "".join(f"2024-01-01 {hour:02d}:00,{cell}\n" for hour, cell in enumerate(rows.split("|")))
+
+
+def test_a_good_file_is_read_as_it_stands(tmp_path):
+    frame = read_frame(write(tmp_path, GOOD))
+    assert frame.names == ("a", "b")
+    np.testing.assert_array_equal(frame.values, [[1, 2], [3, 4], [5, 6.5]])
+    assert frame.values.dtype == np.float64
+    assert frame.timestamps is not None
+    assert frame.timestamps.dtype == np.dtype("datetime64[ns]")
+    assert frame.timestamps[1] == np.datetime64("2024-01-01T01:00")
+    assert (frame.n_rows, frame.n_channels, frame.frequency) == (3, 2, "h")
+    assert frame.source.endswith("x.csv")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(GOOD.replace("\n", "\r\n").encode(), id="CRLF"),
+        pytest.param(GOOD.replace("\n", "\r").encode(), id="CR"),
+        pytest.param(b"\xef\xbb\xbf" + GOOD.encode(), id="BOM"),
+        pytest.param(GOOD.encode("utf-16"), id="UTF-16"),
+        pytest.param(GOOD.replace(",", ";").encode(), id="semicolon"),
+        pytest.param(GOOD.replace(",", "\t").encode(), id="tab"),
+        pytest.param(GOOD.replace(",", ", ").encode(), id="spaces after commas"),
+        pytest.param(("\n" + GOOD + "\n\n").encode(), id="blank lines around"),
+        pytest.param(GOOD.rstrip().encode(), id="no newline at the end"),
+        pytest.param(re.sub(r"([^,\n]+)", r'"\1"', GOOD).encode(), id="quoted"),
+    ],
+)
+def test_ways_of_writing_the_same_table(tmp_path, content):
+    frame = read_frame(write(tmp_path, content))
+    assert frame.names == ("a", "b")
+    np.testing.assert_array_equal(frame.values, [[1, 2], [3, 4], [5, 6.5]])
+    assert frame.frequency == "h"
+
+
+def test_other_sources_give_the_same_frame(tmp_path):
+    frame = read_frame(write(tmp_path, GOOD))
+    table = pd.read_csv(io.StringIO(GOOD))
+    indexed = table.assign(date=pd.to_datetime(table["date"])).set_index("date")
+    indexed.to_parquet(tmp_path / "x.parquet")
+    table.to_parquet(tmp_path / "flat.parquet")
+    sources = [
+        table,
+        indexed,
+        table.set_index("date"),
+        indexed.to_period("h"),
+        tmp_path / "x.parquet",
+        tmp_path / "flat.parquet",
+        str(write(tmp_path, gzip.compress(GOOD.encode()), "x.csv.gz")),
+    ]
+    for source in sources:
+        other = read_frame(source)
+        assert other.names == frame.names
+        np.testing.assert_array_equal(other.values, frame.values)
+        np.testing.assert_array_equal(other.timestamps, frame.timestamps)
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=30))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_float_is_read_exactly(tmp_path, numbers):
+    path = write(tmp_path, "a\n" + "".join(f"{number!r}\n" for number in numbers))
+    np.testing.assert_array_equal(read_frame(path).values[:, 0], numbers)
+
+
+def test_latin_1_header_keeps_readable_unique_names(tmp_path):
+    frame = read_frame(write(tmp_path, "SWDR (W/m²),PAR (µmol/m²/s)\n1,2\n".encode("latin-1")))
+    assert frame.names == ("SWDR (W/m²)", "PAR (µmol/m²/s)")
+
+
+def test_names_counted_from_zero_are_names_but_a_row_of_values_is_not(tmp_path):
+    assert read_frame(write(tmp_path, "0,1,2\n5,6,7\n")).names == ("0", "1", "2")
+    assert "not column names" in refused(write(tmp_path, "1.5,2.5\n3.5,4.5\n"))
+    assert "not column names" in refused(write(tmp_path, "2024-01-01,2.5\n2024-01-02,4.5\n"))
+
+
+def test_columns_choose_and_order_the_series(tmp_path):
+    path = write(tmp_path, "date,a,site,b\n2024-01-01,1,north,2\n2024-01-02,3,north,4\n")
+    frame = read_frame(path, columns=["b", "a"])
+    assert frame.names == ("b", "a")
+    np.testing.assert_array_equal(frame.values, [[2, 1], [4, 3]])
+    message = refused(path)
+    assert "column `site`, row 1 (line 2)" in message
+    assert "'north'" in message
+    assert "`columns`" in message
+    assert "`load_north`" in refused(write(tmp_path, "load_north\n1\n", "y.csv"), columns=["loadnorth"])
+    assert "repeat" in refused(path, columns=["a", "a"])
+    assert "repeat" in refused(path, columns=["a", "date"])
+
+
+def test_timestamp_column_by_name_by_custom_or_by_content(tmp_path):
+    days = ["2024-01-01", "2024-01-02", "2024-01-03"]
+    for head, option in (("DateTime,a", None), ("when,a", None), ("when,a", "when"), (",a", None)):
+        frame = read_frame(write(tmp_path, head + "\n" + "".join(f"{day},1\n" for day in days)), timestamp_column=option)
+        assert frame.frequency == "D"
+        assert frame.names == ("a",)
+    second = write(tmp_path, "a,when\n" + "".join(f"1,{day}\n" for day in days))
+    assert read_frame(second, timestamp_column="when").frequency == "D"
+    assert "`when`" in refused(second, timestamp_column="wen")
+    assert "`timestamp_column`" in refused(write(tmp_path, "date,time,a\n2024-01-01,01:00,1\n"))
+    assert read_frame(write(tmp_path, "a,b\n1,2\n")).timestamps is None
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("", ["empty"]),
+        ("\n \n", ["empty"]),
+        ("date,a\n", ["no data rows"]),
+        ("date\n2024-01-01\n", ["no numeric column"]),
+        ("a,b\nx,y\nz,w\n", ["no numeric column", "'x'"]),
+        ("a,b\n1,2\n3,4 MW\n", ["column `b`", "row 2 (line 3)", "'4 MW'"]),
+        ("a,b\n1,2\n3,True\n", ["column `b`", "'True'"]),
+        ("a,b\n1,2\n3,1_000\n", ["column `b`", "'1_000'"]),
+        ("a;b\n1,5;2\n2,5;3\n", ["'1,5'", "decimal point"]),
+        ("a;b\n1,5;2,5\n", ["'1,5'", "decimal point"]),
+        ('a,b\n"1,000",2\n3,4\n', ["'1,000'", "decimal point"]),
+        ("a,a\n1,2\n", ["`a`", "more than once"]),
+        ("a,\n1,2\n", ["column 2 has no name"]),
+        ("a,b\n1,2\n3\n", ["row 2 (line 3)", "1 field(s)", "header has 2"]),
+        ("a,b\n1,2,3\n3,4,5\n", ["row 1 (line 2)", "3 field(s)"]),
+        ("a,b\n1,2\n\n3,4\n", ["row 2 (line 3)", "1 field(s)"]),
+        ('a,b\n"1",2\n3,"4\n5,6\n', ["x.csv"]),
+        ("a\n1\n\n3\n", ["column `a`, row 2 (line 3)", "missing"]),
+        ("a,b\n1,2\n3,inf\n", ["column `b`, row 2 (line 3)", "infinite", "missing: linear"]),
+        ("a,b\n1,\n3,NaN\n", ["column `b`", "no finite value"]),
+        ("a,b\n1,2\n3,1e400\n", ["column `b`, row 2", "infinite"]),
+        ("\n\na\n1\nx\n", ["row 2 (line 5)"]),
+        ('a,b\n"1\n",2\n3,x\n', ["column `b`, row 2 (line 4)"]),
+        ("a\x00b\n1\n", ["binary"]),
+        ('a,b\n1,"2\n', ["not readable"]),
+        ('a,"b\n1,2\n3",4\n5,6,7\n', ["several lines", "line 1"]),
+    ],
+)
+def test_bad_text_names_file_column_and_row(tmp_path, content, parts):
+    message = refused(write(tmp_path, content))
+    for part in ["x.csv", *parts]:
+        assert part in message
+
+
+def test_bad_paths(tmp_path):
+    assert "no such file" in refused(tmp_path / "absent.csv")
+    assert ".xlsx" in refused(write(tmp_path, "a\n1\n", "x.xlsx"))
+    assert "folder" in refused(tmp_path)
+    assert "cannot be read" in refused(write(tmp_path, "a\n1\n", "x.csv.gz"))
+    assert "cannot be read" in refused(write(tmp_path, gzip.compress(GOOD.encode())[:-12], "y.csv.gz"))
+    assert "Parquet" in refused(write(tmp_path, "a\n1\n", "x.parquet"))
+
+
+def test_missing_values_are_counted_and_the_first_is_named(tmp_path):
+    message = refused(write(tmp_path, hourly("1||inf|nan|5")))
+    assert "3 value(s)" in message
+    assert "column `a`, row 2 (line 3)" in message
+    assert "missing: linear" in message
+
+
+def test_missing_values_are_filled_as_asked(tmp_path):
+    path = write(tmp_path, hourly("1|||7|inf|9"))
+    np.testing.assert_allclose(read_frame(path, missing="linear").values[:, 0], [1, 3, 5, 7, 8, 9], rtol=1e-15)
+    np.testing.assert_array_equal(read_frame(path, missing="ffill").values[:, 0], [1, 1, 1, 7, 7, 9])
+    ends = write(tmp_path, hourly("1|2|"))
+    np.testing.assert_array_equal(read_frame(ends, missing="ffill").values[:, 0], [1, 2, 2])
+    assert "row 3 (line 4)" in refused(ends, missing="linear")
+    start = write(tmp_path, hourly("|2|3"))
+    for policy in ("linear", "ffill"):
+        assert "row 1 (line 2)" in refused(start, missing=policy)
+    assert "no finite value" in refused(write(tmp_path, hourly("||")), missing="ffill")
+
+
+def times(*stamps: str) -> pd.DataFrame:
+    return pd.DataFrame({"date": stamps, "a": np.arange(len(stamps), dtype=float)})
+
+
+@pytest.mark.parametrize(
+    ("stamps", "parts"),
+    [
+        (["2024-01-01", "monday", "2024-01-03"], ["row 2", "'monday'"]),
+        (["2024-01-01", "now", "2024-01-03"], ["row 2", "'now'"]),
+        (["2024-01-01", "2024-02-31", "2024-01-03"], ["row 2", "'2024-02-31'"]),
+        (["2024-01-01", None, "2024-01-03"], ["row 2", "missing"]),
+        (["2024-01-02", "2024-01-01", "2024-01-03"], ["row 2", "order"]),
+        (["2024-01-01", "2024-01-02", "2024-01-02", "2024-01-03"], ["row 3", "2024-01-02", "as_is"]),
+        (["2024-01-01", "2024-01-02", "2024-01-03", "2024-01-05"], ["row 4", "2 days", "1 days", "as_is"]),
+        (["2024-01-01", "2024-02-01", "2024-03-01", "2024-05-01"], ["row 4", "2024-04-01", "as_is"]),
+        (["2024-01-01T00:00Z", "2024-01-01T01:00", "2024-01-01T02:00Z"], ["row 2", "time zone"]),
+        (["1500-01-01", "1501-01-01", "1502-01-01"], ["DataFrame", "date"]),
+    ],
+)
+def test_bad_timestamps_name_the_first_row(stamps, parts):
+    message = refused(times(*stamps))
+    for part in ["column `date`", *parts]:
+        assert part in message
+
+
+def test_numbers_under_a_timestamp_name_are_refused():
+    message = refused(pd.DataFrame({"time": [0.5, 1.5], "a": [1, 2]}))
+    assert "'0.5' is not a timestamp" in message
+    assert "rename" in message
+
+
+def test_as_is_keeps_duplicates_and_gaps_but_not_disorder():
+    hours = [0, 1, 2, 2, 3, 10, 11, 12]
+    table = times(*[f"2024-01-01 {hour:02d}:00" for hour in hours])
+    frame = read_frame(table, timestamps="as_is")
+    assert frame.n_rows == len(hours)
+    assert frame.frequency == "h"
+    np.testing.assert_array_equal(frame.future_timestamps(2), np.array(["2024-01-01T13", "2024-01-01T14"], "datetime64[ns]"))
+    crowded = times(*[f"2024-01-01 {hour:02d}:00" for hour in (0, 0, 0, 1, 1, 1, 2, 2, 2)])
+    assert read_frame(crowded, timestamps="as_is").frequency == "h"
+    assert "order" in refused(table.iloc[::-1].reset_index(drop=True), timestamps="as_is")
+
+
+@pytest.mark.parametrize(
+    "alias",
+    [
+        "s",
+        "15min",
+        "90min",
+        "h",
+        "6h",
+        "D",
+        "2D",
+        "W-TUE",
+        "B",
+        "MS",
+        "ME",
+        "BMS",
+        "BME",
+        "2MS",
+        "QS-FEB",
+        "QE-MAR",
+        "YS-JAN",
+        "YE-JUN",
+        "5YS-JAN",
+    ],
+)
+def test_regular_steps_are_recognised_and_continued(alias):
+    index = pd.date_range("2023-01-03 00:00", periods=45, freq=alias)
+    frame = read_frame(pd.DataFrame({"a": np.arange(40.0)}, index=index[:40]))
+    np.testing.assert_array_equal(frame.future_timestamps(5), index[40:].to_numpy())
+    assert frame.frequency is not None
+    np.testing.assert_array_equal(pd.date_range(index[0], periods=45, freq=frame.frequency).to_numpy(), index.to_numpy())
+
+
+@pytest.mark.parametrize("alias", ["MS", "2MS"])
+def test_one_day_of_the_month_is_regular(alias):
+    index = pd.date_range("2023-01-01", periods=15, freq=alias) + pd.Timedelta(days=14)
+    frame = read_frame(pd.DataFrame({"a": np.arange(12.0)}, index=index[:12]))
+    np.testing.assert_array_equal(frame.future_timestamps(3), index[12:].to_numpy())
+
+
+def test_calendar_steps_with_holes_keep_their_calendar():
+    days = pd.date_range("2024-01-01", periods=40, freq="B").delete([7, 20])
+    assert "row 8" in refused(pd.DataFrame({"a": np.ones(38)}, index=days))
+    frame = read_frame(pd.DataFrame({"a": np.ones(38)}, index=days), timestamps="as_is")
+    assert frame.frequency == "B"
+    assert (pd.DatetimeIndex(frame.future_timestamps(10)).day_of_week < 5).all()
+
+
+def test_a_step_needs_three_timestamps():
+    frame = read_frame(times("2024-01-01", "2024-01-02"))
+    assert frame.frequency is None
+    with pytest.raises(DataError, match="three"):
+        frame.future_timestamps(1)
+    with pytest.raises(DataError, match="no timestamps"):
+        read_frame(pd.DataFrame({"a": [1.0]})).future_timestamps(1)
+
+
+def test_time_zones_become_utc_over_a_change_of_clocks(tmp_path):
+    index = pd.date_range("2024-10-26 22:00", periods=8, freq="h", tz="UTC")
+    local = pd.DataFrame({"a": np.arange(8.0)}, index=index.tz_convert("Europe/Berlin"))
+    local.to_csv(tmp_path / "x.csv", index_label="date")
+    for source in (local, tmp_path / "x.csv"):
+        frame = read_frame(source)
+        assert frame.frequency == "h"
+        np.testing.assert_array_equal(frame.timestamps, index.tz_localize(None).to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("form", "step"), [("%d.%m.%Y %H:%M", "h"), ("%m/%d/%Y %H:%M:%S", "h"), ("%d/%m/%Y", "D"), ("%m/%d/%Y", "D"), ("%Y/%m/%d", "D")]
+)
+def test_year_last_dates_are_read_the_way_that_fits(form, step):
+    index = pd.date_range("2024-02-01", periods=60, freq=step)
+    frame = read_frame(times(*index.strftime(form)))
+    np.testing.assert_array_equal(frame.timestamps, index.to_numpy())
+
+
+def test_dates_that_fit_both_ways_are_refused():
+    assert "day first or month first" in refused(times("01/02/2024", "02/01/2024"))
+    # read day first these are three days running, month first three months running
+    assert "day first or month first" in refused(times("01/01/2024", "02/01/2024", "03/01/2024"))
+
+
+def test_dataframe_kinds():
+    frame = read_frame(pd.DataFrame({1: pd.array([1, 2], "Int64")}))
+    assert frame.names == ("1",)
+    assert "row 2" in refused(pd.DataFrame({"a": pd.array([1, None], "Int64")}))
+    np.testing.assert_array_equal(read_frame(pd.DataFrame({"a": np.array([1, "2.5"], dtype=object)})).values[:, 0], [1, 2.5])
+    assert "'True'" in refused(pd.DataFrame({"a": [1.0, 2.0], "b": [True, False]}))
+    assert "column `b`, row 1" in refused(pd.DataFrame({"a": [1.0, 2.0], "b": [1j, 2j]}))
+    assert "levels" in refused(pd.DataFrame([[1.0, 2.0]], columns=pd.MultiIndex.from_tuples([("a", "x"), ("a", "y")])))
+    assert "reset_index" in refused(pd.DataFrame({"a": [1.0]}, index=["north"]))
+    assert "no data rows" in refused(pd.DataFrame({"a": []}))
+    assert "NoneType" in refused(None)
+    assert "more than once" in refused(pd.DataFrame([[1.0, 2.0]], columns=["a", "a"]))
+
+
+def test_check_columns_reorders_or_lists_the_difference():
+    frame = read_frame(pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]}))
+    assert check_columns(frame, ["a", "b", "c"]) is frame
+    other = check_columns(frame, ["c", "a", "b"])
+    assert other.names == ("c", "a", "b")
+    np.testing.assert_array_equal(other.values, [[3, 1, 2]])
+    with pytest.raises(DataError, match=r"missing: `d`; extra: `b`, `c`"):
+        check_columns(frame, ["a", "d"])
+
+
+MARKS = [
+    "",
+    ",",
+    ";",
+    "\n",
+    '"',
+    "\r",
+    "x",
+    "NaN",
+    "-",
+    ".",
+    "e",
+    "\x00",
+    "\ufeff",
+    " ",
+    "\t",
+    "inf",
+    "1",
+    "2024-01-01 01:00",
+    "é",
+    "#",
+    "'",
+    "\\",
+]
+
+
+@given(st.lists(st.tuples(st.integers(0, len(GOOD)), st.integers(0, 6), st.sampled_from(MARKS)), min_size=1, max_size=4))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_mutilated_text_is_refused_or_read_right(tmp_path, edits):
+    text = GOOD
+    for at, cut, mark in edits:
+        text = text[:at] + mark + text[at + cut :]
+    path = write(tmp_path, text)
+    try:
+        frame = read_frame(path)
+    except DataError as error:
+        message = str(error)
+    else:
+        message = str(path)
+        np.testing.assert_array_equal(frame.values, plainly(text, frame))
+    assert str(path) in message
+
+
+def plainly(text: str, frame: Frame) -> list[list[float]]:
+    """The named columns by the standard library alone."""
+    lines = text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip("\n").split("\n")
+    delimiter = max(",;\t", key=lambda sign: re.sub('"[^"]*"', "", lines[0]).count(sign))
+    header, *rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    while rows and not "".join(rows[-1]).strip():
+        rows.pop()
+    positions = [[name.strip() for name in header].index(name) for name in frame.names]
+    assert all(len(row) == len(header) for row in rows)
+    return [[float(row[position]) for position in positions] for row in rows]
+
+
+@needs_data
+def test_benchmark_files_as_they_are():
+    root = Path(str(DATA_ROOT))
+    hourly_file = read_frame(root / "ETT-small/ETTh1.csv")
+    assert hourly_file.values.shape == (17420, 7)
+    assert hourly_file.frequency == "h"
+    assert hourly_file.values[0, 0] == 5.827000141143799
+    weather = root / "weather/weather.csv"
+    message = refused(weather)
+    assert "row 19045" in message
+    assert "as_is" in message
+    frame = read_frame(weather, timestamps="as_is")
+    assert frame.values.shape == (52696, 21)
+    assert frame.frequency == "10min"
+    assert len(set(frame.names)) == 21

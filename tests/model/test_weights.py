@@ -1,0 +1,483 @@
+"""Trunk weights: what is read, what is refused and how it is said, and the trunk folder's round trip."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ofa_jax.errors import CheckpointError, WeightsError
+from ofa_jax.model import frozen_init
+from ofa_jax.model.gpt2 import PRESETS, GPT2Config, GPT2Trunk
+from ofa_jax.model.weights import Trunk, convert, load_trunk, random_trunk, read_config, save_trunk, trunk_shapes
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FORECAST = GOLDEN / "forecast_small" / "gpt2"
+TINY = GPT2Config(n_embd=8, n_layer=2, n_head=2, n_positions=5)
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return load_file(FORECAST / "model.safetensors")
+
+
+def hugging_face(folder: Path, tensors=None, **changes) -> Path:
+    """A Hugging Face folder: the golden config with ``changes`` (a value of ... removes a field), and ``tensors``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = json.loads((FORECAST / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
+    if tensors is not None:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def same(one: Trunk, other: Trunk) -> bool:
+    return one.config == other.config and one.sha256 == other.sha256
+
+
+def refuse_hub(*args, **kwargs):
+    raise AssertionError("the hub was asked")
+
+
+@pytest.mark.parametrize("case", ["forecast_small", "anomaly_small", "classify_small"])
+def test_golden_folder_is_read_whole(case):
+    stored = load_file(GOLDEN / case / "gpt2" / "model.safetensors")
+    trunk = load_trunk(GOLDEN / case / "gpt2")
+    flat = frozen_init.flatten(trunk.params)
+    assert {path: leaf.shape for path, leaf in flat.items()} == trunk_shapes(trunk.config)
+    assert {leaf.dtype for leaf in flat.values()} == {np.dtype(np.float32)}
+    assert len(flat) + len(trunk.dropped) == len(stored)
+    assert trunk.dropped == ("wte.weight",)
+    assert trunk.source == str(GOLDEN / case / "gpt2")
+    for path, name in {
+        "wpe/embedding": "wpe.weight",
+        "h/0/attn/c_attn/kernel": "h.0.attn.c_attn.weight",
+        "h/1/attn/c_proj/kernel": "h.1.attn.c_proj.weight",
+        "h/1/mlp/c_proj/kernel": "h.1.mlp.c_proj.weight",
+        "h/1/mlp/c_proj/bias": "h.1.mlp.c_proj.bias",
+        "h/0/ln_2/scale": "h.0.ln_2.weight",
+        "ln_f/bias": "ln_f.bias",
+    }.items():
+        np.testing.assert_array_equal(flat[path], stored[name])
+
+
+def test_config_of_golden_folder():
+    assert read_config(FORECAST) == GPT2Config(n_embd=48, n_layer=3, n_head=4)
+    assert read_config(str(FORECAST), n_layer=1).n_layer == 1
+    assert load_trunk(FORECAST).config == read_config(FORECAST)
+
+
+def test_parameters_cannot_be_changed_in_place():
+    for trunk in (load_trunk(FORECAST), random_trunk(TINY, 0)):
+        with pytest.raises(ValueError, match="read-only"):
+            trunk.params["wpe"]["embedding"][0] = 0
+
+
+def test_first_layers_are_kept_and_the_rest_named():
+    trunk = load_trunk(FORECAST, n_layer=2)
+    assert trunk.config.n_layer == 2
+    assert sorted(trunk.params["h"]) == ["0", "1"]
+    assert len(trunk.dropped) == 13
+    assert {"wte.weight", "h.2.attn.c_attn.weight", "h.2.ln_1.bias"} <= set(trunk.dropped)
+    np.testing.assert_array_equal(trunk.params["h"]["1"]["ln_1"]["bias"], load_trunk(FORECAST).params["h"]["1"]["ln_1"]["bias"])
+
+
+@pytest.mark.parametrize("n_layer", [4, 0, -1])
+def test_more_layers_than_stored_are_refused(n_layer):
+    for reader in (load_trunk, read_config):
+        with pytest.raises(WeightsError, match=f"{n_layer} blocks are asked for, but this trunk has 3"):
+            reader(FORECAST, n_layer=n_layer)
+
+
+def test_prefix_heads_and_buffers(tmp_path, tensors):
+    prefixed = {f"transformer.{name}": leaf for name, leaf in tensors.items()}
+    prefixed["transformer.h.0.attn.bias"] = np.ones((1, 1, 4, 4), np.uint8)
+    prefixed["transformer.h.2.attn.masked_bias"] = np.array(-1e4, np.float32)
+    prefixed["lm_head.weight"] = tensors["wte.weight"]
+    trunk = load_trunk(hugging_face(tmp_path, prefixed))
+    assert same(trunk, load_trunk(FORECAST))
+    assert trunk.dropped == ("lm_head.weight", "transformer.h.0.attn.bias", "transformer.h.2.attn.masked_bias", "transformer.wte.weight")
+
+
+def test_mixed_prefixes_are_refused(tmp_path, tensors):
+    mixed = {(f"transformer.{name}" if "ln_f" in name else name): leaf for name, leaf in tensors.items()}
+    with pytest.raises(WeightsError, match=r"some names carry the prefix 'transformer\.' \(transformer\.ln_f\.bias"):
+        load_trunk(hugging_face(tmp_path, mixed))
+
+
+def shards(folder: Path, tensors) -> Path:
+    hugging_face(folder)
+    parts = [dict(list(tensors.items())[:10]), dict(list(tensors.items())[10:])]
+    index = {}
+    for number, part in enumerate(parts, 1):
+        shard = f"model-{number:05d}-of-00002.safetensors"
+        save_file(part, folder / shard)
+        index |= dict.fromkeys(part, shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return folder
+
+
+def test_shards(tmp_path, tensors):
+    assert same(load_trunk(shards(tmp_path, tensors)), load_trunk(FORECAST))
+
+
+def test_shards_that_disagree_with_their_index(tmp_path, tensors):
+    folder = shards(tmp_path, tensors)
+    path = folder / "model.safetensors.index.json"
+    good = json.loads(path.read_text())
+    first = next(iter(good["weight_map"]))
+
+    def with_map(weight_map):
+        path.write_text(json.dumps({"weight_map": weight_map}))
+
+    with_map({name: shard for name, shard in good["weight_map"].items() if name != first})
+    with pytest.raises(WeightsError, match=rf"index and shards disagree: {first} in model-00001"):
+        load_trunk(folder)
+    with_map(good["weight_map"] | {"h.9.extra": "model-00001-of-00002.safetensors"})
+    with pytest.raises(WeightsError, match=r"h\.9\.extra not in model-00001"):
+        load_trunk(folder)
+    with_map(good["weight_map"] | {"wpe.weight": "../model.safetensors"})
+    with pytest.raises(WeightsError, match="not a plain file name"):
+        load_trunk(folder)
+    path.write_text("[]")
+    with pytest.raises(WeightsError, match="not readable as an index"):
+        load_trunk(folder)
+    with_map(good["weight_map"])
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"model-00002-of-00002\.safetensors: there is no such file"):
+        load_trunk(folder)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_other_stored_types_become_float32(tmp_path, tensors, dtype):
+    trunk = load_trunk(hugging_face(tmp_path, {name: leaf.astype(dtype) for name, leaf in tensors.items()}))
+    found = trunk.params["h"]["0"]["mlp"]["c_fc"]["kernel"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, tensors["h.0.mlp.c_fc.weight"].astype(dtype).astype(np.float32))
+
+
+def test_all_faults_stand_in_one_error(tmp_path, tensors):
+    broken = dict(tensors)
+    del broken["h.0.ln_1.bias"], broken["ln_f.weight"]
+    broken["h.3.ln_1.bias"] = broken["h.0.attn.c_attn.lora_A"] = np.zeros(3, np.float32)
+    broken["wpe.weight"] = tensors["wpe.weight"].T.copy()
+    broken["h.1.mlp.c_fc.bias"] = np.zeros(192, np.int8)
+    with pytest.raises(WeightsError) as caught:
+        load_trunk(hugging_face(tmp_path, broken))
+    message = str(caught.value)
+    assert "2 missing: ln_f.weight, h.0.ln_1.bias;" in message
+    assert "2 unexpected: h.0.attn.c_attn.lora_A, h.3.ln_1.bias;" in message
+    assert "2 of another shape or type: " in message
+    assert "wpe.weight is F32 [48, 1024], not a float [1024, 48]" in message
+    assert "h.1.mlp.c_fc.bias is I8 [192], not a float [192]" in message
+
+
+def test_missing_names_carry_the_file_s_prefix_and_are_shortened(tmp_path, tensors):
+    few = {"transformer.ln_f.weight": tensors["ln_f.weight"]}
+    with pytest.raises(WeightsError, match=r"38 missing: transformer\.wpe\.weight, .* and 26 more\."):
+        load_trunk(hugging_face(tmp_path, few))
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, np.float32), (-np.inf, np.float16), (1e300, np.float64)])
+def test_values_that_are_not_finite_are_named(tmp_path, tensors, value, dtype):
+    broken = {name: leaf.astype(dtype) for name, leaf in tensors.items()}
+    broken["h.1.ln_2.weight"][7] = value
+    with pytest.raises(WeightsError, match=r"not finite in float32: h\.1\.ln_2\.weight in model\.safetensors\."):
+        load_trunk(hugging_face(tmp_path, broken))
+
+
+def test_pickle_is_refused_with_the_command_that_converts_it(tmp_path):
+    folder = hugging_face(tmp_path)
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02")
+    with pytest.raises(WeightsError, match=r"only pickled weights here \(pytorch_model\.bin\)") as caught:
+        load_trunk(folder)
+    assert f"GPT2Model.from_pretrained('{folder}').save_pretrained('OUT')" in str(caught.value)
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(WeightsError, match=r"neither model\.safetensors nor model\.safetensors\.index\.json is here"):
+        load_trunk(hugging_face(tmp_path / "a"))
+    (tmp_path / "b").mkdir()
+    with pytest.raises(WeightsError, match=r"there is no config\.json here"):
+        load_trunk(tmp_path / "b")
+    with pytest.raises(WeightsError, match="is a file"):
+        load_trunk(FORECAST / "model.safetensors")
+    for absent in (tmp_path / "c", "./gpt2-is-not-here", str(tmp_path / "c")):
+        with pytest.raises(WeightsError, match="there is no such folder"):
+            load_trunk(absent)
+    with pytest.raises(WeightsError, match="revision 'main' is for hub ids"):
+        load_trunk(FORECAST, revision="main")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: b"version https://git-lfs.github.com\n", lambda data: b""])
+def test_damaged_safetensors(tmp_path, damage):
+    folder = hugging_face(tmp_path)
+    (folder / "model.safetensors").write_bytes(damage((FORECAST / "model.safetensors").read_bytes()))
+    with pytest.raises(WeightsError, match=r"model\.safetensors: not readable as safetensors"):
+        load_trunk(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llama"}, "model_type is 'llama', not 'gpt2'"),
+        ({"model_type": ...}, "model_type is None, not 'gpt2'"),
+        ({"add_cross_attention": True}, "add_cross_attention is True, which is not supported"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}, which is not supported"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads is"),
+        ({"is_causal": False}, "is_causal is False"),
+        ({"auto_map": {"AutoModel": "mine.Model"}}, "auto_map is"),
+        ({"activation_function": "mish"}, "activation_function 'mish' is not supported"),
+        ({"n_inner": 0}, "n_inner is 0"),
+        ({"n_head": 5}, "n_embd 48 cannot be divided among 5 heads"),
+        ({"n_embd": "48"}, "n_embd"),
+        ({"hidden_size": 64}, "hidden_size is 64, but n_embd is 48"),
+    ],
+)
+def test_config_fields_are_refused_by_name(tmp_path, changes, message):
+    with pytest.raises(WeightsError, match=message) as caught:
+        read_config(hugging_face(tmp_path, **changes))
+    assert str(tmp_path / "config.json") in str(caught.value)
+
+
+def test_config_fields_are_honoured(tmp_path):
+    changes = {
+        "n_embd": ..., "hidden_size": 96, "n_inner": 100, "activation_function": "gelu", "layer_norm_epsilon": 1e-6, "n_positions": 32,
+        "embd_pdrop": 0.0, "attn_pdrop": 0.2, "resid_pdrop": 0.3, "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True,
+        "reorder_and_upcast_attn": True,
+    }  # fmt: skip
+    assert read_config(hugging_face(tmp_path, **changes)) == GPT2Config(96, 3, 4, 32, 100, "gelu", 1e-6, 0.0, 0.2, 0.3, False, True)
+
+
+def test_fields_left_out_take_hugging_face_s_defaults(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_embd": 24, "n_head": 2}')
+    assert read_config(tmp_path) == GPT2Config(n_embd=24, n_head=2)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_config_that_is_not_a_json_object(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(WeightsError, match=r"config\.json: (not readable as JSON|model_type is None)"):
+        read_config(tmp_path)
+
+
+# The published totals (124,439,808 for gpt2, ...) less the token embedding, 50257 times the width.
+PUBLISHED = {
+    "distilgpt2": 43_315_200, "gpt2": 85_842_432, "gpt2-medium": 303_360_000, "gpt2-large": 709_701_120, "gpt2-xl": 1_477_200_000
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_need_no_network(name, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse_hub)
+    monkeypatch.chdir(tmp_path)
+    owner = "distilbert" if name == "distilgpt2" else "openai-community"
+    assert read_config(name) == read_config(f"{owner}/{name}") == PRESETS[name]
+    assert read_config(name, n_layer=6).n_layer == 6
+    assert sum(int(np.prod(shape)) for shape in trunk_shapes(read_config(name)).values()) == PUBLISHED[name]
+    with pytest.raises(WeightsError, match="99 blocks are asked for"):
+        read_config(name, n_layer=99)
+    with pytest.raises(WeightsError, match="the hub was asked"):
+        read_config(f"somebody/{name}")
+
+
+def test_a_folder_comes_before_the_name_it_bears(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hugging_face(tmp_path / "gpt2")
+    assert read_config("gpt2").n_embd == 48
+    (tmp_path / "gpt2" / "config.json").unlink()
+    with pytest.raises(WeightsError, match=r"no config\.json here.*openai-community/gpt2"):
+        read_config("gpt2")
+
+
+def test_hub_id_is_fetched_at_its_revision_without_pickles(monkeypatch):
+    asked = {}
+
+    def fetch(repo, *, revision, allow_patterns, ignore_patterns):
+        asked.update(repo=repo, revision=revision, allow=allow_patterns, ignore=ignore_patterns)
+        return str(FORECAST)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    trunk = load_trunk("someone/small-gpt2", revision="v1", n_layer=1)
+    assert (asked["repo"], asked["revision"]) == ("someone/small-gpt2", "v1")
+    assert trunk.source == "someone/small-gpt2@gpt2"
+    assert all(pattern.endswith((".json", ".safetensors")) for pattern in asked["allow"])
+    assert asked["ignore"] == ["*/*"]
+    assert read_config("someone/small-gpt2") == read_config(FORECAST)
+    assert asked["allow"] == ["config.json", "trunk.json"]
+
+
+def test_hub_out_of_reach_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for reader, name in ((load_trunk, "gpt2"), (load_trunk, "somebody/else"), (read_config, "somebody/else")):
+        with pytest.raises(WeightsError) as caught:
+            reader(name)
+        for advice in ("HF_HUB_OFFLINE", f"ofa-jax convert {name} --out FOLDER", "trunk.source: random"):
+            assert advice in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_random_trunk_is_the_same_everywhere():
+    digests = json.loads((GOLDEN / "digests.json").read_text())
+    trunk = random_trunk(TINY, 7)
+    assert trunk.sha256 == digests["random_trunk"]
+    assert (trunk.source, trunk.dropped) == ("random", ())
+    assert random_trunk(TINY, 8).sha256 != trunk.sha256
+
+
+def test_random_trunk_has_hugging_face_s_distribution():
+    trunk = random_trunk(GPT2Config(n_embd=96, n_layer=3, n_head=4, n_positions=200), 3)
+    for path, leaf in frozen_init.flatten(trunk.params).items():
+        if path.endswith(("bias", "scale")):
+            assert set(leaf.ravel()) == {1.0 if path.endswith("scale") else 0.0}
+            continue
+        std = 0.02 / 6**0.5 if "c_proj" in path else 0.02
+        # a sample's standard deviation over n values scatters by 1/sqrt(2 n); 5 of those, and 5/sqrt(n) for the mean
+        assert abs(leaf.std() / std - 1) < 5 / np.sqrt(2 * leaf.size), path
+        assert abs(leaf.mean() / std) < 5 / np.sqrt(leaf.size), path
+
+
+def test_convert_round_trip(tmp_path, monkeypatch):
+    report = convert(FORECAST, tmp_path / "trunk", n_layer=2)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    trunk = load_trunk(tmp_path / "trunk")
+    assert same(trunk, Trunk(GPT2Config(n_embd=48, n_layer=2, n_head=4), load_trunk_params(n_layer=2), ""))
+    assert (trunk.dropped, trunk.source) == ((), str(FORECAST))
+    assert read_config(tmp_path / "trunk") == trunk.config
+    assert load_trunk(tmp_path / "trunk", n_layer=1).config.n_layer == 1
+    assert "wte.weight" not in load_file(tmp_path / "trunk" / "model.safetensors")
+    assert sorted(file.name for file in (tmp_path / "trunk").iterdir()) == ["config.json", "model.safetensors", "trunk.json"]
+    manifest = json.loads((tmp_path / "trunk" / "trunk.json").read_text())
+    assert manifest == {"format": 1, **{name: value for name, value in report.items() if name != "bytes"}}
+    assert report["fingerprint"] == trunk.sha256
+    assert report["dropped"]["wte.weight"] == report["dropped"]["h.*.ln_1.bias"] == 1
+    assert (report["layers"], report["source"], report["dtype"]) == (2, str(FORECAST), "float32")
+    assert report["parameters"] == sum(leaf.size for leaf in frozen_init.flatten(trunk.params).values())
+    assert (tmp_path / "trunk" / "model.safetensors").stat().st_mode == (tmp_path / "trunk" / "trunk.json").stat().st_mode
+    assert report["bytes"] == sum(file.stat().st_size for file in (tmp_path / "trunk").iterdir())
+
+
+def load_trunk_params(n_layer: int) -> dict:
+    """The first layers of the golden trunk, read without the code under test."""
+    stored = load_file(FORECAST / "model.safetensors")
+    rename = {"wpe.weight": "wpe/embedding"}
+    flat = {}
+    for name, leaf in stored.items():
+        if name == "wte.weight" or name.startswith(tuple(f"h.{i}." for i in range(n_layer, 9))):
+            continue
+        kind = "bias" if name.endswith("bias") else "scale" if "ln_" in name else "kernel"
+        flat[rename.get(name, name.rpartition(".")[0].replace(".", "/") + f"/{kind}")] = leaf
+    return frozen_init.unflatten(flat)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 2**-8), ("float16", 2**-11)])
+def test_convert_to_half_precision(tmp_path, dtype, bound):
+    report = convert(FORECAST, tmp_path / "trunk", dtype=dtype)
+    trunk, exact = load_trunk(tmp_path / "trunk"), load_trunk(FORECAST)
+    assert report["fingerprint"] == trunk.sha256 != exact.sha256
+    assert (tmp_path / "trunk" / "model.safetensors").stat().st_size < 0.55 * sum(
+        leaf.nbytes for leaf in frozen_init.flatten(exact.params).values()
+    )
+    for path, leaf in frozen_init.flatten(trunk.params).items():
+        reference = frozen_init.flatten(exact.params)[path]
+        # half a unit in the last place, plus float16's subnormal step
+        assert np.all(np.abs(leaf - reference) <= bound * np.abs(reference) + 2**-24), path
+
+
+def test_convert_refuses_a_type_that_does_not_hold_the_weights(tmp_path):
+    trunk = load_trunk(FORECAST)
+    wpe = trunk.params["wpe"]["embedding"].copy()
+    wpe[0, 0] = 1e5
+    large = Trunk(trunk.config, trunk.params | {"wpe": {"embedding": wpe}}, "made up")
+    with pytest.raises(WeightsError, match=r"wpe\.weight holds values beyond the range of float16"):
+        save_trunk(large, tmp_path / "trunk", "float16")
+    with pytest.raises(WeightsError, match="dtype 'int8' is unknown"):
+        save_trunk(large, tmp_path / "trunk", "int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_changed_trunk_folder_is_refused(tmp_path):
+    folder = tmp_path / "trunk"
+    convert(FORECAST, folder)
+    weights, config, manifest = (folder / name for name in ("model.safetensors", "config.json", "trunk.json"))
+    good = weights.read_bytes()
+    flipped = bytearray(good)
+    flipped[-1000] ^= 1
+    weights.write_bytes(flipped)
+    with pytest.raises(WeightsError, match=r"model\.safetensors: has sha256 .* damaged or changed"):
+        load_trunk(folder)
+    weights.unlink()
+    with pytest.raises(WeightsError, match=r"there is no model\.safetensors here, though trunk\.json tells of it"):
+        load_trunk(folder)
+    weights.write_bytes(good)
+    text = config.read_text()
+    config.write_text(text.replace('"n_head": 4', '"n_head": 2'))
+    for reader in (load_trunk, read_config):
+        with pytest.raises(WeightsError, match=r"config\.json: has sha256"):
+            reader(folder)
+    config.write_text(text)
+    told = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(told | {"format": 2}))
+    with pytest.raises(CheckpointError, match="format 2 is newer"):
+        load_trunk(folder)
+    manifest.write_text(json.dumps({name: value for name, value in told.items() if name != "sha256"}))
+    with pytest.raises(WeightsError, match=r"trunk\.json: has no sha256"):
+        load_trunk(folder)
+    manifest.write_text(json.dumps(told))
+    assert load_trunk(folder).sha256 == told["fingerprint"]
+
+
+def test_only_a_trunk_folder_is_overwritten(tmp_path, monkeypatch):
+    folder = tmp_path / "trunk"
+    folder.mkdir()
+    convert(FORECAST, folder, n_layer=1)
+    convert(FORECAST, folder, n_layer=2)
+    assert load_trunk(folder).config.n_layer == 2
+    convert(folder, folder, n_layer=1)
+    assert load_trunk(folder).config.n_layer == 1
+    monkeypatch.setattr("ofa_jax.model.weights.inventory", refuse_hub)  # refused before anything is read
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(WeightsError, match=r"not a trunk folder \(it holds notes\.txt\); it is left alone"):
+        convert(FORECAST, folder)
+    assert (folder / "notes.txt").read_text() == "mine"
+    hugging_face(tmp_path / "theirs", {"wpe.weight": np.zeros(3, np.float32)})
+    with pytest.raises(WeightsError, match="is not empty and not a trunk folder; it is left alone"):
+        convert(FORECAST, tmp_path / "theirs")
+    with pytest.raises(WeightsError, match="is a file"):
+        convert(FORECAST, folder / "notes.txt")
+
+
+@pytest.mark.parametrize("positions", [True, False])
+def test_shapes_are_those_of_the_flax_module(positions):
+    config = GPT2Config(n_embd=12, n_layer=11, n_head=3, n_positions=7, n_inner=20)
+    module = GPT2Trunk(config, positions=positions)
+    made = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 4, 12), jnp.float32))["params"]
+    found = trunk_shapes(config, positions)
+    assert found == {path: leaf.shape for path, leaf in frozen_init.flatten(made).items()}
+    assert list(found) == sorted(found)
+
+
+def test_loaded_trunk_runs():
+    trunk = load_trunk(FORECAST, n_layer=2)
+    embeds_mnd = jax.random.normal(jax.random.key(0), (2, 5, 48))
+    hidden_mnd = GPT2Trunk(trunk.config).apply({"params": trunk.params}, embeds_mnd)
+    assert hidden_mnd.shape == (2, 5, 48)
+    assert bool(jnp.isfinite(hidden_mnd).all())
+    scrambled = GPT2Trunk(trunk.config).apply({"params": random_trunk(trunk.config, 0).params}, embeds_mnd)
+    assert not np.allclose(hidden_mnd, scrambled, atol=0.1)
+
+
+def test_nothing_on_stderr_without_torch():
+    script = f"import sys; sys.modules['torch'] = None; from ofa_jax.model.weights import load_trunk; load_trunk({str(FORECAST)!r})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
