@@ -171,7 +171,9 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise ConfigError("there is no such file", where=str(path), fix=f"Name a YAML file, or one of {', '.join(installed_configs())}") from None
+        raise ConfigError(
+            "there is no such file", where=str(path), fix=f"Name a YAML file, or one of {', '.join(installed_configs())}"
+        ) from None
     except IsADirectoryError:
         raise ConfigError("this is a folder, not a YAML file", where=str(path)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -183,18 +185,20 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
 
 def _installed(path: Path) -> Path | None:
-    import ofa_jax.configs
-
     name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
-    found = Path(ofa_jax.configs.__path__[0]) / name.with_suffix(".yaml")
+    found = _installed_root() / name.with_suffix(".yaml")
     return found if not path.is_absolute() and found.is_file() else None
+
+
+def _installed_root() -> Path:
+    from importlib import resources
+
+    return Path(str(resources.files("ofa_jax.configs")))
 
 
 def installed_configs() -> list[str]:
     """Names of the settings files that are installed with the package."""
-    import ofa_jax.configs
-
-    root = Path(ofa_jax.configs.__path__[0])
+    root = _installed_root()
     return sorted(file.relative_to(root).with_suffix("").as_posix() for file in root.rglob("*.yaml"))
 
 
@@ -281,7 +285,8 @@ def settings(section: type[BaseModel] = Experiment, prefix: str = "") -> Iterato
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from settings(kind, f"{prefix}{name}.")
             continue
-        default = "from the recipe" if field.is_required() and prefix != "data." else "required" if field.is_required() else str(field.default)
+        missing = "required" if prefix == "data." else "from the recipe"
+        default = missing if field.is_required() else str(field.default)
         yield Setting(path=f"{prefix}{name}", type=_type_name(kind), default=default, description=field.description or "")
 
 

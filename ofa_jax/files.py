@@ -67,12 +67,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield scratch
-        os.chmod(scratch, 0o777 & ~_umask())
-        for file in scratch.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as handle:
+        mask = _umask()
+        for entry in [scratch, *scratch.rglob("*")]:
+            if entry.is_dir():
+                os.chmod(entry, 0o777 & ~mask)
+                _sync_folder(entry)
+            else:
+                os.chmod(entry, 0o666 & ~mask)  # safetensors writes files that only their owner can read
+                with open(entry, "rb") as handle:
                     os.fsync(handle.fileno())
-        _sync_folder(scratch)
         old = _old_name(path)
         if path.exists():
             os.replace(path, old)

@@ -94,7 +94,9 @@ def with_adapters(apply_fn: Callable[..., jax.Array], scale: float, *, dropout_r
             otherwise be trained without effect.
     """
 
-    def adapted(params: Any, adapters: Mapping[str, Mapping[str, Any]], *args: Any, dropout_keys: jax.Array | None = None, **kwargs: Any):
+    def adapted(
+        params: Any, adapters: Mapping[str, Mapping[str, Any]], *args: Any, dropout_keys: jax.Array | None = None, **kwargs: Any
+    ) -> jax.Array:
         reached: set[str] = set()
 
         def add_delta(call: Callable[..., jax.Array], call_args: tuple, call_kwargs: dict, context: Any) -> jax.Array:

@@ -168,7 +168,7 @@ def load(name_or_path: str | Path, *, root: str | Path | None = None, **options:
     Args:
         name_or_path: A name in :data:`CATALOG`, or a path.
         root: Data root for known data sets; by default :func:`data_root`.
-        options: As of :func:`ofa_jax.data.frames.read_frame`; for a known data set ``timestamps`` is the catalogue's own.
+        options: As of :func:`ofa_jax.data.frames.read_frame`; for a known data set ``timestamps`` is the catalogue's own unless given.
 
     Returns:
         The frame, and the catalogue's entry or None.
@@ -180,7 +180,7 @@ def load(name_or_path: str | Path, *, root: str | Path | None = None, **options:
     if entry is not None:
         path = locate(entry, root)
         verify(entry, path)
-        return read_frame(path, **{**options, "timestamps": entry.timestamps}), entry
+        return read_frame(path, **{"timestamps": entry.timestamps, **options}), entry
     path = Path(name_or_path)
     if not path.exists() and not path.suffix:
         nearest = difflib.get_close_matches(str(name_or_path).lower(), CATALOG, n=3) or list(CATALOG)

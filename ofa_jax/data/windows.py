@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ PADDING = -1
 
 
 class WindowTable(NamedTuple):
-    """One row per window; every column is ``[windows]`` int32.
+    """One row per window; every column is ``[windows]`` int32, in NumPy on the host or in jax on a device.
 
     Attributes:
         first: Buffer row of the first observed input step.
@@ -36,12 +36,12 @@ class WindowTable(NamedTuple):
         label: Class of the window, or -1.
     """
 
-    first: np.ndarray
-    channel: np.ndarray
-    x_valid: np.ndarray
-    y_valid: np.ndarray
-    window_id: np.ndarray
-    label: np.ndarray
+    first: Any
+    channel: Any
+    x_valid: Any
+    y_valid: Any
+    window_id: Any
+    label: Any
 
     @property
     def size(self) -> int:
@@ -150,10 +150,8 @@ def gather(buffer: jax.Array, table: WindowTable, index: jax.Array, spec: Window
         return jnp.where(mask, values, 0), mask
 
     steps = jnp.arange(spec.input_length)[None]
-    if spec.align == "end":
-        offset = steps - (spec.input_length - row.x_valid[:, None])
-    else:
-        offset = steps + jnp.zeros_like(row.x_valid[:, None])
+    padded = spec.input_length - row.x_valid[:, None] if spec.align == "end" else jnp.zeros_like(row.x_valid[:, None])
+    offset = steps - padded
     x, x_mask = take(row.first[:, None] + offset, (offset >= 0) & (offset < row.x_valid[:, None]))
     ahead = jnp.arange(spec.horizon)[None]
     y, y_mask = take((row.first + row.x_valid)[:, None] + ahead, ahead < row.y_valid[:, None])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,10 @@ import numpy as np
 from ofa_jax.baselines.compare import Comparison, Row, compare
 from ofa_jax.config import load_experiment
 from ofa_jax.data.frames import Frame
-from ofa_jax.data.synthetic import hourly_load
+from ofa_jax.data.synthetic import SyntheticLoad, hourly_load
 from ofa_jax.deploy.predict import forecast, plot_forecast, save_figure, write_forecast
 from ofa_jax.files import write_atomic
+from ofa_jax.tasks.forecasting import ForecastData
 from ofa_jax.train.loop import Reporter
 from ofa_jax.train.run import open_run, train_run
 
@@ -47,13 +48,13 @@ def run_demo(out: str | Path, reporter: Reporter, *, seed: int = 0) -> Demo:
     loaded, data = open_run(run)
     comparison = compare(loaded, data, split="test", controls=run / "controls", reporter=reporter)
 
-    floor = load.noise_floor(experiment.task.horizon).standardised(data.scaler)
-    best_possible = Row("noise floor (no forecast can be better)", {"mse": float(floor.mse.mean()), "mae": float(floor.mae.mean())}, 0)
     model, naive, nlinear = comparison.rows
-    comparison = Comparison(comparison.split, comparison.windows, (best_possible, naive, nlinear, model))
+    limits = noise_floor_rows(load, data, experiment.task.horizon)
+    comparison = Comparison(comparison.split, comparison.windows, (*limits, naive, nlinear, model))
 
     horizon = experiment.task.horizon
-    before = Frame(data.frame.values[:-horizon], data.frame.names, data.frame.timestamps[:-horizon], load.frame.source)
+    frame = data.frame
+    before = replace(frame, values=frame.values[:-horizon], timestamps=_times(frame)[:-horizon], source=load.frame.source)
     predicted = forecast(loaded, before)
     write_forecast(predicted, out / "forecast.csv")
     figure = plot_forecast(
@@ -61,16 +62,34 @@ def run_demo(out: str | Path, reporter: Reporter, *, seed: int = 0) -> Demo:
         predicted,
         title=f"Generated hourly load: the last {horizon} hours, forecast",
         history=24 * 7,
-        actual=np.asarray(data.frame.values[-horizon:]),
+        actual=frame.values[-horizon:],
         note="generated data, random trunk; these hours lie in the test part",
     )
     save_figure(figure, out / "forecast.png")
     return Demo(comparison, table_path, run, out / "forecast.csv", out / "forecast.png")
 
 
+def noise_floor_rows(load: SyntheticLoad, data: ForecastData, horizon: int) -> tuple[Row, Row]:
+    """What no forecast beats: the expected error of the best one, and its error on the very test windows of the table."""
+    floor = load.noise_floor(horizon).standardised(data.scaler)
+    expected = Row("noise floor, expected", {"mse": float(floor.mse.mean()), "mae": float(floor.mae.mean())}, 0)
+    first, end = data.borders["test"]
+    length = data.task.spec.input_length
+    origins_m = np.arange(first + length - 1, end - horizon)
+    actual_mhc = load.frame.values[origins_m[:, None] + np.arange(1, horizon + 1)]
+    error = (load.best_forecast(origins_m, horizon) - actual_mhc) / data.scaler.std
+    realised = Row("noise floor, on these windows", {"mse": float(np.square(error).mean()), "mae": float(np.abs(error).mean())}, 0)
+    return expected, realised
+
+
 def _as_csv(frame: Frame) -> str:
     import pandas as pd
 
     table = pd.DataFrame(frame.values.round(3), columns=list(frame.names))
-    table.insert(0, "date", pd.to_datetime(frame.timestamps))
+    table.insert(0, "date", pd.to_datetime(_times(frame)))
     return table.to_csv(index=False)
+
+
+def _times(frame: Frame) -> np.ndarray:
+    assert frame.timestamps is not None, "generated series have timestamps"
+    return frame.timestamps

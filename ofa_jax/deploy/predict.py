@@ -125,7 +125,9 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
     kind = Path(path).suffix.lstrip(".").lower()
     if kind not in FigureCanvasAgg.get_supported_filetypes():
-        raise DataError(f"pictures cannot be written as {kind or 'a file without an ending'!r}", where=str(path), fix="Use .png, .svg or .pdf")
+        raise DataError(
+            f"pictures cannot be written as {kind or 'a file without an ending'!r}", where=str(path), fix="Use .png, .svg or .pdf"
+        )
     content = io.BytesIO()
     figure.savefig(content, format=kind, dpi=150)
     write_atomic(path, content.getvalue())

@@ -50,9 +50,11 @@ class GPT2Config:
     scale_attn_by_inverse_layer_idx: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("n_embd", "n_layer", "n_head", "n_positions"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but must be at least 1", where="trunk")
+        for name in ("n_embd", "n_layer", "n_head", "n_positions", "mlp_width"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                shown = "n_inner" if name == "mlp_width" else name
+                raise ConfigError(f"{shown} is {value!r}, but must be a whole number of at least 1", where="trunk")
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd {self.n_embd} cannot be divided among {self.n_head} heads", where="trunk")
         if self.activation_function not in ACTIVATIONS:
@@ -67,7 +69,7 @@ class GPT2Config:
 
     @property
     def mlp_width(self) -> int:
-        return self.n_inner or 4 * self.n_embd
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
 
 PRESETS = {

@@ -38,5 +38,3 @@ class Task:
     sums: Callable[[Any, Batch], dict[str, jax.Array]]
     metrics: Callable[[Mapping[str, np.ndarray]], dict[str, float]]
     objective: str
-
-

@@ -12,7 +12,7 @@ from ofa_jax.data.frames import Frame
 from ofa_jax.data.splits import Borders, Scaler, borders, fit_scaler
 from ofa_jax.data.windows import WindowSpec, WindowTable, sliding_windows
 from ofa_jax.errors import DataError
-from ofa_jax.tasks.base import SPLITS, Task
+from ofa_jax.tasks.base import SPLITS, Split, Task
 from ofa_jax.tasks.losses import squared_error
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
 
@@ -77,7 +77,7 @@ def prepare_frame(frame: Frame, data: DataConfig, task: TaskConfig, entry: Datas
         names = ", ".join(scaler.constant)
         notices.append(f"constant in the training part, so scaled by 1: {names}")
 
-    tables: dict[str, WindowTable] = {
+    tables: dict[Split, WindowTable] = {
         split: sliding_windows(
             parts[split],
             input_length=task.input_length,
@@ -94,7 +94,7 @@ def prepare_frame(frame: Frame, data: DataConfig, task: TaskConfig, entry: Datas
     )  # fmt: skip
 
 
-def forecast_task(buffer: np.ndarray, tables: dict[str, WindowTable], task: TaskConfig) -> Task:
+def forecast_task(buffer: np.ndarray, tables: dict[Split, WindowTable], task: TaskConfig) -> Task:
     """The record of a forecasting task over univariate windows of a standardised buffer ``[rows, channels]``."""
     return Task(
         name=task.name,

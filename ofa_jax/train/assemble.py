@@ -125,9 +125,7 @@ def build_model(experiment: Experiment) -> Model:
     trunk = obtain_trunk(experiment.trunk)
     network = build_network(experiment, trunk.config)
     split = partition(init_base(network, trunk.params, experiment.network.seed), experiment.rules)
-    adapters = init_adapters(
-        split.sites, experiment.adapters.rank, init=experiment.adapters.init, seed=experiment.adapters.seed
-    )
+    adapters = init_adapters(split.sites, experiment.adapters.rank, init=experiment.adapters.init, seed=experiment.adapters.seed)
     if not adapters and not split.trained:
         raise TrainError("the rules freeze every parameter", where="rules", fix="Adapt or train at least one")
     return Model(
@@ -222,4 +220,3 @@ def footprint(experiment: Experiment) -> Footprint:
         bundle_bytes=4 * (adapters + trained),
         inference_bytes=4 * sum(sizes.values()),
     )
-

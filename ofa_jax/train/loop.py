@@ -92,7 +92,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
         request.signal_number = number
         signal.signal(number, previous[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in map(int, (signal.SIGINT, signal.SIGTERM)):
         previous[number] = signal.getsignal(number)
         signal.signal(number, ask)
     try:
@@ -235,10 +235,11 @@ class Trainer:
             return
         step = first + int(bad[0])
         kept = self.checkpoints.steps() if self.checkpoints else []
+        saved = f"The last good checkpoint is at step {kept[-1]}" if kept else "Nothing was saved yet"
         raise TrainError(
             f"the loss became {losses_k[bad[0]]} at step {step + 1} (learning rate {float(self.schedule(step)):.3g})",
             where="training",
-            fix=f"The last good checkpoint is at step {kept[-1]}" if kept else "Nothing was saved yet; lower train.learning_rate and start again",
+            fix=f"{saved}; begin anew with a lower train.learning_rate, or look for extreme values in the data",
         )
 
     def account(self, step: int, loss: float, windows: int) -> None:
@@ -247,9 +248,7 @@ class Trainer:
         self.progress.logged_loss += loss
         if (step + 1) % self.settings.log_every == 0:
             mean = self.progress.logged_loss / self.settings.log_every
-            self.log.append(
-                "train", step=step + 1, epoch=step // self.epoch_steps + 1, loss=mean, learning_rate=float(self.schedule(step))
-            )
+            self.log.append("train", step=step + 1, epoch=step // self.epoch_steps + 1, loss=mean, learning_rate=float(self.schedule(step)))
             self.progress.logged_loss = 0.0
 
     def close_epoch(self, epoch: int, steps: int, seconds: float) -> None:

@@ -143,7 +143,9 @@ def begin_or_check(out: Path, experiment: Experiment, model: Model, data: Foreca
     for key, what in (("data_sha256", "data"), ("trunk_sha256", "trunk weights")):
         if before.get(key) != made[key]:
             raise CheckpointError(
-                f"the {what} are not those the run was begun with", where=str(out), fix=f"Restore the original {what}, or choose another --out"
+                f"the {what} are not those the run was begun with",
+                where=str(out),
+                fix=f"Restore the original {what}, or choose another --out",
             )
 
 
@@ -157,14 +159,18 @@ def read_config(run: str | Path) -> tuple[Experiment, dict[str, Any]]:
     try:
         content = yaml.safe_load(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"there is no run here (no {CONFIG_FILE})", where=str(run), fix="Name a folder that `ofa-jax train` made") from None
+        raise CheckpointError(
+            f"there is no run here (no {CONFIG_FILE})", where=str(run), fix="Name a folder that `ofa-jax train` made"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CheckpointError(f"not readable as YAML ({' '.join(str(error).split())})", where=str(path)) from None
     made = content.pop("provenance", None) if isinstance(content, dict) else None
     if not isinstance(made, dict) or not isinstance(made.get("format"), int):
         raise CheckpointError("has no `provenance` with a format", where=str(path), fix="Name a folder that `ofa-jax train` made")
     if made["format"] > FORMAT:
-        raise CheckpointError(f"format {made['format']} is newer than this version reads ({FORMAT})", where=str(path), fix="Upgrade ofa-jax")
+        raise CheckpointError(
+            f"format {made['format']} is newer than this version reads ({FORMAT})", where=str(path), fix="Upgrade ofa-jax"
+        )
     return build_experiment(content, where=str(path)), made
 
 

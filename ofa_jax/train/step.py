@@ -77,8 +77,10 @@ def make_chunk(predict: Predict, loss: Loss, optimizer: optax.GradientTransforma
     """
 
     @partial(jax.jit, donate_argnames="state")
-    def chunk(frozen, state: TrainState, buffer, table: WindowTable, index_kb, steps, key):
-        def body(position, carry):
+    def chunk(
+        frozen: Params, state: TrainState, buffer: jax.Array, table: WindowTable, index_kb: jax.Array, steps: int, key: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        def body(position: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
             state, losses = carry
             batch = gather(buffer, table, index_kb[position], spec)
             state, value = train_step(predict, loss, optimizer, frozen, state, batch, key)
@@ -94,7 +96,7 @@ def make_eval_step(predict: Predict, sums: Callable[..., dict[str, jax.Array]], 
     """The compiled ``evaluate(frozen, trainable, buffer, table, index_b) -> {name: [b]}``, dropout off."""
 
     @jax.jit
-    def evaluate(frozen, trainable, buffer, table: WindowTable, index_b):
+    def evaluate(frozen: Params, trainable: Params, buffer: jax.Array, table: WindowTable, index_b: jax.Array) -> dict[str, jax.Array]:
         batch = gather(buffer, table, index_b, spec)
         return sums(predict(frozen, trainable, batch.x, batch.x_mask), batch)
 

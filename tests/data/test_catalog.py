@@ -86,7 +86,9 @@ def test_a_known_set_is_read_by_its_own_policy(tmp_path, monkeypatch):
     path.parent.mkdir()
     path.write_text("date,a\n2024-01-01,1\n2024-01-01,2\n2024-01-02,3\n2024-01-03,4\n")
     monkeypatch.setitem(CATALOG, "weather", dataclasses.replace(CATALOG["weather"], sha256=sha256_file(path)))
-    assert load("weather", root=tmp_path, timestamps="error")[0].n_rows == 4
+    assert load("weather", root=tmp_path)[0].n_rows == 4
+    with pytest.raises(DataError, match="two rows running"):
+        load("weather", root=tmp_path, timestamps="error")
     with pytest.raises(DataError, match="two rows running"):
         load(path)
 

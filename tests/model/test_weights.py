@@ -258,7 +258,8 @@ def test_config_fields_are_honoured(tmp_path):
 
 
 def test_fields_left_out_take_hugging_face_s_defaults(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_embd": 24, "n_head": 2}')
+    old = {"model_type": "gpt2", "n_embd": 24, "n_head": 2, "n_ctx": 1024, "architectures": ["GPT2LMHeadModel"], "task_specific_params": {}}
+    (tmp_path / "config.json").write_text(json.dumps(old))
     assert read_config(tmp_path) == GPT2Config(n_embd=24, n_head=2)
 
 
