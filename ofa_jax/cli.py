@@ -131,11 +131,12 @@ def predict(
     loaded = load_bundle(run, trunk=trunk)
     frame = read_input(loaded, input_)
     table = forecast(loaded, frame)
+    if plot is not None:  # first, because it may be refused for its ending
+        history = min(loaded.experiment.task.input_length, 3 * len(table))
+        save_figure(plot_forecast(frame, table, title=f"{input_.name}: the next {len(table)} steps", history=history), plot)
     write_forecast(table, output)
     print(f"{len(table)} steps of {frame.n_channels} series: {output}")
     if plot is not None:
-        history = min(loaded.experiment.task.input_length, 3 * len(table))
-        save_figure(plot_forecast(frame, table, title=f"{input_.name}: the next {len(table)} steps", history=history), plot)
         print(f"picture: {plot}")
 
 
@@ -218,7 +219,9 @@ def main() -> None:
         signal_number = getattr(error, "signal_number", None)
         if signal_number is None:
             raise
-        print(f"stopped and saved at step {error.step}; the same command goes on from there", file=sys.stderr)  # type: ignore[attr-defined]
+        saved = error.saved  # type: ignore[attr-defined]
+        rest = f"saved at step {error.step}; the same command goes on from there" if saved else "nothing was kept"  # type: ignore[attr-defined]
+        print(f"stopped; {rest}", file=sys.stderr)
         raise SystemExit(128 + signal_number) from None
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ofa_jax.errors import ConfigError
 
@@ -22,6 +23,13 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("input should be neither true nor false")  # pydantic would read them as 1 and 0
+        return value
 
 
 class DataConfig(_Section):
@@ -169,7 +177,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     if not path.exists():
         path = _installed(path) or path
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), Loader=_Loader)
     except FileNotFoundError:
         raise ConfigError(
             "there is no such file", where=str(path), fix=f"Name a YAML file, or one of {', '.join(installed_configs())}"
@@ -182,6 +190,18 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         raise ConfigError("holds no mapping of settings", where=str(path))
     content.pop("provenance", None)
     return build_experiment(content, overrides, where=str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key standing twice in one mapping: the first value would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _installed(path: Path) -> Path | None:
@@ -212,7 +232,7 @@ def build_experiment(content: Mapping[str, Any], overrides: Sequence[str] = (), 
     for override in overrides:
         _set(layered, override)
     recipe = layered.get("recipe", "reference")
-    defaults = RECIPES.get(recipe, {}) if isinstance(recipe, str) else {}
+    defaults = RECIPES.get(recipe if isinstance(recipe, str) else "", RECIPES["reference"])  # an unknown recipe is told below, alone
     try:
         return Experiment.model_validate(_overlay(_copy(defaults), layered))
     except ValidationError as error:
@@ -291,17 +311,14 @@ def settings(section: type[BaseModel] = Experiment, prefix: str = "") -> Iterato
 
 
 def _type_name(kind: Any) -> str:
-    text = getattr(kind, "__name__", None) if isinstance(kind, type) else None
-    if text:
-        return text
-    text = str(kind).replace("typing.", "").replace("NoneType", "None")
-    if text.startswith("Annotated["):
-        return _type_name(kind.__origin__)
-    if text.startswith("Literal["):
-        return " | ".join(str(value) for value in kind.__args__)
-    if hasattr(kind, "__args__") and " | " in text:
-        return " | ".join(_type_name(part) if part is not type(None) else "none" for part in kind.__args__)
-    return "list"
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " | ".join("none" if part is NoneType else _type_name(part) for part in parts)
+    if origin is Annotated:
+        return _type_name(parts[0])
+    if origin is Literal:
+        return " | ".join(str(value) for value in parts)
+    return "list" if origin is tuple else kind.__name__
 
 
 def _explain(problem: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -105,6 +106,17 @@ def recover_folder(path: str | Path) -> None:
         os.replace(old, path)
 
 
+def clear_leftovers(path: str | Path) -> None:
+    """Heal an interrupted exchange of ``path`` and remove what killed writers left beside it; for the process that holds it alone."""
+    path = Path(path)
+    recover_folder(path)
+    for entry in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
 def sha256_file(path: str | Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
@@ -125,7 +137,7 @@ def read_json(path: str | Path, *, kind: str) -> dict[str, Any]:
     path = Path(path)
     try:
         content = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"there is no {path.name} here", where=str(path.parent), fix=f"Name a folder that holds a {kind}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"not readable as JSON ({error})", where=str(path), fix=f"The {kind} is damaged; make it anew") from None

@@ -212,9 +212,13 @@ def read_peft(folder: str | Path) -> tuple[Adapters, dict[str, Site], LoraNumber
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"not readable as JSON ({error})", where=str(folder / ADAPTER_CONFIG)) from None
     _refuse_features(config, folder)
-    rank = config.get("r", 8)  # peft's own defaults, for files that leave them out
+    given = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0} | config  # peft's own defaults, for files that leave them out
+    for key in ("r", "lora_alpha", "lora_dropout"):
+        if isinstance(given[key], bool) or not isinstance(given[key], int if key == "r" else int | float):
+            raise WeightsError(f"{key} is {given[key]!r}, which is not a number", where=str(folder / ADAPTER_CONFIG))
+    rank = given["r"]
     scaling: Scaling = "rslora" if config.get("use_rslora", False) else "lora"
-    numbers = LoraNumbers(rank, config.get("lora_alpha", 8), scaling, config.get("lora_dropout", 0.0))
+    numbers = LoraNumbers(rank, given["lora_alpha"], scaling, given["lora_dropout"])
 
     factors: dict[str, dict[str, np.ndarray]] = {}
     kinds: dict[str, Literal["dense", "embedding"]] = {}
@@ -222,7 +226,8 @@ def read_peft(folder: str | Path) -> tuple[Adapters, dict[str, Site], LoraNumber
         path, kind, factor = _parse_name(name, folder)
         if tensor.ndim != 2 or tensor.shape[0 if factor == "a" else 1] != rank:
             raise WeightsError(f"{name} has shape {tensor.shape}, which does not fit rank {rank}", where=str(folder))
-        kinds[path] = kind
+        if kinds.setdefault(path, kind) != kind:
+            raise WeightsError(f"{path} mixes factors of a dense layer and of an embedding", where=str(folder / ADAPTER_FILE))
         factors.setdefault(path, {})[factor] = np.ascontiguousarray(tensor.T.astype(np.float32))
     half = sorted(path for path, pair in factors.items() if len(pair) < 2)
     if half or not factors:

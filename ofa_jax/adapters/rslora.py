@@ -29,6 +29,7 @@ from ofa_jax.adapters.partition import Site
 from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.model import frozen_init
 from ofa_jax.model.gpt2 import dropout
+from ofa_jax.model.network import channel_keys
 
 Scaling = Literal["rslora", "lora", "none"]
 Init = Literal["peft_gaussian", "theorem", "kaiming"]
@@ -82,7 +83,7 @@ def with_adapters(apply_fn: Callable[..., jax.Array], scale: float, *, dropout_r
     """A network function that also takes adapters: ``f(params, *xs) -> g(params, adapters, *xs)``.
 
     The adapter's sum is made in float32 and cast to the layer's own output type. Dropout acts on the input of dense adapters
-    only, never on embeddings, as in peft.
+    only, never on embeddings, as in peft. Where a layer sees several rows per sample (one per channel), each row has its own mask.
 
     Args:
         apply_fn: ``f(params, *xs, dropout_keys=None)`` that applies a Flax linen module.
@@ -90,8 +91,8 @@ def with_adapters(apply_fn: Callable[..., jax.Array], scale: float, *, dropout_r
         dropout_rate: Probability of dropping an input value of a dense adapter while ``dropout_keys`` are given.
 
     Raises:
-        WeightsError: While tracing, an adapter whose path names no dense or embedding layer of the network: it would
-            otherwise be trained without effect.
+        WeightsError: While tracing, an adapter that does not fit its layer's shape, or whose path names no dense or embedding
+            layer of the network: it would otherwise be trained without effect.
     """
 
     def adapted(
@@ -108,10 +109,12 @@ def with_adapters(apply_fn: Callable[..., jax.Array], scale: float, *, dropout_r
             a, b = adapters[path]["a"], adapters[path]["b"]
             base = call(*call_args, **call_kwargs)
             (x,) = call_args
+            _check_fit(path, a, b, (module.num_embeddings if isinstance(module, nn.Embed) else x.shape[-1], module.features))
             if isinstance(module, nn.Embed):
                 low_rank = jnp.take(a, x, axis=0)
             else:
-                low_rank = dropout(x.astype(jnp.float32), dropout_rate, dropout_keys, f"{path}/adapter") @ a
+                keys_m = None if dropout_keys is None else channel_keys(dropout_keys, x.shape[0] // dropout_keys.shape[0])
+                low_rank = dropout(x.astype(jnp.float32), dropout_rate, keys_m, f"{path}/adapter") @ a
             return (base.astype(jnp.float32) + scale * (low_rank @ b)).astype(base.dtype)
 
         with nn.intercept_methods(add_delta):
@@ -141,8 +144,16 @@ def merge(params: Mapping[str, Any], adapters: Mapping[str, Mapping[str, Any]], 
         if name is None:
             raise WeightsError(f"the parameters have no layer {path!r} to merge an adapter into", where="adapters")
         weight = jnp.asarray(flat[name])
+        _check_fit(path, factors["a"], factors["b"], weight.shape)
         delta = scale * (jnp.asarray(factors["a"], jnp.float32) @ jnp.asarray(factors["b"], jnp.float32))
-        if delta.shape != weight.shape:
-            raise WeightsError(f"the adapter of {path!r} makes {delta.shape}, its layer is {weight.shape}", where="adapters")
         flat[name] = (weight.astype(jnp.float32) + delta).astype(weight.dtype)
     return frozen_init.unflatten(flat)
+
+
+def _check_fit(path: str, a: Any, b: Any, shape: tuple[int, ...]) -> None:
+    if a.shape[1:] != b.shape[:1] or (*a.shape[:1], *b.shape[1:]) != shape:
+        raise WeightsError(
+            f"the adapter of {path!r} has factors {a.shape} and {b.shape}, its layer's weight is {shape}",
+            where="adapters",
+            fix="Use adapters that were made for this network",
+        )

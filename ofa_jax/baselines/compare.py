@@ -96,11 +96,12 @@ def trained_nlinear(task: Task, controls: Path, *, seed: int, reporter: Reporter
     with run_lock(controls):
         if folder.exists():
             record = read_json(folder / "control.json", kind="control")
-            if record["sha256"] != sha256_file(folder / "weights.safetensors"):
+            kept = folder / "weights.safetensors"
+            if not kept.exists() or record.get("sha256") != sha256_file(kept):
                 raise CheckpointError(
                     "the kept NLinear weights are damaged", where=str(folder), fix="Delete this folder; it is trained anew"
                 )
-            return load_file(folder / "weights.safetensors")
+            return load_file(kept)
         settings = NLINEAR_TRAINING.model_copy(update={"seed": seed})
         start = init_nlinear(task.spec.input_length, task.spec.horizon)
         result = fit(nlinear, task, frozen={}, trainable=start, settings=settings, reporter=reporter)

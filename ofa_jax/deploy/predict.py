@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ofa_jax.data.catalog import CATALOG
 from ofa_jax.data.frames import Frame, check_columns, read_frame
 from ofa_jax.errors import DataError
 from ofa_jax.files import write_atomic
@@ -26,9 +27,10 @@ def read_input(loaded: Loaded, source: str | Path | pd.DataFrame) -> Frame:
         DataError: The rows cannot be read, or their columns are not those of training.
     """
     data = loaded.experiment.data
+    entry = CATALOG.get(data.source)
     frame = read_frame(
         source, timestamp_column=data.timestamp_column, columns=loaded.names if data.columns else None, missing=data.missing,
-        timestamps=data.timestamps or "error",
+        timestamps=data.timestamps or (entry.timestamps if entry else "error"),
     )  # fmt: skip
     return check_columns(frame, loaded.names)
 
@@ -41,13 +43,14 @@ def forecast(loaded: Loaded, frame: Frame) -> pd.DataFrame:
         frame: At least ``task.input_length`` rows of the model's series; the last ones are read.
 
     Returns:
-        One row per step: the timestamp (or the step's number where the frame has none) and a column per series.
+        One row per step: the timestamp (or the step's number where the frame has none) and a column per series, in the model's order.
 
     Raises:
-        DataError: Too few rows, or a frequency that does not say what comes next.
+        DataError: Other columns than the model's, too few rows, or a frequency that does not say what comes next.
     """
     import pandas as pd
 
+    frame = check_columns(frame, loaded.names)
     length, horizon = loaded.experiment.task.input_length, loaded.experiment.task.horizon
     if frame.n_rows < length:
         raise DataError(
@@ -59,10 +62,16 @@ def forecast(loaded: Loaded, frame: Frame) -> pd.DataFrame:
     pred_hc = np.asarray(jax.jit(model.predict)(model.frozen, model.trainable, x_btc))[0]
     table = pd.DataFrame(loaded.scaler.invert(pred_hc), columns=list(frame.names))
     if when is None:
-        table.insert(0, "step", np.arange(1, horizon + 1))
+        table.insert(0, _free("step", frame.names), np.arange(1, horizon + 1))
     else:
-        table.insert(0, "date", pd.to_datetime(when))
+        table.insert(0, _free("date", frame.names), pd.to_datetime(when))
     return table
+
+
+def _free(name: str, taken: tuple[str, ...]) -> str:
+    while name in taken:
+        name += "_"
+    return name
 
 
 def write_forecast(table: pd.DataFrame, path: str | Path) -> None:
@@ -87,8 +96,8 @@ def plot_forecast(
 
     shown = min(frame.n_channels, 6)
     history = min(history, frame.n_rows)
-    dated = frame.timestamps is not None and "date" in table
-    past = frame.timestamps[-history:] if dated and frame.timestamps is not None else np.arange(-history + 1, 1)
+    dated = frame.timestamps is not None
+    past = frame.timestamps[-history:] if frame.timestamps is not None else np.arange(-history + 1, 1)
     ahead = table.iloc[:, 0].to_numpy()
     figure = Figure(figsize=(10, 1.2 + 1.9 * shown), layout="constrained")
     axes = figure.subplots(shown, 1, sharex=True, squeeze=False)[:, 0]

@@ -16,7 +16,7 @@ from ofa_jax.tasks.base import SPLITS, Split, Task
 from ofa_jax.tasks.losses import squared_error
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
 
-SEASONS = {"h": 24, "min": 1440, "D": 7, "B": 5, "W": 52, "M": 12, "Q": 4, "Y": 1}
+SEASONS = {"h": 24, "min": 1440, "D": 7, "B": 5, "W": 52, "M": 12, "BM": 12, "Q": 4, "BQ": 4, "Y": 1, "BY": 1}
 """Steps of the main cycle by frequency, where neither the settings nor the catalog say."""
 
 
@@ -112,14 +112,14 @@ def season_of(frame: Frame) -> int:
     """Steps of the main cycle, from the frequency: a day for hours and minutes, a week for days, a year above.
 
     Raises:
-        DataError: The frequency is unknown or has no usual cycle.
+        DataError: The frequency is unknown or has no usual cycle of whole steps.
     """
     import re
 
     match = re.fullmatch(r"(\d*)([A-Za-z]+?)([SE]?)(-[A-Z]+)?", frame.frequency or "")
     count, unit = (int(match[1] or 1), match[2]) if match else (1, "")
     cycle = SEASONS.get(unit)
-    if cycle is None:
+    if cycle is None or (cycle > 1 and cycle % count):
         raise DataError(
             f"the main cycle is not known for steps of {frame.frequency or 'no known length'}",
             where=frame.source,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import flax.linen as nn
@@ -144,32 +144,42 @@ def frozen_record(model: Model, seed: int) -> dict[str, Any]:
     return {
         "trunk_source": model.trunk_source,
         "trunk_sha256": model.trunk_sha256,
+        "trunk_config": _mathematics(model.network.trunk),
         "rule": frozen_init.RULE,
         "seed": seed,
         "sha256": frozen_init.fingerprint(frozen_init.flatten(model.frozen).items()),
     }
 
 
+def _mathematics(config: GPT2Config) -> dict[str, Any]:
+    """What a trunk computes besides its weights: another number of heads fits the same weights. Dropout is for training alone."""
+    return {name: value for name, value in asdict(config).items() if not name.endswith("_pdrop")}
+
+
 def restore_model(experiment: Experiment, bundle: Bundle) -> Model:
     """Rebuild the network of a bundle and check that every frozen bit is the one it was trained with.
 
     Raises:
-        CheckpointError: The trunk, the rule of the frozen layers or their bits differ, or the bundle's parameters do not fit.
+        CheckpointError: The trunk, the rule or seed of the frozen layers, their bits or the scaling differ, or the bundle's
+            parameters do not fit.
     """
+    _check_settings(experiment, bundle)
     saved = bundle.meta["frozen"]
-    if saved["rule"] != frozen_init.RULE:
-        raise CheckpointError(
-            f"the frozen layers were drawn by rule {saved['rule']!r}, this version draws them by {frozen_init.RULE!r}",
-            where="bundle",
-            fix="Use the version of ofa-jax that made the bundle",
-        )
     model = build_model(experiment)
     if model.trunk_sha256 != saved["trunk_sha256"]:
         raise CheckpointError(
-            f"the trunk {model.trunk_source} is not the one the bundle was trained with (its weights' sha256 differs; "
+            f"the trunk {experiment.trunk.source} is not the one the bundle was trained with (its weights' sha256 differs; "
             f"that one came from {saved['trunk_source']})",
             where="bundle",
             fix="Give the original trunk's folder or hub id with --trunk",
+        )
+    mathematics = _mathematics(model.network.trunk)
+    changed = [name for name, value in mathematics.items() if saved.get("trunk_config", {}).get(name) != value]
+    if changed:
+        raise CheckpointError(
+            f"the trunk {experiment.trunk.source} has the right weights but another {', '.join(changed)} than the bundle was trained with",
+            where="bundle",
+            fix="Restore the trunk's original config.json",
         )
     if frozen_record(model, saved["seed"])["sha256"] != saved["sha256"]:
         raise CheckpointError(
@@ -181,6 +191,25 @@ def restore_model(experiment: Experiment, bundle: Bundle) -> Model:
     if _shapes(trainable) != _shapes(model.trainable):
         raise CheckpointError("the bundle's parameters are not those its settings describe", where="bundle", fix="Copy the bundle again")
     return replace(model, trainable=trainable)
+
+
+def _check_settings(experiment: Experiment, bundle: Bundle) -> None:
+    saved, fix = bundle.meta["frozen"], "Use the settings that the bundle was made with"
+    if saved["rule"] != frozen_init.RULE:
+        raise CheckpointError(
+            f"the frozen layers were drawn by rule {saved['rule']!r}, this version draws them by {frozen_init.RULE!r}",
+            where="bundle",
+            fix="Use the version of ofa-jax that made the bundle",
+        )
+    if experiment.network.seed != saved["seed"]:
+        what = f"network.seed is {experiment.network.seed}, but the bundle's frozen layers were drawn from seed {saved['seed']}"
+        raise CheckpointError(what, where="bundle", fix=fix)
+    if bundle.adapters:
+        given = experiment.adapters
+        for name in ("rank", "alpha", "scaling"):
+            if getattr(given, name) != bundle.meta["adapters"][name]:
+                what = f"adapters.{name} is {getattr(given, name)}, but the bundle was trained with {bundle.meta['adapters'][name]}"
+                raise CheckpointError(what, where="bundle", fix=fix)
 
 
 def _shapes(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:

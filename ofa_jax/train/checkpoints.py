@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.errors import CheckpointError, ConfigError
-from ofa_jax.files import FORMAT, atomic_folder, read_json, recover_folder, sha256_file, write_json
+from ofa_jax.files import FORMAT, atomic_folder, clear_leftovers, read_json, sha256_file, write_json
 
 PyTree = Any
 
@@ -326,6 +326,4 @@ def _clear_leftovers(folder: Path) -> None:
         return
     for entry in list(folder.iterdir()):
         if match := re.fullmatch(r"\.(\d+)\..+", entry.name):
-            recover_folder(folder / match[1])
-            if entry.is_dir():
-                shutil.rmtree(entry)
+            clear_leftovers(folder / match[1])

@@ -32,12 +32,16 @@ class EventLog:
             return os.fstat(file.fileno()).st_size
 
     def cut(self, size: int) -> bool:
-        """Drop everything after ``size`` bytes; False where the file is shorter than that and earlier events are lost."""
+        """Drop everything after ``size`` bytes; False where the file is shorter than that and earlier events are lost.
+
+        What is kept ends with a whole line.
+        """
         if not self._path:
             return True
-        with open(self._path, "ab") as file:
+        with open(self._path, "a+b") as file:
             found = file.tell()
-            file.truncate(min(size, found))
+            file.seek(0)
+            file.truncate(file.read(min(size, found)).rfind(b"\n") + 1)
         return found >= size
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,21 +26,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.config import TrainConfig
-from ofa_jax.data.windows import IndexStream, WindowTable
+from ofa_jax.data.windows import PADDING, IndexStream, WindowTable
 from ofa_jax.errors import CheckpointError, TrainError
 from ofa_jax.tasks.base import Task
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import EventLog
 from ofa_jax.train.optim import adam, learning_rate
-from ofa_jax.train.step import Params, Predict, TrainState, dropout_key, init_state, make_chunk, make_eval_step
+from ofa_jax.train.step import Params, Predict, TrainState, chunk_rows, dropout_key, init_state, make_chunk, make_eval_step
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop, and it did, after saving."""
+    """A signal asked the run to stop, and it did, after saving where checkpoints are kept."""
 
-    def __init__(self, signal_number: int, step: int) -> None:
+    def __init__(self, signal_number: int, step: int, *, saved: bool) -> None:
         self.signal_number = signal_number
         self.step = step
+        self.saved = saved
         super().__init__(f"stopped by signal {signal_number} at step {step}")
 
 
@@ -84,16 +86,23 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """While inside, the first SIGINT or SIGTERM asks for a clean stop; a second one acts as usual."""
+    """While inside, the first SIGINT or SIGTERM asks for a clean stop; a second one acts as usual.
+
+    Outside the main thread signals cannot be caught, so there they keep their usual meaning.
+    """
     request = StopRequest()
     previous: dict[int, Any] = {}
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
 
     def ask(number: int, frame: FrameType | None) -> None:
         request.signal_number = number
         signal.signal(number, previous[number])
 
     for number in map(int, (signal.SIGINT, signal.SIGTERM)):
-        previous[number] = signal.getsignal(number)
+        handler = signal.getsignal(number)
+        previous[number] = signal.SIG_DFL if handler is None else handler  # None: set by something other than Python
         signal.signal(number, ask)
     try:
         yield request
@@ -185,6 +194,9 @@ class Trainer:
         self.saved_at = time.monotonic()
         if self.checkpoints is None:
             return
+        # a finite loss may still give an infinite gradient; such a state must not pass for the last good one
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.state.trainable)):
+            raise self.diverged("the trained parameters are no longer finite", self.progress.step - 1)
         self.progress.events_size = self.log.sync()
         self.checkpoints.save(self.progress.step, {"state": self.state, "best": self.best}, asdict(self.progress))
 
@@ -220,7 +232,7 @@ class Trainer:
 
     def run_chunk(self, steps: int) -> None:
         first = self.progress.step
-        index = np.full((self.settings.chunk, self.settings.batch_size), -1, np.int32)
+        index = np.full((chunk_rows(self.settings.chunk), self.settings.batch_size), PADDING, np.int32)
         index[:steps] = self.stream.batches(first, first + steps)
         self.state, losses = self.chunk(self.frozen, self.state, self.buffer, self.table, jnp.asarray(index), steps, self.key)
         losses_k = np.asarray(losses)[:steps].astype(np.float64)
@@ -233,13 +245,16 @@ class Trainer:
         bad = np.flatnonzero(~np.isfinite(losses_k))
         if not len(bad):
             return
-        step = first + int(bad[0])
+        raise self.diverged(f"the loss became {losses_k[bad[0]]}", first + int(bad[0]))
+
+    def diverged(self, what: str, step: int) -> TrainError:
+        """The error for numbers that are no longer finite at a step, counted from 0."""
         kept = self.checkpoints.steps() if self.checkpoints else []
         saved = f"The last good checkpoint is at step {kept[-1]}" if kept else "Nothing was saved yet"
-        raise TrainError(
-            f"the loss became {losses_k[bad[0]]} at step {step + 1} (learning rate {float(self.schedule(step)):.3g})",
+        return TrainError(
+            f"{what} at step {step + 1} (learning rate {float(self.schedule(step)):.3g})",
             where="training",
-            fix=f"{saved}; begin anew with a lower train.learning_rate, or look for extreme values in the data",
+            fix=f"{saved}; begin anew in another folder with a lower train.learning_rate, or look for extreme values in the data",
         )
 
     def account(self, step: int, loss: float, windows: int) -> None:
@@ -257,11 +272,7 @@ class Trainer:
         metrics = self.task.metrics(sums)
         objective = metrics[self.task.objective]
         if not math.isfinite(objective):
-            raise TrainError(
-                f"the validation {self.task.objective} became {objective} after epoch {epoch}",
-                where="training",
-                fix="Lower train.learning_rate, and look for extreme values in the data",
-            )
+            raise self.diverged(f"the validation {self.task.objective} became {objective} after epoch {epoch},", self.progress.step - 1)
         better = self.progress.best is None or objective < self.progress.best
         if better:
             self.progress.best, self.progress.best_epoch, self.progress.bad_epochs = objective, epoch, 0
@@ -287,7 +298,7 @@ class Trainer:
 
     def stop_if_asked(self, request: StopRequest) -> None:
         if request.signal_number is not None and not self.progress.finished:
-            raise Interrupted(request.signal_number, self.progress.step)
+            raise Interrupted(request.signal_number, self.progress.step, saved=self.checkpoints is not None)
 
 
 def fit(

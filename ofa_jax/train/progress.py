@@ -70,7 +70,7 @@ class ConsoleReporter:
         )
 
     def notice(self, text: str) -> None:
-        self._console.print(f"{self._name}{text}")
+        self._console.print(f"{self._name}{text}", markup=False)  # names of series may hold brackets
 
     def close(self) -> None:
         """Take the live line away; safe to call at any time."""

@@ -16,7 +16,7 @@ from ofa_jax.config import Experiment, build_experiment, dump_experiment
 from ofa_jax.data.catalog import CATALOG
 from ofa_jax.data.splits import Scaler
 from ofa_jax.errors import CheckpointError, ConfigError
-from ofa_jax.files import FORMAT, run_lock, write_atomic
+from ofa_jax.files import FORMAT, clear_leftovers, run_lock, write_atomic
 from ofa_jax.model import frozen_init
 from ofa_jax.tasks.forecasting import ForecastData, prepare
 from ofa_jax.train.assemble import RANDOM, Model, build_model, frozen_record, restore_model
@@ -69,15 +69,17 @@ def train_run(experiment: Experiment, out: str | Path, reporter: Reporter) -> Fi
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise CheckpointError("this is a file, not a run folder", where=str(out), fix="Choose another --out")
-    if out.is_dir() and any(entry.name != ".lock" for entry in out.iterdir()) and not (out / CONFIG_FILE).exists():
+    if out.is_dir() and not (out / CONFIG_FILE).exists() and any(not _is_leftover(entry) for entry in out.iterdir()):
         raise CheckpointError("this folder holds something else than a run", where=str(out), fix="Choose a new folder for --out")
     experiment = with_absolute_paths(experiment)
     with run_lock(out):
+        for name in (CONFIG_FILE, BUNDLE):
+            clear_leftovers(out / name)
         data = prepare(experiment.data, experiment.task)
         for notice in data.notices:
             reporter.notice(notice)
         model = build_model(experiment)
-        begin_or_check(out, experiment, model, data)
+        recorded = begin_or_check(out, experiment, model, data)
         checkpoints = Checkpoints(out / "checkpoints")
         try:
             return fit(
@@ -89,10 +91,14 @@ def train_run(experiment: Experiment, out: str | Path, reporter: Reporter) -> Fi
                 reporter=reporter,
                 log=EventLog(out / METRICS_FILE),
                 checkpoints=checkpoints,
-                keep_best=BundleWriter(out / BUNDLE, experiment, model, data),
+                keep_best=BundleWriter(out / BUNDLE, recorded, model, data),
             )
         finally:
             checkpoints.close()
+
+
+def _is_leftover(entry: Path) -> bool:
+    return entry.name == ".lock" or entry.name.startswith((f".{CONFIG_FILE}.", f".{BUNDLE}."))
 
 
 def with_absolute_paths(experiment: Experiment) -> Experiment:
@@ -123,14 +129,18 @@ def data_fingerprint(data: ForecastData) -> str:
     return frozen_init.fingerprint([("buffer", data.task.buffer)])
 
 
-def begin_or_check(out: Path, experiment: Experiment, model: Model, data: ForecastData) -> None:
-    """Write a new run's config.yaml, or make sure that the folder's own run has these settings, data and trunk."""
+def begin_or_check(out: Path, experiment: Experiment, model: Model, data: ForecastData) -> Experiment:
+    """Write a new run's config.yaml, or make sure that the folder's own run has these settings, data and trunk.
+
+    Returns:
+        The settings in config.yaml; only those in :data:`NEUTRAL` may differ from ``experiment``.
+    """
     path = out / CONFIG_FILE
     made = provenance(model, data)
     if not path.exists():
         content = {"provenance": made, **dump_experiment(experiment)}
         write_atomic(path, "# Settings of this run, resolved; ofa-jax reads them back.\n" + yaml.safe_dump(content, sort_keys=False))
-        return
+        return experiment
     saved, before = read_config(out)
     changed = differences(dump_experiment(saved), dump_experiment(experiment))
     if changed:
@@ -147,6 +157,7 @@ def begin_or_check(out: Path, experiment: Experiment, model: Model, data: Foreca
                 where=str(out),
                 fix=f"Restore the original {what}, or choose another --out",
             )
+    return saved
 
 
 def read_config(run: str | Path) -> tuple[Experiment, dict[str, Any]]:

@@ -69,11 +69,17 @@ def train_step(
     return TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state), value
 
 
+def chunk_rows(steps: int) -> int:
+    """The k of :func:`make_chunk` for chunks of ``steps`` steps: the next multiple of 32, so that shorter chunks share one program."""
+    return -(-steps // 32) * 32
+
+
 def make_chunk(predict: Predict, loss: Loss, optimizer: optax.GradientTransformation, spec: WindowSpec) -> Callable[..., Any]:
     """The compiled program ``chunk(frozen, state, buffer, table, index_kb, steps, key) -> (state, losses_k)``.
 
     ``steps`` (at most k) of the k batches are run. It is a traced number, so full and partial chunks share one program and one
-    compiled loop body: results do not depend on how the steps are grouped. ``state`` is donated, ``frozen`` never is.
+    compiled loop body: results do not depend on how the steps are grouped. For another k the program is compiled anew and may
+    round otherwise (k = 1 does), so let k come from :func:`chunk_rows`. ``state`` is donated, ``frozen`` never is.
     """
 
     @partial(jax.jit, donate_argnames="state")

@@ -1,0 +1,159 @@
+"""The controls: exact forecasts, trained once, kept, and checked when read back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ofa_jax.baselines import compare as compare_module
+from ofa_jax.baselines.compare import compare, model_name
+from ofa_jax.baselines.nlinear import init_nlinear, nlinear
+from ofa_jax.baselines.seasonal_naive import seasonal_naive
+from ofa_jax.errors import CheckpointError
+from ofa_jax.files import run_lock
+from ofa_jax.train.progress import SilentReporter
+from ofa_jax.train.run import open_run, train_run
+
+
+@pytest.mark.parametrize(("season", "length", "horizon"), [(1, 5, 3), (4, 12, 9), (4, 4, 3), (7, 10, 20), (12, 8, 5)])
+def test_seasonal_naive_repeats_the_last_cycle(season, length, horizon):
+    x_btc = np.random.default_rng(0).normal(size=(3, length, 2)).astype(np.float32)
+    cycle = season if season <= length else 1  # a window shorter than the cycle repeats its last value
+    wanted = np.empty((3, horizon, 2), np.float32)
+    for window in range(3):
+        for channel in range(2):
+            known = x_btc[window, :, channel].tolist()
+            for step in range(horizon):
+                known.append(known[len(known) - cycle])
+                wanted[window, step, channel] = known[-1]
+    np.testing.assert_array_equal(seasonal_naive(season, horizon)({}, {}, jnp.asarray(x_btc)), wanted)
+
+
+def test_nlinear_is_a_linear_map_around_the_last_value():
+    draw = np.random.default_rng(1)
+    x_btc = draw.normal(size=(4, 6, 3)).astype(np.float32)
+    kernel, bias = draw.normal(size=(6, 2)).astype(np.float32), draw.normal(size=2).astype(np.float32)
+    found = nlinear({}, {"kernel": kernel, "bias": bias}, jnp.asarray(x_btc))
+    wanted = np.empty((4, 2, 3))
+    for window, channel in np.ndindex(4, 3):
+        series = x_btc[window, :, channel].astype(np.float64)
+        wanted[window, :, channel] = (series - series[-1]) @ kernel + bias + series[-1]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)  # float32 sums of six products
+    shifted = nlinear({}, {"kernel": kernel, "bias": bias}, jnp.asarray(x_btc) + 8)
+    np.testing.assert_allclose(shifted, np.asarray(found) + 8, atol=1e-5)
+
+
+def test_nlinear_starts_at_the_mean_of_the_window():
+    weights = init_nlinear(6, 2)
+    x_btc = np.arange(6, dtype=np.float32)[None, :, None]
+    np.testing.assert_allclose(nlinear({}, weights, jnp.asarray(x_btc)), np.full((1, 2, 1), 2.5), rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("compare")
+    experiment = tiny.experiment(tiny.csv(folder / "tiny.csv"), "train.epochs=1")
+    train_run(experiment, folder / "run", SilentReporter())
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+class Counter(SilentReporter):
+    epochs = 0
+
+    def begin(self, epoch: int, epochs: int, windows: int, done: int) -> None:
+        self.epochs += 1
+
+
+def scores(run: Path, *, controls: bool = True, split: Any = "test") -> tuple[Any, int]:
+    loaded, data = open_run(run)
+    reporter = Counter()
+    comparison = compare(loaded, data, split=split, controls=run / "controls" if controls else None, reporter=reporter)
+    return comparison, reporter.epochs
+
+
+def test_model_and_seasonal_naive_on_every_window(run):
+    comparison, epochs = scores(run, controls=False)
+    assert epochs == 0
+    assert not (run / "controls").exists()
+    assert (comparison.split, comparison.windows) == ("test", 2 * 33)
+    assert [row.method for row in comparison.rows] == ["One-for-All (reference, random trunk)", "seasonal naive (24 steps)"]
+    model, naive = comparison.rows
+    assert (model.trainable, naive.trainable) == (4 * (8 + 16) + 4 * (80 + 8), 0)
+
+    data = open_run(run)[1]
+    first, end = data.borders["test"]
+    errors = [
+        data.task.buffer[start + 32 : start + 40, channel].astype(np.float64) - data.task.buffer[start + 8 : start + 16, channel]
+        for channel in range(2)
+        for start in range(first, end - 39)
+    ]
+    # rtol: each window's sum is made in float32
+    assert naive.metrics == pytest.approx({"mse": np.mean(np.square(errors)), "mae": np.mean(np.abs(errors))}, rel=1e-6)
+
+
+def test_the_validation_score_is_the_one_of_training(run):
+    comparison, _ = scores(run, controls=False, split="validation")
+    stored = json.loads((run / "bundle" / "ofa.json").read_text())["validation"]
+    assert comparison.rows[0].metrics == stored
+
+
+def test_the_trained_control_is_kept_and_reused(run):
+    first, epochs = scores(run)
+    assert 1 <= epochs <= compare_module.NLINEAR_TRAINING.epochs
+    assert first.rows[-1].method == "NLinear"
+    assert first.rows[-1].trainable == 32 * 8 + 8
+    record = json.loads((run / "controls" / "nlinear" / "control.json").read_text())
+    assert record["settings"]["seed"] == 2021
+    again, epochs = scores(run)
+    assert epochs == 0
+    assert again == first
+    other, epochs = scores(run, split="validation")
+    assert epochs == 0
+    assert other.rows[-1].metrics == record["validation"]
+
+
+@pytest.mark.parametrize("how", ["flipped", "deleted", "no digest"])
+def test_a_damaged_control_is_noticed(run, how):
+    scores(run)
+    weights, record = (run / "controls" / "nlinear" / name for name in ("weights.safetensors", "control.json"))
+    if how == "flipped":
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    elif how == "deleted":
+        weights.unlink()
+    else:
+        record.write_text('{"format": 1}')
+    with pytest.raises(CheckpointError, match=r"nlinear: the kept NLinear weights are damaged\. Delete this folder"):
+        scores(run)
+    shutil.rmtree(run / "controls" / "nlinear")
+    assert scores(run)[1] >= 1
+
+
+def test_controls_are_trained_by_one_process_at_a_time(run):
+    with run_lock(run / "controls"), pytest.raises(CheckpointError, match="another process"):
+        scores(run)
+
+
+def test_as_a_plain_dict(run):
+    comparison, _ = scores(run, controls=False)
+    content = comparison.to_dict()
+    assert json.loads(json.dumps(content)) == content
+    assert set(content) == {"split", "windows", "protocol", "methods"}
+    assert set(content["methods"][0]) == {"method", "mse", "mae", "trainable"}
+
+
+def test_a_random_trunk_is_always_named(run):
+    loaded, _ = open_run(run)
+    assert "random trunk" in model_name(loaded)

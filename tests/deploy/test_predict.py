@@ -1,0 +1,161 @@
+"""Forecasts from a bundle: the numbers, the dates after the last row, the picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from ofa_jax.data.catalog import CATALOG
+from ofa_jax.deploy.predict import forecast, plot_forecast, read_input, save_figure, write_forecast
+from ofa_jax.errors import DataError
+from ofa_jax.train.progress import SilentReporter
+from ofa_jax.train.run import Loaded, load_bundle, train_run
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("predict")
+    train_run(tiny.experiment(tiny.csv(folder / "tiny.csv"), "train.epochs=1"), folder / "run", SilentReporter())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(folder) -> Loaded:
+    return load_bundle(folder / "run")
+
+
+def test_a_forecast_is_scale_network_unscale(loaded, tiny):
+    frame = tiny.frame(60, seed=5)
+    table = forecast(loaded, frame)
+    scaled = ((frame.values[-32:] - loaded.scaler.mean) / loaded.scaler.std).astype(np.float32)
+    model = loaded.model
+    pred = np.asarray(jax.jit(model.predict)(model.frozen, model.trainable, jnp.asarray(scaled[None])))[0]
+    np.testing.assert_array_equal(table[["a", "b"]].to_numpy(), pred.astype(np.float64) * loaded.scaler.std + loaded.scaler.mean)
+    assert list(table.columns) == ["date", "a", "b"]
+    assert table["date"].tolist() == list(pd.date_range("2024-01-03 12:00", periods=8, freq="h"))
+    level = frame.values.mean(axis=0)
+    assert (abs(table[["a", "b"]].mean() - level) < level / 2).all()  # in original units: around 10 and 100
+
+
+def test_only_the_last_rows_are_read(loaded, tiny):
+    frame = tiny.frame(60)
+    last = replace(frame, values=frame.values[-32:], timestamps=frame.timestamps[-32:])
+    pd.testing.assert_frame_equal(forecast(loaded, frame), forecast(loaded, last))
+
+
+def test_too_few_rows_are_refused(loaded, tiny):
+    with pytest.raises(DataError, match=r"31 rows, but the model reads the last 32\. Give at least 32 rows"):
+        forecast(loaded, tiny.frame(31))
+
+
+def test_columns_in_another_order_are_put_right(loaded, tiny):
+    frame = tiny.frame(40)
+    swapped = replace(frame, values=frame.values[:, ::-1], names=("b", "a"))
+    pd.testing.assert_frame_equal(forecast(loaded, swapped), forecast(loaded, frame))
+
+
+@pytest.mark.parametrize(("names", "said"), [(("a", "c"), r"missing: `b`; extra: `c`"), (("a",), "missing: `b`")])
+def test_other_columns_are_refused(loaded, tiny, names, said):
+    frame = tiny.frame(40)
+    with pytest.raises(DataError, match=said):
+        forecast(loaded, replace(frame, values=frame.values[:, : len(names)], names=names))
+
+
+def test_without_timestamps_steps_are_counted(loaded, tiny):
+    frame = replace(tiny.frame(40), timestamps=None)
+    table = forecast(loaded, frame)
+    assert table["step"].tolist() == list(range(1, 9))
+    figure = plot_forecast(frame, table, title="steps", history=10)
+    assert figure.axes[-1].get_xlabel() == "steps from the last row"
+    history, line = (figure.axes[0].lines[index].get_xdata() for index in (0, 1))
+    np.testing.assert_array_equal(history, np.arange(-9, 1))
+    np.testing.assert_array_equal(line, np.arange(1, 9))
+
+
+def test_a_series_may_have_the_name_of_the_first_column(loaded, tiny):
+    names = ("step", "date")
+    renamed = replace(loaded, scaler=replace(loaded.scaler, names=names))
+    for timestamps, first in ((None, "step_"), (tiny.frame(40).timestamps, "date_")):
+        frame = replace(tiny.frame(40), names=names, timestamps=timestamps)
+        table = forecast(renamed, frame)
+        assert list(table.columns) == [first, *names]
+        assert len(plot_forecast(frame, table, title="", history=5).axes) == 2
+
+
+def test_new_rows_are_read_as_the_training_data_were(loaded, tiny, tmp_path):
+    path = tiny.csv(tmp_path / "new.csv", rows=40)
+    frame = read_input(loaded, path)
+    np.testing.assert_array_equal(frame.values, tiny.frame(40).values)
+    path.write_text(path.read_text().replace("2024-01-01T05", "2024-01-01T04"))
+    with pytest.raises(DataError, match="stands in two rows"):
+        read_input(loaded, path)
+
+    data = loaded.experiment.data
+    for changed in (data.model_copy(update={"timestamps": "as_is"}), data.model_copy(update={"source": "weather"})):
+        lenient = replace(loaded, experiment=loaded.experiment.model_copy(update={"data": changed}))
+        assert read_input(lenient, path).n_rows == 40
+    assert CATALOG["weather"].timestamps == "as_is"
+
+
+def test_chosen_columns_are_taken_from_a_wider_file(loaded, tiny, tmp_path):
+    frame = tiny.frame(40)
+    table = pd.DataFrame({"note": ["text"] * 40, "b": frame.values[:, 1], "a": frame.values[:, 0]})
+    data = loaded.experiment.data.model_copy(update={"columns": ("a", "b")})
+    chosen = replace(loaded, experiment=loaded.experiment.model_copy(update={"data": data}))
+    np.testing.assert_array_equal(read_input(chosen, table).values, frame.values)
+    with pytest.raises(DataError):
+        read_input(loaded, table)
+
+
+def test_the_table_as_a_file(loaded, tiny, tmp_path):
+    table = forecast(loaded, tiny.frame(40))
+    write_forecast(table, tmp_path / "new folder" / "f.csv")
+    again = pd.read_csv(tmp_path / "new folder" / "f.csv", parse_dates=["date"])
+    np.testing.assert_array_equal(again[["a", "b"]].to_numpy(), table[["a", "b"]].to_numpy())
+    assert again["date"].tolist() == table["date"].tolist()
+
+
+def test_a_picture_of_each_series(loaded, tiny):
+    frame = tiny.frame(60)
+    table = forecast(loaded, frame)
+    figure = plot_forecast(frame, table, title="Two series", history=20, actual=np.zeros((8, 2)), note="a note")
+    assert isinstance(figure, Figure)
+    assert len(figure.axes) == 2
+    assert [axis.get_ylabel() for axis in figure.axes] == ["a", "b"]
+    assert figure.get_suptitle() == "Two series"
+    for index, axis in enumerate(figure.axes):
+        history, came, predicted, _ = axis.lines
+        np.testing.assert_array_equal(history.get_ydata(), frame.values[-20:, index])
+        np.testing.assert_array_equal(came.get_ydata(), np.zeros(8))
+        np.testing.assert_array_equal(predicted.get_ydata(), table[frame.names[index]])
+
+
+def test_at_most_six_series_are_drawn_and_said(tiny):
+    names = tuple("abcdefgh")
+    frame = replace(tiny.frame(10), values=np.zeros((10, 8)), names=names)
+    table = pd.DataFrame({"date": frame.future_timestamps(3), **{name: np.zeros(3) for name in names}})
+    figure = plot_forecast(frame, table, title="Many", history=50)
+    assert len(figure.axes) == 6
+    assert figure.get_suptitle() == "Many (first 6 of 8 series)"
+    assert len(figure.axes[0].lines[0].get_xdata()) == 10
+
+
+@pytest.mark.parametrize(("name", "magic"), [("f.png", b"\x89PNG"), ("f.svg", b"<?xml"), ("f.PDF", b"%PDF")])
+def test_pictures_are_written_whole(loaded, tiny, tmp_path, name, magic):
+    frame = tiny.frame(40)
+    save_figure(plot_forecast(frame, forecast(loaded, frame), title="t", history=20), tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(magic)
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["f.docx", "f"])
+def test_an_unknown_kind_of_picture_is_refused(tmp_path, name):
+    with pytest.raises(DataError, match=r"Use \.png, \.svg or \.pdf"):
+        save_figure(Figure(), tmp_path / name)

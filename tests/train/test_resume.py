@@ -1,0 +1,480 @@
+"""Stopped, killed, damaged: whatever happens to a run, going on gives the bits of the undisturbed one, or an error that says why not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ofa_jax.errors import CheckpointError, ConfigError, TrainError
+from ofa_jax.files import run_lock
+from ofa_jax.train.events import CLOCK_FIELDS, EventLog, read_events
+from ofa_jax.train.loop import Interrupted
+from ofa_jax.train.progress import SilentReporter
+from ofa_jax.train.run import train_run
+
+STEPS = 21  # 3 epochs of 7
+
+
+class Listener(SilentReporter):
+    """Keeps the notices, and sends this process a signal after some chunks or at the end of an epoch's validation."""
+
+    def __init__(self, *, after_chunks: int | None = None, in_epoch: int | None = None, number: int = signal.SIGTERM) -> None:
+        self.notices: list[str] = []
+        self.chunks = 0
+        self.after_chunks, self.in_epoch, self.number = after_chunks, in_epoch, number
+
+    def advance(self, windows: int, loss: float) -> None:
+        self.chunks += 1
+        if self.chunks == self.after_chunks:
+            signal.raise_signal(self.number)
+
+    def end_epoch(self, record: Mapping[str, Any]) -> None:
+        if record["epoch"] == self.in_epoch:
+            signal.raise_signal(self.number)
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
+def events_of(run: Path) -> list[dict[str, Any]]:
+    return [{name: value for name, value in event.items() if name not in CLOCK_FIELDS} for event in read_events(run / "metrics.jsonl")]
+
+
+def newest(run: Path) -> Path:
+    return max((entry for entry in (run / "checkpoints").iterdir() if entry.name.isdigit()), key=lambda entry: int(entry.name))
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """Everything about a run that must not depend on how it came about."""
+    record = json.loads((newest(run) / "checkpoint.json").read_text())
+    record["meta"].pop("events_size")  # clock fields have no fixed width
+    return {
+        "step": record["step"],
+        "meta": record["meta"],
+        "arrays": record["leaves"],  # path, shape, dtype and sha256 of trainable tree, optimiser and best tree
+        "events": events_of(run),
+        "bundle": {file.name: file.read_bytes() for file in sorted((run / "bundle").iterdir())},
+    }
+
+
+@pytest.fixture(scope="module")
+def source(tiny, tmp_path_factory) -> Path:
+    return tiny.csv(tmp_path_factory.mktemp("data") / "tiny.csv")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, source, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    listener = Listener()
+    train_run(tiny.experiment(source), run, listener)
+    assert listener.chunks == 9
+    assert not listener.notices
+    return run
+
+
+@pytest.fixture
+def stopped(tiny, source, tmp_path) -> Path:
+    """A run that was stopped at step 13, with checkpoints at 7 and 13."""
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train_run(tiny.experiment(source), run, Listener(after_chunks=5))
+    assert sorted(int(entry.name) for entry in (run / "checkpoints").iterdir()) == [7, 13]
+    return run
+
+
+def resume(tiny: Any, source: Path, run: Path, *overrides: str) -> Listener:
+    listener = Listener()
+    result = train_run(tiny.experiment(source, *overrides), run, listener)
+    assert result.progress.step == STEPS
+    return listener
+
+
+def test_the_outcome_covers_everything(undisturbed):
+    found = outcome(undisturbed)
+    paths = [leaf["path"] for leaf in found["arrays"]]
+    for part in ("best/adapters/out_layer/a", "state/trainable/adapters/gpt2/wpe/b"):
+        assert part in paths
+    assert sum(path.startswith("state/opt_state") for path in paths) == 2 * 4 + 2
+    assert [event["event"] for event in found["events"]].count("epoch") == 3
+    assert found["events"][-1]["event"] == "finished"
+    assert found["meta"]["finished"] == "all epochs done"
+    assert set(found["bundle"]) == {"adapter_model.safetensors", "adapter_config.json", "ofa.json"}
+
+
+def test_logged_losses_are_the_means_of_their_steps(tiny, source, tmp_path):
+    steps: list[tuple[int, float]] = []
+    listener = Listener()
+    listener.advance = lambda windows, loss: steps.append((windows, loss))  # type: ignore[method-assign]
+    train_run(tiny.experiment(source, "train.chunk=1", "train.epochs=2"), tmp_path / "run", listener)
+    assert [windows for windows, _ in steps] == 2 * [32, 32, 32, 32, 32, 32, 10]
+    losses = [loss for _, loss in steps]
+    events = events_of(tmp_path / "run")
+    assert [(e["step"], e["epoch"]) for e in events if e["event"] == "train"] == [(4, 1), (8, 2), (12, 2)]
+    assert [e["loss"] for e in events if e["event"] == "train"] == pytest.approx([np.mean(losses[n : n + 4]) for n in (0, 4, 8)])
+    means = [sum(windows * loss for windows, loss in steps[n : n + 7]) / 202 for n in (0, 7)]
+    assert [e["train_loss"] for e in events if e["event"] == "epoch"] == pytest.approx(means)
+
+
+@pytest.mark.parametrize(("after_chunks", "length"), [(1, 3), (2, 1), (3, 32), (4, 2), (8, 7)])
+def test_stopped_and_resumed_ends_with_the_same_bits(tiny, source, undisturbed, tmp_path, after_chunks, length):
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted) as caught:
+        train_run(tiny.experiment(source), run, Listener(after_chunks=after_chunks))
+    epochs, chunks = divmod(after_chunks, 3)
+    assert (caught.value.signal_number, caught.value.step) == (signal.SIGTERM, 7 * epochs + 3 * chunks)
+    listener = resume(tiny, source, run, f"train.chunk={length}")
+    assert listener.notices == [f"resumed at step {caught.value.step}"]
+    assert outcome(run) == outcome(undisturbed)
+
+
+@pytest.mark.slow
+def test_stopped_at_every_chunk_ends_with_the_same_bits(tiny, source, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    for _ in range(8):
+        with pytest.raises(Interrupted):
+            train_run(tiny.experiment(source), run, Listener(after_chunks=1))
+    resume(tiny, source, run)
+    assert outcome(run) == outcome(undisturbed)
+
+
+def test_a_signal_during_validation_saves_the_finished_epoch(tiny, source, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted) as caught:
+        train_run(tiny.experiment(source), run, Listener(in_epoch=2, number=signal.SIGINT))
+    assert (caught.value.signal_number, caught.value.step) == (signal.SIGINT, 14)
+    assert (run / "bundle" / "ofa.json").exists()
+    resume(tiny, source, run)
+    assert outcome(run) == outcome(undisturbed)
+
+
+def test_a_signal_at_the_very_end_is_no_interruption(tiny, source, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    result = train_run(tiny.experiment(source), run, Listener(in_epoch=3))
+    assert result.reason == "all epochs done"
+    assert outcome(run) == outcome(undisturbed)
+
+
+def test_handlers_are_put_back(tiny, source, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Interrupted):
+        train_run(tiny.experiment(source), tmp_path / "run", Listener(after_chunks=1))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_training_works_outside_the_main_thread(tiny, source, undisturbed, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train_run, tiny.experiment(source), tmp_path / "run", Listener()).result()
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
+
+
+def test_a_finished_run_is_left_as_it_is(tiny, source, undisturbed, tmp_path):
+    run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    shutil.rmtree(run / "bundle")  # killed between the last checkpoint and the last bundle
+    listener = resume(tiny, source, run)
+    assert (listener.chunks, listener.notices) == (0, [])
+    assert outcome(run) == outcome(undisturbed)
+
+
+def test_leftovers_of_a_kill_are_cleared(tiny, source, undisturbed, stopped):
+    (stopped / ".config.yaml.abc123").write_text("half")
+    (stopped / ".bundle.abc123").mkdir()
+    (stopped / ".bundle.abc123" / "ofa.json").write_text("{")
+    os.replace(stopped / "bundle", stopped / ".bundle.old")  # killed between the two renames of an exchange
+    resume(tiny, source, stopped)
+    assert outcome(stopped) == outcome(undisturbed)
+    assert sorted(entry.name for entry in stopped.iterdir()) == [".lock", "bundle", "checkpoints", "config.yaml", "metrics.jsonl"]
+
+
+def test_a_folder_with_leftovers_alone_is_a_new_run(tiny, source, tmp_path):
+    """Killed while the very first file was written."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").touch()
+    (run / ".config.yaml.abc123").write_text("half")
+    with pytest.raises(Interrupted):
+        train_run(tiny.experiment(source), run, Listener(after_chunks=1))
+    assert (run / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("content", ["", '{"event": "train", "step": 4}\n{"event": "tr'])
+def test_lost_events_are_said_and_the_rest_is_right(tiny, source, undisturbed, stopped, content):
+    log = stopped / "metrics.jsonl"
+    if content:
+        log.write_text(content)
+    else:
+        log.unlink()
+    listener = resume(tiny, source, stopped)
+    assert "metrics.jsonl is shorter than at the last checkpoint; its earlier events are lost" in listener.notices
+    found, wanted = outcome(stopped), outcome(undisturbed)
+    events = found.pop("events")
+    assert events[-5:] == wanted.pop("events")[-5:]  # steps 16 and 20, epochs 2 and 3, the end
+    assert found == wanted
+
+
+def test_events_after_the_checkpoint_are_cut(tiny, source, undisturbed, stopped):
+    with open(stopped / "metrics.jsonl", "a") as file:
+        file.write('{"event": "train", "step": 99}\n{"event": "half a l')
+    resume(tiny, source, stopped)
+    assert outcome(stopped) == outcome(undisturbed)
+
+
+def test_the_log_keeps_whole_lines(tmp_path):
+    log = EventLog(tmp_path / "metrics.jsonl")
+    log.append("one", step=1)
+    size = log.sync()
+    log.append("two", step=2)
+    assert log.cut(size)
+    assert [event["event"] for event in read_events(tmp_path / "metrics.jsonl")] == ["one"]
+    assert not log.cut(10 * size)
+    (tmp_path / "metrics.jsonl").write_text('{"event": "one"}\n{"event": "tw')
+    assert read_events(tmp_path / "metrics.jsonl") == [{"event": "one"}]
+    assert not log.cut(10 * size)
+    log.append("three")
+    assert [event["event"] for event in read_events(tmp_path / "metrics.jsonl")] == ["one", "three"]
+    assert read_events(tmp_path / "none.jsonl") == []
+
+
+def damage(folder: Path, how: str) -> None:
+    if how == "deleted":
+        shutil.rmtree(folder)
+        return
+    target = max((file for file in (folder / "arrays").rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    content = bytearray(target.read_bytes())
+    if how == "truncated":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 1
+    target.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "deleted"])
+def test_a_damaged_newest_checkpoint_falls_back(tiny, source, undisturbed, stopped, how):
+    damage(newest(stopped), how)
+    listener = resume(tiny, source, stopped)
+    assert listener.notices[-1] == "resumed at step 7"
+    if how != "deleted":  # what is gone altogether leaves nothing to speak of
+        assert "checkpoint 13 was passed over" in listener.notices[0]
+    assert outcome(stopped) == outcome(undisturbed)
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_lost(tiny, source, stopped):
+    for folder in (stopped / "checkpoints").iterdir():
+        damage(folder, "flipped")
+    with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+        train_run(tiny.experiment(source), stopped, Listener())
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("train.learning_rate=0.02", r"train\.learning_rate was 0\.01, is now 0\.02"),
+        ("train.seed=1", r"train\.seed was 2021, is now 1"),
+        ("train.epochs=9", r"train\.epochs was 3, is now 9"),
+        ("adapters.rank=8", r"adapters\.rank was 4, is now 8"),
+        ("recipe=full", r"recipe was 'reference', is now 'full'; rules was"),
+    ],
+)
+def test_other_settings_are_refused(tiny, source, undisturbed, override, named):
+    with pytest.raises(ConfigError, match=named):
+        train_run(tiny.experiment(source, override), undisturbed, Listener())
+
+
+def test_neutral_settings_may_change(tiny, source, undisturbed, tmp_path):
+    run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    resume(tiny, source, run, "train.chunk=5", "train.checkpoint_minutes=1")
+
+
+def test_changed_data_are_refused(tiny, source, undisturbed, tmp_path):
+    content = source.read_text()
+    try:
+        tiny.csv(source, seed=1)
+        with pytest.raises(CheckpointError, match="the data are not those the run was begun with"):
+            train_run(tiny.experiment(source), undisturbed, Listener())
+    finally:
+        source.write_text(content)
+
+
+def test_a_held_folder_is_refused(tiny, source, undisturbed):
+    with run_lock(undisturbed), pytest.raises(CheckpointError, match="another process is working in this run folder"):
+        train_run(tiny.experiment(source), undisturbed, Listener())
+
+
+@pytest.mark.parametrize(("rate", "what"), [("1e+18", "the validation mse"), pytest.param("1e+30", "the loss", marks=pytest.mark.slow)])
+def test_numbers_that_explode_stop_with_the_place(tiny, source, tmp_path, rate, what):
+    run = tmp_path / "run"
+    with pytest.raises(TrainError) as caught:
+        train_run(tiny.experiment(source, f"train.learning_rate={rate}"), run, Listener())
+    message = str(caught.value)
+    assert re.search(rf"{what} became (nan|inf)", message)
+    assert re.search(rf"at step [1-7] \(learning rate {re.escape(rate)}\)\. Nothing was saved yet", message)
+    assert not (run / "checkpoints").exists() or not list((run / "checkpoints").iterdir())
+
+
+def test_a_loss_that_explodes_late_names_the_last_good_checkpoint(tiny, source, stopped, monkeypatch):
+    from ofa_jax.tasks import forecasting
+
+    sound = forecasting.squared_error
+
+    def unsound(pred_bhc, batch):
+        total, count = sound(pred_bhc, batch)
+        return total * np.float32("inf"), count
+
+    monkeypatch.setattr(forecasting, "squared_error", unsound)
+    with pytest.raises(
+        TrainError, match=r"the loss became inf at step 14 \(learning rate 0\.0075\)\. The last good checkpoint is at step 13"
+    ):
+        train_run(tiny.experiment(source), stopped, Listener())
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tiny, source, tmp_path, monkeypatch):
+    """The loss of a step is finite, but its gradient is not: the state after it must not become the last good checkpoint."""
+    import jax
+
+    from ofa_jax.tasks import forecasting
+
+    @jax.custom_jvp
+    def steep(value):
+        return value
+
+    @steep.defjvp
+    def _(primals, tangents):
+        return primals[0], tangents[0] * np.float32("inf")
+
+    sound = forecasting.squared_error
+    monkeypatch.setattr(forecasting, "squared_error", lambda pred, batch: (steep(sound(pred, batch)[0]), sound(pred, batch)[1]))
+    run = tmp_path / "run"
+    with pytest.raises(TrainError, match=r"the trained parameters are no longer finite at step 1 .*Nothing was saved yet"):
+        train_run(tiny.experiment(source, "train.chunk=1"), run, Listener(after_chunks=1))
+    assert not list((run / "checkpoints").glob("*"))
+
+
+def test_a_full_disk_leaves_a_run_that_goes_on(tiny, source, undisturbed, tmp_path, monkeypatch):
+    import errno
+
+    from ofa_jax.train import checkpoints
+
+    run = tmp_path / "run"
+    write = checkpoints.write_json
+
+    def full(path, content):
+        if content["step"] == 14:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content)
+
+    monkeypatch.setattr(checkpoints, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        train_run(tiny.experiment(source), run, Listener())
+    monkeypatch.undo()
+    assert resume(tiny, source, run).notices == ["resumed at step 7"]
+    assert outcome(run) == outcome(undisturbed)
+
+
+@contextlib.contextmanager
+def training(tiny: Any, config: Path, run: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+    sets = [part for override in overrides for part in ("--set", override)]
+    process = subprocess.Popen(
+        tiny.arguments("train", config, "--out", run, *sets), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+MANY = ("train.epochs=40", "train.patience=40", "train.chunk=1", "train.checkpoint_minutes=0.0001")
+"""Long enough to be hit in the middle, with a checkpoint every few steps."""
+
+
+@pytest.fixture(scope="module")
+def long_run(tiny, tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("long")
+    config = tiny.config(folder)
+    done = tiny.command("train", config, "--out", folder / "run", *(part for override in MANY for part in ("--set", override)))
+    assert done.returncode == 0, done.stderr
+    return config, folder / "run"
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_ends_with_the_same_bits(tiny, long_run, tmp_path):
+    config, undisturbed = long_run
+    run = tmp_path / "run"
+    dice = random.Random(2021)
+    steps, kills = [], 0
+    while True:
+        length = dice.choice([1, 2, 3, 32]) if kills else 1  # the bundle tells the settings that the run was begun with
+        with training(tiny, config, run, *MANY, f"train.chunk={length}") as process:
+            started = wait_for_progress(process, run)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(dice.uniform(0, 0.7 if kills < 12 else 60))
+            if process.poll() is None:
+                process.kill()
+                kills += 1
+                steps.append(started)
+                continue
+            assert process.returncode == 0, process.stderr.read() if process.stderr else ""
+            break
+    assert kills >= 3, f"only {kills} kills hit the run; its checkpoints came at {steps}"
+    assert outcome(run) == outcome(undisturbed)
+    assert not [entry.name for entry in run.iterdir() if entry.name.startswith(".") and entry.name != ".lock"]
+
+
+def wait_for_progress(process: subprocess.Popen[str], run: Path) -> int:
+    """Wait until this process has written a checkpoint or ended; returns the newest step."""
+
+    def found() -> set[str]:
+        with contextlib.suppress(OSError):
+            return {entry.name for entry in (run / "checkpoints").iterdir() if entry.name.isdigit()}
+        return set()
+
+    before = found()
+    while process.poll() is None and not found() - before:
+        time.sleep(0.01)
+    return max(map(int, found()), default=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_goes_on(tiny, long_run, tmp_path, number, status):
+    config, undisturbed = long_run
+    run = tmp_path / "run"
+    with training(tiny, config, run, *MANY) as process:
+        wait_for_progress(process, run)
+        process.send_signal(number)
+        out, errors = process.communicate(timeout=120)
+    assert process.returncode == status, errors
+    assert out == ""
+    assert "stopped; saved at step" in errors
+    assert "Traceback" not in errors
+    done = tiny.command("train", config, "--out", run, *(part for override in MANY for part in ("--set", override)))
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stderr
+    assert outcome(run) == outcome(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_second_process_is_refused(tiny, long_run, tmp_path):
+    config, _ = long_run
+    run = tmp_path / "run"
+    with training(tiny, config, run, *MANY) as process:
+        wait_for_progress(process, run)
+        second = tiny.command("train", config, "--out", run, *(part for override in MANY for part in ("--set", override)))
+        assert process.poll() is None
+    assert second.returncode == 2
+    assert "another process is working in this run folder" in second.stderr
+    assert "Traceback" not in second.stderr
