@@ -101,13 +101,14 @@ def evaluate(
     split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Which windows.")] = "test",
     controls: Annotated[bool, typer.Option("--controls", help="Also train NLinear, once, and keep it in the run.")] = False,
     trunk: Trunk = None,
+    data_file: Annotated[str | None, typer.Option("--data", help="Where the data file is now, if not where it was in training.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score a run on every window of a split, beside seasonal naive."""
     from ofa_jax.baselines.compare import compare
     from ofa_jax.train.run import open_run
 
-    loaded, data = open_run(run, trunk=trunk)
+    loaded, data = open_run(run, trunk=trunk, source=data_file)
     with _reporter("NLinear") as reporter:
         comparison = compare(loaded, data, split=split, controls=run / "controls" if controls else None, reporter=reporter)
     if as_json:
@@ -180,9 +181,11 @@ def convert(
     if as_json:
         print(json.dumps(report))
     else:
-        for name, value in report.items():
-            print(f"{name}: {value}")
-        print(f"use it: --set trunk.source={out}")
+        dropped = sum(report["dropped"].values())
+        print(f"{report['parameters']:,} parameters in {report['layers']} layers, {report['dtype']}, {report['bytes']:,} bytes: {out}")
+        if dropped:
+            print(f"{dropped} tensors are not part of the trunk and were left out; trunk.json names them")
+        print(f"use it: --set trunk.source={out} --set trunk.n_layer={report['layers']}")
 
 
 def _reporter(name: str = "") -> ConsoleReporter:

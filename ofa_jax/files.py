@@ -60,11 +60,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A scratch folder that becomes ``path`` (replacing it) when the block ends without an error.
 
     On most file systems two folders cannot be exchanged in one step, so an existing ``path`` is first renamed to
-    ``.NAME.old`` beside it; a kill between the two renames is healed by :func:`recover_folder`.
+    ``.NAME.old`` beside it; a kill between the two renames is healed by the next writer, or by :func:`clear_leftovers`. Readers take
+    :func:`readable_folder`, which changes nothing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    recover_folder(path)
+    _recover_folder(path)
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield scratch
@@ -86,7 +87,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(old)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
-        recover_folder(path)
+        _recover_folder(path)
         raise
 
 
@@ -94,9 +95,15 @@ def _old_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
-def recover_folder(path: str | Path) -> None:
-    """Finish or undo an exchange of folders that a kill interrupted (see :func:`atomic_folder`)."""
+def readable_folder(path: str | Path) -> Path:
+    """``path``, or what it held before where a writer is just exchanging it or was killed in between."""
     path = Path(path)
+    old = _old_name(path)
+    return old if not path.exists() and old.exists() else path
+
+
+def _recover_folder(path: Path) -> None:
+    """Finish or undo an exchange of folders that a kill interrupted; for writers alone."""
     old = _old_name(path)
     if not old.exists():
         return
@@ -109,7 +116,7 @@ def recover_folder(path: str | Path) -> None:
 def clear_leftovers(path: str | Path) -> None:
     """Heal an interrupted exchange of ``path`` and remove what killed writers left beside it; for the process that holds it alone."""
     path = Path(path)
-    recover_folder(path)
+    _recover_folder(path)
     for entry in path.parent.glob(f".{glob.escape(path.name)}.*"):
         if entry.is_dir():
             shutil.rmtree(entry)

@@ -28,7 +28,7 @@ import numpy as np
 from ofa_jax.adapters.partition import Site
 from ofa_jax.adapters.rslora import Adapters, Scaling, adapter_scale
 from ofa_jax.errors import CheckpointError, WeightsError
-from ofa_jax.files import atomic_folder, read_json, recover_folder, sha256_file, write_json
+from ofa_jax.files import atomic_folder, read_json, readable_folder, sha256_file, write_json
 from ofa_jax.model import frozen_init
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -155,8 +155,7 @@ def read_bundle(folder: str | Path) -> Bundle:
     Raises:
         CheckpointError: No bundle here, a file is missing or damaged, or the scaling in the two configurations differs.
     """
-    folder = Path(folder)
-    recover_folder(folder)
+    folder = readable_folder(folder)
     meta = read_json(folder / META_FILE, kind="bundle")
     own = {key: value for key, value in meta.items() if key not in ("format", "sha256")}
     if meta.get("sha256") != _content_digest(own):

@@ -118,7 +118,7 @@ def combine(frozen: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, 
     """Join two nested dicts without common leaves; the inverse of :func:`partition`.
 
     Raises:
-        ValueError: The two hold the same leaf.
+        ConfigError: The two hold the same leaf.
     """
     joined = dict(frozen)
     for name, node in trained.items():
@@ -127,5 +127,5 @@ def combine(frozen: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, 
         elif isinstance(joined[name], Mapping) and isinstance(node, Mapping):
             joined[name] = combine(joined[name], node)
         else:
-            raise ValueError(f"both trees hold {name!r}")
+            raise ConfigError(f"both trees hold {name!r}", where="combine")
     return joined

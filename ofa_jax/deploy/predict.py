@@ -56,6 +56,13 @@ def forecast(loaded: Loaded, frame: Frame) -> pd.DataFrame:
         raise DataError(
             f"{frame.n_rows} rows, but the model reads the last {length}", where=frame.source, fix=f"Give at least {length} rows"
         )
+    expected, found = loaded.meta.get("frequency"), frame.frequency
+    if expected and found and expected.split("-")[0] != found.split("-")[0]:
+        raise DataError(
+            f"the rows are {found!r} apart, but the model was trained on steps of {expected!r}",
+            where=frame.source,
+            fix="Resample the rows to the model's step",
+        )
     when = None if frame.timestamps is None else frame.future_timestamps(horizon)
     x_btc = jnp.asarray(loaded.scaler.transform(frame.values[-length:]))[None]
     model = loaded.model

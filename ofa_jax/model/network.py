@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax.errors import WeightsError
+from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.model import frozen_init
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
 from ofa_jax.model.patching import denormalise, instance_stats, normalise, patch_count, patchify
@@ -49,10 +49,13 @@ class ForecastNetwork(nn.Module):
             x_btc: Input windows.
             x_mask: ``[b, t, c]``, True where a value is observed; None where all are.
             dropout_keys: One key per sample ``[b]`` while training, None otherwise.
+
+        Raises:
+            ConfigError: Windows of another length than ``input_length``.
         """
         b, t, c = x_btc.shape
         if t != self.input_length:
-            raise ValueError(f"the network reads {self.input_length} steps, the batch has {t}")
+            raise ConfigError(f"the network reads {self.input_length} steps, the batch has {t}", where="x_btc")
         stats = instance_stats(x_btc, x_mask)
         x_mt = normalise(x_btc, stats, x_mask).transpose(0, 2, 1).reshape(b * c, t)
         keys_m = channel_keys(dropout_keys, c)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -94,9 +94,6 @@ def _with_dropout(config: GPT2Config, rate: float | None) -> GPT2Config:
 
 def build_network(experiment: Experiment, config: GPT2Config) -> ForecastNetwork:
     """The network that an experiment describes."""
-    dtype = experiment.trunk.compute_dtype
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return ForecastNetwork(
         trunk=config,
         input_length=experiment.task.input_length,
@@ -104,9 +101,16 @@ def build_network(experiment: Experiment, config: GPT2Config) -> ForecastNetwork
         patch=experiment.network.patch,
         stride=experiment.network.stride,
         positions=experiment.network.positions,
-        compute_dtype=jnp.dtype(dtype),
+        compute_dtype=jnp.dtype(compute_dtype(experiment.trunk)),
         remat=experiment.trunk.remat,
     )
+
+
+def compute_dtype(settings: TrunkConfig) -> Literal["float32", "bfloat16"]:
+    """The type of matrix products; ``auto`` is float32 on a CPU and bfloat16 elsewhere."""
+    if settings.compute_dtype != "auto":
+        return settings.compute_dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def lora_numbers(experiment: Experiment) -> LoraNumbers:
@@ -144,14 +148,14 @@ def frozen_record(model: Model, seed: int) -> dict[str, Any]:
     return {
         "trunk_source": model.trunk_source,
         "trunk_sha256": model.trunk_sha256,
-        "trunk_config": _mathematics(model.network.trunk),
+        "trunk_config": trunk_mathematics(model.network.trunk),
         "rule": frozen_init.RULE,
         "seed": seed,
         "sha256": frozen_init.fingerprint(frozen_init.flatten(model.frozen).items()),
     }
 
 
-def _mathematics(config: GPT2Config) -> dict[str, Any]:
+def trunk_mathematics(config: GPT2Config) -> dict[str, Any]:
     """What a trunk computes besides its weights: another number of heads fits the same weights. Dropout is for training alone."""
     return {name: value for name, value in asdict(config).items() if not name.endswith("_pdrop")}
 
@@ -173,7 +177,7 @@ def restore_model(experiment: Experiment, bundle: Bundle) -> Model:
             where="bundle",
             fix="Give the original trunk's folder or hub id with --trunk",
         )
-    mathematics = _mathematics(model.network.trunk)
+    mathematics = trunk_mathematics(model.network.trunk)
     changed = [name for name, value in mathematics.items() if saved.get("trunk_config", {}).get(name) != value]
     if changed:
         raise CheckpointError(

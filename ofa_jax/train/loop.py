@@ -208,7 +208,7 @@ class Trainer:
             self.reporter.begin(epoch + 1, self.settings.epochs, self.windows, position * self.settings.batch_size)
             began = time.monotonic()
             self.run_epoch(position, request)
-            self.close_epoch(epoch + 1, self.epoch_steps - position, time.monotonic() - began)
+            self.close_epoch(epoch + 1, self.windows - position * self.settings.batch_size, time.monotonic() - began)
             if self.progress.bad_epochs >= self.settings.patience:
                 self.progress.finished = f"no better validation {self.task.objective} for {self.settings.patience} epochs"
             elif self.progress.step >= last:
@@ -266,8 +266,8 @@ class Trainer:
             self.log.append("train", step=step + 1, epoch=step // self.epoch_steps + 1, loss=mean, learning_rate=float(self.schedule(step)))
             self.progress.logged_loss = 0.0
 
-    def close_epoch(self, epoch: int, steps: int, seconds: float) -> None:
-        """Validate, keep the best, log the epoch, of which this process trained ``steps`` steps in ``seconds``."""
+    def close_epoch(self, epoch: int, windows: int, seconds: float) -> None:
+        """Validate, keep the best, log the epoch, of which this process trained ``windows`` windows in ``seconds``."""
         sums = self.evaluator(self.task.tables["validation"], self.frozen, self.state.trainable)
         metrics = self.task.metrics(sums)
         objective = metrics[self.task.objective]
@@ -289,7 +289,7 @@ class Trainer:
             "best": better,
         }
         self.progress.epoch_loss = 0.0
-        speed = steps * self.settings.batch_size / max(seconds, 1e-9)
+        speed = windows / max(seconds, 1e-9)
         clock = {"time": time.time(), "seconds": round(seconds, 3), "windows_per_second": round(speed, 1)}
         self.log.append("epoch", **record, **clock)
         self.reporter.end_epoch(record | clock)

@@ -16,10 +16,10 @@ from ofa_jax.config import Experiment, build_experiment, dump_experiment
 from ofa_jax.data.catalog import CATALOG
 from ofa_jax.data.splits import Scaler
 from ofa_jax.errors import CheckpointError, ConfigError
-from ofa_jax.files import FORMAT, clear_leftovers, run_lock, write_atomic
+from ofa_jax.files import FORMAT, clear_leftovers, readable_folder, run_lock, write_atomic
 from ofa_jax.model import frozen_init
 from ofa_jax.tasks.forecasting import ForecastData, prepare
-from ofa_jax.train.assemble import RANDOM, Model, build_model, frozen_record, restore_model
+from ofa_jax.train.assemble import RANDOM, Model, build_model, compute_dtype, frozen_record, restore_model, trunk_mathematics
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import EventLog
 from ofa_jax.train.loop import FitResult, Params, Progress, Reporter, fit
@@ -28,8 +28,8 @@ CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 BUNDLE = "bundle"
 
-NEUTRAL = ("train.chunk", "train.checkpoint_minutes")
-"""Settings that change no number of a run and may differ when it is resumed."""
+NEUTRAL = ("train.chunk", "train.checkpoint_minutes", "data.source", "trunk.source", "trunk.revision")
+"""Settings that change no number of a run and may differ when it is resumed; data and trunk are compared by their bits instead."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -71,7 +71,7 @@ def train_run(experiment: Experiment, out: str | Path, reporter: Reporter) -> Fi
         raise CheckpointError("this is a file, not a run folder", where=str(out), fix="Choose another --out")
     if out.is_dir() and not (out / CONFIG_FILE).exists() and any(not _is_leftover(entry) for entry in out.iterdir()):
         raise CheckpointError("this folder holds something else than a run", where=str(out), fix="Choose a new folder for --out")
-    experiment = with_absolute_paths(experiment)
+    experiment = resolved(experiment)
     with run_lock(out):
         for name in (CONFIG_FILE, BUNDLE):
             clear_leftovers(out / name)
@@ -79,7 +79,7 @@ def train_run(experiment: Experiment, out: str | Path, reporter: Reporter) -> Fi
         for notice in data.notices:
             reporter.notice(notice)
         model = build_model(experiment)
-        recorded = begin_or_check(out, experiment, model, data)
+        recorded = begin_or_check(out, experiment, model, data, reporter)
         checkpoints = Checkpoints(out / "checkpoints")
         try:
             return fit(
@@ -101,15 +101,18 @@ def _is_leftover(entry: Path) -> bool:
     return entry.name == ".lock" or entry.name.startswith((f".{CONFIG_FILE}.", f".{BUNDLE}."))
 
 
-def with_absolute_paths(experiment: Experiment) -> Experiment:
-    """The same settings with files named absolutely, so that a run can be resumed and scored from any working directory."""
+def resolved(experiment: Experiment) -> Experiment:
+    """The same settings, saying what would otherwise hang on the place: files by absolute path, the computing type by name.
+
+    So a run can be resumed and scored from any working directory, and goes on in the type it was begun with on any device.
+    """
 
     def absolute(name: str) -> str:
         return str(Path(name).absolute()) if Path(name).exists() else name
 
     source = experiment.data.source
     data = experiment.data if source in CATALOG else experiment.data.model_copy(update={"source": absolute(source)})
-    trunk = experiment.trunk
+    trunk = experiment.trunk.model_copy(update={"compute_dtype": compute_dtype(experiment.trunk)})
     if trunk.source != RANDOM:
         trunk = trunk.model_copy(update={"source": absolute(trunk.source)})
     return experiment.model_copy(update={"data": data, "trunk": trunk})
@@ -121,6 +124,7 @@ def provenance(model: Model, data: ForecastData) -> dict[str, Any]:
         "versions": versions(),
         "data_sha256": data_fingerprint(data),
         "trunk_sha256": model.trunk_sha256,
+        "trunk_config": trunk_mathematics(model.network.trunk),
     }
 
 
@@ -129,7 +133,7 @@ def data_fingerprint(data: ForecastData) -> str:
     return frozen_init.fingerprint([("buffer", data.task.buffer)])
 
 
-def begin_or_check(out: Path, experiment: Experiment, model: Model, data: ForecastData) -> Experiment:
+def begin_or_check(out: Path, experiment: Experiment, model: Model, data: ForecastData, reporter: Reporter) -> Experiment:
     """Write a new run's config.yaml, or make sure that the folder's own run has these settings, data and trunk.
 
     Returns:
@@ -150,13 +154,20 @@ def begin_or_check(out: Path, experiment: Experiment, model: Model, data: Foreca
             where=str(out),
             fix="Use its own settings to resume it, or another --out",
         )
-    for key, what in (("data_sha256", "data"), ("trunk_sha256", "trunk weights")):
+    for key, what in (("data_sha256", "data"), ("trunk_sha256", "trunk weights"), ("trunk_config", "trunk's shapes")):
         if before.get(key) != made[key]:
             raise CheckpointError(
                 f"the {what} are not those the run was begun with",
                 where=str(out),
                 fix=f"Restore the original {what}, or choose another --out",
             )
+    newer = [
+        f"{name} {old} then, {made['versions'].get(name)} now"
+        for name, old in before["versions"].items()
+        if made["versions"].get(name) != old
+    ]
+    if newer:
+        reporter.notice(f"resumed with other packages, so the last digits may differ from an undisturbed run: {'; '.join(newer)}")
     return saved
 
 
@@ -249,16 +260,22 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> Loaded:
     return Loaded(experiment, model, Scaler.from_dict(bundle.meta["scaler"]), bundle.meta)
 
 
-def open_run(run: str | Path, *, trunk: str | None = None) -> tuple[Loaded, ForecastData]:
+def open_run(run: str | Path, *, trunk: str | None = None, source: str | None = None) -> tuple[Loaded, ForecastData]:
     """The best model of a run and the data it was trained on.
+
+    Args:
+        run: The run folder.
+        trunk: Where the trunk's weights are now, if not where they were.
+        source: Where the data are now, if not where they were.
 
     Raises:
         CheckpointError: The folder holds no finished bundle, or the data changed since.
     """
     experiment, made = read_config(run)
-    if not (Path(run) / BUNDLE / META_FILE).exists():
+    if not (readable_folder(Path(run) / BUNDLE) / META_FILE).exists():
         raise CheckpointError("the run has no bundle yet", where=str(run), fix="Let `ofa-jax train` finish at least one epoch")
-    data = prepare(experiment.data, experiment.task)
+    settings = experiment.data.model_copy(update={"source": source}) if source else experiment.data
+    data = prepare(settings, experiment.task)
     if data_fingerprint(data) != made["data_sha256"]:
         raise CheckpointError("the data are not those the run was trained on", where=str(run), fix="Restore the original data file")
     return load_bundle(run, trunk=trunk), data

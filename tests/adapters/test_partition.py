@@ -128,7 +128,7 @@ def test_combine_leaves_its_arguments_alone_and_refuses_a_common_leaf():
     assert combine(frozen, trained) == {"a": {"x": 1, "y": 2}, "b": 3}
     assert (frozen, trained) == ({"a": {"x": 1}}, {"a": {"y": 2}, "b": 3})
     for other in ({"a": {"x": 5}}, {"a": 5}):
-        with pytest.raises(ValueError, match=r"both trees hold '[ax]'"):
+        with pytest.raises(ConfigError, match=r"both trees hold '[ax]'"):
             combine(frozen, other)
 
 

@@ -141,7 +141,7 @@ def test_inputs_shorter_than_a_patch_are_forecast(length):
 
 
 def test_another_input_length_is_refused():
-    with pytest.raises(ValueError, match="reads 32 steps, the batch has 31"):
+    with pytest.raises(ConfigError, match="reads 32 steps, the batch has 31"):
         NETWORK.apply({"params": BASE}, series()[:, :31])
 
 

@@ -20,7 +20,7 @@ from ofa_jax.tasks.forecasting import prepare
 from ofa_jax.train.assemble import build_model
 from ofa_jax.train.loop import evaluate
 from ofa_jax.train.progress import ConsoleReporter, SilentReporter
-from ofa_jax.train.run import load_bundle, open_run, read_config, train_run, with_absolute_paths
+from ofa_jax.train.run import load_bundle, open_run, read_config, resolved, train_run
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,8 @@ def test_relative_paths_hold_from_any_folder(tiny, tmp_path, monkeypatch):
 
 def test_names_of_known_data_and_hub_ids_stay(tiny):
     experiment = tiny.experiment("etth1", "trunk.source=openai-community/gpt2")
-    assert with_absolute_paths(experiment) == experiment
+    assert resolved(experiment).data == experiment.data
+    assert resolved(experiment).trunk.compute_dtype == "float32"  # on the CPU, where the tests run
 
 
 def test_a_folder_with_something_else_is_refused_untouched(tiny, tmp_path):
