@@ -37,8 +37,8 @@ def run(trained, tmp_path) -> Path:
 
 def test_the_settings_read_back_as_they_were(tiny, run):
     experiment, made = read_config(run)
-    assert experiment == tiny.experiment(experiment.data.source, "train.epochs=1")
-    assert set(made) == {"format", "versions", "data_sha256", "trunk_sha256"}
+    assert experiment == resolved(tiny.experiment(experiment.data.source, "train.epochs=1"))
+    assert set(made) == {"format", "versions", "data_sha256", "trunk_sha256", "trunk_config"}
     assert {"ofa-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"} <= set(made["versions"])
     assert Path(experiment.data.source).is_absolute()
 
