@@ -11,7 +11,7 @@ demo: $(STAMP)  ## train and evaluate on small generated series, into runs/demo
 	$(BIN)/ofa-jax demo --out runs/demo
 
 test: $(STAMP)  ## the quick tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)  ## format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -27,6 +27,7 @@ _PUBLIC = {
     "adapter_scale": "ofa_jax.adapters.rslora",
     "with_adapters": "ofa_jax.adapters.rslora",
     "merge": "ofa_jax.adapters.rslora",
+    "read_peft": "ofa_jax.adapters.bundle",
     "train_run": "ofa_jax.train.run",
     "load_bundle": "ofa_jax.train.run",
     "forecast": "ofa_jax.deploy.predict",

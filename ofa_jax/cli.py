@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from ofa_jax import __version__
-from ofa_jax.errors import OfaError
+from ofa_jax.errors import Interrupted, OfaError
 
 if TYPE_CHECKING:
     from ofa_jax.baselines.compare import Comparison
@@ -106,10 +107,12 @@ def evaluate(
 ) -> None:
     """Score a run on every window of a split, beside seasonal naive."""
     from ofa_jax.baselines.compare import compare
-    from ofa_jax.train.run import open_run
+    from ofa_jax.train.run import is_finished, open_run
 
     loaded, data = open_run(run, trunk=trunk, source=data_file)
-    with _reporter("NLinear") as reporter:
+    with _reporter() as reporter:
+        if not is_finished(run):
+            reporter.notice(f"the run is not finished; this is its best epoch so far, {loaded.meta['best_epoch']}")
         comparison = compare(loaded, data, split=split, controls=run / "controls" if controls else None, reporter=reporter)
     if as_json:
         print(json.dumps(comparison.to_dict()))
@@ -134,7 +137,9 @@ def predict(
     table = forecast(loaded, frame)
     if plot is not None:  # first, because it may be refused for its ending
         history = min(loaded.experiment.task.input_length, 3 * len(table))
-        save_figure(plot_forecast(frame, table, title=f"{input_.name}: the next {len(table)} steps", history=history), plot)
+        note = "random trunk" if loaded.experiment.trunk.source == "random" else ""
+        figure = plot_forecast(frame, table, title=f"{input_.name}: the next {len(table)} steps", history=history, note=note)
+        save_figure(figure, plot)
     write_forecast(table, output)
     print(f"{len(table)} steps of {frame.n_channels} series: {output}")
     if plot is not None:
@@ -188,10 +193,81 @@ def convert(
         print(f"use it: --set trunk.source={out} --set trunk.n_layer={report['layers']}")
 
 
-def _reporter(name: str = "") -> ConsoleReporter:
+data = typer.Typer(help="Published data sets: what is known of them, fetching, checking a file.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@data.command("list")
+def data_list(as_json: Json = False) -> None:
+    """Every data set that is known by name, and whether it is below OFA_JAX_DATA."""
+    import os
+
+    from ofa_jax.data.catalog import DATA_VARIABLE, data_root, list_entries
+
+    entries = list_entries(data_root() if os.environ.get(DATA_VARIABLE) else None)
+    if as_json:
+        print(json.dumps({"data": entries}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    for heading in ("name", "here", "fetchable", "kind"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("what it is", no_wrap=True, overflow="ellipsis", ratio=1)
+    for entry in entries:
+        here = {True: "yes", False: "no", None: "?"}[entry["present"]]
+        table.add_row(entry["name"], here, "yes" if entry["fetchable"] else "by hand", entry["kind"], entry["title"])
+    Console().print(table)
+    if entries[0]["present"] is None:
+        print(f"{DATA_VARIABLE} is not set, so it is not known what is here", file=sys.stderr)
+
+
+@data.command("fetch")
+def data_fetch(name: Annotated[str, typer.Argument(help="A name that `ofa-jax data list` shows.", metavar="NAME")]) -> None:
+    """Download a data set below OFA_JAX_DATA, check it, and unpack it; a broken download is taken up where it stopped."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ofa_jax.data.catalog import known
+    from ofa_jax.data.fetch import fetch
+
+    entry = known(name)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(file: str, done: int, total: int | None) -> None:
+            if file not in tasks:
+                tasks[file] = bar.add_task(file, total=total)
+            bar.update(tasks[file], completed=done, total=total)
+
+        fetched = fetch(entry, progress=show)
+    for file in fetched:
+        checked = "sha256 as published" if file.verified else "no published sha256 to compare with"
+        print(f"{file.path}: {file.status}" + ("" if file.sha256 is None else f", {checked}"))
+
+
+@data.command("check")
+def data_check(
+    file: Annotated[Path, typer.Argument(help="CSV, Parquet, .tsf, .ts, M4 csv or npz.", metavar="FILE")], as_json: Json = False
+) -> None:
+    """Read a file with every check that training would make, and say what is in it."""
+    from ofa_jax.data.check import check_file
+
+    summary = check_file(file)
+    if as_json:
+        print(json.dumps(summary))
+        return
+    for key, value in summary.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        print(f"{key.replace('_', ' ')}: {shown if shown not in ('', None) else '—'}")
+
+
+def _reporter() -> ConsoleReporter:
     from ofa_jax.train.progress import ConsoleReporter
 
-    return ConsoleReporter(name)
+    return ConsoleReporter()
 
 
 def _print_comparison(comparison: Comparison) -> None:
@@ -211,6 +287,9 @@ def _print_comparison(comparison: Comparison) -> None:
 
 def main() -> None:
     """Run the command line; a deliberate error is one paragraph on stderr and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a sign that the terminal's encoding lacks is no reason to fail
     try:
         app()
     except OfaError as error:
@@ -218,14 +297,10 @@ def main() -> None:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         _fail(f"{place}{error.strerror or error}. Look at permissions and free space.")
-    except Exception as error:
-        signal_number = getattr(error, "signal_number", None)
-        if signal_number is None:
-            raise
-        saved = error.saved  # type: ignore[attr-defined]
-        rest = f"saved at step {error.step}; the same command goes on from there" if saved else "nothing was kept"  # type: ignore[attr-defined]
+    except Interrupted as stop:
+        rest = f"saved at step {stop.step}; the same command goes on from there" if stop.saved else "nothing was kept"
         print(f"stopped; {rest}", file=sys.stderr)
-        raise SystemExit(128 + signal_number) from None
+        raise SystemExit(128 + stop.signal_number) from None
 
 
 def _fail(message: str) -> None:

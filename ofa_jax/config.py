@@ -173,8 +173,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises:
         ConfigError: The file is missing or no YAML mapping, or a path or value is wrong.
     """
-    path = Path(path)
-    if not path.exists():
+    typed, path = str(path), Path(path)
+    if not path.is_file():  # a folder of that name does not hide an installed file
         path = _installed(path) or path
     try:
         content = yaml.load(path.read_text(), Loader=_Loader)
@@ -189,7 +189,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     if not isinstance(content, dict):
         raise ConfigError("holds no mapping of settings", where=str(path))
     content.pop("provenance", None)
-    return build_experiment(content, overrides, where=str(path))
+    return build_experiment(content, overrides, where=typed)
 
 
 class _Loader(yaml.SafeLoader):
@@ -236,7 +236,11 @@ def build_experiment(content: Mapping[str, Any], overrides: Sequence[str] = (), 
     try:
         return Experiment.model_validate(_overlay(_copy(defaults), layered))
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(problem) for problem in error.errors()), where=where) from None
+        problems = error.errors()
+        given = {override.partition("=")[0].strip() for override in overrides}
+        if all(".".join(map(str, problem["loc"])) in given for problem in problems):
+            where = "--set"
+        raise ConfigError("; ".join(_explain(problem) for problem in problems), where=where) from None
 
 
 def dump_experiment(experiment: Experiment) -> dict[str, Any]:
@@ -289,6 +293,13 @@ def _set(content: dict[str, Any], override: str) -> None:
     node[name] = value
 
 
+def _paths(node: Mapping[str, Any], prefix: str = "") -> set[str]:
+    paths = set()
+    for name, value in node.items():
+        paths |= _paths(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}"}
+    return paths
+
+
 class Setting(BaseModel):
     """One line of the table of settings."""
 
@@ -305,8 +316,11 @@ def settings(section: type[BaseModel] = Experiment, prefix: str = "") -> Iterato
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from settings(kind, f"{prefix}{name}.")
             continue
-        missing = "required" if prefix == "data." else "from the recipe"
-        default = missing if field.is_required() else str(field.default)
+        path = f"{prefix}{name}"
+        if any(path in _paths(recipe) for recipe in RECIPES.values()):
+            default = "from the recipe"
+        else:
+            default = "required" if field.is_required() else yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0]
         yield Setting(path=f"{prefix}{name}", type=_type_name(kind), default=default, description=field.description or "")
 
 
@@ -329,6 +343,8 @@ def _explain(problem: Any) -> str:
         siblings = [name for name in known if name.startswith(f"{section}.")] if section else known
         nearest = difflib.get_close_matches(path, siblings, n=2, cutoff=0.5)
         return f"{path} is not a setting" + (f" (did you mean {' or '.join(nearest)}?)" if nearest else "")
+    if problem["type"] == "tuple_type":
+        return f"{path} should be a list, such as [{problem['input']}]"
     if problem["type"] == "missing":
         return f"{path} is missing"
     shown = "" if isinstance(problem["input"], Mapping) else f" (found {problem['input']!r})"

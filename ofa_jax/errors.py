@@ -17,8 +17,12 @@ class OfaError(Exception):
         self.where = where
         self.fix = fix
         place = f"{where}: " if where else ""
-        advice = f" {fix.rstrip('.')}." if fix else ""
-        super().__init__(f"{place}{what.rstrip('.')}.{advice}")
+        advice = f" {_sentence(fix)}" if fix else ""
+        super().__init__(f"{place}{_sentence(what)}{advice}")
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 class DataError(OfaError):
@@ -39,3 +43,13 @@ class CheckpointError(OfaError):
 
 class TrainError(OfaError):
     """Training that cannot go on: a loss that is no longer finite, nothing to train."""
+
+
+class Interrupted(Exception):
+    """A signal asked training to stop, and it did, after saving where checkpoints are kept. Not a mistake, so not an OfaError."""
+
+    def __init__(self, signal_number: int, step: int, *, saved: bool) -> None:
+        self.signal_number = signal_number
+        self.step = step
+        self.saved = saved
+        super().__init__(f"stopped by signal {signal_number} at step {step}")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ofa_jax.errors import CheckpointError
+from ofa_jax.errors import CheckpointError, OfaError
 
 FORMAT = 1
 """The version that every file format of this package carries; a newer one is refused by name."""
@@ -30,8 +30,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:
-    """Write ``content`` so that a kill at any moment leaves the old file or the new one, never a part of either."""
+    """Write ``content`` so that a kill at any moment leaves the old file or the new one, never a part of either.
+
+    Raises:
+        OfaError: ``path`` is a folder.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise OfaError("this is a folder, so no file can be written there", where=str(path), fix="Name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -169,7 +169,10 @@ def test_evaluate_with_controls(run, call):
     assert "validation part, 26 windows" in called.out
     for method in ("One-for-All (reference, random trunk)", "seasonal naive (24 steps)", "NLinear"):
         assert method in called.out
-    assert all(line.startswith("NLinear epoch ") for line in called.err.splitlines())
+    first, *epochs = called.err.splitlines()
+    assert first == "training the control NLinear, which is then kept"
+    assert epochs
+    assert all(line.startswith("epoch ") for line in epochs)
     again = call("evaluate", run, "--controls", "--split", "validation")
     assert (again.out, again.err) == (called.out, "")
     assert len(json.loads(call("evaluate", run, "--controls", "--json").out)["methods"]) == 3
@@ -325,3 +328,38 @@ def test_interrupted_training_says_where_it_was_saved(trained, tmp_path, call, m
     called = call("train", trained.config, "--out", tmp_path / "run")
     assert called.status == 0
     assert called.err.startswith("resumed at step 3\n")
+
+
+def test_data_list(call, monkeypatch, tmp_path):
+    monkeypatch.delenv("OFA_JAX_DATA", raising=False)
+    called = call("data", "list")
+    assert called.status == 0
+    assert "etth1" in called.out
+    assert called.err.strip() == "OFA_JAX_DATA is not set, so it is not known what is here"
+    monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path))
+    entries = json.loads(call("data", "list", "--json").out)["data"]
+    assert {entry["name"] for entry in entries} >= {"etth1", "weather", "m4_yearly", "japanesevowels", "smap"}
+    assert not any(entry["present"] for entry in entries)
+
+
+def test_data_check(call, tiny, tmp_path):
+    path = tiny.csv(tmp_path / "tiny.csv")
+    called = call("data", "check", path)
+    assert called.status == 0
+    assert {"kind: frame", "rows: 200", "channels: 2", "frequency: h"} <= set(called.out.splitlines())
+    assert json.loads(call("data", "check", path, "--json").out)["names"] == ["a", "b"]
+    path.write_text(path.read_text().replace("2024-01-03T00:00:00,", "2024-01-03T00:30:00,"))
+    called = call("data", "check", path)
+    assert (called.status, called.out) == (2, "")
+    assert "tiny.csv" in called.err
+
+
+def test_data_fetch_by_name(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path))
+    called = call("data", "fetch", "etth9")
+    assert called.status == 2
+    assert "`etth9` is not a known data set. The nearest names are etth" in called.err
+    called = call("data", "fetch", "smap")  # known, but no program can fetch it in this layout
+    assert called.status == 2
+    assert "cannot be fetched by a program" in called.err
+    assert not list(tmp_path.iterdir())

@@ -170,7 +170,7 @@ def test_an_override_that_cannot_be_is_told(override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.epochs=0", "config: train.epochs: input should be greater than or equal to 1 (found 0)"),
+        ("train.epochs=0", "--set: train.epochs: input should be greater than or equal to 1 (found 0)"),
         ("train.epochs=many", "train.epochs: input should be a valid integer, unable to parse string as an integer (found 'many')"),
         ("train.epochs=2.5", "train.epochs: input should be a valid integer, got a number with a fractional part (found 2.5)"),
         ("train.epochs=true", "train.epochs: input should be neither true nor false (found True)"),
@@ -381,3 +381,20 @@ def test_counting_needs_no_weights(monkeypatch):
     monkeypatch.setattr("ofa_jax.model.weights.resolve", loaded)
     assert footprint(load_experiment("long/etth1")).trainable == 546_304
     assert footprint(load_experiment("quick/etth1")).trainable == 61_952
+
+
+def test_a_folder_does_not_hide_an_installed_settings_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "csv").mkdir()
+    assert load_experiment("csv").data.source == "yours.csv"
+
+
+def test_mistakes_are_laid_where_they_were_made(tmp_path):
+    with pytest.raises(ConfigError, match=r"^--set: train\.epochs: "):
+        load_experiment("csv", ["train.epochs=abc"])
+    with pytest.raises(ConfigError, match=r"^--set: data\.columns should be a list, such as \[load\]"):
+        load_experiment("csv", ["data.columns=load"])
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {source: a.csv}\ntrain: {epochs: abc}\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: train\.epochs: "):
+        load_experiment(path, ["train.chunk=2"])

@@ -28,7 +28,8 @@ def test_the_functional_example_runs_as_written(monkeypatch):
 
 def test_the_table_of_commands_is_complete():
     listed = set(re.findall(r"^\| `ofa-jax (\w+)", README, re.MULTILINE))
-    assert listed == {command.name or command.callback.__name__ for command in app.registered_commands}
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert listed == commands | {group.name for group in app.registered_groups}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

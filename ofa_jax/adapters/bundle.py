@@ -29,7 +29,7 @@ from ofa_jax.adapters.partition import Site
 from ofa_jax.adapters.rslora import Adapters, Scaling, adapter_scale
 from ofa_jax.errors import CheckpointError, WeightsError
 from ofa_jax.files import atomic_folder, read_json, readable_folder, sha256_file, write_json
-from ofa_jax.model import frozen_init
+from ofa_jax.model import trees
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -127,7 +127,7 @@ def write_bundle(
             save_file(peft_tensors(adapters, sites), scratch / ADAPTER_FILE, metadata={"format": "pt"})
             (scratch / ADAPTER_CONFIG).write_text(json.dumps(peft_config(numbers, adapters, init), indent=2) + "\n")
         if trained:
-            flat = {path: np.ascontiguousarray(leaf) for path, leaf in frozen_init.flatten(trained).items()}
+            flat = {path: np.ascontiguousarray(leaf) for path, leaf in trees.flatten(trained).items()}
             save_file(flat, scratch / TRAINED_FILE)
         for file in sorted(scratch.iterdir()):
             files[file.name] = sha256_file(file)
@@ -180,7 +180,7 @@ def read_bundle(folder: str | Path) -> Bundle:
                 fix=f"Restore the original {ADAPTER_CONFIG}",
             )
         _check_file(folder, ADAPTER_CONFIG, meta["files"][ADAPTER_CONFIG])
-    trained = frozen_init.unflatten(_read_tensors(folder / TRAINED_FILE)) if TRAINED_FILE in meta["files"] else {}
+    trained = trees.unflatten(_read_tensors(folder / TRAINED_FILE)) if TRAINED_FILE in meta["files"] else {}
     return Bundle(adapters, trained, meta)
 
 

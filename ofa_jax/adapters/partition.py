@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ofa_jax.errors import ConfigError
-from ofa_jax.model.frozen_init import flatten, unflatten
+from ofa_jax.model.trees import flatten, unflatten
 
 Action = Literal["freeze", "train", "adapt"]
 Rule = tuple[Action, str]

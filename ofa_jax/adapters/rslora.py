@@ -27,7 +27,7 @@ import numpy as np
 
 from ofa_jax.adapters.partition import Site
 from ofa_jax.errors import ConfigError, WeightsError
-from ofa_jax.model import frozen_init
+from ofa_jax.model import frozen_init, trees
 from ofa_jax.model.gpt2 import dropout
 from ofa_jax.model.network import channel_keys
 
@@ -138,7 +138,7 @@ def merge(params: Mapping[str, Any], adapters: Mapping[str, Mapping[str, Any]], 
     Raises:
         WeightsError: An adapter that names no layer of ``params`` or does not fit its shape.
     """
-    flat = dict(frozen_init.flatten(params))
+    flat = dict(trees.flatten(params))
     for path, factors in adapters.items():
         name = next((f"{path}/{leaf}" for leaf in ("kernel", "embedding") if f"{path}/{leaf}" in flat), None)
         if name is None:
@@ -147,7 +147,7 @@ def merge(params: Mapping[str, Any], adapters: Mapping[str, Mapping[str, Any]], 
         _check_fit(path, factors["a"], factors["b"], weight.shape)
         delta = scale * (jnp.asarray(factors["a"], jnp.float32) @ jnp.asarray(factors["b"], jnp.float32))
         flat[name] = (weight.astype(jnp.float32) + delta).astype(weight.dtype)
-    return frozen_init.unflatten(flat)
+    return trees.unflatten(flat)
 
 
 def _check_fit(path: str, a: Any, b: Any, shape: tuple[int, ...]) -> None:

@@ -42,6 +42,7 @@ class Comparison:
     rows: tuple[Row, ...]
 
     def to_dict(self) -> dict[str, Any]:
+        """As one JSON object."""
         return {
             "split": self.split,
             "windows": self.windows,
@@ -103,6 +104,7 @@ def trained_nlinear(task: Task, controls: Path, *, seed: int, reporter: Reporter
                 )
             return load_file(kept)
         settings = NLINEAR_TRAINING.model_copy(update={"seed": seed})
+        reporter.notice("training the control NLinear, which is then kept")
         start = init_nlinear(task.spec.input_length, task.spec.horizon)
         result = fit(nlinear, task, frozen={}, trainable=start, settings=settings, reporter=reporter)
         weights = {name: np.asarray(leaf) for name, leaf in result.best.items()}

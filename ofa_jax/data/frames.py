@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ofa_jax.data.tables import PandasTable, TextTable, read_parquet, read_text
-from ofa_jax.data.timestamps import check_order, following, infer_step, looks_like_date, parse_times
+from ofa_jax.data.timestamps import check_order, following, has_zone, infer_step, looks_like_date, parse_times
 from ofa_jax.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,12 +34,16 @@ class Frame:
         names: The C series' names, unique.
         timestamps: ``[T]`` datetime64[ns] in non-decreasing order (UTC where the source had a time zone), or None.
         source: Where the values come from, for messages.
+        time_name: What the source calls its timestamps.
+        zoned: Whether the source's timestamps had a time zone.
     """
 
     values: np.ndarray
     names: tuple[str, ...]
     timestamps: np.ndarray | None
     source: str
+    time_name: str = "date"
+    zoned: bool = False
 
     @property
     def n_rows(self) -> int:
@@ -102,12 +106,12 @@ def read_frame(
     time, chosen = _choose(table, timestamp_column, columns)
     values = table.numbers(chosen)
     names = tuple(table.names[position] for position in chosen)
-    times = None
-    if time is not None:
-        place = table.place(table.names[time])
-        times = parse_times(table.cells(time), place)
-        check_order(times, timestamps, place)
-    return Frame(_fill(values, names, missing, table), names, times, table.source)
+    if time is None:
+        return Frame(_fill(values, names, missing, table), names, None, table.source)
+    place, cells = table.place(table.names[time]), table.cells(time)
+    times = parse_times(cells, place)
+    check_order(times, timestamps, place)
+    return Frame(_fill(values, names, missing, table), names, times, table.source, table.names[time], has_zone(cells))
 
 
 def check_columns(frame: Frame, expected_names: Sequence[str]) -> Frame:

@@ -73,6 +73,16 @@ def parse_times(cells: Sequence[Any] | pd.Series, place: Place) -> np.ndarray:
     return _parse_text(_as_text(column, place), place)
 
 
+def has_zone(cells: Sequence[Any] | pd.Series) -> bool:
+    """Whether timestamps that :func:`parse_times` has read carry a time zone; all do or none."""
+    import pandas as pd
+
+    if isinstance(cells, pd.Series) and pd.api.types.is_datetime64_any_dtype(cells.dtype):
+        return cells.dt.tz is not None
+    first = cells.iloc[0] if isinstance(cells, pd.Series) else cells[0]
+    return _ZONE.search(str(first).strip()) is not None
+
+
 def _as_text(column: pd.Series, place: Place) -> list[str]:
     missing = column.isna().to_numpy()
     texts = ["" if gone else str(cell).strip() for cell, gone in zip(column.tolist(), missing, strict=True)]

@@ -13,6 +13,7 @@ from ofa_jax.config import load_experiment
 from ofa_jax.data.frames import Frame
 from ofa_jax.data.synthetic import SyntheticLoad, hourly_load
 from ofa_jax.deploy.predict import forecast, plot_forecast, save_figure, write_forecast
+from ofa_jax.errors import OfaError
 from ofa_jax.files import write_atomic
 from ofa_jax.tasks.forecasting import ForecastData
 from ofa_jax.train.loop import Reporter
@@ -39,10 +40,12 @@ def run_demo(out: str | Path, reporter: Reporter, *, seed: int = 0) -> Demo:
         seed: Seed of the generated series.
     """
     out = Path(out)
-    load = hourly_load(seed=seed)
+    if out.exists() and not out.is_dir():
+        raise OfaError("this is a file, so no folder can be made there", where=str(out), fix="Choose another --out")
     table_path = out / "load.csv"
-    write_atomic(table_path, _as_csv(load.frame))
     experiment = load_experiment("demo", [f"data.source={json.dumps(str(table_path))}"])
+    load = hourly_load(seed=seed)
+    write_atomic(table_path, _as_csv(load.frame))
     run = out / "run"
     train_run(experiment, run, reporter)
     loaded, data = open_run(run)

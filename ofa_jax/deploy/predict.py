@@ -43,7 +43,8 @@ def forecast(loaded: Loaded, frame: Frame) -> pd.DataFrame:
         frame: At least ``task.input_length`` rows of the model's series; the last ones are read.
 
     Returns:
-        One row per step: the timestamp (or the step's number where the frame has none) and a column per series, in the model's order.
+        One row per step: the timestamp under the input's own name (marked as UTC where the input had a time zone), or the step's
+        number where the frame has no timestamps; and a column per series, in the model's order.
 
     Raises:
         DataError: Other columns than the model's, too few rows, or a frequency that does not say what comes next.
@@ -71,7 +72,8 @@ def forecast(loaded: Loaded, frame: Frame) -> pd.DataFrame:
     if when is None:
         table.insert(0, _free("step", frame.names), np.arange(1, horizon + 1))
     else:
-        table.insert(0, _free("date", frame.names), pd.to_datetime(when))
+        dates = pd.DatetimeIndex(when)
+        table.insert(0, _free(frame.time_name, frame.names), dates.tz_localize("UTC") if frame.zoned else dates)
     return table
 
 
@@ -99,27 +101,29 @@ def plot_forecast(
         actual: What really came, ``[h, c]`` in original units, where it is known.
         note: A line below the panels.
     """
+    from matplotlib.dates import ConciseDateFormatter
     from matplotlib.figure import Figure
 
     shown = min(frame.n_channels, 6)
     history = min(history, frame.n_rows)
     dated = frame.timestamps is not None
     past = frame.timestamps[-history:] if frame.timestamps is not None else np.arange(-history + 1, 1)
-    ahead = table.iloc[:, 0].to_numpy()
+    ahead = frame.future_timestamps(len(table)) if dated else np.arange(1, len(table) + 1)
     figure = Figure(figsize=(10, 1.2 + 1.9 * shown), layout="constrained")
     axes = figure.subplots(shown, 1, sharex=True, squeeze=False)[:, 0]
     for index, (axis, name) in enumerate(zip(axes, frame.names[:shown], strict=True)):
         axis.plot(past, frame.values[-history:, index], color="0.35", linewidth=1, label="history")
         if actual is not None:
             axis.plot(ahead, actual[:, index], color="0.35", linewidth=1, linestyle=":", label="what came")
-        axis.plot(ahead, table[name].to_numpy(), color="#0072b2", linewidth=1.8, label="forecast")
+        joined = np.concatenate([frame.values[-1:, index], table[name].to_numpy()])
+        axis.plot(np.concatenate([past[-1:], ahead]), joined, color="#0072b2", linewidth=1.8, label="forecast")
         axis.axvline(past[-1], color="0.8", linewidth=0.8)
         axis.set_ylabel(name, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
-    axes[0].legend(loc="upper left", ncols=3, fontsize=8, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=8, frameon=False)
     if dated:
-        figure.autofmt_xdate(rotation=0, ha="center")
+        axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(axes[-1].xaxis.get_major_locator()))
     else:
         axes[-1].set_xlabel("steps from the last row")
     hidden = frame.n_channels - shown

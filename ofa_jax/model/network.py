@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.errors import ConfigError, WeightsError
-from ofa_jax.model import frozen_init
+from ofa_jax.model import frozen_init, trees
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
 from ofa_jax.model.patching import denormalise, instance_stats, normalise, patch_count, patchify
 
@@ -87,7 +87,7 @@ def base_shapes(network: ForecastNetwork) -> dict[str, tuple[int, ...]]:
     """Shape of every base parameter by path, computed without any array."""
     example = jax.ShapeDtypeStruct((1, network.input_length, 1), jnp.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), example)
-    return {path: tuple(leaf.shape) for path, leaf in frozen_init.flatten(variables["params"]).items()}
+    return {path: tuple(leaf.shape) for path, leaf in trees.flatten(variables["params"]).items()}
 
 
 def init_base(network: ForecastNetwork, trunk_params: Params, seed: int) -> Params:
@@ -113,7 +113,7 @@ def init_base(network: ForecastNetwork, trunk_params: Params, seed: int) -> Para
         fan_in, fan_out = shapes[f"{module}/kernel"]
         base[module] = frozen_init.linear(seed, module, fan_in, fan_out)
 
-    given = {f"gpt2/{path}": np.asarray(leaf) for path, leaf in frozen_init.flatten(trunk_params).items()}
+    given = {f"gpt2/{path}": np.asarray(leaf) for path, leaf in trees.flatten(trunk_params).items()}
     if not network.positions:
         given.pop("gpt2/wpe/embedding", None)
     wanted = {path: shape for path, shape in shapes.items() if path.startswith("gpt2/")}
@@ -124,4 +124,4 @@ def init_base(network: ForecastNetwork, trunk_params: Params, seed: int) -> Para
             where="gpt2",
             fix="Load the trunk with the configuration that the network was made with",
         )
-    return base | frozen_init.unflatten(given)
+    return base | trees.unflatten(given)

@@ -19,7 +19,7 @@ import numpy as np
 
 from ofa_jax import files
 from ofa_jax.errors import WeightsError
-from ofa_jax.model import frozen_init
+from ofa_jax.model import frozen_init, trees
 from ofa_jax.model.gpt2 import PRESETS, GPT2Config
 from ofa_jax.model.hf_folder import (
     CONFIG,
@@ -83,7 +83,7 @@ class Trunk:
     @cached_property
     def sha256(self) -> str:
         """Fingerprint over path, shape, dtype and bytes of all parameters, in path order."""
-        return frozen_init.fingerprint(frozen_init.flatten(self.params).items())
+        return trees.fingerprint(trees.flatten(self.params).items())
 
 
 def _rows(config: GPT2Config) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -147,7 +147,7 @@ def load_trunk(source: str | Path, *, n_layer: int | None = None, revision: str 
         origin = str(manifest["source"])
     stored = inventory(folder, str(source))
     names, dropped = _match(stored, stored_config, config, folder)
-    return Trunk(config, frozen_init.unflatten(_read(stored, names)), origin, dropped)
+    return Trunk(config, trees.unflatten(_read(stored, names)), origin, dropped)
 
 
 def random_trunk(config: GPT2Config, seed: int) -> Trunk:
@@ -166,7 +166,7 @@ def random_trunk(config: GPT2Config, seed: int) -> Trunk:
         else:
             flat[path] = np.full(shape, 1 if kind == "scale" else 0, np.float32)
         flat[path].flags.writeable = False
-    return Trunk(config, frozen_init.unflatten(flat), "random")
+    return Trunk(config, trees.unflatten(flat), "random")
 
 
 def save_trunk(trunk: Trunk, out: str | Path, dtype: str = "float32") -> dict[str, Any]:
@@ -186,7 +186,7 @@ def save_trunk(trunk: Trunk, out: str | Path, dtype: str = "float32") -> dict[st
     from safetensors.numpy import save_file
 
     out = _writable(out)
-    leaves = frozen_init.flatten(trunk.params)
+    leaves = trees.flatten(trunk.params)
     stored = {name: _cast(leaves[path], dtype, name) for name, (path, _) in _rows(trunk.config).items()}
     as_loaded = {path: stored[name].astype(np.float32, copy=False) for name, (path, _) in _rows(trunk.config).items()}
     config = {"architectures": ["GPT2Model"], "model_type": "gpt2", **asdict(trunk.config), "dtype": dtype}
@@ -202,7 +202,7 @@ def save_trunk(trunk: Trunk, out: str | Path, dtype: str = "float32") -> dict[st
             "dropped": dict(Counter(re.sub(r"(?<=\bh\.)\d+", "*", name) for name in trunk.dropped)),
             "sha256": files.sha256_file(scratch / WEIGHTS),
             "config_sha256": files.sha256_file(scratch / CONFIG),
-            "fingerprint": frozen_init.fingerprint(sorted(as_loaded.items())),
+            "fingerprint": trees.fingerprint(sorted(as_loaded.items())),
         }
         files.write_json(scratch / MANIFEST, report)
         size = sum(file.stat().st_size for file in scratch.iterdir())

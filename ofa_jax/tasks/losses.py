@@ -9,6 +9,6 @@ from ofa_jax.data.windows import Batch
 
 
 def squared_error(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Sum of squared errors over the observed targets of real windows, and how many there are; both scalars, float32."""
-    counts = batch.y_mask * batch.weight[:, None, None]
-    return jnp.sum(counts * jnp.square(pred_bhc - batch.y)), jnp.sum(counts)
+    """Sum of squared errors over the observed targets, and how many there are; both scalars, float32. Padding rows have none."""
+    error = jnp.where(batch.y_mask, pred_bhc - batch.y, 0)
+    return jnp.sum(jnp.square(error)), jnp.sum(batch.y_mask).astype(jnp.float32)

@@ -16,7 +16,7 @@ from ofa_jax.adapters.partition import Site, actions, adapter_sites, combine, pa
 from ofa_jax.adapters.rslora import init_adapters, merge, with_adapters
 from ofa_jax.config import Experiment, TrunkConfig
 from ofa_jax.errors import CheckpointError, TrainError
-from ofa_jax.model import frozen_init
+from ofa_jax.model import frozen_init, trees
 from ofa_jax.model.gpt2 import GPT2Config
 from ofa_jax.model.network import ForecastNetwork, base_shapes, init_base
 from ofa_jax.model.weights import Trunk, load_trunk, random_trunk, read_config
@@ -151,7 +151,7 @@ def frozen_record(model: Model, seed: int) -> dict[str, Any]:
         "trunk_config": trunk_mathematics(model.network.trunk),
         "rule": frozen_init.RULE,
         "seed": seed,
-        "sha256": frozen_init.fingerprint(frozen_init.flatten(model.frozen).items()),
+        "sha256": trees.fingerprint(trees.flatten(model.frozen).items()),
     }
 
 
@@ -160,21 +160,26 @@ def trunk_mathematics(config: GPT2Config) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if not name.endswith("_pdrop")}
 
 
-def restore_model(experiment: Experiment, bundle: Bundle) -> Model:
+def restore_model(experiment: Experiment, bundle: Bundle, *, where: str = "bundle") -> Model:
     """Rebuild the network of a bundle and check that every frozen bit is the one it was trained with.
+
+    Args:
+        experiment: The settings in the bundle; ``trunk.source`` may name another place.
+        bundle: What was read.
+        where: The bundle's place, for errors.
 
     Raises:
         CheckpointError: The trunk, the rule or seed of the frozen layers, their bits or the scaling differ, or the bundle's
             parameters do not fit.
     """
-    _check_settings(experiment, bundle)
+    _check_settings(experiment, bundle, where)
     saved = bundle.meta["frozen"]
     model = build_model(experiment)
     if model.trunk_sha256 != saved["trunk_sha256"]:
         raise CheckpointError(
             f"the trunk {experiment.trunk.source} is not the one the bundle was trained with (its weights' sha256 differs; "
             f"that one came from {saved['trunk_source']})",
-            where="bundle",
+            where=where,
             fix="Give the original trunk's folder or hub id with --trunk",
         )
     mathematics = trunk_mathematics(model.network.trunk)
@@ -182,42 +187,42 @@ def restore_model(experiment: Experiment, bundle: Bundle) -> Model:
     if changed:
         raise CheckpointError(
             f"the trunk {experiment.trunk.source} has the right weights but another {', '.join(changed)} than the bundle was trained with",
-            where="bundle",
+            where=where,
             fix="Restore the trunk's original config.json",
         )
     if frozen_record(model, saved["seed"])["sha256"] != saved["sha256"]:
         raise CheckpointError(
             "the frozen layers around the trunk differ from those the bundle was trained with",
-            where="bundle",
+            where=where,
             fix="The settings in ofa.json or the rule of the frozen layers changed; use the version that made the bundle",
         )
     trainable = {"adapters": bundle.adapters, "base": bundle.trained}
     if _shapes(trainable) != _shapes(model.trainable):
-        raise CheckpointError("the bundle's parameters are not those its settings describe", where="bundle", fix="Copy the bundle again")
+        raise CheckpointError("the bundle's parameters are not those its settings describe", where=where, fix="Copy the bundle again")
     return replace(model, trainable=trainable)
 
 
-def _check_settings(experiment: Experiment, bundle: Bundle) -> None:
+def _check_settings(experiment: Experiment, bundle: Bundle, where: str) -> None:
     saved, fix = bundle.meta["frozen"], "Use the settings that the bundle was made with"
     if saved["rule"] != frozen_init.RULE:
         raise CheckpointError(
             f"the frozen layers were drawn by rule {saved['rule']!r}, this version draws them by {frozen_init.RULE!r}",
-            where="bundle",
+            where=where,
             fix="Use the version of ofa-jax that made the bundle",
         )
     if experiment.network.seed != saved["seed"]:
         what = f"network.seed is {experiment.network.seed}, but the bundle's frozen layers were drawn from seed {saved['seed']}"
-        raise CheckpointError(what, where="bundle", fix=fix)
+        raise CheckpointError(what, where=where, fix=fix)
     if bundle.adapters:
         given = experiment.adapters
         for name in ("rank", "alpha", "scaling"):
             if getattr(given, name) != bundle.meta["adapters"][name]:
                 what = f"adapters.{name} is {getattr(given, name)}, but the bundle was trained with {bundle.meta['adapters'][name]}"
-                raise CheckpointError(what, where="bundle", fix=fix)
+                raise CheckpointError(what, where=where, fix=fix)
 
 
 def _shapes(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {path: tuple(leaf.shape) for path, leaf in frozen_init.flatten(tree).items()}
+    return {path: tuple(leaf.shape) for path, leaf in trees.flatten(tree).items()}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,11 @@ class EventLog:
             with open(self._path, "a") as file:
                 file.write(json.dumps({"event": event, **fields}) + "\n")
 
+    def last_step(self) -> int:
+        """The step of the last event, 0 where there is none."""
+        events = read_events(self._path) if self._path else []
+        return int(events[-1].get("step", 0)) if events else 0
+
     def sync(self) -> int:
         """Make sure that everything is on the disk; returns the file's size in bytes, a place to cut back to."""
         if not self._path or not self._path.exists():

@@ -27,22 +27,12 @@ import numpy as np
 
 from ofa_jax.config import TrainConfig
 from ofa_jax.data.windows import PADDING, IndexStream, WindowTable
-from ofa_jax.errors import CheckpointError, TrainError
+from ofa_jax.errors import CheckpointError, Interrupted, TrainError
 from ofa_jax.tasks.base import Task
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import EventLog
 from ofa_jax.train.optim import adam, learning_rate
 from ofa_jax.train.step import Params, Predict, TrainState, chunk_rows, dropout_key, init_state, make_chunk, make_eval_step
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop, and it did, after saving where checkpoints are kept."""
-
-    def __init__(self, signal_number: int, step: int, *, saved: bool) -> None:
-        self.signal_number = signal_number
-        self.step = step
-        self.saved = saved
-        super().__init__(f"stopped by signal {signal_number} at step {step}")
 
 
 class Reporter(Protocol):
@@ -123,7 +113,7 @@ class Evaluator:
 
     def __init__(self, predict: Predict, task: Task, batch_size: int) -> None:
         self._step = make_eval_step(predict, task.sums, task.spec)
-        self._buffer = jnp.asarray(task.buffer)
+        self.buffer = jnp.asarray(task.buffer)
         self._batch_size = batch_size
 
     def __call__(self, table: WindowTable, frozen: Params, trainable: Params) -> dict[str, np.ndarray]:
@@ -131,7 +121,7 @@ class Evaluator:
         columns = WindowTable(*map(jnp.asarray, table))
         frozen, trainable = jax.tree.map(jnp.asarray, (frozen, trainable))
         parts = [
-            self._step(frozen, trainable, self._buffer, columns, jnp.asarray(index)) for index in stream.batches(0, stream.steps_per_epoch)
+            self._step(frozen, trainable, self.buffer, columns, jnp.asarray(index)) for index in stream.batches(0, stream.steps_per_epoch)
         ]
         return {name: np.concatenate([np.asarray(part[name]) for part in parts])[: table.size] for name in parts[0]}
 
@@ -166,7 +156,7 @@ class Trainer:
         self.best = jax.tree.map(np.asarray, trainable)
         self.progress = Progress()
         self.table = WindowTable(*map(jnp.asarray, table))
-        self.buffer = jnp.asarray(task.buffer)
+        self.buffer = self.evaluator.buffer
         self.key = dropout_key(settings.seed)
         self.saved_at = time.monotonic()
 
@@ -175,11 +165,15 @@ class Trainer:
         if self.checkpoints is None:
             return
         restored = self.checkpoints.restore({"state": self.state, "best": self.best})
+        for text in restored.skipped if restored else ():
+            self.reporter.notice(text)
+        reached, found = self.log.last_step(), restored.step if restored else 0
+        if reached > found:
+            whole = f"the newest whole checkpoint is of step {found}" if restored else "there is no checkpoint"
+            self.reporter.notice(f"metrics.jsonl reached step {reached}, but {whole}: the steps since are trained again")
         if restored is None:
             self.log.cut(0)
             return
-        for text in restored.skipped:
-            self.reporter.notice(text)
         self.state = TrainState(*jax.tree.map(jnp.asarray, tuple(restored.arrays["state"])))
         self.best = restored.arrays["best"]
         self.progress = Progress(**restored.meta)
@@ -191,6 +185,7 @@ class Trainer:
             self.reporter.notice(f"resumed at step {self.progress.step}")
 
     def save(self) -> None:
+        """Write a checkpoint, after everything that was logged so far is on the disk."""
         self.saved_at = time.monotonic()
         if self.checkpoints is None:
             return
@@ -219,6 +214,7 @@ class Trainer:
             self.stop_if_asked(request)
 
     def run_epoch(self, position: int, request: StopRequest) -> None:
+        """Train from a step of the epoch to its end, saving when it is time or a signal asks for it."""
         while position < self.epoch_steps:
             steps = min(self.settings.chunk, self.epoch_steps - position)
             self.run_chunk(steps)
@@ -231,8 +227,10 @@ class Trainer:
                     self.save()
 
     def run_chunk(self, steps: int) -> None:
+        """Dispatch so many steps and account for them."""
         first = self.progress.step
-        index = np.full((chunk_rows(self.settings.chunk), self.settings.batch_size), PADDING, np.int32)
+        rows = chunk_rows(min(self.settings.chunk, self.epoch_steps))
+        index = np.full((rows, self.settings.batch_size), PADDING, np.int32)
         index[:steps] = self.stream.batches(first, first + steps)
         self.state, losses = self.chunk(self.frozen, self.state, self.buffer, self.table, jnp.asarray(index), steps, self.key)
         losses_k = np.asarray(losses)[:steps].astype(np.float64)
@@ -242,6 +240,7 @@ class Trainer:
         self.reporter.advance(int((index[:steps] >= 0).sum()), float(losses_k.mean()))
 
     def check_finite(self, first: int, losses_k: np.ndarray) -> None:
+        """Stop at the first loss that is not a finite number; the chunk began at step ``first``."""
         bad = np.flatnonzero(~np.isfinite(losses_k))
         if not len(bad):
             return
@@ -258,6 +257,7 @@ class Trainer:
         )
 
     def account(self, step: int, loss: float, windows: int) -> None:
+        """Add one step's loss to the counters, and log the mean of the last ``log_every`` steps when it is time."""
         self.progress.step = step + 1
         self.progress.epoch_loss += loss * windows
         self.progress.logged_loss += loss

@@ -24,9 +24,8 @@ class SilentReporter:
 class ConsoleReporter:
     """Loss, windows per second and time left while an epoch runs; a line with its results when it ends."""
 
-    def __init__(self, name: str = "") -> None:
+    def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._name = f"{name} " if name else ""
         self._progress: Progress | None = None
         self._task = TaskID(0)
 
@@ -48,9 +47,7 @@ class ConsoleReporter:
             console=self._console,
             transient=True,
         )
-        self._task = self._progress.add_task(
-            f"{self._name}epoch {epoch}/{epochs}", total=windows, completed=min(done, windows), loss="—", speed="—"
-        )
+        self._task = self._progress.add_task(f"epoch {epoch}/{epochs}", total=windows, completed=min(done, windows), loss="—", speed="—")
         self._progress.start()
 
     def advance(self, windows: int, loss: float) -> None:
@@ -65,12 +62,12 @@ class ConsoleReporter:
         self.close()
         metrics = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in record.items() if name.startswith("validation_"))
         self._console.print(
-            f"{self._name}epoch {record['epoch']}: train loss {record['train_loss']:.4f}  {metrics}  "
+            f"epoch {record['epoch']}: train loss {record['train_loss']:.4f}  {metrics}  "
             f"({record['windows_per_second']:.0f} windows/s){'  best' if record['best'] else ''}"
         )
 
     def notice(self, text: str) -> None:
-        self._console.print(f"{self._name}{text}", markup=False)  # names of series may hold brackets
+        self._console.print(text, markup=False)  # names of series may hold brackets
 
     def close(self) -> None:
         """Take the live line away; safe to call at any time."""

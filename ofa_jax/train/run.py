@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,13 +16,13 @@ from ofa_jax.adapters.bundle import META_FILE, read_bundle, write_bundle
 from ofa_jax.config import Experiment, build_experiment, dump_experiment
 from ofa_jax.data.catalog import CATALOG
 from ofa_jax.data.splits import Scaler
-from ofa_jax.errors import CheckpointError, ConfigError
+from ofa_jax.errors import CheckpointError, ConfigError, DataError, WeightsError
 from ofa_jax.files import FORMAT, clear_leftovers, readable_folder, run_lock, write_atomic
-from ofa_jax.model import frozen_init
+from ofa_jax.model import trees
 from ofa_jax.tasks.forecasting import ForecastData, prepare
 from ofa_jax.train.assemble import RANDOM, Model, build_model, compute_dtype, frozen_record, restore_model, trunk_mathematics
 from ofa_jax.train.checkpoints import Checkpoints
-from ofa_jax.train.events import EventLog
+from ofa_jax.train.events import EventLog, read_events
 from ofa_jax.train.loop import FitResult, Params, Progress, Reporter, fit
 
 CONFIG_FILE = "config.yaml"
@@ -71,7 +72,15 @@ def train_run(experiment: Experiment, out: str | Path, reporter: Reporter) -> Fi
         raise CheckpointError("this is a file, not a run folder", where=str(out), fix="Choose another --out")
     if out.is_dir() and not (out / CONFIG_FILE).exists() and any(not _is_leftover(entry) for entry in out.iterdir()):
         raise CheckpointError("this folder holds something else than a run", where=str(out), fix="Choose a new folder for --out")
-    experiment = resolved(experiment)
+    begun = read_config(out)[0] if (out / CONFIG_FILE).exists() else None
+    try:
+        return _train_held(resolved(experiment, begun), out, reporter)
+    finally:
+        if out.is_dir() and [entry.name for entry in out.iterdir()] == [".lock"]:  # it failed before the run began
+            shutil.rmtree(out)
+
+
+def _train_held(experiment: Experiment, out: Path, reporter: Reporter) -> FitResult:
     with run_lock(out):
         for name in (CONFIG_FILE, BUNDLE):
             clear_leftovers(out / name)
@@ -101,10 +110,10 @@ def _is_leftover(entry: Path) -> bool:
     return entry.name == ".lock" or entry.name.startswith((f".{CONFIG_FILE}.", f".{BUNDLE}."))
 
 
-def resolved(experiment: Experiment) -> Experiment:
+def resolved(experiment: Experiment, begun: Experiment | None = None) -> Experiment:
     """The same settings, saying what would otherwise hang on the place: files by absolute path, the computing type by name.
 
-    So a run can be resumed and scored from any working directory, and goes on in the type it was begun with on any device.
+    So a run can be resumed and scored from any working directory, and goes on in the type it was ``begun`` with on any device.
     """
 
     def absolute(name: str) -> str:
@@ -112,13 +121,16 @@ def resolved(experiment: Experiment) -> Experiment:
 
     source = experiment.data.source
     data = experiment.data if source in CATALOG else experiment.data.model_copy(update={"source": absolute(source)})
-    trunk = experiment.trunk.model_copy(update={"compute_dtype": compute_dtype(experiment.trunk)})
+    keep = begun is not None and experiment.trunk.compute_dtype == "auto"
+    dtype = compute_dtype(begun.trunk if begun is not None and keep else experiment.trunk)
+    trunk = experiment.trunk.model_copy(update={"compute_dtype": dtype})
     if trunk.source != RANDOM:
         trunk = trunk.model_copy(update={"source": absolute(trunk.source)})
     return experiment.model_copy(update={"data": data, "trunk": trunk})
 
 
 def provenance(model: Model, data: ForecastData) -> dict[str, Any]:
+    """What a run's numbers hang on besides its settings: versions, and the bits of data and trunk."""
     return {
         "format": FORMAT,
         "versions": versions(),
@@ -128,9 +140,14 @@ def provenance(model: Model, data: ForecastData) -> dict[str, Any]:
     }
 
 
+def is_finished(run: str | Path) -> bool:
+    """Whether training in a run folder came to its end."""
+    return any(event["event"] == "finished" for event in read_events(Path(run) / METRICS_FILE))
+
+
 def data_fingerprint(data: ForecastData) -> str:
     """The sha256 over the standardised series, so that a run notices when its data changed."""
-    return frozen_init.fingerprint([("buffer", data.task.buffer)])
+    return trees.fingerprint([("buffer", data.task.buffer)])
 
 
 def begin_or_check(out: Path, experiment: Experiment, model: Model, data: ForecastData, reporter: Reporter) -> Experiment:
@@ -256,7 +273,12 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> Loaded:
     if trunk is not None:
         settings["trunk"] = {**settings["trunk"], "source": trunk}
     experiment = build_experiment(settings, where=str(folder / META_FILE))
-    model = restore_model(experiment, bundle)
+    try:
+        model = restore_model(experiment, bundle, where=str(folder))
+    except WeightsError as error:
+        if trunk is not None:
+            raise
+        raise WeightsError(error.what, where=error.where, fix="If the trunk's weights moved, give their place with --trunk") from None
     return Loaded(experiment, model, Scaler.from_dict(bundle.meta["scaler"]), bundle.meta)
 
 
@@ -275,6 +297,8 @@ def open_run(run: str | Path, *, trunk: str | None = None, source: str | None = 
     if not (readable_folder(Path(run) / BUNDLE) / META_FILE).exists():
         raise CheckpointError("the run has no bundle yet", where=str(run), fix="Let `ofa-jax train` finish at least one epoch")
     settings = experiment.data.model_copy(update={"source": source}) if source else experiment.data
+    if source is None and settings.source not in CATALOG and not Path(settings.source).exists():
+        raise DataError("the data file is not there any more", where=settings.source, fix="Give its place now with --data")
     data = prepare(settings, experiment.task)
     if data_fingerprint(data) != made["data_sha256"]:
         raise CheckpointError("the data are not those the run was trained on", where=str(run), fix="Restore the original data file")

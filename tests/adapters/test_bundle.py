@@ -13,9 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from ofa_jax.adapters.bundle import LoraNumbers, peft_config, peft_tensors, read_bundle, read_peft, write_bundle
 from ofa_jax.adapters.partition import Site
+from ofa_jax.config import dump_experiment, load_experiment
 from ofa_jax.errors import CheckpointError, WeightsError
 from ofa_jax.files import FORMAT, sha256_file
-from ofa_jax.model.frozen_init import flatten, unflatten
+from ofa_jax.model.trees import flatten, unflatten
+from ofa_jax.train.assemble import build_model, frozen_record
 
 SITES = {"gpt2/wpe": Site("embedding", (7, 4)), "gpt2/h/0/attn/c_attn": Site("dense", (4, 12)), "out_layer": Site("dense", (9, 3))}
 NUMBERS = LoraNumbers(rank=5, alpha=16, scaling="rslora", dropout=0.01)
@@ -362,3 +364,15 @@ def test_a_folder_without_adapters_is_named(tmp_path, name):
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=f"there is no {re.escape(name)} here"):
         read_peft(folder)
+
+
+@pytest.mark.slow
+def test_the_bundle_of_the_published_shape_is_small(tmp_path):
+    """546,304 adapter parameters, at most 2.3 MB on disk with everything that is in the folder."""
+    experiment = load_experiment("long/etth1", ["trunk.source=random"])
+    model = build_model(experiment)
+    write_bundle(
+        tmp_path / "bundle", adapters=model.trainable["adapters"], sites=model.sites, trained={}, numbers=model.numbers,
+        init=experiment.adapters.init, meta={"settings": dump_experiment(experiment), "frozen": frozen_record(model, 0)},
+    )  # fmt: skip
+    assert 4 * 546_304 < sum(file.stat().st_size for file in (tmp_path / "bundle").iterdir()) <= 2_300_000

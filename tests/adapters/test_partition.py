@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from ofa_jax.adapters.partition import Site, actions, adapter_sites, combine, partition
 from ofa_jax.config import RECIPES
 from ofa_jax.errors import ConfigError
-from ofa_jax.model.frozen_init import flatten
 from ofa_jax.model.gpt2 import GPT2Config
 from ofa_jax.model.network import ForecastNetwork, base_shapes
+from ofa_jax.model.trees import flatten
 
 TREE = {
     "gpt2": {

@@ -15,9 +15,9 @@ from ofa_jax.adapters.partition import Site, partition
 from ofa_jax.adapters.rslora import adapter_scale, init_adapters, merge, with_adapters
 from ofa_jax.config import RECIPES
 from ofa_jax.errors import ConfigError, WeightsError
-from ofa_jax.model.frozen_init import flatten
 from ofa_jax.model.gpt2 import GPT2Config
 from ofa_jax.model.network import ForecastNetwork, init_base
+from ofa_jax.model.trees import flatten
 from ofa_jax.model.weights import random_trunk
 
 CONFIG = GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=12, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0)

@@ -76,7 +76,7 @@ def test_without_timestamps_steps_are_counted(loaded, tiny):
     assert figure.axes[-1].get_xlabel() == "steps from the last row"
     history, line = (figure.axes[0].lines[index].get_xdata() for index in (0, 1))
     np.testing.assert_array_equal(history, np.arange(-9, 1))
-    np.testing.assert_array_equal(line, np.arange(1, 9))
+    np.testing.assert_array_equal(line, np.arange(9))  # joined to the last row
 
 
 def test_a_series_may_have_the_name_of_the_first_column(loaded, tiny):
@@ -134,7 +134,7 @@ def test_a_picture_of_each_series(loaded, tiny):
         history, came, predicted, _ = axis.lines
         np.testing.assert_array_equal(history.get_ydata(), frame.values[-20:, index])
         np.testing.assert_array_equal(came.get_ydata(), np.zeros(8))
-        np.testing.assert_array_equal(predicted.get_ydata(), table[frame.names[index]])
+        np.testing.assert_array_equal(predicted.get_ydata(), [frame.values[-1, index], *table[frame.names[index]]])
 
 
 def test_at_most_six_series_are_drawn_and_said(tiny):
@@ -159,3 +159,23 @@ def test_pictures_are_written_whole(loaded, tiny, tmp_path, name, magic):
 def test_an_unknown_kind_of_picture_is_refused(tmp_path, name):
     with pytest.raises(DataError, match=r"Use \.png, \.svg or \.pdf"):
         save_figure(Figure(), tmp_path / name)
+
+
+def test_a_time_zone_is_kept_as_utc_and_the_column_keeps_its_name(loaded, tiny):
+    frame = tiny.frame(60)
+    local = pd.DatetimeIndex(frame.timestamps).tz_localize("+02:00")
+    table = pd.DataFrame(frame.values, columns=["a", "b"])
+    table.insert(0, "timestamp", local)
+    found = forecast(loaded, read_input(loaded, table))
+    assert found.columns[0] == "timestamp"
+    assert found["timestamp"].iloc[0] == local[-1] + pd.Timedelta(hours=1)
+    text = found.to_csv(index=False)
+    assert "+00:00" in text.splitlines()[1]
+    plot_forecast(read_input(loaded, table), found, title="zones", history=24)
+
+
+def test_rows_at_another_step_are_refused(loaded, tiny):
+    frame = tiny.frame(60)
+    days = np.datetime64("2024-01-01", "ns") + np.arange(60) * np.timedelta64(1, "D")
+    with pytest.raises(DataError, match="the rows are 'D' apart, but the model was trained on steps of 'h'"):
+        forecast(loaded, replace(frame, timestamps=days))

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from ofa_jax.errors import ConfigError
 from ofa_jax.model import frozen_init
-from ofa_jax.model.frozen_init import fingerprint, flatten, linear, normal, unflatten, uniform
+from ofa_jax.model.frozen_init import linear, normal, uniform
+from ofa_jax.model.trees import fingerprint, flatten, unflatten
 
 DIGESTS = json.loads((Path(__file__).parents[1] / "golden" / "digests.json").read_text())
 

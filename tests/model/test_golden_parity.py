@@ -22,10 +22,10 @@ import pytest
 
 from ofa_jax.adapters.bundle import peft_tensors, read_peft
 from ofa_jax.adapters.rslora import merge, with_adapters
-from ofa_jax.model.frozen_init import flatten
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
 from ofa_jax.model.network import ForecastNetwork, base_shapes
 from ofa_jax.model.patching import denormalise, instance_stats, normalise, patchify
+from ofa_jax.model.trees import flatten
 from ofa_jax.model.weights import load_trunk
 from ofa_jax.train.optim import adam
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from ofa_jax.errors import ConfigError, WeightsError
-from ofa_jax.model.frozen_init import flatten, linear, unflatten
+from ofa_jax.model.frozen_init import linear
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk, causal_attention, dropout
 from ofa_jax.model.network import ForecastNetwork, base_shapes, channel_keys, init_base
+from ofa_jax.model.trees import flatten, unflatten
 from ofa_jax.model.weights import random_trunk
 
 CONFIG = GPT2Config(n_embd=16, n_layer=1, n_head=4, n_positions=12)  # one block: most of the time here is compilation

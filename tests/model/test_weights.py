@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ofa_jax.errors import CheckpointError, WeightsError
-from ofa_jax.model import frozen_init
+from ofa_jax.model import trees
 from ofa_jax.model.gpt2 import PRESETS, GPT2Config, GPT2Trunk
 from ofa_jax.model.weights import Trunk, convert, load_trunk, random_trunk, read_config, save_trunk, trunk_shapes
 
@@ -51,7 +51,7 @@ def refuse_hub(*args, **kwargs):
 def test_golden_folder_is_read_whole(case):
     stored = load_file(GOLDEN / case / "gpt2" / "model.safetensors")
     trunk = load_trunk(GOLDEN / case / "gpt2")
-    flat = frozen_init.flatten(trunk.params)
+    flat = trees.flatten(trunk.params)
     assert {path: leaf.shape for path, leaf in flat.items()} == trunk_shapes(trunk.config)
     assert {leaf.dtype for leaf in flat.values()} == {np.dtype(np.float32)}
     assert len(flat) + len(trunk.dropped) == len(stored)
@@ -338,7 +338,7 @@ def test_random_trunk_is_the_same_everywhere():
 
 def test_random_trunk_has_hugging_face_s_distribution():
     trunk = random_trunk(GPT2Config(n_embd=96, n_layer=3, n_head=4, n_positions=200), 3)
-    for path, leaf in frozen_init.flatten(trunk.params).items():
+    for path, leaf in trees.flatten(trunk.params).items():
         if path.endswith(("bias", "scale")):
             assert set(leaf.ravel()) == {1.0 if path.endswith("scale") else 0.0}
             continue
@@ -363,7 +363,7 @@ def test_convert_round_trip(tmp_path, monkeypatch):
     assert report["fingerprint"] == trunk.sha256
     assert report["dropped"]["wte.weight"] == report["dropped"]["h.*.ln_1.bias"] == 1
     assert (report["layers"], report["source"], report["dtype"]) == (2, str(FORECAST), "float32")
-    assert report["parameters"] == sum(leaf.size for leaf in frozen_init.flatten(trunk.params).values())
+    assert report["parameters"] == sum(leaf.size for leaf in trees.flatten(trunk.params).values())
     assert (tmp_path / "trunk" / "model.safetensors").stat().st_mode == (tmp_path / "trunk" / "trunk.json").stat().st_mode
     assert report["bytes"] == sum(file.stat().st_size for file in (tmp_path / "trunk").iterdir())
 
@@ -378,7 +378,7 @@ def load_trunk_params(n_layer: int) -> dict:
             continue
         kind = "bias" if name.endswith("bias") else "scale" if "ln_" in name else "kernel"
         flat[rename.get(name, name.rpartition(".")[0].replace(".", "/") + f"/{kind}")] = leaf
-    return frozen_init.unflatten(flat)
+    return trees.unflatten(flat)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 2**-8), ("float16", 2**-11)])
@@ -387,10 +387,10 @@ def test_convert_to_half_precision(tmp_path, dtype, bound):
     trunk, exact = load_trunk(tmp_path / "trunk"), load_trunk(FORECAST)
     assert report["fingerprint"] == trunk.sha256 != exact.sha256
     assert (tmp_path / "trunk" / "model.safetensors").stat().st_size < 0.55 * sum(
-        leaf.nbytes for leaf in frozen_init.flatten(exact.params).values()
+        leaf.nbytes for leaf in trees.flatten(exact.params).values()
     )
-    for path, leaf in frozen_init.flatten(trunk.params).items():
-        reference = frozen_init.flatten(exact.params)[path]
+    for path, leaf in trees.flatten(trunk.params).items():
+        reference = trees.flatten(exact.params)[path]
         # half a unit in the last place, plus float16's subnormal step
         assert np.all(np.abs(leaf - reference) <= bound * np.abs(reference) + 2**-24), path
 
@@ -464,7 +464,7 @@ def test_shapes_are_those_of_the_flax_module(positions):
     module = GPT2Trunk(config, positions=positions)
     made = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 4, 12), jnp.float32))["params"]
     found = trunk_shapes(config, positions)
-    assert found == {path: leaf.shape for path, leaf in frozen_init.flatten(made).items()}
+    assert found == {path: leaf.shape for path, leaf in trees.flatten(made).items()}
     assert list(found) == sorted(found)
 
 

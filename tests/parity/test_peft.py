@@ -14,7 +14,7 @@ from ofa_jax.adapters.bundle import LoraNumbers, read_bundle, read_peft, write_b
 from ofa_jax.adapters.partition import Site
 from ofa_jax.adapters.rslora import init_adapters, merge, with_adapters
 from ofa_jax.errors import WeightsError
-from ofa_jax.model.frozen_init import flatten
+from ofa_jax.model.trees import flatten
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from ofa_jax.errors import WeightsError
-from ofa_jax.model.frozen_init import flatten
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk, causal_attention, dropout
+from ofa_jax.model.trees import flatten
 from ofa_jax.model.weights import convert, load_trunk, random_trunk, read_config
 
 pytestmark = pytest.mark.parity

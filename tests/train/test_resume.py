@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ofa_jax.errors import CheckpointError, ConfigError, TrainError
+from ofa_jax.errors import CheckpointError, ConfigError, Interrupted, TrainError
 from ofa_jax.files import run_lock
 from ofa_jax.train.events import CLOCK_FIELDS, EventLog, read_events
-from ofa_jax.train.loop import Interrupted
 from ofa_jax.train.progress import SilentReporter
-from ofa_jax.train.run import train_run
+from ofa_jax.train.run import load_bundle, train_run
 
 STEPS = 21  # 3 epochs of 7
 
@@ -266,10 +265,27 @@ def damage(folder: Path, how: str) -> None:
 def test_a_damaged_newest_checkpoint_falls_back(tiny, source, undisturbed, stopped, how):
     damage(newest(stopped), how)
     listener = resume(tiny, source, stopped)
-    assert listener.notices[-1] == "resumed at step 7"
-    if how != "deleted":  # what is gone altogether leaves nothing to speak of
-        assert "checkpoint 13 was passed over" in listener.notices[0]
+    *passed_over, trained_again, resumed_at = listener.notices
+    assert resumed_at == "resumed at step 7"
+    assert trained_again.startswith("metrics.jsonl reached step 12, but the newest whole checkpoint is of step 7")
+    assert ["checkpoint 13 was passed over" in text for text in passed_over] == ([] if how == "deleted" else [True])
     assert outcome(stopped) == outcome(undisturbed)
+
+
+def test_when_every_checkpoint_is_gone_it_says_so(tiny, source, undisturbed, stopped):
+    shutil.rmtree(stopped / "checkpoints")
+    listener = resume(tiny, source, stopped)
+    assert listener.notices == ["metrics.jsonl reached step 12, but there is no checkpoint: the steps since are trained again"]
+    assert outcome(stopped) == outcome(undisturbed)
+
+
+def test_a_run_goes_on_in_the_computing_type_it_was_begun_with(tiny, source, tmp_path):
+    with pytest.raises(Interrupted):
+        train_run(tiny.experiment(source, "trunk.compute_dtype=bfloat16"), tmp_path / "run", Listener(after_chunks=1))
+    resume(tiny, source, tmp_path / "run")
+    assert load_bundle(tmp_path / "run").model.network.compute_dtype == "bfloat16"
+    with pytest.raises(ConfigError, match=r"trunk\.compute_dtype was 'bfloat16', is now 'float32'"):
+        train_run(tiny.experiment(source, "trunk.compute_dtype=float32"), tmp_path / "run", Listener())
 
 
 def test_when_every_checkpoint_is_damaged_nothing_is_lost(tiny, source, stopped):
@@ -380,7 +396,9 @@ def test_a_full_disk_leaves_a_run_that_goes_on(tiny, source, undisturbed, tmp_pa
     with pytest.raises(OSError, match="No space left"):
         train_run(tiny.experiment(source), run, Listener())
     monkeypatch.undo()
-    assert resume(tiny, source, run).notices == ["resumed at step 7"]
+    trained_again, resumed_at = resume(tiny, source, run).notices
+    assert trained_again.startswith("metrics.jsonl reached step 14, but the newest whole checkpoint is of step 7")
+    assert resumed_at == "resumed at step 7"
     assert outcome(run) == outcome(undisturbed)
 
 

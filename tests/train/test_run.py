@@ -219,8 +219,8 @@ def test_names_with_brackets_are_printed_as_they_stand(tiny, tmp_path, capsys):
 def test_the_live_line_of_a_terminal(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    with ConsoleReporter("NLinear") as reporter:
+    with ConsoleReporter() as reporter:
         train_run(tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=2"), tmp_path / "run", reporter)
     shown = capsys.readouterr().err
-    assert "NLinear epoch 1/2" in shown
+    assert "epoch 1/2" in shown
     assert "windows/s" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 from ofa_jax.config import TrainConfig
 from ofa_jax.data.windows import IndexStream, WindowTable, gather
-from ofa_jax.model.frozen_init import flatten
+from ofa_jax.model.trees import flatten
 from ofa_jax.tasks.forecasting import prepare_frame
 from ofa_jax.train.assemble import build_model
 from ofa_jax.train.events import EventLog
@@ -215,6 +216,29 @@ def test_adam_is_that_of_torch(gradients):
         wanted = -0.1 * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
         updates, state = optimizer.update({"w": jnp.float32(gradient)}, state, params)
         assert float(updates["w"]) == pytest.approx(wanted, rel=1e-4)  # 1 - 0.999**step loses four digits in float32
+
+
+def test_patience_counts_epochs_without_a_better_validation_and_the_best_is_kept(setting):
+    def scripted(*objectives, epochs=10):
+        left = iter(objectives)
+        task = replace(setting.task, metrics=lambda sums: {"mse": next(left)})
+        settings = setting.experiment.train.model_copy(update={"epochs": epochs, "patience": 3})
+        return fit(
+            setting.model.predict, task, frozen=setting.model.frozen, trainable=setting.model.trainable, settings=settings,
+            reporter=SilentReporter(),
+        )  # fmt: skip
+
+    stopped = scripted(3.0, 2.0, 2.5, 2.0, 2.6, 1.0)  # an equal value is not better
+    assert stopped.reason == "no better validation mse for 3 epochs"
+    assert stopped.progress.step == 5 * 7
+    assert (stopped.progress.best_epoch, stopped.progress.best) == (2, 2.0)
+    second = scripted(3.0, 2.0, epochs=2)
+    assert second.progress.best_epoch == 2
+    jax.tree.map(np.testing.assert_array_equal, stopped.best, second.best)
+
+    recovered = scripted(3.0, 3.5, 3.5, 2.0, 2.5, 2.5, 2.5)  # a better epoch starts the count anew
+    assert recovered.progress.step == 7 * 7
+    assert recovered.progress.best_epoch == 4
 
 
 def test_fit_keeps_the_best_epoch(setting, tiny):

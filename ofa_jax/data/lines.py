@@ -1,0 +1,197 @@
+"""Archives that are text: their lines, headers and numbers, each with its place for messages."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ofa_jax.data.frames import Missing
+from ofa_jax.data.timestamps import shorten
+from ofa_jax.errors import DataError
+
+_BLANK = " \t\r\n"
+_MISSING = ("?", "NaN", "nan", "NA")
+_FOREIGN = re.compile(r"[^0-9eE+\-.,]")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file (gzip by name) with their numbers from 1, without their ends; UTF-8, line by line else Latin-1.
+
+    Raises:
+        DataError: The file is missing, damaged, empty or binary, or its last line has no end, the sign of a file cut short.
+    """
+    if not path.is_file():
+        raise DataError("is a folder" if path.is_dir() else "there is no such file", where=str(path), fix="Check the path")
+    number, raw = 0, b""
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+            for number, raw in enumerate(file, start=1):
+                yield number, _decode(raw, place(path, number))
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"the file cannot be read ({error})", where=str(path), fix="Check that it is whole; fetch it again") from None
+    if not number:
+        raise DataError("the file is empty", where=str(path), fix="Fetch it again")
+    if not raw.endswith(b"\n"):
+        raise DataError(
+            "the last line has no line end, so the file may be cut short",
+            where=place(path, number),
+            fix="Fetch it again, or end the line if the file is whole",
+        )
+
+
+def _decode(raw: bytes, where: str) -> str:
+    if b"\0" in raw:
+        raise DataError("the file holds binary data, not text", where=where, fix="Give the archive's own text file")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    return text.removeprefix("\ufeff").strip(_BLANK)
+
+
+def place(path: Path, line: int) -> str:
+    """How messages name a line of a file."""
+    return f"{path}, line {line}"
+
+
+class Header:
+    """The ``@tag value`` lines above an archive's data; each tag once, in any case.
+
+    Args:
+        path: The file, for messages.
+        known: The tags that may stand there.
+        several: Those of them that may stand more than once.
+    """
+
+    def __init__(self, path: Path, known: tuple[str, ...], several: tuple[str, ...] = ()) -> None:
+        self._path, self._known, self._several = path, known, several
+        self._found: dict[str, list[tuple[int, str]]] = {}
+
+    def read(self, lines: Iterator[tuple[int, str]]) -> None:
+        """Take the lines up to and with ``@data``.
+
+        Raises:
+            DataError: An unknown or repeated tag, a line that is neither tag nor comment, no ``@data``.
+        """
+        number = 0
+        for number, line in lines:
+            if not line or line.startswith(("#", "%")):
+                continue
+            where = place(self._path, number)
+            if not line.startswith("@"):
+                raise DataError(f"among the header stands {shorten(line)}", where=where, fix="Data belong below the line `@data`")
+            name, value = (*re.split(r"\s+", line[1:], maxsplit=1), "")[:2]
+            name = name.lower()
+            if name == "data":
+                return
+            if name not in self._known:
+                raise DataError(f"the header tag {shorten(name)} is not known", where=where, fix=f"Known are {', '.join(self._known)}")
+            if name in self._found and name not in self._several:
+                raise DataError(f"`@{name}` stands a second time", where=where, fix="Keep one of the two")
+            self._found.setdefault(name, []).append((number, value))
+        raise DataError("there is no line `@data`", where=place(self._path, number), fix="Fetch the file again: it is cut short")
+
+    def where(self, name: str) -> str:
+        """The place of a tag that was found."""
+        return place(self._path, self._found[name][0][0])
+
+    def all(self, name: str) -> list[tuple[int, str]]:
+        """Line and value of each time that a tag stands."""
+        return self._found.get(name, [])
+
+    def text(self, name: str) -> str | None:
+        """A tag's value, or None where it is absent."""
+        found = self._found.get(name)
+        if found is None:
+            return None
+        if not found[0][1]:
+            raise DataError(f"`@{name}` has no value", where=self.where(name), fix="Give one, or remove the line")
+        return found[0][1]
+
+    def flag(self, name: str) -> bool | None:
+        """A tag that is ``true`` or ``false``, or None where it is absent."""
+        text = self.text(name)
+        if text is None:
+            return None
+        if text.lower() not in ("true", "false"):
+            raise DataError(f"`@{name}` is {shorten(text)}", where=self.where(name), fix="Write true or false")
+        return text.lower() == "true"
+
+    def count(self, name: str) -> int | None:
+        """A tag that is a whole number of at least 1, or None where it is absent."""
+        text = self.text(name)
+        if text is None:
+            return None
+        if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
+            raise DataError(f"`@{name}` is {shorten(text)}", where=self.where(name), fix="Write a whole number of at least 1")
+        return int(text)
+
+
+def numbers(text: str, where: str, *, never_missing: str | None = None) -> np.ndarray:
+    """Comma-separated numbers as ``[T]`` float64, NaN where one is missing (``?``, ``NaN``, ``NA``).
+
+    Args:
+        text: The numbers.
+        where: Their place, for messages.
+        never_missing: Why none may be missing, for the message; None where they may.
+
+    Raises:
+        DataError: Something else than a finite number (with its place in the line), a missing one where none may be.
+    """
+    fields = text.split(",")
+    if not _FOREIGN.search(text):
+        try:
+            values = np.array(list(map(float, fields)), np.float64)
+        except ValueError:
+            values = np.array([np.inf])
+        if np.isfinite(values).all():
+            return values
+    return np.array(
+        [_number(field.strip(_BLANK), f"{where}, value {index}", never_missing) for index, field in enumerate(fields, start=1)], np.float64
+    )
+
+
+def _number(field: str, where: str, never_missing: str | None) -> float:
+    if field in _MISSING:
+        if never_missing is None:
+            return np.nan
+        raise DataError(f"a value is missing although {never_missing}", where=where, fix="Correct the one or the other")
+    if not field:
+        raise DataError("there is nothing between two separators", where=where, fix="Write the value, or `?` for a missing one")
+    try:
+        value = np.inf if _FOREIGN.search(field) else float(field)
+    except ValueError:
+        value = np.inf
+    if not np.isfinite(value):
+        raise DataError(f"{shorten(field)} is not a finite number", where=where, fix="Correct the value; `?` stands for a missing one")
+    return value
+
+
+def fill(values: np.ndarray, missing: Missing, where: str) -> np.ndarray:
+    """A series ``[T]`` with its missing values treated as asked, as :func:`ofa_jax.data.frames.read_frame` does.
+
+    Raises:
+        DataError: A value is missing and ``missing`` is ``error``, or there is nothing to fill it from.
+    """
+    gone = np.isnan(values)
+    if not gone.any():
+        return values
+    first = int(np.flatnonzero(gone)[0]) + 1
+    if missing == "error":
+        raise DataError(
+            f"{int(gone.sum())} value(s) are missing",
+            where=f"{where}, value {first}",
+            fix="Fill them, or set `missing: linear` or `missing: ffill`",
+        )
+    if gone[0] or (gone[-1] and missing == "linear"):
+        edge = "first" if gone[0] else "last"
+        raise DataError(f"the {edge} value is missing and `missing: {missing}` has nothing to fill it from", where=where, fix="Remove it")
+    steps, known = np.arange(len(values)), np.flatnonzero(~gone)
+    if missing == "linear":
+        return np.interp(steps, known, values[known])
+    return values[known[np.searchsorted(known, steps, side="right") - 1]]

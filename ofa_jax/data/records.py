@@ -1,0 +1,121 @@
+"""What the benchmark archives hold: collections of single series, labelled cases, and labelled streams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesCollection:
+    """Single series of unequal lengths that are forecast by one model.
+
+    Attributes:
+        names: The S series' names, unique, in the file's order.
+        values: S arrays ``[T_s]`` float64, in original units, all finite and none empty.
+        frequency: The archive's own word (``yearly``, ``Weekly``), or None where it says nothing.
+        horizon: Steps H at the end of every series that the archive sets aside as its test part, or None.
+        starts: ``[S]`` datetime64[s], the first timestamp of each series, or None.
+        observed: S arrays ``[T_s]`` bool, False where a value was missing and has been filled; None where nothing was missing.
+        attributes: Everything else that the archive says of each series, as text ``[S]`` by attribute.
+        source: Where the values come from, for messages.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[np.ndarray, ...]
+    frequency: str | None
+    horizon: int | None
+    starts: np.ndarray | None
+    observed: tuple[np.ndarray, ...] | None
+    attributes: Mapping[str, tuple[str, ...]]
+    source: str
+
+    @property
+    def n_series(self) -> int:
+        """Number of series S."""
+        return len(self.names)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """``[S]`` int64, the steps T_s of each series."""
+        return np.array([len(series) for series in self.values], np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledCases:
+    """Cases of one or several channels, each with a class.
+
+    Attributes:
+        name: The problem's name.
+        cases: N arrays ``[T_i, C]`` float64, all finite and none empty.
+        labels: ``[N]`` the class of each case, as the archive writes it.
+        classes: The K classes in the header's order; a file need not hold a case of each.
+        observed: N arrays ``[T_i, C]`` bool, False where a value was missing and has been filled; None where nothing was missing.
+        source: Where the values come from, for messages.
+    """
+
+    name: str
+    cases: tuple[np.ndarray, ...]
+    labels: tuple[str, ...]
+    classes: tuple[str, ...]
+    observed: tuple[np.ndarray, ...] | None
+    source: str
+
+    @property
+    def n_cases(self) -> int:
+        """Number of cases N."""
+        return len(self.cases)
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels C."""
+        return int(self.cases[0].shape[1])
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """``[N]`` int64, the steps T_i of each case."""
+        return np.array([len(case) for case in self.cases], np.int64)
+
+    @cached_property
+    def class_index(self) -> np.ndarray:
+        """``[N]`` int32, each case's class as its place in :attr:`classes`."""
+        place = {label: index for index, label in enumerate(self.classes)}
+        return np.array([place[label] for label in self.labels], np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledStream:
+    """A training stream without labels and a test stream with a label per step.
+
+    Either may be several recordings laid end to end, the segments; a window should not cross from one into the next.
+
+    Attributes:
+        train: ``[T_train, C]`` float64, all finite.
+        test: ``[T_test, C]`` float64, all finite.
+        test_label: ``[T_test]`` bool, True where the step is anomalous.
+        segments: The S segments' names, unique.
+        train_borders: ``[S + 1]`` int64; segment s is rows ``train_borders[s]`` to ``train_borders[s + 1]`` (exclusive).
+        test_borders: As ``train_borders``, of the test stream.
+        source: Where the values come from, for messages.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    test_label: np.ndarray
+    segments: tuple[str, ...]
+    train_borders: np.ndarray
+    test_borders: np.ndarray
+    source: str
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels C."""
+        return int(self.train.shape[1])
+
+    @property
+    def anomaly_ratio(self) -> float:
+        """Share of the test steps that are anomalous, 0 to 1."""
+        return float(self.test_label.mean())
