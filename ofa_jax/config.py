@@ -17,6 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from ofa_jax.errors import ConfigError
 
+Missing = Literal["error", "linear", "ffill"]
+Timestamps = Literal["error", "as_is"]
+SplitRule = Literal["ett_hour", "ett_minute", "ratio"]
+Action = Literal["freeze", "train", "adapt"]
+Scaling = Literal["rslora", "lora", "none"]
+Init = Literal["peft_gaussian", "theorem", "kaiming"]
+
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -38,18 +45,16 @@ class DataConfig(_Section):
     source: str = Field(description="name of a catalogued data set (etth1, …) or path of a CSV or Parquet file")
     timestamp_column: str | None = Field(None, description="column of timestamps; found by itself when not given")
     columns: tuple[str, ...] | None = Field(None, description="columns to forecast; all numeric ones when not given")
-    missing: Literal["error", "linear", "ffill"] = Field("error", description="what to do with missing values")
-    timestamps: Literal["error", "as_is"] | None = Field(
-        None, description="duplicate or irregular timestamps; not given: the catalog's word, else error"
-    )
-    split: Literal["ett_hour", "ett_minute", "ratio"] | None = Field(None, description="not given: the catalog's rule, else ratio")
+    missing: Missing = Field("error", description="what to do with missing values")
+    timestamps: Timestamps | None = Field(None, description="duplicate or irregular timestamps; not given: the catalog's word, else error")
+    split: SplitRule | None = Field(None, description="not given: the catalog's rule, else ratio")
     ratios: tuple[float, float, float] = Field((0.7, 0.1, 0.2), description="train, validation and test shares for split ratio")
     percent: Annotated[int, Field(ge=1, le=100)] = Field(100, description="share of the training part used, from its start")
     season: Positive | None = Field(None, description="steps of the main cycle, for seasonal naive; not given: catalog or frequency")
 
     @model_validator(mode="after")
     def _check_ratios(self) -> DataConfig:
-        if min(self.ratios) <= 0 or abs(sum(self.ratios) - 1) > 1e-9:
+        if min(self.ratios) <= 0 or abs(sum(self.ratios) - 1) > 1e-6:
             raise ValueError(f"ratios {self.ratios} must be positive and add up to 1")
         return self
 
@@ -99,8 +104,8 @@ class AdapterConfig(_Section):
 
     rank: Positive = Field(16, description="rank r")
     alpha: Annotated[float, Field(ge=0)] = Field(16, description="scale numerator")
-    scaling: Literal["rslora", "lora", "none"] = Field("rslora", description="alpha/sqrt(r), alpha/r or alpha")
-    init: Literal["peft_gaussian", "theorem", "kaiming"] = Field("peft_gaussian", description="distribution of the factor that is not zero")
+    scaling: Scaling = Field("rslora", description="alpha/sqrt(r), alpha/r or alpha")
+    init: Init = Field("peft_gaussian", description="distribution of the factor that is not zero")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="dropout on the input of dense adapters")
     seed: Seed = Field(0, description="seed of the adapters' start")
 
@@ -129,7 +134,7 @@ class Experiment(_Section):
     task: TaskConfig = TaskConfig()
     trunk: TrunkConfig = TrunkConfig()
     recipe: Literal["reference", "paper", "gpt4ts", "full", "head_only"] = Field("reference", description="where rules and numbers start")
-    rules: tuple[tuple[Literal["freeze", "train", "adapt"], str], ...] = Field(description="ordered path rules; the recipe's if not given")
+    rules: tuple[tuple[Action, str], ...] = Field(description="ordered path rules; the recipe's if not given")
     network: NetworkConfig
     adapters: AdapterConfig = AdapterConfig()
     train: TrainConfig = TrainConfig()

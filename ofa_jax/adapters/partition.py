@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ofa_jax.config import Action
 from ofa_jax.errors import ConfigError
 from ofa_jax.model.trees import flatten, unflatten
 
-Action = Literal["freeze", "train", "adapt"]
 Rule = tuple[Action, str]
 """An action and a regular expression that must match a leaf's whole path (``gpt2/h/0/ln_1/scale``)."""
 

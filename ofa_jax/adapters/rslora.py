@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,13 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.adapters.partition import Site
+from ofa_jax.config import Init, Scaling
 from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.model import frozen_init, trees
 from ofa_jax.model.gpt2 import dropout
 from ofa_jax.model.network import channel_keys
 
-Scaling = Literal["rslora", "lora", "none"]
-Init = Literal["peft_gaussian", "theorem", "kaiming"]
 Adapters = dict[str, dict[str, Any]]
 """``{module path: {"a": [in, r], "b": [r, out]}}``."""
 
@@ -114,8 +113,8 @@ def with_adapters(apply_fn: Callable[..., jax.Array], scale: float, *, dropout_r
                 low_rank = jnp.take(a, x, axis=0)
             else:
                 keys_m = None if dropout_keys is None else channel_keys(dropout_keys, x.shape[0] // dropout_keys.shape[0])
-                low_rank = dropout(x.astype(jnp.float32), dropout_rate, keys_m, f"{path}/adapter") @ a
-            return (base.astype(jnp.float32) + scale * (low_rank @ b)).astype(base.dtype)
+                low_rank = _product(dropout(x.astype(jnp.float32), dropout_rate, keys_m, f"{path}/adapter"), a)
+            return (base.astype(jnp.float32) + scale * _product(low_rank, b)).astype(base.dtype)
 
         with nn.intercept_methods(add_delta):
             output = apply_fn(params, *args, dropout_keys=dropout_keys, **kwargs)
@@ -145,9 +144,14 @@ def merge(params: Mapping[str, Any], adapters: Mapping[str, Mapping[str, Any]], 
             raise WeightsError(f"the parameters have no layer {path!r} to merge an adapter into", where="adapters")
         weight = jnp.asarray(flat[name])
         _check_fit(path, factors["a"], factors["b"], weight.shape)
-        delta = scale * (jnp.asarray(factors["a"], jnp.float32) @ jnp.asarray(factors["b"], jnp.float32))
+        delta = scale * _product(factors["a"], factors["b"])
         flat[name] = (weight.astype(jnp.float32) + delta).astype(weight.dtype)
     return trees.unflatten(flat)
+
+
+def _product(left: Any, right: Any) -> jax.Array:
+    # in full float32: by default GPUs and TPUs round the factors of a float32 product
+    return jnp.matmul(jnp.asarray(left, jnp.float32), jnp.asarray(right, jnp.float32), precision=jax.lax.Precision.HIGHEST)
 
 
 def _check_fit(path: str, a: Any, b: Any, shape: tuple[int, ...]) -> None:

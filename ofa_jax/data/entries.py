@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ofa_jax.config import SplitRule
 from ofa_jax.data.frames import Timestamps
-from ofa_jax.data.splits import Rule
 from ofa_jax.errors import DataError
 
 Kind = Literal["frame", "collection", "cases", "stream"]
@@ -71,7 +71,7 @@ class DatasetEntry:
     licence: str
     citation: str
     note: str = ""
-    split: Rule = "ratio"
+    split: SplitRule = "ratio"
     frequency: str | None = None
     season: int = 1
     horizons: tuple[int, ...] = ()

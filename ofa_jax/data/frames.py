@@ -7,19 +7,17 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ofa_jax.config import Missing, Timestamps
 from ofa_jax.data.tables import PandasTable, TextTable, read_parquet, read_text
 from ofa_jax.data.timestamps import check_order, following, has_zone, infer_step, looks_like_date, parse_times
 from ofa_jax.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Missing = Literal["error", "linear", "ffill"]
-Timestamps = Literal["error", "as_is"]
 
 _TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")
 _TEXT, _PARQUET = (".csv", ".csv.gz"), (".parquet", ".pq")

@@ -8,20 +8,20 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ofa_jax.config import SplitRule
 from ofa_jax.errors import ConfigError, DataError
 
-Rule = Literal["ett_hour", "ett_minute", "ratio"]
-Part = Literal["train", "validation", "test"]
-Borders = dict[Part, tuple[int, int]]
+Split = Literal["train", "validation", "test"]
+Borders = dict[Split, tuple[int, int]]
 
 _MONTH = 30 * 24
 _ETT_PARTS = (12 * _MONTH, 4 * _MONTH, 4 * _MONTH)
-_ETT_ROWS_PER_HOUR: dict[Rule, int] = {"ett_hour": 1, "ett_minute": 4}
+_ETT_ROWS_PER_HOUR: dict[SplitRule, int] = {"ett_hour": 1, "ett_minute": 4}
 
 
 def borders(
     n_rows: int,
-    rule: Rule,
+    rule: SplitRule,
     *,
     input_length: int,
     horizon: int | None = None,
@@ -72,7 +72,7 @@ def borders(
     )
 
 
-def _part_lengths(n_rows: int, rule: Rule, ratios: tuple[float, float, float]) -> tuple[int, int, int]:
+def _part_lengths(n_rows: int, rule: SplitRule, ratios: tuple[float, float, float]) -> tuple[int, int, int]:
     if rule != "ratio":
         train, validation, test = (rows * _ETT_ROWS_PER_HOUR[rule] for rows in _ETT_PARTS)
         return train, validation, test
@@ -92,7 +92,7 @@ def _fits(found: Borders, n_rows: int, needed: int) -> bool:
     return all(start >= 0 and stop <= n_rows and stop - start >= needed for start, stop in found.values())
 
 
-def _refuse_ett(found: Borders, n_rows: int, rule: Rule, needed: int, percent: int, source: str) -> None:
+def _refuse_ett(found: Borders, n_rows: int, rule: SplitRule, needed: int, percent: int, source: str) -> None:
     wanted = found["test"][1]
     if n_rows < wanted:
         raise DataError(
