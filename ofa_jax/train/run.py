@@ -233,10 +233,13 @@ class BundleWriter:
 
     def __init__(self, folder: Path, experiment: Experiment, model: Model, data: ForecastData) -> None:
         self._folder, self._experiment, self._model = folder, experiment, model
+        settings = dump_experiment(experiment)
+        if experiment.data.source not in CATALOG:
+            settings["data"]["source"] = Path(experiment.data.source).name  # a bundle is passed on; where its data lay is no one's business
         self._meta = {
             "kind": "ofa-jax bundle",
             "versions": versions(),
-            "settings": dump_experiment(experiment),
+            "settings": settings,
             "scaler": data.scaler.to_dict(),
             "frequency": data.frame.frequency,
             "season": data.season,

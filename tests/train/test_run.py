@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -49,6 +50,11 @@ def test_a_run_can_be_repeated_from_its_own_settings_file(tiny, run, tmp_path):
     train_run(load_experiment(run / "config.yaml"), tmp_path / "again", SilentReporter())
     for name in ("adapter_model.safetensors", "ofa.json"):
         assert (tmp_path / "again" / "bundle" / name).read_bytes() == (run / "bundle" / name).read_bytes()
+
+
+def test_a_bundle_does_not_tell_where_the_data_lay(run):
+    content = json.loads((run / "bundle" / "ofa.json").read_text())
+    assert content["settings"]["data"]["source"] == "tiny.csv"
 
 
 def test_the_bundle_is_the_best_model_to_the_bit(tiny, tmp_path):
