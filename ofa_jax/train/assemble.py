@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -47,8 +48,9 @@ class Model:
     trunk_sha256: str
     trunk_source: str
 
-    @property
+    @cached_property
     def predict(self) -> Callable[..., jax.Array]:
+        """:func:`predict_function` of this network; one function, so that jax compiles it once however often it is asked for."""
         return predict_function(self.network, self.numbers)
 
     def merged(self) -> dict[str, Any]:

@@ -179,3 +179,10 @@ def test_rows_at_another_step_are_refused(loaded, tiny):
     days = np.datetime64("2024-01-01", "ns") + np.arange(60) * np.timedelta64(1, "D")
     with pytest.raises(DataError, match="the rows are 'D' apart, but the model was trained on steps of 'h'"):
         forecast(loaded, replace(frame, timestamps=days))
+
+
+def test_a_second_forecast_compiles_nothing(loaded, tiny, caplog):
+    forecast(loaded, tiny.frame(60))
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        forecast(loaded, tiny.frame(60, seed=1))
+    assert not [record.message for record in caplog.records if "Finished XLA compilation of jit(predict)" in record.message]
