@@ -92,7 +92,7 @@ def train(
     with _reporter() as reporter:
         result = train_run(experiment, out, reporter)
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in result.progress.best_metrics.items())
-    print(f"{result.reason}; best epoch {result.progress.best_epoch}, validation {metrics}")
+    print(f"{result.reason}; best epoch {result.progress.best_epoch}, validation {metrics} (protocol {experiment.protocol})")
     print(f"bundle: {out / 'bundle'}\nnext:   ofa-jax evaluate {out}")
 
 
@@ -100,12 +100,15 @@ def train(
 def evaluate(
     run: Run,
     split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Which windows.")] = "test",
-    controls: Annotated[bool, typer.Option("--controls", help="Also train NLinear, once, and keep it in the run.")] = False,
+    controls: Annotated[bool, typer.Option("--controls", help="Also train the controls, once, and keep them in the run.")] = False,
+    control: Annotated[
+        list[str] | None, typer.Option("--control", metavar="NAME", help="Train this control only; may be given many times.")
+    ] = None,
     trunk: Trunk = None,
     data_file: Annotated[str | None, typer.Option("--data", help="Where the data file is now, if not where it was in training.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a run on every window of a split, beside seasonal naive."""
+    """Score a run on every window of a split, beside controls."""
     from ofa_jax.baselines.compare import compare
     from ofa_jax.train.run import is_finished, open_run
 
@@ -113,7 +116,10 @@ def evaluate(
     with _reporter() as reporter:
         if not is_finished(run):
             reporter.notice(f"the run is not finished; this is its best epoch so far, {loaded.meta['best_epoch']}")
-        comparison = compare(loaded, data, split=split, controls=run / "controls" if controls else None, reporter=reporter)
+        comparison = compare(
+            loaded, data, split=split, controls=run / "controls" if controls or control else None, reporter=reporter,
+            only=tuple(control) if control else None,
+        )  # fmt: skip
     if as_json:
         print(json.dumps(comparison.to_dict()))
     else:
@@ -274,15 +280,28 @@ def _print_comparison(comparison: Comparison) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    names = list(comparison.rows[0].metrics)
-    table = Table(title=f"{comparison.split} part, {comparison.windows:,} windows, standardised scale", title_justify="left")
-    table.add_column("method")
+    names = comparison.metric_names
+    title = f"{comparison.task}, {comparison.split} part, {comparison.windows:,} windows, protocol {comparison.protocol}"
+    digits = 4 if len(names) <= 4 else 3
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("method", min_width=14)
     for name in names:
-        table.add_column(name.upper(), justify="right")
-    table.add_column("trainable", justify="right")
+        table.add_column(_heading(name), justify="right")
+    for heading in ("trainable", "kB"):
+        table.add_column(heading, justify="right")
     for row in comparison.rows:
-        table.add_row(row.method, *(f"{row.metrics[name]:.4f}" for name in names), f"{row.trainable:,}" if row.trainable else "—")
+        shown = (f"{row.metrics[name]:.{digits}f}" if name in row.metrics else "—" for name in names)
+        table.add_row(
+            row.method, *shown, f"{row.trainable:,}" if row.trainable else "—", f"{row.bytes / 1000:,.1f}" if row.trainable else "—"
+        )
     Console().print(table)
+
+
+def _heading(metric: str) -> str:
+    """How tables write a metric's name."""
+    known = {"smape": "sMAPE", "average_precision": "AP", "precision": "P", "recall": "R", "f1": "F1"}
+    known |= {f"adjusted_{name}": f"adj {known[name]}" for name in ("precision", "recall", "f1")}
+    return known.get(metric, metric.upper() if len(metric) <= 4 else metric.replace("_", " "))
 
 
 def main() -> None:

@@ -20,9 +20,12 @@ from ofa_jax.errors import ConfigError
 Missing = Literal["error", "linear", "ffill"]
 Timestamps = Literal["error", "as_is"]
 SplitRule = Literal["ett_hour", "ett_minute", "ratio"]
-Action = Literal["freeze", "train", "adapt"]
+Action = Literal["freeze", "train", "adapt", "train_and_adapt"]
 Scaling = Literal["rslora", "lora", "none"]
 Init = Literal["peft_gaussian", "theorem", "kaiming"]
+Protocol = Literal["strict", "published"]
+TaskName = Literal["forecast", "zero_shot", "short_term", "anomaly", "classification", "imputation"]
+LossName = Literal["mse", "smape", "mape", "cross_entropy"]
 
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -42,14 +45,16 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Which series, and how they are read and split."""
 
-    source: str = Field(description="name of a catalogued data set (etth1, …) or path of a CSV or Parquet file")
+    source: str = Field(description="name of a catalogued data set (etth1, …), or path of a file (or folder of cases) of your own")
+    target: str | None = Field(None, description="zero_shot: the data set that is forecast without training on it")
+    parts: tuple[str, ...] | None = Field(None, description="anomaly: which streams of the set (machine-1-2, …); all when not given")
     timestamp_column: str | None = Field(None, description="column of timestamps; found by itself when not given")
     columns: tuple[str, ...] | None = Field(None, description="columns to forecast; all numeric ones when not given")
     missing: Missing = Field("error", description="what to do with missing values")
     timestamps: Timestamps | None = Field(None, description="duplicate or irregular timestamps; not given: the catalog's word, else error")
     split: SplitRule | None = Field(None, description="not given: the catalog's rule, else ratio")
     ratios: tuple[float, float, float] = Field((0.7, 0.1, 0.2), description="train, validation and test shares for split ratio")
-    percent: Annotated[int, Field(ge=1, le=100)] = Field(100, description="share of the training part used, from its start")
+    percent: Annotated[int, Field(ge=1, le=100)] = Field(100, description="share of the training part used, from its start (few-shot)")
     season: Positive | None = Field(None, description="steps of the main cycle, for seasonal naive; not given: catalog or frequency")
 
     @model_validator(mode="after")
@@ -62,9 +67,36 @@ class DataConfig(_Section):
 class TaskConfig(_Section):
     """What is asked of the model."""
 
-    name: Literal["forecast"] = Field("forecast", description="long-term forecasting")
+    name: TaskName = Field("forecast", description="what the model does; few-shot is forecast with data.percent")
     input_length: Positive = Field(336, description="input steps, L")
-    horizon: Positive = Field(96, description="forecast steps, H")
+    horizon: Annotated[int, Field(ge=0)] = Field(96, description="forecast steps, H; 0 for tasks that forecast nothing")
+    channels: Positive | None = Field(None, description="channels of a multivariate task; not given: the data's")
+    classes: Positive | None = Field(None, description="classification: classes; not given: the data's")
+    calendar: Annotated[int, Field(ge=0)] | None = Field(None, description="imputation: calendar features; not given: the timestamps'")
+    loss: LossName = Field("mse", description="what training makes small")
+    step: Positive = Field(1, description="anomaly: rows from one training window to the next")
+    anomaly_ratio: Annotated[float, Field(gt=0, lt=100)] = Field(1, description="anomaly: percentage of scores above the threshold")
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] = Field(0.25, description="imputation: share of points that are hidden")
+    cut_range: Annotated[float, Field(gt=0)] = Field(1.5, description="short_term: horizons before a series' end within which it is cut")
+
+    @model_validator(mode="after")
+    def _check_loss(self) -> TaskConfig:
+        fitting = _LOSSES[self.name]
+        if self.loss not in fitting:
+            raise ValueError(f"the loss {self.loss!r} is not one of {', '.join(fitting)}, which the task {self.name!r} knows")
+        if self.name in ("forecast", "zero_shot", "short_term") and not self.horizon:
+            raise ValueError(f"the task {self.name!r} needs a horizon of at least 1")
+        return self
+
+
+_LOSSES: dict[str, tuple[str, ...]] = {
+    "forecast": ("mse", "smape", "mape"),
+    "zero_shot": ("mse", "smape", "mape"),
+    "short_term": ("mse", "smape", "mape"),
+    "anomaly": ("mse",),
+    "classification": ("cross_entropy",),
+    "imputation": ("mse",),
+}
 
 
 class RandomTrunk(_Section):
@@ -79,7 +111,7 @@ class RandomTrunk(_Section):
 class TrunkConfig(_Section):
     """Which GPT-2, and how it is computed."""
 
-    source: str = Field("openai-community/gpt2", description="hub id, folder of weights, or the word random")
+    source: str = Field("openai-community/gpt2", description="hub id, folder of weights, or the word random, attention or none")
     revision: str | None = Field(None, description="revision on the hub")
     n_layer: Positive = Field(6, description="blocks kept, from the first")
     random: RandomTrunk = Field(RandomTrunk(), description="shape of a random trunk")
@@ -95,6 +127,11 @@ class NetworkConfig(_Section):
 
     patch: Positive = Field(description="patch length")
     stride: Positive = Field(description="steps from one patch to the next")
+    read_width: Positive | None = Field(
+        None, description="hidden dimensions that the head reads, d_ff; not given: all (anomaly, short_term)"
+    )
+    embed_width: Positive | None = Field(None, description="short_term: width before zero-padding to the trunk's; not given: the trunk's")
+    segment: Positive = Field(25, description="anomaly: steps that are normalised together")
     positions: bool = Field(True, description="add GPT-2's position embedding")
     seed: Seed = Field(0, description="seed of the random layers around the trunk")
 
@@ -115,8 +152,11 @@ class TrainConfig(_Section):
 
     epochs: Positive = Field(10, description="passes over the training windows")
     batch_size: Positive = Field(256, description="windows per step")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="Adam's step size at the start")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="change of the step size from epoch to epoch")
+    optimizer: Literal["adam", "radam"] = Field("adam", description="Adam, or rectified Adam")
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="largest norm of the whole gradient; not given: no limit")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="step size at the start")
+    schedule: Literal["cosine", "decay", "constant"] = Field("cosine", description="change of the step size from epoch to epoch")
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="schedule decay: factor per epoch, from the third epoch on")
     cosine_epochs: Positive = Field(20, description="epochs from the first step size to the lowest, T_max")
     lowest_rate: Annotated[float, Field(ge=0)] = Field(1e-8, description="step size at the end of the cosine")
     patience: Positive = Field(3, description="epochs without a better validation loss before stopping")
@@ -133,38 +173,79 @@ class Experiment(_Section):
     data: DataConfig
     task: TaskConfig = TaskConfig()
     trunk: TrunkConfig = TrunkConfig()
-    recipe: Literal["reference", "paper", "gpt4ts", "full", "head_only"] = Field("reference", description="where rules and numbers start")
+    protocol: Protocol = Field("strict", description="strict, or the published practice where it differs (docs/protocol.md, §5)")
+    recipe: Literal["uniform", "reference", "paper", "gpt4ts", "full", "head_only"] = Field(
+        "reference", description="where rules and numbers start"
+    )
     rules: tuple[tuple[Action, str], ...] = Field(description="ordered path rules; the recipe's if not given")
     network: NetworkConfig
     adapters: AdapterConfig = AdapterConfig()
     train: TrainConfig = TrainConfig()
 
+    @model_validator(mode="after")
+    def _check_task(self) -> Experiment:
+        name, network = self.task.name, self.network
+        if name in _STEPWISE and (network.patch, network.stride) != (1, 1):
+            raise ValueError(f"the task {name!r} reads step by step, so network.patch and network.stride are 1")
+        if name == "anomaly" and self.task.input_length % network.segment:
+            raise ValueError(f"task.input_length {self.task.input_length} is no multiple of network.segment {network.segment}")
+        if (name == "zero_shot") != (self.data.target is not None):
+            raise ValueError("data.target is missing" if name == "zero_shot" else f"data.target has no meaning for the task {name!r}")
+        return self
+
+
+_PATCHES = {"patch": 16, "stride": 8, "positions": True}
+_ADAPTERS = {"rank": 16, "alpha": 16.0, "scaling": "rslora", "init": "peft_gaussian", "dropout": 0.01}
+_TWO_ADAPTERS = [["adapt", "gpt2/wpe/embedding"], ["adapt", "out_layer/kernel"], ["freeze", ".*"]]
+_TUNED = r"gpt2/(wpe|ln_f|h/\d+/ln_[12])/.*"
 
 RECIPES: dict[str, dict[str, Any]] = {
     # The authors' code: overlapping patches, position embedding added and adapted, alpha 16 (protocol §1.7, §5 row 2).
-    "reference": {
-        "network": {"patch": 16, "stride": 8, "positions": True},
-        "adapters": {"rank": 16, "alpha": 16.0, "scaling": "rslora", "init": "peft_gaussian", "dropout": 0.01},
-        "rules": [["adapt", "gpt2/wpe/embedding"], ["adapt", "out_layer/kernel"], ["freeze", ".*"]],
-    },
+    "reference": {"network": _PATCHES, "adapters": _ADAPTERS, "rules": _TWO_ADAPTERS},
     # The paper's text: patches side by side, no position embedding, alpha 1, Theorem 1's rank-independent start.
     "paper": {
         "network": {"patch": 16, "stride": 16, "positions": False},
         "adapters": {"rank": 16, "alpha": 1.0, "scaling": "rslora", "init": "theorem", "dropout": 0.01},
         "rules": [["adapt", "out_layer/kernel"], ["freeze", ".*"]],
     },
-    # GPT4TS (Zhou et al., 2023): layer norms, position embedding, input and output layer trained, no adapters.
-    "gpt4ts": {
-        "network": {"patch": 16, "stride": 8, "positions": True},
-        "rules": [["train", r"gpt2/(wpe|ln_f|h/\d+/ln_[12])/.*"], ["train", "(in|out)_layer/.*"], ["freeze", ".*"]],
-    },
-    "full": {"network": {"patch": 16, "stride": 8, "positions": True}, "rules": [["train", ".*"]]},
-    "head_only": {
-        "network": {"patch": 16, "stride": 8, "positions": True},
-        "rules": [["train", "out_layer/.*"], ["freeze", ".*"]],
-    },
+    # The method's two adapters for every task, also where the authors' code does otherwise (protocol §5 row 4).
+    "uniform": {"network": _PATCHES, "adapters": _ADAPTERS, "rules": _TWO_ADAPTERS},
+    # GPT4TS (Zhou et al., 2023): layer norms, position embedding and every layer around the trunk trained, no adapters.
+    "gpt4ts": {"network": _PATCHES, "rules": [["train", _TUNED], ["train", "(?!gpt2/).*"], ["freeze", ".*"]]},
+    "full": {"network": _PATCHES, "rules": [["train", ".*"]]},
+    "head_only": {"network": _PATCHES, "rules": [["train", "out_layer/.*"], ["freeze", ".*"]]},
 }
 """Rules and numbers of each recipe; a file and ``--set`` go over them."""
+
+_BY_STEP = {"patch": 1, "stride": 1}
+
+TASK_NUMBERS: dict[str, dict[str, Any]] = {
+    "forecast": {},
+    "zero_shot": {"network": _BY_STEP},
+    "short_term": {"network": _BY_STEP},
+    "anomaly": {"task": {"input_length": 100, "horizon": 0}, "network": _BY_STEP},
+    "classification": {"task": {"horizon": 0, "loss": "cross_entropy"}},
+    "imputation": {"task": {"input_length": 96, "horizon": 0}, "network": _BY_STEP},
+}
+"""What a task needs besides, laid over the recipe's numbers and below the file's: most tasks read step by step, without patches."""
+
+_STEPWISE = ("short_term", "anomaly", "imputation")
+
+SHORT_TERM_REFERENCE = [
+    ["train_and_adapt", "gpt2/wpe/embedding"],
+    ["train", r"gpt2/(ln_f|h/\d+/ln_[12])/.*"],
+    ["train", "(?!gpt2/).*"],
+    ["freeze", ".*"],
+]
+"""What the authors' short-term code really trains: GPT4TS's set and an adapter on top of the trained ``wpe`` (protocol §5 row 4)."""
+
+
+PUBLISHED_TRANSFER: dict[str, dict[str, Any]] = {
+    "m4_yearly": {"data": {"percent": 10}},
+    "m4_quarterly": {"data": {"percent": 10}, "task": {"loss": "mape"}},
+    "m4_monthly": {"data": {"percent": 10}, "task": {"loss": "mape"}},
+}
+"""What the published transfer from M4 does otherwise (protocol §5 row 7), by source, below what the file says."""
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -236,16 +317,28 @@ def build_experiment(content: Mapping[str, Any], overrides: Sequence[str] = (), 
     layered = _copy(content)
     for override in overrides:
         _set(layered, override)
-    recipe = layered.get("recipe", "reference")
-    defaults = RECIPES.get(recipe if isinstance(recipe, str) else "", RECIPES["reference"])  # an unknown recipe is told below, alone
     try:
-        return Experiment.model_validate(_overlay(_copy(defaults), layered))
+        return Experiment.model_validate(_overlay(_defaults(layered), layered))
     except ValidationError as error:
         problems = error.errors()
         given = {override.partition("=")[0].strip() for override in overrides}
         if all(".".join(map(str, problem["loc"])) in given for problem in problems):
             where = "--set"
         raise ConfigError("; ".join(_explain(problem) for problem in problems), where=where) from None
+
+
+def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of recipe and task below what is given; an unknown recipe or task is told by the validation, alone."""
+    recipe, task = given.get("recipe", "reference"), given.get("task")
+    name = task.get("name", "forecast") if isinstance(task, Mapping) else "forecast"
+    below = _copy(RECIPES.get(recipe if isinstance(recipe, str) else "", RECIPES["reference"]))
+    _overlay(below, _copy(TASK_NUMBERS.get(name if isinstance(name, str) else "", {})))
+    if (recipe, name) == ("reference", "short_term"):
+        below["rules"] = SHORT_TERM_REFERENCE
+    if (given.get("protocol"), name) == ("published", "zero_shot"):
+        data = given.get("data")
+        _overlay(below, _copy(PUBLISHED_TRANSFER.get(str(data.get("source")) if isinstance(data, Mapping) else "", {})))
+    return below
 
 
 def dump_experiment(experiment: Experiment) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def test_evaluate_as_json(trained, tiny):
 
 
 def test_evaluate_with_controls(run, call):
-    called = call("evaluate", run, "--controls", "--split", "validation")
+    called = call("evaluate", run, "--control", "nlinear", "--split", "validation")
     assert called.status == 0
     assert "validation part, 26 windows" in called.out
     for method in ("One-for-All (reference, random trunk)", "seasonal naive (24 steps)", "NLinear"):
@@ -173,9 +173,9 @@ def test_evaluate_with_controls(run, call):
     assert first == "training the control NLinear, which is then kept"
     assert epochs
     assert all(line.startswith("epoch ") for line in epochs)
-    again = call("evaluate", run, "--controls", "--split", "validation")
+    again = call("evaluate", run, "--control", "nlinear", "--split", "validation")
     assert (again.out, again.err) == (called.out, "")
-    assert len(json.loads(call("evaluate", run, "--controls", "--json").out)["methods"]) == 3
+    assert len(json.loads(call("evaluate", run, "--control", "nlinear", "--json").out)["methods"]) == 3
 
 
 def test_predict(trained, tiny, tmp_path):

@@ -30,7 +30,8 @@ class Site:
 class Partition:
     """A parameter tree in two: ``frozen`` and ``trained``, nested dicts without common leaves, and the adapted layers.
 
-    An adapted layer's own weight is frozen; ``sites`` names the layer by its module path (``gpt2/wpe``, ``out_layer``).
+    An adapted layer's own weight is frozen unless its rule is ``train_and_adapt``; ``sites`` names the layer by its module path
+    (``gpt2/wpe``, ``out_layer``).
     """
 
     frozen: dict[str, Any]
@@ -72,6 +73,11 @@ def actions(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, Action]:
     return decided
 
 
+def is_trained(action: Action) -> bool:
+    """Whether an action changes the leaf itself."""
+    return action in ("train", "train_and_adapt")
+
+
 def adapter_sites(shapes: Mapping[str, tuple[int, ...]], decided: Mapping[str, Action]) -> dict[str, Site]:
     """The layers that carry an adapter, by module path.
 
@@ -80,7 +86,7 @@ def adapter_sites(shapes: Mapping[str, tuple[int, ...]], decided: Mapping[str, A
     """
     sites = {}
     for path, action in decided.items():
-        if action != "adapt":
+        if action not in ("adapt", "train_and_adapt"):
             continue
         module, _, leaf = path.rpartition("/")
         shape = shapes[path]
@@ -101,7 +107,7 @@ def partition(params: Mapping[str, Any], rules: Sequence[Rule]) -> Partition:
     Args:
         params: A nested dict of arrays.
         rules: Pairs ``(action, path)``; the first whose expression matches a leaf's whole path decides: ``freeze`` it,
-            ``train`` it, or ``adapt`` it (freeze it and give its layer a low-rank adapter).
+            ``train`` it, ``adapt`` it (freeze it and give its layer a low-rank adapter), or ``train_and_adapt`` it.
 
     Raises:
         ConfigError: A leaf without a rule, a rule without a leaf, or an adapter on a leaf that cannot carry one.
@@ -109,8 +115,8 @@ def partition(params: Mapping[str, Any], rules: Sequence[Rule]) -> Partition:
     flat = flatten(params)
     decided = actions(flat, rules)
     sites = adapter_sites({path: tuple(leaf.shape) for path, leaf in flat.items()}, decided)
-    trained = {path: leaf for path, leaf in flat.items() if decided[path] == "train"}
-    frozen = {path: leaf for path, leaf in flat.items() if decided[path] != "train"}
+    trained = {path: leaf for path, leaf in flat.items() if is_trained(decided[path])}
+    frozen = {path: leaf for path, leaf in flat.items() if not is_trained(decided[path])}
     return Partition(unflatten(frozen), unflatten(trained), sites)
 
 

@@ -7,52 +7,65 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jax
 
-from ofa_jax.baselines.nlinear import init_nlinear, nlinear
-from ofa_jax.baselines.seasonal_naive import seasonal_naive
-from ofa_jax.config import TrainConfig
-from ofa_jax.errors import CheckpointError
-from ofa_jax.files import atomic_folder, read_json, run_lock, sha256_file, write_json
-from ofa_jax.tasks.base import Split, Task
-from ofa_jax.tasks.forecasting import ForecastData
-from ofa_jax.train.assemble import footprint
-from ofa_jax.train.loop import Reporter, evaluate, fit
+from ofa_jax.baselines.controls import kept_or_trained, trained_controls, untrained_controls
+from ofa_jax.config import Protocol
+from ofa_jax.tasks.base import Split, TaskData
+from ofa_jax.train.assemble import RANDOM, WITHOUT, footprint
+from ofa_jax.train.loop import Evaluator, Predict, Reporter
 from ofa_jax.train.run import Loaded
-
-NLINEAR_TRAINING = TrainConfig(learning_rate=1e-3, epochs=10, batch_size=256, cosine_epochs=10)
-"""How the NLinear control is trained; the step size was chosen on ETTh1's validation part."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method's line: its metrics on the standardised scale and how many parameters were trained."""
+    """A method's line: its metrics and how many parameters were trained; ``bytes`` is what they take in float32."""
 
     method: str
     metrics: Mapping[str, float]
     trainable: int
 
+    @property
+    def bytes(self) -> int:
+        return 4 * self.trainable
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """Metrics of several methods over every window of one split."""
+    """Metrics of several methods over every window of one split, under one protocol."""
 
+    task: str
+    protocol: Protocol
     split: Split
     windows: int
     rows: tuple[Row, ...]
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Every metric that some row has, in order."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in row.metrics))
+
     def to_dict(self) -> dict[str, Any]:
         """As one JSON object."""
         return {
+            "task": self.task,
             "split": self.split,
             "windows": self.windows,
-            "protocol": "strict",
-            "methods": [{"method": row.method, **row.metrics, "trainable": row.trainable} for row in self.rows],
+            "protocol": self.protocol,
+            "methods": [{"method": row.method, **row.metrics, "trainable": row.trainable, "bytes": row.bytes} for row in self.rows],
         }
 
 
-def compare(loaded: Loaded, data: ForecastData, *, split: Split, controls: Path | None, reporter: Reporter) -> Comparison:
-    """Score the model and seasonal naive; with a folder for controls also NLinear, trained once and kept there.
+def compare(
+    loaded: Loaded,
+    data: TaskData,
+    *,
+    split: Split,
+    controls: Path | None,
+    reporter: Reporter,
+    only: tuple[str, ...] | None = None,
+) -> Comparison:
+    """Score the model beside methods that need no training; with a folder for controls also trained ones, trained once and kept there.
 
     Args:
         loaded: The model.
@@ -60,61 +73,28 @@ def compare(loaded: Loaded, data: ForecastData, *, split: Split, controls: Path 
         split: Which windows.
         controls: The run's folder of trained controls, or None to train none.
         reporter: What tells a person how it goes.
+        only: Names of the trained controls that are wanted; all when None.
     """
-    task, table = data.task, data.task.tables[split]
-    batch_size = loaded.experiment.train.eval_batch_size
+    task, experiment = data.task, loaded.experiment
+    wanted = trained_controls(experiment, data, only=only) if controls is not None else []
 
-    def score(predict: Any, frozen: Any, trainable: Any) -> dict[str, float]:
-        return task.metrics(evaluate(predict, task, table, frozen, trainable, batch_size=batch_size))
+    def score(predict: Predict, frozen: Any, trainable: Any) -> dict[str, float]:
+        evaluator = Evaluator(predict, task, experiment.train.eval_batch_size)
+        return task.final_metrics(lambda table: evaluator(table, frozen, trainable), split)
 
     model = loaded.model
-    rows = [
-        Row(model_name(loaded), score(model.predict, model.frozen, model.trainable), footprint(loaded.experiment).trainable),
-        Row(f"seasonal naive ({data.season} steps)", score(seasonal_naive(data.season, task.spec.horizon), {}, {}), 0),
-    ]
-    if controls is not None:
-        weights = trained_nlinear(task, controls, seed=loaded.experiment.train.seed, reporter=reporter)
-        rows.append(Row("NLinear", score(nlinear, {}, weights), sum(int(np.size(leaf)) for leaf in weights.values())))
-    return Comparison(split, table.size, tuple(rows))
+    rows = [Row(model_name(loaded), score(model.predict, model.frozen, model.trainable), footprint(experiment).trainable)]
+    rows += [Row(title, score(predict, {}, {}), 0) for title, predict in untrained_controls(data).items()]
+    rows += [Row(title, found, 0) for title, tell in data.naive.items() if (found := tell(split)) is not None]
+    for control in wanted:
+        assert controls is not None
+        predict, frozen, trainable = kept_or_trained(control, data, controls, reporter)
+        rows.append(Row(control.title, score(predict, frozen, trainable), sum(leaf.size for leaf in jax.tree.leaves(trainable))))
+    return Comparison(task.name, task.protocol, split, task.tables[split].size, tuple(rows))
 
 
 def model_name(loaded: Loaded) -> str:
     """What the table calls the model; a random trunk is always named."""
-    recipe = loaded.experiment.recipe
-    trunk = ", random trunk" if loaded.experiment.trunk.source == "random" else ""
-    return f"One-for-All ({recipe}{trunk})" if recipe in ("reference", "paper") else f"{recipe}{trunk}"
-
-
-def trained_nlinear(task: Task, controls: Path, *, seed: int, reporter: Reporter) -> dict[str, Any]:
-    """NLinear's weights for a task: read from the run's controls, or trained now and kept there.
-
-    Raises:
-        CheckpointError: The kept control is damaged, or another process is working on it.
-    """
-    from safetensors.numpy import load_file, save_file
-
-    folder = controls / "nlinear"
-    with run_lock(controls):
-        if folder.exists():
-            record = read_json(folder / "control.json", kind="control")
-            kept = folder / "weights.safetensors"
-            if not kept.exists() or record.get("sha256") != sha256_file(kept):
-                raise CheckpointError(
-                    "the kept NLinear weights are damaged", where=str(folder), fix="Delete this folder; it is trained anew"
-                )
-            return load_file(kept)
-        settings = NLINEAR_TRAINING.model_copy(update={"seed": seed})
-        reporter.notice("training the control NLinear, which is then kept")
-        start = init_nlinear(task.spec.input_length, task.spec.horizon)
-        result = fit(nlinear, task, frozen={}, trainable=start, settings=settings, reporter=reporter)
-        weights = {name: np.asarray(leaf) for name, leaf in result.best.items()}
-        with atomic_folder(folder) as scratch:
-            save_file(weights, scratch / "weights.safetensors")
-            record = {
-                "control": "nlinear",
-                "settings": settings.model_dump(mode="json"),
-                "validation": result.progress.best_metrics,
-                "sha256": sha256_file(scratch / "weights.safetensors"),
-            }
-            write_json(scratch / "control.json", record)
-        return weights
+    recipe, source = loaded.experiment.recipe, loaded.experiment.trunk.source
+    trunk = {RANDOM: ", random trunk", **{name: f", {name} for a trunk" for name in WITHOUT}}.get(source, "")
+    return f"One-for-All ({recipe}{trunk})" if recipe in ("reference", "paper", "uniform") else f"{recipe}{trunk}"

@@ -171,24 +171,52 @@ class IndexStream:
         windows: Number of windows in the table.
         batch_size: Windows per batch; the last batch of an epoch is filled up with :data:`PADDING`.
         seed: Seed of the order, between 0 and 2**32 - 1; every epoch has an order of its own. None keeps the table's order.
+        drop_last: Leave out an epoch's last batch where it is not full, as published code does (protocol §3).
+        groups: ``[groups + 1]``: borders of groups of rows of which every epoch sees one each, drawn by seed, epoch and group
+            alone. None makes every row a group of its own.
+
+    Attributes:
+        windows: Windows that one epoch sees.
     """
 
-    def __init__(self, windows: int, batch_size: int, *, seed: int | None) -> None:
+    def __init__(
+        self, windows: int, batch_size: int, *, seed: int | None, drop_last: bool = False, groups: np.ndarray | None = None
+    ) -> None:
         import grain
 
-        if windows < 1 or batch_size < 1:
-            raise DataError(f"{windows} windows in batches of {batch_size} make no batch")
-        order = grain.MapDataset.range(windows)
+        count = windows if groups is None else len(groups) - 1
+        if count < 1 or batch_size < 1 or (drop_last and count < batch_size):
+            raise DataError(
+                f"{count} windows in batches of {batch_size} make no batch",
+                fix="The published protocol drops the last batch where it is not full; take a smaller train.batch_size"
+                if drop_last
+                else "",
+            )
+        order = grain.MapDataset.range(count)
         if seed is not None:
             order = order.seed(seed).shuffle()
-        self._batches = order.batch(batch_size, drop_remainder=False).repeat()
+        self._batches = order.batch(batch_size, drop_remainder=drop_last).repeat()
+        self._groups, self._seed = groups, seed or 0
+        self._drawn: tuple[int, np.ndarray] | None = None
         self.batch_size = batch_size
-        self.steps_per_epoch = -(-windows // batch_size)
+        self.steps_per_epoch = count // batch_size if drop_last else -(-count // batch_size)
+        self.windows = self.steps_per_epoch * batch_size if drop_last else count
 
     def batches(self, start: int, stop: int) -> np.ndarray:
         """Batches ``start`` … ``stop - 1`` as ``[stop - start, batch_size]`` int32."""
         index = np.full((stop - start, self.batch_size), PADDING, np.int32)
         for row, position in enumerate(range(start, stop)):
             batch = self._batches[position]
+            if self._groups is not None:
+                batch = self._members(position // self.steps_per_epoch)[batch]
             index[row, : len(batch)] = batch
         return index
+
+    def _members(self, epoch: int) -> np.ndarray:
+        """The row that each group shows in an epoch."""
+        assert self._groups is not None
+        if self._drawn is None or self._drawn[0] != epoch:
+            raw = np.random.Philox(key=np.array([self._seed, epoch], np.uint64)).random_raw(len(self._groups) - 1)
+            sizes = np.diff(self._groups).astype(np.uint64)
+            self._drawn = (epoch, self._groups[:-1] + (raw % sizes).astype(np.int64))
+        return self._drawn[1]

@@ -49,11 +49,12 @@ def run_demo(out: str | Path, reporter: Reporter, *, seed: int = 0) -> Demo:
     run = out / "run"
     train_run(experiment, run, reporter)
     loaded, data = open_run(run)
-    comparison = compare(loaded, data, split="test", controls=run / "controls", reporter=reporter)
+    assert isinstance(data, ForecastData), "the demo forecasts"
+    comparison = compare(loaded, data, split="test", controls=run / "controls", only=("nlinear",), reporter=reporter)
 
     model, naive, nlinear = comparison.rows
     limits = noise_floor_rows(load, data, experiment.task.horizon)
-    comparison = Comparison(comparison.split, comparison.windows, (*limits, naive, nlinear, model))
+    comparison = replace(comparison, rows=(*limits, naive, nlinear, model))
 
     horizon = experiment.task.horizon
     frame = data.frame

@@ -11,7 +11,7 @@ import numpy as np
 
 from ofa_jax.data.catalog import CATALOG
 from ofa_jax.data.frames import Frame, check_columns, read_frame
-from ofa_jax.errors import DataError
+from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.files import write_atomic
 from ofa_jax.train.run import Loaded
 
@@ -25,14 +25,26 @@ def read_input(loaded: Loaded, source: str | Path | pd.DataFrame) -> Frame:
 
     Raises:
         DataError: The rows cannot be read, or their columns are not those of training.
+        ConfigError: The bundle is of a task that forecasts nothing.
     """
     data = loaded.experiment.data
+    names = _names(loaded)
+    if names is None:
+        return read_frame(source, timestamp_column=data.timestamp_column, missing=data.missing, timestamps=data.timestamps or "error")
     entry = CATALOG.get(data.source)
     frame = read_frame(
-        source, timestamp_column=data.timestamp_column, columns=loaded.names if data.columns else None, missing=data.missing,
+        source, timestamp_column=data.timestamp_column, columns=names if data.columns else None, missing=data.missing,
         timestamps=data.timestamps or (entry.timestamps if entry else "error"),
     )  # fmt: skip
-    return check_columns(frame, loaded.names)
+    return check_columns(frame, names)
+
+
+def _names(loaded: Loaded) -> tuple[str, ...] | None:
+    """The series that the model knows; None where it forecasts any series in its own units (zero_shot, short_term)."""
+    task = loaded.experiment.task.name
+    if task not in ("forecast", "zero_shot", "short_term"):
+        raise ConfigError(f"this model was trained for {task}, it forecasts nothing", where="predict", fix="Use `ofa-jax evaluate`")
+    return loaded.names
 
 
 def forecast(loaded: Loaded, frame: Frame) -> pd.DataFrame:
@@ -51,7 +63,8 @@ def forecast(loaded: Loaded, frame: Frame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    frame = check_columns(frame, loaded.names)
+    names = _names(loaded)
+    frame = frame if names is None else check_columns(frame, names)
     length, horizon = loaded.experiment.task.input_length, loaded.experiment.task.horizon
     if frame.n_rows < length:
         raise DataError(
@@ -65,10 +78,11 @@ def forecast(loaded: Loaded, frame: Frame) -> pd.DataFrame:
             fix="Resample the rows to the model's step",
         )
     when = None if frame.timestamps is None else frame.future_timestamps(horizon)
-    x_btc = jnp.asarray(loaded.scaler.transform(frame.values[-length:]))[None]
+    last = frame.values[-length:]
+    x_btc = jnp.asarray(last.astype(np.float32) if loaded.scaler is None else loaded.scaler.transform(last))[None]
     model = loaded.model
     pred_hc = np.asarray(jax.jit(model.predict)(model.frozen, model.trainable, x_btc))[0]
-    table = pd.DataFrame(loaded.scaler.invert(pred_hc), columns=list(frame.names))
+    table = pd.DataFrame(pred_hc if loaded.scaler is None else loaded.scaler.invert(pred_hc), columns=list(frame.names))
     if when is None:
         table.insert(0, _free("step", frame.names), np.arange(1, horizon + 1))
     else:

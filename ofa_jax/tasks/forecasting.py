@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ofa_jax.config import DataConfig, TaskConfig
+from ofa_jax.config import DataConfig, Protocol, TaskConfig
 from ofa_jax.data.catalog import DatasetEntry, load
 from ofa_jax.data.frames import Frame
 from ofa_jax.data.splits import Borders, Scaler, borders, fit_scaler
 from ofa_jax.data.windows import WindowSpec, WindowTable, sliding_windows
 from ofa_jax.errors import DataError
-from ofa_jax.tasks.base import SPLITS, Split, Task
-from ofa_jax.tasks.losses import squared_error
+from ofa_jax.tasks.base import SPLITS, Split, Task, TaskData, whole_batches
+from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
 
 SEASONS = {"h": 24, "min": 1440, "D": 7, "B": 5, "W": 52, "M": 12, "BM": 12, "Q": 4, "BQ": 4, "Y": 1, "BY": 1}
@@ -21,24 +21,17 @@ SEASONS = {"h": 24, "min": 1440, "D": 7, "B": 5, "W": 52, "M": 12, "BM": 12, "Q"
 
 
 @dataclass(frozen=True)
-class ForecastData:
-    """A forecasting task with the series it was made from.
+class ForecastData(TaskData):
+    """A forecasting task with the series it was made from; its scaler was fitted on the whole training part, also in few-shot.
 
     Attributes:
-        task: Windows, loss and metrics; its buffer is standardised.
         frame: The series in original units.
-        scaler: Fitted on the whole training part, also where only a percentage of it is used.
         borders: Rows of each part.
-        season: Steps of the main cycle.
-        notices: What a person should know, one line each.
     """
 
-    task: Task
-    frame: Frame
     scaler: Scaler
-    borders: Borders
-    season: int
-    notices: tuple[str, ...]
+    frame: Frame = field(kw_only=True)
+    borders: Borders = field(kw_only=True)
 
 
 def read_series(data: DataConfig) -> tuple[Frame, DatasetEntry | None]:
@@ -47,7 +40,7 @@ def read_series(data: DataConfig) -> tuple[Frame, DatasetEntry | None]:
     return load(data.source, timestamp_column=data.timestamp_column, columns=data.columns, missing=data.missing, **options)
 
 
-def prepare(data: DataConfig, task: TaskConfig) -> ForecastData:
+def prepare(data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1) -> ForecastData:
     """Read the series, split and scale them, and lay out the windows of each split.
 
     Raises:
@@ -55,10 +48,18 @@ def prepare(data: DataConfig, task: TaskConfig) -> ForecastData:
         ConfigError: ``data.percent`` or ``data.ratios`` are out of range.
     """
     frame, entry = read_series(data)
-    return prepare_frame(frame, data, task, entry)
+    return prepare_frame(frame, data, task, entry, protocol=protocol, batch_size=batch_size)
 
 
-def prepare_frame(frame: Frame, data: DataConfig, task: TaskConfig, entry: DatasetEntry | None = None) -> ForecastData:
+def prepare_frame(
+    frame: Frame,
+    data: DataConfig,
+    task: TaskConfig,
+    entry: DatasetEntry | None = None,
+    *,
+    protocol: Protocol = "strict",
+    batch_size: int = 1,
+) -> ForecastData:
     """As :func:`prepare`, for series that are already in memory."""
     rule = data.split or (entry.split if entry else "ratio")
     parts = borders(
@@ -87,24 +88,28 @@ def prepare_frame(frame: Frame, data: DataConfig, task: TaskConfig, entry: Datas
         )
         for split in SPLITS
     }
+    for split in ("validation", "test"):
+        tables[split] = whole_batches(tables[split], batch_size, protocol=protocol, where=f"{frame.source} ({split} part)")
     season = data.season or (entry.season if entry else season_of(frame))
     return ForecastData(
-        task=forecast_task(scaler.transform(frame.values), tables, task), frame=frame, scaler=scaler, borders=parts, season=season,
-        notices=tuple(notices),
+        task=forecast_task(scaler.transform(frame.values), tables, task, protocol), settings=task, scaler=scaler, season=season,
+        notices=tuple(notices), meta={"frequency": frame.frequency}, frame=frame, borders=parts,
     )  # fmt: skip
 
 
-def forecast_task(buffer: np.ndarray, tables: dict[Split, WindowTable], task: TaskConfig) -> Task:
+def forecast_task(buffer: np.ndarray, tables: dict[Split, WindowTable], task: TaskConfig, protocol: Protocol = "strict") -> Task:
     """The record of a forecasting task over univariate windows of a standardised buffer ``[rows, channels]``."""
     return Task(
         name=task.name,
         spec=WindowSpec(task.input_length, task.horizon, univariate=True),
         buffer=buffer,
         tables=tables,
-        loss=squared_error,
+        loss=FORECAST_LOSSES[task.loss],
         sums=forecast_sums,
         metrics=forecast_metrics,
         objective="mse",
+        protocol=protocol,
+        drop_last=protocol == "published",
     )
 
 

@@ -2,13 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import jax
 import jax.numpy as jnp
+import optax
 
+from ofa_jax.config import LossName
 from ofa_jax.data.windows import Batch
+
+MAPE_FLOOR = 1e-8
+"""Added to the target's size before it divides (protocol §2)."""
 
 
 def squared_error(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Sum of squared errors over the observed targets, and how many there are; both scalars, float32. Padding rows have none."""
     error = jnp.where(batch.y_mask, pred_bhc - batch.y, 0)
-    return jnp.sum(jnp.square(error)), jnp.sum(batch.y_mask).astype(jnp.float32)
+    return jnp.sum(jnp.square(error)), _count(batch.y_mask)
+
+
+def smape(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Sum of ``200 |p - t| / (|p| + |t|)``, its denominator held constant in the gradient as published (protocol §2), and the count."""
+    terms = symmetric_terms(pred_bhc, batch.y, size=jax.lax.stop_gradient(jnp.abs(pred_bhc)) + jnp.abs(batch.y))
+    return jnp.sum(jnp.where(batch.y_mask, terms, 0)), _count(batch.y_mask)
+
+
+def mape(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Sum of ``100 |p - t| / (|t| + 1e-8)`` over the observed targets (protocol §2), and how many there are."""
+    terms = 100 * jnp.abs(pred_bhc - batch.y) / (jnp.abs(batch.y) + MAPE_FLOOR)
+    return jnp.sum(jnp.where(batch.y_mask, terms, 0)), _count(batch.y_mask)
+
+
+def reconstruction_error(pred_btc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Sum of squared differences to the input itself over its observed values, and how many there are."""
+    error = jnp.where(batch.x_mask, pred_btc - batch.x, 0)
+    return jnp.sum(jnp.square(error)), _count(batch.x_mask)
+
+
+def cross_entropy(logits_bk: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Sum over the labelled cases of ``-log softmax`` at their class, and how many there are."""
+    terms = optax.softmax_cross_entropy_with_integer_labels(logits_bk, jnp.maximum(batch.y, 0))
+    return jnp.sum(jnp.where(batch.y_mask, terms, 0)), _count(batch.y_mask)
+
+
+def symmetric_terms(pred: jax.Array, target: jax.Array, *, size: jax.Array) -> jax.Array:
+    """``200 |p - t| / size``, 0 where the size is 0."""
+    safe = jnp.where(size > 0, size, 1)
+    return jnp.where(size > 0, 200 * jnp.abs(pred - target) / safe, 0)
+
+
+def _count(mask: jax.Array) -> jax.Array:
+    return jnp.sum(mask).astype(jnp.float32)
+
+
+FORECAST_LOSSES: Mapping[LossName, Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]] = {
+    "mse": squared_error,
+    "smape": smape,
+    "mape": mape,
+}
+"""What a forecast can be trained with, by ``task.loss``."""

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ofa_jax.data.windows import Batch
+from ofa_jax.tasks.losses import symmetric_terms
 
 
 def forecast_sums(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
@@ -25,3 +27,63 @@ def forecast_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
     """MSE and MAE over every observed (window, channel, step), on the scale of the windows (protocol §3)."""
     total = {name: float(np.sum(values, dtype=np.float64)) for name, values in sums.items()}
     return {"mse": total["squared_error"] / total["count"], "mae": total["absolute_error"] / total["count"]}
+
+
+def series_sums(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    """Per window ``[b]``: sum of ``200 |p - t| / (|p| + |t|)`` (0/0 is 0), absolute error, and number of observed targets."""
+    terms = symmetric_terms(pred_bhc, batch.y, size=jnp.abs(pred_bhc) + jnp.abs(batch.y))
+    return {
+        "symmetric": jnp.sum(jnp.where(batch.y_mask, terms, 0), axis=(1, 2)),
+        "absolute_error": jnp.sum(jnp.where(batch.y_mask, jnp.abs(pred_bhc - batch.y), 0), axis=(1, 2)),
+        "count": jnp.sum(batch.y_mask, axis=(1, 2)).astype(jnp.float32),
+    }
+
+
+def series_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """sMAPE over every observed (window, step), in percent between 0 and 200 (protocol §3)."""
+    return {"smape": float(np.sum(sums["symmetric"], dtype=np.float64) / np.sum(sums["count"], dtype=np.float64))}
+
+
+def naive_scale(insample: np.ndarray, season: int) -> float:
+    """What MASE divides by: ``mean |in[m:] - in[:-m]|`` of the steps before the forecast ``[T]``; NaN where T ≤ m (protocol §3)."""
+    if len(insample) <= season:
+        return float("nan")
+    return float(np.abs(insample[season:] - insample[:-season]).mean())
+
+
+def mean_scaled_error(sums: Mapping[str, np.ndarray], scale: np.ndarray) -> float:
+    """MASE: the mean over windows of mean absolute error over ``scale`` ``[windows]``; windows without a positive scale are left out."""
+    known = np.isfinite(scale) & (scale > 0)
+    if not known.any():
+        return float("nan")
+    error = sums["absolute_error"].astype(np.float64) / sums["count"]
+    return float((error[known] / scale[known]).mean())
+
+
+def classification_sums(logits_bk: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    """Per case ``[b]``: cross-entropy, whether the largest logit is at its class, and 1."""
+    labelled = batch.y_mask
+    terms = optax.softmax_cross_entropy_with_integer_labels(logits_bk, jnp.maximum(batch.y, 0))
+    right = jnp.argmax(logits_bk, axis=1) == batch.y
+    return {
+        "cross_entropy": jnp.where(labelled, terms, 0),
+        "right": (labelled & right).astype(jnp.float32),
+        "count": labelled.astype(jnp.float32),
+    }
+
+
+def classification_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Accuracy between 0 and 1, its complement (for choosing the epoch), and mean cross-entropy."""
+    total = {name: float(np.sum(values, dtype=np.float64)) for name, values in sums.items()}
+    accuracy = total["right"] / total["count"]
+    return {"accuracy": accuracy, "error": 1 - accuracy, "cross_entropy": total["cross_entropy"] / total["count"]}
+
+
+def reconstruction_sums(pred_btc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    """Per window, ``step_error`` ``[b, t]``: the mean over channels of the squared difference to the input (protocol §3)."""
+    return {"step_error": jnp.mean(jnp.square(pred_btc - batch.x), axis=2)}
+
+
+def reconstruction_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """MSE over every step of every window."""
+    return {"mse": float(np.mean(sums["step_error"], dtype=np.float64))}

@@ -8,22 +8,26 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ofa_jax.adapters.bundle import Bundle, LoraNumbers
-from ofa_jax.adapters.partition import Site, actions, adapter_sites, combine, partition
+from ofa_jax.adapters.partition import Site, actions, adapter_sites, combine, is_trained, partition
 from ofa_jax.adapters.rslora import init_adapters, merge, with_adapters
 from ofa_jax.config import Experiment, TrunkConfig
-from ofa_jax.errors import CheckpointError, TrainError
+from ofa_jax.data.catalog import CATALOG
+from ofa_jax.errors import CheckpointError, ConfigError, TrainError
 from ofa_jax.model import frozen_init, trees
 from ofa_jax.model.gpt2 import GPT2Config
-from ofa_jax.model.network import ForecastNetwork, base_shapes, init_base
+from ofa_jax.model.network import ForecastNetwork, Network, TrunkKind, base_shapes, init_base
+from ofa_jax.model.variants import ClassifyNetwork, ImputeNetwork, ReconstructNetwork, ShortTermNetwork
 from ofa_jax.model.weights import Trunk, load_trunk, random_trunk, read_config
 
 RANDOM = "random"
 """The value of ``trunk.source`` that asks for random weights."""
+
+WITHOUT: dict[str, TrunkKind] = {"attention": "attention", "none": "none"}
+"""Values of ``trunk.source`` that put one attention layer, or nothing, in the trunk's place: controls, of ``trunk.random``'s width."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Model:
         trunk_source: Where they came from.
     """
 
-    network: ForecastNetwork
+    network: Network
     frozen: dict[str, Any]
     trainable: dict[str, Any]
     sites: dict[str, Site]
@@ -58,7 +62,7 @@ class Model:
         return merge(combine(self.frozen, self.trainable["base"]), self.trainable["adapters"], self.numbers.scale)
 
 
-def predict_function(network: nn.Module, numbers: LoraNumbers) -> Callable[..., jax.Array]:
+def predict_function(network: Network, numbers: LoraNumbers) -> Callable[..., jax.Array]:
     """``predict(frozen, trainable, x_btc, x_mask=None, dropout_keys=None)`` of a network with adapters."""
 
     def apply(params, x_btc, x_mask, *, dropout_keys=None):
@@ -74,7 +78,7 @@ def predict_function(network: nn.Module, numbers: LoraNumbers) -> Callable[..., 
 
 def trunk_config(settings: TrunkConfig) -> GPT2Config:
     """The trunk's shapes without loading weights; for a hub id that is not a published GPT-2 its config.json is read."""
-    if settings.source == RANDOM:
+    if settings.source == RANDOM or settings.source in WITHOUT:
         shape = settings.random
         config = GPT2Config(n_embd=shape.n_embd, n_layer=settings.n_layer, n_head=shape.n_head, n_positions=shape.n_positions)
     else:
@@ -84,6 +88,8 @@ def trunk_config(settings: TrunkConfig) -> GPT2Config:
 
 def obtain_trunk(settings: TrunkConfig) -> Trunk:
     """The trunk's weights: from a folder or the hub, or random ones where the settings ask for them by name."""
+    if settings.source in WITHOUT:
+        return Trunk(trunk_config(settings), {}, settings.source)
     if settings.source == RANDOM:
         return random_trunk(trunk_config(settings), settings.random.seed)
     trunk = load_trunk(settings.source, n_layer=settings.n_layer, revision=settings.revision)
@@ -94,18 +100,46 @@ def _with_dropout(config: GPT2Config, rate: float | None) -> GPT2Config:
     return config if rate is None else replace(config, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
 
 
-def build_network(experiment: Experiment, config: GPT2Config) -> ForecastNetwork:
-    """The network that an experiment describes."""
-    return ForecastNetwork(
-        trunk=config,
-        input_length=experiment.task.input_length,
-        horizon=experiment.task.horizon,
-        patch=experiment.network.patch,
-        stride=experiment.network.stride,
-        positions=experiment.network.positions,
-        compute_dtype=jnp.dtype(compute_dtype(experiment.trunk)),
-        remat=experiment.trunk.remat,
-    )
+def build_network(experiment: Experiment, config: GPT2Config) -> Network:
+    """The network that an experiment describes.
+
+    Raises:
+        ConfigError: The task's channels or classes are not known without its data.
+    """
+    task, network = experiment.task, experiment.network
+    shared: dict[str, Any] = {
+        "trunk": config,
+        "input_length": task.input_length,
+        "positions": network.positions,
+        "compute_dtype": jnp.dtype(compute_dtype(experiment.trunk)),
+        "remat": experiment.trunk.remat,
+        "kind": WITHOUT.get(experiment.trunk.source, "gpt2"),
+    }
+    patches: dict[str, Any] = {"patch": network.patch, "stride": network.stride}
+    if task.name in ("forecast", "zero_shot"):
+        return ForecastNetwork(**shared, **patches, horizon=task.horizon)
+    if task.name == "short_term":
+        return ShortTermNetwork(**shared, horizon=task.horizon, embed_width=network.embed_width, read_width=network.read_width)
+    channels = _size(experiment, "channels")
+    if task.name == "anomaly":
+        return ReconstructNetwork(**shared, channels=channels, segment=network.segment, read_width=network.read_width)
+    if task.name == "imputation":
+        return ImputeNetwork(**shared, channels=channels, calendar=_size(experiment, "calendar"))
+    return ClassifyNetwork(**shared, **patches, channels=channels, classes=_size(experiment, "classes"))
+
+
+def _size(experiment: Experiment, name: Literal["channels", "classes", "calendar"]) -> int:
+    """A size of the data, from the settings or, where they do not say, from the catalogue."""
+    given = getattr(experiment.task, name)
+    entry = CATALOG.get(experiment.data.source)
+    if given is None and entry is not None:
+        if name == "calendar":
+            given = 5 if entry.frequency and entry.frequency.endswith("min") else 4
+        else:
+            given = entry.n_channels if name == "channels" else entry.n_classes
+    if given is None:
+        raise ConfigError(f"the data's {name} are not known from the settings alone", where=f"task.{name}", fix=f"--set task.{name}=…")
+    return given
 
 
 def compute_dtype(settings: TrunkConfig) -> Literal["float32", "bfloat16"]:
@@ -251,7 +285,7 @@ def footprint(experiment: Experiment) -> Footprint:
     sites = adapter_sites(shapes, decided)
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     adapters = sum(experiment.adapters.rank * sum(site.shape) for site in sites.values())
-    trained = sum(size for path, size in sizes.items() if decided[path] == "train")
+    trained = sum(size for path, size in sizes.items() if is_trained(decided[path]))
     return Footprint(
         trainable=adapters + trained,
         adapters=adapters,

@@ -31,7 +31,7 @@ from ofa_jax.errors import CheckpointError, Interrupted, TrainError
 from ofa_jax.tasks.base import Task
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import EventLog
-from ofa_jax.train.optim import adam, learning_rate
+from ofa_jax.train.optim import learning_rate, make_optimizer
 from ofa_jax.train.step import Params, Predict, TrainState, chunk_rows, dropout_key, init_state, make_chunk, make_eval_step
 
 
@@ -104,7 +104,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
 def evaluate(
     predict: Predict, task: Task, table: WindowTable, frozen: Params, trainable: Params, *, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """The task's sums for every window of a table, once each, in the table's order: ``{name: [windows]}`` float32."""
+    """The task's sums for every window of a table, once each, in the table's order: ``{name: [windows, …]}``."""
     return Evaluator(predict, task, batch_size)(table, frozen, trainable)
 
 
@@ -112,7 +112,7 @@ class Evaluator:
     """A compiled evaluation, for use on several tables or many times."""
 
     def __init__(self, predict: Predict, task: Task, batch_size: int) -> None:
-        self._step = make_eval_step(predict, task.sums, task.spec)
+        self._step = make_eval_step(predict, task.sums, task.spec, task.inputs)
         self.buffer = jnp.asarray(task.buffer)
         self._batch_size = batch_size
 
@@ -144,12 +144,12 @@ class Trainer:
         self.task, self.settings, self.reporter, self.log = task, settings, reporter, log
         self.checkpoints, self.keep_best = checkpoints, keep_best
         table = task.tables["train"]
-        self.windows = table.size
-        self.stream = IndexStream(table.size, settings.batch_size, seed=settings.seed)
+        self.stream = IndexStream(table.size, settings.batch_size, seed=settings.seed, drop_last=task.drop_last, groups=task.groups)
+        self.windows = self.stream.windows
         self.epoch_steps = self.stream.steps_per_epoch
         self.schedule = learning_rate(settings, self.epoch_steps)
-        optimizer = adam(self.schedule)
-        self.chunk = make_chunk(predict, task.loss, optimizer, task.spec)
+        optimizer = make_optimizer(settings, self.schedule)
+        self.chunk = make_chunk(predict, task.loss, optimizer, task.spec, task.inputs)
         self.evaluator = Evaluator(predict, task, settings.eval_batch_size)
         self.frozen = jax.tree.map(jnp.asarray, frozen)
         self.state = init_state(trainable, optimizer)
@@ -282,6 +282,7 @@ class Trainer:
             self.progress.bad_epochs += 1
         record = {
             "epoch": epoch,
+            "protocol": self.task.protocol,
             "step": self.progress.step,
             "train_loss": self.progress.epoch_loss / self.windows,
             **{f"validation_{name}": value for name, value in metrics.items()},

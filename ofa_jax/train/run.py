@@ -18,9 +18,9 @@ from ofa_jax.data.catalog import CATALOG
 from ofa_jax.data.splits import Scaler
 from ofa_jax.errors import CheckpointError, ConfigError, DataError, WeightsError
 from ofa_jax.files import FORMAT, clear_leftovers, readable_folder, run_lock, write_atomic
-from ofa_jax.model import trees
-from ofa_jax.tasks.forecasting import ForecastData, prepare
-from ofa_jax.train.assemble import RANDOM, Model, build_model, compute_dtype, frozen_record, restore_model, trunk_mathematics
+from ofa_jax.tasks.base import TaskData
+from ofa_jax.tasks.prepare import prepare
+from ofa_jax.train.assemble import RANDOM, WITHOUT, Model, build_model, compute_dtype, frozen_record, restore_model, trunk_mathematics
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import EventLog, read_events
 from ofa_jax.train.loop import FitResult, Params, Progress, Reporter, fit
@@ -29,7 +29,7 @@ CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 BUNDLE = "bundle"
 
-NEUTRAL = ("train.chunk", "train.checkpoint_minutes", "data.source", "trunk.source", "trunk.revision")
+NEUTRAL = ("train.chunk", "train.checkpoint_minutes", "data.source", "data.target", "trunk.source", "trunk.revision")
 """Settings that change no number of a run and may differ when it is resumed; data and trunk are compared by their bits instead."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -42,16 +42,17 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A bundle brought back to life: settings, network with trained parameters, scaler and names of the series."""
+    """A bundle brought back to life: settings, network with trained parameters, and the scaler of its series (None: read as they are)."""
 
     experiment: Experiment
     model: Model
-    scaler: Scaler
+    scaler: Scaler | None
     meta: dict[str, Any]
 
     @property
-    def names(self) -> tuple[str, ...]:
-        return self.scaler.names
+    def names(self) -> tuple[str, ...] | None:
+        """The series that the model was trained on; None where it reads any series."""
+        return None if self.scaler is None else self.scaler.names
 
 
 def train_run(experiment: Experiment, out: str | Path, reporter: Reporter) -> FitResult:
@@ -64,7 +65,7 @@ def train_run(experiment: Experiment, out: str | Path, reporter: Reporter) -> Fi
 
     Raises:
         CheckpointError: Another process holds the folder; it holds another run, or something else; or its checkpoints are damaged.
-        OfaError: As :func:`~ofa_jax.tasks.forecasting.prepare`, :func:`~ofa_jax.train.assemble.build_model` and
+        OfaError: As :func:`~ofa_jax.tasks.prepare.prepare`, :func:`~ofa_jax.train.assemble.build_model` and
             :func:`~ofa_jax.train.loop.fit`.
     """
     out = Path(out)
@@ -84,7 +85,8 @@ def _train_held(experiment: Experiment, out: Path, reporter: Reporter) -> FitRes
     with run_lock(out):
         for name in (CONFIG_FILE, BUNDLE):
             clear_leftovers(out / name)
-        data = prepare(experiment.data, experiment.task)
+        data = read_data(experiment)
+        experiment = experiment.model_copy(update={"task": data.settings})
         for notice in data.notices:
             reporter.notice(notice)
         model = build_model(experiment)
@@ -119,25 +121,31 @@ def resolved(experiment: Experiment, begun: Experiment | None = None) -> Experim
     def absolute(name: str) -> str:
         return str(Path(name).absolute()) if Path(name).exists() else name
 
-    source = experiment.data.source
-    data = experiment.data if source in CATALOG else experiment.data.model_copy(update={"source": absolute(source)})
+    given = {"source": experiment.data.source, "target": experiment.data.target}
+    places = {name: value if value is None or value in CATALOG else absolute(value) for name, value in given.items()}
+    data = experiment.data.model_copy(update=places)
     keep = begun is not None and experiment.trunk.compute_dtype == "auto"
     dtype = compute_dtype(begun.trunk if begun is not None and keep else experiment.trunk)
     trunk = experiment.trunk.model_copy(update={"compute_dtype": dtype})
-    if trunk.source != RANDOM:
+    if trunk.source != RANDOM and trunk.source not in WITHOUT:
         trunk = trunk.model_copy(update={"source": absolute(trunk.source)})
     return experiment.model_copy(update={"data": data, "trunk": trunk})
 
 
-def provenance(model: Model, data: ForecastData) -> dict[str, Any]:
+def provenance(model: Model, data: TaskData) -> dict[str, Any]:
     """What a run's numbers hang on besides its settings: versions, and the bits of data and trunk."""
     return {
         "format": FORMAT,
         "versions": versions(),
-        "data_sha256": data_fingerprint(data),
+        "data_sha256": data.fingerprint,
         "trunk_sha256": model.trunk_sha256,
         "trunk_config": trunk_mathematics(model.network.trunk),
     }
+
+
+def read_data(experiment: Experiment) -> TaskData:
+    """The data of an experiment as its task sees them."""
+    return prepare(experiment.data, experiment.task, protocol=experiment.protocol, batch_size=experiment.train.batch_size)
 
 
 def is_finished(run: str | Path) -> bool:
@@ -145,12 +153,7 @@ def is_finished(run: str | Path) -> bool:
     return any(event["event"] == "finished" for event in read_events(Path(run) / METRICS_FILE))
 
 
-def data_fingerprint(data: ForecastData) -> str:
-    """The sha256 over the standardised series, so that a run notices when its data changed."""
-    return trees.fingerprint([("buffer", data.task.buffer)])
-
-
-def begin_or_check(out: Path, experiment: Experiment, model: Model, data: ForecastData, reporter: Reporter) -> Experiment:
+def begin_or_check(out: Path, experiment: Experiment, model: Model, data: TaskData, reporter: Reporter) -> Experiment:
     """Write a new run's config.yaml, or make sure that the folder's own run has these settings, data and trunk.
 
     Returns:
@@ -231,18 +234,21 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 class BundleWriter:
     """Writes the best trainable tree as the run's bundle."""
 
-    def __init__(self, folder: Path, experiment: Experiment, model: Model, data: ForecastData) -> None:
+    def __init__(self, folder: Path, experiment: Experiment, model: Model, data: TaskData) -> None:
         self._folder, self._experiment, self._model = folder, experiment, model
         settings = dump_experiment(experiment)
-        if experiment.data.source not in CATALOG:
-            settings["data"]["source"] = Path(experiment.data.source).name  # a bundle is passed on; where its data lay is no one's business
+        for name in ("source", "target"):
+            place = settings["data"][name]
+            if place is not None and place not in CATALOG:
+                settings["data"][name] = Path(place).name  # a bundle is passed on; where its data lay is no one's business
         self._meta = {
             "kind": "ofa-jax bundle",
             "versions": versions(),
             "settings": settings,
-            "scaler": data.scaler.to_dict(),
-            "frequency": data.frame.frequency,
+            "scaler": None if data.scaler is None else data.scaler.to_dict(),
             "season": data.season,
+            "protocol": experiment.protocol,
+            **data.meta,
             "frozen": frozen_record(model, experiment.network.seed),
         }
 
@@ -282,10 +288,11 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> Loaded:
         if trunk is not None:
             raise
         raise WeightsError(error.what, where=error.where, fix="If the trunk's weights moved, give their place with --trunk") from None
-    return Loaded(experiment, model, Scaler.from_dict(bundle.meta["scaler"]), bundle.meta)
+    scaler = bundle.meta["scaler"]
+    return Loaded(experiment, model, None if scaler is None else Scaler.from_dict(scaler), bundle.meta)
 
 
-def open_run(run: str | Path, *, trunk: str | None = None, source: str | None = None) -> tuple[Loaded, ForecastData]:
+def open_run(run: str | Path, *, trunk: str | None = None, source: str | None = None) -> tuple[Loaded, TaskData]:
     """The best model of a run and the data it was trained on.
 
     Args:
@@ -302,7 +309,7 @@ def open_run(run: str | Path, *, trunk: str | None = None, source: str | None = 
     settings = experiment.data.model_copy(update={"source": source}) if source else experiment.data
     if source is None and settings.source not in CATALOG and not Path(settings.source).exists():
         raise DataError("the data file is not there any more", where=settings.source, fix="Give its place now with --data")
-    data = prepare(settings, experiment.task)
-    if data_fingerprint(data) != made["data_sha256"]:
+    data = read_data(experiment.model_copy(update={"data": settings}))
+    if data.fingerprint != made["data_sha256"]:
         raise CheckpointError("the data are not those the run was trained on", where=str(run), fix="Restore the original data file")
     return load_bundle(run, trunk=trunk), data

@@ -16,6 +16,11 @@ Params = dict[str, Any]
 Predict = Callable[..., jax.Array]
 """``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None) -> prediction``."""
 Loss = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
+Inputs = Callable[[Batch, jax.Array], Batch]
+"""``inputs(batch, keys_b) -> batch``: what a task makes of the gathered windows, with one key per sample."""
+
+_INPUTS_PLACE = 0x1D
+"""Sets the keys of :data:`Inputs` apart from those of dropout."""
 
 
 class TrainState(NamedTuple):
@@ -51,13 +56,18 @@ def train_step(
     state: TrainState,
     batch: Batch,
     key: jax.Array,
+    inputs: Inputs | None = None,
 ) -> tuple[TrainState, jax.Array]:
     """One step: gradient of the mean loss over the trainable tree alone, then the optimiser's update.
+
+    ``inputs``, where a task has it, changes the batch first: it hides points, say.
 
     Returns:
         The next state and this step's loss, a float32 scalar.
     """
     keys = sample_keys(key, state.step, batch.weight.shape[0])
+    if inputs is not None:
+        batch = inputs(batch, jax.vmap(lambda one: jax.random.fold_in(one, _INPUTS_PLACE))(keys))
 
     def objective(trainable: Params) -> jax.Array:
         prediction = predict(frozen, trainable, batch.x, batch.x_mask, dropout_keys=keys)
@@ -74,7 +84,9 @@ def chunk_rows(steps: int) -> int:
     return -(-steps // 32) * 32
 
 
-def make_chunk(predict: Predict, loss: Loss, optimizer: optax.GradientTransformation, spec: WindowSpec) -> Callable[..., Any]:
+def make_chunk(
+    predict: Predict, loss: Loss, optimizer: optax.GradientTransformation, spec: WindowSpec, inputs: Inputs | None = None
+) -> Callable[..., Any]:
     """The compiled program ``chunk(frozen, state, buffer, table, index_kb, steps, key) -> (state, losses_k)``.
 
     ``steps`` (at most k) of the k batches are run. It is a traced number, so full and partial chunks share one program and one
@@ -89,7 +101,7 @@ def make_chunk(predict: Predict, loss: Loss, optimizer: optax.GradientTransforma
         def body(position: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
             state, losses = carry
             batch = gather(buffer, table, index_kb[position], spec)
-            state, value = train_step(predict, loss, optimizer, frozen, state, batch, key)
+            state, value = train_step(predict, loss, optimizer, frozen, state, batch, key, inputs)
             return state, losses.at[position].set(value)
 
         losses = jnp.zeros(index_kb.shape[0], jnp.float32)
@@ -98,12 +110,20 @@ def make_chunk(predict: Predict, loss: Loss, optimizer: optax.GradientTransforma
     return chunk
 
 
-def make_eval_step(predict: Predict, sums: Callable[..., dict[str, jax.Array]], spec: WindowSpec) -> Callable[..., dict[str, jax.Array]]:
-    """The compiled ``evaluate(frozen, trainable, buffer, table, index_b) -> {name: [b]}``, dropout off."""
+def make_eval_step(
+    predict: Predict, sums: Callable[..., dict[str, jax.Array]], spec: WindowSpec, inputs: Inputs | None = None
+) -> Callable[..., dict[str, jax.Array]]:
+    """The compiled ``evaluate(frozen, trainable, buffer, table, index_b) -> {name: [b, …]}``, dropout off.
+
+    ``inputs`` has a key per window id, so that a window looks the same in every evaluation.
+    """
+    key = dropout_key(0)
 
     @jax.jit
     def evaluate(frozen: Params, trainable: Params, buffer: jax.Array, table: WindowTable, index_b: jax.Array) -> dict[str, jax.Array]:
         batch = gather(buffer, table, index_b, spec)
+        if inputs is not None:
+            batch = inputs(batch, jax.vmap(lambda window: jax.random.fold_in(key, window))(batch.window_id))
         return sums(predict(frozen, trainable, batch.x, batch.x_mask), batch)
 
     return evaluate

@@ -76,7 +76,8 @@ def test_ranks_below_one_are_refused(rank):
 
 
 def test_every_recipe_with_adapters_is_tested_below():
-    assert ADAPTING.keys() == {"reference", "paper"}
+    assert ADAPTING.keys() == {"uniform", "reference", "paper"}
+    assert ADAPTING["uniform"] == ADAPTING["reference"]
 
 
 @pytest.mark.parametrize(("recipe", "init"), [("reference", "peft_gaussian"), ("paper", "theorem"), ("reference", "kaiming")])

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax.baselines import compare as compare_module
 from ofa_jax.baselines.compare import compare, model_name
+from ofa_jax.baselines.controls import LINEAR_TRAINING
 from ofa_jax.baselines.nlinear import init_nlinear, nlinear
 from ofa_jax.baselines.seasonal_naive import seasonal_naive
 from ofa_jax.errors import CheckpointError
@@ -78,7 +78,8 @@ class Counter(SilentReporter):
 def scores(run: Path, *, controls: bool = True, split: Any = "test") -> tuple[Any, int]:
     loaded, data = open_run(run)
     reporter = Counter()
-    comparison = compare(loaded, data, split=split, controls=run / "controls" if controls else None, reporter=reporter)
+    folder = run / "controls" if controls else None
+    comparison = compare(loaded, data, split=split, controls=folder, reporter=reporter, only=("nlinear",))
     return comparison, reporter.epochs
 
 
@@ -110,7 +111,7 @@ def test_the_validation_score_is_the_one_of_training(run):
 
 def test_the_trained_control_is_kept_and_reused(run):
     first, epochs = scores(run)
-    assert 1 <= epochs <= compare_module.NLINEAR_TRAINING.epochs
+    assert 1 <= epochs <= LINEAR_TRAINING.epochs
     assert first.rows[-1].method == "NLinear"
     assert first.rows[-1].trainable == 32 * 8 + 8
     record = json.loads((run / "controls" / "nlinear" / "control.json").read_text())
@@ -135,7 +136,7 @@ def test_a_damaged_control_is_noticed(run, how):
         weights.unlink()
     else:
         record.write_text('{"format": 1}')
-    with pytest.raises(CheckpointError, match=r"nlinear: the kept NLinear weights are damaged\. Delete this folder"):
+    with pytest.raises(CheckpointError, match=r"nlinear: the kept weights of NLinear are damaged\. Delete this folder"):
         scores(run)
     shutil.rmtree(run / "controls" / "nlinear")
     assert scores(run)[1] >= 1
@@ -150,8 +151,8 @@ def test_as_a_plain_dict(run):
     comparison, _ = scores(run, controls=False)
     content = comparison.to_dict()
     assert json.loads(json.dumps(content)) == content
-    assert set(content) == {"split", "windows", "protocol", "methods"}
-    assert set(content["methods"][0]) == {"method", "mse", "mae", "trainable"}
+    assert set(content) == {"task", "split", "windows", "protocol", "methods"}
+    assert set(content["methods"][0]) == {"method", "mse", "mae", "trainable", "bytes"}
 
 
 def test_a_random_trunk_is_always_named(run):

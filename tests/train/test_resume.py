@@ -344,13 +344,13 @@ def test_numbers_that_explode_stop_with_the_place(tiny, source, tmp_path, rate, 
 def test_a_loss_that_explodes_late_names_the_last_good_checkpoint(tiny, source, stopped, monkeypatch):
     from ofa_jax.tasks import forecasting
 
-    sound = forecasting.squared_error
+    sound = forecasting.FORECAST_LOSSES["mse"]
 
     def unsound(pred_bhc, batch):
         total, count = sound(pred_bhc, batch)
         return total * np.float32("inf"), count
 
-    monkeypatch.setattr(forecasting, "squared_error", unsound)
+    monkeypatch.setattr(forecasting, "FORECAST_LOSSES", {"mse": unsound})
     with pytest.raises(
         TrainError, match=r"the loss became inf at step 14 \(learning rate 0\.0075\)\. The last good checkpoint is at step 13"
     ):
@@ -371,8 +371,9 @@ def test_parameters_that_are_not_finite_are_never_saved(tiny, source, tmp_path, 
     def _(primals, tangents):
         return primals[0], tangents[0] * np.float32("inf")
 
-    sound = forecasting.squared_error
-    monkeypatch.setattr(forecasting, "squared_error", lambda pred, batch: (steep(sound(pred, batch)[0]), sound(pred, batch)[1]))
+    sound = forecasting.FORECAST_LOSSES["mse"]
+    broken = lambda pred, batch: (steep(sound(pred, batch)[0]), sound(pred, batch)[1])  # noqa: E731
+    monkeypatch.setattr(forecasting, "FORECAST_LOSSES", {"mse": broken})
     run = tmp_path / "run"
     with pytest.raises(TrainError, match=r"the trained parameters are no longer finite at step 1 .*Nothing was saved yet"):
         train_run(tiny.experiment(source, "train.chunk=1"), run, Listener(after_chunks=1))

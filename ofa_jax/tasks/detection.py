@@ -1,0 +1,61 @@
+"""From a score per step to a verdict: thresholds, precision, recall and F1, raw and point-adjusted, and average precision.
+
+Point adjustment counts every step of an anomalous stretch as found when one of its steps is. Even random scores do well under it (Kim
+et al., arXiv 2109.05257), so raw F1 and a score without any threshold always stand beside it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ofa_jax.errors import ConfigError
+
+
+def threshold_at(scores: np.ndarray, ratio: float) -> float:
+    """The value that ``ratio`` percent of the scores exceed: their ``100 - ratio`` percentile, interpolated (protocol §3).
+
+    Raises:
+        ConfigError: A ratio that is not between 0 and 100.
+    """
+    if not 0 < ratio < 100:
+        raise ConfigError(f"the anomaly ratio is {ratio} %", where="task.anomaly_ratio", fix="Give a percentage between 0 and 100")
+    return float(np.percentile(np.asarray(scores, np.float64), 100 - ratio))
+
+
+def point_adjust(found: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Verdicts ``[T]`` bool in which a stretch of anomalous steps is found whole as soon as one of its steps is found."""
+    found, label = np.asarray(found, bool), np.asarray(label, bool)
+    begins = label & ~np.concatenate([[False], label[:-1]])
+    stretch = np.cumsum(begins) * label  # 0 outside, otherwise the number of the stretch
+    hit = np.zeros(int(begins.sum()) + 1, bool)
+    hit[stretch[found & label]] = True
+    return found | (label & hit[stretch])
+
+
+def precision_recall_f1(found: np.ndarray, label: np.ndarray) -> tuple[float, float, float]:
+    """Precision, recall and F1 of verdicts ``[T]``; each is 0 where its denominator is."""
+    found, label = np.asarray(found, bool), np.asarray(label, bool)
+    both = int((found & label).sum())
+    precision = both / found.sum() if found.any() else 0.0
+    recall = both / label.sum() if label.any() else 0.0
+    return float(precision), float(recall), float(2 * precision * recall / (precision + recall)) if both else 0.0
+
+
+def average_precision(scores: np.ndarray, label: np.ndarray) -> float:
+    """Area under precision over recall as a sum of steps, ties taken together; as scikit-learn's ``average_precision_score``."""
+    scores, label = np.asarray(scores), np.asarray(label, bool)
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(label[order])
+    last = np.append(np.diff(scores[order]) != 0, True)  # the last place of each group of equal scores
+    hits, taken = hits[last], np.flatnonzero(last) + 1
+    recall = hits / label.sum()
+    return float(np.sum(np.diff(recall, prepend=0) * hits / taken))
+
+
+def detection_metrics(scores: np.ndarray, label: np.ndarray, threshold: float) -> dict[str, float]:
+    """Everything that is reported of scores ``[T]`` at a threshold: P, R and F1 raw and point-adjusted, and average precision."""
+    found = np.asarray(scores) > threshold
+    names = ("precision", "recall", "f1")
+    raw = dict(zip(names, precision_recall_f1(found, label), strict=True))
+    adjusted = dict(zip((f"adjusted_{name}" for name in names), precision_recall_f1(point_adjust(found, label), label), strict=True))
+    return {"average_precision": average_precision(scores, label), **raw, **adjusted}

@@ -1,0 +1,49 @@
+"""Naive2, the yardstick of the M4 competition: the last value of the seasonally adjusted series, with the last cycle's indices."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_CRITICAL = 1.645
+"""90 % quantile (two-sided) of the normal distribution, as the competition tests for seasonality."""
+
+
+def naive2(insample: np.ndarray, season: int, horizon: int) -> np.ndarray:
+    """Forecast ``[h]`` of the steps after ``insample`` ``[T]``, as the M4 competition's ``Naive2``.
+
+    Where the series has no season of ``season`` steps by :func:`is_seasonal`, it repeats the last value.
+    """
+    if not is_seasonal(insample, season):
+        return np.full(horizon, insample[-1], np.float64)
+    indices = seasonal_indices(insample, season)
+    ahead = (len(insample) + np.arange(horizon)) % season
+    return insample[-1] / indices[(len(insample) - 1) % season] * indices[ahead]
+
+
+def is_seasonal(insample: np.ndarray, season: int) -> bool:
+    """The competition's test: autocorrelation at lag ``season`` beyond the 90 % limit; never for less than three cycles."""
+    if season <= 1 or len(insample) < 3 * season:
+        return False
+    centred = insample - insample.mean()
+    power = float(centred @ centred)
+    if power == 0:
+        return False
+    correlation = np.array([centred[lag:] @ centred[:-lag] for lag in range(1, season + 1)]) / power
+    limit = _CRITICAL * np.sqrt((1 + 2 * np.square(correlation[:-1]).sum()) / len(insample))
+    return bool(abs(correlation[-1]) > limit)
+
+
+def seasonal_indices(insample: np.ndarray, season: int) -> np.ndarray:
+    """Multiplicative indices ``[season]`` by classical decomposition, mean 1; index i belongs to steps i, i + season, …"""
+    weights = np.ones(season + 1 - season % 2)
+    if season % 2 == 0:
+        weights[[0, -1]] = 0.5
+    half = len(weights) // 2
+    trend = np.convolve(insample, weights / season, mode="valid")
+    ratio = np.full(len(insample), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio[half : len(insample) - half] = insample[half : len(insample) - half] / trend
+    padded = np.full(-(-len(insample) // season) * season, np.nan)
+    padded[: len(insample)] = ratio
+    indices = np.nanmean(padded.reshape(-1, season), axis=0)
+    return indices / indices.mean()
