@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ofa_jax.adapters.partition import Rule
+from ofa_jax.adapters.partition import Rule, actions
 from ofa_jax.baselines.dlinear import dlinear, filled_dlinear, init_dlinear, init_linear_classifier, linear_classifier
 from ofa_jax.baselines.fill import interpolate, window_mean, zeros
 from ofa_jax.baselines.nlinear import init_nlinear, nlinear
@@ -22,14 +22,14 @@ from ofa_jax.files import atomic_folder, read_json, run_lock, sha256_file, write
 from ofa_jax.model import trees
 from ofa_jax.model.network import base_shapes
 from ofa_jax.tasks.base import TaskData
-from ofa_jax.train.assemble import RANDOM, build_model, build_network, trunk_config
+from ofa_jax.train.assemble import RANDOM, WITHOUT, build_model, build_network, trunk_config
 from ofa_jax.train.loop import Params, Predict, Reporter, fit
 
 LINEAR_TRAINING = TrainConfig(learning_rate=1e-3, epochs=10, batch_size=256, cosine_epochs=10)
-"""How the linear controls of forecasting are trained; the step size was chosen for NLinear on ETTh1's validation part."""
+"""How the linear controls of forecasting are trained, with the run's batch size up to 256; the step size was chosen for NLinear on ETTh1's validation part."""
 
 SERIES_TRAINING = TrainConfig(learning_rate=1e-2, epochs=10, schedule="decay", decay=0.5)
-"""How they are trained on collections of short series, with the run's batch size; chosen on validation of M3 Yearly and M4 Weekly."""
+"""How they are trained on collections of short series, with the run's batch size up to 256; chosen on validation of M3 Yearly and M4 Weekly."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def _linear_controls(experiment: Experiment, data: TaskData) -> list[Control]:
     task, settings, own = data.task, data.settings, experiment.train
     length, horizon = task.spec.input_length, task.spec.horizon
     if task.name in ("forecast", "zero_shot", "short_term"):
-        training = LINEAR_TRAINING if task.name == "forecast" else SERIES_TRAINING.model_copy(update={"batch_size": own.batch_size})
-        training = training.model_copy(update={"seed": own.seed})
+        training = LINEAR_TRAINING if task.name == "forecast" else SERIES_TRAINING
+        training = training.model_copy(update={"seed": own.seed, "batch_size": min(own.batch_size, training.batch_size)})
         return [
             Control("nlinear", "NLinear", lambda: (nlinear, {}, init_nlinear(length, horizon)), training),
             Control("dlinear", "DLinear", lambda: (dlinear, {}, init_dlinear(length, horizon)), training),
@@ -120,21 +120,35 @@ def _network_controls(experiment: Experiment, data: TaskData) -> list[Control]:
     everything, tuned = (("train", ".*"),), tuple((action, path) for action, path in RECIPES["gpt4ts"]["rules"])
     variants: list[tuple[str, str, Experiment]] = [
         ("attention", "one attention layer (PAttn)", swapped("attention").model_copy(update={"rules": everything})),
-        ("no_trunk", "no trunk, same recipe", swapped("none")),
     ]
+    if WITHOUT.get(trunk.source) != "none" and _trains(swapped("none")):
+        variants.append(("no_trunk", "no trunk, same recipe", swapped("none")))
     if trunk.source != RANDOM:
         variants.append(("random_trunk", "random trunk, same recipe", swapped(RANDOM)))
     if experiment.recipe != "gpt4ts":
-        suffix = ", random trunk" if trunk.source == RANDOM else ""
-        variants.append(("gpt4ts", f"gpt4ts{suffix}", experiment.model_copy(update={"rules": tuned})))
+        variants.append(("gpt4ts", f"gpt4ts{trunk_remark(trunk.source)}", experiment.model_copy(update={"rules": tuned})))
     return [Control(name, title, partial(_built, variant), experiment.train) for name, title, variant in variants]
 
 
+def trunk_remark(source: str) -> str:
+    """What a table says behind a method's name of a trunk that is no language model; nothing where it is one."""
+    return {RANDOM: ", random trunk", **{name: f", {name} for a trunk" for name in WITHOUT}}.get(source, "")
+
+
 def _built(experiment: Experiment) -> tuple[Predict, Params, Params]:
-    shapes = base_shapes(build_network(experiment, trunk_config(experiment.trunk)))
-    rules = tuple(_deciding(shapes, experiment.rules))
+    rules = tuple(_deciding(_shapes(experiment), experiment.rules))
     model = build_model(experiment.model_copy(update={"rules": rules}))
     return model.predict, model.frozen, model.trainable
+
+
+def _trains(experiment: Experiment) -> bool:
+    """Whether the rules leave anything to train: those that adapt the trunk alone leave nothing without one."""
+    shapes = _shapes(experiment)
+    return any(action != "freeze" for action in actions(shapes, _deciding(shapes, experiment.rules)).values())
+
+
+def _shapes(experiment: Experiment) -> dict[str, tuple[int, ...]]:
+    return base_shapes(build_network(experiment, trunk_config(experiment.trunk)))
 
 
 def _deciding(shapes: Mapping[str, Any], rules: Sequence[Rule]) -> list[Rule]:
@@ -157,6 +171,7 @@ def kept_or_trained(control: Control, data: TaskData, folder: Path, reporter: Re
     from safetensors.numpy import load_file, save_file
 
     place = folder / control.name
+    said = {"control": control.name, "protocol": data.task.protocol, "settings": control.settings.model_dump(mode="json")}
     with run_lock(folder):
         predict, frozen, start = control.build()
         if place.exists():
@@ -166,19 +181,22 @@ def kept_or_trained(control: Control, data: TaskData, folder: Path, reporter: Re
                 raise CheckpointError(
                     f"the kept weights of {control.title} are damaged", where=str(place), fix="Delete this folder; it is trained anew"
                 )
+            best = load_file(kept)
+            shapes = {path: leaf.shape for path, leaf in trees.flatten(start).items()}
+            if any(record.get(name) != value for name, value in said.items()) or {p: leaf.shape for p, leaf in best.items()} != shapes:
+                raise CheckpointError(
+                    f"the kept {control.title} was trained otherwise than it would be now",
+                    where=str(place),
+                    fix="Delete this folder; it is trained anew",
+                )
             empty: Params = {name: {} for name, leaf in start.items() if isinstance(leaf, Mapping) and not leaf}
-            return predict, frozen, trees.unflatten(load_file(kept)) | empty
+            return predict, frozen, trees.unflatten(best) | empty
         reporter.notice(f"training the control {control.title}, which is then kept")
         result = fit(predict, data.task, frozen=frozen, trainable=start, settings=control.settings, reporter=reporter)
         best = {path: np.ascontiguousarray(leaf) for path, leaf in trees.flatten(result.best).items()}
         with atomic_folder(place) as scratch:
             save_file(best, scratch / "weights.safetensors")
-            record = {
-                "control": control.name,
-                "protocol": data.task.protocol,
-                "settings": control.settings.model_dump(mode="json"),
-                "validation": result.progress.best_metrics,
-                "sha256": sha256_file(scratch / "weights.safetensors"),
-            }
+            digest = sha256_file(scratch / "weights.safetensors")
+            record = {**said, "validation": result.progress.best_metrics, "sha256": digest}
             write_json(scratch / "control.json", record)
         return predict, frozen, result.best
