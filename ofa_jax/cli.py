@@ -299,7 +299,7 @@ def _print_comparison(comparison: Comparison) -> None:
 
 def _heading(metric: str) -> str:
     """How tables write a metric's name."""
-    known = {"smape": "sMAPE", "average_precision": "AP", "precision": "P", "recall": "R", "f1": "F1"}
+    known = {"smape": "sMAPE", "average_precision": "AP", "range_pr_auc": "R-AUC", "precision": "P", "recall": "R", "f1": "F1"}
     known |= {f"adjusted_{name}": f"adj {known[name]}" for name in ("precision", "recall", "f1")}
     return known.get(metric, metric.upper() if len(metric) <= 4 else metric.replace("_", " "))
 

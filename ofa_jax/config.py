@@ -189,10 +189,39 @@ class Experiment(_Section):
             raise ValueError(f"the task {name!r} reads step by step, so network.patch and network.stride are 1")
         if name == "anomaly" and self.task.input_length % network.segment:
             raise ValueError(f"task.input_length {self.task.input_length} is no multiple of network.segment {network.segment}")
-        if (name == "zero_shot") != (self.data.target is not None):
-            raise ValueError("data.target is missing" if name == "zero_shot" else f"data.target has no meaning for the task {name!r}")
+        if name == "zero_shot" and self.data.target is None:
+            raise ValueError("data.target is missing")
+        for path, tasks in _READ_BY.items():
+            section, _, field = path.partition(".")
+            given, model = getattr(getattr(self, section), field), type(getattr(self, section))
+            if name not in tasks and given != model.model_fields[field].default:
+                raise ValueError(f"{path} is {given!r}, but the task {name!r} does not read it; leave it out")
+        if name in ("anomaly", "classification", "imputation") and self.task.horizon:
+            raise ValueError(f"task.horizon is {self.task.horizon}, but the task {name!r} forecasts nothing; leave it out")
         return self
 
+
+_SERIES = ("forecast", "imputation")
+_READ_BY: dict[str, tuple[str, ...]] = {
+    "data.target": ("zero_shot",),
+    "data.parts": ("anomaly",),
+    "data.columns": _SERIES,
+    "data.split": _SERIES,
+    "data.ratios": _SERIES,
+    "data.percent": ("forecast", "zero_shot", "imputation"),
+    "data.season": ("forecast", "zero_shot", "short_term"),
+    "task.channels": ("anomaly", "classification", "imputation"),
+    "task.classes": ("classification",),
+    "task.calendar": ("imputation",),
+    "task.step": ("anomaly",),
+    "task.anomaly_ratio": ("anomaly",),
+    "task.mask_rate": ("imputation",),
+    "task.cut_range": ("short_term",),
+    "network.read_width": ("anomaly", "short_term"),
+    "network.embed_width": ("short_term",),
+    "network.segment": ("anomaly",),
+}
+"""Settings that only these tasks read; given to another they are refused, because they would have no effect."""
 
 _PATCHES = {"patch": 16, "stride": 8, "positions": True}
 _ADAPTERS = {"rank": 16, "alpha": 16.0, "scaling": "rslora", "init": "peft_gaussian", "dropout": 0.01}
@@ -221,8 +250,8 @@ _BY_STEP = {"patch": 1, "stride": 1}
 
 TASK_NUMBERS: dict[str, dict[str, Any]] = {
     "forecast": {},
-    "zero_shot": {"network": _BY_STEP},
-    "short_term": {"network": _BY_STEP},
+    "zero_shot": {"task": {"loss": "smape"}, "network": _BY_STEP},
+    "short_term": {"task": {"loss": "smape"}, "network": _BY_STEP},
     "anomaly": {"task": {"input_length": 100, "horizon": 0}, "network": _BY_STEP},
     "classification": {"task": {"horizon": 0, "loss": "cross_entropy"}},
     "imputation": {"task": {"input_length": 96, "horizon": 0}, "network": _BY_STEP},
@@ -265,9 +294,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     try:
         content = yaml.load(path.read_text(), Loader=_Loader)
     except FileNotFoundError:
-        raise ConfigError(
-            "there is no such file", where=str(path), fix=f"Name a YAML file, or one of {', '.join(installed_configs())}"
-        ) from None
+        raise ConfigError("there is no such file", where=str(path), fix=_instead_of(path)) from None
     except IsADirectoryError:
         raise ConfigError("this is a folder, not a YAML file", where=str(path)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -306,6 +333,20 @@ def installed_configs() -> list[str]:
     """Names of the settings files that are installed with the package."""
     root = _installed_root()
     return sorted(file.relative_to(root).with_suffix("").as_posix() for file in root.rglob("*.yaml"))
+
+
+def _instead_of(path: Path) -> str:
+    """What to name where there is no such file: the installed files of a similar name, or else all of them."""
+    known = installed_configs()
+    nearest = difflib.get_close_matches(path.with_suffix("").as_posix().removeprefix("configs/"), known, n=3, cutoff=0.7)
+    if nearest:
+        return f"Did you mean {' or '.join(nearest)}?"
+    folders: dict[str, list[str]] = {}
+    for name in known:
+        folder, _, file = name.rpartition("/")
+        folders.setdefault(folder, []).append(file)
+    shown = [*folders.pop("", []), *(f"{folder}/{{{','.join(files)}}}" for folder, files in folders.items())]
+    return f"Name a YAML file, or one that is installed: {', '.join(shown)}"
 
 
 def build_experiment(content: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Experiment:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
 from ofa_jax.config import RECIPES, Experiment, build_experiment, dump_experiment, installed_configs, load_experiment, settings
-from ofa_jax.errors import ConfigError
+from ofa_jax.data.catalog import CATALOG, load
+from ofa_jax.data.frames import Frame
+from ofa_jax.errors import ConfigError, DataError
+from ofa_jax.tasks.base import SPLITS
+from ofa_jax.tasks.forecasting import ForecastData, prepare_frame
+from ofa_jax.tasks.prepare import prepare
 from ofa_jax.train import assemble
-from ofa_jax.train.assemble import footprint
+from ofa_jax.train.assemble import Footprint, build_network, footprint, trunk_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
@@ -281,8 +288,12 @@ def test_anchors_and_merges_of_yaml_work(tmp_path):
 
 
 def test_files_that_are_not_there_or_not_text_are_told(tmp_path):
-    with pytest.raises(ConfigError, match=r"nowhere: there is no such file\. Name a YAML file, or one of csv, demo, long/etth1"):
+    with pytest.raises(
+        ConfigError, match=r"nowhere: there is no such file\. Name a YAML file, or one that is installed: csv, demo, anomaly/{msl"
+    ):
         load_experiment(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"configs/few/etth1\.yaml: there is no such file\. Did you mean few_shot/etth1\?$"):
+        load_experiment("configs/few/etth1.yaml")
     with pytest.raises(ConfigError, match="this is a folder, not a YAML file"):
         load_experiment(tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"data: \xff\xfe")
@@ -347,41 +358,139 @@ def test_every_config_loads_by_any_of_its_names(name, tmp_path, monkeypatch):
         assert load_experiment(other) == experiment
 
 
+@cache
+def footprint_of(name: str, *changes: str) -> Footprint:
+    return footprint(load_experiment(name, changes))
+
+
+def header_of(name: str) -> str:
+    return "".join(line for line in (CONFIGS / f"{name}.yaml").read_text().splitlines(keepends=True) if line.startswith("#"))
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_header_states_command_and_trainable_parameters(name):
     """A header without a number is that of a config that has no data of its own."""
-    header = "".join(line for line in (CONFIGS / f"{name}.yaml").read_text().splitlines(keepends=True) if line.startswith("#"))
+    header = header_of(name)
     assert "ofa-jax " in header
-    stated = re.search(r"Trainable parameters( at horizons 96 / 192 / 336 / 720)?: ([\d,]+(?: / [\d,]+)*)", header)
+    stated = re.search(r"Trainable parameters(?: at horizons ([\d /]+))?: ([\d,]+(?: / [\d,]+)*)", header)
     if stated is None:
         assert name == "csv"
         return
     numbers = [int(number.replace(",", "")) for number in stated[2].split(" / ")]
-    horizons = [f"task.horizon={h}" for h in (96, 192, 336, 720)] if stated[1] else [None]
-    assert [footprint(load_experiment(CONFIGS / f"{name}.yaml", [h] if h else [])).trainable for h in horizons] == numbers
+    changes = [[f"task.horizon={horizon}"] for horizon in stated[1].split(" / ")] if stated[1] else [[]]
+    found = re.findall(r"--set (\S+), ([\d,]+) parameters", header)
+    changes, numbers = changes + [[change] for change, _ in found], numbers + [int(number.replace(",", "")) for _, number in found]
+    assert [footprint_of(name, *change).trainable for change in changes] == numbers
 
 
-PUBLISHED = {  # protocol §1, rank 16
-    "etth1": (546_304, 547_840, 550_144, 556_288),
-    "etth2": (546_304, 547_840, 550_144, 556_288),
-    "ettm1": (816_640, 818_176, 820_480, 826_624),
-    "weather": (816_640, 818_176, 820_480, 826_624),
-    "ettm2": (435_712, 437_248, 439_552, 445_696),
-}
+@pytest.mark.parametrize("name", [name for name in FILES if name not in ("csv", "demo")])
+def test_header_states_what_is_published_and_commands_that_work(name):
+    header = header_of(name)
+    commands = re.findall(r"^#   ofa-jax train (\S+)(.*?) --out runs/\S+", header, re.MULTILINE)
+    assert commands
+    assert {config for config, _ in commands} == {f"configs/{name}.yaml"}
+    changes = re.findall(r"--set ([a-z_.]+=[\w.]*\w)", header)
+    assert len(changes) == header.count("--set")
+    for change in changes:
+        load_experiment(name, [change])
+    assert "ublished" in header
+    if not name.startswith("quick/"):
+        assert "Not measured here." in header
 
 
-@pytest.mark.parametrize(("name", "index"), [(name, index) for name in PUBLISHED for index in range(4)])
-def test_trainable_parameters_are_the_published_ones(name, index):
-    counts = footprint(load_experiment(f"long/{name}", [f"task.horizon={(96, 192, 336, 720)[index]}"]))
-    assert counts.trainable == counts.adapters == PUBLISHED[name][index]
-    assert counts.trained_base == 0
-    assert counts.bundle_bytes == 4 * counts.trainable
+def test_every_folder_of_configs_travels_with_the_package():
+    """Seen in the build's own settings: an installation for development finds files that a wheel would leave out."""
+    build = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {f"ofa_jax.configs.{Path(name).parts[0]}" for name in FILES if "/" in name} | {"ofa_jax.configs"}
+    assert {name for name in build["packages"] if name.startswith("ofa_jax.configs")} == folders
+    assert {name for name, ending in build["package-data"].items() if ending == ["*.yaml"]} == folders
+
+
+HORIZONS = (96, 192, 336, 720)
+ETT_H = (546_304, 547_840, 550_144, 556_288)
+ETT_M = (816_640, 818_176, 820_480, 826_624)
+SIDE_BY_SIDE = (435_712, 437_248, 439_552, 445_696)  # stride 16
+
+TRAINABLE: dict[str, tuple[int, ...]] = {  # protocol §1, rank 16; four numbers are those of four horizons
+    "long/etth1": ETT_H, "long/etth2": ETT_H, "long/ettm1": ETT_M, "long/ettm2": SIDE_BY_SIDE,
+    "long/weather": ETT_M, "long/traffic": ETT_M,
+    "few_shot/etth1": ETT_H, "few_shot/etth2": ETT_H, "few_shot/ettm1": SIDE_BY_SIDE, "few_shot/ettm2": SIDE_BY_SIDE,
+    "few_shot/weather": ETT_M,
+    "zero_shot/m3_m4_yearly": (151_648,), "zero_shot/m3_m4_quarterly": (225_408,),
+    "zero_shot/m3_m4_monthly": (631_072,),  # at M4's 18 steps; the published 631,168 are at 24, tested below
+    "zero_shot/m4_m3_yearly": (188_512,), "zero_shot/m4_m3_quarterly": (336_000,), "zero_shot/m4_m3_monthly": (188_704,),
+    "anomaly/smd": (41_568,), "anomaly/msl": (29_680,), "anomaly/smap": (41_360,), "anomaly/swat": (31_536,), "anomaly/psm": (41_360,),
+    "classification/ethanolconcentration": (2_719_808,), "classification/facedetection": (409_632,),
+    "classification/heartbeat": (335_904,), "classification/japanesevowels": (323_728,),
+    "classification/selfregulationscp1": (729_120,), "classification/selfregulationscp2": (925_728,),
+    # no published counts: the formulas of protocol §1 and §2 with 32 or 128 dimensions read, and with 7, 21 or 321 channels
+    "short_term/m4_yearly": (29_200,),
+    **dict.fromkeys((f"short_term/m4_{part}" for part in ("quarterly", "monthly", "weekly", "daily", "hourly")), (30_736,)),
+    **dict.fromkeys((f"imputation/{name}" for name in ("etth1", "etth2", "ettm1", "ettm2")), (41_072,)),
+    "imputation/weather": (41_296,), "imputation/electricity": (46_096,),
+}  # fmt: skip
+
+PUBLISHED = [name for name in FILES if "/" in name and not name.startswith("quick/")]
+
+
+def test_no_published_config_is_left_out():
+    assert sorted(TRAINABLE) == PUBLISHED
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_trainable_parameters_are_the_published_ones(name):
+    numbers = TRAINABLE[name]
+    for number, change in zip(numbers, [[f"task.horizon={h}"] for h in HORIZONS] if len(numbers) == 4 else [[]], strict=True):
+        counts = footprint_of(name, *change)
+        assert counts.trainable == counts.adapters == number
+        assert counts.trained_base == 0
+        assert counts.bundle_bytes == 4 * number
+
+
+def width_of_the_head(experiment: Experiment) -> int:
+    """Inputs and outputs of ``out_layer`` together, as protocol §1 and §2 count them; 768 is GPT-2's width."""
+    task, network = experiment.task, experiment.network
+    tokens = (task.input_length - network.patch) // network.stride + 2
+    return {
+        "forecast": 768 * tokens + task.horizon,
+        "zero_shot": 768 * tokens + task.horizon,
+        "short_term": (network.read_width or 768) + 1,
+        "anomaly": (network.read_width or 768) + (task.channels or 0),
+        "classification": 768 * tokens + (task.classes or 0),
+        "imputation": 768 + (task.channels or 0),
+    }[task.name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_trainable_parameters_follow_the_published_formulas_at_another_rank(name):
+    experiment = load_experiment(name, ["adapters.rank=7"])
+    assert footprint(experiment).trainable == 7 * (1024 + 768) + 7 * width_of_the_head(experiment)
+
+
+def test_the_published_count_of_m3_to_m4_monthly_is_at_24_steps():
+    assert footprint(load_experiment("zero_shot/m3_m4_monthly", ["task.horizon=24"])).trainable == 631_168
+
+
+@pytest.mark.parametrize(
+    ("part", "horizon", "width", "read"),
+    [("yearly", 6, 768, 32), ("quarterly", 8, 768, 128), ("monthly", 18, 128, 128), ("weekly", 13, 768, 128), ("daily", 14, 768, 128),
+     ("hourly", 48, 768, 128)],
+)  # fmt: skip
+def test_the_authors_own_trainable_set_of_short_term_forecasting(part, horizon, width, read):
+    """Protocol §5 row 4: 0.84 M trained, of which the 28,672 of the adapter on the positions are saved."""
+    counts = footprint(load_experiment(f"short_term/m4_{part}", ["recipe=reference"]))
+    gpt4ts = 19_968 + 786_432 + 3 * width + (2 * horizon + 1) * 3 * horizon + read + 1
+    assert (counts.adapters, counts.trained_base) == (28_672, gpt4ts)
+    if part == "yearly":
+        assert round(counts.trainable / 1e6, 2) == 0.84
 
 
 @pytest.mark.parametrize(
     ("overrides", "trainable"),
     [
         (["recipe=gpt4ts"], 3_916_128),
+        (["recipe=gpt4ts", "task.horizon=192"], 19_968 + 786_432 + 13_056 + (768 * 42 + 1) * 192),
+        (["recipe=gpt4ts", "task.horizon=336"], 19_968 + 786_432 + 13_056 + (768 * 42 + 1) * 336),
         (["recipe=gpt4ts", "task.horizon=720"], 24_044_496),
         (["adapters.rank=2"], 68_288),
         (["adapters.rank=2", "task.horizon=336"], 68_768),
@@ -393,6 +502,204 @@ def test_trainable_parameters_are_the_published_ones(name, index):
 )
 def test_trainable_parameters_of_other_recipes_and_ranks(overrides, trainable):
     assert footprint(load_experiment("long/etth1", overrides)).trainable == trainable
+
+
+PROTOCOL = {  # protocol §2, file by file
+    "long/etth1": "L 336 H 96 16/8, batch 256, lr 0.0001 cosine 20, 10 epochs",
+    "long/etth2": "L 336 H 96 16/8, batch 256, lr 0.0001 cosine 20, 10 epochs",
+    "long/ettm1": "L 512 H 96 16/8, batch 256, lr 0.0001 cosine 10, 10 epochs",
+    "long/ettm2": "L 512 H 96 16/16, batch 256, lr 0.0001 cosine 10, 10 epochs",
+    "long/weather": "L 512 H 96 16/8, batch 512, lr 0.0001 cosine 20, 10 epochs",
+    "long/traffic": "L 512 H 96 16/8, batch 2048, lr 0.001 cosine 10, 10 epochs",
+    "few_shot/etth1": "L 336 H 96 16/8, batch 256, lr 0.001 cosine 20, 10 epochs, 10 %",
+    "few_shot/etth2": "L 336 H 96 16/8, batch 256, lr 0.001 cosine 20, 10 epochs, 10 %",
+    "few_shot/ettm1": "L 512 H 96 16/16, batch 256, lr 0.001 cosine 20, 10 epochs, 10 %",
+    "few_shot/ettm2": "L 512 H 96 16/16, batch 256, lr 0.002 cosine 20, 10 epochs, 10 %",
+    "few_shot/weather": "L 512 H 96 16/8, batch 512, lr 0.001 cosine 20, 10 epochs, 10 %",
+    "zero_shot/m3_m4_yearly": "L 9 H 6 1/1, batch 32, lr 0.002 decay 0.5, 10 epochs",
+    "zero_shot/m3_m4_quarterly": "L 16 H 8 2/1, batch 64, lr 0.002 constant, 10 epochs",
+    "zero_shot/m3_m4_monthly": "L 48 H 18 1/1, batch 32, lr 0.0001 decay 0.5, 10 epochs",
+    "zero_shot/m4_m3_yearly": "L 12 H 6 1/1, batch 512, lr 0.001 decay 0.75, 20 epochs",
+    "zero_shot/m4_m3_quarterly": "L 24 H 8 1/1, batch 512, lr 0.01 decay 0.75, 10 epochs",
+    "zero_shot/m4_m3_monthly": "L 24 H 18 2/2, batch 2048, lr 0.001 decay 0.75, 10 epochs",
+    "short_term/m4_yearly": "L 12 H 6 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, d_ff 32, cut 1.5",
+    "short_term/m4_quarterly": "L 16 H 8 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, d_ff 128, cut 1.5",
+    "short_term/m4_monthly": "L 36 H 18 1/1, batch 16, lr 0.002 decay 0.5, 10 epochs, d_ff 128, width 128, cut 1.5",
+    "short_term/m4_weekly": "L 26 H 13 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, d_ff 128, cut 10",
+    "short_term/m4_daily": "L 28 H 14 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, d_ff 128, cut 10",
+    "short_term/m4_hourly": "L 96 H 48 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, d_ff 128, cut 10",
+    "anomaly/smd": "L 100 H 0 1/1, batch 128, lr 0.0001 decay 0.5, 5 epochs, 38 channels, d_ff 768, segment 25, ratio 0.5, step 100",
+    "anomaly/msl": "L 100 H 0 1/1, batch 128, lr 0.0001 decay 0.5, 10 epochs, 55 channels, d_ff 8, segment 25, ratio 2, step 1",
+    "anomaly/smap": "L 100 H 0 1/1, batch 128, lr 0.0005 decay 0.5, 10 epochs, 25 channels, d_ff 768, segment 25, ratio 1, step 1",
+    "anomaly/swat": "L 100 H 0 1/1, batch 128, lr 0.0001 decay 0.5, 10 epochs, 51 channels, d_ff 128, segment 25, ratio 1, step 1",
+    "anomaly/psm": "L 100 H 0 1/1, batch 128, lr 0.0001 decay 0.5, 10 epochs, 25 channels, d_ff 768, segment 25, ratio 1, step 1",
+    "classification/ethanolconcentration": "L 1751 H 0 8/8, batch 64, lr 0.001 constant, 50 epochs, 3 channels, 4 classes",
+    "classification/facedetection": "L 62 H 0 4/2, batch 64, lr 0.0001 constant, 50 epochs, 144 channels, 2 classes",
+    "classification/heartbeat": "L 405 H 0 32/16, batch 64, lr 0.0005 constant, 50 epochs, 61 channels, 2 classes",
+    "classification/japanesevowels": "L 26 H 0 4/1, batch 64, lr 0.0005 constant, 50 epochs, 12 channels, 9 classes",
+    "classification/selfregulationscp1": "L 896 H 0 16/16, batch 64, lr 0.002 constant, 50 epochs, 6 channels, 2 classes",
+    "classification/selfregulationscp2": "L 1152 H 0 16/16, batch 64, lr 0.0005 constant, 50 epochs, 7 channels, 2 classes",
+    "imputation/etth1": "L 96 H 0 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, 7 channels, 25 % hidden",
+    "imputation/etth2": "L 96 H 0 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, 7 channels, 25 % hidden",
+    "imputation/ettm1": "L 96 H 0 1/1, batch 8, lr 0.0005 decay 0.5, 30 epochs, 7 channels, 25 % hidden",
+    "imputation/ettm2": "L 96 H 0 1/1, batch 8, lr 0.0005 decay 0.5, 30 epochs, 7 channels, 25 % hidden",
+    "imputation/weather": "L 96 H 0 1/1, batch 16, lr 0.002 decay 0.5, 30 epochs, 21 channels, 25 % hidden",
+    "imputation/electricity": "L 96 H 0 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, 321 channels, 25 % hidden",
+}
+
+PROTOCOL_OF_ALL = {  # protocol §2: what all files of a folder have in common
+    "long": "6 blocks, mse, adam, stops after 3",
+    "few_shot": "6 blocks, mse, adam, stops after 3",
+    "zero_shot": "6 blocks, smape, adam, runs to the end",
+    "short_term": "6 blocks, smape, adam, stops after 3",
+    "anomaly": "6 blocks, mse, adam, stops after 3",
+    "classification": "6 blocks, cross_entropy, radam, clip 4, runs to the end",
+    "imputation": "3 blocks, mse, adam, stops after 3",
+}
+
+
+def numbers_of(experiment: Experiment) -> tuple[str, str]:
+    """Rows of :data:`PROTOCOL_OF_ALL` and :data:`PROTOCOL`."""
+    data, task, network, train = experiment.data, experiment.task, experiment.network, experiment.train
+    common = [f"{experiment.trunk.n_layer} blocks", task.loss, train.optimizer]
+    if train.clip_norm is not None:
+        common.append(f"clip {train.clip_norm:g}")
+    common.append("runs to the end" if train.patience == train.epochs else f"stops after {train.patience}")
+    schedule = {"cosine": f"cosine {train.cosine_epochs}", "decay": f"decay {train.decay:g}", "constant": "constant"}[train.schedule]
+    own = [
+        f"L {task.input_length} H {task.horizon} {network.patch}/{network.stride}",
+        f"batch {train.batch_size}",
+        f"lr {train.learning_rate:g} {schedule}",
+        f"{train.epochs} epochs",
+    ]
+    given = {
+        f"{data.percent} %": data.percent != 100,
+        f"{task.channels} channels": task.channels,
+        f"{task.classes} classes": task.classes,
+        f"d_ff {network.read_width}": network.read_width,
+        f"width {network.embed_width}": network.embed_width,
+        f"segment {network.segment}, ratio {task.anomaly_ratio:g}, step {task.step}": task.name == "anomaly",
+        f"cut {task.cut_range:g}": task.name == "short_term",
+        f"{100 * task.mask_rate:g} % hidden": task.name == "imputation",
+    }
+    return ", ".join(common), ", ".join([*own, *(text for text, shown in given.items() if shown)])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_number_is_the_protocol_s(name):
+    experiment = load_experiment(name)
+    assert numbers_of(experiment) == (PROTOCOL_OF_ALL[name.partition("/")[0]], PROTOCOL[name])
+    assert (experiment.adapters.rank, experiment.adapters.alpha, experiment.adapters.dropout) == (16, 16, 0.01)
+    assert (experiment.protocol, experiment.train.seed, experiment.trunk.source) == ("strict", 2021, "openai-community/gpt2")
+    assert experiment.recipe == ("uniform" if experiment.task.name == "short_term" else "reference")
+
+
+@pytest.mark.parametrize(
+    ("name", "percent", "loss"),
+    [("m3_m4_yearly", 100, "smape"), ("m3_m4_quarterly", 100, "smape"), ("m3_m4_monthly", 100, "smape"),
+     ("m4_m3_yearly", 10, "smape"), ("m4_m3_quarterly", 10, "mape"), ("m4_m3_monthly", 10, "mape")],
+)  # fmt: skip
+def test_the_published_transfer_from_m4_sees_a_tenth_and_another_loss(name, percent, loss):
+    """Protocol §5 row 7; a file that said percent or loss itself would hide it."""
+    experiment = load_experiment(f"zero_shot/{name}", ["protocol=published"])
+    assert (experiment.data.percent, experiment.task.loss) == (percent, loss)
+    assert load_experiment(f"zero_shot/{name}").data.percent == 100
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in ("csv", "demo")])
+def test_every_config_builds_and_asks_what_the_catalogue_knows(name):
+    experiment = load_experiment(name)
+    data, task = experiment.data, experiment.task
+    entry = CATALOG[data.source]
+    kinds = {"forecast": "frame", "imputation": "frame", "zero_shot": "collection", "short_term": "collection"}
+    assert entry.kind == kinds.get(task.name, {"anomaly": "stream", "classification": "cases"}.get(task.name))
+    assert (data.split, data.ratios, data.season, data.timestamps) == (None, (0.7, 0.1, 0.2), None, None)  # all the catalogue's own
+    if task.name == "forecast":
+        assert entry.horizons == HORIZONS
+        assert task.horizon in HORIZONS
+    elif task.name == "zero_shot":
+        target = CATALOG[data.target or ""]
+        assert (entry.horizons, entry.season) == (target.horizons, target.season)
+        assert (task.horizon,) == entry.horizons
+    elif task.name == "short_term":
+        assert ((task.horizon,), task.input_length) == (entry.horizons, 2 * task.horizon)
+    else:
+        assert task.horizon == 0
+        assert (task.channels or entry.n_channels) == entry.n_channels
+    if task.name == "classification":
+        assert task.classes == entry.n_classes
+        # the longest training case (protocol §2); one test case of JapaneseVowels has 29 steps
+        assert task.input_length == {"japanesevowels": 26}.get(data.source, entry.length)
+    if task.name == "imputation":
+        assert task.calendar in (None, 5 if entry.frequency in ("10min", "15min") else 4)
+    network = build_network(experiment, trunk_config(experiment.trunk))
+    assert network.example_shape[1] == task.input_length
+
+
+WINDOWS = {  # per channel at horizon 96: rows that train (protocol §3), then windows of training, validation and test
+    ("etth1", 336, 100): (8640, 8209, 2785, 2785),
+    ("etth2", 336, 100): (8640, 8209, 2785, 2785),
+    ("ettm1", 512, 100): (34560, 33953, 11425, 11425),
+    ("ettm2", 512, 100): (34560, 33953, 11425, 11425),
+    ("weather", 512, 100): (36887, 36280, 5175, 10444),
+    ("etth1", 336, 10): (1166, 735, 2785, 2785),
+    ("etth1", 336, 5): (751, 320, 2785, 2785),
+    ("ettm2", 512, 10): (3916, 3309, 11425, 11425),
+    ("ettm2", 512, 5): (2214, 1607, 11425, 11425),
+    ("weather", 512, 10): (4149, 3542, 5175, 10444),
+    ("weather", 512, 5): (2330, 1723, 5175, 10444),
+}
+
+
+@cache
+def frame_of(source: str) -> Frame:
+    return load(source)[0]
+
+
+def windows_of(source: str, percent: int, horizon: int) -> ForecastData:
+    """What the settings files make of a real data set; percent 100 is the long-term file, anything else the few-shot file."""
+    name = f"{'long' if percent == 100 else 'few_shot'}/{source}"
+    experiment = load_experiment(name, [f"data.percent={percent}", f"task.horizon={horizon}"])
+    return prepare_frame(frame_of(source), experiment.data, experiment.task, CATALOG[source])
+
+
+@pytest.mark.parametrize(("source", "length", "percent"), WINDOWS)
+def test_windows_of_real_data_are_the_protocol_s(source, length, percent, data_root):
+    frame = frame_of(source)
+    hour = {"h": 1, "15min": 4}.get(CATALOG[source].frequency or "")
+    if hour is None:
+        train, test = int(frame.n_rows * 0.7), int(frame.n_rows * 0.2)
+        validation = frame.n_rows - train - test
+    else:
+        train, validation, test = (hour * rows for rows in (8640, 2880, 2880))
+    few = (train - length) * percent // 100 + length
+    for horizon in HORIZONS:
+        if few < length + horizon:
+            continue  # ETTh, 5 %, 720 steps: refused, tested below
+        made = windows_of(source, percent, horizon)
+        expected = (few - length - horizon + 1, validation - horizon + 1, test - horizon + 1)
+        counts = tuple(made.task.tables[split].size for split in SPLITS)
+        assert counts == tuple(frame.n_channels * count for count in expected)
+        assert made.borders == {
+            "train": (0, few),
+            "validation": (train - length, train + validation),
+            "test": (train + validation - length, train + validation + test),
+        }
+        if horizon == 96:
+            assert (few, *expected) == WINDOWS[source, length, percent]
+
+
+def test_five_percent_of_etth_has_no_window_of_720_steps(data_root):
+    for source in ("etth1", "etth2"):
+        with pytest.raises(DataError, match=r"the train part .*\(5 % of it is kept\) has 751 rows where one window needs 1056"):
+            windows_of(source, 5, 720)
+
+
+def test_windows_of_imputation_on_real_data(data_root):
+    experiment = load_experiment("imputation/etth1")
+    made = prepare(experiment.data, experiment.task, protocol="strict", batch_size=16)
+    assert [made.task.tables[split].size for split in SPLITS] == [8640 - 96 + 1, 2881, 2881]  # multivariate: channels are not counted
+    assert made.settings == experiment.task  # channels and calendar features of the file are those that the settings file states
 
 
 def test_whole_footprint_of_the_first_config():

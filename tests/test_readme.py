@@ -1,18 +1,22 @@
-"""The README's two doors open: its Python runs as written, and its table of commands is the command line's own."""
+"""The README's two doors open: its Python runs as written, and its table of commands is the command line's own. So do the tasks' pages."""
 
 import re
+import shlex
 from pathlib import Path
 
 import jax
 import pytest
+import typer
 
 import ofa_jax
 from ofa_jax.cli import app
-from ofa_jax.config import RECIPES, load_experiment
+from ofa_jax.config import RECIPES, installed_configs, load_experiment
 from ofa_jax.train.assemble import footprint
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+TASKS = ("forecasting", "few_shot", "zero_shot", "short_term", "anomaly", "classification", "imputation")
+PAGES = {"README.md": README} | {f"docs/tasks/{name}.md": (ROOT / f"docs/tasks/{name}.md").read_text() for name in TASKS}
 
 
 def test_the_functional_example_runs_as_written(monkeypatch):
@@ -44,3 +48,51 @@ def test_every_public_name_can_be_had():
         assert getattr(ofa_jax, name) is not None
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         _ = ofa_jax.nothing_of_the_kind
+
+
+def commands(text: str) -> list[list[str]]:
+    """The command lines in a page's blocks of code, as lists of words; remarks behind ``#`` are no words."""
+    blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("ofa-jax ")]
+
+
+def test_every_task_has_a_page_of_one_screen_and_a_line_in_the_readme():
+    assert {path.stem for path in (ROOT / "docs/tasks").iterdir()} == set(TASKS)
+    rows = re.findall(r"^\| .* \[page\]\(docs/tasks/(\w+)\.md\) \|$", README, re.MULTILINE)
+    assert sorted(rows) == sorted(TASKS)
+    for name in TASKS:
+        page = PAGES[f"docs/tasks/{name}.md"]
+        assert len(page.splitlines()) <= 50
+        headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
+        assert headings == ["What goes in", "Commands", "What comes out", "What exactly is done", "Controls"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_is_understood(page):
+    """Options are those of the command line, settings files exist and take what ``--set`` gives them."""
+    found = commands(PAGES[page])
+    assert {words[1] for words in found} >= {"train", "evaluate"}
+    group = typer.main.get_command(app)
+    for _, name, *rest in found:
+        command = group.commands[name]
+        context = command.make_context(name, rest)
+        if name == "train":
+            load_experiment(context.params["config"], context.params["set_"] or ())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_names_exists(page):
+    text, folder = PAGES[page], (ROOT / page).parent
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", text):
+        assert (folder / target).exists(), target
+    named = re.findall(r"`?configs/([\w/]+?)(/|\.yaml)(?=[`\s,;.)])", text)
+    assert named
+    known = installed_configs()
+    for name, ending in named:
+        assert name in known if ending == ".yaml" else any(other.startswith(f"{name}/") for other in known), name
+
+
+def test_every_folder_of_settings_files_is_in_the_readme():
+    folders = {name.partition("/")[0] for name in installed_configs() if "/" in name}
+    assert folders == set(re.findall(r"`configs/(\w+)/`", README))

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 
-from ofa_jax.baselines.controls import kept_or_trained, trained_controls, untrained_controls
+from ofa_jax.baselines.controls import kept_or_trained, trained_controls, trunk_remark, untrained_controls
 from ofa_jax.config import Protocol
 from ofa_jax.tasks.base import Split, TaskData
-from ofa_jax.train.assemble import RANDOM, WITHOUT, footprint
+from ofa_jax.train.assemble import footprint
 from ofa_jax.train.loop import Evaluator, Predict, Reporter
 from ofa_jax.train.run import Loaded
 
@@ -96,5 +96,5 @@ def compare(
 def model_name(loaded: Loaded) -> str:
     """What the table calls the model; a random trunk is always named."""
     recipe, source = loaded.experiment.recipe, loaded.experiment.trunk.source
-    trunk = {RANDOM: ", random trunk", **{name: f", {name} for a trunk" for name in WITHOUT}}.get(source, "")
+    trunk = trunk_remark(source)
     return f"One-for-All ({recipe}{trunk})" if recipe in ("reference", "paper", "uniform") else f"{recipe}{trunk}"

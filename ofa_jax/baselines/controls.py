@@ -26,10 +26,16 @@ from ofa_jax.train.assemble import RANDOM, WITHOUT, build_model, build_network, 
 from ofa_jax.train.loop import Params, Predict, Reporter, fit
 
 LINEAR_TRAINING = TrainConfig(learning_rate=1e-3, epochs=10, batch_size=256, cosine_epochs=10)
-"""How the linear controls of forecasting are trained, with the run's batch size up to 256; the step size was chosen for NLinear on ETTh1's validation part."""
+"""How the linear controls of forecasting are trained, with the run's batch size up to 256.
+
+The step size was chosen for NLinear on ETTh1's validation part.
+"""
 
 SERIES_TRAINING = TrainConfig(learning_rate=1e-2, epochs=10, schedule="decay", decay=0.5)
-"""How they are trained on collections of short series, with the run's batch size up to 256; chosen on validation of M3 Yearly and M4 Weekly."""
+"""How they are trained on collections of short series, with the run's batch size up to 256.
+
+Chosen on validation of M3 Yearly and M4 Weekly.
+"""
 
 
 @dataclass(frozen=True)

@@ -172,8 +172,8 @@ class IndexStream:
         batch_size: Windows per batch; the last batch of an epoch is filled up with :data:`PADDING`.
         seed: Seed of the order, between 0 and 2**32 - 1; every epoch has an order of its own. None keeps the table's order.
         drop_last: Leave out an epoch's last batch where it is not full, as published code does (protocol §3).
-        groups: ``[groups + 1]``: borders of groups of rows of which every epoch sees one each, drawn by seed, epoch and group
-            alone. None makes every row a group of its own.
+        groups: ``[groups + 1]``: borders of groups of rows, 0 first and ``windows`` last, of which every epoch sees one row each,
+            drawn by seed, epoch and group alone. None makes every row a group of its own.
 
     Attributes:
         windows: Windows that one epoch sees.
@@ -192,6 +192,8 @@ class IndexStream:
                 if drop_last
                 else "",
             )
+        if groups is not None and (groups[0] != 0 or groups[-1] != windows or (np.diff(groups) < 1).any()):
+            raise DataError(f"the borders of {count} groups do not divide {windows} windows", where="groups")
         order = grain.MapDataset.range(count)
         if seed is not None:
             order = order.seed(seed).shuffle()

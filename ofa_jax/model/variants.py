@@ -66,7 +66,9 @@ class ReconstructNetwork(_Variant):
         b, t, c = x_btc.shape
         self._check_length(t)
         if t % self.segment:
-            raise ConfigError(f"{t} steps are no multiple of the segment of {self.segment}", where="network.segment")
+            raise ConfigError(
+                f"{t} steps are no multiple of the segment of {self.segment}", where="network.segment", fix="Choose a divisor of the steps"
+            )
         x_gsc = x_btc.reshape(-1, self.segment, c)
         mask_gsc = None if x_mask is None else x_mask.reshape(x_gsc.shape)
         stats = instance_stats(x_gsc, mask_gsc)
@@ -207,7 +209,9 @@ def sinusoid(tokens: int, width: int) -> np.ndarray:
         ConfigError: An odd width.
     """
     if width % 2:
-        raise ConfigError(f"sinusoidal positions need an even width, not {width}", where="network")
+        raise ConfigError(
+            f"sinusoidal positions need an even width, not {width}", where="network", fix="Take an even network.embed_width or trunk width"
+        )
     angles = np.arange(tokens, dtype=np.float32)[:, None] * np.exp(np.arange(0, width, 2, dtype=np.float32) * -(np.log(1e4) / width))
     return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(tokens, width).astype(np.float32)
 
@@ -221,5 +225,9 @@ def _pad_width(x_mnq: jax.Array, width: int, setting: str) -> jax.Array:
 
 def _read(hidden_mnd: jax.Array, read_width: int | None, width: int) -> jax.Array:
     if read_width is not None and read_width > width:
-        raise ConfigError(f"{read_width} hidden dimensions cannot be read of a trunk of width {width}", where="network.read_width")
+        raise ConfigError(
+            f"{read_width} hidden dimensions cannot be read of a trunk of width {width}",
+            where="network.read_width",
+            fix=f"Read at most {width}",
+        )
     return hidden_mnd[..., :read_width]

@@ -81,7 +81,7 @@ def prepare_classification(data: DataConfig, task: TaskConfig, *, protocol: Prot
         1,
         tuple(_notices(train, test, task, scaler, longest)),
         meta={"classes": list(present)},
-        labels={"label": label},
+        labels={"label": label, "length": lengths, "training_cases": np.array(train.n_cases)},
         naive={"most frequent class": partial(_most_frequent, tables)},
     )
 

@@ -1,10 +1,13 @@
 """From a score per step to a verdict: thresholds, precision, recall and F1, raw and point-adjusted, and average precision.
 
 Point adjustment counts every step of an anomalous stretch as found when one of its steps is. Even random scores do well under it (Kim
-et al., arXiv 2109.05257), so raw F1 and a score without any threshold always stand beside it.
+et al., arXiv 2109.05257), so raw F1 and a score without any threshold always stand beside it. Where aeon is installed (the extra
+``range``), a second one does: the area under range-based precision and recall.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,12 +25,20 @@ def threshold_at(scores: np.ndarray, ratio: float) -> float:
     return float(np.percentile(np.asarray(scores, np.float64), 100 - ratio))
 
 
-def point_adjust(found: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Verdicts ``[T]`` bool in which a stretch of anomalous steps is found whole as soon as one of its steps is found."""
+def point_adjust(found: np.ndarray, label: np.ndarray, begins: Sequence[int] | np.ndarray = ()) -> np.ndarray:
+    """Verdicts ``[T]`` bool in which a stretch of anomalous steps is found whole as soon as one of its steps is found.
+
+    Args:
+        found: Verdicts ``[T]``.
+        label: ``[T]``, True where a step is anomalous.
+        begins: Places where another recording begins; a stretch does not go on from one recording into the next.
+    """
     found, label = np.asarray(found, bool), np.asarray(label, bool)
-    begins = label & ~np.concatenate([[False], label[:-1]])
-    stretch = np.cumsum(begins) * label  # 0 outside, otherwise the number of the stretch
-    hit = np.zeros(int(begins.sum()) + 1, bool)
+    before = np.concatenate([[False], label])[: len(label)]
+    before[np.asarray(begins, np.int64)] = False
+    opens = label & ~before
+    stretch = np.cumsum(opens) * label  # 0 outside, otherwise the number of the stretch
+    hit = np.zeros(int(opens.sum()) + 1, bool)
     hit[stretch[found & label]] = True
     return found | (label & hit[stretch])
 
@@ -42,20 +53,44 @@ def precision_recall_f1(found: np.ndarray, label: np.ndarray) -> tuple[float, fl
 
 
 def average_precision(scores: np.ndarray, label: np.ndarray) -> float:
-    """Area under precision over recall as a sum of steps, ties taken together; as scikit-learn's ``average_precision_score``."""
-    scores, label = np.asarray(scores), np.asarray(label, bool)
+    """Area under precision over recall as a sum of steps, ties taken together; as scikit-learn's ``average_precision_score``.
+
+    0 where no step is anomalous.
+    """
+    scores, label = np.asarray(scores, np.float64), np.asarray(label, bool)
+    if not label.any():
+        return 0.0
     order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(label[order])
-    last = np.append(np.diff(scores[order]) != 0, True)  # the last place of each group of equal scores
+    ranked, hits = scores[order], np.cumsum(label[order])
+    last = np.append(ranked[1:] != ranked[:-1], True)  # the last place of each group of equal scores
     hits, taken = hits[last], np.flatnonzero(last) + 1
     recall = hits / label.sum()
     return float(np.sum(np.diff(recall, prepend=0) * hits / taken))
 
 
-def detection_metrics(scores: np.ndarray, label: np.ndarray, threshold: float) -> dict[str, float]:
-    """Everything that is reported of scores ``[T]`` at a threshold: P, R and F1 raw and point-adjusted, and average precision."""
+def range_pr_auc(scores: np.ndarray, label: np.ndarray) -> float | None:
+    """Area under range-based precision and recall (R-AUC-PR; Paparrizos et al., VLDB 2022), as aeon computes it.
+
+    The labels are widened by slopes of half the median anomaly's length. None where aeon is not installed.
+    """
+    try:
+        from aeon.benchmarking.metrics.anomaly_detection import range_pr_auc_score
+    except ImportError:
+        return None
+    return float(range_pr_auc_score(np.asarray(label, np.int64), np.asarray(scores, np.float64)))
+
+
+def detection_metrics(scores: np.ndarray, label: np.ndarray, threshold: float, begins: Sequence[int] | np.ndarray = ()) -> dict[str, float]:
+    """Everything that is reported of scores ``[T]`` at a threshold: P, R and F1 raw and point-adjusted, and what needs no threshold.
+
+    ``begins`` are the places where another recording begins, as in :func:`point_adjust`.
+    """
     found = np.asarray(scores) > threshold
     names = ("precision", "recall", "f1")
     raw = dict(zip(names, precision_recall_f1(found, label), strict=True))
-    adjusted = dict(zip((f"adjusted_{name}" for name in names), precision_recall_f1(point_adjust(found, label), label), strict=True))
-    return {"average_precision": average_precision(scores, label), **raw, **adjusted}
+    adjusted = dict(
+        zip((f"adjusted_{name}" for name in names), precision_recall_f1(point_adjust(found, label, begins), label), strict=True)
+    )
+    ranged = range_pr_auc(scores, label)
+    free = {"average_precision": average_precision(scores, label)} | ({} if ranged is None else {"range_pr_auc": ranged})
+    return free | raw | adjusted

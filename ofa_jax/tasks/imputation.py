@@ -13,7 +13,7 @@ from ofa_jax.data.frames import Frame
 from ofa_jax.data.splits import Split, borders, fit_scaler
 from ofa_jax.data.windows import Batch, WindowSpec, WindowTable, sliding_windows
 from ofa_jax.errors import DataError
-from ofa_jax.tasks.base import SPLITS, Task, TaskData, whole_batches
+from ofa_jax.tasks.base import SPLITS, Sums, Task, TaskData
 from ofa_jax.tasks.forecasting import read_series
 from ofa_jax.tasks.losses import squared_error
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
@@ -27,14 +27,22 @@ def prepare_imputation(data: DataConfig, task: TaskConfig, *, protocol: Protocol
     """
     frame, entry = read_series(data)
     if task.channels not in (None, frame.n_channels):
-        raise DataError(f"has {frame.n_channels} series, task.channels is {task.channels}", where=frame.source)
+        raise DataError(
+            f"has {frame.n_channels} series, task.channels is {task.channels}",
+            where=frame.source,
+            fix=f"--set task.channels={frame.n_channels}",
+        )
     rule = data.split or (entry.split if entry else "ratio")
     cut = partial(borders, frame.n_rows, rule, input_length=task.input_length, ratios=data.ratios, source=frame.source)
     parts, whole = cut(horizon=0, percent=data.percent), cut()["train"]
     scaler = fit_scaler(frame.values[slice(*whole)], frame.names)
     features = calendar_features(frame)
     if task.calendar not in (None, features.shape[1]):
-        raise DataError(f"has {features.shape[1]} calendar features, task.calendar is {task.calendar}", where=frame.source)
+        raise DataError(
+            f"has {features.shape[1]} calendar features, task.calendar is {task.calendar}",
+            where=frame.source,
+            fix=f"--set task.calendar={features.shape[1]}",
+        )
     notices = [f"constant in the training part, so scaled by 1: {', '.join(scaler.constant)}"] if scaler.constant else []
     if frame.timestamps is None:
         notices.append("there are no timestamps, so the network sees no calendar")
@@ -45,8 +53,6 @@ def prepare_imputation(data: DataConfig, task: TaskConfig, *, protocol: Protocol
         )
         for split in SPLITS
     }  # fmt: skip
-    for split in ("validation", "test"):
-        tables[split] = whole_batches(tables[split], batch_size, protocol=protocol, where=f"{frame.source} ({split} part)")
     made = Task(
         name=task.name,
         spec=WindowSpec(task.input_length, 0, univariate=False),
@@ -54,14 +60,28 @@ def prepare_imputation(data: DataConfig, task: TaskConfig, *, protocol: Protocol
         tables=tables,
         loss=squared_error,
         sums=forecast_sums,
-        metrics=forecast_metrics,
+        metrics=imputation_metrics,
         objective="mse",
         protocol=protocol,
         inputs=partial(hide_points, rate=task.mask_rate, channels=frame.n_channels),
-        drop_last=protocol == "published",
     )
     settings = task.model_copy(update={"channels": frame.n_channels, "calendar": features.shape[1]})
     return TaskData(made, settings, scaler, 1, tuple(notices), meta={"frequency": frame.frequency})
+
+
+def imputation_metrics(sums: Sums) -> dict[str, float]:
+    """MSE and MAE over every hidden point, on the scale of the windows.
+
+    Raises:
+        DataError: No point of any window was hidden.
+    """
+    if not sums["count"].any():
+        raise DataError(
+            f"chance hid no point in any of {len(sums['count'])} window(s)",
+            where="task.mask_rate",
+            fix="Raise task.mask_rate, or give more windows",
+        )
+    return forecast_metrics(sums)
 
 
 def hide_points(batch: Batch, keys_b: jax.Array, *, rate: float, channels: int) -> Batch:
@@ -76,7 +96,7 @@ def hide_points(batch: Batch, keys_b: jax.Array, *, rate: float, channels: int) 
     Returns:
         ``x`` with 0 where hidden, ``x_mask`` False there; ``y`` the windows' own values ``[b, t, channels]``, ``y_mask`` True where hidden.
     """
-    threshold = jnp.uint32(round(rate * 2**32))
+    threshold = jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
     shape = (*batch.x.shape[1:-1], channels)
     drawn = jax.vmap(lambda key: jax.random.bits(key, shape, jnp.uint32))(keys_b) < threshold
     observed = batch.x_mask[..., :channels]
@@ -87,7 +107,7 @@ def hide_points(batch: Batch, keys_b: jax.Array, *, rate: float, channels: int) 
 
 
 def calendar_features(frame: Frame) -> np.ndarray:
-    """Hour of day, day of week, day of month and day of year of each row, and minute of hour for steps below an hour.
+    """Hour of day, day of week, day of month and day of year of each row; minute of hour before them where most steps are below an hour.
 
     Returns:
         ``[T, 4]`` or ``[T, 5]`` float32 between -0.5 and 0.5; ``[T, 0]`` where there are no timestamps.
@@ -97,7 +117,9 @@ def calendar_features(frame: Frame) -> np.ndarray:
     if frame.timestamps is None:
         return np.zeros((frame.n_rows, 0), np.float32)
     times = pd.DatetimeIndex(frame.timestamps)
-    columns = [times.hour / 23, times.dayofweek / 6, (times.day - 1) / 30, (times.dayofyear - 1) / 365]
-    if len(times) > 1 and np.diff(frame.timestamps).min() < np.timedelta64(1, "h"):
+    columns = [times.hour / 23, times.day_of_week / 6, (times.day - 1) / 30, (times.day_of_year - 1) / 365]
+    hours = np.diff(frame.timestamps) / np.timedelta64(1, "h")
+    hours = hours[hours > 0]  # timestamps may repeat
+    if len(hours) and np.median(hours) < 1:
         columns.insert(0, times.minute / 59)
     return np.stack([np.asarray(column, np.float64) - 0.5 for column in columns], axis=1).astype(np.float32)

@@ -29,7 +29,7 @@ def smape(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 def mape(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Sum of ``100 |p - t| / (|t| + 1e-8)`` over the observed targets (protocol §2), and how many there are."""
-    terms = 100 * jnp.abs(pred_bhc - batch.y) / (jnp.abs(batch.y) + MAPE_FLOOR)
+    terms = 100 * _distance(pred_bhc, batch.y) / (jnp.abs(batch.y) + MAPE_FLOOR)
     return jnp.sum(jnp.where(batch.y_mask, terms, 0)), _count(batch.y_mask)
 
 
@@ -48,7 +48,13 @@ def cross_entropy(logits_bk: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Ar
 def symmetric_terms(pred: jax.Array, target: jax.Array, *, size: jax.Array) -> jax.Array:
     """``200 |p - t| / size``, 0 where the size is 0."""
     safe = jnp.where(size > 0, size, 1)
-    return jnp.where(size > 0, 200 * jnp.abs(pred - target) / safe, 0)
+    return jnp.where(size > 0, 200 * _distance(pred, target) / safe, 0)
+
+
+def _distance(pred: jax.Array, target: jax.Array) -> jax.Array:
+    """``|p - t|``; a forecast that hits has gradient 0, as in PyTorch, where ``jnp.abs`` has 1 and so pushes it away."""
+    error = pred - target
+    return error * jax.lax.stop_gradient(jnp.sign(error))
 
 
 def _count(mask: jax.Array) -> jax.Array:

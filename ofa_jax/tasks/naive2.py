@@ -11,11 +11,15 @@ _CRITICAL = 1.645
 def naive2(insample: np.ndarray, season: int, horizon: int) -> np.ndarray:
     """Forecast ``[h]`` of the steps after ``insample`` ``[T]``, as the M4 competition's ``Naive2``.
 
-    Where the series has no season of ``season`` steps by :func:`is_seasonal`, it repeats the last value.
+    Where the series has no season of ``season`` steps by :func:`is_seasonal`, or its indices are not all positive so that it cannot
+    be divided by them, it repeats the last value.
     """
+    last = np.full(horizon, insample[-1], np.float64)
     if not is_seasonal(insample, season):
-        return np.full(horizon, insample[-1], np.float64)
+        return last
     indices = seasonal_indices(insample, season)
+    if not (indices > 0).all():
+        return last
     ahead = (len(insample) + np.arange(horizon)) % season
     return insample[-1] / indices[(len(insample) - 1) % season] * indices[ahead]
 
@@ -25,8 +29,8 @@ def is_seasonal(insample: np.ndarray, season: int) -> bool:
     if season <= 1 or len(insample) < 3 * season:
         return False
     centred = insample - insample.mean()
-    power = float(centred @ centred)
-    if power == 0:
+    power = centred @ centred
+    if np.ptp(insample) == 0 or power == 0:  # the mean of equal values may be a rounding away from them
         return False
     correlation = np.array([centred[lag:] @ centred[:-lag] for lag in range(1, season + 1)]) / power
     limit = _CRITICAL * np.sqrt((1 + 2 * np.square(correlation[:-1]).sum()) / len(insample))
@@ -34,16 +38,18 @@ def is_seasonal(insample: np.ndarray, season: int) -> bool:
 
 
 def seasonal_indices(insample: np.ndarray, season: int) -> np.ndarray:
-    """Multiplicative indices ``[season]`` by classical decomposition, mean 1; index i belongs to steps i, i + season, …"""
+    """Multiplicative indices ``[season]`` by classical decomposition, mean 1; index i belongs to steps i, i + season, …
+
+    Needs two whole cycles. Steps where value and trend are both 0 tell nothing; an index that no step tells is NaN.
+    """
     weights = np.ones(season + 1 - season % 2)
     if season % 2 == 0:
         weights[[0, -1]] = 0.5
     half = len(weights) // 2
-    trend = np.convolve(insample, weights / season, mode="valid")
-    ratio = np.full(len(insample), np.nan)
+    step = np.arange(half, len(insample) - half)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio[half : len(insample) - half] = insample[half : len(insample) - half] / trend
-    padded = np.full(-(-len(insample) // season) * season, np.nan)
-    padded[: len(insample)] = ratio
-    indices = np.nanmean(padded.reshape(-1, season), axis=0)
-    return indices / indices.mean()
+        ratio = insample[step] / np.convolve(insample, weights / season, mode="valid")
+        known = ~np.isnan(ratio)
+        counts = np.bincount(step[known] % season, minlength=season)
+        indices = np.bincount(step[known] % season, ratio[known], minlength=season) / counts
+        return indices / indices.mean()

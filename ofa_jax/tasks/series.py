@@ -15,11 +15,13 @@ import numpy as np
 
 from ofa_jax.config import DataConfig, Protocol, TaskConfig
 from ofa_jax.data.archives import SeriesCollection
-from ofa_jax.data.catalog import CATALOG, DatasetEntry, load, load_collection
+from ofa_jax.data.catalog import CATALOG, load_collection
+from ofa_jax.data.frames import Frame
 from ofa_jax.data.splits import Split
 from ofa_jax.data.windows import Batch, WindowSpec, WindowTable, lay_end_to_end
-from ofa_jax.errors import DataError
-from ofa_jax.tasks.base import Score, Sums, Task, TaskData, whole_batches
+from ofa_jax.errors import ConfigError, DataError
+from ofa_jax.tasks.base import Score, Sums, Task, TaskData
+from ofa_jax.tasks.forecasting import read_series, season_of
 from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import mean_scaled_error, naive_scale, series_metrics, series_sums
 from ofa_jax.tasks.naive2 import naive2
@@ -27,21 +29,25 @@ from ofa_jax.tasks.naive2 import naive2
 Naive = Callable[[np.ndarray, int, int], np.ndarray]
 """``naive(insample, season, horizon) -> [h]``."""
 
+ARCHIVE_SEASONS = {"yearly": 1, "quarterly": 4, "monthly": 12, "weekly": 1, "daily": 1, "hourly": 24}
+"""Steps m of the cycle by an archive's word for the frequency, as the M4 competition takes them (protocol §3)."""
+
 
 def prepare_zero_shot(data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1) -> TaskData:
     """Training and validation windows of ``data.source``, test windows of ``data.target``, one model.
 
     Of a source series of n steps the last H are set aside (its own test part), the H before them are its validation target, and every
     window of L + H steps before those trains; ``data.percent`` keeps the first part of them. A target series is forecast over its
-    last H steps from the L before.
+    last H steps from the L before. ``published`` leaves out an epoch's last training batch where it is not full; every series is
+    validated on and forecast under both protocols (protocol §3), so ``batch_size`` changes nothing here.
 
     Raises:
         DataError: A collection cannot be read, no series is long enough to train on, or a target series is too short to forecast.
     """
     assert data.target is not None, "the settings make sure of it"
-    (source, source_entry), (target, target_entry) = (read_collection(name, data) for name in (data.source, data.target))
+    source, source_season = read_collection(data.source, data)
+    target, target_season = (source, source_season) if data.target == data.source else read_collection(data.target, data)
     length, horizon = task.input_length, task.horizon
-    buffer, first, far = _lay(source, target)
     ends = source.lengths - 2 * horizon
     kept = np.where(ends > length, (ends - length) * data.percent // 100 + length, ends)
     counts = np.maximum(kept - length - horizon + 1, 0)
@@ -49,77 +55,96 @@ def prepare_zero_shot(data: DataConfig, task: TaskConfig, *, protocol: Protocol 
         raise DataError(
             f"no series has a training window: {length} input, {horizon} target steps and {2 * horizon} set aside at its end",
             where=source.source,
-            fix=f"Series of at least {length + 3 * horizon} steps are needed (more with data.percent below 100); "
-            "shorten task.input_length or task.horizon",
+            fix=f"Series of at least {length + 2 * horizon - (-100 * horizon // data.percent)} steps are needed; shorten task.input_length "
+            "or task.horizon" + (f", or raise data.percent from {data.percent}" if data.percent < 100 else ""),
         )
+    origin = _forecastable(target, horizon)
+    buffer, first, far = _lay(source, target)
     tables: dict[Split, WindowTable] = {
         "train": _sliding(first, counts, length, horizon),
         "validation": _last_windows(first, ends, length, horizon),
-        "test": _last_windows(far, _forecastable(target, horizon), length, horizon),
+        "test": _last_windows(far, origin, length, horizon),
     }
-    places: dict[Split, str] = {"validation": source.source, "test": target.source}
-    for split, place in places.items():
-        tables[split] = whole_batches(tables[split], batch_size, protocol=protocol, where=place)
-    season = _season(data, target_entry)
-    yardsticks = {
-        "validation": _yardstick(source, ends, tables["validation"], _season(data, source_entry), horizon),
-        "test": _yardstick(target, target.lengths - horizon, tables["test"], season, horizon),
+    yardsticks: dict[Split, Yardstick] = {
+        "validation": _yardstick(source, ends, tables["validation"], source_season or 1, horizon),
+        "test": _yardstick(target, origin, tables["test"], target_season or 1, horizon),
     }
-    notices = [f"{int((counts == 0).sum()):,} of {source.n_series:,} series are too short to train on"] if (counts == 0).any() else []
+    notices = [
+        *_too_short(source, counts),
+        *_unknown_season(source, source_season),
+        *(_unknown_season(target, target_season) if target is not source else ()),
+        *_without_scale(yardsticks),
+    ]
     made = _series_task(buffer, tables, yardsticks, task, protocol, drop_last=protocol == "published")
-    return TaskData(made, task, None, season, tuple(notices), naive=_naive_rows(yardsticks, season))
+    lengths = {"source_lengths": source.lengths, "target_lengths": target.lengths}
+    naive = _naive_rows(yardsticks, target_season or 1)
+    return TaskData(made, task, None, target_season or 1, tuple(notices), labels=lengths, naive=naive)
 
 
 def prepare_short_term(data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1) -> TaskData:
     """The M4 competition's way: in every epoch each series is cut once at random near its end, and its last H steps are forecast.
 
     The cut lies within ``task.cut_range`` horizons of the end of the training part. ``strict`` holds back the last H training
-    steps for validation; ``published`` trains on them and validates on the test part (protocol §5 row 5).
+    steps for validation; ``published`` trains on them and validates on the test part (protocol §5 row 5). No batch is left out
+    under either, so ``batch_size`` changes nothing here.
 
     Raises:
         DataError: The collection cannot be read, or a series is too short.
+        ConfigError: ``task.cut_range`` holds no cut.
     """
-    collection, entry = read_collection(data.source, data)
     length, horizon = task.input_length, task.horizon
-    buffer, first, _ = _lay(collection, collection)
+    reach = int(task.cut_range * horizon)
+    if reach < 1:
+        raise ConfigError(
+            f"a range of {task.cut_range:g} horizons of {horizon} step(s) holds no cut", where="task.cut_range", fix="Widen it"
+        )
+    collection, season = read_collection(data.source, data)
     origin = _forecastable(collection, horizon)
     ends = origin - horizon if protocol == "strict" else origin
-    lowest = np.maximum(1, ends - int(task.cut_range * horizon))
+    lowest = np.maximum(1, ends - reach)
     counts = np.maximum(ends - lowest, 0)
     if not counts.any():
+        held = 2 * horizon if protocol == "strict" else horizon
         raise DataError(
-            "no series is long enough to train on", where=collection.source, fix=f"Series of more than {2 * horizon + 1} steps are needed"
+            f"no series is long enough to train on: the last {held} steps of each are set aside, and a cut needs a step on both sides",
+            where=collection.source,
+            fix=f"Series of at least {held + 2} steps are needed; shorten task.horizon",
         )
+    buffer, first, _ = _lay(collection, collection)
     test = _last_windows(first, origin, length, horizon)
     tables: dict[Split, WindowTable] = {
         "train": _cut_windows(first, lowest, ends, length, horizon),
         "validation": _last_windows(first, ends, length, horizon) if protocol == "strict" else test,
         "test": test,
     }
-    season = _season(data, entry)
-    yardsticks = {
-        split: _yardstick(collection, ends if split == "validation" else origin, tables[split], season, horizon)
-        for split in ("validation", "test")
+    yardsticks: dict[Split, Yardstick] = {
+        "validation": _yardstick(collection, ends, tables["validation"], season or 1, horizon),
+        "test": _yardstick(collection, origin, tables["test"], season or 1, horizon),
     }
-    notices = [f"{int((counts == 0).sum()):,} of {collection.n_series:,} series are too short to train on"] if (counts == 0).any() else []
+    notices = [*_too_short(collection, counts), *_unknown_season(collection, season), *_without_scale(yardsticks)]
     groups = np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64)
     made = _series_task(buffer, tables, yardsticks, task, protocol, groups=groups)
-    return TaskData(made, task, None, season, tuple(notices), naive=_naive_rows(yardsticks, season))
+    naive = _naive_rows(yardsticks, season or 1)
+    return TaskData(made, task, None, season or 1, tuple(notices), labels={"lengths": collection.lengths}, naive=naive)
 
 
-def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, DatasetEntry | None]:
-    """A collection of single series: a known one, a ``.tsf`` file, or the columns of a known or own table.
+def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int | None]:
+    """A collection of single series, and the steps of its main cycle where anything tells them.
+
+    The series are those of a known collection or of a ``.tsf`` file, or the columns of a known or own table. The cycle is that of
+    the settings, else the catalogue's, else the frequency's.
 
     Raises:
         DataError: It cannot be read.
     """
     entry = CATALOG.get(name)
-    if (entry.kind == "collection") if entry else Path(name).name.removesuffix(".gz").endswith(".tsf"):
-        return load_collection(name, missing=data.missing)
-    options = {"timestamps": data.timestamps} if data.timestamps else {}
-    frame, entry = load(name, missing=data.missing, **options)
+    if (entry.kind != "frame") if entry else Path(name).name.removesuffix(".gz").endswith(".tsf"):
+        collection, entry = load_collection(name, missing=data.missing)
+        return collection, data.season or (entry.season if entry else ARCHIVE_SEASONS.get((collection.frequency or "").lower()))
+    frame, entry = read_series(data.model_copy(update={"source": name}))
     columns = tuple(np.ascontiguousarray(column) for column in frame.values.T)
-    return SeriesCollection(frame.names, columns, frame.frequency, None, None, None, {}, frame.source), entry
+    collection = SeriesCollection(frame.names, columns, frame.frequency, None, None, None, {}, frame.source)
+    return collection, data.season or (entry.season if entry else _season_of(frame))
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,15 +177,16 @@ class Yardstick:
         return score_forecasts(forecast, self.target)
 
     def plain(self, sums: Sums) -> dict[str, float]:
-        """sMAPE and MASE."""
-        return series_metrics(sums) | {"mase": mean_scaled_error(sums, self.scale)}
+        """sMAPE and, where some window has a scale, MASE."""
+        mase = {"mase": mean_scaled_error(sums, self.scale)} if (self.scale > 0).any() else {}
+        return series_metrics(sums) | mase
 
     def metrics(self, sums: Sums) -> dict[str, float]:
-        """sMAPE, MASE, and OWA: the mean of both over Naive2's (protocol §3)."""
+        """sMAPE, MASE, and OWA: the mean of both over Naive2's (protocol §3). What is not defined is left out."""
         found, yard = self.plain(sums), self.naive2_metrics
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = [np.float64(found[name]) / np.float64(yard[name]) for name in ("smape", "mase")]
-        return found | {"owa": float(np.mean(ratios))}
+        if not all(yard.get(name) for name in ("smape", "mase")):
+            return found
+        return found | {"owa": (found["smape"] / yard["smape"] + found["mase"] / yard["mase"]) / 2}
 
 
 def score_forecasts(forecast: np.ndarray, target: np.ndarray) -> Sums:
@@ -177,17 +203,44 @@ def seasonal_last(insample: np.ndarray, season: int, horizon: int) -> np.ndarray
     return insample[len(insample) - cycle + np.arange(horizon) % cycle]
 
 
-def _naive_rows(yardsticks: Mapping[str, Yardstick], season: int) -> dict[str, Callable[[Split], dict[str, float] | None]]:
+def _naive_rows(yardsticks: Mapping[Split, Yardstick], season: int) -> dict[str, Callable[[Split], dict[str, float] | None]]:
     def row(naive: Naive, split: Split) -> dict[str, float] | None:
         return yardsticks[split].metrics(yardsticks[split].naive_sums(naive)) if split in yardsticks else None
 
     return {f"seasonal naive ({season} steps)": partial(row, seasonal_last), "Naive2": partial(row, naive2)}
 
 
+def _too_short(collection: SeriesCollection, counts: np.ndarray) -> list[str]:
+    short = int((counts == 0).sum())
+    return [f"{short:,} of {collection.n_series:,} series are too short to train on"] if short else []
+
+
+def _unknown_season(collection: SeriesCollection, season: int | None) -> list[str]:
+    if season:
+        return []
+    return [f"{collection.source}: the main cycle is not known, so MASE and Naive2 take one step; --set data.season=… says it"]
+
+
+def _without_scale(yardsticks: Mapping[Split, Yardstick]) -> list[str]:
+    missing = {split: (len(yard.scale), int((~(yard.scale > 0)).sum())) for split, yard in yardsticks.items()}
+    return [
+        f"MASE leaves out {missed:,} of {total:,} {split} windows: what is before them is constant or no longer than the cycle"
+        for split, (total, missed) in missing.items()
+        if missed
+    ]
+
+
+def _season_of(frame: Frame) -> int | None:
+    try:
+        return season_of(frame)
+    except DataError:
+        return None
+
+
 def _series_task(
     buffer: np.ndarray,
     tables: dict[Split, WindowTable],
-    yardsticks: Mapping[str, Yardstick],
+    yardsticks: Mapping[Split, Yardstick],
     task: TaskConfig,
     protocol: Protocol,
     *,
@@ -224,7 +277,11 @@ def _lay(source: SeriesCollection, target: SeriesCollection) -> tuple[np.ndarray
         row = int(np.argwhere(~np.isfinite(buffer))[0][0])
         place = int(np.searchsorted(first, row, side="right")) - 1
         collection, index = (source, place) if place < source.n_series else (target, place - source.n_series)
-        raise DataError(f"series `{collection.names[index]}` has values beyond float32's range", where=collection.source)
+        raise DataError(
+            f"series `{collection.names[index]}` has values beyond float32's range",
+            where=collection.source,
+            fix="Look for wrong units in it, or scale it",
+        )
     return buffer, first[: source.n_series], first[-target.n_series :]
 
 
@@ -234,7 +291,7 @@ def _forecastable(collection: SeriesCollection, horizon: int) -> np.ndarray:
     if (origin < 1).any():
         index = int(np.flatnonzero(origin < 1)[0])
         raise DataError(
-            f"series `{collection.names[index]}` has {collection.lengths[index]} steps, too few to forecast its last {horizon}",
+            f"series `{collection.names[index]}` has {collection.lengths[index]} step(s), too few to forecast its last {horizon}",
             where=collection.source,
             fix="Shorten task.horizon, or leave such series out",
         )
@@ -273,7 +330,3 @@ def _yardstick(collection: SeriesCollection, origin: np.ndarray, table: WindowTa
     pairs = [(collection.values[index], int(origin[index])) for index in table.window_id]
     target = np.stack([series[cut : cut + horizon] for series, cut in pairs])
     return Yardstick([series[:cut] for series, cut in pairs], target, season)
-
-
-def _season(data: DataConfig, entry: DatasetEntry | None) -> int:
-    return data.season or (entry.season if entry else 1)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ofa_jax.config import TrainConfig
@@ -34,8 +38,47 @@ def make_optimizer(settings: TrainConfig, schedule: optax.Schedule) -> optax.Gra
 
 
 def radam(schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Rectified Adam (Liu et al., arXiv 1908.03265) with PyTorch's defaults."""
-    return optax.radam(schedule, b1=0.9, b2=0.999, eps=1e-8)
+    """Rectified Adam (Liu et al., arXiv 1908.03265) with PyTorch's defaults: decay rates 0.9 and 0.999, epsilon 1e-8.
+
+    As in PyTorch, epsilon is added to the root before its bias is corrected. ``optax.radam`` adds it after, and works the
+    rectification out in float32, where it cancels: 0.6 % off at its first step, the sixth.
+    """
+    return optax.chain(_scale_by_radam(), optax.scale_by_learning_rate(schedule))
+
+
+def _scale_by_radam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    mean_correction, root_factor = _radam_tables(b1, b2)
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        mean, square = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))  # no buffer twice: the state is donated
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mean, square)
+
+    def update(gradients: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
+        square = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, gradients)
+        place = jnp.minimum(state.count, len(root_factor) - 1)
+        correction, factor = jnp.asarray(mean_correction)[place], jnp.asarray(root_factor)[place]
+
+        def direction(m: jax.Array, v: jax.Array) -> jax.Array:
+            return m * correction * jnp.where(factor > 0, factor / (jnp.sqrt(v) + eps), 1)
+
+        return jax.tree.map(direction, mean, square), optax.ScaleByAdamState(state.count + 1, mean, square)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _radam_tables(b1: float, b2: float) -> tuple[np.ndarray, np.ndarray]:
+    """By step: ``1 / (1 - b1^t)``, and rectification times ``sqrt(1 - b2^t)``, 0 where the step is not rectified; float32.
+
+    They end where both are 1 to float32's last digit.
+    """
+    step = np.arange(1, 20_001, dtype=np.float64)
+    decayed, longest = b2**step, 2 / (1 - b2) - 1
+    length = longest - 2 * step * decayed / (1 - decayed)
+    known = np.where(length > 5, length, 5)
+    rectified = np.sqrt((known - 4) * (known - 2) * longest / ((longest - 4) * (longest - 2) * known))
+    factor = np.where(length > 5, rectified * np.sqrt(1 - decayed), 0)
+    return (1 / (1 - b1**step)).astype(np.float32), factor.astype(np.float32)
 
 
 def adam(schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from ofa_jax.adapters.partition import Site, actions, adapter_sites, combine, partition
-from ofa_jax.config import RECIPES
+from ofa_jax.config import RECIPES, build_experiment
 from ofa_jax.errors import ConfigError
 from ofa_jax.model.gpt2 import GPT2Config
 from ofa_jax.model.network import ForecastNetwork, base_shapes
-from ofa_jax.model.trees import flatten
+from ofa_jax.model.trees import fingerprint, flatten
+from ofa_jax.train.assemble import build_model, footprint
+from ofa_jax.train.progress import SilentReporter
+from ofa_jax.train.run import load_bundle, train_run
 
 TREE = {
     "gpt2": {
@@ -89,6 +97,15 @@ def test_the_parts_of_a_partition():
     assert split.frozen["out_layer"]["kernel"] is TREE["out_layer"]["kernel"]
 
 
+def test_a_layer_can_be_trained_and_adapted_at_once():
+    split = partition(TREE, [("train_and_adapt", "gpt2/wpe/embedding"), ("train_and_adapt", "out_layer/kernel"), ("freeze", ".*")])
+    assert list(flatten(split.trained)) == ["gpt2/wpe/embedding", "out_layer/kernel"]
+    assert split.sites == {"gpt2/wpe": Site("embedding", (7, 4)), "out_layer": Site("dense", (4, 3))}
+    assert flatten(split.frozen).keys() == set(PATHS) - {"gpt2/wpe/embedding", "out_layer/kernel"}
+    with pytest.raises(ConfigError, match=r"rules: 'gpt2/h/0/ln_1/scale' of shape \(4,\) cannot carry an adapter"):
+        partition(TREE, [("train_and_adapt", "gpt2/h/0/ln_1/scale"), ("freeze", ".*")])
+
+
 names = st.text("abc", min_size=1, max_size=2)
 trees = st.dictionaries(
     names,
@@ -151,3 +168,77 @@ def test_rules_of_every_recipe_cover_its_network(recipe):
             "head_only": head,
         }[recipe]
     )
+
+
+YEARLY = {
+    "data": {"source": "m4_yearly"},
+    "task": {"name": "short_term", "input_length": 12, "horizon": 6, "loss": "smape"},
+    "network": {"read_width": 32},
+}
+
+
+def test_the_authors_short_term_set_at_gpt2_s_size():
+    """Protocol §5 row 4: 0.84 M trained, 28,672 of them in the adapter on top of the trained ``wpe``."""
+    counts = footprint(build_experiment(YEARLY))
+    norms, wpe, token_conv, time_layer, head = 19_968, 1024 * 768, 3 * 768, 12 * 18 + 18, 32 + 1
+    assert (counts.adapters, counts.trained_base) == (28_672, norms + wpe + token_conv + time_layer + head)
+    assert counts.trainable == 837_643
+    uniform = footprint(build_experiment(YEARLY | {"recipe": "uniform"}))
+    assert (uniform.trainable, uniform.adapters) == (28_672 + 16 * (32 + 1), 28_672 + 16 * (32 + 1))
+
+
+@pytest.fixture(scope="module")
+def short_term(tiny, tmp_path_factory):
+    """A run whose ``wpe`` is trained and adapted: the settings and the folder."""
+    folder = tmp_path_factory.mktemp("short_term")
+    experiment = tiny.of_task("short_term", folder, "train.epochs=1", "train.batch_size=4")  # two steps: b has no gradient in the first
+    train_run(experiment, folder / "run", SilentReporter())
+    return experiment, folder / "run"
+
+
+def test_a_layer_that_is_trained_and_adapted_moves_in_both(short_term):
+    experiment, run = short_term
+    start, trained = build_model(experiment), load_bundle(run).model
+    assert list(trained.sites) == ["gpt2/wpe"]
+    before, after = flatten(start.trainable), flatten(trained.trainable)
+    assert before.keys() == after.keys()
+    assert {"adapters/gpt2/wpe/a", "adapters/gpt2/wpe/b", "base/gpt2/wpe/embedding"} <= after.keys()
+    assert not {path for path in before if not np.any(after[path] != before[path])}
+    for path in ("base/gpt2/wpe/embedding", "adapters/gpt2/wpe/a"):
+        assert list(np.any(after[path] != before[path], axis=1)) == [True] * 9 + [False] * 15  # L + H positions are read
+
+
+def test_what_a_run_trains_is_what_was_counted_and_saved(short_term):
+    experiment, run = short_term
+    counts, model = footprint(experiment), load_bundle(run).model
+    sizes = {name: sum(leaf.size for leaf in flatten(tree).values()) for name, tree in model.trainable.items()}
+    assert sizes == {"adapters": counts.adapters, "base": counts.trained_base}
+    assert counts.adapters == 2 * (24 + 8)
+    assert counts.frozen == sum(leaf.size for leaf in flatten(model.frozen).values())
+    assert counts.inference_bytes == sum(leaf.nbytes for leaf in flatten(model.merged()).values())
+    tensors = sum(file.stat().st_size for file in (run / "bundle").glob("*.safetensors"))
+    assert counts.bundle_bytes < tensors < counts.bundle_bytes + 4000  # the rest is the files' headers
+
+
+def test_merging_adds_the_adapter_to_the_trained_weight(short_term):
+    model = load_bundle(short_term[1]).model
+    merged, factors = model.merged(), model.trainable["adapters"]["gpt2/wpe"]
+    table = model.trainable["base"]["gpt2"]["wpe"]["embedding"]
+    wanted = table + model.numbers.scale * factors["a"].astype(np.float64) @ factors["b"]
+    np.testing.assert_allclose(merged["gpt2"]["wpe"]["embedding"], wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())  # float32
+    x = np.random.default_rng(0).normal(size=(2, 6, 1)).cumsum(axis=1).astype(np.float32)
+    adapted = np.asarray(jax.jit(model.predict)(model.frozen, model.trainable, x))
+    found = jax.jit(model.network.apply)({"params": merged}, x)
+    np.testing.assert_allclose(found, adapted, rtol=0, atol=1e-5 * np.abs(adapted).max())  # float32 sums in another order
+
+
+def test_such_a_bundle_comes_back_bit_for_bit(short_term, tmp_path):
+    run = short_term[1]
+    first, meta = load_bundle(run), json.loads((run / "bundle" / "ofa.json").read_text())
+    assert sorted(meta["files"]) == ["adapter_config.json", "adapter_model.safetensors", "trained.safetensors"]
+    shutil.copytree(run / "bundle", tmp_path / "elsewhere")
+    again = load_bundle(tmp_path / "elsewhere")
+    for name in ("frozen", "trainable"):
+        assert fingerprint(flatten(getattr(again.model, name)).items()) == fingerprint(flatten(getattr(first.model, name)).items())
+    content = load_file(run / "bundle" / "trained.safetensors")
+    np.testing.assert_array_equal(content["gpt2/wpe/embedding"], first.model.trainable["base"]["gpt2"]["wpe"]["embedding"])

@@ -210,3 +210,106 @@ def test_the_order_is_the_one_that_runs_were_trained_in():
 def test_nothing_to_batch_is_refused(windows, batch_size):
     with pytest.raises(DataError, match="make no batch"):
         IndexStream(windows, batch_size, seed=0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(windows=st.integers(1, 40), batch_size=st.integers(1, 12), seed=st.integers(0, 2**32 - 1))
+def test_a_last_batch_that_is_not_full_is_left_out_on_request(windows, batch_size, seed):
+    if windows < batch_size:
+        with pytest.raises(DataError, match=rf"{windows} windows in batches of {batch_size} make no batch.*train\.batch_size"):
+            IndexStream(windows, batch_size, seed=seed, drop_last=True)
+        return
+    stream, whole = (IndexStream(windows, batch_size, seed=seed, drop_last=drop) for drop in (True, False))
+    steps = windows // batch_size
+    assert (stream.steps_per_epoch, stream.windows, whole.windows) == (steps, steps * batch_size, windows)
+    for epoch in range(3):
+        index = stream.batches(epoch * steps, (epoch + 1) * steps)
+        np.testing.assert_array_equal(index, whole.batches(epoch * whole.steps_per_epoch, epoch * whole.steps_per_epoch + steps))
+        assert (index != PADDING).all()
+        assert len(set(index.ravel().tolist())) == steps * batch_size
+
+
+def test_other_windows_are_left_out_in_other_epochs():
+    stream = IndexStream(10, 4, seed=0, drop_last=True)
+    left_out = [frozenset(range(10)) - set(stream.batches(2 * epoch, 2 * epoch + 2).ravel().tolist()) for epoch in range(20)]
+    assert {len(missing) for missing in left_out} == {2}
+    assert frozenset.union(*left_out) == frozenset(range(10))
+
+
+@st.composite
+def grouped(draw: st.DrawFn) -> tuple[np.ndarray, int]:
+    sizes = draw(st.lists(st.integers(1, 5), min_size=1, max_size=15))
+    return np.concatenate([[0], np.cumsum(sizes)]), draw(st.integers(1, 20))
+
+
+def members(stream: IndexStream, borders: np.ndarray, epoch: int) -> np.ndarray:
+    """The row that each group shows in an epoch, ``[groups]``."""
+    index = stream.batches(epoch * stream.steps_per_epoch, (epoch + 1) * stream.steps_per_epoch).ravel()
+    rows = np.sort(index[index != PADDING])
+    np.testing.assert_array_equal(np.searchsorted(borders, rows, side="right") - 1, np.arange(len(borders) - 1))
+    return rows
+
+
+@settings(max_examples=15, deadline=None)
+@given(case=grouped(), other=st.integers(1, 20), seed=st.one_of(st.none(), st.integers(0, 2**32 - 1)))
+def test_every_epoch_shows_one_row_of_each_group_whatever_the_batch_size(case, other, seed):
+    borders, batch_size = case
+    streams = [IndexStream(borders[-1], size, seed=seed, groups=borders) for size in (batch_size, other)]
+    assert streams[0].windows == len(borders) - 1
+    assert streams[0].steps_per_epoch == -(-(len(borders) - 1) // batch_size)
+    for epoch in (0, 1, 5):
+        np.testing.assert_array_equal(*(members(stream, borders, epoch) for stream in streams))
+
+
+def test_a_groups_row_depends_on_seed_epoch_and_group_alone():
+    def drawn(borders: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        return members(IndexStream(borders[-1], 4, seed=seed, groups=borders), borders, epoch)
+
+    borders = np.arange(0, 70, 7)
+    here = drawn(borders, 3, 2)
+    np.testing.assert_array_equal(drawn(borders[:5], 3, 2), here[:4])  # other groups after it change nothing
+    everything = [tuple(drawn(borders, seed, epoch)) for seed in (3, 4) for epoch in range(4)]
+    assert len(set(everything)) == len(everything)
+
+
+def test_all_rows_of_a_group_come_up_equally_often():
+    borders = np.array([0, 1, 4, 9])
+    stream = IndexStream(9, 3, seed=None, groups=borders)  # groups in their own order: to shuffle three is slow
+    counts = np.bincount(stream.batches(0, 3000).ravel(), minlength=9)
+    assert counts[0] == 3000
+    # a fair draw: 3000/3 and 3000/5 with a standard deviation of 26 and 22; 4 of them
+    assert np.abs(counts[1:4] - 1000).max() < 104
+    assert np.abs(counts[4:] - 600).max() < 88
+    assert counts.sum() == 9000
+
+
+def test_any_stretch_of_a_grouped_stream_is_the_same_as_reading_on():
+    borders = np.cumsum([0, 3, 1, 5, 2, 4, 6, 2])
+    whole = IndexStream(borders[-1], 3, seed=1, groups=borders).batches(0, 20)
+    fresh = IndexStream(borders[-1], 3, seed=1, groups=borders)
+    for start, stop in [(13, 17), (0, 3), (2, 4), (19, 20), (5, 5), (7, 13)]:
+        np.testing.assert_array_equal(fresh.batches(start, stop), whole[start:stop])
+
+
+FIRST_MEMBERS = [4, 1, 1, 4, 0, 3, 4, 3, 0, 2]
+
+
+def test_the_draw_is_the_one_that_runs_were_trained_with():
+    stream = IndexStream(70, 5, seed=2021, groups=np.arange(0, 77, 7))
+    found = (np.sort(stream.batches(2, 4).ravel()) % 7).tolist()
+    assert found == FIRST_MEMBERS, f"the second epoch draws {found}: runs begun before cannot be resumed; say so in CHANGELOG.md"
+
+
+@pytest.mark.parametrize("borders", [[0, 3, 3, 5], [0, 3, 2, 5], [1, 3, 5], [0, 3, 4], [0, 3, 6]], ids=str)
+def test_groups_that_do_not_divide_the_windows_are_refused(borders):
+    with pytest.raises(DataError, match=rf"groups: the borders of {len(borders) - 1} groups do not divide 5 windows"):
+        IndexStream(5, 2, seed=0, groups=np.array(borders))
+
+
+def test_groups_can_lose_a_batch_too():
+    borders = np.arange(0, 22, 2)
+    stream = IndexStream(20, 4, seed=0, drop_last=True, groups=borders)
+    assert (stream.steps_per_epoch, stream.windows) == (2, 8)
+    assert (stream.batches(0, 10) != PADDING).all()
+    with pytest.raises(DataError, match="10 windows in batches of 11 make no batch"):
+        IndexStream(20, 11, seed=0, drop_last=True, groups=borders)

@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 
 from ofa_jax.data.catalog import CATALOG
 from ofa_jax.deploy.predict import forecast, plot_forecast, read_input, save_figure, write_forecast
-from ofa_jax.errors import DataError
+from ofa_jax.errors import ConfigError, DataError
+from ofa_jax.train.assemble import build_model
+from ofa_jax.train.loop import Progress
 from ofa_jax.train.progress import SilentReporter
-from ofa_jax.train.run import Loaded, load_bundle, train_run
+from ofa_jax.train.run import BundleWriter, Loaded, load_bundle, read_data, resolved, train_run
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +181,77 @@ def test_rows_at_another_step_are_refused(loaded, tiny):
     days = np.datetime64("2024-01-01", "ns") + np.arange(60) * np.timedelta64(1, "D")
     with pytest.raises(DataError, match="the rows are 'D' apart, but the model was trained on steps of 'h'"):
         forecast(loaded, replace(frame, timestamps=days))
+
+
+def untrained(tiny, task: str, folder: Path, *overrides: str) -> Loaded:
+    """A bundle of a task as training would begin it, written and read back."""
+    experiment = resolved(tiny.of_task(task, folder, *overrides))
+    data = read_data(experiment)
+    experiment = experiment.model_copy(update={"task": data.settings})
+    model = build_model(experiment)
+    BundleWriter(folder / "bundle", experiment, model, data)(model.trainable, Progress())
+    return load_bundle(folder / "bundle")
+
+
+@pytest.fixture(scope="module", params=["zero_shot", "short_term"])
+def of_any_series(request, tiny, tmp_path_factory) -> Loaded:
+    return untrained(tiny, request.param, tmp_path_factory.mktemp(request.param))
+
+
+def other_series(rows: int = 30) -> pd.DataFrame:
+    draw = np.random.default_rng(3)
+    columns = {name: level + draw.normal(size=rows).cumsum() for name, level in {"x": 5, "y": -300, "z": 4000}.items()}
+    return pd.DataFrame({"when": pd.date_range("2024-02-01", periods=rows, freq="D"), **columns})
+
+
+def test_a_model_of_single_series_forecasts_any_table(of_any_series, tmp_path):
+    """Other columns, another number of them and another frequency than anything in training; in their own units."""
+    assert of_any_series.names is None
+    other_series().to_csv(tmp_path / "other.csv", index=False)
+    frame = read_input(of_any_series, tmp_path / "other.csv")
+    table = forecast(of_any_series, frame)
+    assert list(table.columns) == ["when", "x", "y", "z"]
+    assert table["when"].tolist() == list(pd.date_range("2024-03-02", periods=3, freq="D"))
+    model, length = of_any_series.model, of_any_series.experiment.task.input_length
+    last = frame.values[-length:].astype(np.float32)
+    wanted = jax.jit(model.network.apply)({"params": model.merged()}, last[None])[0]
+    np.testing.assert_allclose(table[["x", "y", "z"]].to_numpy(), wanted, rtol=1e-5)  # float32 sums in another order
+    level = frame.values[-length:].mean(axis=0)
+    assert (abs(table[["x", "y", "z"]].mean() - level) < 20).all()
+
+    alone = forecast(of_any_series, replace(frame, values=frame.values[:, 1:2], names=("y",), timestamps=None))
+    assert alone["step"].tolist() == [1, 2, 3]
+    np.testing.assert_allclose(alone["y"], table["y"], rtol=1e-5)
+
+
+def test_bad_tables_for_a_model_of_single_series_are_one_error(of_any_series):
+    length = of_any_series.experiment.task.input_length
+    with pytest.raises(DataError, match=rf"{length - 1} rows, but the model reads the last {length}\. Give at least"):
+        forecast(of_any_series, read_input(of_any_series, other_series(length - 1)))
+    gap = other_series()
+    gap.loc[7, "y"] = np.nan
+    with pytest.raises(DataError, match="`y`"):
+        read_input(of_any_series, gap)
+    with pytest.raises(DataError, match="note"):
+        read_input(of_any_series, other_series().assign(note="text"))
+
+
+def test_a_bundle_without_a_trunk_forecasts_like_any_other(tiny, tmp_path):
+    loaded = untrained(tiny, "forecast", tmp_path, "trunk.source=attention", "recipe=full")
+    assert "gpt2" not in loaded.model.trainable["base"]
+    table = forecast(loaded, tiny.frame(40))
+    assert table.shape == (3, 3)
+    assert np.isfinite(table[["a", "b"]].to_numpy()).all()
+
+
+@pytest.mark.parametrize("task", ["anomaly", "classification", "imputation"])
+def test_a_model_that_forecasts_nothing_says_so(tiny, tmp_path, task):
+    loaded = untrained(tiny, task, tmp_path)
+    said = rf"predict: this model was trained for {task}, it forecasts nothing\. Use `ofa-jax evaluate`"
+    with pytest.raises(ConfigError, match=said):
+        read_input(loaded, other_series())
+    with pytest.raises(ConfigError, match=said):
+        forecast(loaded, tiny.frame(60))
 
 
 def test_a_second_forecast_compiles_nothing(loaded, tiny, caplog):

@@ -1,19 +1,17 @@
 """The authors' PyTorch classes, in numbers: outputs, gradients and three Adam steps, from Hugging Face and peft files as they are.
 
-The forecast case is the package's own network. The anomaly and classification networks are written here around the package's
-trunk and adapters, as protocol §2 describes them, with the package's module names.
+Each case runs through the package's own network.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,10 +20,9 @@ import pytest
 
 from ofa_jax.adapters.bundle import peft_tensors, read_peft
 from ofa_jax.adapters.rslora import merge, with_adapters
-from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
-from ofa_jax.model.network import ForecastNetwork, base_shapes
-from ofa_jax.model.patching import denormalise, instance_stats, normalise, patchify
+from ofa_jax.model.network import ForecastNetwork, Network, base_shapes
 from ofa_jax.model.trees import flatten
+from ofa_jax.model.variants import ClassifyNetwork, ReconstructNetwork
 from ofa_jax.model.weights import load_trunk
 from ofa_jax.train.optim import adam
 
@@ -35,53 +32,6 @@ CASES = ["forecast_small", "anomaly_small", "classify_small"]
 # float32 on both sides, sums in another order: of the tensor's largest value. Measured: at most 4e-6 and 1e-5.
 OUTPUT_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
-
-
-class AnomalyNetwork(nn.Module):
-    """Every step is a token: channels, normalised per segment of ``segment`` steps and zero-padded to the trunk's width."""
-
-    trunk: GPT2Config
-    width: int
-    segment: int = 25
-
-    @nn.compact
-    def __call__(self, x_btc, *, dropout_keys=None):
-        b, t, c = x_btc.shape
-        x_gsc = x_btc.reshape(-1, self.segment, c)
-        stats = instance_stats(x_gsc)
-        tokens_btc = normalise(x_gsc, stats).reshape(b, t, c)
-        embeds_btd = jnp.pad(tokens_btc, ((0, 0), (0, 0), (0, self.trunk.n_embd - c)))
-        hidden_btd = GPT2Trunk(self.trunk, name="gpt2")(embeds_btd, dropout_keys)
-        out_btc = nn.Dense(c, name="out_layer")(hidden_btd[..., : self.width])
-        return denormalise(out_btc.reshape(-1, self.segment, c), stats).reshape(b, t, c)
-
-
-class ClassifyNetwork(nn.Module):
-    """Multivariate patches ``b n (p c)``, circular token convolution and sinusoid, GELU (erf), LayerNorm, Dense to classes."""
-
-    trunk: GPT2Config
-    patch: int
-    stride: int
-    classes: int
-
-    @nn.compact
-    def __call__(self, x_btc, *, dropout_keys=None):
-        b, t, c = x_btc.shape
-        patches = patchify(x_btc.transpose(0, 2, 1).reshape(b * c, t), self.patch, self.stride)
-        n = patches.shape[1]
-        tokens_bnq = patches.reshape(b, c, n, self.patch).transpose(0, 2, 3, 1).reshape(b, n, self.patch * c)
-        convolution = nn.Conv(self.trunk.n_embd, (3,), padding="CIRCULAR", use_bias=False, name="token_conv")
-        embeds_bnd = convolution(tokens_bnq) + sinusoid(n, self.trunk.n_embd)
-        hidden_bnd = GPT2Trunk(self.trunk, name="gpt2")(embeds_bnd, dropout_keys)
-        flat = jax.nn.gelu(hidden_bnd, approximate=False).reshape(b, -1)
-        normed = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="ln_proj")(flat)
-        return nn.Dense(self.classes, name="out_layer")(normed)
-
-
-def sinusoid(tokens: int, width: int) -> np.ndarray:
-    """Sine in even, cosine in odd columns, wavelengths from 2π to 10000 · 2π; computed in float32 like the reference."""
-    angles = np.arange(tokens, dtype=np.float32)[:, None] * np.exp(np.arange(0, width, 2, dtype=np.float32) * -(np.log(1e4) / width))
-    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(tokens, width).astype(np.float32)
 
 
 def squared_error(out, y):
@@ -97,7 +47,7 @@ class Case:
     folder: Path
     numbers: dict[str, Any]
     golden: dict[str, np.ndarray]
-    network: nn.Module
+    network: Network
     base: dict[str, Any]
     loss: Callable[..., jax.Array]
 
@@ -121,8 +71,11 @@ def load_case(name: str) -> Case:
         network = ForecastNetwork(trunk.config, numbers["L"], numbers["H"], patch=numbers["p"], stride=numbers["s"])
         return Case(folder, numbers, golden, network, base | {"in_layer": torch_linear(golden, "in_layer")}, squared_error)
     if numbers["kind"] == "anomaly":
-        return Case(folder, numbers, golden, AnomalyNetwork(trunk.config, numbers["dff"]), base, squared_error)
-    network = ClassifyNetwork(trunk.config, numbers["p"], numbers["s"], numbers["K"])
+        network = ReconstructNetwork(trunk.config, numbers["L"], channels=numbers["C"], read_width=numbers["dff"])
+        return Case(folder, numbers, golden, network, base, squared_error)
+    network = ClassifyNetwork(
+        trunk.config, numbers["L"], channels=numbers["C"], classes=numbers["K"], patch=numbers["p"], stride=numbers["s"]
+    )
     base["token_conv"] = {"kernel": golden["base/enc_embedding.value_embedding.tokenConv.weight"].transpose(2, 1, 0)}
     base["ln_proj"] = {"scale": golden["base/ln_proj.weight"], "bias": golden["base/ln_proj.bias"]}
     return Case(folder, numbers, golden, network, base, cross_entropy)
@@ -144,10 +97,7 @@ def case(request):
 
 
 def test_the_base_is_complete(case):
-    shapes = jax.eval_shape(case.network.init, jax.random.key(0), case.golden["x"])["params"]
-    assert {p: leaf.shape for p, leaf in flatten(shapes).items()} == {p: leaf.shape for p, leaf in flatten(case.base).items()}
-    if isinstance(case.network, ForecastNetwork):
-        assert base_shapes(case.network) == {p: leaf.shape for p, leaf in flatten(case.base).items()}
+    assert base_shapes(case.network) == {path: leaf.shape for path, leaf in flatten(case.base).items()}
 
 
 def test_adapters_are_those_of_the_method(case):
@@ -210,3 +160,42 @@ def test_adapters_that_peft_stepped_and_their_merged_weights_give_its_output(cas
     merged = merge(case.base, adapters, numbers.scale)
     out = jax.jit(case.network.apply)({"params": merged}, case.golden["x"])
     assert_close(out, case.golden["out_step3"], OUTPUT_TOLERANCE, "merged")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("anomaly_small", {"segment": 50}),
+        ("anomaly_small", {"segment": 10}),
+        ("anomaly_small", {"positions": False}),
+        ("anomaly_small", {"kind": "none"}),
+        ("classify_small", {"positions": False}),
+        ("classify_small", {"kind": "none"}),
+    ],
+)
+def test_the_numbers_tell_networks_apart(name, change):
+    """Another network over the same parameters misses by far more than the tolerance, so agreement above means something."""
+    case = load_case(name)
+    out = jax.jit(lambda: replace(case.network, **change).apply({"params": case.base}, case.golden["x"]))()
+    wanted = case.golden["out_init"]
+    assert np.abs(out - wanted).max() > 1000 * OUTPUT_TOLERANCE * np.abs(wanted).max()
+
+
+def test_the_head_reads_the_first_hidden_dimensions():
+    """``d_ff`` is smaller than the width in the anomaly case, and the weights of ``out_layer`` fit no other number."""
+    case = load_case("anomaly_small")
+    assert (case.numbers["dff"], case.network.trunk.n_embd, case.network.segment) == (32, 48, 25)
+    assert base_shapes(replace(case.network, read_width=None))["out_layer/kernel"] == (48, 5)
+
+    kernel = np.zeros((48, 5), np.float32)
+    kernel[:32] = case.base["out_layer"]["kernel"]
+    padded = case.base | {"out_layer": {"kernel": kernel, "bias": case.base["out_layer"]["bias"]}}
+    out = jax.jit(replace(case.network, read_width=None).apply)({"params": padded}, case.golden["x"])
+    assert_close(out, case.golden["out_init"], OUTPUT_TOLERANCE, "reading the rest with zeros")
+
+
+def test_one_window_alone_or_in_a_batch_is_the_same():
+    """Segments of different windows are normalised apart."""
+    case = load_case("anomaly_small")
+    alone = jax.jit(case.network.apply)({"params": case.base}, case.golden["x"][1:])
+    assert_close(alone, case.golden["out_init"][1:], OUTPUT_TOLERANCE, "second window")

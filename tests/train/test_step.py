@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from ofa_jax.config import TrainConfig
-from ofa_jax.data.windows import IndexStream, WindowTable, gather
+from ofa_jax.data.windows import Batch, IndexStream, WindowTable, gather
 from ofa_jax.model.trees import flatten
 from ofa_jax.tasks.forecasting import prepare_frame
 from ofa_jax.train.assemble import build_model
@@ -19,7 +19,7 @@ from ofa_jax.train.events import EventLog
 from ofa_jax.train.loop import StopRequest, Trainer, fit
 from ofa_jax.train.optim import adam, learning_rate
 from ofa_jax.train.progress import SilentReporter
-from ofa_jax.train.step import TrainState, chunk_rows, dropout_key, init_state, make_chunk, sample_keys
+from ofa_jax.train.step import TrainState, chunk_rows, dropout_key, init_state, make_chunk, make_eval_step, sample_keys
 
 
 class Setting:
@@ -186,36 +186,81 @@ def test_keys_belong_to_step_and_row():
     assert str(jax.random.key_impl(key)) == "threefry2x32"
 
 
-TORCH_COSINE = [1e-2, 7.5000025e-3, 2.5000075e-3, 1e-8, 2.5000075e-3]
-"""``CosineAnnealingLR(T_max=3, eta_min=1e-8)`` from 1e-2, epochs 0 to 4: lowest + (highest - lowest) (1 + cos(pi epoch / 3)) / 2."""
+def random_targets(batch: Batch, keys_b: jax.Array) -> Batch:
+    """What a task may make of its windows: here, targets between 0 and 1 by each window's key."""
+    return batch._replace(y=jax.vmap(lambda key: jax.random.uniform(key, batch.y.shape[1:]))(keys_b))
 
 
-def test_the_cosine_is_that_of_torch():
-    schedule = learning_rate(TrainConfig(learning_rate=1e-2, cosine_epochs=3), 7)
-    for epoch, rate in enumerate(TORCH_COSINE):
-        for step in (7 * epoch, 7 * epoch + 6):
-            # float32 cancels near the lowest rate: an error of one part in 1e7 of the highest
-            assert float(schedule(step)) == pytest.approx(rate, rel=1e-6, abs=1e-9)
-            assert float(schedule(jnp.int32(step))) == float(schedule(step))
+def target_sums(setting: Setting, length: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of each row's random targets after so many steps, ``[32]``, and the losses: a row's gradient is its target."""
+
+    def predict(frozen, trainable, x, x_mask, *, dropout_keys=None):
+        return jnp.broadcast_to(trainable["v"][:, None, None], (32, setting.task.spec.horizon, 1))
+
+    def loss(pred, batch):
+        return jnp.sum(pred * batch.y), jnp.float32(1)
+
+    chunk = make_chunk(predict, loss, optax.sgd(-1.0), setting.task.spec, random_targets)
+    state, stream, losses = init_state({"v": np.zeros(32, np.float32)}, optax.sgd(-1.0)), IndexStream(202, 32, seed=2021), []
+    for first in range(0, steps, length):
+        index = np.full((chunk_rows(length), 32), -1, np.int32)
+        index[:length] = stream.batches(first, first + length)
+        state, values = chunk({}, state, setting.buffer, setting.table, jnp.asarray(index), length, setting.key)
+        losses.append(np.asarray(values)[:length])
+    return np.asarray(state.trainable["v"]), np.concatenate(losses)
 
 
-def test_a_constant_rate_stays():
-    schedule = learning_rate(TrainConfig(learning_rate=0.5, schedule="constant"), 7)
-    assert [float(schedule(step)) for step in (0, 1000)] == [0.5, 0.5]
+def test_inputs_are_changed_anew_in_every_step_and_row(setting):
+    first, second = target_sums(setting, 1, 1)[0], target_sums(setting, 1, 2)[0]
+    rows = np.concatenate([first, second - first])
+    assert len(np.unique(rows.round(4))) == 64
+    assert abs(rows.mean() - 4) < 5 * np.sqrt(8 / 12 / 64)  # eight uniform numbers each; five standard errors
+    # dropout draws from the rows' keys themselves, so those of the inputs must be others
+    horizon = (setting.task.spec.horizon, 1)
+    with_dropout_s = jax.vmap(lambda key: jax.random.uniform(key, horizon).sum())(sample_keys(setting.key, jnp.int32(0), 32))
+    assert np.abs(with_dropout_s - first).min() > 1e-4
 
 
-@pytest.mark.parametrize("gradients", [(0.5, -0.25), (1e-8, 1e-8)])
-def test_adam_is_that_of_torch(gradients):
-    """Two steps by Kingma and Ba's formulas with PyTorch's defaults, epsilon added to the corrected root."""
-    optimizer = adam(lambda count: 0.1)
-    first, second = 0.0, 0.0
-    params = {"w": jnp.float32(1)}
-    state = optimizer.init(params)
-    for step, gradient in enumerate(gradients, start=1):
-        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
-        wanted = -0.1 * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
-        updates, state = optimizer.update({"w": jnp.float32(gradient)}, state, params)
-        assert float(updates["w"]) == pytest.approx(wanted, rel=1e-4)  # 1 - 0.999**step loses four digits in float32
+def test_changed_inputs_do_not_depend_on_the_length_of_chunks(setting):
+    (one, losses), (other, other_losses) = (target_sums(setting, length, 4) for length in (1, 4))
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(losses, other_losses)
+    assert losses[0] == 0  # the loss is of the parameters before the step
+    assert (losses[1:] > 0).all()
+
+
+def test_evaluation_changes_each_window_in_one_way(setting):
+    """By the window's id: in whatever batch and place it stands."""
+
+    def sums(pred, batch):
+        return {"target": batch.y[:, :, 0], "id": batch.window_id}
+
+    step = make_eval_step(lambda frozen, trainable, x, x_mask: x, sums, setting.task.spec, random_targets)
+
+    def of(*rows):
+        found = step({}, {}, setting.buffer, setting.table, jnp.asarray(rows, jnp.int32))
+        return dict(zip(np.asarray(found["id"]).tolist(), map(tuple, np.asarray(found["target"]).tolist()), strict=True))
+
+    whole = of(*range(8))
+    assert len(set(whole.values())) == 8
+    for rows in ((5, 1, 3, 7, -1, 0, 2, 6), (7, 100), (4,)):
+        assert all(target == whole[window] for window, target in of(*rows).items() if window in whole)
+    plain = make_eval_step(lambda frozen, trainable, x, x_mask: x, sums, setting.task.spec)
+    batch = gather(setting.buffer, setting.table, jnp.arange(3), setting.task.spec)
+    np.testing.assert_array_equal(plain({}, {}, setting.buffer, setting.table, jnp.arange(3))["target"], batch.y[:, :, 0])
+
+
+def test_rectified_adam_behind_a_limit_trains_through_the_chunk(tiny):
+    """Its state is donated, so none of its buffers may stand there twice."""
+    used = Setting(tiny, "train.optimizer=radam", "train.clip_norm=0.5")
+    trainer = used.trainer()
+    trainer.run_chunk(3)
+    after = flatten(trainer.state.trainable)
+    assert all(np.isfinite(leaf).all() for leaf in after.values())
+    assert all(np.any(np.asarray(after[path]) != leaf) for path, leaf in flatten(used.model.trainable).items())
+    # three steps that are not rectified: each moves by the mean of gradients whose norm is at most 0.5, at rate 0.01
+    moved = sum(np.square(np.asarray(after[path]) - leaf).sum() for path, leaf in flatten(used.model.trainable).items())
+    assert 0 < np.sqrt(moved) <= 3 * 0.5 * 0.01 * (1 + 1e-5)
 
 
 def test_patience_counts_epochs_without_a_better_validation_and_the_best_is_kept(setting):

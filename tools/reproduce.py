@@ -1,0 +1,341 @@
+"""Run one of the published tables (docs/protocol.md, §4), and write what came out beside the published figures.
+
+Every seed of every setting is a *cell*, kept as one JSON file; what is there already is not run again, so the same command goes on where
+it was stopped. The page is made from the cells alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import itertools
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import typer
+from filelock import FileLock
+from reproduced import Cell, Entry, render, replace_section
+
+from ofa_jax.baselines.compare import compare
+from ofa_jax.config import Experiment, build_experiment, dump_experiment, load_experiment
+from ofa_jax.data.catalog import CATALOG, data_root, find
+from ofa_jax.errors import DataError, Interrupted, OfaError, WeightsError
+from ofa_jax.files import read_json, write_atomic, write_json
+from ofa_jax.train.loop import Reporter
+from ofa_jax.train.progress import ConsoleReporter
+from ofa_jax.train.run import CONFIG_FILE, open_run, read_config, train_run, versions
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Table = Literal["long", "few_shot", "zero_shot", "short_term", "anomaly", "classification", "imputation", "ranks"]
+Vary = dict[str, tuple[Any, ...]]
+"""Settings that take several values, from the outermost to the innermost."""
+
+HORIZONS: Vary = {"task.horizon": (96, 192, 336, 720)}
+RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+PLAN: dict[str, tuple[str, Vary]] = {
+    "long": ("long", HORIZONS),
+    "few_shot": ("few_shot", {"data.percent": (10, 5), **HORIZONS}),
+    "zero_shot": ("zero_shot", {}),
+    "short_term": ("short_term", {}),
+    "anomaly": ("anomaly", {}),
+    "classification": ("classification", {}),
+    "imputation": ("imputation", {"task.mask_rate": (0.125, 0.25, 0.375, 0.5)}),
+    "ranks": ("long", {"adapters.rank": RANKS, **HORIZONS}),
+}
+"""The folder of settings files of each published table, and what varies (protocol §2)."""
+
+QUICK: dict[str, tuple[tuple[str, ...], Vary]] = {
+    "long": (("etth1",), {"task.horizon": (96,)}),
+    "few_shot": (("etth1_few",), {"data.percent": (10,), "task.horizon": (96,)}),
+    "zero_shot": (("m4_yearly_m3_yearly", "m3_yearly_m4_yearly"), {"data.percent": (100, 10)}),
+    "short_term": (("m4_weekly",), {}),
+    "anomaly": (("smap",), {}),
+    "classification": (("japanesevowels",), {}),
+    "imputation": (("etth1_imputation",), {"task.mask_rate": (0.25,)}),
+    "ranks": (("etth1",), {"adapters.rank": (2, 16, 128), "task.horizon": (96,)}),
+}
+"""The files in configs/quick of each table, and what varies."""
+
+
+_load = cache(load_experiment)
+
+
+def _known_as(source: str) -> str:
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asked for besides the table; None: as the settings files say."""
+
+    quick: bool = False
+    seeds: int = 3
+    ranks: tuple[int, ...] = ()
+    trunk: str | None = None
+    protocol: Literal["strict", "published"] | None = None
+    controls: bool = True
+
+    def command(self, table: str) -> str:
+        """The command that makes the same page."""
+        trunk = self.trunk and _known_as(self.trunk)
+        given = {"ranks": ",".join(map(str, self.ranks)), "trunk": trunk, "protocol": self.protocol}
+        words = [*(f"--{name} {value}" for name, value in given.items() if value), *["--quick"] * self.quick]
+        return " ".join(["python tools/reproduce.py", table, f"--seeds {self.seeds}", *words, *["--no-controls"] * (not self.controls)])
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting of one data set; its seeds are cells."""
+
+    table: str
+    config: Path
+    vary: tuple[tuple[str, Any], ...]
+    asked: Asked
+    controls: bool
+
+    @property
+    def name(self) -> str:
+        parts = [*["quick"] * self.asked.quick, self.table, *["published"] * (self.asked.protocol == "published"), self.config.stem]
+        return "-".join([*parts, *(f"{path.rpartition('.')[2]}{value}" for path, value in self.vary)])
+
+    def experiment(self, seed: int) -> Experiment:
+        """The settings of a seed."""
+        seeds = {"train.seed": 2021 + seed, "adapters.seed": seed, "network.seed": seed, "trunk.random.seed": seed}
+        asked = {"trunk.source": self.asked.trunk and json.dumps(self.asked.trunk), "protocol": self.asked.protocol}
+        changed = {**dict(self.vary), **seeds, **{path: value for path, value in asked.items() if value}}
+        return _load(self.config, tuple(f"{path}={value}" for path, value in changed.items()))
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """The same as plain values, in which files and folders go by their names wherever they lie."""
+        plain = dump_experiment(self.experiment(seed))
+        for section, name in (("trunk", "source"), ("data", "source"), ("data", "target")):
+            if plain[section][name] is not None:
+                plain[section][name] = _known_as(plain[section][name])
+        return json.loads(json.dumps(plain))  # as a cell has it: lists for tuples
+
+
+def cases(table: str, asked: Asked) -> list[Case]:
+    """Everything a table consists of."""
+    if asked.quick:
+        names, vary = QUICK[table]
+        files = [ROOT / "configs" / "quick" / f"{name}.yaml" for name in names]
+    else:
+        folder, vary = PLAN[table]
+        files = sorted((ROOT / "configs" / folder).glob("*.yaml"))
+    if table == "ranks" and asked.ranks:
+        vary = {**vary, "adapters.rank": asked.ranks}
+    known = vary.get("adapters.rank", ())
+    beside = 16 if 16 in known else known[0] if known else None  # the controls stand beside one rank only
+    found = []
+    for file, values in itertools.product(files, itertools.product(*vary.values())):
+        chosen = dict(zip(vary, values, strict=True))
+        if table == "few_shot" and file.stem.startswith("etth") and (chosen.get("data.percent"), chosen.get("task.horizon")) == (5, 720):
+            continue  # no training window is left (protocol §2)
+        found.append(Case(table, file, tuple(chosen.items()), asked, asked.controls and chosen.get("adapters.rank") == beside))
+    return found
+
+
+@dataclass
+class Bench:
+    """Where cells and runs lie, and what was learnt on the way."""
+
+    cells: Path
+    out: Path
+    reporter: Reporter
+    without: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def machine(self) -> dict[str, Any]:
+        return {"device": jax.devices()[0].device_kind, "platform": jax.default_backend(), "cpu": _cpu(), "cores": os.cpu_count()}
+
+    def path(self, case: Case, seed: int) -> Path:
+        return self.cells / f"{case.name}-seed{seed}.json"
+
+    def read(self, case: Case, seed: int, say: Callable[[str], None] = lambda text: None) -> Cell | None:
+        """The cell as it was kept, if it was made with these settings."""
+        path = self.path(case, seed)
+        if not path.exists():
+            return None
+        try:
+            cell = read_json(path, kind="cell")
+            settings = cell.get("config")
+            made = build_experiment(settings if isinstance(settings, dict) else {}, where=str(path))
+        except OfaError as error:
+            say(f"{error} This cell is run anew.")
+            return None
+        if made == build_experiment(case.settings(seed)):  # not dict by dict: a setting that came later has its default
+            return cell
+        say(f"{path.name} was made with other settings, so it does not count and is run anew")
+        return None
+
+    def is_done(self, case: Case, seed: int) -> bool:
+        cell = self.read(case, seed, self.reporter.notice)
+        return cell is not None and "methods" in cell and (cell.get("controls") or not case.controls)
+
+    def run(self, case: Case, seed: int) -> bool:
+        """Run a cell and keep it; False where it could not be run, which is kept as well."""
+        experiment = case.experiment(seed)
+        kept: Cell = {
+            "table": case.table, "quick": case.asked.quick, "data": case.config.stem, "vary": dict(case.vary), "seed": seed,
+            "protocol": experiment.protocol, "config": case.settings(seed),
+        }  # fmt: skip
+        source = experiment.trunk.source
+        try:
+            if source in self.without:
+                raise WeightsError(self.without[source])
+            kept |= self.measure(case, seed)
+        except OfaError as error:
+            self.reporter.notice(f"not run: {error}")
+            reason = error.what
+            if isinstance(error, WeightsError):
+                self.without[source] = error.what
+                reason = f"the trunk {kept['config']['trunk']['source']} could not be had"
+            kept["failed"] = reason
+        finally:
+            jax.clear_caches()  # the programs of one cell are of no use to the next
+        write_json(self.path(case, seed), kept)
+        return "failed" not in kept
+
+    def measure(self, case: Case, seed: int) -> Cell:
+        """Train or go on, and score beside the controls."""
+        digest = hashlib.sha256(json.dumps(case.settings(seed), sort_keys=True).encode()).hexdigest()[:12]
+        folder = self.out / f"{case.config.stem}-{digest}"
+        began, resumed = time.monotonic(), (folder / CONFIG_FILE).exists()
+        train_run(case.experiment(seed), folder, self.reporter)
+        trained = time.monotonic()
+        loaded, data = open_run(folder)
+        controls = folder / "controls" if case.controls else None
+        comparison = compare(loaded, data, split="test", controls=controls, reporter=self.reporter)
+        provenance = read_config(folder)[1]
+        return {
+            "task": comparison.task,
+            "windows": comparison.windows,
+            "methods": comparison.to_dict()["methods"],
+            "controls": case.controls,
+            "best_epoch": loaded.meta["best_epoch"],
+            "compute_dtype": str(loaded.model.network.compute_dtype),
+            **{name: provenance[name] for name in ("data_sha256", "trunk_sha256")},
+            "versions": {"python": platform.python_version(), **versions()},
+            "machine": self.machine,
+            "seconds": {"train": round(trained - began, 1), "score": round(time.monotonic() - trained, 1), "resumed": resumed},
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def missing_data(experiment: Experiment) -> str | None:
+    """Which files of the data set are not here, in words; None where all are."""
+    for name in (experiment.data.source, experiment.data.target):
+        if name not in CATALOG:
+            continue
+        entry = CATALOG[name]
+        try:
+            root = data_root()
+        except DataError as error:
+            return error.what
+        needed = [file.path for file in entry.files if file.needed and (not experiment.data.parts or file.role in experiment.data.parts)]
+        absent = [file.path for file in entry.files if file.path in needed and find(file, root) is None]
+        if absent:
+            parts = [path.name for path in sorted((root / absent[0]).parent.glob(f"{Path(absent[0]).stem}[-.]*"))]
+            shown = ", ".join(f"`{path}`" for path in absent[:2]) + (", …" if len(absent) > 2 else "")
+            count = f"{len(absent)} of {len(needed)} files are" if len(needed) > 1 else "the file is"
+            return f"{count} not here ({shown})" + (f"; `{parts[0]}` is only a part" if parts else "")
+    return None
+
+
+def run_missing(bench: Bench, wanted: list[tuple[Case, int]], named: bool) -> Iterator[bool]:
+    """Run what is not there yet, and say after each cell whether it could be run; absent data are a failure only where ``named``."""
+    todo = [(case, seed) for case, seed in wanted if not bench.is_done(case, seed)]
+    for number, (case, seed) in enumerate(todo, 1):
+        absent = missing_data(case.experiment(seed))
+        if absent and not named:
+            if seed == 0:
+                bench.reporter.notice(f"{case.name}: left out, {absent}")
+            continue
+        bench.reporter.notice(f"[{number}/{len(todo)}] {case.name}, seed {seed}")
+        yield bench.run(case, seed)
+
+
+def write_page(bench: Bench, everything: list[Case], docs: Path) -> Path:
+    """The page of a table, or for quick runs its section of the one quick page."""
+    table, asked, found = everything[0].table, everything[0].asked, []
+    for case in everything:
+        data = case.settings(0)["data"]
+        cells = [bench.read(case, seed) for seed in range(asked.seeds)]
+        source = " → ".join(name for name in (data["source"], data["target"]) if name)
+        found.append(Entry(source, dict(case.vary), cells, missing_data(case.experiment(0))))
+    text = render(table, found, quick=asked.quick, command=asked.command(table))
+    suffix = "_published" if asked.protocol == "published" else ""
+    page = docs / f"{'quick' if asked.quick else table}{suffix}.md"
+    bench.out.mkdir(parents=True, exist_ok=True)
+    with FileLock(bench.out / f".{page.name}.lock"):  # two tables may be running at once
+        write_atomic(page, replace_section(page.read_text() if page.exists() else "", table, text) if asked.quick else text)
+    return page
+
+
+def main(
+    table: Annotated[Table, typer.Argument(help="Which table.")],
+    data: Annotated[str, typer.Option(help="Only these settings files, by name, with commas between.")] = "",
+    ranks: Annotated[str, typer.Option(help="For the table `ranks`: these ranks, with commas between.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every setting.")] = 3,
+    trunk: Annotated[str | None, typer.Option(help="Folder or hub id of GPT-2, or the word random; else as the file says.")] = None,
+    protocol: Annotated[
+        Literal["strict", "published"] | None, typer.Option(help="Else as the file says; published has its own page.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small random trunk on real data, minutes on two cores.")] = False,
+    controls: Annotated[bool, typer.Option(help="Train the controls as well.")] = True,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/reproduce"),
+    cells: Annotated[Path, typer.Option(help="Folder of the cells.")] = ROOT / "docs" / "results" / "cells",
+    docs: Annotated[Path, typer.Option(help="Folder of the pages.")] = ROOT / "docs" / "results",
+) -> None:
+    """Run what is missing of a published table, then write its page; stopped by Ctrl-C or SIGTERM, the same command goes on."""
+    try:
+        chosen = tuple(int(rank) for rank in ranks.split(",") if rank)
+    except ValueError:
+        raise typer.BadParameter(f"{ranks!r} is no list of whole numbers", param_hint="--ranks") from None
+    everything = cases(table, Asked(quick, seeds, chosen, trunk, protocol, controls))
+    names, known = [name for name in data.split(",") if name], sorted({case.config.stem for case in everything})
+    if wrong := [name for name in names if name not in known]:
+        raise typer.BadParameter(f"{wrong[0]!r} is none of {', '.join(known)}", param_hint="--data")
+    wanted = [(case, seed) for seed in range(seeds) for case in everything if not names or case.config.stem in names]
+    failed = 0
+    with ConsoleReporter() as reporter:
+        bench = Bench(cells, out, reporter)
+        try:
+            for went in run_missing(bench, wanted, bool(names)):
+                failed += not went
+                write_page(bench, everything, docs)
+        except Interrupted as stop:
+            reporter.notice("stopped; the same command goes on from there")
+            raise typer.Exit(128 + stop.signal_number) from None
+        page = write_page(bench, everything, docs)
+    print(f"{page}" + (f"; {failed} cell(s) could not be run" if failed else ""))
+    raise typer.Exit(1 if failed else 0)
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.command()(main)
+
+if __name__ == "__main__":
+    try:
+        app()
+    except OfaError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        raise SystemExit(2) from None
