@@ -102,17 +102,23 @@ def evaluate(
     split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Which windows.")] = "test",
     controls: Annotated[bool, typer.Option("--controls", help="Also train the controls, once, and keep them in the run.")] = False,
     control: Annotated[
-        list[str] | None, typer.Option("--control", metavar="NAME", help="Train this control only; may be given many times.")
+        list[str] | None,
+        typer.Option(
+            "--control",
+            metavar="NAME",
+            help="Train this control only; may be given many times. The task's page in docs/tasks names those that it has.",
+        ),
     ] = None,
     trunk: Trunk = None,
     data_file: Annotated[str | None, typer.Option("--data", help="Where the data file is now, if not where it was in training.")] = None,
+    target_file: Annotated[str | None, typer.Option("--target", help="The same of a zero-shot run's target.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score a run on every window of a split, beside controls."""
     from ofa_jax.baselines.compare import compare
     from ofa_jax.train.run import is_finished, open_run
 
-    loaded, data = open_run(run, trunk=trunk, source=data_file)
+    loaded, data = open_run(run, trunk=trunk, source=data_file, target=target_file)
     with _reporter() as reporter:
         if not is_finished(run):
             reporter.notice(f"the run is not finished; this is its best epoch so far, {loaded.meta['best_epoch']}")

@@ -188,7 +188,7 @@ class Experiment(_Section):
         if name in _STEPWISE and (network.patch, network.stride) != (1, 1):
             raise ValueError(f"the task {name!r} reads step by step, so network.patch and network.stride are 1")
         if name == "anomaly" and self.task.input_length % network.segment:
-            raise ValueError(f"task.input_length {self.task.input_length} is no multiple of network.segment {network.segment}")
+            raise ValueError(f"task.input_length {self.task.input_length} is no multiple of network.segment {network.segment}; choose one")
         if name == "zero_shot" and self.data.target is None:
             raise ValueError("data.target is missing")
         for path, tasks in _READ_BY.items():
@@ -202,14 +202,18 @@ class Experiment(_Section):
 
 
 _SERIES = ("forecast", "imputation")
+_FORECASTING = ("forecast", "zero_shot", "short_term")
 _READ_BY: dict[str, tuple[str, ...]] = {
     "data.target": ("zero_shot",),
     "data.parts": ("anomaly",),
     "data.columns": _SERIES,
+    "data.missing": (*_FORECASTING, "classification", "imputation"),
+    "data.timestamps": (*_FORECASTING, "imputation"),
+    "data.timestamp_column": (*_FORECASTING, "imputation"),
     "data.split": _SERIES,
     "data.ratios": _SERIES,
     "data.percent": ("forecast", "zero_shot", "imputation"),
-    "data.season": ("forecast", "zero_shot", "short_term"),
+    "data.season": _FORECASTING,
     "task.channels": ("anomaly", "classification", "imputation"),
     "task.classes": ("classification",),
     "task.calendar": ("imputation",),
@@ -254,7 +258,7 @@ TASK_NUMBERS: dict[str, dict[str, Any]] = {
     "short_term": {"task": {"loss": "smape"}, "network": _BY_STEP},
     "anomaly": {"task": {"input_length": 100, "horizon": 0}, "network": _BY_STEP},
     "classification": {"task": {"horizon": 0, "loss": "cross_entropy"}},
-    "imputation": {"task": {"input_length": 96, "horizon": 0}, "network": _BY_STEP},
+    "imputation": {"task": {"input_length": 96, "horizon": 0}, "trunk": {"n_layer": 3}, "network": _BY_STEP},
 }
 """What a task needs besides, laid over the recipe's numbers and below the file's: most tasks read step by step, without patches."""
 

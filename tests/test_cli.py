@@ -228,7 +228,7 @@ def test_predict_refuses_an_unknown_kind_of_picture(trained, tiny, tmp_path, cal
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["train", "none.yaml", "--out", "x"], ("none.yaml", "no such file", "long/etth1")),
+        (["train", "none.yaml", "--out", "x"], ("none.yaml", "no such file", "long/{etth1")),
         (["train", "tiny.yaml", "--out", "x", "--set", "train.epoch=3"], ("no setting 'train.epoch'", "train.epochs")),
         (["train", "tiny.yaml", "--out", "x", "--set", "train.epochs=none"], ("train.epochs",)),
         (["train", "tiny.yaml", "--out", "tiny.csv"], ("this is a file, not a run folder",)),

@@ -738,3 +738,38 @@ def test_mistakes_are_laid_where_they_were_made(tmp_path):
     path.write_text("data: {source: a.csv}\ntrain: {epochs: abc}\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml: train\.epochs: "):
         load_experiment(path, ["train.chunk=2"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("task.classes=3", "task.classes is 3, but the task 'forecast' does not read it"),
+        ("task.mask_rate=0.5", "task.mask_rate is 0.5, but the task 'forecast' does not read it"),
+        ("data.parts=[machine-1-2]", "data.parts is ('machine-1-2',), but the task 'forecast' does not read it"),
+        ("data.target=m3_yearly", "data.target is 'm3_yearly', but the task 'forecast' does not read it"),
+        ("network.read_width=8", "network.read_width is 8, but the task 'forecast' does not read it"),
+    ],
+)
+def test_a_setting_that_the_task_does_not_read_is_refused(override, said):
+    assert said in refused({"data": {"source": "etth1"}}, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.percent=10", "data.percent is 10, but the task 'anomaly' does not read it"),
+        ("data.missing=linear", "data.missing is 'linear', but the task 'anomaly' does not read it"),
+        ("task.horizon=6", "task.horizon is 6, but the task 'anomaly' forecasts nothing"),
+        ("task.loss=smape", "the loss 'smape' is not one of mse"),
+        ("network.patch=4", "reads step by step, so network.patch and network.stride are 1"),
+        ("task.input_length=90", "task.input_length 90 is no multiple of network.segment 25"),
+    ],
+)
+def test_settings_that_contradict_the_task_are_refused(override, said):
+    assert said in refused({"data": {"source": "smap"}, "task": {"name": "anomaly"}}, override)
+
+
+def test_every_setting_in_the_table_of_readers_exists():
+    from ofa_jax.config import _READ_BY
+
+    assert _READ_BY.keys() <= {setting.path for setting in settings()}

@@ -68,7 +68,8 @@ def actions(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, Action]:
         raise ConfigError(
             f"{', '.join(idle)} decides no parameter",
             where="rules",
-            fix=f"Parameters are {', '.join(sorted(decided)[:4])}, …; an earlier rule may take what this one names",
+            fix=f"Parameters are {', '.join(sorted(decided)[:4])}, …; an earlier rule may take what this one names"
+            + ("" if any(path.startswith("gpt2/") for path in decided) else "; there is no trunk here: use recipe head_only or full"),
         )
     return decided
 

@@ -37,6 +37,9 @@ SERIES_TRAINING = TrainConfig(learning_rate=1e-2, epochs=10, schedule="decay", d
 Chosen on validation of M3 Yearly and M4 Weekly.
 """
 
+RECONSTRUCTION_TRAINING = TrainConfig(learning_rate=1e-2, epochs=20, schedule="cosine", cosine_epochs=20)
+"""How DLinear is trained to reconstruct, with the run's batch size up to 256: its weights have to grow from 1/L to about 1."""
+
 
 @dataclass(frozen=True)
 class Control:
@@ -90,9 +93,12 @@ def trained_controls(experiment: Experiment, data: TaskData, *, only: tuple[str,
 def _linear_controls(experiment: Experiment, data: TaskData) -> list[Control]:
     task, settings, own = data.task, data.settings, experiment.train
     length, horizon = task.spec.input_length, task.spec.horizon
+
+    def trained_as(training: TrainConfig) -> TrainConfig:
+        return training.model_copy(update={"seed": own.seed, "batch_size": min(own.batch_size, training.batch_size)})
+
     if task.name in ("forecast", "zero_shot", "short_term"):
-        training = LINEAR_TRAINING if task.name == "forecast" else SERIES_TRAINING
-        training = training.model_copy(update={"seed": own.seed, "batch_size": min(own.batch_size, training.batch_size)})
+        training = trained_as(LINEAR_TRAINING if task.name == "forecast" else SERIES_TRAINING)
         return [
             Control("nlinear", "NLinear", lambda: (nlinear, {}, init_nlinear(length, horizon)), training),
             Control("dlinear", "DLinear", lambda: (dlinear, {}, init_dlinear(length, horizon)), training),
@@ -101,9 +107,8 @@ def _linear_controls(experiment: Experiment, data: TaskData) -> list[Control]:
     if task.name == "classification":
         start = partial(init_linear_classifier, length, channels, settings.classes or 2)
         return [Control("linear", "softmax regression", lambda: (linear_classifier, {}, start()), own)]
-    if task.name == "imputation":
-        return [Control("dlinear", "DLinear", lambda: (_values_only(filled_dlinear, channels), {}, init_dlinear(length, length)), own)]
-    return [Control("dlinear", "DLinear", lambda: (dlinear, {}, init_dlinear(length, length)), own)]
+    predict = _values_only(filled_dlinear, channels) if task.name == "imputation" else dlinear
+    return [Control("dlinear", "DLinear", lambda: (predict, {}, init_dlinear(length, length)), trained_as(RECONSTRUCTION_TRAINING))]
 
 
 def _values_only(predict: Predict, channels: int) -> Predict:

@@ -79,7 +79,7 @@ def forecast(loaded: Loaded, frame: Frame) -> pd.DataFrame:
         )
     when = None if frame.timestamps is None else frame.future_timestamps(horizon)
     last = frame.values[-length:]
-    x_btc = jnp.asarray(last.astype(np.float32) if loaded.scaler is None else loaded.scaler.transform(last))[None]
+    x_btc = jnp.asarray(_as_float32(last, frame) if loaded.scaler is None else loaded.scaler.transform(last))[None]
     model = loaded.model
     pred_hc = np.asarray(jax.jit(model.predict)(model.frozen, model.trainable, x_btc))[0]
     table = pd.DataFrame(pred_hc if loaded.scaler is None else loaded.scaler.invert(pred_hc), columns=list(frame.names))
@@ -89,6 +89,15 @@ def forecast(loaded: Loaded, frame: Frame) -> pd.DataFrame:
         dates = pd.DatetimeIndex(when)
         table.insert(0, _free(frame.time_name, frame.names), dates.tz_localize("UTC") if frame.zoned else dates)
     return table
+
+
+def _as_float32(values: np.ndarray, frame: Frame) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        converted = values.astype(np.float32)
+    if not np.isfinite(converted).all():
+        name = frame.names[int(np.argwhere(~np.isfinite(converted))[0][-1])]
+        raise DataError(f"series `{name}` has values beyond float32's range", where=frame.source, fix="Give it in larger units")
+    return converted
 
 
 def _free(name: str, taken: tuple[str, ...]) -> str:

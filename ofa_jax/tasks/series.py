@@ -77,7 +77,7 @@ def prepare_zero_shot(data: DataConfig, task: TaskConfig, *, protocol: Protocol 
     ]
     made = _series_task(buffer, tables, yardsticks, task, protocol, drop_last=protocol == "published")
     lengths = {"source_lengths": source.lengths, "target_lengths": target.lengths}
-    naive = _naive_rows(yardsticks, target_season or 1)
+    naive = _naive_rows(yardsticks)
     return TaskData(made, task, None, target_season or 1, tuple(notices), labels=lengths, naive=naive)
 
 
@@ -124,7 +124,7 @@ def prepare_short_term(data: DataConfig, task: TaskConfig, *, protocol: Protocol
     notices = [*_too_short(collection, counts), *_unknown_season(collection, season), *_without_scale(yardsticks)]
     groups = np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64)
     made = _series_task(buffer, tables, yardsticks, task, protocol, groups=groups)
-    naive = _naive_rows(yardsticks, season or 1)
+    naive = _naive_rows(yardsticks)
     return TaskData(made, task, None, season or 1, tuple(notices), labels={"lengths": collection.lengths}, naive=naive)
 
 
@@ -203,11 +203,11 @@ def seasonal_last(insample: np.ndarray, season: int, horizon: int) -> np.ndarray
     return insample[len(insample) - cycle + np.arange(horizon) % cycle]
 
 
-def _naive_rows(yardsticks: Mapping[Split, Yardstick], season: int) -> dict[str, Callable[[Split], dict[str, float] | None]]:
+def _naive_rows(yardsticks: Mapping[Split, Yardstick]) -> dict[str, Callable[[Split], dict[str, float] | None]]:
     def row(naive: Naive, split: Split) -> dict[str, float] | None:
         return yardsticks[split].metrics(yardsticks[split].naive_sums(naive)) if split in yardsticks else None
 
-    return {f"seasonal naive ({season} steps)": partial(row, seasonal_last), "Naive2": partial(row, naive2)}
+    return {"seasonal naive": partial(row, seasonal_last), "Naive2": partial(row, naive2)}
 
 
 def _too_short(collection: SeriesCollection, counts: np.ndarray) -> list[str]:

@@ -63,7 +63,7 @@ class ConsoleReporter:
         metrics = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in record.items() if name.startswith("validation_"))
         self._console.print(
             f"epoch {record['epoch']}: train loss {record['train_loss']:.4f}  {metrics}  "
-            f"({record['windows_per_second']:.0f} windows/s){'  best' if record['best'] else ''}"
+            f"(protocol {record['protocol']}, {record['windows_per_second']:.0f} windows/s){'  best' if record['best'] else ''}"
         )
 
     def notice(self, text: str) -> None:

@@ -292,23 +292,31 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> Loaded:
     return Loaded(experiment, model, None if scaler is None else Scaler.from_dict(scaler), bundle.meta)
 
 
-def open_run(run: str | Path, *, trunk: str | None = None, source: str | None = None) -> tuple[Loaded, TaskData]:
+def open_run(run: str | Path, *, trunk: str | None = None, source: str | None = None, target: str | None = None) -> tuple[Loaded, TaskData]:
     """The best model of a run and the data it was trained on.
 
     Args:
         run: The run folder.
         trunk: Where the trunk's weights are now, if not where they were.
         source: Where the data are now, if not where they were.
+        target: The same of the data that a zero-shot run forecasts.
 
     Raises:
         CheckpointError: The folder holds no finished bundle, or the data changed since.
+        ConfigError: A ``target`` for a run that has none.
+        DataError: The data are not where they were.
     """
     experiment, made = read_config(run)
     if not (readable_folder(Path(run) / BUNDLE) / META_FILE).exists():
         raise CheckpointError("the run has no bundle yet", where=str(run), fix="Let `ofa-jax train` finish at least one epoch")
-    settings = experiment.data.model_copy(update={"source": source}) if source else experiment.data
-    if source is None and settings.source not in CATALOG and not Path(settings.source).exists():
-        raise DataError("the data file is not there any more", where=settings.source, fix="Give its place now with --data")
+    if target and experiment.data.target is None:
+        raise ConfigError(f"a run of the task {experiment.task.name!r} has no target", where="--target", fix="Leave it out")
+    moved = {name: place for name, place in (("source", source), ("target", target)) if place}
+    settings = experiment.data.model_copy(update=moved)
+    for name, option in (("source", "--data"), ("target", "--target")):
+        place = getattr(settings, name)
+        if name not in moved and place is not None and place not in CATALOG and not Path(place).exists():
+            raise DataError("the data file is not there any more", where=place, fix=f"Give its place now with {option}")
     data = read_data(experiment.model_copy(update={"data": settings}))
     if data.fingerprint != made["data_sha256"]:
         raise CheckpointError("the data are not those the run was trained on", where=str(run), fix="Restore the original data file")

@@ -41,8 +41,8 @@ TASKS = ("forecast", "zero_shot", "short_term", "anomaly", "classification", "im
 
 UNTRAINED = {
     "forecast": ["seasonal naive (24 steps)"],
-    "zero_shot": ["seasonal naive (1 steps)", "Naive2"],
-    "short_term": ["seasonal naive (1 steps)", "Naive2"],
+    "zero_shot": ["seasonal naive", "Naive2"],
+    "short_term": ["seasonal naive", "Naive2"],
     "anomaly": ["distance from the mean", "random scores"],
     "classification": ["most frequent class"],
     "imputation": ["linear interpolation", "mean of the window"],

@@ -259,3 +259,9 @@ def test_a_second_forecast_compiles_nothing(loaded, tiny, caplog):
     with jax.log_compiles(), caplog.at_level("WARNING"):
         forecast(loaded, tiny.frame(60, seed=1))
     assert not [record.message for record in caplog.records if "Finished XLA compilation of jit(predict)" in record.message]
+
+
+def test_a_value_beyond_float32_is_refused_before_it_becomes_a_gap(of_any_series):
+    frame = read_input(of_any_series, other_series().assign(y=1e39))
+    with pytest.raises(DataError, match=r"series `y` has values beyond float32's range\. Give it in larger units"):
+        forecast(of_any_series, frame)

@@ -156,3 +156,16 @@ def test_a_score_at_the_threshold_is_not_above_it():
         "average_precision": 0.25,
         **dict.fromkeys(("precision", "recall", "f1", "adjusted_precision", "adjusted_recall", "adjusted_f1"), 0.0),
     }
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")  # aeon's own, on import
+def test_range_based_area_is_reported_where_aeon_is_installed():
+    pytest.importorskip("aeon", reason="the extra `range` is not installed")
+    label = np.zeros(200, bool)
+    label[50:70] = label[120:140] = True
+    late = np.roll(label, 3)  # every anomaly found three steps late: range-based precision and recall forgive most of it
+    slope = np.linspace(0, 1e-6, 200)  # no ties
+    exact, shifted, turned = (detection_metrics(scores + slope, label, 0.5) for scores in (1.0 * label, 1.0 * late, -1.0 * label))
+    assert exact["range_pr_auc"] > shifted["range_pr_auc"] > 0.75 > 0.3 > turned["range_pr_auc"]
+    assert exact["average_precision"] - shifted["average_precision"] > exact["range_pr_auc"] - shifted["range_pr_auc"]

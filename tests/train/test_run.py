@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from ofa_jax.adapters.bundle import write_bundle
-from ofa_jax.errors import CheckpointError, DataError, TrainError
+from ofa_jax.errors import CheckpointError, ConfigError, DataError, TrainError
 from ofa_jax.tasks.forecasting import prepare
 from ofa_jax.train.assemble import build_model
 from ofa_jax.train.loop import evaluate
@@ -230,3 +230,18 @@ def test_the_live_line_of_a_terminal(tiny, tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().err
     assert "epoch 1/2" in shown
     assert "windows/s" in shown
+
+
+def test_a_target_that_moved_is_given_its_place(tiny, tmp_path):
+    experiment = tiny.of_task("zero_shot", tmp_path, "train.epochs=1")
+    train_run(experiment, tmp_path / "run", SilentReporter())
+    there = Path(experiment.data.target).rename(tmp_path / "elsewhere.tsf")
+    with pytest.raises(DataError, match=r"target\.tsf: the data file is not there any more\. Give its place now with --target"):
+        open_run(tmp_path / "run")
+    assert open_run(tmp_path / "run", target=str(there))[1].task.tables["test"].size > 0
+
+
+def test_a_target_for_a_run_without_one_is_refused(tiny, tmp_path):
+    train_run(tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=1"), tmp_path / "run", SilentReporter())
+    with pytest.raises(ConfigError, match="a run of the task 'forecast' has no target"):
+        open_run(tmp_path / "run", target="other.tsf")
