@@ -416,6 +416,9 @@ def _set(content: dict[str, Any], override: str) -> None:
         nearest = difflib.get_close_matches(path, known, n=3, cutoff=0.4) or [
             name for name in known if name.rpartition(".")[2] == path.rpartition(".")[2]
         ]
+        if any(name.startswith(f"{path}.") for name in known):
+            first = next(name for name in known if name.startswith(f"{path}."))
+            raise ConfigError(f"{path!r} is a section of settings", where="--set", fix=f"Set what is in it, one by one: {first}=…")
         raise ConfigError(
             f"there is no setting {path!r}",
             where="--set",

@@ -196,7 +196,7 @@ def test_the_last_of_two_overrides_wins():
         ("horizon=3", "there is no setting 'horizon'. Did you mean task.horizon"),
         ("task.horzon=3", "Did you mean task.horizon"),
         ("qqqqqq=3", "there is no setting 'qqqqqq'. `ofa-jax train --help` lists all settings"),
-        ("trunk.random={n_embd: 4}", "there is no setting 'trunk.random'. Did you mean trunk.random."),
+        ("trunk.random={n_embd: 4}", "'trunk.random' is a section of settings. Set what is in it, one by one: trunk.random.n_embd"),
         ("train.epochs", "'train.epochs' is not of the form PATH=VALUE. Write for example train.epochs=3"),
         ("=3", "'=3' is not of the form PATH=VALUE"),
         ("train.epochs=[1", "the value of 'train.epochs' is not readable as YAML"),

@@ -23,6 +23,13 @@ CATALOG: dict[str, DatasetEntry] = {entry.name: entry for entry in ENTRIES}
 """Every known data set by name."""
 
 _READS: dict[Kind, str] = {"frame": "load", "collection": "load_collection", "cases": "load_cases", "stream": "load_streams"}
+_CALLED: dict[Kind, str] = {
+    "frame": "table of series (forecast, imputation)",
+    "collection": "collection of single series (zero_shot, short_term)",
+    "cases": "set of labelled cases (classification)",
+    "stream": "labelled stream (anomaly)",
+}
+"""What messages call each kind, with the tasks that read it."""
 
 
 def data_root() -> Path:
@@ -159,9 +166,10 @@ def load_collection(
         return read_tsf(_own(name_or_path, "collection"), missing=missing), None
     roles = [file.role for file in entry.files]
     if "train" in roles:
+        train, test = (_checked(entry, root, role) for role in ("train", "test"))
         base = data_root() if root is None else Path(root)
         info = _checked(entry, root, "info") if "info" in roles and find(entry.file("info"), base) else None
-        collection = read_m4(_checked(entry, root, "train"), _checked(entry, root, "test"), info)
+        collection = read_m4(train, test, info)
     else:
         collection = read_tsf(_checked(entry, root), missing=missing)
     _expect(entry, {"series": (collection.n_series, entry.n_series)}, collection.source)
@@ -283,8 +291,8 @@ def _entry(name_or_path: str | Path, kind: Kind) -> DatasetEntry | None:
         return entry
     names = [name for name, other in CATALOG.items() if other.kind == kind]
     raise DataError(
-        f"`{entry.name}` is a {entry.kind}, here a {kind} is needed",
-        fix=f"Name one of {', '.join(names)}, or read it with `{_READS[entry.kind]}`",
+        f"`{entry.name}` is a {_CALLED[entry.kind]}, here a {_CALLED[kind]} is needed",
+        fix=f"Name one of {', '.join(names)}, or set task.name to a task that reads it (in Python: `{_READS[entry.kind]}`)",
     )
 
 

@@ -99,7 +99,10 @@ def _load(path: Path) -> dict[str, np.ndarray]:
             return {name: _array(archive, entry, path) for name, entry in zip(names, entries, strict=True)}
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"not readable as .npz ({reason})", where=str(path), fix="Check that the file is whole; fetch it again") from None
+        fix = "Check that the file is whole; fetch it again"
+        if path.suffix != ".npz":
+            fix = "Anomaly detection reads .npz with train, test and test_label; `ofa_jax.data.archives.write_stream` writes one"
+        raise DataError(f"not readable as .npz ({reason})", where=str(path), fix=fix) from None
 
 
 def _entries_promised(path: Path) -> int:

@@ -260,13 +260,13 @@ def test_own_files_by_path_and_misspelt_names(tmp_path):
 
 
 def test_a_known_set_of_another_kind_is_refused():
-    with pytest.raises(DataError, match=r"`m4_yearly` is a collection, here a frame is needed.*etth1.*`load_collection`"):
+    with pytest.raises(DataError, match=r"`m4_yearly` is a collection of single series.*here a table of series.*etth1.*`load_collection`"):
         load("m4_yearly")
-    with pytest.raises(DataError, match=r"`etth1` is a frame, here a cases"):
+    with pytest.raises(DataError, match=r"`etth1` is a table of series .*here a set of labelled cases"):
         load_cases("etth1")
-    with pytest.raises(DataError, match=r"`smap` is a stream, here a collection"):
+    with pytest.raises(DataError, match=r"`smap` is a labelled stream .*here a collection"):
         load_collection("smap")
-    with pytest.raises(DataError, match=r"`heartbeat` is a cases, here a stream"):
+    with pytest.raises(DataError, match=r"`heartbeat` is a set of labelled cases \(classification\), here a labelled stream"):
         load_streams("heartbeat")
 
 
