@@ -513,7 +513,10 @@ def test_a_range_that_holds_no_cut_is_refused(tmp_path):
         ("no_such_set", "`no_such_set` is neither a known data set nor a file"),
         ("gone.tsf", "gone.tsf: there is no such file"),
         ("gone.csv", "gone.csv"),
-        ("smap", "`smap` is a stream, here a collection is needed. Name one of m3_yearly"),
+        (
+            "smap",
+            "`smap` is a labelled stream (anomaly), here a collection of single series (zero_shot, short_term) is needed. Name one of m3_yearly",
+        ),
     ],
 )
 @pytest.mark.parametrize("side", ["source", "target", "short_term"])
