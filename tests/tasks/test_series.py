@@ -515,7 +515,7 @@ def test_a_range_that_holds_no_cut_is_refused(tmp_path):
         ("gone.csv", "gone.csv"),
         (
             "smap",
-            "`smap` is a labelled stream (anomaly), here a collection of single series (zero_shot, short_term) is needed. Name one of m3_yearly",
+            "`smap` is a labelled stream (anomaly), here a collection of single series (zero_shot, short_term)",
         ),
     ],
 )
