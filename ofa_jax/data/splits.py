@@ -144,6 +144,11 @@ class Scaler:
     names: tuple[str, ...]
     constant: tuple[str, ...] = ()
 
+    @property
+    def notices(self) -> list[str]:
+        """What a person should know of it: which series it leaves unscaled."""
+        return [f"constant in the training part, so scaled by 1: {', '.join(self.constant)}"] if self.constant else []
+
     def transform(self, values: np.ndarray) -> np.ndarray:
         """Standardise ``[..., C]`` in original units to float32.
 
@@ -182,6 +187,16 @@ class Scaler:
         return cls(mean, std, names, constant)
 
 
+def moments(values: np.ndarray, *, ddof: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, standard deviation and whether it is constant, of each column of ``[T, C]``, all ``[C]``; a constant one has std 1."""
+    constant = values.max(axis=0) == values.min(axis=0)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        # the value itself where constant: a rounded mean would leave a residue
+        mean = np.where(constant, values[0], values.mean(axis=0))
+        std = np.where(constant, 1.0, values.std(axis=0, ddof=ddof))
+    return mean, std, constant
+
+
 def fit_scaler(values: np.ndarray, names: Sequence[str]) -> Scaler:
     """Fit mean and standard deviation (ddof 0) on the training rows ``[T, C]``; a constant series gets std 1 and is listed.
 
@@ -191,11 +206,7 @@ def fit_scaler(values: np.ndarray, names: Sequence[str]) -> Scaler:
     values, names = np.asarray(values, dtype=np.float64), tuple(names)
     if len(values) == 0:
         raise DataError("there are no rows to fit the scaler on", fix="Give at least one training row")
-    constant = values.max(axis=0) == values.min(axis=0)
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        # the value itself where constant: a rounded mean would leave a residue
-        mean = np.where(constant, values[0], values.mean(axis=0))
-        std = np.where(constant, 1.0, values.std(axis=0))
+    mean, std, constant = moments(values)
     bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std > 0)))
     if len(bad):
         raise DataError(f"series `{names[bad[0]]}` is spread too widely or too narrowly to standardise", fix="Give it in other units")

@@ -177,8 +177,14 @@ def init_base(network: Network, trunk_params: Params, seed: int) -> Params:
         WeightsError: The trunk's parameters are not those that the network reads.
     """
     shapes = base_shapes(network)
-    around = {path: shape for path, shape in shapes.items() if not path.startswith("gpt2/")}
-    base = trees.unflatten({path: _drawn(path, shape, around, seed) for path, shape in around.items()})
+    around: dict[str, dict[str, tuple[int, ...]]] = {}
+    for path, shape in shapes.items():
+        module, _, leaf = path.rpartition("/")
+        if not path.startswith("gpt2/"):
+            around.setdefault(module, {})[leaf] = shape
+    base = trees.unflatten(
+        {f"{module}/{leaf}": array for module, leaves in around.items() for leaf, array in _layer(seed, module, leaves).items()}
+    )
     if network.kind != "gpt2":
         return base
 
@@ -196,11 +202,12 @@ def init_base(network: Network, trunk_params: Params, seed: int) -> Params:
     return base | trees.unflatten(given)
 
 
-def _drawn(path: str, shape: tuple[int, ...], shapes: dict[str, tuple[int, ...]], seed: int) -> np.ndarray:
-    module, _, leaf = path.rpartition("/")
-    kernel = shapes.get(f"{module}/kernel")
+def _layer(seed: int, module: str, leaves: dict[str, tuple[int, ...]]) -> Params:
+    """The parameters of one layer around the trunk, ``{leaf: array}`` for the leaves it has."""
+    kernel = leaves.get("kernel")
     if kernel is None:  # a layer norm
-        return np.full(shape, 1 if leaf == "scale" else 0, np.float32)
+        return {leaf: np.full(shape, 1 if leaf == "scale" else 0, np.float32) for leaf, shape in leaves.items()}
     if len(kernel) == 3:  # [3, in, d], no bias (protocol §2)
-        return frozen_init.normal(seed, path, shape, float(np.sqrt(2 / np.float64(kernel[0] * kernel[1]))))
-    return frozen_init.uniform(seed, path, shape, 1.0 / float(np.sqrt(np.float64(kernel[0]))))
+        return {"kernel": frozen_init.normal(seed, f"{module}/kernel", kernel, float(np.sqrt(2 / np.float64(kernel[0] * kernel[1]))))}
+    drawn = frozen_init.linear(seed, module, *kernel)
+    return {leaf: drawn[leaf] for leaf in leaves}

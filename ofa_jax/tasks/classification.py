@@ -9,7 +9,7 @@ import numpy as np
 from ofa_jax.config import DataConfig, Protocol, TaskConfig
 from ofa_jax.data.archives import LabelledCases
 from ofa_jax.data.catalog import load_cases
-from ofa_jax.data.splits import Scaler, Split
+from ofa_jax.data.splits import Scaler, Split, moments
 from ofa_jax.data.windows import ALL_CHANNELS, WindowSpec, WindowTable, lay_end_to_end
 from ofa_jax.errors import DataError
 from ofa_jax.tasks.base import Task, TaskData
@@ -113,19 +113,14 @@ def _notices(train: LabelledCases, test: LabelledCases, task: TaskConfig, scaler
     clipped = int((test.lengths > task.input_length).sum())
     if clipped:
         notices.append(f"{clipped} test case(s) are longer than {task.input_length} steps; what is beyond is not read (protocol §2)")
-    if scaler.constant:
-        notices.append(f"constant in the training part, so scaled by 1: {', '.join(scaler.constant)}")
-    return notices
+    return notices + scaler.notices
 
 
 def _fit_scaler(train: LabelledCases) -> Scaler:
     """Mean and standard deviation (ddof 1) per channel over all steps of the training cases (protocol §2)."""
     steps = np.concatenate(train.cases)
     names = tuple(f"channel {index}" for index in range(train.n_channels))
-    constant = steps.max(axis=0) == steps.min(axis=0)
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean = np.where(constant, steps[0], steps.mean(axis=0))
-        std = np.where(constant, 1.0, steps.std(axis=0, ddof=1)) if len(steps) > 1 else np.ones(len(names))
+    mean, std, constant = moments(steps, ddof=1)
     bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std > 0)))
     if len(bad):
         raise DataError(f"{names[bad[0]]} is spread too widely or too narrowly to standardise", where=train.source, fix="Change its units")

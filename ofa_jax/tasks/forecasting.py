@@ -73,11 +73,6 @@ def prepare_frame(
     )
     whole = borders(frame.n_rows, rule, input_length=task.input_length, ratios=data.ratios, source=frame.source)["train"]
     scaler = fit_scaler(frame.values[slice(*whole)], frame.names)
-    notices = []
-    if scaler.constant:
-        names = ", ".join(scaler.constant)
-        notices.append(f"constant in the training part, so scaled by 1: {names}")
-
     tables: dict[Split, WindowTable] = {
         split: sliding_windows(
             parts[split],
@@ -93,7 +88,7 @@ def prepare_frame(
     season = data.season or (entry.season if entry else season_of(frame))
     return ForecastData(
         task=forecast_task(scaler.transform(frame.values), tables, task, protocol), settings=task, scaler=scaler, season=season,
-        notices=tuple(notices), meta={"frequency": frame.frequency}, frame=frame, borders=parts,
+        notices=tuple(scaler.notices), meta={"frequency": frame.frequency}, frame=frame, borders=parts,
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def prepare_imputation(data: DataConfig, task: TaskConfig, *, protocol: Protocol
             where=frame.source,
             fix=f"--set task.calendar={features.shape[1]}",
         )
-    notices = [f"constant in the training part, so scaled by 1: {', '.join(scaler.constant)}"] if scaler.constant else []
+    notices = scaler.notices
     if frame.timestamps is None:
         notices.append("there are no timestamps, so the network sees no calendar")
     tables: dict[Split, WindowTable] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ofa_jax.config import DataConfig, Protocol, TaskConfig, TaskName
 from ofa_jax.tasks import anomaly, classification, forecasting, imputation, series
@@ -33,5 +32,4 @@ def prepare(data: DataConfig, task: TaskConfig, *, protocol: Protocol, batch_siz
         DataError: The data cannot be read, or do not fit the task.
         ConfigError: A setting is out of range.
     """
-    made: Any = PREPARE[task.name]
-    return made(data, task, protocol=protocol, batch_size=batch_size)
+    return PREPARE[task.name](data, task, protocol=protocol, batch_size=batch_size)
