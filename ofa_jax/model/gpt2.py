@@ -9,7 +9,6 @@ the batch it is in, nor on how the batch is split. Without keys every dropout is
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from ofa_jax.errors import ConfigError
+from ofa_jax.model.operations import causal_attention, dropout, gelu_new
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu_new": partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu_new": gelu_new,
+    "gelu_pytorch_tanh": gelu_new,
     "gelu": partial(jax.nn.gelu, approximate=False),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
@@ -82,46 +82,8 @@ PRESETS = {
 """Shapes of the published GPT-2 sizes by hub name, so that parameters can be counted without any download."""
 
 
-def dropout(x: jax.Array, rate: float, keys_m: jax.Array | None, site: str) -> jax.Array:
-    """Inverted dropout with one key per leading row.
-
-    Args:
-        x: ``[m, ...]``.
-        rate: Probability of a zero.
-        keys_m: One key per row, or None for no dropout.
-        site: Name of the place in the network; each place draws its own mask.
-    """
-    if keys_m is None or rate == 0:
-        return x
-    threshold = jnp.uint32(round(rate * 2**32))
-    place = zlib.crc32(site.encode())
-
-    def draw(key: jax.Array) -> jax.Array:
-        return jax.random.bits(jax.random.fold_in(key, place), x.shape[1:], jnp.uint32) >= threshold
-
-    return jnp.where(jax.vmap(draw)(keys_m), x / (1 - rate), 0).astype(x.dtype)
-
-
-def causal_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, scale: float, rate: float, keys_m: jax.Array | None, site: str
-) -> jax.Array:
-    """Causal attention over ``[m, n, a, e]``, softmax in float32, dropout on the attention weights.
-
-    Without dropout this is :func:`jax.nn.dot_product_attention`; that function has no dropout, so while training with
-    ``attn_pdrop > 0`` the same mathematics is written out.
-    """
-    if keys_m is None or rate == 0:
-        return jax.nn.dot_product_attention(query, key, value, is_causal=True, scale=scale)
-    scores = jnp.einsum("mqae,mkae->maqk", query, key, preferred_element_type=jnp.float32) * scale
-    length = query.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    weights = jax.nn.softmax(jnp.where(causal, scores, jnp.finfo(jnp.float32).min), axis=-1)
-    weights = dropout(weights, rate, keys_m, site).astype(value.dtype)
-    return jnp.einsum("maqk,mkae->mqae", weights, value)
-
-
 def _layer_norm(config: GPT2Config, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=config.layer_norm_epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
+    return nn.remat(nn.LayerNorm)(epsilon=config.layer_norm_epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
 class Attention(nn.Module):
@@ -139,8 +101,8 @@ class Attention(nn.Module):
         scale = head_width**-0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             scale /= self.index + 1
-        qkv = nn.Dense(3 * d, dtype=self.dtype, name="c_attn")(hidden_mnd).reshape(m, n, 3, config.n_head, head_width)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        qkv = nn.Dense(3 * d, dtype=self.dtype, name="c_attn")(hidden_mnd)
+        query, key, value = (part.reshape(m, n, config.n_head, head_width) for part in jnp.split(qkv, 3, axis=-1))
         mixed = causal_attention(query, key, value, scale=scale, rate=config.attn_pdrop, keys_m=dropout_keys, site=f"{site}/weights")
         out = nn.Dense(d, dtype=self.dtype, name="c_proj")(mixed.reshape(m, n, d))
         return dropout(out, config.resid_pdrop, dropout_keys, f"{site}/out")

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.errors import ConfigError
-from ofa_jax.model.gpt2 import GPT2Config, dropout
+from ofa_jax.model.gpt2 import GPT2Config
 from ofa_jax.model.network import TrunkKind, channel_keys, through_trunk
+from ofa_jax.model.operations import dropout
 from ofa_jax.model.patching import denormalise, instance_stats, normalise, patch_count, patchify
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.model.frozen_init import linear
-from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk, causal_attention, dropout
+from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
 from ofa_jax.model.network import ForecastNetwork, base_shapes, channel_keys, init_base
 from ofa_jax.model.trees import flatten, unflatten
 from ofa_jax.model.weights import random_trunk
@@ -182,7 +182,6 @@ def test_masked_values_are_not_read():
 
 @pytest.mark.parametrize("rate", [0.0, 0.2])
 def test_no_later_patch_reaches_an_earlier_hidden_state(rate):
-    """With dropout on the attention weights the attention is another piece of code."""
     config = replace(QUIET.trunk, n_layer=2, attn_pdrop=rate)
     trunk, params = GPT2Trunk(config), moved_trunk(config)
     embeds = jnp.asarray(np.random.default_rng(4).normal(size=(1, 6, 16)), jnp.float32)
@@ -258,27 +257,6 @@ def test_channels_of_a_sample_have_masks_of_their_own():
     np.testing.assert_array_equal(jax.random.key_data(per_channel[3:6]), jax.random.key_data(channel_keys(keys()[1:2], 3)))
 
 
-@pytest.mark.parametrize("rate", [0.01, 0.1, 0.5])
-def test_dropout_keeps_its_rate_and_its_mean(rate):
-    x = jnp.full((8, 100, 50), 2.0)
-    out = np.asarray(dropout(x, rate, keys(8), "here"))
-    dropped = (out == 0).mean(axis=(1, 2))
-    assert np.all(np.abs(dropped - rate) < 5 * np.sqrt(rate * (1 - rate) / 5000))
-    np.testing.assert_allclose(out[out != 0], 2 / (1 - rate), rtol=1e-6)
-    masks = out != 0
-    assert len({row.tobytes() for row in masks}) == 8
-
-
-def test_dropout_has_a_mask_per_site_and_none_without_keys_or_rate():
-    x = jnp.ones((2, 40, 40))
-    one, other = dropout(x, 0.5, keys(2), "h/0/attn"), dropout(x, 0.5, keys(2), "h/1/attn")
-    assert 0.4 < float((one == other).mean()) < 0.6
-    np.testing.assert_array_equal(dropout(x, 0.5, keys(2), "h/0/attn"), one)
-    assert dropout(x, 0.5, None, "here") is x
-    assert dropout(x, 0.0, keys(2), "here") is x
-    assert dropout(x.astype(jnp.bfloat16), 0.5, keys(2), "here").dtype == jnp.bfloat16
-
-
 @pytest.mark.parametrize(
     ("name", "silenced"),
     [("embd_pdrop", None), ("attn_pdrop", None), ("resid_pdrop", "mlp/c_proj"), ("resid_pdrop", "attn/c_proj")],
@@ -290,17 +268,3 @@ def test_each_dropout_of_the_trunk_acts(name, silenced):
     with_keys, without = forecast(series(), keys(), network=only, params=params), forecast(series(), network=only, params=params)
     assert np.abs(with_keys - without).max() > 0.01
     assert_close(without, forecast(series(), params=params), 0)
-
-
-def test_written_out_attention_is_jax_s():
-    rng = np.random.default_rng(6)
-    qkv = [jnp.asarray(rng.normal(size=(3, 7, 2, 5)), jnp.float32) for _ in range(3)]
-
-    @partial(jax.jit, static_argnums=0)
-    def attend(rate, keys_m):
-        return causal_attention(*qkv, scale=0.3, rate=rate, keys_m=keys_m, site="x")
-
-    plain, rate_zero = attend(0.1, None), attend(0.0, keys(3))
-    written_out = attend(1e-12, keys(3))  # a rate too small to drop anything
-    np.testing.assert_array_equal(plain, rate_zero)
-    assert_close(written_out, plain, 1e-6)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from ofa_jax.errors import WeightsError
-from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk, causal_attention, dropout
+from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
+from ofa_jax.model.operations import causal_attention, dropout
 from ofa_jax.model.trees import flatten
 from ofa_jax.model.weights import convert, load_trunk, random_trunk, read_config
 
@@ -263,12 +264,13 @@ def test_dropout_rate_and_scale():
 
 
 @pytest.mark.parametrize("scale", [0.25, 1.0])
-def test_written_out_attention_is_dot_product_attention(scale):
+def test_attention_is_dot_product_attention(scale):
     query, key, value = jax.random.normal(jax.random.key(1), (3, 2, 33, 4, 16))
     keys = jax.random.split(jax.random.key(2), 2)
-    fused = causal_attention(query, key, value, scale=scale, rate=0.0, keys_m=None, site="a")
-    written = causal_attention(query, key, value, scale=scale, rate=1e-12, keys_m=keys, site="a")
-    assert_close(written, np.asarray(fused), 1e-6)
+    theirs = jax.nn.dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    for rate, given in ((0.0, None), (1e-12, keys)):  # a rate too small to drop anything
+        ours = causal_attention(query, key, value, scale=scale, rate=rate, keys_m=given, site="a")
+        assert_close(ours, np.asarray(theirs), 1e-6)
 
 
 def test_training_without_rates_is_evaluation():

@@ -1,0 +1,210 @@
+"""Dropout's generator, dropout, GELU and attention: what they compute, their derivatives, and what they keep for the backward pass."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
+from ofa_jax.model.operations import causal_attention, dropout, gelu_new, random_bits
+from ofa_jax.model.weights import random_trunk
+
+
+def keys(rows: int, seed: int = 0) -> jax.Array:
+    return jax.random.split(jax.random.key(seed), rows)
+
+
+def words(rows: int, seed: int = 0) -> jax.Array:
+    return jax.random.bits(jax.random.key(seed), (rows, 2), jnp.uint32)
+
+
+def normal(seed: int, *shape: int, dtype: str = "float32") -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+
+def kept_bytes(function, *arguments) -> int:
+    """Bytes that the backward pass of a function keeps, beside its arguments."""
+    given = {id(leaf) for leaf in arguments}
+    leaves = jax.tree.leaves(jax.vjp(function, *arguments)[1])
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, jax.Array) and id(leaf) not in given)
+
+
+# random bits
+
+
+def test_random_bits_are_these():
+    """A resumed run goes on with the masks it began with, whatever version wrote the checkpoint: these bits never change."""
+    assert random_bits(jnp.array([[1, 2], [3, 4]], jnp.uint32), (2, 2)).tolist() == BITS
+
+
+BITS = [[[3405767568, 4056789687], [3568491650, 3867407481]], [[647968071, 4110861281], [886553860, 2061945869]]]
+
+
+def test_an_element_s_bits_depend_on_its_place_in_the_row_alone():
+    whole = random_bits(words(5), (6, 7))
+    np.testing.assert_array_equal(random_bits(words(5)[2:4], (6, 7)), whole[2:4])
+    np.testing.assert_array_equal(random_bits(words(5), (42,)).reshape(5, 6, 7), whole)
+    np.testing.assert_array_equal(random_bits(words(5), (3, 7)), whole[:, :3])
+
+
+def test_every_bit_is_fair():
+    bits = np.asarray(random_bits(words(64), (4096,)))
+    ones = np.unpackbits(bits.view(np.uint8), bitorder="little").reshape(-1, 32).mean(axis=0)
+    assert np.abs(ones - 0.5).max() < 5 * 0.5 / np.sqrt(bits.size)  # 5 standard errors of a fair coin
+
+
+def test_bits_are_uniform_in_their_upper_part():
+    """Dropout compares with a threshold, so it is the upper bits that matter."""
+    counts = np.bincount(np.asarray(random_bits(words(64), (4096,))).ravel() >> 22, minlength=1024)
+    expected = 64 * 4096 / 1024
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert abs(chi_square - 1023) < 5 * np.sqrt(2 * 1023)  # mean and spread of a chi-square of 1023 degrees
+
+
+@pytest.mark.parametrize("lag", [1, 2, 42, 64, 768, 3072])
+def test_masks_of_neighbours_are_independent(lag):
+    """Neighbours in a row, at the distances that a trunk has: next value, next head, next token."""
+    kept = (np.asarray(random_bits(words(16), (16384,))) >= 2**32 // 10).astype(np.float64) - 0.9
+    correlation = (kept[:, lag:] * kept[:, :-lag]).mean() / 0.09
+    assert abs(correlation) < 5 / np.sqrt(kept[:, lag:].size)
+
+
+@pytest.mark.parametrize("differing", ["sites", "samples", "steps", "first word", "second word"])
+def test_masks_of_different_draws_are_independent(differing):
+    """Also where the words differ in one bit: their streams must not be shifts or permutations of each other that meet in place."""
+    x = jnp.ones((64, 4096))
+    key = jax.random.key(3)
+    if differing == "sites":
+        one, other = (dropout(x, 0.5, keys(64), site) for site in ("h/0/mlp", "h/1/mlp"))
+    elif differing == "samples":
+        one, other = dropout(x, 0.5, keys(64), "a"), jnp.roll(dropout(x, 0.5, keys(64), "a"), 1, axis=0)
+    elif differing == "steps":
+        one, other = (dropout(x, 0.5, jax.random.split(jax.random.fold_in(key, step), 64), "a") for step in (7, 8))
+    else:
+        flipped = words(64) ^ jnp.array([[1, 0]] if differing == "first word" else [[0, 1]], jnp.uint32)
+        one, other = (random_bits(pair, (4096,)) >> 31 for pair in (words(64), flipped))
+    agree = float(((one > 0) == (other > 0)).mean())
+    assert abs(agree - 0.5) < 5 * 0.5 / np.sqrt(x.size)
+
+
+# dropout
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.5])
+def test_dropout_keeps_its_rate_and_its_mean(rate):
+    x = jnp.full((8, 100, 50), 2.0)
+    out = np.asarray(dropout(x, rate, keys(8), "here"))
+    dropped = (out == 0).mean(axis=(1, 2))
+    assert np.all(np.abs(dropped - rate) < 5 * np.sqrt(rate * (1 - rate) / 5000))
+    np.testing.assert_allclose(out[out != 0], 2 / (1 - rate), rtol=1e-6)
+    masks = out != 0
+    assert len({row.tobytes() for row in masks}) == 8
+
+
+def test_dropout_has_a_mask_per_site_and_none_without_keys_or_rate():
+    x = jnp.ones((2, 40, 40))
+    one, other = dropout(x, 0.5, keys(2), "h/0/attn"), dropout(x, 0.5, keys(2), "h/1/attn")
+    assert 0.4 < float((one == other).mean()) < 0.6
+    np.testing.assert_array_equal(dropout(x, 0.5, keys(2), "h/0/attn"), one)
+    assert dropout(x, 0.5, None, "here") is x
+    assert dropout(x, 0.0, keys(2), "here") is x
+    assert dropout(x.astype(jnp.bfloat16), 0.5, keys(2), "here").dtype == jnp.bfloat16
+
+
+def test_gradient_of_dropout_has_the_mask_of_its_output():
+    x = normal(0, 3, 20, 10)
+    out, backward = jax.vjp(lambda x: dropout(x, 0.3, keys(3), "here"), x)
+    (gradient,) = backward(jnp.ones_like(x))
+    np.testing.assert_allclose(gradient, np.asarray(out) / np.asarray(x), rtol=1e-6)
+    assert 0.2 < float((gradient == 0).mean()) < 0.4
+
+
+def test_dropout_keeps_no_mask():
+    x = normal(0, 4, 64, 64)
+    assert kept_bytes(lambda x: dropout(x, 0.3, keys(4), "here"), x) < 1000  # two words a row
+
+
+# GELU
+
+
+def test_gelu_and_its_gradient_are_jax_s_and_only_the_input_is_kept():
+    x = jnp.linspace(-12, 12, 4001)
+    ours, theirs = (
+        jax.value_and_grad(lambda x, f=f: (f(x) * jnp.cos(x)).sum()) for f in (gelu_new, partial(jax.nn.gelu, approximate=True))
+    )
+    np.testing.assert_allclose(ours(x)[1], theirs(x)[1], rtol=0, atol=1e-6)  # the same sums in another order
+    np.testing.assert_allclose(gelu_new(x), jax.nn.gelu(x, approximate=True), rtol=0, atol=1e-6)
+    assert kept_bytes(gelu_new, x) <= x.nbytes
+
+
+# attention
+
+
+def plain_attention(query, key, value, *, scale, mask_maqk=None):
+    """The textbook's formula over ``[m, n, a, e]``; ``mask_maqk`` multiplies the weights."""
+    scores = jnp.einsum("mqae,mkae->maqk", query, key) * scale
+    length = query.shape[1]
+    weights = jax.nn.softmax(jnp.where(np.tri(length, dtype=bool), scores, -jnp.inf), axis=-1)
+    return jnp.einsum("maqk,mkae->mqae", weights if mask_maqk is None else weights * mask_maqk, value)
+
+
+@pytest.mark.parametrize("rate", [None, 0.0, 0.3])
+@pytest.mark.parametrize("length", [1, 7])
+def test_attention_and_its_gradients(rate, length):
+    """Against autodiff of the formula; with dropout, the weights' own mask is read off through a value of ones and zeros."""
+    query, key, value, pull = normal(1, 4, 3, length, 2, 5)
+    keys_m = None if rate is None else keys(3)
+    ours = partial(causal_attention, scale=0.3, rate=rate or 0.0, keys_m=keys_m, site="x")
+    mask = None
+    if rate:
+        eye = jnp.broadcast_to(jnp.eye(length)[None, :, None], (3, length, 2, length))
+        weights = plain_attention(query, key, eye, scale=0.3)
+        mask = (ours(query, key, eye) / jnp.where(weights == 0, 1, weights)).transpose(0, 2, 1, 3)
+        assert length == 1 or sorted(set(np.round(np.ravel(mask), 3).tolist())) == pytest.approx([0, 1 / 0.7], abs=2e-3)
+    theirs = partial(plain_attention, scale=0.3, mask_maqk=mask)
+    out, backward = jax.vjp(ours, query, key, value)
+    expected, expected_backward = jax.vjp(theirs, query, key, value)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)  # values of order 1: float32 sums in another order
+    for gradient, wanted in zip(backward(pull), expected_backward(pull), strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("keys_m", [None, "keys"])
+def test_attention_without_dropout_is_jax_s(keys_m):
+    query, key, value = normal(6, 3, 3, 7, 2, 5)
+    ours = causal_attention(query, key, value, scale=0.3, rate=0.0, keys_m=keys_m and keys(3), site="x")
+    theirs = jax.nn.dot_product_attention(query, key, value, is_causal=True, scale=0.3)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_attention_in_bfloat16_has_gradients_in_bfloat16():
+    qkv = normal(2, 3, 2, 6, 2, 4, dtype="bfloat16")
+    attend = partial(causal_attention, scale=0.5, rate=0.1, keys_m=keys(2), site="x")
+    out, backward = jax.vjp(attend, *qkv)
+    assert {out.dtype, *(part.dtype for part in backward(out))} == {jnp.dtype(jnp.bfloat16)}
+    wide = attend(*qkv.astype(jnp.float32))
+    np.testing.assert_allclose(out.astype(jnp.float32), wide, rtol=0, atol=0.02 * float(jnp.abs(wide).max()))  # 8 bits of mantissa
+
+
+# the trunk as a whole
+
+
+def test_backward_pass_of_a_block_keeps_no_more_than_this():
+    """Per token of width d and MLP width f: the inputs of two layer norms (2 d), query, key, value (3 d) and GELU's input (f); per
+    window and head n² weights. Nothing of dropout but two words a row and site, and nothing beside frozen kernels."""
+    embeds = normal(0, 4, 16, 32)
+
+    def kept(n_layer):
+        config = GPT2Config(n_embd=32, n_layer=n_layer, n_head=2, n_positions=16)
+        weights = {"params": random_trunk(config, 0).params}
+        ids = {id(leaf) for leaf in jax.tree.leaves(weights)}
+        backward = jax.vjp(lambda x: GPT2Trunk(config).apply(weights, x, keys(4)), embeds)[1]
+        leaves = [leaf for leaf in jax.tree.leaves(backward) if isinstance(leaf, jax.Array) and id(leaf) not in ids]
+        return sum(leaf.nbytes for leaf in leaves if leaf.shape[:1] == (4,) or leaf.shape[:1] == (64,))
+
+    per_block = kept(2) - kept(1)
+    assert per_block <= 4 * (4 * 16 * (5 * 32 + 128) + 4 * 2 * 16 * 16) * 1.05
