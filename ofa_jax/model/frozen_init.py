@@ -17,34 +17,44 @@ fused multiply-add can change a bit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ofa_jax.errors import ConfigError
+from ofa_jax.model import trees
 
 RULE = "philox-1"
 """Name of the rule above, stored beside every seed."""
 
 
-def _unit_interval(seed: int, path: str, count: int) -> np.ndarray:
+_PIECE = 1 << 16
+"""Numbers drawn at a time: the float64 intermediate values of a whole kernel would take twenty times its own memory."""
+
+
+def _drawn(seed: int, path: str, shape: Sequence[int], of_unit_interval: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """A float32 array of a function of uniform numbers between 0 and 1 (steps 1, 2 and 4)."""
     if not 0 <= seed < 2**64:
         raise ConfigError(f"seed {seed} is not a whole number between 0 and 2**64 - 1", where="network.seed")
     place = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "little")
-    raw = np.random.Philox(key=np.array([seed, place], np.uint64)).random_raw(count)
-    return ((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    stream = np.random.Philox(key=np.array([seed, place], np.uint64))
+    drawn = trees.aligned_empty(shape)
+    flat = drawn.reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        piece = flat[start : start + _PIECE]
+        raw = stream.random_raw(piece.size)
+        piece[:] = of_unit_interval(((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)
+    return drawn
 
 
 def uniform(seed: int, path: str, shape: Sequence[int], bound: float) -> np.ndarray:
     """Float32 array ~ U(-bound, bound), by rule ``philox-1``."""
-    u = _unit_interval(seed, path, int(np.prod(shape)))
-    return ((u * 2.0 - 1.0) * bound).astype(np.float32).reshape(shape)
+    return _drawn(seed, path, shape, lambda u: (u * 2.0 - 1.0) * bound)
 
 
 def normal(seed: int, path: str, shape: Sequence[int], std: float) -> np.ndarray:
     """Float32 array ~ N(0, std²), by rule ``philox-1``."""
-    u = _unit_interval(seed, path, int(np.prod(shape)))
-    return (_normal_quantile(u) * std).astype(np.float32).reshape(shape)
+    return _drawn(seed, path, shape, lambda u: _normal_quantile(u) * std)
 
 
 def linear(seed: int, path: str, fan_in: int, fan_out: int) -> dict[str, np.ndarray]:

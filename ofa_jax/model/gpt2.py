@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from ofa_jax.errors import ConfigError
-from ofa_jax.model.operations import causal_attention, dropout, gelu_new
+from ofa_jax.model.operations import causal_attention, dropout, gelu_new, layer_norm
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": gelu_new,
@@ -82,8 +82,17 @@ PRESETS = {
 """Shapes of the published GPT-2 sizes by hub name, so that parameters can be counted without any download."""
 
 
-def _layer_norm(config: GPT2Config, name: str) -> nn.LayerNorm:
-    return nn.remat(nn.LayerNorm)(epsilon=config.layer_norm_epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
+class LayerNorm(nn.Module):
+    """Layer norm in float32."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, hidden_mnd: jax.Array) -> jax.Array:
+        width = hidden_mnd.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        return layer_norm(hidden_mnd.astype(jnp.float32), scale, bias, self.epsilon)
 
 
 class Attention(nn.Module):
@@ -131,9 +140,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, hidden_mnd: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
-        normed = _layer_norm(self.config, "ln_1")(hidden_mnd).astype(self.dtype)
+        normed = LayerNorm(self.config.layer_norm_epsilon, name="ln_1")(hidden_mnd).astype(self.dtype)
         hidden_mnd = hidden_mnd + Attention(self.config, self.index, self.dtype, name="attn")(normed, dropout_keys)
-        normed = _layer_norm(self.config, "ln_2")(hidden_mnd).astype(self.dtype)
+        normed = LayerNorm(self.config.layer_norm_epsilon, name="ln_2")(hidden_mnd).astype(self.dtype)
         return hidden_mnd + MLP(self.config, self.dtype, name="mlp")(normed, dropout_keys)
 
 
@@ -184,4 +193,4 @@ class GPT2Trunk(nn.Module):
             embeds_mnd = embeds_mnd.astype(jnp.float32) + wpe(jnp.arange(tokens))
         hidden = dropout(embeds_mnd.astype(self.compute_dtype), config.embd_pdrop, dropout_keys, "/".join((*self.path, "wpe")))
         hidden = Blocks(config, self.compute_dtype, self.remat, name="h")(hidden, dropout_keys)
-        return _layer_norm(config, "ln_f")(hidden)
+        return LayerNorm(config.layer_norm_epsilon, name="ln_f")(hidden)

@@ -32,6 +32,8 @@ class Network(Protocol):
     compute_dtype: jnp.dtype
 
     @property
+    def tokens(self) -> int: ...
+    @property
     def example_shape(self) -> tuple[int, int, int]: ...
     def init(self, *args: Any, **kwargs: Any) -> Any: ...
     def apply(self, *args: Any, **kwargs: Any) -> Any: ...
@@ -188,7 +190,7 @@ def init_base(network: Network, trunk_params: Params, seed: int) -> Params:
     if network.kind != "gpt2":
         return base
 
-    given = {f"gpt2/{path}": np.asarray(leaf) for path, leaf in trees.flatten(trunk_params).items()}
+    given = {f"gpt2/{path}": trees.aligned(np.asarray(leaf)) for path, leaf in trees.flatten(trunk_params).items()}
     if "gpt2/wpe/embedding" not in shapes:
         given.pop("gpt2/wpe/embedding", None)
     wanted = {path: shape for path, shape in shapes.items() if path.startswith("gpt2/")}

@@ -1,8 +1,8 @@
 """The trunk's element-wise work and attention, written so that little is kept for the backward pass and none of it is dear.
 
 Beside frozen weights the backward pass needs no activation of a matrix product, so what autodiff would keep are the inputs and
-intermediate values of these functions. Each keeps its input and works the rest out again (``jax.checkpoint``); attention keeps its
-weights too. docs/performance.md has the measurements.
+intermediate values of these functions. GELU and dropout keep their input and work the rest out again (``jax.checkpoint``), layer
+norm keeps the normalised values instead, and attention its weights too. docs/performance.md has the measurements.
 """
 
 from __future__ import annotations
@@ -17,6 +17,31 @@ import jax.numpy as jnp
 
 gelu_new: Callable[[jax.Array], jax.Array] = jax.checkpoint(partial(jax.nn.gelu, approximate=True))
 """GELU in its tanh form, which GPT-2 uses; its derivative is worked out from the input again."""
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    """Layer norm over the last axis, ``[..., d]``; for the backward pass it keeps the normalised values and one number a token."""
+    return _layer_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_forward(x, scale, bias, epsilon):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
+    normal = centred * factor
+    return normal * scale + bias, (normal, factor, scale)
+
+
+def _layer_norm_backward(epsilon, kept, d_out):
+    normal, factor, scale = kept
+    d_normal = d_out * scale
+    along = jnp.mean(d_normal * normal, axis=-1, keepdims=True)
+    d_x = factor * (d_normal - d_normal.mean(axis=-1, keepdims=True) - normal * along)
+    tokens = tuple(range(d_out.ndim - 1))
+    return d_x, jnp.sum(d_out * normal, axis=tokens), jnp.sum(d_out, axis=tokens)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 def dropout(x: jax.Array, rate: float, keys_m: jax.Array | None, site: str) -> jax.Array:
@@ -99,6 +124,7 @@ def _attend_forward(query, key, value, words_m2, scale, rate):
 
 def _attend_backward(scale, rate, kept, d_mixed):
     query, key, value, weights, words_m2 = kept
+    weights, d_mixed = jax.lax.optimization_barrier((weights, d_mixed))  # else what follows from the weights alone is kept as well
     thinned = _thinned(weights, words_m2, rate).astype(value.dtype)
     d_weights = _thinned(_product(d_mixed, value, 3, 3), words_m2, rate)
     d_scores = scale * weights * (d_weights - jnp.sum(d_weights * weights, axis=-1, keepdims=True))

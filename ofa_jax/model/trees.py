@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,3 +42,23 @@ def fingerprint(leaves: Iterable[tuple[str, Any]]) -> str:
         digest.update(f"{path} {array.shape} {array.dtype.str}\n".encode())
         digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
     return digest.hexdigest()
+
+
+_ALIGNMENT = 64
+
+
+def aligned_empty(shape: Sequence[int]) -> np.ndarray:
+    """A float32 array without values yet, whose data begin where jax can take them over on a CPU without a copy of its own."""
+    count = math.prod(shape)
+    room = np.empty(4 * count + _ALIGNMENT, np.uint8)
+    offset = -room.ctypes.data % _ALIGNMENT
+    return room[offset : offset + 4 * count].view(np.float32).reshape(shape)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A float32 array as :func:`aligned_empty` makes them; itself where it is one."""
+    if array.dtype == np.float32 and array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0:
+        return array
+    copy = aligned_empty(array.shape)
+    copy[...] = array
+    return copy

@@ -80,6 +80,10 @@ class ReconstructNetwork(_Variant):
         return denormalise(out_btc.reshape(x_gsc.shape), stats).reshape(b, t, c)
 
     @property
+    def tokens(self) -> int:
+        return self.input_length
+
+    @property
     def example_shape(self) -> tuple[int, int, int]:
         """The shape ``[b, t, c]`` of one window."""
         return (1, self.input_length, self.channels)
@@ -157,6 +161,10 @@ class ShortTermNetwork(_Variant):
         return denormalise(pred_bhc, stats)
 
     @property
+    def tokens(self) -> int:
+        return self.input_length + self.horizon
+
+    @property
     def example_shape(self) -> tuple[int, int, int]:
         """The shape ``[b, t, c]`` of one window."""
         return (1, self.input_length, 1)
@@ -194,6 +202,10 @@ class ImputeNetwork(_Variant):
         hidden_btd = self._through_trunk(embeds_btd, dropout_keys)
         normed = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="ln_proj")(hidden_btd)
         return denormalise(self._dense(self.channels, "out_layer")(normed).astype(jnp.float32), stats)
+
+    @property
+    def tokens(self) -> int:
+        return self.input_length
 
     @property
     def example_shape(self) -> tuple[int, int, int]:

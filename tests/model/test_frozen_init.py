@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from statistics import NormalDist
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from ofa_jax.errors import ConfigError
 from ofa_jax.model import frozen_init
 from ofa_jax.model.frozen_init import linear, normal, uniform
-from ofa_jax.model.trees import fingerprint, flatten, unflatten
+from ofa_jax.model.trees import aligned, fingerprint, flatten, unflatten
 
 DIGESTS = json.loads((Path(__file__).parents[1] / "golden" / "digests.json").read_text())
 
@@ -153,3 +154,28 @@ def test_unflatten_undoes_flatten_and_paths_are_sorted(tree):
     flat = flatten(tree)
     assert list(flat) == sorted(flat)
     assert unflatten(flat) == tree
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (257, 255), (300, 300)])  # below and above the numbers that are drawn at a time
+def test_drawn_arrays_are_taken_over_by_jax_without_a_copy(shape):
+    """On a CPU jax takes over memory that begins at a multiple of 64 bytes; a trunk would otherwise lie in memory twice."""
+    array = normal(0, "p", shape, 1.0)
+    assert array.ctypes.data % 64 == 0
+    assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data
+
+
+def test_aligned_copies_what_is_not():
+    wide = np.arange(40, dtype=np.float32)
+    for array in (wide[1:], wide.astype(np.float64), wide[::2], wide.reshape(8, 5).T):
+        moved = aligned(array)
+        assert moved.ctypes.data % 64 == 0
+        assert moved.dtype == np.float32
+        np.testing.assert_array_equal(moved, array)
+        assert not np.shares_memory(moved, array)
+    assert aligned(moved) is moved
+
+
+def test_pieces_are_one_stream(monkeypatch):
+    whole = normal(3, "p", (1000,), 1.0)
+    monkeypatch.setattr(frozen_init, "_PIECE", 7)
+    np.testing.assert_array_equal(normal(3, "p", (1000,), 1.0), whole)
