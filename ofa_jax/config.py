@@ -162,9 +162,24 @@ class TrainConfig(_Section):
     patience: Positive = Field(3, description="epochs without a better validation loss before stopping")
     seed: Seed = Field(2021, description="seed of batch order and dropout")
     chunk: Positive = Field(32, description="steps per dispatch; results do not depend on it")
-    eval_batch_size: Positive = Field(512, description="windows per evaluation step; results do not depend on it")
+    eval_batch_size: Positive | None = Field(
+        None, description="windows per evaluation step; not given: 512, on a CPU fewer; changes rounding alone"
+    )
     log_every: Positive = Field(50, description="steps between training lines in metrics.jsonl")
     checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(5, description="longest time between checkpoints, besides every epoch's end")
+    micro_batch: Positive | None = Field(
+        None, description="windows of a step that are worked on at a time; not given: all, on a CPU fewer; changes rounding alone"
+    )
+    parallel: Literal["jit", "pmap"] = Field("jit", description="several devices: one program for all, or one each; changes rounding alone")
+    fsdp: Positive = Field(1, description="parallel jit: devices that share out the large frozen parameters among them")
+
+    @model_validator(mode="after")
+    def _check_parallel(self) -> TrainConfig:
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise ValueError(f"micro_batch is {self.micro_batch}, more than the {self.batch_size} windows of batch_size")
+        if self.parallel == "pmap" and self.fsdp > 1:
+            raise ValueError(f"fsdp is {self.fsdp}, but parallel pmap keeps all frozen parameters on every device; take parallel jit")
+        return self
 
 
 class Experiment(_Section):

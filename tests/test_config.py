@@ -125,9 +125,12 @@ def test_defaults_are_these():
             "patience": 3,
             "seed": 2021,
             "chunk": 32,
-            "eval_batch_size": 512,
+            "eval_batch_size": None,
             "log_every": 50,
             "checkpoint_minutes": 5,
+            "micro_batch": None,
+            "parallel": "jit",
+            "fsdp": 1,
         },
     }
 

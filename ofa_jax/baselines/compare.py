@@ -15,6 +15,7 @@ from ofa_jax.tasks.base import Split, TaskData
 from ofa_jax.train.assemble import footprint
 from ofa_jax.train.loop import Evaluator, Predict, Reporter
 from ofa_jax.train.run import Loaded
+from ofa_jax.train.slices import settled
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,11 @@ def compare(
         only: Names of the trained controls that are wanted; all when None.
     """
     task, experiment = data.task, loaded.experiment
+    settings = settled(experiment.train, loaded.model.network)
     wanted = trained_controls(experiment, data, only=only) if controls is not None else []
 
     def score(predict: Predict, frozen: Any, trainable: Any) -> dict[str, float]:
-        evaluator = Evaluator(predict, task, experiment.train.eval_batch_size)
+        evaluator = Evaluator(predict, task, settings.eval_batch_size)
         return task.final_metrics(lambda table: evaluator(table, frozen, trainable), split)
 
     model = loaded.model

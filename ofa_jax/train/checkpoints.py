@@ -11,6 +11,9 @@ restores a flipped byte without a word, so three things are checked before a che
 
 A damaged checkpoint is passed over for the one before it and moved to ``damaged-STEP``; nothing damaged is ever deleted. A
 checkpoint that is whole but of another structure, or of a newer format, is an error and never a reason to go back one.
+
+What a run saves is the same on every device and process, so one process writes and reads it, from and into host memory, and a
+checkpoint fits any number of devices. :mod:`ofa_jax.train.processes` brings it to the others.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +39,9 @@ from ofa_jax.files import FORMAT, atomic_folder, clear_leftovers, read_json, sha
 
 PyTree = Any
 
-_RECORD = "checkpoint.json"
+RECORD = "checkpoint.json"
+"""A checkpoint's own record, written last."""
+
 _ARRAYS = "arrays"
 
 
@@ -57,15 +62,21 @@ class Checkpoints:
 
     One process at a time may hold the folder: take ``files.run_lock`` on the run first.
 
+    Args:
+        folder: Where they are.
+        keep: How many stay.
+        saved: Called after every save, when the folder is whole again; it may copy it elsewhere.
+
     Raises:
         ConfigError: ``keep`` is below 1.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+    def __init__(self, folder: Path, *, keep: int = 2, saved: Callable[[], None] | None = None) -> None:
         if keep < 1:
             raise ConfigError(f"keep = {keep} would leave no checkpoint", fix="Keep at least 1")
         self._folder = Path(folder).absolute()
         self._keep = keep
+        self._saved = saved
         self._writer: Any = None
         _clear_leftovers(self._folder)
 
@@ -78,8 +89,9 @@ class Checkpoints:
     def save(self, step: int, arrays: PyTree, meta: dict[str, Any]) -> None:
         """Write ``arrays`` and the JSON object ``meta`` as the checkpoint of ``step``, then drop all but the newest ``keep``.
 
-        Leaves are numbers: jax or NumPy arrays of any numeric or boolean dtype, or Python scalars; a typed PRNG key goes in as
-        ``jax.random.key_data``. A checkpoint of the same step is replaced. Returns when everything is on disk.
+        Leaves are numbers: NumPy arrays, or jax arrays that this process has whole, of any numeric or boolean dtype, or Python
+        scalars; a typed PRNG key goes in as ``jax.random.key_data``. A checkpoint of the same step is replaced. Returns when
+        everything is on disk.
 
         Raises:
             CheckpointError: A leaf is not numeric, none has elements, ``meta`` is not JSON, or a newer step has a checkpoint already.
@@ -92,7 +104,7 @@ class Checkpoints:
                 fix="Resume from the newest checkpoint, or choose another folder",
             )
         paths, leaves = _named_leaves(arrays)
-        leaves = [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in leaves]
+        leaves = [np.asarray(leaf) for leaf in leaves]
         if not any(leaf.size for leaf in leaves):
             raise CheckpointError("there is no array to save", where=str(self._folder), fix="Save at least one leaf that has elements")
         content: dict[str, Any] = {
@@ -104,16 +116,17 @@ class Checkpoints:
         with atomic_folder(self._folder / str(step)) as scratch:
             self._write_arrays(scratch / _ARRAYS, leaves)
             content["files"] = _file_digests(scratch)
-            write_json(scratch / _RECORD, content | {"digest": _digest(content)})
+            write_json(scratch / RECORD, content | {"digest": _digest(content)})
         for old in self.steps()[: -self._keep]:
             _discard(self._folder / str(old))
+        if self._saved is not None:
+            self._saved()
 
     def restore(self, like: PyTree) -> Restored | None:
         """The newest whole checkpoint, or None where there is none at all.
 
         ``like`` has the structure of what was saved, each leaf with its shape and dtype (an array or ``jax.ShapeDtypeStruct``).
-        A leaf of ``like`` with a sharding (a struct that names one, a committed array) comes back as a ``jax.Array`` placed
-        so; a Python scalar as a Python scalar; every other leaf as a NumPy array, bit for bit whatever jax's 64-bit mode.
+        A Python scalar comes back as a Python scalar, every other leaf as a NumPy array, bit for bit whatever jax's 64-bit mode.
         Damaged newer checkpoints are moved aside only once a whole one is found.
 
         Raises:
@@ -146,7 +159,10 @@ class Checkpoints:
         if self._writer is None:
             import orbax.checkpoint as ocp
 
-            self._writer = ocp.PyTreeCheckpointer()
+            own = jax.process_index()  # by default orbax would wait for all processes of a run
+            alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own}, barrier_sync_key_prefix="alone")
+            handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+            self._writer = ocp.Checkpointer(handler, multiprocessing_options=alone)
         return self._writer
 
     def _write_arrays(self, folder: Path, leaves: list[Any]) -> None:
@@ -156,7 +172,7 @@ class Checkpoints:
 
     def _read_arrays(self, folder: Path, saved: list[dict[str, Any]], like: PyTree) -> PyTree:
         wanted, structure = jax.tree.flatten(like)
-        stored = {str(index): _sharding(wanted[index]) for index, entry in enumerate(saved) if 0 not in entry["shape"]}
+        stored = [str(index) for index, entry in enumerate(saved) if 0 not in entry["shape"]]
         values = self._read_stored(folder, stored)
         leaves = []
         for index, (entry, leaf) in enumerate(zip(saved, wanted, strict=True)):
@@ -166,12 +182,11 @@ class Checkpoints:
             leaves.append(value.item() if isinstance(leaf, bool | int | float) else value)
         return jax.tree.unflatten(structure, leaves)
 
-    def _read_stored(self, folder: Path, shardings: dict[str, Any]) -> dict[str, Any]:
+    def _read_stored(self, folder: Path, names: list[str]) -> dict[str, Any]:
         with _quiet():
             import orbax.checkpoint as ocp
 
-            on_host = ocp.RestoreArgs(restore_type=np.ndarray)
-            how = {key: on_host if sharding is None else ocp.ArrayRestoreArgs(sharding=sharding) for key, sharding in shardings.items()}
+            how = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
             try:
                 return self._orbax().restore(folder / _ARRAYS, restore_args=how)
             except Exception as error:  # the bytes are the written ones: not damage, so going back one would not help
@@ -237,12 +252,6 @@ def _leaf_digest(path: str, leaf: Any) -> str:
     return hashlib.sha256(f"{path} {array.dtype.name} {array.shape}\n".encode() + little.tobytes()).hexdigest()
 
 
-def _sharding(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array):
-        return leaf.sharding if leaf.committed else None
-    return getattr(leaf, "sharding", None)
-
-
 def _as_json(meta: dict[str, Any]) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(meta, allow_nan=False))
@@ -261,15 +270,15 @@ def _file_digests(folder: Path) -> dict[str, str]:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / _RECORD
+    path = folder / RECORD
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise _Damage(f"{_RECORD} is missing") from None
+        raise _Damage(f"{RECORD} is missing") from None
     except (OSError, ValueError) as error:
-        raise _Damage(f"{_RECORD} cannot be read: {error}") from None
+        raise _Damage(f"{RECORD} cannot be read: {error}") from None
     if not isinstance(content, dict) or content.pop("digest", None) != _digest(content):
-        raise _Damage(f"{_RECORD} does not agree with its own digest")
+        raise _Damage(f"{RECORD} does not agree with its own digest")
     content = read_json(path, kind="checkpoint")
     if content["step"] != int(folder.name):
         raise _Damage(f"it was saved as step {content['step']}")

@@ -7,6 +7,9 @@ The order of a resume is always the same:
 3. go on at that position of the global index stream, which is a function of the seed and the position alone.
 
 Losses are added up per step in float64 on the host, so neither the chunk length nor an interruption changes a logged number.
+
+Several processes run this loop side by side, on the same numbers, each with its own devices (:mod:`ofa_jax.train.parallel`). What
+hangs on the clock or on a signal they agree on at the end of a chunk (:mod:`ofa_jax.train.processes`).
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.config import TrainConfig
@@ -32,6 +34,9 @@ from ofa_jax.tasks.base import Task
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import EventLog
 from ofa_jax.train.optim import learning_rate, make_optimizer
+from ofa_jax.train.parallel import Layout, check_room, make_layout, slices_and_rows
+from ofa_jax.train.processes import LedCheckpoints, largest, together
+from ofa_jax.train.slices import EVAL_WINDOWS
 from ofa_jax.train.step import Params, Predict, TrainState, chunk_rows, dropout_key, init_state, make_chunk, make_eval_step
 
 
@@ -68,10 +73,10 @@ class FitResult(NamedTuple):
 
 
 class StopRequest:
-    """Set by SIGINT or SIGTERM; the loop looks at it between chunks."""
+    """Set by SIGINT or SIGTERM, 0 before; the loop looks at it between chunks."""
 
     def __init__(self) -> None:
-        self.signal_number: int | None = None
+        self.signal_number = 0
 
 
 @contextlib.contextmanager
@@ -102,26 +107,28 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
 
 def evaluate(
-    predict: Predict, task: Task, table: WindowTable, frozen: Params, trainable: Params, *, batch_size: int
+    predict: Predict, task: Task, table: WindowTable, frozen: Params, trainable: Params, *, batch_size: int | None
 ) -> dict[str, np.ndarray]:
-    """The task's sums for every window of a table, once each, in the table's order: ``{name: [windows, …]}``."""
+    """The task's sums for every window of a table, once each, in the table's order: ``{name: [windows, …]}``; on all devices."""
     return Evaluator(predict, task, batch_size)(table, frozen, trainable)
 
 
 class Evaluator:
     """A compiled evaluation, for use on several tables or many times."""
 
-    def __init__(self, predict: Predict, task: Task, batch_size: int) -> None:
-        self._step = make_eval_step(predict, task.sums, task.spec, task.inputs)
-        self.buffer = jnp.asarray(task.buffer)
-        self._batch_size = batch_size
+    def __init__(self, predict: Predict, task: Task, batch_size: int | None, layout: Layout | None = None) -> None:
+        self._layout = layout = layout or make_layout(TrainConfig())
+        self._step = make_eval_step(predict, task.sums, task.spec, task.inputs, spread=layout.eval_spread, compiled=layout.compile_eval)
+        self.buffer = layout.place(task.buffer)
+        self._batch_size = batch_size or EVAL_WINDOWS
 
     def __call__(self, table: WindowTable, frozen: Params, trainable: Params) -> dict[str, np.ndarray]:
-        stream = IndexStream(table.size, min(self._batch_size, table.size), seed=None)
-        columns = WindowTable(*map(jnp.asarray, table))
-        frozen, trainable = jax.tree.map(jnp.asarray, (frozen, trainable))
+        layout = self._layout
+        _, rows = slices_and_rows(min(self._batch_size, table.size), None, layout.devices)
+        stream = IndexStream(table.size, rows, seed=None)
+        frozen, trainable, columns = layout.place_frozen(frozen), layout.place(trainable), layout.place(table)
         parts = [
-            self._step(frozen, trainable, self.buffer, columns, jnp.asarray(index)) for index in stream.batches(0, stream.steps_per_epoch)
+            self._step(frozen, trainable, self.buffer, columns, layout.place(index)) for index in stream.batches(0, stream.steps_per_epoch)
         ]
         return {name: np.concatenate([np.asarray(part[name]) for part in parts])[: table.size] for name in parts[0]}
 
@@ -138,8 +145,9 @@ class Trainer:
         settings: TrainConfig,
         reporter: Reporter,
         log: EventLog,
-        checkpoints: Checkpoints | None,
+        checkpoints: Checkpoints | LedCheckpoints | None,
         keep_best: Callable[[Params, Progress], None] | None,
+        layout: Layout | None = None,
     ) -> None:
         self.task, self.settings, self.reporter, self.log = task, settings, reporter, log
         self.checkpoints, self.keep_best = checkpoints, keep_best
@@ -149,15 +157,20 @@ class Trainer:
         self.epoch_steps = self.stream.steps_per_epoch
         self.schedule = learning_rate(settings, self.epoch_steps)
         optimizer = make_optimizer(settings, self.schedule)
-        self.chunk = make_chunk(predict, task.loss, optimizer, task.spec, task.inputs)
-        self.evaluator = Evaluator(predict, task, settings.eval_batch_size)
-        self.frozen = jax.tree.map(jnp.asarray, frozen)
-        self.state = init_state(trainable, optimizer)
+        self.layout = layout = layout or make_layout(settings)
+        slices, self.rows = slices_and_rows(settings.batch_size, settings.micro_batch, layout.devices)
+        self.chunk = make_chunk(
+            predict, task.loss, optimizer, task.spec, task.inputs,
+            slices=slices, spread=layout.spread, compiled=layout.compile_chunk,
+        )  # fmt: skip
+        self.evaluator = Evaluator(predict, task, settings.eval_batch_size, layout)
+        self.frozen = layout.place_frozen(frozen)
+        self.state = layout.place(init_state(trainable, optimizer))
         self.best = jax.tree.map(np.asarray, trainable)
         self.progress = Progress()
-        self.table = WindowTable(*map(jnp.asarray, table))
+        self.table = layout.place(table)
         self.buffer = self.evaluator.buffer
-        self.key = dropout_key(settings.seed)
+        self.key = layout.place(dropout_key(settings.seed))
         self.saved_at = time.monotonic()
 
     def resume(self) -> None:
@@ -174,7 +187,7 @@ class Trainer:
         if restored is None:
             self.log.cut(0)
             return
-        self.state = TrainState(*jax.tree.map(jnp.asarray, tuple(restored.arrays["state"])))
+        self.state = self.layout.place(TrainState(*restored.arrays["state"]))
         self.best = restored.arrays["best"]
         self.progress = Progress(**restored.meta)
         if int(self.state.step) != self.progress.step:
@@ -198,6 +211,9 @@ class Trainer:
     def run(self, request: StopRequest) -> None:
         """Train until the last epoch, until patience ends, or until a signal asks to stop."""
         last = self.settings.epochs * self.epoch_steps
+        if not self.progress.finished:
+            with together("finding room for a step"):
+                check_room(self.chunk, self.arguments(0), self.settings)
         while not self.progress.finished:
             epoch, position = divmod(self.progress.step, self.epoch_steps)
             self.reporter.begin(epoch + 1, self.settings.epochs, self.windows, position * self.settings.batch_size)
@@ -211,7 +227,7 @@ class Trainer:
             if self.progress.finished:
                 self.log.append("finished", step=self.progress.step, reason=self.progress.finished, best_epoch=self.progress.best_epoch)
             self.save()
-            self.stop_if_asked(request)
+            self.stop(*largest(request.signal_number))
 
     def run_epoch(self, position: int, request: StopRequest) -> None:
         """Train from a step of the epoch to its end, saving when it is time or a signal asks for it."""
@@ -220,24 +236,32 @@ class Trainer:
             self.run_chunk(steps)
             position += steps
             if position < self.epoch_steps:
-                if request.signal_number is not None:
+                overdue = time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes
+                signal_number, due = largest(request.signal_number, overdue)
+                if signal_number or due:
                     self.save()
-                    self.stop_if_asked(request)
-                elif time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes:
-                    self.save()
+                self.stop(signal_number)
 
     def run_chunk(self, steps: int) -> None:
         """Dispatch so many steps and account for them."""
         first = self.progress.step
-        rows = chunk_rows(min(self.settings.chunk, self.epoch_steps))
-        index = np.full((rows, self.settings.batch_size), PADDING, np.int32)
-        index[:steps] = self.stream.batches(first, first + steps)
-        self.state, losses = self.chunk(self.frozen, self.state, self.buffer, self.table, jnp.asarray(index), steps, self.key)
+        index = self.stream.batches(first, first + steps)
+        self.state, losses = self.chunk(*self.arguments(steps, index))
+        then = first + steps  # the devices are at work now, and the host has time for the next chunk's order
+        self.stream.prepare(then, then + min(self.settings.chunk, self.epoch_steps - then % self.epoch_steps))
         losses_k = np.asarray(losses)[:steps].astype(np.float64)
         self.check_finite(first, losses_k)
+        windows_k = (index >= 0).sum(axis=1)
         for offset, loss in enumerate(losses_k):
-            self.account(first + offset, float(loss), int((index[offset] >= 0).sum()))
-        self.reporter.advance(int((index[:steps] >= 0).sum()), float(losses_k.mean()))
+            self.account(first + offset, float(loss), int(windows_k[offset]))
+        self.reporter.advance(int(windows_k.sum()), float(losses_k.mean()))
+
+    def arguments(self, steps: int, index: np.ndarray | None = None) -> tuple[Any, ...]:
+        """What the chunk takes for so many steps; without an index, no window at all."""
+        filled = np.full((chunk_rows(min(self.settings.chunk, self.epoch_steps)), self.rows), PADDING, np.int32)
+        if index is not None:
+            filled[:steps, : self.settings.batch_size] = index
+        return self.frozen, self.state, self.buffer, self.table, self.layout.place(filled), steps, self.key
 
     def check_finite(self, first: int, losses_k: np.ndarray) -> None:
         """Stop at the first loss that is not a finite number; the chunk began at step ``first``."""
@@ -297,9 +321,10 @@ class Trainer:
         if better and self.keep_best is not None:
             self.keep_best(self.best, self.progress)
 
-    def stop_if_asked(self, request: StopRequest) -> None:
-        if request.signal_number is not None and not self.progress.finished:
-            raise Interrupted(request.signal_number, self.progress.step, saved=self.checkpoints is not None)
+    def stop(self, signal_number: int) -> None:
+        """End here if a signal asked for it: not 0, and there is something left to train."""
+        if signal_number and not self.progress.finished:
+            raise Interrupted(signal_number, self.progress.step, saved=self.checkpoints is not None)
 
 
 def fit(
@@ -311,8 +336,9 @@ def fit(
     settings: TrainConfig,
     reporter: Reporter,
     log: EventLog | None = None,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Checkpoints | LedCheckpoints | None = None,
     keep_best: Callable[[Params, Progress], None] | None = None,
+    layout: Layout | None = None,
 ) -> FitResult:
     """Train ``trainable`` on a task's training windows, choosing the epoch by validation.
 
@@ -326,13 +352,15 @@ def fit(
         log: Events go there.
         checkpoints: Where given, the newest one is resumed and new ones are written.
         keep_best: Called with the best tree whenever validation improves, and once more at the end.
+        layout: The devices; all there are, as the settings say, when not given.
 
     Raises:
-        TrainError: The loss is no longer finite.
+        TrainError: There is no room for a step; the loss is no longer finite.
+        ConfigError: The settings do not fit the devices.
         Interrupted: A signal asked to stop; everything is saved.
         CheckpointError: The checkpoints are of another experiment, or all damaged.
     """
-    trainer = Trainer(predict, task, frozen, trainable, settings, reporter, log or EventLog(None), checkpoints, keep_best)
+    trainer = Trainer(predict, task, frozen, trainable, settings, reporter, log or EventLog(None), checkpoints, keep_best, layout)
     trainer.resume()
     with stop_on_signal() as request:
         trainer.run(request)

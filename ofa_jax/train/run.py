@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,13 +26,20 @@ from ofa_jax.train.assemble import RANDOM, WITHOUT, Model, build_model, compute_
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import EventLog, read_events
 from ofa_jax.train.loop import FitResult, Params, Progress, Reporter, fit
+from ofa_jax.train.processes import LedCheckpoints, check_alike, from_leader, leads, peers_needed, together
+from ofa_jax.train.progress import SilentReporter
+from ofa_jax.train.slices import settled
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 BUNDLE = "bundle"
+CHECKPOINTS = "checkpoints"
 
-NEUTRAL = ("train.chunk", "train.checkpoint_minutes", "data.source", "data.target", "trunk.source", "trunk.revision")
-"""Settings that change no number of a run and may differ when it is resumed; data and trunk are compared by their bits instead."""
+PLACES = ("data.source", "data.target", "trunk.source", "trunk.revision")
+"""Settings that say where data and trunk are; what is there is compared by its bits instead."""
+
+NEUTRAL = (*PLACES, "train.chunk", "train.checkpoint_minutes", "train.micro_batch", "train.eval_batch_size", "train.parallel", "train.fsdp")
+"""Settings that change no number of a run (from micro_batch on: none beyond rounding) and may differ when it is resumed."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -55,57 +64,84 @@ class Loaded:
         return None if self.scaler is None else self.scaler.names
 
 
-def train_run(experiment: Experiment, out: str | Path, reporter: Reporter) -> FitResult:
+def train_run(experiment: Experiment, out: str | Path, reporter: Reporter, *, saved: Callable[[], None] | None = None) -> FitResult:
     """Train in a run folder; a folder that already holds this run is resumed.
+
+    Where several processes train one run, each calls this with the same settings. The folder is the leader's: the others neither
+    see nor need it, and report nothing.
 
     Args:
         experiment: The settings.
         out: The run folder.
         reporter: What tells a person how it goes.
+        saved: Called on the leader whenever the folder holds a new whole checkpoint, and at the end; it may copy it elsewhere.
 
     Raises:
         CheckpointError: Another process holds the folder; it holds another run, or something else; or its checkpoints are damaged.
+        PeerLost: Another process of the run is gone.
         OfaError: As :func:`~ofa_jax.tasks.prepare.prepare`, :func:`~ofa_jax.train.assemble.build_model` and
             :func:`~ofa_jax.train.loop.fit`.
     """
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise CheckpointError("this is a file, not a run folder", where=str(out), fix="Choose another --out")
-    if out.is_dir() and not (out / CONFIG_FILE).exists() and any(not _is_leftover(entry) for entry in out.iterdir()):
-        raise CheckpointError("this folder holds something else than a run", where=str(out), fix="Choose a new folder for --out")
-    begun = read_config(out)[0] if (out / CONFIG_FILE).exists() else None
-    try:
-        return _train_held(resolved(experiment, begun), out, reporter)
-    finally:
-        if out.is_dir() and [entry.name for entry in out.iterdir()] == [".lock"]:  # it failed before the run began
-            shutil.rmtree(out)
-
-
-def _train_held(experiment: Experiment, out: Path, reporter: Reporter) -> FitResult:
-    with run_lock(out):
-        for name in (CONFIG_FILE, BUNDLE):
-            clear_leftovers(out / name)
-        data = read_data(experiment)
-        experiment = experiment.model_copy(update={"task": data.settings})
-        for notice in data.notices:
-            reporter.notice(notice)
-        model = build_model(experiment)
-        recorded = begin_or_check(out, experiment, model, data, reporter)
-        checkpoints = Checkpoints(out / "checkpoints")
+    out, leader = Path(out), leads()
+    reporter = reporter if leader else SilentReporter()
+    with peers_needed(), contextlib.ExitStack() as held:
+        begun = None
+        with together("opening the run folder"):
+            if leader:
+                held.enter_context(run_folder(out))
+                begun = dump_experiment(read_config(out)[0]) if (out / CONFIG_FILE).exists() else None
+        begun = json.loads(from_leader(json.dumps(begun).encode()))
+        experiment = resolved(experiment, None if begun is None else build_experiment(begun))
+        with together("reading data and trunk"):
+            data = read_data(experiment)
+            experiment = experiment.model_copy(update={"task": data.settings})
+            for notice in data.notices:
+                reporter.notice(notice)
+            model = build_model(experiment)
+        check_alike(_told_apart_by(experiment, provenance(model, data)))
+        with together("beginning the run"):
+            recorded = begin_or_check(out, experiment, model, data, reporter) if leader else experiment
+        checkpoints = Checkpoints(out / CHECKPOINTS, saved=saved) if leader else None
         try:
-            return fit(
+            result = fit(
                 model.predict,
                 data.task,
                 frozen=model.frozen,
                 trainable=model.trainable,
-                settings=experiment.train,
+                settings=settled(experiment.train, model.network),
                 reporter=reporter,
-                log=EventLog(out / METRICS_FILE),
-                checkpoints=checkpoints,
-                keep_best=BundleWriter(out / BUNDLE, recorded, model, data),
+                log=EventLog(out / METRICS_FILE if leader else None),
+                checkpoints=LedCheckpoints(checkpoints),
+                keep_best=BundleWriter(out / BUNDLE, recorded, model, data) if leader else None,
             )
         finally:
-            checkpoints.close()
+            if checkpoints is not None:
+                checkpoints.close()
+        with together("keeping the bundle"):
+            if leader and saved is not None:
+                saved()
+        return result
+
+
+@contextlib.contextmanager
+def run_folder(out: Path) -> Iterator[None]:
+    """Hold a run folder, or make one; what a kill left behind in it is cleared.
+
+    Raises:
+        CheckpointError: Another process holds it, or it holds something else than a run.
+    """
+    if out.exists() and not out.is_dir():
+        raise CheckpointError("this is a file, not a run folder", where=str(out), fix="Choose another --out")
+    if out.is_dir() and not (out / CONFIG_FILE).exists() and any(not _is_leftover(entry) for entry in out.iterdir()):
+        raise CheckpointError("this folder holds something else than a run", where=str(out), fix="Choose a new folder for --out")
+    try:
+        with run_lock(out):
+            for name in (CONFIG_FILE, BUNDLE):
+                clear_leftovers(out / name)
+            yield
+    finally:
+        if out.is_dir() and [entry.name for entry in out.iterdir()] == [".lock"]:  # it failed before the run began
+            shutil.rmtree(out)
 
 
 def _is_leftover(entry: Path) -> bool:
@@ -146,6 +182,11 @@ def provenance(model: Model, data: TaskData) -> dict[str, Any]:
 def read_data(experiment: Experiment) -> TaskData:
     """The data of an experiment as its task sees them."""
     return prepare(experiment.data, experiment.task, protocol=experiment.protocol, batch_size=experiment.train.batch_size)
+
+
+def _told_apart_by(experiment: Experiment, made: Mapping[str, Any]) -> dict[str, Any]:
+    """What all processes of a run have to have alike, by name."""
+    return {name: value for name, value in _leaves({**dump_experiment(experiment), **made}) if name not in PLACES}
 
 
 def is_finished(run: str | Path) -> bool:

@@ -175,6 +175,13 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     assert tuple(range(50)) not in orders
 
 
+def test_batches_made_ready_are_the_same():
+    plain, ahead = IndexStream(37, 8, seed=1), IndexStream(37, 8, seed=1)
+    ahead.prepare(5, 9)
+    for start, stop in ((5, 9), (5, 8), (0, 4), (5, 9)):  # what was prepared, and what was not
+        np.testing.assert_array_equal(ahead.batches(start, stop), plain.batches(start, stop))
+
+
 def test_any_stretch_of_the_stream_is_the_same_as_reading_on():
     whole = IndexStream(37, 8, seed=1).batches(0, 20)
     fresh = IndexStream(37, 8, seed=1)

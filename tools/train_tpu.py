@@ -1,0 +1,195 @@
+"""Train one run on all devices of a TPU VM, of every VM of a slice, or of GPU nodes. docs/tpu.md shows it from nothing to the end.
+
+Start the same command on every machine; the processes find each other, and process 0 keeps the run folder or its copy in a bucket.
+What trains is :func:`ofa_jax.train.run.train_run`, as on one machine.
+
+Exit status:
+
+====  =================================================================================================
+0     trained to the end
+2     refused: a mistake in settings, data or folder, which starting again would not mend
+75    stopped by SIGTERM after saving (EX_TEMPFAIL); start all processes again to go on
+130   stopped by Ctrl-C after saving
+else  another process or a machine was lost (1, or 134 where jax noticed it first); start all again
+====  =================================================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import jax
+import typer
+
+from ofa_jax.adapters.bundle import META_FILE
+from ofa_jax.config import Experiment, load_experiment
+from ofa_jax.errors import ConfigError, Interrupted, OfaError
+from ofa_jax.train.checkpoints import RECORD
+from ofa_jax.train.loop import FitResult
+from ofa_jax.train.processes import PeerLost, connect, leads, together
+from ofa_jax.train.progress import ConsoleReporter
+from ofa_jax.train.run import BUNDLE, CHECKPOINTS, CONFIG_FILE, METRICS_FILE, train_run
+
+RESTART = os.EX_TEMPFAIL
+"""Exit status that asks for a restart."""
+
+FAREWELL = 10
+"""Seconds to wait at the end for the other processes to end as well; process 0 is who they listen to."""
+
+
+def main(
+    config: Annotated[str, typer.Option(help="YAML file of settings, or the name of an installed one.")],
+    out: Annotated[str, typer.Option(help="Run folder, or the URL of one (gs://BUCKET/RUN, s3://…); a run that is there is resumed.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one setting; may be repeated.")] = None,
+    coordinator: Annotated[str | None, typer.Option(help="HOST:PORT of process 0, where jax cannot find it itself.")] = None,
+    processes: Annotated[int | None, typer.Option(help="How many processes there are; alone: how many there must be.")] = None,
+    process_id: Annotated[int | None, typer.Option(help="Which of them this is, from 0.")] = None,
+    heartbeat: Annotated[int, typer.Option(help="Seconds without a sign of life after which a process counts as lost.")] = 100,
+) -> None:
+    """Train one run on every device of every machine that starts this command."""
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(RESTART))  # until training begins there is nothing to save
+    try:
+        experiment = load_experiment(config, set_ or ())
+        connect(coordinator, processes, process_id, heartbeat=heartbeat)
+        result = train(experiment, out)
+    except PeerLost as error:
+        leave(1, f"error: {error}", wait=False)
+    except OfaError as error:
+        leave(2, f"error: {error}")
+    except Interrupted as stop:
+        code = RESTART if stop.signal_number == signal.SIGTERM else 128 + stop.signal_number
+        leave(code, f"stopped; saved at step {stop.step}; the same command goes on from there")
+    except Exception:
+        leave(1, traceback.format_exc(), wait=False)
+    if leads():
+        metrics = "  ".join(f"{name} {value:.4f}" for name, value in result.progress.best_metrics.items())
+        print(f"{result.reason}; best epoch {result.progress.best_epoch}, validation {metrics} (protocol {experiment.protocol})")
+        print(f"bundle: {out.rstrip('/')}/{BUNDLE}")
+    leave(0)
+
+
+def train(experiment: Experiment, out: str) -> FitResult:
+    """Train in a folder, or in a temporary one whose copy lies at a URL."""
+    with ConsoleReporter() as reporter, ExitStack() as stack:
+        if leads():
+            kind, number = jax.devices()[0].device_kind, jax.device_count()
+            reporter.notice(f"{jax.process_count()} processes, {number} devices ({kind}), parallel {experiment.train.parallel}")
+        if "://" not in out:
+            return train_run(experiment, out, reporter)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ofa-jax-"))) / "run"
+        saved: Callable[[], None] | None = None
+        with together("fetching the run"):
+            if leads():
+                mirror = Mirror(out, folder)
+                mirror.fetch()
+                saved = mirror.push
+        return train_run(experiment, folder, reporter, saved=saved)
+
+
+class Mirror:
+    """A copy of a run folder at a URL. Whatever moment it is left at, what :meth:`fetch` brings from there is whole.
+
+    A checkpoint, and the bundle, is a folder with a record of its files. The record is deleted first and written last, and a
+    folder without one does not count.
+
+    Args:
+        url: Any that fsspec knows; the packages for ``gs://`` come with the extra ``tpu``.
+        folder: The run folder on this machine.
+
+    Raises:
+        ConfigError: fsspec does not know the URL, or lacks the package for it.
+    """
+
+    def __init__(self, url: str, folder: Path) -> None:
+        import fsspec
+
+        options: dict[str, Any] = {"auto_mkdir": True} if url.startswith("file:") else {}
+        try:
+            self._remote, root = fsspec.url_to_fs(url, **options)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"this URL cannot be used ({error})", where=url, fix="Install the package that it names") from None
+        self._root, self._folder = str(root).rstrip("/"), folder
+
+    def fetch(self) -> None:
+        """Bring what is whole there into the folder, which is new or empty."""
+        there = self._there()
+        kept = [name for name in there if name in (CONFIG_FILE, METRICS_FILE)]
+        for place in _parts(there):
+            if _record(place) in there:
+                kept += [name for name in there if name.startswith(f"{place}/")]
+        for name in kept:
+            target = self._folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._remote.get_file(f"{self._root}/{name}", str(target))
+
+    def push(self) -> None:
+        """Bring what is new in the folder there; the checkpoint last, because a resume needs all that came before it."""
+        there = self._there()
+        here = sorted(path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*") if path.is_file())
+        for name in (CONFIG_FILE, METRICS_FILE):
+            if name in here:
+                self._put(name)
+        parts = [place for place in _parts(here) if _record(place) in here]
+        for place in parts:
+            self._push_part(place, [name for name in here if name.startswith(f"{place}/")], there)
+        for place in _parts(there):
+            if place not in parts:
+                self._delete_part(place, there)
+
+    def _push_part(self, place: str, here: list[str], there: list[str]) -> None:
+        record = _record(place)
+        if record in there and self._remote.cat_file(f"{self._root}/{record}") == (self._folder / record).read_bytes():
+            return
+        self._delete_part(place, there)
+        for name in sorted(here, key=lambda name: name == record):
+            self._put(name)
+
+    def _delete_part(self, place: str, there: list[str]) -> None:
+        if _record(place) in there:
+            self._remote.rm_file(f"{self._root}/{_record(place)}")
+        if any(name.startswith(f"{place}/") and name != _record(place) for name in there):
+            self._remote.rm(f"{self._root}/{place}", recursive=True)
+
+    def _put(self, name: str) -> None:
+        self._remote.put_file(str(self._folder / name), f"{self._root}/{name}")
+
+    def _there(self) -> list[str]:
+        self._remote.invalidate_cache()
+        return sorted(str(path).removeprefix(f"{self._root}/") for path in self._remote.find(self._root))
+
+
+def _parts(names: list[str]) -> list[str]:
+    """The folders that are whole or nothing, the bundle before the checkpoints."""
+    bundle = {BUNDLE for name in names if name.startswith(f"{BUNDLE}/")}
+    steps = {step for name in names if name.startswith(f"{CHECKPOINTS}/") and (step := name.split("/")[1]).isdigit()}
+    return [*bundle, *(f"{CHECKPOINTS}/{step}" for step in sorted(steps, key=int))]
+
+
+def _record(place: str) -> str:
+    return f"{place}/{META_FILE if place == BUNDLE else RECORD}"
+
+
+def leave(code: int, message: str = "", *, wait: bool = True) -> NoReturn:
+    """End this process now. With ``wait``, after the others have come to their end too, for a short while."""
+    if message:
+        print(message, file=sys.stderr)
+    if wait and jax.distributed.is_initialized():
+        farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        farewell.start()
+        farewell.join(FAREWELL)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # Python's own end would wait for processes that may be lost, for minutes
+
+
+if __name__ == "__main__":
+    typer.run(main)
