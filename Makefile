@@ -19,8 +19,11 @@ lint: $(STAMP)  ## format, lint, types and the direction of imports
 	$(BIN)/mypy ofa_jax tools
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## measure training, evaluation and start-up on this machine
-	$(BIN)/python tools/bench.py
+# torch by itself and pinned: where a CPU build of this version is on offer it is taken, without gigabytes of GPU libraries.
+bench: $(STAMP)  ## measure beside PyTorch and this machine's limit in ten minutes, into runs/bench.md and runs/bench.json
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check torch==2.13.0
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python tools/bench.py --json runs/bench.json --markdown runs/bench.md
 
 # -qq: pip's warnings name the package indexes of the machine; its errors still show.
 $(STAMP): pyproject.toml

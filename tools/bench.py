@@ -1,135 +1,161 @@
-"""Measure one training step, one evaluation step and start-up on the machine at hand.
+"""Measure ofa-jax beside PyTorch, beside the machine's own limit, and as its inputs grow: one JSON, one Markdown page.
 
-The network is recipe `reference` at full size (six GPT-2 blocks of width 768, L 336, H 96) on a random trunk and generated series:
-weights and data change no timing, so nothing is downloaded. What is measured takes turns, round by round, so that a busy spell of
-the machine falls on all alike; medians stand beside the fastest and slowest round. Compilation is reported apart.
+    python tools/bench.py --json runs/bench.json --markdown runs/bench.md
+
+Seven sections, by name (``--only step,roof``):
+
+- ``step``       one training step at the paper's shape, against transformers' GPT-2 + peft + Adam;
+- ``inference``  forecasts: windows per second, latency of one window, adapters unmerged and merged, against the same;
+- ``roof``       the best rate of dense matrix products, and the share of it that ``step`` and ``inference`` reach, where they ran;
+- ``epoch``      an epoch of configs/quick/etth1.yaml against the same loop with a DataLoader;
+- ``memory``     peak memory of ``step`` and ``epoch``, each side in fresh processes;
+- ``start``      import, ``--help``, and the time to the first trained step without and with a compilation cache;
+- ``growth``     time and memory against channels, windows, horizon, rank and batch, with the exponents of the curves.
+
+Ten minutes on two cores; ``--full`` takes the paper's batch of 256. The epoch is that of ETTh1 where ``OFA_JAX_DATA`` has it, else of
+generated series of the same size. PyTorch, transformers and peft come with ``pip install torch==2.13.0`` and ``pip install -e '.[bench]'``;
+``start`` and ``growth`` need none of them. On a GPU the same sections run in bfloat16, PyTorch's side under autocast and
+``torch.compile``: written for it, never run on one.
+
+The JSON is one object (``Report`` in tools/benchmarks/schema.py, whose fields are refused where they are unknown or of another kind):
+
+- ``format`` 1; ``command``; ``commit``, with ``-dirty`` where files had changed; ``date``; ``compute_dtype``;
+- ``machine``: ``cpu``, ``cores``, ``memory_bytes``, ``system``, ``device``, ``devices``, ``versions`` by package;
+- ``sections``: a list of ``{name, title, text, seconds, rows, growth}``, ``seconds`` being the section's wall time;
+- a row is ``{what, unit, ours, theirs, ratio, target, reached, note}``. ``ours`` and ``theirs`` are null or ``{median, low, high, rounds,
+  first}`` in ``unit`` (``first``: seconds of the first call), ``ratio`` is null or ``{of, value, low, high}`` with ``of`` either
+  ``theirs/ours`` or ``ours/theirs``, ``target`` null or ``{of, bound, value}`` on the ratio or on ours, ``reached`` null or the verdict;
+- a growth curve is ``{axis, points: [{x, seconds, bytes}], fitted, time_exponent, memory_exponent, worse_than_linear}``.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import subprocess
+import datetime
+import importlib.util
+import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, get_args
 
 import jax
-import jax.numpy as jnp
+import typer
+from benchmarks.machine import commit, machine
+from benchmarks.page import render
+from benchmarks.paper import Paper, inference_section, roof_section, step_section
+from benchmarks.processes import growth_section, memory_section, start_section
+from benchmarks.quick import epoch_section
+from benchmarks.schema import Report, Section, SectionName
+from benchmarks.sizes import DEFAULT, FULL, Sizes
 
-from ofa_jax.config import Experiment, build_experiment
-from ofa_jax.data.synthetic import hourly_load
-from ofa_jax.data.windows import IndexStream, WindowTable
-from ofa_jax.tasks.base import Task
-from ofa_jax.tasks.forecasting import prepare_frame
-from ofa_jax.train.assemble import Model, build_model
-from ofa_jax.train.optim import adam, learning_rate
-from ofa_jax.train.step import dropout_key, init_state, make_chunk, make_eval_step
+from ofa_jax.errors import ConfigError, OfaError
+from ofa_jax.files import write_atomic
 
-Measured = Callable[[], object]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure training, evaluation and start-up on this machine.")
-    parser.add_argument("--batch-size", type=int, default=32, help="windows per step (default 32; the published runs use 256)")
-    parser.add_argument("--rounds", type=int, default=5, help="times that each measurement is taken (default 5)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    arguments = parser.parse_args()
-    report = measure(arguments.batch_size, arguments.rounds)
-    print(json.dumps(report) if arguments.json else _table(report))
+NAMES: tuple[SectionName, ...] = get_args(SectionName)
+COMPARED: tuple[SectionName, ...] = ("step", "inference", "roof", "epoch", "memory")
 
 
-def measure(batch_size: int, rounds: int) -> dict[str, object]:
-    """Seconds of each measurement: ``first`` (with compilation), then median, fastest and slowest of the rounds after it."""
-    experiment = build_experiment({"data": {"source": "generated"}, "trunk": {"source": "random"}, "train": {"batch_size": batch_size}})
-    task = prepare_frame(hourly_load(24 * 7 * 20).frame, experiment.data, experiment.task).task
-    model = build_model(experiment)
-    script = str(Path(sys.executable).with_name("ofa-jax"))
-    measured: dict[str, Measured] = {
-        "training step": training_step(experiment, task, model),
-        "evaluation step": evaluation_step(task, model, batch_size),
-        "python, empty": _process(sys.executable, "-c", "pass"),
-        "import ofa_jax": _process(sys.executable, "-c", "import ofa_jax"),
-        "ofa-jax --help": _process(script, "--help"),
+def measure(sizes: Sizes, names: Sequence[SectionName], say: Callable[[str], object], command: str) -> Report:
+    """Run sections in their own order.
+
+    Args:
+        sizes: How large everything is.
+        names: Which sections.
+        say: Told of each section when it is done.
+        command: What the report says it was made by.
+
+    Raises:
+        ConfigError: PyTorch is missing for a section that needs it.
+        OfaError: The two sides do not compute the same, or a process failed.
+    """
+    _check_theirs(names)
+    paper, done = Paper(sizes), list[Section]()
+    work: dict[SectionName, Callable[[], Section]] = {
+        "step": lambda: step_section(paper),
+        "inference": lambda: inference_section(paper),
+        "roof": lambda: roof_section(paper, done),
+        "epoch": lambda: epoch_section(sizes),
+        "memory": lambda: memory_section(sizes),
+        "start": lambda: start_section(sizes),
+        "growth": lambda: growth_section(sizes),
     }
-    first = {name: _seconds(call) for name, call in measured.items()}
-    taken: dict[str, list[float]] = {name: [] for name in measured}
-    for _ in range(rounds):
-        for name, call in measured.items():
-            taken[name].append(_seconds(call))
-    return {
-        "machine": {
-            "device": jax.devices()[0].device_kind,
-            "devices": jax.device_count(),
-            "cores": os.cpu_count(),
-            "jax": jax.__version__,
-            "python": sys.version.split()[0],
-        },
-        "batch_size": batch_size,
-        "rounds": rounds,
-        "compute_dtype": str(model.network.compute_dtype),
-        "seconds": {
-            name: {"first": first[name], "median": statistics.median(times), "fastest": min(times), "slowest": max(times)}
-            for name, times in taken.items()
-        },
-    }
+    for name in NAMES:
+        if name in names:
+            start = time.perf_counter()
+            section = work[name]()
+            done.append(section.model_copy(update={"seconds": time.perf_counter() - start}))
+            say(f"{name}: {done[-1].seconds:.0f} s")
+    return Report(
+        command=command,
+        commit=commit(),
+        date=datetime.date.today().isoformat(),
+        compute_dtype=str(paper.compute_dtype),
+        machine=machine(),
+        sections=done,
+    )
 
 
-def training_step(experiment: Experiment, task: Task, model: Model) -> Measured:
-    """One step as training takes it, gathering and dropout included, in a chunk of one."""
-    table = task.tables["train"]
-    batch_size = experiment.train.batch_size
-    stream = IndexStream(table.size, batch_size, seed=experiment.train.seed)
-    optimizer = adam(learning_rate(experiment.train, stream.steps_per_epoch))
-    chunk = make_chunk(model.predict, task.loss, optimizer, task.spec)
-    frozen, buffer, columns = jax.device_put((model.frozen, task.buffer, WindowTable(*table)))
-    index_kb = jnp.asarray(stream.batches(0, 1))
-    key = dropout_key(experiment.train.seed)
-    state = init_state(model.trainable, optimizer)
-
-    def step() -> None:
-        nonlocal state
-        state, losses = chunk(frozen, state, buffer, columns, index_kb, 1, key)
-        jax.block_until_ready((state, losses))
-
-    return step
+def _check_theirs(names: Sequence[SectionName]) -> None:
+    missing = [package for package in ("torch", "transformers", "peft") if importlib.util.find_spec(package) is None]
+    if missing and any(name in COMPARED for name in names):
+        raise ConfigError(
+            f"{' and '.join(missing)} cannot be imported, and {', '.join(name for name in names if name in COMPARED)} compare with PyTorch",
+            fix="pip install torch==2.13.0; pip install -e '.[bench]'; or measure --only start,growth",
+        )
 
 
-def evaluation_step(task: Task, model: Model, batch_size: int) -> Measured:
-    """One evaluation step: forecasts of a batch of test windows and their errors."""
-    table = task.tables["test"]
-    evaluate = make_eval_step(model.predict, task.sums, task.spec)
-    frozen, trainable, buffer, columns = jax.device_put((model.frozen, model.trainable, task.buffer, WindowTable(*table)))
-    index_b = jnp.asarray(IndexStream(table.size, batch_size, seed=None).batches(0, 1)[0])
-    return lambda: jax.block_until_ready(evaluate(frozen, trainable, buffer, columns, index_b))
+def chosen(only: str) -> tuple[SectionName, ...]:
+    """The sections that ``--only`` names; all where it names none.
+
+    Raises:
+        ConfigError: There is no such section.
+    """
+    asked = [name.strip() for name in only.split(",") if name.strip()]
+    if wrong := [name for name in asked if name not in NAMES]:
+        raise ConfigError(f"{wrong[0]!r} is no section", where="--only", fix=f"Name some of {', '.join(NAMES)}, with commas between")
+    return tuple(name for name in NAMES if name in asked) if asked else NAMES
 
 
-def _process(*command: str) -> Measured:
-    return lambda: subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+def _refuse_folder(path: Path | None) -> None:
+    if path is not None and path.is_dir():  # now, not after ten minutes
+        raise ConfigError("this is a folder, so no file can be written there", where=str(path), fix="Name a file")
 
 
-def _seconds(call: Measured) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def main(
+    full: Annotated[bool, typer.Option("--full", help="The paper's batch of 256, and more rounds.")] = False,
+    only: Annotated[str, typer.Option(metavar="NAMES", help=f"Only these sections, with commas between: {', '.join(NAMES)}.")] = "",
+    batch: Annotated[int | None, typer.Option(min=1, help="Windows of a training step; 16, with --full 256.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the numbers there.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the page there; else it is printed.")] = None,
+) -> None:
+    """Measure ofa-jax beside PyTorch and beside this machine's own limit."""
+    names = chosen(only)
+    for path in (json, markdown):
+        _refuse_folder(path)
+    sizes = FULL if full else DEFAULT
+    report = measure(
+        sizes if batch is None else replace(sizes, batch=batch),
+        names,
+        lambda text: print(text, file=sys.stderr, flush=True),
+        shlex.join(["python", "tools/bench.py", *sys.argv[1:]]),
+    )
+    if json is not None:
+        write_atomic(json, report.model_dump_json(indent=1) + "\n")
+    if markdown is not None:
+        write_atomic(markdown, render(report))
+    else:
+        print(render(report), end="")
 
 
-def _table(report: dict) -> str:
-    machine = report["machine"]
-    lines = [
-        f"{machine['devices']} x {machine['device']}, {machine['cores']} CPU cores, jax {machine['jax']}, Python {machine['python']}",
-        f"batches of {report['batch_size']} windows, {report['compute_dtype']}; {report['rounds']} rounds, taken in turns",
-        "",
-        f"{'seconds':18}{'median':>9}{'fastest':>9}{'slowest':>9}{'first':>9}",
-    ]
-    for name, taken in report["seconds"].items():
-        rate = f"   {report['batch_size'] / taken['median']:.1f} windows/s" if name.endswith(" step") else ""
-        lines.append(f"{name:18}{taken['median']:9.3f}{taken['fastest']:9.3f}{taken['slowest']:9.3f}{taken['first']:9.3f}{rate}")
-    return "\n".join(lines)
-
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.command()(main)
 
 if __name__ == "__main__":
-    main()
+    jax.config.update("jax_enable_compilation_cache", False)  # first calls are told with their compilation
+    try:
+        app()
+    except OfaError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,158 @@
+"""Our side: the network, a training step, forecasts, and the parts of the input pipeline, through the package's own doors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.sizes import Shape
+from ofa_jax.config import Experiment, build_experiment
+from ofa_jax.data.synthetic import hourly_load
+from ofa_jax.data.windows import IndexStream, WindowSpec, WindowTable, gather, sliding_windows
+from ofa_jax.model import trees
+from ofa_jax.tasks.base import Task
+from ofa_jax.tasks.forecasting import forecast_task, prepare_frame
+from ofa_jax.train.assemble import Model, build_model
+from ofa_jax.train.events import EventLog
+from ofa_jax.train.loop import Trainer
+from ofa_jax.train.parallel import check_room
+from ofa_jax.train.progress import SilentReporter
+from ofa_jax.train.slices import settled
+
+LEARNING_RATE = 1e-4
+NO_DROPOUT = ("trunk.dropout=0", "adapters.dropout=0")
+
+
+def experiment_of(shape: Shape, batch: int, *overrides: str) -> Experiment:
+    """Settings of a network of this shape on a random trunk: weights change no timing, so nothing is downloaded."""
+    trunk = {"n_embd": shape.n_embd, "n_head": shape.n_head, "n_positions": shape.n_positions}
+    settings: dict[str, Any] = {
+        "data": {"source": "generated"},
+        "task": {"input_length": shape.input_length, "horizon": shape.horizon},
+        "trunk": {"source": "random", "n_layer": shape.n_layer, "random": trunk},
+        "network": {"patch": shape.patch, "stride": shape.stride},
+        "adapters": {"rank": shape.rank, "alpha": shape.alpha},
+        "train": {"batch_size": batch, "learning_rate": LEARNING_RATE, "schedule": "constant"},
+    }
+    return build_experiment(settings, overrides)
+
+
+def shape_of(experiment: Experiment) -> Shape:
+    """The numbers of an experiment's network."""
+    task, network, trunk, adapters = experiment.task, experiment.network, experiment.trunk, experiment.adapters
+    return Shape(
+        task.input_length, task.horizon, network.patch, network.stride, trunk.random.n_embd, trunk.n_layer, trunk.random.n_head,
+        trunk.random.n_positions, adapters.rank, adapters.alpha,
+    )  # fmt: skip
+
+
+def generated_task(experiment: Experiment) -> Task:
+    """Forecasting on four generated series of twenty weeks."""
+    return prepare_frame(hourly_load(24 * 7 * 20).frame, experiment.data, experiment.task).task
+
+
+def random_task(experiment: Experiment, *, channels: int, windows: int, univariate: bool) -> Task:
+    """Forecasting on noise with so many training windows; unless ``univariate``, a window holds all channels."""
+    length, horizon = experiment.task.input_length, experiment.task.horizon
+    rows = length + horizon - 1 + (-(-windows // channels) if univariate else windows)
+    values = np.random.default_rng(0).standard_normal((rows, channels), np.float32)
+    table = sliding_windows((0, rows), input_length=length, horizon=horizon, channels=channels, univariate=univariate)
+    task = forecast_task(values, {"train": table, "validation": table, "test": table}, experiment.task)
+    return replace(task, spec=WindowSpec(length, horizon, univariate=univariate))
+
+
+def stream_of(experiment: Experiment, task: Task) -> IndexStream:
+    """The order of an experiment's training batches."""
+    return IndexStream(task.tables["train"].size, experiment.train.batch_size, seed=experiment.train.seed)
+
+
+def training_step(experiment: Experiment, task: Task, model: Model, steps: int = 1) -> Callable[[], float]:
+    """A call that takes the next ``steps`` training steps as ``ofa-jax train`` takes them, and gives their mean loss.
+
+    This is the one place where the suite meets the package's step.
+    """
+    losses = LastLoss()
+    trainer = Trainer(
+        model.predict, task, model.frozen, model.trainable, settled(experiment.train, model.network), losses, EventLog(None), None, None
+    )  # fmt: skip
+    check_room(trainer.chunk, trainer.arguments(0), trainer.settings)
+
+    def step() -> float:
+        trainer.run_chunk(steps)
+        return losses.last
+
+    return step
+
+
+class LastLoss(SilentReporter):
+    """Keeps what training reports last."""
+
+    last = float("nan")
+
+    def advance(self, windows: int, loss: float) -> None:
+        self.last = loss
+
+
+def batches(experiment: Experiment, task: Task, steps: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The windows of the first training steps, inputs ``[b, t, 1]`` and targets ``[b, h, 1]``."""
+    stream = stream_of(experiment, task)
+    for index in stream.batches(0, steps):
+        batch = gather(jnp.asarray(task.buffer), task.tables["train"], jnp.asarray(index), task.spec)
+        yield np.asarray(batch.x), np.asarray(batch.y)
+
+
+def flat_parameters(model: Model) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    """Base parameters by path, and the adapters."""
+    base = {**trees.flatten(model.frozen), **trees.flatten(model.trainable["base"])}
+    return {path: np.asarray(leaf) for path, leaf in base.items()}, model.trainable["adapters"]
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """Compiled forecasts ``[b, h, 1]`` of windows ``[b, t, 1]``, host to host."""
+
+    model: Model
+
+    @cached_property
+    def unmerged(self) -> Callable[[np.ndarray], np.ndarray]:
+        predict = jax.jit(self.model.predict)
+        frozen, trainable = jax.device_put((self.model.frozen, self.model.trainable))
+        return lambda x_btc: np.asarray(predict(frozen, trainable, x_btc))
+
+    @cached_property
+    def merged(self) -> Callable[[np.ndarray], np.ndarray]:
+        params = jax.device_put(self.model.merged())
+        apply = jax.jit(lambda params, x_btc: self.model.network.apply({"params": params}, x_btc))
+        return lambda x_btc: np.asarray(apply(params, x_btc))
+
+
+def with_moved_adapters(model: Model) -> Model:
+    """The model with adapters of which no factor is zero, so that none of them is idle."""
+    draw = np.random.default_rng(0)
+    moved = jax.tree.map(lambda leaf: leaf + 0.02 * draw.standard_normal(leaf.shape, np.float32), model.trainable["adapters"])
+    return replace(model, trainable={**model.trainable, "adapters": moved})
+
+
+def model_of(experiment: Experiment) -> Model:
+    return build_model(experiment)
+
+
+def input_pipeline(experiment: Experiment, task: Task, steps: int) -> Callable[[], Any]:
+    """A call that makes the index of so many steps, brings it to the device and gathers their windows, and does nothing else."""
+    stream = stream_of(experiment, task)
+    buffer, table = jax.device_put((task.buffer, WindowTable(*task.tables["train"])))
+    gathered = jax.jit(lambda buffer, table, index: gather(buffer, table, index, task.spec))
+    steps = min(steps, stream.steps_per_epoch)
+
+    def call() -> None:
+        index_kb = jnp.asarray(stream.batches(0, steps))
+        for row in range(steps):
+            jax.block_until_ready(gathered(buffer, table, index_kb[row]))
+
+    return call

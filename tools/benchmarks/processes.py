@@ -1,0 +1,167 @@
+"""Peak memory, start-up and growth: measured in fresh processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import ours
+from benchmarks.quick import CONFIG, overrides
+from benchmarks.schema import Growth, Point, Row, Section, Stat, Target, once, reached
+from benchmarks.sizes import Axis, Sizes
+from benchmarks.timing import WORSE, Call, Taken, alternate, exponent, timed_row, upper_half
+from benchmarks.worker import STARTED, command, environment, run
+from ofa_jax.config import load_experiment
+from ofa_jax.errors import OfaError
+from ofa_jax.tasks.forecasting import ForecastData
+from ofa_jax.train.run import read_data
+
+MEMORY_TARGET = Target(of="ratio", bound="at most", value=0.6)
+HELP_TARGET = Target(of="ours", bound="at most", value=0.5)
+FIRST_STEP_TARGET = Target(of="ours", bound="at most", value=5.0)
+
+
+def memory_section(sizes: Sizes) -> Section:
+    """Section 5."""
+    step = {side: run(f"step_{side}", shape=sizes.shape, batch=sizes.batch, steps=sizes.memory_steps) for side in ("ours", "theirs")}
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = [*overrides(sizes, Path(scratch), 1), f"data.percent={sizes.memory_percent}"]
+        experiment = load_experiment(CONFIG, settings)
+        data = read_data(experiment)
+        assert isinstance(data, ForecastData)
+        np.save(Path(scratch) / "series.npy", data.task.buffer)
+        epoch = {
+            "ours": run("epoch_ours", config=str(CONFIG), overrides=settings, out=str(Path(scratch) / "run")),
+            "theirs": run(
+                "epoch_theirs", shape=ours.shape_of(experiment), batch=experiment.train.batch_size, series=f"{scratch}/series.npy",
+                train=data.borders["train"], validation=data.borders["validation"],
+            ),
+        }  # fmt: skip
+    part = "all" if sizes.memory_percent == 100 else f"the first {sizes.memory_percent} %"
+    embedding = step["theirs"]["token_embedding"] / 1e6
+    return Section(
+        name="memory",
+        title="Peak memory",
+        text="The most that a fresh process held at once (resident memory; on an accelerator the device's), frozen weights included: "
+        f"{sizes.memory_steps} train steps as above, and an epoch of the quick settings over {part} of the training windows with all "
+        "validation windows. Beside the whole stands the same without what the imported libraries held. PyTorch's network has GPT-2's "
+        f"token embedding ({embedding:.0f} MB at this shape), which transformers always builds and nothing here uses.",
+        rows=[*_memory_rows("train step", step), *_memory_rows("quick epoch", epoch)],
+    )
+
+
+def _memory_rows(what: str, taken: dict[str, dict[str, float]]) -> list[Row]:
+    def row(name: str, of: Callable[[dict[str, float]], float], target: Target | None = None) -> Row:
+        mine, other = of(taken["ours"]), of(taken["theirs"])
+        compared = once(mine, other, "ours/theirs")
+        return reached(Row(what=name, unit="bytes", ours=Stat(median=mine), theirs=Stat(median=other), ratio=compared, target=target))
+
+    return [
+        row(f"{what}, whole process", lambda side: side["peak"], MEMORY_TARGET),
+        row(f"{what}, over the imported libraries", lambda side: side["peak"] - side["imported"]),
+        row(f"{what}, the imported libraries", lambda side: side["imported"]),
+    ]
+
+
+def start_section(sizes: Sizes) -> Section:
+    """Section 6."""
+    script = Path(sys.executable).with_name("ofa-jax")
+    helped = [str(script)] if script.exists() else [sys.executable, "-c", "from ofa_jax.cli import main; main()"]
+    commands = {
+        "python -c pass": [sys.executable, "-c", "pass"],
+        "import ofa_jax": [sys.executable, "-c", "import ofa_jax"],
+        "ofa-jax --help": [*helped, "--help"],
+    }
+    plain = alternate({name: _process(words) for name, words in commands.items()}, sizes.process_rounds)
+    with tempfile.TemporaryDirectory() as scratch:
+        first = _first_steps(sizes, Path(scratch))
+    targets = {"ofa-jax --help": HELP_TARGET, "first trained step, cache filled": FIRST_STEP_TARGET}
+    return Section(
+        name="start",
+        title="Start",
+        text="From the start of a fresh process to its end, and for the quick settings to the loss of the first trained step on the host, "
+        "data read and network built: with jax's persistent compilation cache turned off, and with one that an earlier run filled "
+        "(JAX_COMPILATION_CACHE_DIR, every program kept).",
+        rows=[timed_row(name, taken, target=targets.get(name)) for name, taken in (plain | first).items()],
+    )
+
+
+def _process(words: list[str]) -> Call:
+    return lambda: subprocess.run(words, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def _first_steps(sizes: Sizes, scratch: Path) -> dict[str, Taken]:
+    settings = [*overrides(sizes, scratch, 1), "train.chunk=1"]  # the program is that of a chunk of 32 steps; one of them is run
+    cache = {
+        "JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(scratch / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }  # fmt: skip
+    runs = count()
+
+    def seconds(variables: dict[str, str]) -> float:
+        return _until_first_step(settings, scratch / f"run{next(runs)}", environment(variables))
+
+    without, filled = Taken(None), Taken(seconds(cache))
+    for _ in range(sizes.start_rounds):
+        without.seconds.append(seconds({}))
+        filled.seconds.append(seconds(cache))
+    return {"first trained step, no compilation cache": without, "first trained step, cache filled": filled}
+
+
+def _until_first_step(settings: list[str], out: Path, variables: dict[str, str]) -> float:
+    """Seconds from the start of a process to its first step's loss."""
+    start = time.perf_counter()
+    words = command("first_step", config=str(CONFIG), overrides=settings, out=str(out))
+    process = subprocess.Popen(words, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = process.stdout.readline()
+        seconds = time.perf_counter() - start
+        if line.strip() != STARTED:
+            last = process.stderr.read().strip().splitlines()[-1:] or ["it said nothing"]
+            raise OfaError(f"the quick run took no step: {last[0]}")
+    return seconds
+
+
+def growth_section(sizes: Sizes) -> Section:
+    """Section 7."""
+    return Section(
+        name="growth",
+        title="Growth",
+        text=f"A training step of a small network ({sizes.growth_shape.tokens} tokens x {sizes.growth_shape.n_embd} x "
+        f"{sizes.growth_shape.n_layer} blocks, {sizes.growth_batch} windows from a table of {sizes.growth_windows:,}; channels: "
+        f"{sizes.growth_samples} windows of all channels), each point in a fresh process: median seconds of a step, its index made within "
+        "it, and the peak of resident memory over the imported libraries, compilation included. The exponents are those of the upper "
+        f"half of each curve; above {WORSE} counts as worse than linear.",
+        growth=[_curve(sizes, axis, xs) for axis, xs in sizes.growth.items()],
+    )
+
+
+def _curve(sizes: Sizes, axis: Axis, xs: tuple[int, ...]) -> Growth:
+    points = [Point(x=x, **_point(sizes, axis, x)) for x in xs]
+    of_time, of_memory = (exponent(xs, values) for values in zip(*((point.seconds, point.bytes) for point in points), strict=True))
+    return Growth(
+        axis=axis, points=points, fitted=upper_half(len(xs)), time_exponent=of_time, memory_exponent=of_memory,
+        worse_than_linear=max(of_time, of_memory) > WORSE,
+    )  # fmt: skip
+
+
+def _point(sizes: Sizes, axis: Axis, x: int) -> dict:
+    given = {"batch": sizes.growth_batch, "channels": 1, "windows": sizes.growth_windows, "univariate": True, "steps": sizes.growth_steps}
+    shape = sizes.growth_shape
+    if axis == "channels":
+        given |= {"batch": sizes.growth_samples, "channels": x, "windows": sizes.growth_windows // 10, "univariate": False}
+    elif axis in ("horizon", "rank"):
+        shape = replace(shape, **{axis: x})
+    else:
+        given[axis] = x
+    return run("growth", shape=shape, **given)

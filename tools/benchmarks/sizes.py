@@ -1,0 +1,102 @@
+"""How large everything is that gets measured: one frozen record, three values of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Axis = Literal["channels", "windows", "horizon", "rank", "batch"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of a forecasting network with the reference recipe's two adapters; the axis letters are those of model/patching.py.
+
+    The defaults are the paper's (protocol §1, §2): 42 tokens of width 768 through six blocks. Dropout is GPT-2's own.
+    """
+
+    input_length: int = 336
+    horizon: int = 96
+    patch: int = 16
+    stride: int = 8
+    n_embd: int = 768
+    n_layer: int = 6
+    n_head: int = 12
+    n_positions: int = 1024
+    rank: int = 16
+    alpha: float = 16.0
+
+    @property
+    def tokens(self) -> int:
+        return (self.input_length - self.patch) // self.stride + 2  # protocol §1.3
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What one run of the suite measures, and how often.
+
+    Attributes:
+        shape: The network of train step, inference and roof.
+        batch: Windows of a training step.
+        dispatch: Training steps of a call; a run dispatches up to 32 of them at a time.
+        rounds: Turns of the train step.
+        inference_batch: Windows of a forecast, for throughput.
+        inference_rounds: Turns of it.
+        latency_rounds: Turns of ``latency_calls`` forecasts of one window each.
+        squares: Sides of the square matrix products beside those of the network.
+        roof_rounds: Turns of each product.
+        quick: Overrides of configs/quick/etth1.yaml (``--set`` texts).
+        generated_rows: Rows of the generated series that stand in for ETTh1; as many as that has.
+        real_data: Take ETTh1 itself where ``OFA_JAX_DATA`` is set.
+        epoch_rounds: Turns of the epoch, after one to warm up.
+        memory_steps: Training steps after which the peak is read.
+        memory_percent: Share of the quick settings' training windows that the epoch of peak memory runs over.
+        start_rounds: Turns of the time to the first trained step; ``process_rounds`` of the commands that compute nothing.
+        growth: The points of each axis, in order.
+        growth_shape: The network of the growth curves, but for what varies.
+        growth_batch: Windows of their steps, and of all channels: ``growth_samples``.
+        growth_windows: Windows in their table, but for where it varies.
+        growth_steps: Steps of which the median is taken at each point.
+    """
+
+    shape: Shape = Shape()
+    batch: int = 16
+    dispatch: int = 4
+    rounds: int = 6
+    inference_batch: int = 64
+    inference_rounds: int = 5
+    latency_rounds: int = 20
+    latency_calls: int = 12
+    squares: tuple[int, ...] = (1024, 2048, 4096)
+    roof_rounds: int = 5
+    quick: tuple[str, ...] = ()
+    generated_rows: int = 17_420
+    real_data: bool = True
+    epoch_rounds: int = 2
+    memory_steps: int = 3
+    memory_percent: int = 10
+    start_rounds: int = 3
+    process_rounds: int = 7
+    growth: dict[Axis, tuple[int, ...]] = field(
+        default_factory=lambda: {
+            "channels": (7, 21, 64, 321, 862),
+            "windows": (10_000, 100_000, 1_000_000, 4_000_000),
+            "horizon": (96, 192, 336, 720),
+            "rank": (2, 8, 32, 128, 512, 1024),
+            "batch": (16, 64, 256, 512, 1024),
+        }
+    )
+    growth_shape: Shape = Shape(n_embd=64, n_layer=2, n_head=4)
+    growth_batch: int = 64
+    growth_samples: int = 2
+    growth_windows: int = 10_000
+    growth_steps: int = 9
+
+
+DEFAULT = Sizes()
+
+FULL = replace(DEFAULT, batch=256, dispatch=2, rounds=5, epoch_rounds=5, memory_percent=100)
+"""The published batch size (protocol §2)."""
