@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from ofa_jax.adapters.partition import Rule, actions
@@ -20,10 +22,12 @@ from ofa_jax.config import RECIPES, Experiment, TrainConfig
 from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.files import atomic_folder, read_json, run_lock, sha256_file, write_json
 from ofa_jax.model import trees
-from ofa_jax.model.network import base_shapes
+from ofa_jax.model.network import Network, base_shapes
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.train.assemble import RANDOM, WITHOUT, build_model, build_network, trunk_config
 from ofa_jax.train.loop import Params, Predict, Reporter, fit
+from ofa_jax.train.run import differences
+from ofa_jax.train.slices import settled
 
 LINEAR_TRAINING = TrainConfig(learning_rate=1e-3, epochs=10, batch_size=256, cosine_epochs=10)
 """How the linear controls of forecasting are trained, with the run's batch size up to 256.
@@ -146,7 +150,7 @@ def _network_controls(experiment: Experiment, data: TaskData) -> list[Control]:
         variants.append(("random_trunk", "random trunk, same recipe", swapped(RANDOM)))
     if experiment.recipe != "gpt4ts":
         variants.append(("gpt4ts", f"gpt4ts{trunk_remark(trunk.source)}", experiment.model_copy(update={"rules": tuned})))
-    return [Control(name, title, partial(_built, variant), experiment.train) for name, title, variant in variants]
+    return [Control(name, title, partial(_built, variant), settled(variant.train, _network(variant))) for name, title, variant in variants]
 
 
 def trunk_remark(source: str) -> str:
@@ -167,7 +171,11 @@ def _trains(experiment: Experiment) -> bool:
 
 
 def _shapes(experiment: Experiment) -> dict[str, tuple[int, ...]]:
-    return base_shapes(build_network(experiment, trunk_config(experiment.trunk)))
+    return base_shapes(_network(experiment))
+
+
+def _network(experiment: Experiment) -> Network:
+    return build_network(experiment, trunk_config(experiment.trunk))
 
 
 def _deciding(shapes: Mapping[str, Any], rules: Sequence[Rule]) -> list[Rule]:
@@ -181,16 +189,23 @@ def _deciding(shapes: Mapping[str, Any], rules: Sequence[Rule]) -> list[Rule]:
     return kept
 
 
+def _as_devices_allow(settings: TrainConfig) -> TrainConfig:
+    """The settings of a run that was trained elsewhere, with frozen parameters shared out among as many devices as divide those here."""
+    return settings.model_copy(update={"fsdp": math.gcd(settings.fsdp, jax.device_count())})
+
+
 def kept_or_trained(control: Control, data: TaskData, folder: Path, reporter: Reporter) -> tuple[Predict, Params, Params]:
     """A control with its trained parameters: read from the run's controls, or trained now and kept there.
 
     Raises:
-        CheckpointError: The kept control is damaged, was trained otherwise, or another process is working on it.
+        CheckpointError: The kept control is damaged, was trained otherwise (only settings that change no number of a run may differ),
+            or another process is working on it.
     """
     from safetensors.numpy import load_file, save_file
 
     place = folder / control.name
-    said = {"control": control.name, "protocol": data.task.protocol, "settings": control.settings.model_dump(mode="json")}
+    said = {"control": control.name, "protocol": data.task.protocol}
+    settings = control.settings.model_dump(mode="json")
     with run_lock(folder):
         predict, frozen, start = control.build()
         if place.exists():
@@ -202,7 +217,9 @@ def kept_or_trained(control: Control, data: TaskData, folder: Path, reporter: Re
                 )
             best = load_file(kept)
             shapes = {path: leaf.shape for path, leaf in trees.flatten(start).items()}
-            if any(record.get(name) != value for name, value in said.items()) or {p: leaf.shape for p, leaf in best.items()} != shapes:
+            otherwise = any(record.get(name) != value for name, value in said.items())
+            otherwise |= bool(differences({"train": record.get("settings")}, {"train": settings}))
+            if otherwise or {path: leaf.shape for path, leaf in best.items()} != shapes:
                 raise CheckpointError(
                     f"the kept {control.title} was trained otherwise than it would be now",
                     where=str(place),
@@ -211,11 +228,11 @@ def kept_or_trained(control: Control, data: TaskData, folder: Path, reporter: Re
             empty: Params = {name: {} for name, leaf in start.items() if isinstance(leaf, Mapping) and not leaf}
             return predict, frozen, trees.unflatten(best) | empty
         reporter.notice(f"training the control {control.title}, which is then kept")
-        result = fit(predict, data.task, frozen=frozen, trainable=start, settings=control.settings, reporter=reporter)
+        result = fit(predict, data.task, frozen=frozen, trainable=start, settings=_as_devices_allow(control.settings), reporter=reporter)
         best = {path: np.ascontiguousarray(leaf) for path, leaf in trees.flatten(result.best).items()}
         with atomic_folder(place) as scratch:
             save_file(best, scratch / "weights.safetensors")
             digest = sha256_file(scratch / "weights.safetensors")
-            record = {**said, "validation": result.progress.best_metrics, "sha256": digest}
+            record = {**said, "settings": settings, "validation": result.progress.best_metrics, "sha256": digest}
             write_json(scratch / "control.json", record)
         return predict, frozen, result.best

@@ -35,7 +35,7 @@ from ofa_jax.tasks.base import TaskData
 from ofa_jax.train.assemble import RANDOM, footprint
 from ofa_jax.train.events import CLOCK_FIELDS, read_events
 from ofa_jax.train.progress import SilentReporter
-from ofa_jax.train.run import open_run, read_data, resolved, train_run
+from ofa_jax.train.run import NEUTRAL, open_run, read_data, resolved, train_run
 
 TASKS = ("forecast", "zero_shot", "short_term", "anomaly", "classification", "imputation")
 
@@ -168,7 +168,8 @@ def test_controls_of_every_task(tiny, tmp_path, task):
             assert not flatten(frozen)
         assert control.settings.seed == experiment.train.seed
         if name in NETWORKS:
-            assert control.settings == experiment.train
+            assert control.settings.model_copy(update={"micro_batch": None, "eval_batch_size": None}) == experiment.train
+            assert None not in (control.settings.micro_batch, control.settings.eval_batch_size)  # as slices.settled chose them on a CPU
         if name in ("attention", "no_trunk"):
             assert not [path for path in flatten({"f": frozen, "t": trainable}) if "gpt2" in path]
     assert list(untrained_controls(data)) + list(data.naive) == UNTRAINED[task]
@@ -263,10 +264,39 @@ def test_a_control_that_was_trained_otherwise_is_noticed(runs, tmp_path):
         (place / "control.json").write_text(json.dumps(changed))
         with pytest.raises(CheckpointError, match=r"nlinear: the kept NLinear was trained otherwise than it would be now\. Delete"):
             scores(copied, "nlinear")
+    (place / "control.json").write_text(json.dumps({name: value for name, value in record.items() if name != "settings"}))
+    with pytest.raises(CheckpointError, match="trained otherwise"):
+        scores(copied, "nlinear")
     save_file({"kernel": weights["kernel"][:, :2].copy(), "bias": weights["bias"][:2]}, place / "weights.safetensors")
     (place / "control.json").write_text(json.dumps(record | {"sha256": sha256_file(place / "weights.safetensors")}))
     with pytest.raises(CheckpointError, match="trained otherwise"):
         scores(copied, "nlinear")
+
+
+def test_a_kept_control_outlives_settings_that_change_no_number(runs, tmp_path):
+    """Those of a version that knew fewer of them, too."""
+    copied = Path(shutil.copytree(runs("forecast"), tmp_path / "run"))
+    first, _ = scores(copied, "nlinear")
+    path = copied / "controls" / "nlinear" / "control.json"
+    record = json.loads(path.read_text())
+    free = {name.removeprefix("train.") for name in NEUTRAL if name.startswith("train.")}
+    assert free == {"chunk", "checkpoint_minutes", "micro_batch", "eval_batch_size", "parallel", "fsdp"}
+    assert free <= record["settings"].keys()
+    other = {"chunk": 7, "checkpoint_minutes": 1.0, "micro_batch": 3, "eval_batch_size": 512, "parallel": "pmap", "fsdp": 1}
+    for kept in (record["settings"] | other, {name: value for name, value in record["settings"].items() if name not in free}):
+        path.write_text(json.dumps(record | {"settings": kept}))
+        assert scores(copied, "nlinear") == (first, 0)
+
+
+def test_a_control_is_trained_on_fewer_devices_than_the_run(runs, tmp_path):
+    """A run may come from a machine with more of them; nothing here could change its settings."""
+    copied = Path(shutil.copytree(runs("forecast"), tmp_path / "run"))
+    loaded, data = open_run(copied)
+    train = loaded.experiment.train.model_copy(update={"fsdp": 4, "epochs": 1})
+    loaded = replace(loaded, experiment=loaded.experiment.model_copy(update={"train": train}))
+    found = compare(loaded, data, split="test", controls=copied / "controls", reporter=Listener(), only=("no_trunk",))
+    assert found.rows[-1].method == NETWORKS["no_trunk"]
+    assert json.loads((copied / "controls" / "no_trunk" / "control.json").read_text())["settings"]["fsdp"] == 4
 
 
 @pytest.mark.slow  # trains every control of every task

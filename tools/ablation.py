@@ -1,0 +1,172 @@
+"""What each choice behind the training step brings: the step with one of them undone at a time, in turns with the step as it is.
+
+    python tools/ablation.py               # the paper's shape, 16 windows a step
+    python tools/ablation.py --quick       # the network of configs/quick/etth1.yaml, 256 windows a step
+    python tools/ablation.py --memory      # instead: the memory that this process holds, stage by stage
+
+Prints a Markdown table: milliseconds a step, the ratio to the step as it is (median of the ratios of each turn, with quartiles), and
+the bytes that XLA sets aside for intermediate values. docs/performance.md reads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import jax
+import jax.numpy as jnp
+from benchmarks import ours
+from benchmarks.machine import held_bytes, machine, peak_bytes
+from benchmarks.sizes import Shape
+
+from ofa_jax.config import Experiment
+from ofa_jax.model import gpt2, operations
+from ofa_jax.tasks.base import Task
+from ofa_jax.train.assemble import Model, predict_function
+from ofa_jax.train.events import EventLog
+from ofa_jax.train.loop import Trainer
+from ofa_jax.train.parallel import check_room
+from ofa_jax.train.progress import SilentReporter
+from ofa_jax.train.slices import settled
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to run the step: what is replaced where, windows of a slice (a share of the choice, or all), steps of a dispatch."""
+
+    name: str
+    replaced: tuple[tuple[Any, str, Any], ...] = ()
+    slice_share: float | None = 1.0
+    dispatch: int = 4
+    results: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for holder, name, value in self.replaced:
+                stack.enter_context(patch.dict(holder, {name: value}) if isinstance(holder, dict) else patch.object(holder, name, value))
+            yield
+
+
+def threefry_bits(words_m2: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Jax's own generator in the place of ``random_bits``."""
+    keys = jax.random.wrap_key_data(words_m2, impl="threefry2x32")
+    return jax.vmap(lambda key: jax.random.bits(key, shape, jnp.uint32))(keys)
+
+
+def plain_layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    return operations._layer_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def plain_attend(query: Any, key: Any, value: Any, words_m2: Any, scale: float, rate: float) -> jax.Array:
+    return operations._attend_forward(query, key, value, words_m2, scale, rate)[0]
+
+
+_MASKED = inspect.unwrap(operations._dropped)
+_GELU = (gpt2.ACTIVATIONS, "gelu_new", partial(jax.nn.gelu, approximate=True))
+_NORM = (gpt2, "layer_norm", plain_layer_norm)
+_ATTENTION = (operations, "_attend", plain_attend)
+_MASKS = (operations, "_dropped", _MASKED)
+_THREEFRY = (operations, "random_bits", threefry_bits)
+
+
+def variants() -> list[Variant]:
+    """The step as it is, and with one choice undone."""
+    return [
+        Variant("as it is"),
+        Variant("dropout bits by threefry", (_THREEFRY,)),
+        Variant("dropout masks kept", (_MASKS,)),
+        Variant("GELU by autodiff", (_GELU,)),
+        Variant("layer norm by autodiff", (_NORM,)),
+        Variant("attention by autodiff", (_ATTENTION,)),
+        Variant("attention's products over rows left to XLA", ((operations, "_turned", lambda scores: scores.swapaxes(2, 3)),)),
+        Variant("all of these", (_THREEFRY, _MASKS, _GELU, _NORM, _ATTENTION)),
+        Variant("half as many windows at a time", slice_share=0.5),
+        Variant("twice as many windows at a time", slice_share=2),
+        Variant("the whole batch at a time", slice_share=None),
+        Variant("one step a dispatch", dispatch=1),
+        Variant("all of these, whole batch, one step a dispatch", (_THREEFRY, _MASKS, _GELU, _NORM, _ATTENTION), None, 1),
+    ]
+
+
+def trainer_of(variant: Variant, experiment: Experiment, task: Task, model: Model) -> tuple[Callable[[], None], int]:
+    """A call that makes the variant's steps, compiled, and the bytes of its intermediate values."""
+    settings = settled(experiment.train, model.network)
+    assert settings.micro_batch is not None
+    size = settings.batch_size if variant.slice_share is None else min(int(settings.micro_batch * variant.slice_share), settings.batch_size)
+    settings = settings.model_copy(update={"micro_batch": max(size, 1)})
+    predict = predict_function(model.network, model.numbers)
+    with variant.in_place():
+        trainer = Trainer(predict, task, model.frozen, model.trainable, settings, SilentReporter(), EventLog(None), None, None)
+        program: Any = trainer.chunk
+        memory = program.lower(*trainer.arguments(0)).compile().memory_analysis()
+        trainer.run_chunk(variant.dispatch)
+    return lambda: trainer.run_chunk(variant.dispatch), memory.temp_size_in_bytes
+
+
+def measure(experiment: Experiment, rounds: int) -> str:
+    """The table."""
+    task, model = ours.generated_task(experiment), ours.model_of(experiment)
+    chosen = variants()
+    calls = [trainer_of(variant, experiment, task, model) for variant in chosen]
+    for _ in range(rounds):
+        for variant, (call, _) in zip(chosen, calls, strict=True):
+            start = time.perf_counter()
+            call()
+            variant.results.append((time.perf_counter() - start) / variant.dispatch)
+    first = chosen[0].results
+    lines = ["| step | ms | times as long | intermediate values |", "|---|---:|---:|---:|"]
+    for variant, (_, size) in zip(chosen, calls, strict=True):
+        ratios = [mine / other for mine, other in zip(variant.results, first, strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4)
+        spread = f"{statistics.median(ratios):.2f} ({low:.2f}–{high:.2f})"
+        lines.append(f"| {variant.name} | {1e3 * statistics.median(variant.results):.0f} | {spread} | {size / 1e6:.0f} MB |")
+    return "\n".join(lines)
+
+
+def memory_by_stage(experiment: Experiment) -> str:
+    """The resident memory after each stage of a training run's beginning, and the peak up to there."""
+    lines = ["| after | resident | peak |", "|---|---:|---:|"]
+
+    def note(stage: str) -> None:
+        lines.append(f"| {stage} | {held_bytes() / 1e6:.0f} MB | {peak_bytes() / 1e6:.0f} MB |")
+
+    note("imports")
+    task, model = ours.generated_task(experiment), ours.model_of(experiment)
+    note("weights drawn")
+    settings = settled(experiment.train, model.network)
+    trainer = Trainer(model.predict, task, model.frozen, model.trainable, settings, SilentReporter(), EventLog(None), None, None)
+    note("weights, state and windows handed to jax")
+    program: Any = trainer.chunk
+    size = program.lower(*trainer.arguments(0)).compile().memory_analysis().temp_size_in_bytes
+    note("program compiled")
+    check_room(trainer.chunk, trainer.arguments(0), settings)
+    note("the compiler's memory given back")
+    trainer.run_chunk(4)
+    note(f"four steps, whose intermediate values take {size / 1e6:.0f} MB")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the training step with one choice undone at a time.")
+    parser.add_argument("--quick", action="store_true", help="the network of configs/quick/etth1.yaml instead of the paper's")
+    parser.add_argument("--memory", action="store_true", help="show resident memory stage by stage instead")
+    parser.add_argument("--rounds", type=int, default=8, help="turns of each (default 8, at least 2)")
+    arguments = parser.parse_args()
+    shape = Shape(n_embd=64, n_layer=2, n_head=4) if arguments.quick else Shape()
+    experiment = ours.experiment_of(shape, 256 if arguments.quick else 16)
+    table = memory_by_stage(experiment) if arguments.memory else measure(experiment, max(arguments.rounds, 2))
+    here = machine()
+    print(f"{here.cpu}, {here.cores} cores, jax {here.versions['jax']}\n\n{table}")
+
+
+if __name__ == "__main__":
+    main()
