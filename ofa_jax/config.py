@@ -161,7 +161,7 @@ class TrainConfig(_Section):
     lowest_rate: Annotated[float, Field(ge=0)] = Field(1e-8, description="step size at the end of the cosine")
     patience: Positive = Field(3, description="epochs without a better validation loss before stopping")
     seed: Seed = Field(2021, description="seed of batch order and dropout")
-    chunk: Positive = Field(32, description="steps per dispatch; results do not depend on it")
+    chunk: Positive = Field(32, description="steps per dispatch; up to 32 the same bits, above another program that may round otherwise")
     eval_batch_size: Positive | None = Field(
         None, description="windows per evaluation step; not given: 512, on a CPU fewer; changes rounding alone"
     )

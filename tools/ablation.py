@@ -103,7 +103,7 @@ def trainer_of(variant: Variant, experiment: Experiment, task: Task, model: Mode
     assert settings.micro_batch is not None
     size = settings.batch_size if variant.slice_share is None else min(int(settings.micro_batch * variant.slice_share), settings.batch_size)
     settings = settings.model_copy(update={"micro_batch": max(size, 1)})
-    predict = predict_function(model.network, model.numbers)
+    predict = predict_function(model.network, model.numbers.scale, model.numbers.dropout)
     with variant.in_place():
         trainer = Trainer(predict, task, model.frozen, model.trainable, settings, SilentReporter(), EventLog(None), None, None)
         program: Any = trainer.chunk

@@ -78,7 +78,9 @@ def init_adapters(sites: Mapping[str, Site], rank: int, *, init: Init = "peft_ga
     return adapters
 
 
-def with_adapters(apply_fn: Callable[..., jax.Array], scale: float, *, dropout_rate: float = 0.0) -> Callable[..., jax.Array]:
+def with_adapters(
+    apply_fn: Callable[..., jax.Array], scale: float | jax.Array, *, dropout_rate: float = 0.0
+) -> Callable[..., jax.Array]:
     """A network function that also takes adapters: ``f(params, *xs) -> g(params, adapters, *xs)``.
 
     The adapter's sum is made in float32 and cast to the layer's own output type. Dropout acts on the input of dense adapters
@@ -86,7 +88,7 @@ def with_adapters(apply_fn: Callable[..., jax.Array], scale: float, *, dropout_r
 
     Args:
         apply_fn: ``f(params, *xs, dropout_keys=None)`` that applies a Flax linen module.
-        scale: The factor before ``a b`` (:func:`adapter_scale`).
+        scale: The factor before ``a b`` (:func:`adapter_scale`): a number, or a float32 scalar that may be traced.
         dropout_rate: Probability of dropping an input value of a dense adapter while ``dropout_keys`` are given.
 
     Raises:

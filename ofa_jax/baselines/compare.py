@@ -14,6 +14,7 @@ from ofa_jax.config import Protocol
 from ofa_jax.tasks.base import Split, TaskData
 from ofa_jax.train.assemble import footprint
 from ofa_jax.train.loop import Evaluator, Predict, Reporter
+from ofa_jax.train.parallel import as_devices_allow, make_layout
 from ofa_jax.train.run import Loaded
 from ofa_jax.train.slices import settled
 
@@ -80,8 +81,10 @@ def compare(
     settings = settled(experiment.train, loaded.model.network)
     wanted = trained_controls(experiment, data, only=only) if controls is not None else []
 
+    layout = make_layout(as_devices_allow(settings))
+
     def score(predict: Predict, frozen: Any, trainable: Any) -> dict[str, float]:
-        evaluator = Evaluator(predict, task, settings.eval_batch_size)
+        evaluator = Evaluator(predict, task, settings.eval_batch_size, layout)
         return task.final_metrics(lambda table: evaluator(table, frozen, trainable), split)
 
     model = loaded.model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from ofa_jax.adapters.partition import Rule, actions
@@ -26,6 +24,7 @@ from ofa_jax.model.network import Network, base_shapes
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.train.assemble import RANDOM, WITHOUT, build_model, build_network, trunk_config
 from ofa_jax.train.loop import Params, Predict, Reporter, fit
+from ofa_jax.train.parallel import as_devices_allow
 from ofa_jax.train.run import differences
 from ofa_jax.train.slices import settled
 
@@ -189,11 +188,6 @@ def _deciding(shapes: Mapping[str, Any], rules: Sequence[Rule]) -> list[Rule]:
     return kept
 
 
-def _as_devices_allow(settings: TrainConfig) -> TrainConfig:
-    """The settings of a run that was trained elsewhere, with frozen parameters shared out among as many devices as divide those here."""
-    return settings.model_copy(update={"fsdp": math.gcd(settings.fsdp, jax.device_count())})
-
-
 def kept_or_trained(control: Control, data: TaskData, folder: Path, reporter: Reporter) -> tuple[Predict, Params, Params]:
     """A control with its trained parameters: read from the run's controls, or trained now and kept there.
 
@@ -228,7 +222,7 @@ def kept_or_trained(control: Control, data: TaskData, folder: Path, reporter: Re
             empty: Params = {name: {} for name, leaf in start.items() if isinstance(leaf, Mapping) and not leaf}
             return predict, frozen, trees.unflatten(best) | empty
         reporter.notice(f"training the control {control.title}, which is then kept")
-        result = fit(predict, data.task, frozen=frozen, trainable=start, settings=_as_devices_allow(control.settings), reporter=reporter)
+        result = fit(predict, data.task, frozen=frozen, trainable=start, settings=as_devices_allow(control.settings), reporter=reporter)
         best = {path: np.ascontiguousarray(leaf) for path, leaf in trees.flatten(result.best).items()}
         with atomic_folder(place) as scratch:
             save_file(best, scratch / "weights.safetensors")

@@ -44,6 +44,7 @@ def _drawn(seed: int, path: str, shape: Sequence[int], of_unit_interval: Callabl
         piece = flat[start : start + _PIECE]
         raw = stream.random_raw(piece.size)
         piece[:] = of_unit_interval(((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)
+    drawn.flags.writeable = False  # jax may have taken this memory over
     return drawn
 
 

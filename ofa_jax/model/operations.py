@@ -63,7 +63,7 @@ def dropout(x: jax.Array, rate: float, keys_m: jax.Array | None, site: str) -> j
 
 @partial(jax.checkpoint, static_argnums=2)
 def _dropped(x: jax.Array, words_m2: jax.Array, rate: float) -> jax.Array:
-    keep = random_bits(words_m2, x.shape[1:]) >= jnp.uint32(round(rate * 2**32))
+    keep = random_bits(words_m2, x.shape[1:]) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
     return jnp.where(keep, x * (1 / (1 - rate)), 0).astype(x.dtype)
 
 

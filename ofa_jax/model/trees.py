@@ -56,9 +56,11 @@ def aligned_empty(shape: Sequence[int]) -> np.ndarray:
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """A float32 array as :func:`aligned_empty` makes them; itself where it is one."""
+    """A float32 array as :func:`aligned_empty` makes them, for reading only; of the same memory where it lies right already."""
     if array.dtype == np.float32 and array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0:
-        return array
-    copy = aligned_empty(array.shape)
-    copy[...] = array
+        copy = array.view()
+    else:
+        copy = aligned_empty(array.shape)
+        copy[...] = array
+    copy.flags.writeable = False  # jax may take this memory over, and its arrays never change
     return copy

@@ -55,20 +55,20 @@ class Model:
     @cached_property
     def predict(self) -> Callable[..., jax.Array]:
         """:func:`predict_function` of this network; one function, so that jax compiles it once however often it is asked for."""
-        return predict_function(self.network, self.numbers)
+        return predict_function(self.network, self.numbers.scale, self.numbers.dropout)
 
     def merged(self) -> dict[str, Any]:
         """The network's parameters with the adapters folded in, for serving."""
         return merge(combine(self.frozen, self.trainable["base"]), self.trainable["adapters"], self.numbers.scale)
 
 
-def predict_function(network: Network, numbers: LoraNumbers) -> Callable[..., jax.Array]:
-    """``predict(frozen, trainable, x_btc, x_mask=None, dropout_keys=None)`` of a network with adapters."""
+def predict_function(network: Network, scale: float | jax.Array, dropout_rate: float) -> Callable[..., jax.Array]:
+    """``predict(frozen, trainable, x_btc, x_mask=None, dropout_keys=None)`` of a network with adapters of that scale."""
 
     def apply(params, x_btc, x_mask, *, dropout_keys=None):
         return network.apply({"params": params}, x_btc, x_mask, dropout_keys=dropout_keys)
 
-    adapted = with_adapters(apply, numbers.scale, dropout_rate=numbers.dropout)
+    adapted = with_adapters(apply, scale, dropout_rate=dropout_rate)
 
     def predict(frozen, trainable, x_btc, x_mask=None, *, dropout_keys=None):
         return adapted(combine(frozen, trainable["base"]), trainable["adapters"], x_btc, x_mask, dropout_keys=dropout_keys)

@@ -127,10 +127,19 @@ class Evaluator:
         _, rows = slices_and_rows(min(self._batch_size, table.size), None, layout.devices)
         stream = IndexStream(table.size, rows, seed=None)
         frozen, trainable, columns = layout.place_frozen(frozen), layout.place(trainable), layout.place(table)
-        parts = [
-            self._step(frozen, trainable, self.buffer, columns, layout.place(index)) for index in stream.batches(0, stream.steps_per_epoch)
-        ]
-        return {name: np.concatenate([np.asarray(part[name]) for part in parts])[: table.size] for name in parts[0]}
+        parts = []
+        for index in stream.batches(0, stream.steps_per_epoch):
+            sums = self._step(frozen, trainable, self.buffer, columns, layout.place(index))
+            # waited for batch by batch: with many batches under way at once, devices that share few threads wait for each other for ever
+            parts.append({name: np.asarray(values) for name, values in sums.items()})
+        return {name: np.concatenate([part[name] for part in parts])[: table.size] for name in parts[0]}
+
+
+def keep(keep_best: Callable[[Params, Progress], None] | None, best: Params, progress: Progress) -> None:
+    """Hand the best tree to whoever keeps it; with several processes only the leader has somebody, and all wait for it."""
+    with together("writing the bundle"):
+        if keep_best is not None:
+            keep_best(best, progress)
 
 
 class Trainer:
@@ -318,8 +327,8 @@ class Trainer:
         clock = {"time": time.time(), "seconds": round(seconds, 3), "windows_per_second": round(speed, 1)}
         self.log.append("epoch", **record, **clock)
         self.reporter.end_epoch(record | clock)
-        if better and self.keep_best is not None:
-            self.keep_best(self.best, self.progress)
+        if better:
+            keep(self.keep_best, self.best, self.progress)
 
     def stop(self, signal_number: int) -> None:
         """End here if a signal asked for it: not 0, and there is something left to train."""
@@ -364,6 +373,5 @@ def fit(
     trainer.resume()
     with stop_on_signal() as request:
         trainer.run(request)
-    if keep_best is not None:
-        keep_best(trainer.best, trainer.progress)
+    keep(keep_best, trainer.best, trainer.progress)
     return FitResult(trainer.best, trainer.progress, trainer.progress.finished)

@@ -20,9 +20,11 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -39,6 +41,9 @@ DATA, FSDP = "data", "fsdp"
 
 SHARED_FROM = 8192
 """Frozen leaves of fewer numbers lie whole on every device: they are small, and fetching them costs more than keeping them."""
+
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""Where Linux tells a container how much memory it may use."""
 
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -87,6 +92,11 @@ def make_layout(settings: TrainConfig, devices: Sequence[jax.Device] | None = No
     if len(chosen) == 1:
         return Layout()
     return by_pmap(chosen) if settings.parallel == "pmap" else by_jit(chosen, settings.fsdp)
+
+
+def as_devices_allow(settings: TrainConfig) -> TrainConfig:
+    """The settings of a run that may be from another machine, frozen parameters shared out among as many devices as divide those here."""
+    return settings.model_copy(update={"fsdp": math.gcd(settings.fsdp, jax.device_count())})
 
 
 def by_jit(devices: Sequence[jax.Device], fsdp: int = 1) -> Layout:
@@ -157,9 +167,9 @@ def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 def slices_and_rows(batch_size: int, micro_batch: int | None, devices: int) -> tuple[int, int]:
     """Slices of a step, and the rows of its batch with the padding that makes every slice the same number of rows per device."""
-    slices = 1 if micro_batch is None else -(-batch_size // micro_batch)
-    per_device = -(-batch_size // (slices * devices))
-    return slices, slices * devices * per_device
+    rows = -(-batch_size // devices)  # of each device
+    slices = 1 if micro_batch is None else -(-rows // max(micro_batch // devices, 1))
+    return slices, slices * devices * -(-rows // slices)
 
 
 def check_room(program: Callable[..., Any], arguments: tuple[Any, ...], settings: TrainConfig) -> None:
@@ -181,12 +191,13 @@ def check_room(program: Callable[..., Any], arguments: tuple[Any, ...], settings
     _give_back_compiler_memory()
     if memory is None:
         return
-    slices = memory.temp_size_in_bytes
-    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + slices
+    lying = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    working = memory.temp_size_in_bytes
     room = room_per_device()
-    if needed > room:
-        gib = [f"{size / 2**30:.2f} GiB" for size in (needed, slices, room)]
-        raise _no_room(f"a step takes {gib[0]} on each device ({gib[1]} of it while it works on a slice), and there are {gib[2]}", settings)
+    if lying + working > room:
+        gib = [f"{size / 2**30:.2f} GiB" for size in (lying + working, working, room)]
+        what = f"a step takes {gib[0]} on each device ({gib[1]} of it while it works on a slice), and there are {gib[2]}"
+        raise _no_room(what, settings, slices_help=lying < room)
 
 
 def _give_back_compiler_memory() -> None:
@@ -198,15 +209,26 @@ def _give_back_compiler_memory() -> None:
 
 def room_per_device() -> int:
     """Bytes of memory that a device of this process has for jax; simulated devices share the machine's."""
-    device = jax.local_devices()[0]
-    if stats := device.memory_stats():
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
         return stats["bytes_limit"]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+    return host_bytes() // jax.local_device_count()
 
 
-def _no_room(what: str, settings: TrainConfig) -> TrainError:
+def host_bytes() -> int:
+    """Memory of this machine, or of the container that this process is in; no limit where the system does not tell."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else sys.maxsize
+    try:
+        return min(machine, int(CONTAINER_LIMIT.read_text()))
+    except (OSError, ValueError):  # no control group, or one without a limit: "max"
+        return machine
+
+
+def _no_room(what: str, settings: TrainConfig, *, slices_help: bool = True) -> TrainError:
     now = settings.micro_batch or settings.batch_size
-    fix = f"Take a smaller train.micro_batch (now {now} windows at a time; results stay the same to rounding)"
-    return TrainError(
-        what, where="memory", fix=f"{fix}, or share out the frozen parameters with train.fsdp" if settings.parallel == "jit" else fix
-    )
+    smaller = f"take a smaller train.micro_batch (now {now} windows at a time; results stay the same to rounding)"
+    several = settings.parallel == "jit" and jax.device_count() > 1
+    advice = [smaller] * (slices_help and now > 1) + ["share out the frozen parameters with train.fsdp"] * several
+    advice += ["take devices with more memory, or a smaller network"] * (not advice)
+    text = ", or ".join(advice)
+    return TrainError(what, where="memory", fix=text[0].upper() + text[1:])

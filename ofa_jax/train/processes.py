@@ -98,18 +98,19 @@ def together(doing: str) -> Iterator[None]:
     """Nobody leaves the block before everybody has come to its end, or everybody leaves it with an error.
 
     Raises:
-        OfaError: This process's own, or that another one failed; OSError likewise.
+        OfaError: This process's own, or that another one refused something.
+        OSError: This process's own; the others get PeerLost, for starting again may help.
     """
     failure: OfaError | OSError | None = None
     try:
         yield
     except (OfaError, OSError) as error:
         failure = error
-    (failed,) = largest(0 if failure is None else jax.process_index() + 1)
+    failed, broken = largest(0 if failure is None else jax.process_index() + 1, int(isinstance(failure, OSError)))
     if failure is not None:
         raise failure
     if failed:
-        raise TrainError(
+        raise (PeerLost if broken else TrainError)(
             f"process {failed - 1} failed at {doing}",
             where=f"process {jax.process_index()}",
             fix="Its own message says why; mend that and start all processes again",

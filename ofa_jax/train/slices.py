@@ -8,7 +8,6 @@ the cache and the weights together (docs/performance.md has the measurements beh
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import jax
 
@@ -40,7 +39,7 @@ def weight_bytes(network: Network) -> int:
     return 4 * blocks * config.n_embd * (4 * config.n_embd + 2 * config.mlp_width)
 
 
-def windows_at_once(network: Network, backend: Literal["cpu", "gpu", "tpu"] | str) -> int | None:
+def windows_at_once(network: Network, backend: str) -> int | None:
     """The number of windows of a slice, a power of two; None where slices bring nothing."""
     if backend != "cpu":
         return None

@@ -172,7 +172,15 @@ def test_aligned_copies_what_is_not():
         assert moved.dtype == np.float32
         np.testing.assert_array_equal(moved, array)
         assert not np.shares_memory(moved, array)
-    assert aligned(moved) is moved
+    assert np.shares_memory(aligned(moved), moved)
+
+
+def test_what_jax_takes_over_cannot_be_written_to():
+    own = np.arange(64, dtype=np.float32).reshape(8, 8)
+    for array in (normal(0, "p", (8, 8), 1.0), aligned(own[1:]), aligned(own)):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    own[0] = 1  # its owner's view is as it was
 
 
 def test_pieces_are_one_stream(monkeypatch):

@@ -105,6 +105,10 @@ def test_dropout_keeps_its_rate_and_its_mean(rate):
     assert len({row.tobytes() for row in masks}) == 8
 
 
+def test_a_rate_just_below_one_still_drops():
+    assert not dropout(jnp.ones((8, 5000)), 1 - 1e-12, keys(8), "here").any()
+
+
 def test_dropout_has_a_mask_per_site_and_none_without_keys_or_rate():
     x = jnp.ones((2, 40, 40))
     one, other = dropout(x, 0.5, keys(2), "h/0/attn"), dropout(x, 0.5, keys(2), "h/1/attn")

@@ -67,6 +67,35 @@ def test_every_layout_gives_the_numbers_of_one_device(ten_steps, name):
     assert_same(ten_steps, name, ten_steps, "jit1")
 
 
+EVALUATE = """
+import sys
+sys.path[:0] = sys.argv[1:2]
+from conftest import Tiny
+from ofa_jax.config import TrainConfig
+from ofa_jax.tasks.forecasting import prepare_frame
+from ofa_jax.train.assemble import build_model
+from ofa_jax.train.loop import Evaluator
+from ofa_jax.train.parallel import make_layout
+
+tiny = Tiny()
+experiment = tiny.experiment("unused")
+task = prepare_frame(tiny.frame(rows=4000), experiment.data, experiment.task).task
+model = build_model(experiment)
+evaluator = Evaluator(model.predict, task, 8, make_layout(TrainConfig()))
+for _ in range(2):
+    print(len(evaluator(task.tables["train"], model.frozen, model.trainable)["count"]))
+"""
+
+
+@pytest.mark.slow  # many seconds of small batches
+def test_many_small_evaluation_batches_end():
+    """With all of them under way at once, eight devices on two cores waited for each other for ever."""
+    words = [sys.executable, "-c", EVALUATE, Path(__file__).parents[1]]
+    done = subprocess.run(words, env=os.environ | EIGHT, capture_output=True, text=True, timeout=120, check=True)
+    counts = [int(line) for line in done.stdout.split()]
+    assert counts[0] == counts[1] > 2000
+
+
 @pytest.mark.slow
 def test_large_frozen_leaves_are_shared_out(ten_steps):
     whole = ten_steps["jit1/frozen_bytes"]
@@ -88,7 +117,9 @@ def test_large_frozen_leaves_are_shared_out(ten_steps):
         (256, 100, 1, (3, 258)),  # three slices of 86, not two of 100 and one of 56
         (256, 64, 8, (4, 256)),
         (30, 7, 2, (5, 30)),
-        (30, 1, 8, (30, 240)),  # one row per device at least
+        (30, 1, 8, (4, 32)),  # one row per device at least, so fewer slices than were asked for
+        (256, 7, 8, (32, 256)),
+        (31, 4, 3, (11, 33)),  # three windows at a time, not six
     ],
 )
 def test_batches_are_padded_to_equal_slices(batch_size, micro_batch, devices, expected):
@@ -96,6 +127,7 @@ def test_batches_are_padded_to_equal_slices(batch_size, micro_batch, devices, ex
     assert (slices, rows) == expected
     assert rows % (slices * devices) == 0
     assert rows // slices <= max(micro_batch or rows, devices)
+    assert rows - batch_size < rows // slices  # no slice of padding alone
 
 
 def test_one_device_is_plain_jit():
@@ -146,14 +178,36 @@ def test_a_leaf_is_shared_out_along_its_longest_axis_that_divides():
 def test_a_step_that_does_not_fit_is_refused_with_numbers(tiny, tmp_path, monkeypatch):
     experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=1")
     assert parallel.room_per_device() > 2**28
-    monkeypatch.setattr(parallel, "room_per_device", lambda: 2**17)
     numbers = r"memory: a step takes 0\.\d\d GiB on each device \(0\.\d\d GiB of it while it works on a slice\), and there are 0\.00 GiB\."
-    said = rf"{numbers} Take a smaller train\.micro_batch \(now 32 windows at a time; "
-    with pytest.raises(TrainError, match=said):
-        train_run(experiment, tmp_path / "run", SilentReporter())
+    smaller = r"Take a smaller train\.micro_batch \(now 32 windows at a time; results stay the same to rounding\)\.$"
+    less = r"Take devices with more memory, or a smaller network\.$"
+    for room, advice in ((2**17, smaller), (2**10, less)):  # series and parameters alone take more than 2**10 bytes
+        monkeypatch.setattr(parallel, "room_per_device", lambda room=room: room)
+        with pytest.raises(TrainError, match=f"{numbers} {advice}"):
+            train_run(experiment, tmp_path / "run", SilentReporter())
     assert not (tmp_path / "run" / "metrics.jsonl").read_text()
     monkeypatch.undo()
     train_run(experiment, tmp_path / "run", SilentReporter())
+
+
+def test_advice_is_only_what_can_help(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    advice = [
+        parallel._no_room("", TrainConfig(micro_batch=micro, parallel=kind), slices_help=help).fix
+        for micro, kind, help in ((8, "jit", True), (1, "jit", True), (8, "jit", False), (8, "pmap", False))
+    ]
+    smaller, share = "Take a smaller train.micro_batch (now 8 windows at a time; results stay the same to rounding)", "hare out the frozen"
+    assert [text.split(" parameters")[0] for text in advice[:3]] == [f"{smaller}, or s{share}", f"S{share}", f"S{share}"]
+    assert advice[3] == "Take devices with more memory, or a smaller network"
+
+
+def test_room_is_that_of_the_container(tmp_path, monkeypatch):
+    machine = parallel.room_per_device()
+    for content, room in (("max\n", None), ("1000000\n", 1_000_000), ("9" * 18, None)):
+        monkeypatch.setattr(parallel, "CONTAINER_LIMIT", tmp_path / "memory.max")
+        (tmp_path / "memory.max").write_text(content)
+        assert parallel.room_per_device() == (room or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        assert parallel.room_per_device() >= min(machine, 1_000_000)
 
 
 def test_leaves_of_every_kind_are_placed():

@@ -22,12 +22,13 @@ from test_parallel import TOLERANCE, assert_same
 from test_resume import events_of, newest, outcome
 
 from ofa_jax.config import load_experiment
-from ofa_jax.errors import ConfigError, DataError
+from ofa_jax.errors import ConfigError, DataError, TrainError
 from ofa_jax.model.trees import flatten
+from ofa_jax.train import processes
 from ofa_jax.train.assemble import build_model
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.optim import learning_rate, make_optimizer
-from ofa_jax.train.processes import check_alike, connect, from_leader, largest, leads, together
+from ofa_jax.train.processes import PeerLost, check_alike, connect, from_leader, largest, leads, together
 from ofa_jax.train.progress import SilentReporter
 from ofa_jax.train.run import read_config, train_run
 from ofa_jax.train.step import init_state
@@ -261,6 +262,21 @@ def test_one_process_agrees_with_itself():
     check_alike({"a": (1, 2)})
     with pytest.raises(DataError, match="its own"), together("anything"):
         raise DataError("its own")
+
+
+def test_another_process_s_failure_ends_this_one(monkeypatch):
+    """A refusal would come again at the next start; a full disk or a lost connection may not."""
+    for answer, kind in (((2, 0), TrainError), ((2, 1), PeerLost)):
+        monkeypatch.setattr(processes, "largest", lambda *numbers, answer=answer: answer)
+        with pytest.raises(TrainError, match="process 1 failed at saving") as caught, together("saving"):
+            pass
+        assert type(caught.value) is kind
+    told = []
+    monkeypatch.setattr(processes, "largest", lambda *numbers: told.append(numbers) or numbers)
+    for failure in (DataError("refused"), OSError("disk")):
+        with pytest.raises(type(failure)), together("saving"):
+            raise failure
+    assert told == [(1, 0), (1, 1)]
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,12 @@ def machine() -> Machine:
     """What the numbers hang on besides the source."""
     import jax
 
+    from ofa_jax.train.parallel import host_bytes
+
     return Machine(
         cpu=_cpu(),
         cores=cores(),
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bytes=host_bytes(),
         system=_system(),
         device=jax.devices()[0].device_kind,
         devices=jax.device_count(),
