@@ -2,16 +2,18 @@
 
     python tools/ablation.py               # the paper's shape, 16 windows a step
     python tools/ablation.py --quick       # the network of configs/quick/etth1.yaml, 256 windows a step
+    python tools/ablation.py --left        # what the time is spent on: the step with one part of the network left out (it computes less)
     python tools/ablation.py --memory      # instead: the memory that this process holds, stage by stage
 
-Prints a Markdown table: milliseconds a step, the ratio to the step as it is (median of the ratios of each turn, with quartiles), and
-the bytes that XLA sets aside for intermediate values. docs/performance.md reads it.
+Prints a Markdown table: milliseconds a step (median over the turns, with quartiles), the ratio of its median to that of the step as it
+is, and the bytes that XLA sets aside for intermediate values. docs/performance.md reads it.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -97,6 +99,27 @@ def variants() -> list[Variant]:
     ]
 
 
+def left_out() -> list[Variant]:
+    """The step as it is, and without one part; what it computes is then of no use, but the time it saves is that part's."""
+
+    def unchanged(x: jax.Array, *others: Any, **numbers: Any) -> jax.Array:
+        return x
+
+    def values_alone(query: jax.Array, key: jax.Array, value: jax.Array, **numbers: Any) -> jax.Array:
+        return value
+
+    masks, gelu = (operations, "_dropped", unchanged), (gpt2.ACTIVATIONS, "gelu_new", unchanged)
+    norm, attention = (gpt2, "layer_norm", unchanged), (gpt2, "causal_attention", values_alone)
+    return [
+        Variant("as it is"),
+        Variant("without dropout", (masks,)),
+        Variant("without GELU", (gelu,)),
+        Variant("without layer norm", (norm,)),
+        Variant("without attention, its dropout included", (attention,)),
+        Variant("without all of these: dense layers, patches, head, adapters, Adam", (masks, gelu, norm, attention)),
+    ]
+
+
 def trainer_of(variant: Variant, experiment: Experiment, task: Task, model: Model) -> tuple[Callable[[], None], int]:
     """A call that makes the variant's steps, compiled, and the bytes of its intermediate values."""
     settings = settled(experiment.train, model.network)
@@ -104,31 +127,31 @@ def trainer_of(variant: Variant, experiment: Experiment, task: Task, model: Mode
     size = settings.batch_size if variant.slice_share is None else min(int(settings.micro_batch * variant.slice_share), settings.batch_size)
     settings = settings.model_copy(update={"micro_batch": max(size, 1)})
     predict = predict_function(model.network, model.numbers.scale, model.numbers.dropout)
+    jax.clear_caches()  # jax keeps what it traced of a function, and would take that for a variant's
     with variant.in_place():
         trainer = Trainer(predict, task, model.frozen, model.trainable, settings, SilentReporter(), EventLog(None), None, None)
         program: Any = trainer.chunk
-        memory = program.lower(*trainer.arguments(0)).compile().memory_analysis()
-        trainer.run_chunk(variant.dispatch)
-    return lambda: trainer.run_chunk(variant.dispatch), memory.temp_size_in_bytes
+        trainer.chunk = compiled = program.lower(*trainer.arguments(0)).compile()
+    trainer.run_chunk(variant.dispatch)
+    return lambda: trainer.run_chunk(variant.dispatch), compiled.memory_analysis().temp_size_in_bytes
 
 
-def measure(experiment: Experiment, rounds: int) -> str:
+def measure(experiment: Experiment, chosen: list[Variant], rounds: int) -> str:
     """The table."""
     task, model = ours.generated_task(experiment), ours.model_of(experiment)
-    chosen = variants()
     calls = [trainer_of(variant, experiment, task, model) for variant in chosen]
+    order = random.Random(0)
     for _ in range(rounds):
-        for variant, (call, _) in zip(chosen, calls, strict=True):
+        for number in order.sample(range(len(chosen)), len(chosen)):  # what went before leaves its traces in caches and memory
+            variant, (call, _) = chosen[number], calls[number]
             start = time.perf_counter()
             call()
-            variant.results.append((time.perf_counter() - start) / variant.dispatch)
-    first = chosen[0].results
-    lines = ["| step | ms | times as long | intermediate values |", "|---|---:|---:|---:|"]
+            variant.results.append(1e3 * (time.perf_counter() - start) / variant.dispatch)
+    as_it_is = statistics.median(chosen[0].results)
+    lines = ["| step | ms | ratio | intermediate values |", "|---|---:|---:|---:|"]
     for variant, (_, size) in zip(chosen, calls, strict=True):
-        ratios = [mine / other for mine, other in zip(variant.results, first, strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        spread = f"{statistics.median(ratios):.2f} ({low:.2f}–{high:.2f})"
-        lines.append(f"| {variant.name} | {1e3 * statistics.median(variant.results):.0f} | {spread} | {size / 1e6:.0f} MB |")
+        low, median, high = statistics.quantiles(variant.results, n=4, method="inclusive")
+        lines.append(f"| {variant.name} | {median:.0f} ({low:.0f}–{high:.0f}) | {median / as_it_is:.2f} | {size / 1e6:.0f} MB |")
     return "\n".join(lines)
 
 
@@ -158,12 +181,14 @@ def memory_by_stage(experiment: Experiment) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the training step with one choice undone at a time.")
     parser.add_argument("--quick", action="store_true", help="the network of configs/quick/etth1.yaml instead of the paper's")
+    parser.add_argument("--left", action="store_true", help="leave out one part of the network at a time instead")
     parser.add_argument("--memory", action="store_true", help="show resident memory stage by stage instead")
-    parser.add_argument("--rounds", type=int, default=8, help="turns of each (default 8, at least 2)")
+    parser.add_argument("--rounds", type=int, default=12, help="turns of each (default 12, at least 2)")
     arguments = parser.parse_args()
     shape = Shape(n_embd=64, n_layer=2, n_head=4) if arguments.quick else Shape()
     experiment = ours.experiment_of(shape, 256 if arguments.quick else 16)
-    table = memory_by_stage(experiment) if arguments.memory else measure(experiment, max(arguments.rounds, 2))
+    chosen = left_out() if arguments.left else variants()
+    table = memory_by_stage(experiment) if arguments.memory else measure(experiment, chosen, max(arguments.rounds, 2))
     here = machine()
     print(f"{here.cpu}, {here.cores} cores, jax {here.versions['jax']}\n\n{table}")
 

@@ -67,19 +67,20 @@ def main() -> None:
 
 
 def step_ours(shape: Shape, batch: int, steps: int) -> dict[str, float]:
-    """So many training steps."""
+    """So many training steps, on noise."""
     from benchmarks import ours
 
     imported = held_bytes()
     experiment = ours.experiment_of(shape, batch)
-    step = ours.training_step(experiment, ours.generated_task(experiment), ours.model_of(experiment))
+    task = ours.random_task(experiment, channels=1, windows=batch * steps, univariate=True)
+    step = ours.training_step(experiment, task, ours.model_of(experiment))
     for _ in range(steps):
         step()
     return {"imported": imported, "peak": peak_bytes()}
 
 
 def step_theirs(shape: Shape, batch: int, steps: int) -> dict[str, float]:
-    """The same in PyTorch, on noise."""
+    """The same in PyTorch."""
     import torch
 
     from benchmarks import theirs
@@ -106,14 +107,15 @@ def epoch_ours(config: str, overrides: list[str], out: str) -> dict[str, float]:
 
 
 def epoch_theirs(shape: Shape, batch: int, series: str, train: list[int], validation: list[int]) -> dict[str, float]:
-    """An epoch and its validation in PyTorch, over the standardised series in a .npy file."""
+    """An epoch and its validation in PyTorch, over the standardised series in a CSV file."""
     import numpy as np
+    import pandas as pd
 
     from benchmarks import theirs
 
     theirs.use_all_cores()
     imported = held_bytes()
-    values = np.load(series)
+    values = pd.read_csv(series).to_numpy(np.float32)
     training = theirs.Training(theirs.build(shape), 1e-3)
     sets = [theirs.Windows(values, (rows[0], rows[1]), shape) for rows in (train, validation)]
     training.epoch(theirs.loader(sets[0], batch, shuffle=True))
