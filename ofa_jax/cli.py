@@ -15,6 +15,8 @@ from ofa_jax import __version__
 from ofa_jax.errors import Interrupted, OfaError
 
 if TYPE_CHECKING:
+    from ofa_jax.analysis.gradient_files import Written
+    from ofa_jax.analysis.sweeps import Sweep
     from ofa_jax.baselines.compare import Comparison
     from ofa_jax.train.progress import ConsoleReporter
 
@@ -130,6 +132,89 @@ def evaluate(
         print(json.dumps(comparison.to_dict()))
     else:
         _print_comparison(comparison)
+
+
+@app.command(cls=CommandWithSettings)
+def sweep(
+    config: Config,
+    ranks: Annotated[str, typer.Option(metavar="RANKS", help="Ranks, with commas between: 2,4,8,16.")],
+    out: Annotated[Path, typer.Option(help="Folder of the sweep; one that is there already goes on where it stopped.")],
+    seeds: Annotated[int, typer.Option(help="How many seeds: number k, from 0, is added to train.seed and to adapters.seed.")] = 1,
+    alphas: Annotated[str, typer.Option(metavar="NUMBERS", help="Values of adapters.alpha; the settings' own when not given.")] = "",
+    scalings: Annotated[str, typer.Option(metavar="NAMES", help="Values of adapters.scaling: rslora, lora, none.")] = "",
+    inits: Annotated[str, typer.Option(metavar="NAMES", help="Values of adapters.init: peft_gaussian, theorem, kaiming.")] = "",
+    learning_rates: Annotated[str, typer.Option(metavar="NUMBERS", help="Values of train.learning_rate.")] = "",
+    controls: Annotated[bool, typer.Option("--controls", help="Also train the controls, once, and keep them in the folder.")] = False,
+    at_once: Annotated[
+        int | None, typer.Option(metavar="N", help="Adapters trained side by side, at most; what fits when not given.")
+    ] = None,
+    set_: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Train many adapters by one program per bucket of ranks; stopped by Ctrl-C or SIGTERM it saves, and the same command goes on."""
+    from ofa_jax.analysis.sweep_cells import parse_axes
+    from ofa_jax.analysis.sweeps import run_sweep
+    from ofa_jax.config import load_experiment
+
+    experiment = load_experiment(config, set_ or ())
+    axes = parse_axes(ranks, seeds, alphas=alphas, scalings=scalings, inits=inits, learning_rates=learning_rates)
+    with _reporter() as reporter:
+        made = run_sweep(experiment, axes, out, reporter, at_once=at_once, controls=controls)
+    if as_json:
+        print(json.dumps(made.record))
+    else:
+        _print_sweep(made)
+
+
+@app.command(cls=CommandWithSettings)
+def gradients(
+    config: Config,
+    out: Annotated[Path, typer.Option(help="New folder for tables and figures.")],
+    ranks: Annotated[str, typer.Option(metavar="RANKS", help="Ranks, with commas between.")] = "2,4,8,16,32,64,128,256,512,1024",
+    scalings: Annotated[str, typer.Option(metavar="NAMES", help="Some of rslora, lora, none.")] = "rslora,lora,none",
+    inits: Annotated[
+        str, typer.Option(metavar="NAMES", help="Some of theorem, peft_gaussian, kaiming, inverse_rank (std 1/r everywhere).")
+    ] = "theorem,peft_gaussian,kaiming",
+    optimizers: Annotated[str, typer.Option(metavar="NAMES", help="Some of sgd, adam.")] = "sgd,adam",
+    steps: Annotated[str, typer.Option(metavar="STEPS", help="After how many steps to measure.")] = "0,1,10",
+    seeds: Annotated[int, typer.Option(help="Starts of the adapters for every combination.")] = 5,
+    windows: Annotated[int, typer.Option(help="Windows of a step, and that are measured on.")] = 64,
+    sgd_rate: Annotated[float, typer.Option(help="Step size of SGD; theory is about small ones.")] = 1e-6,
+    adam_rate: Annotated[float | None, typer.Option(help="Step size of Adam; train.learning_rate when not given.")] = None,
+    set_: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what a few steps do to every adapter, by rank, scaling and start, beside theory (docs/theory.md)."""
+    from ofa_jax.analysis.gradient_files import parse_grid, run_study
+    from ofa_jax.config import load_experiment
+
+    experiment = load_experiment(config, set_ or ())
+    grid = parse_grid(
+        ranks, scalings, inits, optimizers, steps, seeds=seeds, windows=windows, sgd_rate=sgd_rate, adam_rate=adam_rate
+    )  # fmt: skip
+    with _reporter() as reporter:
+        made = run_study(experiment, grid, out, reporter.notice)
+    if as_json:
+        print(json.dumps(made.to_dict()))
+    else:
+        _print_slopes(made)
+
+
+@app.command()
+def report(
+    run: Run,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="HTML file to write; RUN/report.html when not given.")] = None,
+    controls: Annotated[bool, typer.Option("--controls", help="Also train the controls, once, and keep them in the run.")] = False,
+    trunk: Trunk = None,
+    data_file: Annotated[str | None, typer.Option("--data", help="Where the data file is now, if not where it was in training.")] = None,
+    target_file: Annotated[str | None, typer.Option("--target", help="The same of a zero-shot run's target.")] = None,
+) -> None:
+    """Write one page about a run: settings, curves, forecasts, errors, controls, size, gradients."""
+    from ofa_jax.analysis.report import write_report
+
+    with _reporter() as reporter:
+        written = write_report(run, reporter, out=out, controls=controls, trunk=trunk, source=data_file, target=target_file)
+    print(f"report: {written}")
 
 
 @app.command()
@@ -301,6 +386,61 @@ def _print_comparison(comparison: Comparison) -> None:
             row.method, *shown, f"{row.trainable:,}" if row.trainable else "—", f"{row.bytes / 1000:,.1f}" if row.trainable else "—"
         )
     Console().print(table)
+
+
+def _print_slopes(made: Written) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = made.slopes[made.slopes["quantity"] == "first_order_change"]
+    if len(rows):
+        title = f"slope of the first-order loss change against rank, {made.study.windows} windows"
+        table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
+        names = ("module", "scaling", "init", "optimizer", "steps")
+        for name in (*names, "slope", "95 % interval", "theory"):
+            table.add_column(name, justify="right" if name in ("steps", "slope", "95 % interval", "theory") else "left")
+        for row in rows.to_dict("records"):
+            slope, low, high, predicted = (
+                "—" if row[name] != row[name] else f"{row[name]:.2f}" for name in ("slope", "low", "high", "predicted")
+            )
+            table.add_row(*(str(row[name]) for name in names), slope, f"{low} … {high}", predicted)
+        Console().print(table)
+    print(f"all quantities: {made.folder / 'slopes.csv'}; every value: {made.folder / 'study.csv'}; figures: {made.folder}")
+
+
+def _print_sweep(made: Sweep) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ofa_jax.analysis.sweeps import summary
+
+    cells, controls = summary(made.cells), made.controls
+    told = ["rank", *(name for name in ("alpha", "scaling", "init", "learning_rate") if cells[name].nunique() > 1)]
+    metrics = [name for name in cells.columns if name.startswith(("validation_", "test_")) and not name.endswith("_std")]
+    shown = [f"validation_{made.record['objective']}", *(name for name in metrics if name.startswith("test_"))]
+    seeds = made.record["axes"]["seeds"]
+    title = f"mean{' ± standard deviation' if seeds > 1 else ''} over {seeds} seed{'s' if seeds > 1 else ''}"
+    table = Table(title=f"{title}, protocol {made.record['protocol']}", title_justify="left", box=None, header_style="bold")
+    for name in (*told, *(_heading_of_part(name) for name in shown), "trainable", "kB"):
+        table.add_column(name, justify="right")
+    for row in cells.to_dict("records"):
+        spread = {name: "" if row[f"{name}_std"] != row[f"{name}_std"] else f" ± {row[f'{name}_std']:.4f}" for name in shown}
+        own = [str(row[name]) for name in told]
+        numbers = (f"{row[name]:.4f}{spread[name]}" for name in shown)
+        table.add_row(*own, *numbers, f"{row['trainable']:,}", f"{row['bytes'] / 1000:,.1f}")
+    for row in [] if controls is None else controls.to_dict("records"):
+        numbers = (f"{row[name]:.4f}" if row.get(name) == row.get(name) and name in row else "—" for name in shown)
+        table.add_row(row["method"], *[""] * (len(told) - 1), *numbers, f"{row['trainable']:,}", f"{row['bytes'] / 1000:,.1f}")
+    Console().print(table)
+    print(
+        f"\n{made.folder / 'sweep.csv'}, {made.folder / 'accuracy_by_rank.png'}; a cell: ofa-jax evaluate {made.folder / 'cells' / 'NAME'}"
+    )
+
+
+def _heading_of_part(column: str) -> str:
+    """``validation_mse`` as a heading of a table."""
+    part, _, metric = column.partition("_")
+    return f"{part} {_heading(metric)}"
 
 
 def _heading(metric: str) -> str:

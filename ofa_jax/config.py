@@ -166,6 +166,7 @@ class TrainConfig(_Section):
         None, description="windows per evaluation step; not given: 512, on a CPU fewer; changes rounding alone"
     )
     log_every: Positive = Field(50, description="steps between training lines in metrics.jsonl")
+    gradient_log: Positive | None = Field(None, description="steps between lines about gradients in metrics.jsonl; not given: none")
     checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(5, description="longest time between checkpoints, besides every epoch's end")
     micro_batch: Positive | None = Field(
         None, description="windows of a step that are worked on at a time; not given: all, on a CPU fewer; changes rounding alone"

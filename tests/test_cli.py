@@ -16,7 +16,7 @@ import pytest
 
 from ofa_jax import __version__, cli
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "params", "convert")
+COMMANDS = ("demo", "train", "evaluate", "predict", "params", "convert", "sweep", "gradients", "report")
 
 
 @dataclass

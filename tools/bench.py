@@ -2,7 +2,7 @@
 
     python tools/bench.py --json runs/bench.json --markdown runs/bench.md
 
-Seven sections, by name (``--only step,roof``):
+Eight sections, by name (``--only step,roof``):
 
 - ``step``       one training step at the paper's shape, against transformers' GPT-2 + peft + Adam;
 - ``inference``  forecasts: windows per second, latency of one window, adapters unmerged and merged, against the same;
@@ -10,11 +10,12 @@ Seven sections, by name (``--only step,roof``):
 - ``epoch``      an epoch of configs/quick/etth1.yaml against the same loop with a DataLoader;
 - ``memory``     peak memory of ``step`` and ``epoch``, each side in fresh processes;
 - ``start``      import, ``--help``, and the time to the first trained step without and with a compilation cache;
+- ``sweep``      several ranks of the quick settings in one sweep, against the same runs one after another, of ours;
 - ``growth``     time and memory against channels, windows, horizon, rank and batch, with the exponents of the curves.
 
-Ten minutes on two cores; ``--full`` takes the paper's batch of 256. The epoch is that of ETTh1 where ``OFA_JAX_DATA`` has it, else of
+Eleven minutes on two cores; ``--full`` takes the paper's batch of 256. The epoch is that of ETTh1 where ``OFA_JAX_DATA`` has it, else of
 generated series of the same size. PyTorch, transformers and peft come with ``pip install torch==2.13.0`` and ``pip install -e '.[bench]'``;
-``start`` and ``growth`` need none of them. On a GPU the same sections run in bfloat16, PyTorch's side under autocast and
+``start``, ``sweep`` and ``growth`` need none of them. On a GPU the same sections run in bfloat16, PyTorch's side under autocast and
 ``torch.compile``: written for it, never run on one.
 
 The JSON is one object (``Report`` in tools/benchmarks/schema.py, whose fields are refused where they are unknown or of another kind):
@@ -49,6 +50,7 @@ from benchmarks.processes import growth_section, memory_section, start_section
 from benchmarks.quick import epoch_section
 from benchmarks.schema import Report, Section, SectionName
 from benchmarks.sizes import DEFAULT, FULL, Sizes
+from benchmarks.sweep import sweep_section
 
 from ofa_jax.errors import ConfigError, OfaError
 from ofa_jax.files import write_atomic
@@ -79,6 +81,7 @@ def measure(sizes: Sizes, names: Sequence[SectionName], say: Callable[[str], obj
         "epoch": lambda: epoch_section(sizes),
         "memory": lambda: memory_section(sizes),
         "start": lambda: start_section(sizes),
+        "sweep": lambda: sweep_section(sizes),
         "growth": lambda: growth_section(sizes),
     }
     for name in NAMES:
@@ -102,7 +105,7 @@ def _check_theirs(names: Sequence[SectionName]) -> None:
     if missing and any(name in COMPARED for name in names):
         raise ConfigError(
             f"{' and '.join(missing)} cannot be imported, and {', '.join(name for name in names if name in COMPARED)} compare with PyTorch",
-            fix="pip install torch==2.13.0; pip install -e '.[bench]'; or measure --only start,growth",
+            fix="pip install torch==2.13.0; pip install -e '.[bench]'; or measure --only start,sweep,growth",
         )
 
 

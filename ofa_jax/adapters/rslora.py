@@ -78,9 +78,7 @@ def init_adapters(sites: Mapping[str, Site], rank: int, *, init: Init = "peft_ga
     return adapters
 
 
-def with_adapters(
-    apply_fn: Callable[..., jax.Array], scale: float | jax.Array, *, dropout_rate: float = 0.0
-) -> Callable[..., jax.Array]:
+def with_adapters(apply_fn: Callable[..., jax.Array], scale: float | jax.Array, *, dropout_rate: float = 0.0) -> Callable[..., jax.Array]:
     """A network function that also takes adapters: ``f(params, *xs) -> g(params, adapters, *xs)``.
 
     The adapter's sum is made in float32 and cast to the layer's own output type. Dropout acts on the input of dense adapters

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from ofa_jax.baselines.controls import kept_or_trained, trained_controls, trunk_remark, untrained_controls
-from ofa_jax.config import Protocol
+from ofa_jax.baselines.controls import Control, kept_or_trained, trained_controls, trunk_remark, untrained_controls
+from ofa_jax.config import Experiment, Protocol
+from ofa_jax.model.network import Network
 from ofa_jax.tasks.base import Split, TaskData
 from ofa_jax.train.assemble import footprint
-from ofa_jax.train.loop import Evaluator, Predict, Reporter
+from ofa_jax.train.loop import Evaluator, Params, Predict, Reporter
 from ofa_jax.train.parallel import as_devices_allow, make_layout
 from ofa_jax.train.run import Loaded
 from ofa_jax.train.slices import settled
@@ -77,25 +78,46 @@ def compare(
         reporter: What tells a person how it goes.
         only: Names of the trained controls that are wanted; all when None.
     """
-    task, experiment = data.task, loaded.experiment
-    settings = settled(experiment.train, loaded.model.network)
+    task, experiment, model = data.task, loaded.experiment, loaded.model
     wanted = trained_controls(experiment, data, only=only) if controls is not None else []
+    own = _Scores(experiment, model.network, data, split)(model.predict, model.frozen, model.trainable)
+    rows = [Row(model_name(loaded), own, footprint(experiment).trainable)]
+    rows += control_rows(experiment, model.network, data, split=split, wanted=wanted, folder=controls, reporter=reporter)
+    return Comparison(task.name, task.protocol, split, task.tables[split].size, tuple(rows))
 
-    layout = make_layout(as_devices_allow(settings))
 
-    def score(predict: Predict, frozen: Any, trainable: Any) -> dict[str, float]:
-        evaluator = Evaluator(predict, task, settings.eval_batch_size, layout)
-        return task.final_metrics(lambda table: evaluator(table, frozen, trainable), split)
-
-    model = loaded.model
-    rows = [Row(model_name(loaded), score(model.predict, model.frozen, model.trainable), footprint(experiment).trainable)]
-    rows += [Row(title, score(predict, {}, {}), 0) for title, predict in untrained_controls(data).items()]
+def control_rows(
+    experiment: Experiment,
+    network: Network,
+    data: TaskData,
+    *,
+    split: Split,
+    wanted: Sequence[Control],
+    folder: Path | None,
+    reporter: Reporter,
+) -> list[Row]:
+    """The lines of the methods beside a model: those that need no training, then the trained ones that are ``wanted``, kept in a folder."""
+    score = _Scores(experiment, network, data, split)
+    rows = [Row(title, score(predict, {}, {}), 0) for title, predict in untrained_controls(data).items()]
     rows += [Row(title, found, 0) for title, tell in data.naive.items() if (found := tell(split)) is not None]
     for control in wanted:
-        assert controls is not None
-        predict, frozen, trainable = kept_or_trained(control, data, controls, reporter)
+        assert folder is not None
+        predict, frozen, trainable = kept_or_trained(control, data, folder, reporter)
         rows.append(Row(control.title, score(predict, frozen, trainable), sum(leaf.size for leaf in jax.tree.leaves(trainable))))
-    return Comparison(task.name, task.protocol, split, task.tables[split].size, tuple(rows))
+    return rows
+
+
+class _Scores:
+    """Scores a method on a split, as the experiment's devices and batch sizes allow."""
+
+    def __init__(self, experiment: Experiment, network: Network, data: TaskData, split: Split) -> None:
+        self._settings = settled(experiment.train, network)
+        self._layout = make_layout(as_devices_allow(self._settings))
+        self._task, self._split = data.task, split
+
+    def __call__(self, predict: Predict, frozen: Params, trainable: Params) -> dict[str, float]:
+        evaluator = Evaluator(predict, self._task, self._settings.eval_batch_size, self._layout)
+        return self._task.final_metrics(lambda table: evaluator(table, frozen, trainable), self._split)
 
 
 def model_name(loaded: Loaded) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -223,7 +224,7 @@ class IndexStream:
         if self._seed is None:
             return np.arange(start, stop)
         seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0])  # neighbouring seeds share no epoch's order
-        places = (self._shuffled(place, self._count - 1, seed, 4) for place in range(start, stop))
+        places = map(self._shuffled, range(start, stop), repeat(self._count - 1), repeat(seed), repeat(4))
         return np.fromiter(places, np.int32, stop - start)
 
     def prepare(self, start: int, stop: int) -> None:

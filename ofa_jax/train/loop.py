@@ -31,6 +31,7 @@ from ofa_jax.config import TrainConfig
 from ofa_jax.data.windows import PADDING, IndexStream, WindowTable
 from ofa_jax.errors import CheckpointError, Interrupted, TrainError
 from ofa_jax.tasks.base import Task
+from ofa_jax.train import gradient_log
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import EventLog
 from ofa_jax.train.optim import learning_rate, make_optimizer
@@ -62,6 +63,7 @@ class Progress:
     events_size: int = 0
     finished: str = ""
     best_metrics: dict[str, float] = field(default_factory=dict)
+    gradients: list[float] = field(default_factory=list)
 
 
 class FitResult(NamedTuple):
@@ -171,7 +173,9 @@ class Trainer:
         self.chunk = make_chunk(
             predict, task.loss, optimizer, task.spec, task.inputs,
             slices=slices, spread=layout.spread, compiled=layout.compile_chunk,
+            tell=None if settings.gradient_log is None else gradient_log.make_teller(settings.clip_norm),
         )  # fmt: skip
+        self.leaf_names = gradient_log.leaf_names(trainable)
         self.evaluator = Evaluator(predict, task, settings.eval_batch_size, layout)
         self.frozen = layout.place_frozen(frozen)
         self.state = layout.place(init_state(trainable, optimizer))
@@ -199,6 +203,8 @@ class Trainer:
         self.state = self.layout.place(TrainState(*restored.arrays["state"]))
         self.best = restored.arrays["best"]
         self.progress = Progress(**restored.meta)
+        if self.settings.gradient_log is None:
+            self.progress.gradients = []  # switched on again later, lines are about the steps from then on
         if int(self.state.step) != self.progress.step:
             raise CheckpointError(f"the arrays are of step {int(self.state.step)}, the counters of step {self.progress.step}")
         if not self.log.cut(self.progress.events_size):
@@ -255,14 +261,18 @@ class Trainer:
         """Dispatch so many steps and account for them."""
         first = self.progress.step
         index = self.stream.batches(first, first + steps)
-        self.state, losses = self.chunk(*self.arguments(steps, index))
+        self.state, values = self.chunk(*self.arguments(steps, index))
+        losses, told = (values, None) if self.settings.gradient_log is None else values
         then = first + steps  # the devices are at work now, and the host has time for the next chunk's order
         self.stream.prepare(then, then + min(self.settings.chunk, self.epoch_steps - then % self.epoch_steps))
         losses_k = np.asarray(losses)[:steps].astype(np.float64)
+        told_k = None if told is None else np.asarray(told)
         self.check_finite(first, losses_k)
         windows_k = (index >= 0).sum(axis=1)
         for offset, loss in enumerate(losses_k):
             self.account(first + offset, float(loss), int(windows_k[offset]))
+            if told_k is not None:
+                self.account_gradients(first + offset, told_k[offset])
         self.reporter.advance(int(windows_k.sum()), float(losses_k.mean()))
 
     def arguments(self, steps: int, index: np.ndarray | None = None) -> tuple[Any, ...]:
@@ -298,6 +308,14 @@ class Trainer:
             mean = self.progress.logged_loss / self.settings.log_every
             self.log.append("train", step=step + 1, epoch=step // self.epoch_steps + 1, loss=mean, learning_rate=float(self.schedule(step)))
             self.progress.logged_loss = 0.0
+
+    def account_gradients(self, step: int, told: np.ndarray) -> None:
+        """Add what one step told of its gradient to the sums, and log them when it is time."""
+        self.progress.gradients = gradient_log.add(self.progress.gradients, told)
+        if (step + 1) % (self.settings.gradient_log or 1) == 0:
+            found = gradient_log.line(self.progress.gradients, self.leaf_names, self.settings.clip_norm)
+            self.log.append("gradient", step=step + 1, epoch=step // self.epoch_steps + 1, **found)
+            self.progress.gradients = []
 
     def close_epoch(self, epoch: int, windows: int, seconds: float) -> None:
         """Validate, keep the best, log the epoch, of which this process trained ``windows`` windows in ``seconds``."""

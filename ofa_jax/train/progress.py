@@ -61,8 +61,9 @@ class ConsoleReporter:
     def end_epoch(self, record: Mapping[str, Any]) -> None:
         self.close()
         metrics = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in record.items() if name.startswith("validation_"))
+        cell = f"{record['cell']}, " if "cell" in record else ""  # of a sweep
         self._console.print(
-            f"epoch {record['epoch']}: train loss {record['train_loss']:.4f}  {metrics}  "
+            f"{cell}epoch {record['epoch']}: train loss {record['train_loss']:.4f}  {metrics}  "
             f"(protocol {record['protocol']}, {record['windows_per_second']:.0f} windows/s){'  best' if record['best'] else ''}"
         )
 

@@ -38,8 +38,11 @@ CHECKPOINTS = "checkpoints"
 PLACES = ("data.source", "data.target", "trunk.source", "trunk.revision")
 """Settings that say where data and trunk are; what is there is compared by its bits instead."""
 
-NEUTRAL = (*PLACES, "train.chunk", "train.checkpoint_minutes", "train.micro_batch", "train.eval_batch_size", "train.parallel", "train.fsdp")
-"""Settings that change no number of a run (from micro_batch on: none beyond rounding) and may differ when it is resumed."""
+NEUTRAL = (
+    *PLACES, "train.chunk", "train.checkpoint_minutes", "train.gradient_log", "train.micro_batch", "train.eval_batch_size",
+    "train.parallel", "train.fsdp",
+)  # fmt: skip
+"""Settings that change no number of a run (from gradient_log on: none beyond rounding) and may differ when it is resumed."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 

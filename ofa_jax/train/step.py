@@ -16,6 +16,8 @@ Params = dict[str, Any]
 Predict = Callable[..., jax.Array]
 """``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None) -> prediction``."""
 Loss = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
+Tell = Callable[[Params, Params, Params], jax.Array]
+"""``tell(gradient, updates, trainable) -> numbers``: what a step tells of itself, ``trainable`` being the tree after it."""
 Inputs = Callable[[Batch, jax.Array], Batch]
 """``inputs(batch, keys_b) -> batch``: what a task makes of the gathered windows, with one key per sample."""
 
@@ -78,7 +80,8 @@ def train_step(
     *,
     slices: int = 1,
     spread: Spread = ONE_DEVICE,
-) -> tuple[TrainState, jax.Array]:
+    tell: Tell | None = None,
+) -> tuple[TrainState, Any]:
     """One step: gradient of the mean loss over the trainable tree alone, then the optimiser's update.
 
     The gradient is that of the *sum* of losses, slice by slice and device by device; all of it is added up and divided by the
@@ -95,9 +98,10 @@ def train_step(
         inputs: Changes rows of the batch first, with a key for each; a task hides points so.
         slices: Number of equal parts, which divides b, that are worked on one after the other; memory is that of one part.
         spread: Which rows are this device's, and how devices add up.
+        tell: What else the step tells of itself.
 
     Returns:
-        The next state and this step's loss, a float32 scalar.
+        The next state and this step's loss, a float32 scalar; with ``tell`` the loss and what was told, as a pair.
     """
     frozen = spread.frozen(frozen, state.step)
 
@@ -119,7 +123,9 @@ def train_step(
     count = jnp.maximum(count, 1)
     gradient = jax.tree.map(lambda leaf: leaf / count, gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
-    return TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state), total / count
+    after = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state)
+    value = total / count
+    return after, value if tell is None else (value, tell(gradient, updates, after.trainable))
 
 
 def _sum_of_slices(sums_of: Callable[[Any], Any], rows: Any, slices: int, trainable: Params) -> tuple[jax.Array, jax.Array, Params]:
@@ -152,6 +158,7 @@ def make_chunk(
     slices: int = 1,
     spread: Spread = ONE_DEVICE,
     compiled: Callable[..., Any] = jit_donating_state,
+    tell: Tell | None = None,
 ) -> Callable[..., Any]:
     """The compiled program ``chunk(frozen, state, buffer, table, index_kb, steps, key) -> (state, losses_k)``.
 
@@ -159,25 +166,29 @@ def make_chunk(
     compiled loop body: results do not depend on how the steps are grouped. For another k the program is compiled anew and may
     round otherwise (k = 1 does), so let k come from :func:`chunk_rows`. ``state`` is donated, ``frozen`` never is.
 
-    ``slices`` and ``spread`` are those of :func:`train_step`; ``compiled`` is what makes a program of the pure function.
+    ``slices`` and ``spread`` are those of :func:`train_step`; ``compiled`` is what makes a program of the pure function. With ``tell``
+    the second result is the pair ``(losses_k, told_k)``, ``[k, …]``.
     """
 
     def chunk(
         frozen: Params, state: TrainState, buffer: jax.Array, table: WindowTable, index_kb: jax.Array, steps: int, key: jax.Array
-    ) -> tuple[TrainState, jax.Array]:
+    ) -> tuple[TrainState, Any]:
         def windows(index_b: jax.Array, keys_b: jax.Array) -> Batch:
             batch = gather(buffer, table, index_b, spec)
             return batch if inputs is None else inputs(batch, keys_b)
 
-        def body(position: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
-            state, losses = carry
+        def body(position: jax.Array, carry: tuple[TrainState, Any]) -> tuple[TrainState, Any]:
+            state, values = carry
             state, value = train_step(
-                predict, loss, optimizer, frozen, state, index_kb[position], key, windows, slices=slices, spread=spread
+                predict, loss, optimizer, frozen, state, index_kb[position], key, windows, slices=slices, spread=spread, tell=tell
             )
-            return state, losses.at[position].set(value)
+            return state, jax.tree.map(lambda column, new: column.at[position].set(new), values, value)
 
-        losses = jnp.zeros(index_kb.shape[0], jnp.float32)
-        return jax.lax.fori_loop(0, steps, body, (state, losses))
+        values: Any = jnp.zeros(index_kb.shape[0], jnp.float32)
+        if tell is not None:
+            told = jax.eval_shape(tell, state.trainable, state.trainable, state.trainable)
+            values = (values, jnp.zeros((index_kb.shape[0], *told.shape), told.dtype))
+        return jax.lax.fori_loop(0, steps, body, (state, values))
 
     return compiled(chunk)
 

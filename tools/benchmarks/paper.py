@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import flops, ours
 from benchmarks.schema import Row, Section, Stat, Target, find, once, ratio, reached, stat
 from benchmarks.sizes import Sizes
-from benchmarks.timing import Call, alternate, alternate_blocks, percentile, rate_row, timed_row
+from benchmarks.timing import Call, Taken, alternate, alternate_blocks, percentile, rate_row, timed_row
 from ofa_jax.config import Experiment
 from ofa_jax.errors import OfaError
 from ofa_jax.tasks.base import Task
@@ -26,6 +26,8 @@ SAME = 1e-4
 
 STEP, MERGED, UNMERGED = "train step", "throughput, merged", "throughput, unmerged"
 STEP_TARGET = Target(of="ratio", bound="at least", value=1.6)
+WATCHED = "train step, gradient_log"
+WATCHED_TARGET = Target(of="ratio", bound="at most", value=1.03)
 THROUGHPUT_TARGET = Target(of="ratio", bound="at least", value=1.15)
 ROOF_TARGET = Target(of="ours", bound="at least", value=0.85)
 
@@ -100,11 +102,13 @@ def step_section(paper: Paper) -> Section:
     training.model.train()
     turns = cycle(theirs.tensors(ours.batches(paper.experiment, paper.task, 8)))
     head_only = ours.experiment_of(sizes.shape, sizes.batch, "recipe=head_only")
+    watched = ours.experiment_of(sizes.shape, sizes.batch, "train.gradient_log=50")
     taken = alternate(
         {
             "ours": ours.training_step(paper.experiment, paper.task, paper.model, sizes.dispatch),
             "theirs": lambda: [training.step(*next(turns)) for _ in range(sizes.dispatch)],
             "head_only": ours.training_step(head_only, paper.task, ours.model_of(head_only), sizes.dispatch),
+            "watched": ours.training_step(watched, paper.task, paper.model, sizes.dispatch),
         },
         sizes.rounds,
     )
@@ -119,8 +123,15 @@ def step_section(paper: Paper) -> Section:
         rows=[
             timed_row(STEP, taken["ours"].per(sizes.dispatch), taken["theirs"].per(sizes.dispatch), STEP_TARGET),
             timed_row("train step, recipe head_only", taken["head_only"].per(sizes.dispatch)),
+            _watched_row(taken["watched"].per(sizes.dispatch), taken["ours"].per(sizes.dispatch)),
         ],
     )
+
+
+def _watched_row(watched: Taken, plain: Taken) -> Row:
+    compared = ratio(watched.seconds, plain.seconds, "ours/theirs")
+    note = "ratio: its time over that of the step without it, in the same turns"
+    return reached(Row(what=WATCHED, unit="s", ours=watched.stat(), ratio=compared, target=WATCHED_TARGET, note=note))
 
 
 def inference_section(paper: Paper) -> Section:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-SectionName = Literal["step", "inference", "roof", "epoch", "memory", "start", "growth"]
+SectionName = Literal["step", "inference", "roof", "epoch", "memory", "start", "sweep", "growth"]
 Of = Literal["theirs/ours", "ours/theirs"]
 
 

@@ -55,6 +55,9 @@ class Sizes:
         memory_steps: Training steps after which the peak is read.
         memory_percent: Share of the quick settings' training windows that the epoch of peak memory runs over.
         start_rounds: Turns of the time to the first trained step; ``process_rounds`` of the commands that compute nothing.
+        sweep_ranks: Ranks of the sweep, each by ``sweep_seeds`` seeds.
+        sweep_at_once: Adapters side by side in a second sweep, whose programs have a leading axis.
+        sweep_percent: Share of the quick settings' training windows that it trains on, for an epoch.
         growth: The points of each axis, in order.
         growth_shape: The network of the growth curves, but for what varies.
         growth_batch: Windows of their steps, and of all channels: ``growth_samples``.
@@ -80,6 +83,10 @@ class Sizes:
     memory_percent: int = 10
     start_rounds: int = 3
     process_rounds: int = 7
+    sweep_ranks: tuple[int, ...] = (4, 8, 16)
+    sweep_seeds: int = 1
+    sweep_at_once: int = 3
+    sweep_percent: int = 10
     growth: dict[Axis, tuple[int, ...]] = field(
         default_factory=lambda: {
             "channels": (7, 21, 64, 321, 862),
@@ -98,5 +105,8 @@ class Sizes:
 
 DEFAULT = Sizes()
 
-FULL = replace(DEFAULT, batch=256, dispatch=2, rounds=5, epoch_rounds=5, memory_percent=100)
-"""The published batch size (protocol §2)."""
+FULL = replace(
+    DEFAULT, batch=256, dispatch=2, rounds=5, epoch_rounds=5, memory_percent=100,
+    sweep_ranks=(2, 4, 8, 16, 32, 64, 128, 256, 512, 1024), sweep_seeds=3,
+)  # fmt: skip
+"""The published batch size, ranks and number of seeds (protocol §2)."""
