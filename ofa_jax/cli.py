@@ -417,8 +417,11 @@ def _print_sweep(made: Sweep) -> None:
     cells, controls = summary(made.cells), made.controls
     told = ["rank", *(name for name in ("alpha", "scaling", "init", "learning_rate") if cells[name].nunique() > 1)]
     metrics = [name for name in cells.columns if name.startswith(("validation_", "test_")) and not name.endswith("_std")]
-    shown = [f"validation_{made.record['objective']}", *(name for name in metrics if name.startswith("test_"))]
+    objective = f"validation_{made.record['objective']}"
+    shown = [name for name in metrics if name == objective or name.startswith("test_")]
     seeds = made.record["axes"]["seeds"]
+    if cells["seeds"].min() < seeds:  # some diverged
+        told.append("seeds")
     title = f"mean{' ± standard deviation' if seeds > 1 else ''} over {seeds} seed{'s' if seeds > 1 else ''}"
     table = Table(title=f"{title}, protocol {made.record['protocol']}", title_justify="left", box=None, header_style="bold")
     for name in (*told, *(_heading_of_part(name) for name in shown), "trainable", "kB"):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ofa_jax.analysis import plots_style as style
+from ofa_jax.analysis.gradient_theory import MEANS
 from ofa_jax.analysis.plots_run import attention_by_patch, forecast
 from ofa_jax.errors import DataError
 
@@ -83,7 +84,8 @@ def _slope_panel(axis: Axes, points: pd.DataFrame, fits: pd.DataFrame, groups: S
         first, second = places["scaling"].index(scaling), places["init"].index(init)
         colour, marker = style.COLOURS[first % len(style.COLOURS)], style.MARKERS[second % len(style.MARKERS)]
         by_rank = positive.groupby("rank")["value"]
-        centre = by_rank.apply(lambda values: float(np.exp(np.log(values).mean())))
+        power = 1 if own["quantity"].iloc[0] in MEANS else 2  # the means that slopes are fitted to
+        centre = by_rank.apply(lambda values: float(np.mean(values**power) ** (1 / power)))  # noqa: B023
         ranks, heights = centre.index.to_numpy(float), centre.to_numpy(float)
         fit = style.chosen(fits, {"scaling": scaling, "init": init})
         label = f"{scaling}, {init}" + _slope_text(fit)
@@ -93,7 +95,7 @@ def _slope_panel(axis: Axes, points: pd.DataFrame, fits: pd.DataFrame, groups: S
             markerfacecolor=(colour, "white", colour)[first % 3], fillstyle=("full", "full", "left")[first % 3], label=label, zorder=3,
         )  # fmt: skip
         if len(fit):
-            _slope_lines(axis, positive, fit.iloc[0], colour)
+            _slope_lines(axis, centre, fit.iloc[0], colour)
     style.log_heights(axis)
     if left_out:
         axis.text(
@@ -109,13 +111,13 @@ def _slope_text(fit: pd.DataFrame) -> str:
         return ""
     slope, low, high, predicted = (float(fit.iloc[0][name]) for name in ("slope", "low", "high", "predicted"))
     said = f": slope {style.signed(slope)} [{style.signed(low)}, {style.signed(high)}]"
-    return said + ("" if np.isnan(predicted) else f", theory {style.signed(predicted, 'g')}")
+    return said + ("" if np.isnan(predicted) else f", theory {style.signed(predicted, '.3g')}")
 
 
-def _slope_lines(axis: Axes, positive: pd.DataFrame, fit: pd.Series, colour: str) -> None:
-    """Fit, its interval and the prediction as lines through the centre of the points."""
-    logs = np.log(positive["rank"].to_numpy(float))
-    middle, height = logs.mean(), np.log(positive["value"].to_numpy(float)).mean()
+def _slope_lines(axis: Axes, centre: pd.Series, fit: pd.Series, colour: str) -> None:
+    """Fit, its interval and the prediction as lines through the middle of the points, ``centre`` by rank."""
+    logs = np.log(centre.index.to_numpy(float))
+    middle, height = logs.mean(), np.log(centre.to_numpy(float)).mean()
     ranks = np.geomspace(np.exp(logs.min()), np.exp(logs.max()), 33)
 
     def line(slope: float) -> np.ndarray:
@@ -233,8 +235,9 @@ def _accuracy(cells: pd.DataFrame, across: str, metric: str, controls: pd.DataFr
             elinewidth=1, capsize=3, zorder=3,
             label=", ".join(_named(name, value) for name, value in zip(apart, key, strict=True)),
         )  # fmt: skip
-    seeds = int(cells.groupby([across, *apart], dropna=False)[column].size().max())
-    spread = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
+    counts = cells.groupby([across, *apart], dropna=False)[column].count()
+    few, seeds = int(counts.min()), int(counts.max())
+    spread = f", mean ± standard deviation of {seeds if few == seeds else f'{few} to {seeds}'} seeds" if seeds > 1 else ""
     axis.set_ylabel(style.text(style.spelled(column)) + spread, fontsize=9)
     style.plain(axis)
     if controls is not None:

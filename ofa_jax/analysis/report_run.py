@@ -38,7 +38,7 @@ NOT_CLIPPED = "The gradient was never clipped: train.clip_norm is not set."
 
 def shown_place(place: str) -> str:
     """A data set's or hub's name as it is; of a file its name alone, as a page is passed on."""
-    return place if place in CATALOG or not Path(place).is_absolute() else Path(place).name
+    return Path(place).name if place not in CATALOG and (Path(place).is_absolute() or Path(place).exists()) else place
 
 
 def settings_section(loaded: Loaded, data: TaskData, made: Mapping[str, Any]) -> Section:

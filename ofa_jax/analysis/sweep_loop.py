@@ -27,7 +27,7 @@ from ofa_jax.analysis.sweep_step import Numbers, Programs, cut, first_states, ma
 from ofa_jax.config import TrainConfig
 from ofa_jax.data.splits import Split
 from ofa_jax.data.windows import PADDING, IndexStream, WindowTable
-from ofa_jax.errors import Interrupted, TrainError
+from ofa_jax.errors import Interrupted, OfaError, TrainError
 from ofa_jax.tasks.base import Task
 from ofa_jax.train.assemble import Model
 from ofa_jax.train.checkpoints import Checkpoints
@@ -330,6 +330,13 @@ def final_metrics(bench: Bench, trainer: GroupTrainer, split: Split) -> list[dic
 
         return score
 
-    return [
-        None if progress.diverged else bench.task.final_metrics(scored(place), split) for place, progress in enumerate(trainer.progress)
-    ]
+    def metrics(place: int, progress: CellProgress) -> dict[str, float] | None:
+        if progress.diverged:
+            return None
+        try:
+            return bench.task.final_metrics(scored(place), split)
+        except OfaError as error:  # of this cell alone: scores that are not finite, say
+            progress.diverged, progress.finished = True, str(error)
+            return None
+
+    return [metrics(place, progress) for place, progress in enumerate(trainer.progress)]

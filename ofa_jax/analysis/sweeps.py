@@ -9,7 +9,8 @@
       checkpoints/        of the group of cells that is being trained
       controls/           trained controls, when asked for
 
-A cell is the run that ``ofa-jax train`` makes of its config.yaml: the same batches, dropout, steps, choice of the best epoch on the
+A sweep uses one device. A cell that diverges ends alone, with neither metrics nor a bundle. Any other cell is the run that ``ofa-jax
+train`` makes of its config.yaml: the same batches, dropout, steps, choice of the best epoch on the
 validation part and patience. Parameters differ by rounding alone, since a product over padded ranks is summed in another order; where
 two epochs score almost the same, rounding may decide which is the best.
 """
@@ -122,6 +123,10 @@ def run_sweep(
         raise ConfigError("a sweep logs no gradients", where="train.gradient_log", fix="Leave it out, or train the cell by itself")
     if at_once is not None and at_once < 1:
         raise ConfigError(f"{at_once} adapters at a time train nothing", where="--at-once", fix="Take at least 1")
+    if experiment.train.fsdp > 1:
+        raise ConfigError("a sweep is trained on one device", where="train.fsdp", fix="Leave it out")
+    if jax.local_device_count() > 1:
+        reporter.notice(f"a sweep uses one of the {jax.local_device_count()} devices")
     with sweep_folder(out):
         begun = read_json(out / RECORD, kind="sweep") if (out / RECORD).exists() else None
         experiment = resolved(experiment, None if begun is None else build_experiment(begun["settings"], where=str(out / RECORD)))
@@ -144,10 +149,11 @@ def run_sweep(
                         raise Interrupted(request.signal_number, work.step, saved=True)
                     work.train(group, request)
             shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-            if controls and work.record["controls"] is None:
-                if request.signal_number:
-                    raise Interrupted(request.signal_number, work.step, saved=True)
-                work.add_controls()
+            wanting = controls and work.record["controls"] is None
+            if wanting and request.signal_number:
+                raise Interrupted(request.signal_number, work.step, saved=True)
+        if wanting:  # each of them answers signals itself while it is trained; in between they act as usual, and nothing is lost
+            work.add_controls()
         work.draw()
         return Sweep(out, work.record)
 
@@ -201,6 +207,8 @@ class _Work:
                 "controls": None,
             }
         else:
+            if at_once is not None and not begun["cells"] and not any((self.out / CHECKPOINTS).glob("*/[0-9]*")):
+                begun = {**begun, "at_once": dict.fromkeys(begun["at_once"], at_once)}  # nothing hangs on it yet
             self._check(begun, at_once)
             self.record = {name: value for name, value in begun.items() if name != "format"}
         self.write()  # also of a sweep that goes on: a kill may have come between its two files

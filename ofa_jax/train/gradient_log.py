@@ -16,6 +16,7 @@ nor an interruption changes a line; where a run is resumed with another N, its n
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,8 @@ def _squared_lengths(tree: Params) -> jax.Array:
 def add(sums: Sequence[float], told: np.ndarray) -> list[float]:
     """The sums with one more step: how many steps, and what they told, ``[2 + 2 leaves]``; an empty list is none yet."""
     row = [1.0, *np.asarray(told, np.float64).tolist()]
-    return [one + other for one, other in zip(sums, row, strict=True)] if sums else row
+    added = [one + other for one, other in zip(sums, row, strict=True)] if sums else row
+    return [number if math.isfinite(number) else sys.float_info.max for number in added]  # a checkpoint holds finite numbers alone
 
 
 def line(sums: Sequence[float], names: Sequence[str], clip_norm: float | None) -> Mapping[str, Any]:
@@ -65,7 +67,7 @@ def line(sums: Sequence[float], names: Sequence[str], clip_norm: float | None) -
     steps, clipped, *squares = sums
 
     def root(total: float) -> float | None:
-        return math.sqrt(total / steps) if math.isfinite(total) else None
+        return math.sqrt(total / steps) if total < sys.float_info.max else None
 
     lengths, ratios = squares[: len(names)], squares[len(names) :]
     modules = {

@@ -49,7 +49,8 @@ def labels(axis) -> list[str]:
 def test_slopes_show_points_fit_interval_and_prediction(study, fits):
     figure = plots.slopes(study, fits, "change")
     assert [axis.get_title() for axis in figure.axes] == ["out_layer, 1 step of SGD", "gpt2/wpe, 1 step of SGD"]
-    for axis, height in zip(figure.axes, (3.0, 5.0), strict=True):
+    for axis, middle in zip(figure.axes, (3.0, 5.0), strict=True):
+        height = middle * np.sqrt(1.75)  # the root mean square of half, whole and double
         assert (axis.get_xscale(), axis.get_yscale(), axis.get_xlabel(), axis.get_ylabel()) == ("log", "log", "rank", "change")
         assert axis.get_xticks().tolist() == list(RANKS)
         assert labels(axis) == [
@@ -58,10 +59,10 @@ def test_slopes_show_points_fit_interval_and_prediction(study, fits):
         ]
         flat, falling = axis.containers
         np.testing.assert_allclose(flat.lines[0].get_xdata(), RANKS)
-        np.testing.assert_allclose(flat.lines[0].get_ydata(), height)  # the geometric mean of half, whole and double
+        np.testing.assert_allclose(flat.lines[0].get_ydata(), height)
         np.testing.assert_allclose(falling.lines[0].get_ydata(), height / np.array(RANKS))
         bars = np.array(flat.lines[2][0].get_segments())[:, :, 1]
-        np.testing.assert_allclose(bars, [[height / 2, height * 2]] * 3)
+        np.testing.assert_allclose(bars, [[middle / 2, middle * 2]] * 3)
         lines = [line for line in axis.lines if len(line.get_xdata()) == 33]
         assert [line.get_linestyle() for line in lines] == ["-", ":", "-"], "fit and theory of the first, fit of the second"
         for line, slope in zip(lines, (0, 0, -1), strict=True):

@@ -274,6 +274,7 @@ def test_what_a_page_says_of_a_place():
     assert shown_place("etth1") == "etth1"
     assert shown_place("openai-community/gpt2") == "openai-community/gpt2"
     assert shown_place("/home/somebody/secret/load.csv") == "load.csv"
+    assert shown_place("tests/analysis") == "analysis"
 
 
 def test_the_commit_of_a_checkout_and_of_an_installation(monkeypatch):

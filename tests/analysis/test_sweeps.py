@@ -16,15 +16,18 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from ofa_jax import cli
+from ofa_jax.analysis import sweeps
 from ofa_jax.analysis.sweep_cells import Axes, adapters_at_once, cells_of, groups_of, parse_axes
 from ofa_jax.analysis.sweep_loop import Bench, GroupTrainer
 from ofa_jax.analysis.sweep_step import bucket
 from ofa_jax.analysis.sweeps import read_sweep, run_sweep, summary
 from ofa_jax.baselines.compare import compare
 from ofa_jax.config import Experiment, load_experiment
-from ofa_jax.errors import CheckpointError, ConfigError, Interrupted, OfaError, TrainError
+from ofa_jax.errors import CheckpointError, ConfigError, DataError, Interrupted, OfaError, TrainError
 from ofa_jax.files import run_lock
 from ofa_jax.model.trees import flatten
+from ofa_jax.tasks.base import Task
 from ofa_jax.train.assemble import build_model
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import CLOCK_FIELDS, EventLog, read_events
@@ -223,6 +226,54 @@ def test_a_cell_that_diverges_ends_alone(tiny: Any, source: Path, tmp_path: Path
     assert second["ended"] == "all epochs done"
     assert second["test_mse"] < 2
     assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["cells"][0]["best_epoch"] == 0
+
+
+def test_a_sweep_of_which_nothing_is_left_says_so(tiny: Any, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.errstate(over="ignore"):
+        lost = run_sweep(
+            tiny.experiment(source, "train.learning_rate=1e38"), Axes(ranks=(2,), seeds=2), tmp_path / "lost", SilentReporter()
+        )
+    assert not [name for name in lost.cells.columns if name.startswith(("validation_", "test_"))]
+    cli._print_sweep(lost)
+    told = capsys.readouterr().out.split()
+    assert told[told.index("rank") + 1] == "seeds"
+
+
+def test_scores_that_cannot_be_used_end_their_cell_alone(tiny: Any, source: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    usual, calls = Task.final_metrics, []
+
+    def refuse_first(task: Task, *given: Any) -> Any:
+        calls.append(task)
+        if len(calls) == 1:
+            raise DataError("a score is not a finite number")
+        return usual(task, *given)
+
+    monkeypatch.setattr(Task, "final_metrics", refuse_first)
+    sweep = run_sweep(tiny.experiment(source, "train.epochs=1"), Axes(ranks=(2,), seeds=2), tmp_path / "sweep", SilentReporter())
+    assert sweep.cells["ended"].tolist() == ["a score is not a finite number.", "all epochs done"]
+    assert sweep.cells["test_mse"].isna().tolist() == [True, False]
+
+
+def test_fewer_at_once_are_taken_while_nothing_is_trained(tiny: Any, source: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """As the message about memory advises."""
+    experiment = tiny.experiment(source, "train.epochs=1")
+
+    def no_room(*given: Any) -> None:
+        raise TrainError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweeps._Work, "train", no_room)
+        with pytest.raises(TrainError, match="no room"):
+            run_sweep(experiment, Axes(ranks=(2,), seeds=2), tmp_path / "sweep", SilentReporter(), at_once=2)
+    made = run_sweep(experiment, Axes(ranks=(2,), seeds=2), tmp_path / "sweep", SilentReporter(), at_once=1)
+    assert made.record["at_once"] == {"16": 1}
+    with pytest.raises(ConfigError, match="--at-once was 1, is now 2"):
+        run_sweep(experiment, Axes(ranks=(2,), seeds=2), tmp_path / "sweep", SilentReporter(), at_once=2)
+
+
+def test_shared_out_parameters_are_refused(tiny: Any, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.fsdp: a sweep is trained on one device"):
+        run_sweep(tiny.experiment(source, "train.fsdp=2"), Axes(ranks=(2,)), tmp_path / "sweep", SilentReporter())
 
 
 def outcome(out: Path) -> dict[str, Any]:
