@@ -127,6 +127,7 @@ def test_defaults_are_these():
             "chunk": 32,
             "eval_batch_size": None,
             "log_every": 50,
+            "gradient_log": None,
             "checkpoint_minutes": 5,
             "micro_batch": None,
             "parallel": "jit",

@@ -111,7 +111,7 @@ def _slope_text(fit: pd.DataFrame) -> str:
         return ""
     slope, low, high, predicted = (float(fit.iloc[0][name]) for name in ("slope", "low", "high", "predicted"))
     said = f": slope {style.signed(slope)} [{style.signed(low)}, {style.signed(high)}]"
-    return said + ("" if np.isnan(predicted) else f", theory {style.signed(predicted, '.3g')}")
+    return said + ("" if np.isnan(predicted) else f", theory {style.signed(round(predicted, 2), 'g')}")
 
 
 def _slope_lines(axis: Axes, centre: pd.Series, fit: pd.Series, colour: str) -> None:

@@ -280,9 +280,17 @@ def test_a_kept_control_outlives_settings_that_change_no_number(runs, tmp_path):
     path = copied / "controls" / "nlinear" / "control.json"
     record = json.loads(path.read_text())
     free = {name.removeprefix("train.") for name in NEUTRAL if name.startswith("train.")}
-    assert free == {"chunk", "checkpoint_minutes", "micro_batch", "eval_batch_size", "parallel", "fsdp"}
+    assert free == {"chunk", "checkpoint_minutes", "gradient_log", "micro_batch", "eval_batch_size", "parallel", "fsdp"}
     assert free <= record["settings"].keys()
-    other = {"chunk": 7, "checkpoint_minutes": 1.0, "micro_batch": 3, "eval_batch_size": 512, "parallel": "pmap", "fsdp": 1}
+    other = {
+        "chunk": 7,
+        "checkpoint_minutes": 1.0,
+        "gradient_log": 5,
+        "micro_batch": 3,
+        "eval_batch_size": 512,
+        "parallel": "pmap",
+        "fsdp": 1,
+    }
     for kept in (record["settings"] | other, {name: value for name, value in record["settings"].items() if name not in free}):
         path.write_text(json.dumps(record | {"settings": kept}))
         assert scores(copied, "nlinear") == (first, 0)
