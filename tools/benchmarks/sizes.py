@@ -56,7 +56,7 @@ class Sizes:
         memory_percent: Share of the quick settings' training windows that the epoch of peak memory runs over.
         start_rounds: Turns of the time to the first trained step; ``process_rounds`` of the commands that compute nothing.
         sweep_ranks: Ranks of the sweep, each by ``sweep_seeds`` seeds.
-        sweep_at_once: Adapters side by side in a second sweep, whose programs have a leading axis.
+        sweep_at_once: Adapters side by side in a second sweep, whose programs have a leading axis; None for no such sweep.
         sweep_percent: Share of the quick settings' training windows that it trains on, for an epoch.
         growth: The points of each axis, in order.
         growth_shape: The network of the growth curves, but for what varies.
@@ -85,7 +85,7 @@ class Sizes:
     process_rounds: int = 7
     sweep_ranks: tuple[int, ...] = (4, 8, 16)
     sweep_seeds: int = 1
-    sweep_at_once: int = 3
+    sweep_at_once: int | None = 3
     sweep_percent: int = 10
     growth: dict[Axis, tuple[int, ...]] = field(
         default_factory=lambda: {
@@ -107,6 +107,6 @@ DEFAULT = Sizes()
 
 FULL = replace(
     DEFAULT, batch=256, dispatch=2, rounds=5, epoch_rounds=5, memory_percent=100,
-    sweep_ranks=(2, 4, 8, 16, 32, 64, 128, 256, 512, 1024), sweep_seeds=3,
+    sweep_ranks=(2, 4, 8, 16, 32, 64, 128, 256, 512, 1024), sweep_seeds=3, sweep_at_once=None,
 )  # fmt: skip
 """The published batch size, ranks and number of seeds (protocol §2)."""

@@ -35,16 +35,18 @@ def sweep_section(sizes: Sizes) -> Section:
         middle = time.perf_counter()
         sweep = run_sweep(experiment, axes, Path(scratch) / "sweep", SilentReporter())
         ended = time.perf_counter()
-        run_sweep(experiment, axes, Path(scratch) / "abreast", SilentReporter(), at_once=sizes.sweep_at_once)
+        if sizes.sweep_at_once is not None:
+            run_sweep(experiment, axes, Path(scratch) / "abreast", SilentReporter(), at_once=sizes.sweep_at_once)
         seconds = {"separate": middle - begun, "sweep": ended - middle, "abreast": time.perf_counter() - ended}
     for own, other in zip(sweep.cells["test_mse"], errors, strict=True):
         if abs(own - other) > ALIKE * other:
             raise OfaError(f"a cell of the sweep has a test error of {own}, its own run {other}: the comparison would mean nothing")
     usual = max(sweep.record["at_once"].values())
     ranks = ", ".join(map(str, sizes.sweep_ranks))
-    rows = [
-        Row(what=f"a sweep, {usual} at a time as chosen here", unit="s", ours=Stat(median=seconds["sweep"])),
-        Row(what=f"a sweep, {sizes.sweep_at_once} at a time", unit="s", ours=Stat(median=seconds["abreast"])),
+    rows = [Row(what=f"a sweep, {usual} at a time as chosen here", unit="s", ours=Stat(median=seconds["sweep"]))]
+    if sizes.sweep_at_once is not None:
+        rows.append(Row(what=f"a sweep, {sizes.sweep_at_once} at a time", unit="s", ours=Stat(median=seconds["abreast"])))
+    rows += [
         Row(what="separate runs, one after another", unit="s", ours=Stat(median=seconds["separate"])),
         Row(what=SHARE, unit="share", ours=Stat(median=seconds["sweep"] / seconds["separate"])),
     ]
@@ -55,6 +57,7 @@ def sweep_section(sizes: Sizes) -> Section:
         f"{sizes.sweep_percent} % of the training windows, with validation and test: once by `run_sweep`, which is `ofa-jax sweep`, and "
         "once by `train_run` and `compare` for each, in this one process; no process starts and no imports are counted. Compilation is "
         "counted on both sides: the sweep has a program per bucket of ranks, every run has its own. The longer the runs, the less of "
-        "the difference is left. The test errors of the two ways were compared and agree.",
+        "the difference is left. The test errors of the two ways were compared and agree."
+        + (" All ten ranks by three seeds: [benchmarks-sweep.md](benchmarks-sweep.md)." if sizes.sweep_seeds == 1 else ""),
         rows=rows,
     )
