@@ -13,7 +13,15 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ofa_jax.errors import ConfigError
 
@@ -37,7 +45,11 @@ class _Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation is not bool:
+        if (
+            isinstance(value, bool)
+            and info.field_name
+            and cls.model_fields[info.field_name].annotation is not bool
+        ):
             raise ValueError("input should be neither true nor false")  # pydantic would read them as 1 and 0
         return value
 
@@ -45,17 +57,35 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Which series, and how they are read and split."""
 
-    source: str = Field(description="name of a catalogued data set (etth1, …), or path of a file (or folder of cases) of your own")
-    target: str | None = Field(None, description="zero_shot: the data set that is forecast without training on it")
-    parts: tuple[str, ...] | None = Field(None, description="anomaly: which streams of the set (machine-1-2, …); all when not given")
-    timestamp_column: str | None = Field(None, description="column of timestamps; found by itself when not given")
-    columns: tuple[str, ...] | None = Field(None, description="columns to forecast; all numeric ones when not given")
+    source: str = Field(
+        description="name of a catalogued data set (etth1, …), or path of a file (or folder of cases) of your own"
+    )
+    target: str | None = Field(
+        None, description="zero_shot: the data set that is forecast without training on it"
+    )
+    parts: tuple[str, ...] | None = Field(
+        None, description="anomaly: which streams of the set (machine-1-2, …); all when not given"
+    )
+    timestamp_column: str | None = Field(
+        None, description="column of timestamps; found by itself when not given"
+    )
+    columns: tuple[str, ...] | None = Field(
+        None, description="columns to forecast; all numeric ones when not given"
+    )
     missing: Missing = Field("error", description="what to do with missing values")
-    timestamps: Timestamps | None = Field(None, description="duplicate or irregular timestamps; not given: the catalog's word, else error")
+    timestamps: Timestamps | None = Field(
+        None, description="duplicate or irregular timestamps; not given: the catalog's word, else error"
+    )
     split: SplitRule | None = Field(None, description="not given: the catalog's rule, else ratio")
-    ratios: tuple[float, float, float] = Field((0.7, 0.1, 0.2), description="train, validation and test shares for split ratio")
-    percent: Annotated[int, Field(ge=1, le=100)] = Field(100, description="share of the training part used, from its start (few-shot)")
-    season: Positive | None = Field(None, description="steps of the main cycle, for seasonal naive; not given: catalog or frequency")
+    ratios: tuple[float, float, float] = Field(
+        (0.7, 0.1, 0.2), description="train, validation and test shares for split ratio"
+    )
+    percent: Annotated[int, Field(ge=1, le=100)] = Field(
+        100, description="share of the training part used, from its start (few-shot)"
+    )
+    season: Positive | None = Field(
+        None, description="steps of the main cycle, for seasonal naive; not given: catalog or frequency"
+    )
 
     @model_validator(mode="after")
     def _check_ratios(self) -> DataConfig:
@@ -67,23 +97,39 @@ class DataConfig(_Section):
 class TaskConfig(_Section):
     """What is asked of the model."""
 
-    name: TaskName = Field("forecast", description="what the model does; few-shot is forecast with data.percent")
+    name: TaskName = Field(
+        "forecast", description="what the model does; few-shot is forecast with data.percent"
+    )
     input_length: Positive = Field(336, description="input steps, L")
-    horizon: Annotated[int, Field(ge=0)] = Field(96, description="forecast steps, H; 0 for tasks that forecast nothing")
-    channels: Positive | None = Field(None, description="channels of a multivariate task; not given: the data's")
+    horizon: Annotated[int, Field(ge=0)] = Field(
+        96, description="forecast steps, H; 0 for tasks that forecast nothing"
+    )
+    channels: Positive | None = Field(
+        None, description="channels of a multivariate task; not given: the data's"
+    )
     classes: Positive | None = Field(None, description="classification: classes; not given: the data's")
-    calendar: Annotated[int, Field(ge=0)] | None = Field(None, description="imputation: calendar features; not given: the timestamps'")
+    calendar: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="imputation: calendar features; not given: the timestamps'"
+    )
     loss: LossName = Field("mse", description="what training makes small")
     step: Positive = Field(1, description="anomaly: rows from one training window to the next")
-    anomaly_ratio: Annotated[float, Field(gt=0, lt=100)] = Field(1, description="anomaly: percentage of scores above the threshold")
-    mask_rate: Annotated[float, Field(gt=0, lt=1)] = Field(0.25, description="imputation: share of points that are hidden")
-    cut_range: Annotated[float, Field(gt=0)] = Field(1.5, description="short_term: horizons before a series' end within which it is cut")
+    anomaly_ratio: Annotated[float, Field(gt=0, lt=100)] = Field(
+        1, description="anomaly: percentage of scores above the threshold"
+    )
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.25, description="imputation: share of points that are hidden"
+    )
+    cut_range: Annotated[float, Field(gt=0)] = Field(
+        1.5, description="short_term: horizons before a series' end within which it is cut"
+    )
 
     @model_validator(mode="after")
     def _check_loss(self) -> TaskConfig:
         fitting = _LOSSES[self.name]
         if self.loss not in fitting:
-            raise ValueError(f"the loss {self.loss!r} is not one of {', '.join(fitting)}, which the task {self.name!r} knows")
+            raise ValueError(
+                f"the loss {self.loss!r} is not one of {', '.join(fitting)}, which the task {self.name!r} knows"
+            )
         if self.name in ("forecast", "zero_shot", "short_term") and not self.horizon:
             raise ValueError(f"the task {self.name!r} needs a horizon of at least 1")
         return self
@@ -111,14 +157,19 @@ class RandomTrunk(_Section):
 class TrunkConfig(_Section):
     """Which GPT-2, and how it is computed."""
 
-    source: str = Field("openai-community/gpt2", description="hub id, folder of weights, or the word random, attention or none")
+    source: str = Field(
+        "openai-community/gpt2",
+        description="hub id, folder of weights, or the word random, attention or none",
+    )
     revision: str | None = Field(None, description="revision on the hub")
     n_layer: Positive = Field(6, description="blocks kept, from the first")
     random: RandomTrunk = Field(RandomTrunk(), description="shape of a random trunk")
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="dropout of embeddings, attention and residuals; not given: the trunk's own"
     )
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: float32 on CPU, bfloat16 elsewhere")
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: float32 on CPU, bfloat16 elsewhere"
+    )
     remat: bool = Field(False, description="recompute blocks in the backward pass to save memory")
 
 
@@ -130,7 +181,9 @@ class NetworkConfig(_Section):
     read_width: Positive | None = Field(
         None, description="hidden dimensions that the head reads, d_ff; not given: all (anomaly, short_term)"
     )
-    embed_width: Positive | None = Field(None, description="short_term: width before zero-padding to the trunk's; not given: the trunk's")
+    embed_width: Positive | None = Field(
+        None, description="short_term: width before zero-padding to the trunk's; not given: the trunk's"
+    )
     segment: Positive = Field(25, description="anomaly: steps that are normalised together")
     positions: bool = Field(True, description="add GPT-2's position embedding")
     seed: Seed = Field(0, description="seed of the random layers around the trunk")
@@ -143,7 +196,9 @@ class AdapterConfig(_Section):
     alpha: Annotated[float, Field(ge=0)] = Field(16, description="scale numerator")
     scaling: Scaling = Field("rslora", description="alpha/sqrt(r), alpha/r or alpha")
     init: Init = Field("peft_gaussian", description="distribution of the factor that is not zero")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="dropout on the input of dense adapters")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.01, description="dropout on the input of dense adapters"
+    )
     seed: Seed = Field(0, description="seed of the adapters' start")
 
 
@@ -153,33 +208,56 @@ class TrainConfig(_Section):
     epochs: Positive = Field(10, description="passes over the training windows")
     batch_size: Positive = Field(256, description="windows per step")
     optimizer: Literal["adam", "radam"] = Field("adam", description="Adam, or rectified Adam")
-    clip_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="largest norm of the whole gradient; not given: no limit")
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="largest norm of the whole gradient; not given: no limit"
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="step size at the start")
-    schedule: Literal["cosine", "decay", "constant"] = Field("cosine", description="change of the step size from epoch to epoch")
-    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="schedule decay: factor per epoch, from the third epoch on")
+    schedule: Literal["cosine", "decay", "constant"] = Field(
+        "cosine", description="change of the step size from epoch to epoch"
+    )
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="schedule decay: factor per epoch, from the third epoch on"
+    )
     cosine_epochs: Positive = Field(20, description="epochs from the first step size to the lowest, T_max")
     lowest_rate: Annotated[float, Field(ge=0)] = Field(1e-8, description="step size at the end of the cosine")
     patience: Positive = Field(3, description="epochs without a better validation loss before stopping")
     seed: Seed = Field(2021, description="seed of batch order and dropout")
-    chunk: Positive = Field(32, description="steps per dispatch; up to 32 the same bits, above another program that may round otherwise")
+    chunk: Positive = Field(
+        32,
+        description="steps per dispatch; up to 32 the same bits, above another program that may round otherwise",
+    )
     eval_batch_size: Positive | None = Field(
-        None, description="windows per evaluation step; not given: 512, on a CPU fewer; changes rounding alone"
+        None,
+        description="windows per evaluation step; not given: 512, on a CPU fewer; changes rounding alone",
     )
     log_every: Positive = Field(50, description="steps between training lines in metrics.jsonl")
-    gradient_log: Positive | None = Field(None, description="steps between lines about gradients in metrics.jsonl; not given: none")
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(5, description="longest time between checkpoints, besides every epoch's end")
-    micro_batch: Positive | None = Field(
-        None, description="windows of a step that are worked on at a time; not given: all, on a CPU fewer; changes rounding alone"
+    gradient_log: Positive | None = Field(
+        None, description="steps between lines about gradients in metrics.jsonl; not given: none"
     )
-    parallel: Literal["jit", "pmap"] = Field("jit", description="several devices: one program for all, or one each; changes rounding alone")
-    fsdp: Positive = Field(1, description="parallel jit: devices that share out the large frozen parameters among them")
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(
+        5, description="longest time between checkpoints, besides every epoch's end"
+    )
+    micro_batch: Positive | None = Field(
+        None,
+        description="windows of a step that are worked on at a time; not given: all, on a CPU fewer; changes rounding alone",
+    )
+    parallel: Literal["jit", "pmap"] = Field(
+        "jit", description="several devices: one program for all, or one each; changes rounding alone"
+    )
+    fsdp: Positive = Field(
+        1, description="parallel jit: devices that share out the large frozen parameters among them"
+    )
 
     @model_validator(mode="after")
     def _check_parallel(self) -> TrainConfig:
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
-            raise ValueError(f"micro_batch is {self.micro_batch}, more than the {self.batch_size} windows of batch_size")
+            raise ValueError(
+                f"micro_batch is {self.micro_batch}, more than the {self.batch_size} windows of batch_size"
+            )
         if self.parallel == "pmap" and self.fsdp > 1:
-            raise ValueError(f"fsdp is {self.fsdp}, but parallel pmap keeps all frozen parameters on every device; take parallel jit")
+            raise ValueError(
+                f"fsdp is {self.fsdp}, but parallel pmap keeps all frozen parameters on every device; take parallel jit"
+            )
         return self
 
 
@@ -189,7 +267,9 @@ class Experiment(_Section):
     data: DataConfig
     task: TaskConfig = TaskConfig()
     trunk: TrunkConfig = TrunkConfig()
-    protocol: Protocol = Field("strict", description="strict, or the published practice where it differs (docs/protocol.md, §5)")
+    protocol: Protocol = Field(
+        "strict", description="strict, or the published practice where it differs (docs/protocol.md, §5)"
+    )
     recipe: Literal["uniform", "reference", "paper", "gpt4ts", "full", "head_only"] = Field(
         "reference", description="where rules and numbers start"
     )
@@ -202,9 +282,13 @@ class Experiment(_Section):
     def _check_task(self) -> Experiment:
         name, network = self.task.name, self.network
         if name in _STEPWISE and (network.patch, network.stride) != (1, 1):
-            raise ValueError(f"the task {name!r} reads step by step, so network.patch and network.stride are 1")
+            raise ValueError(
+                f"the task {name!r} reads step by step, so network.patch and network.stride are 1"
+            )
         if name == "anomaly" and self.task.input_length % network.segment:
-            raise ValueError(f"task.input_length {self.task.input_length} is no multiple of network.segment {network.segment}; choose one")
+            raise ValueError(
+                f"task.input_length {self.task.input_length} is no multiple of network.segment {network.segment}; choose one"
+            )
         if name == "zero_shot" and self.data.target is None:
             raise ValueError("data.target is missing")
         for path, tasks in _READ_BY.items():
@@ -213,7 +297,9 @@ class Experiment(_Section):
             if name not in tasks and given != model.model_fields[field].default:
                 raise ValueError(f"{path} is {given!r}, but the task {name!r} does not read it; leave it out")
         if name in ("anomaly", "classification", "imputation") and self.task.horizon:
-            raise ValueError(f"task.horizon is {self.task.horizon}, but the task {name!r} forecasts nothing; leave it out")
+            raise ValueError(
+                f"task.horizon is {self.task.horizon}, but the task {name!r} forecasts nothing; leave it out"
+            )
         return self
 
 
@@ -332,7 +418,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} stands twice", problem_mark=key.start_mark
+                )
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
@@ -358,7 +446,9 @@ def installed_configs() -> list[str]:
 def _instead_of(path: Path) -> str:
     """What to name where there is no such file: the installed files of a similar name, or else all of them."""
     known = installed_configs()
-    nearest = difflib.get_close_matches(path.with_suffix("").as_posix().removeprefix("configs/"), known, n=3, cutoff=0.7)
+    nearest = difflib.get_close_matches(
+        path.with_suffix("").as_posix().removeprefix("configs/"), known, n=3, cutoff=0.7
+    )
     if nearest:
         return f"Did you mean {' or '.join(nearest)}?"
     folders: dict[str, list[str]] = {}
@@ -369,7 +459,9 @@ def _instead_of(path: Path) -> str:
     return f"Name a YAML file, or one that is installed: {', '.join(shown)}"
 
 
-def build_experiment(content: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Experiment:
+def build_experiment(
+    content: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config"
+) -> Experiment:
     """Settings from a nested mapping, over the recipe's numbers and below ``overrides``.
 
     Raises:
@@ -398,7 +490,10 @@ def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
         below["rules"] = SHORT_TERM_REFERENCE
     if (given.get("protocol"), name) == ("published", "zero_shot"):
         data = given.get("data")
-        _overlay(below, _copy(PUBLISHED_TRANSFER.get(str(data.get("source")) if isinstance(data, Mapping) else "", {})))
+        _overlay(
+            below,
+            _copy(PUBLISHED_TRANSFER.get(str(data.get("source")) if isinstance(data, Mapping) else "", {})),
+        )
     return below
 
 
@@ -426,7 +521,11 @@ def _set(content: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     path = path.strip()
     if not equals or not path:
-        raise ConfigError(f"{override!r} is not of the form PATH=VALUE", where="--set", fix="Write for example train.epochs=3")
+        raise ConfigError(
+            f"{override!r} is not of the form PATH=VALUE",
+            where="--set",
+            fix="Write for example train.epochs=3",
+        )
     known = [setting.path for setting in settings()]
     if path not in known:
         nearest = difflib.get_close_matches(path, known, n=3, cutoff=0.4) or [
@@ -434,16 +533,24 @@ def _set(content: dict[str, Any], override: str) -> None:
         ]
         if any(name.startswith(f"{path}.") for name in known):
             first = next(name for name in known if name.startswith(f"{path}."))
-            raise ConfigError(f"{path!r} is a section of settings", where="--set", fix=f"Set what is in it, one by one: {first}=…")
+            raise ConfigError(
+                f"{path!r} is a section of settings",
+                where="--set",
+                fix=f"Set what is in it, one by one: {first}=…",
+            )
         raise ConfigError(
             f"there is no setting {path!r}",
             where="--set",
-            fix=f"Did you mean {' or '.join(nearest)}?" if nearest else "`ofa-jax train --help` lists all settings",
+            fix=f"Did you mean {' or '.join(nearest)}?"
+            if nearest
+            else "`ofa-jax train --help` lists all settings",
         )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"the value of {path!r} is not readable as YAML ({' '.join(str(error).split())})", where="--set") from None
+        raise ConfigError(
+            f"the value of {path!r} is not readable as YAML ({' '.join(str(error).split())})", where="--set"
+        ) from None
     *sections, name = path.split(".")
     node = content
     for section in sections:
@@ -482,8 +589,17 @@ def settings(section: type[BaseModel] = Experiment, prefix: str = "") -> Iterato
         if any(path in _paths(recipe) for recipe in RECIPES.values()):
             default = "from the recipe"
         else:
-            default = "required" if field.is_required() else yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0]
-        yield Setting(path=f"{prefix}{name}", type=_type_name(kind), default=default, description=field.description or "")
+            default = (
+                "required"
+                if field.is_required()
+                else yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0]
+            )
+        yield Setting(
+            path=f"{prefix}{name}",
+            type=_type_name(kind),
+            default=default,
+            description=field.description or "",
+        )
 
 
 def _type_name(kind: Any) -> str:

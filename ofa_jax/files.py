@@ -37,7 +37,9 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
     """
     path = Path(path)
     if path.is_dir():
-        raise OfaError("this is a folder, so no file can be written there", where=str(path), fix="Name a file")
+        raise OfaError(
+            "this is a folder, so no file can be written there", where=str(path), fix="Name a file"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -151,11 +153,17 @@ def read_json(path: str | Path, *, kind: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"there is no {path.name} here", where=str(path.parent), fix=f"Name a folder that holds a {kind}") from None
+        raise CheckpointError(
+            f"there is no {path.name} here", where=str(path.parent), fix=f"Name a folder that holds a {kind}"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"not readable as JSON ({error})", where=str(path), fix=f"The {kind} is damaged; make it anew") from None
+        raise CheckpointError(
+            f"not readable as JSON ({error})", where=str(path), fix=f"The {kind} is damaged; make it anew"
+        ) from None
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-        raise CheckpointError("has no whole-number `format`", where=str(path), fix=f"This is not a {kind} of ofa-jax")
+        raise CheckpointError(
+            "has no whole-number `format`", where=str(path), fix=f"This is not a {kind} of ofa-jax"
+        )
     if content["format"] > FORMAT:
         raise CheckpointError(
             f"format {content['format']} is newer than this version of ofa-jax reads ({FORMAT})",
@@ -181,7 +189,9 @@ def run_lock(folder: str | Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise CheckpointError(
-            "another process is working in this run folder", where=str(folder), fix="Wait for it to end, or choose another --out"
+            "another process is working in this run folder",
+            where=str(folder),
+            fix="Wait for it to end, or choose another --out",
         ) from None
     try:
         yield

@@ -25,7 +25,14 @@ class Tiny:
         "trunk": {"source": "random", "n_layer": 1, "random": {"n_embd": 16, "n_head": 2, "n_positions": 8}},
         "network": {"patch": 8, "stride": 8},
         "adapters": {"rank": 4},
-        "train": {"epochs": 3, "batch_size": 32, "learning_rate": 0.01, "cosine_epochs": 3, "chunk": 3, "log_every": 4},
+        "train": {
+            "epochs": 3,
+            "batch_size": 32,
+            "learning_rate": 0.01,
+            "cosine_epochs": 3,
+            "chunk": 3,
+            "log_every": 4,
+        },
     }
 
     @staticmethod
@@ -42,7 +49,10 @@ class Tiny:
         frame = self.frame(rows, seed)
         assert frame.timestamps is not None
         lines = [
-            f"{when},{a!r},{b!r}" for when, (a, b) in zip(frame.timestamps.astype("datetime64[s]"), frame.values.tolist(), strict=True)
+            f"{when},{a!r},{b!r}"
+            for when, (a, b) in zip(
+                frame.timestamps.astype("datetime64[s]"), frame.values.tolist(), strict=True
+            )
         ]
         path.write_text("\n".join(["date,a,b", *lines]) + "\n")
         return path
@@ -56,9 +66,21 @@ class Tiny:
         written = {**settings, "data": write(folder), "task": {"name": task, **settings["task"]}}
         small = {
             # without dropout a step compiles in half the time
-            "trunk": {"source": "random", "n_layer": 1, "random": {"n_embd": 8, "n_head": 2, "n_positions": 24}, "dropout": 0},
+            "trunk": {
+                "source": "random",
+                "n_layer": 1,
+                "random": {"n_embd": 8, "n_head": 2, "n_positions": 24},
+                "dropout": 0,
+            },
             "adapters": {"rank": 2},
-            "train": {"epochs": 2, "batch_size": 5, "learning_rate": 0.01, "cosine_epochs": 2, "chunk": 2, "log_every": 3},
+            "train": {
+                "epochs": 2,
+                "batch_size": 5,
+                "learning_rate": 0.01,
+                "cosine_epochs": 2,
+                "chunk": 2,
+                "log_every": 3,
+            },
         }
         return build_experiment({**small, **written}, overrides)
 
@@ -74,7 +96,9 @@ class Tiny:
     @staticmethod
     def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run ``ofa-jax`` in a process of its own."""
-        return subprocess.run(Tiny.arguments(*arguments), capture_output=True, text=True, timeout=300, **options)
+        return subprocess.run(
+            Tiny.arguments(*arguments), capture_output=True, text=True, timeout=300, **options
+        )
 
     @staticmethod
     def arguments(*arguments: object) -> list[str]:
@@ -85,11 +109,22 @@ def _write_table(folder: Path) -> dict[str, Any]:
     return {"source": str(Tiny().csv(folder / "table.csv", rows=90)), "ratios": [0.6, 0.2, 0.2]}
 
 
-def _write_collection(folder: Path, name: str = "source", lengths: range = range(14, 34, 2), seed: int = 0) -> Path:
+def _write_collection(
+    folder: Path, name: str = "source", lengths: range = range(14, 34, 2), seed: int = 0
+) -> Path:
     """Series of unequal lengths, by default ten of 14 to 32 steps."""
     draw = np.random.default_rng(seed)
-    header = ["@relation tiny", "@attribute series_name string", "@frequency yearly", "@horizon 3", "@missing false", "@equallength false"]
-    series = [f"T{n}:" + ",".join(f"{value:.3f}" for value in 20 + draw.normal(size=n).cumsum()) for n in lengths]
+    header = [
+        "@relation tiny",
+        "@attribute series_name string",
+        "@frequency yearly",
+        "@horizon 3",
+        "@missing false",
+        "@equallength false",
+    ]
+    series = [
+        f"T{n}:" + ",".join(f"{value:.3f}" for value in 20 + draw.normal(size=n).cumsum()) for n in lengths
+    ]
     path = folder / f"{name}.tsf"
     path.write_text("\n".join([*header, "@data", *series]) + "\n")
     return path
@@ -98,12 +133,18 @@ def _write_collection(folder: Path, name: str = "source", lengths: range = range
 def _write_stream(folder: Path) -> dict[str, Any]:
     """One recording of 200 training and 120 test steps, three channels; steps 50 to 59 of the test part are far off."""
     draw = np.random.default_rng(0)
-    train, test = (np.sin(np.arange(rows) / 4)[:, None] * [1, 2, 3] + 0.1 * draw.normal(size=(rows, 3)) for rows in (200, 120))
+    train, test = (
+        np.sin(np.arange(rows) / 4)[:, None] * [1, 2, 3] + 0.1 * draw.normal(size=(rows, 3))
+        for rows in (200, 120)
+    )
     label = np.zeros(120, bool)
     label[50:60] = True
     test[label] += 3
     borders = [np.array([0, rows], np.int64) for rows in (200, 120)]
-    write_stream(folder / "stream.npz", LabelledStream(train, test, label, ("one",), borders[0], borders[1], "generated"))
+    write_stream(
+        folder / "stream.npz",
+        LabelledStream(train, test, label, ("one",), borders[0], borders[1], "generated"),
+    )
     return {"source": str(folder / "stream.npz")}
 
 
@@ -111,10 +152,24 @@ def _write_cases(folder: Path) -> dict[str, Any]:
     """Two channels of 6 to 10 steps, three classes that differ in their level."""
     draw = np.random.default_rng(0)
     for part, count in (("TRAIN", 30), ("TEST", 15)):
-        lines = ["@problemName Tiny", "@timestamps false", "@univariate false", "@dimensions 2", "@classLabel true a b c", "@data"]
+        lines = [
+            "@problemName Tiny",
+            "@timestamps false",
+            "@univariate false",
+            "@dimensions 2",
+            "@classLabel true a b c",
+            "@data",
+        ]
         for case in range(count):
             channels = draw.normal(size=(2, 10 if case == 0 else draw.integers(6, 11))) + 3 * (case % 3)
-            lines.append(":".join([*(",".join(f"{value:.4f}" for value in channel) for channel in channels), "abc"[case % 3]]))
+            lines.append(
+                ":".join(
+                    [
+                        *(",".join(f"{value:.4f}" for value in channel) for channel in channels),
+                        "abc"[case % 3],
+                    ]
+                )
+            )
         (folder / f"Tiny_{part}.ts").write_text("\n".join(lines) + "\n")
     return {"source": str(folder)}
 
@@ -125,10 +180,25 @@ def _write_transfer(folder: Path) -> dict[str, Any]:
 
 
 _TASKS: dict[str, tuple[Callable[[Path], dict[str, Any]], dict[str, Any]]] = {
-    "forecast": (_write_table, {"task": {"input_length": 8, "horizon": 3}, "network": {"patch": 4, "stride": 4}}),
-    "zero_shot": (_write_transfer, {"task": {"input_length": 8, "horizon": 3}, "network": {"patch": 2, "stride": 2}}),
-    "short_term": (lambda folder: {"source": str(_write_collection(folder))}, {"task": {"input_length": 6, "horizon": 3, "loss": "smape"}}),
-    "anomaly": (_write_stream, {"task": {"input_length": 20, "step": 5, "anomaly_ratio": 5}, "network": {"segment": 5, "read_width": 6}}),
+    "forecast": (
+        _write_table,
+        {"task": {"input_length": 8, "horizon": 3}, "network": {"patch": 4, "stride": 4}},
+    ),
+    "zero_shot": (
+        _write_transfer,
+        {"task": {"input_length": 8, "horizon": 3}, "network": {"patch": 2, "stride": 2}},
+    ),
+    "short_term": (
+        lambda folder: {"source": str(_write_collection(folder))},
+        {"task": {"input_length": 6, "horizon": 3, "loss": "smape"}},
+    ),
+    "anomaly": (
+        _write_stream,
+        {
+            "task": {"input_length": 20, "step": 5, "anomaly_ratio": 5},
+            "network": {"segment": 5, "read_width": 6},
+        },
+    ),
     "classification": (_write_cases, {"task": {"input_length": 10}, "network": {"patch": 4, "stride": 2}}),
     "imputation": (_write_table, {"task": {"input_length": 8}}),
 }

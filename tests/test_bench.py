@@ -28,14 +28,41 @@ flops, ours, page, paper, quick, schema, sizes, timing, worker = (
     for name in ("flops", "ours", "page", "paper", "quick", "schema", "sizes", "timing", "worker")
 )
 
-SHAPE = sizes.Shape(input_length=32, horizon=8, patch=8, stride=4, n_embd=16, n_layer=1, n_head=2, n_positions=16, rank=2)
+SHAPE = sizes.Shape(
+    input_length=32, horizon=8, patch=8, stride=4, n_embd=16, n_layer=1, n_head=2, n_positions=16, rank=2
+)
 TINY = sizes.Sizes(
-    shape=SHAPE, batch=4, rounds=2, inference_batch=4, inference_rounds=2, latency_rounds=2, latency_calls=2, squares=(32,), roof_rounds=2,
-    quick=("task.input_length=32", "task.horizon=8", "trunk.n_layer=1", "trunk.random.n_embd=16", "data.split=ratio"),
-    generated_rows=500, real_data=False, epoch_rounds=1, memory_steps=1, memory_percent=50, start_rounds=1, process_rounds=1,
-    sweep_ranks=(1, 20), sweep_percent=100,
-    growth={"channels": (2, 3), "windows": (20, 40), "rank": (1, 2)}, growth_shape=SHAPE, growth_batch=4, growth_windows=50, growth_steps=1,
-)  # fmt: skip
+    shape=SHAPE,
+    batch=4,
+    rounds=2,
+    inference_batch=4,
+    inference_rounds=2,
+    latency_rounds=2,
+    latency_calls=2,
+    squares=(32,),
+    roof_rounds=2,
+    quick=(
+        "task.input_length=32",
+        "task.horizon=8",
+        "trunk.n_layer=1",
+        "trunk.random.n_embd=16",
+        "data.split=ratio",
+    ),
+    generated_rows=500,
+    real_data=False,
+    epoch_rounds=1,
+    memory_steps=1,
+    memory_percent=50,
+    start_rounds=1,
+    process_rounds=1,
+    sweep_ranks=(1, 20),
+    sweep_percent=100,
+    growth={"channels": (2, 3), "windows": (20, 40), "rank": (1, 2)},
+    growth_shape=SHAPE,
+    growth_batch=4,
+    growth_windows=50,
+    growth_steps=1,
+)
 
 
 def given_stat(median: float, **more: Any) -> dict[str, Any]:
@@ -45,31 +72,70 @@ def given_stat(median: float, **more: Any) -> dict[str, Any]:
 def given_report() -> dict[str, Any]:
     """A report as its JSON holds it."""
     step = {
-        "what": "train step", "unit": "s", "ours": given_stat(0.5918, low=0.58, high=0.6049, first=5.43), "theirs": given_stat(0.816),
-        "ratio": {"of": "theirs/ours", "value": 1.379, "low": 1.35, "high": 1.4}, "note": "",
-        "target": {"of": "ratio", "bound": "at least", "value": 1.6}, "reached": False,
-    }  # fmt: skip
+        "what": "train step",
+        "unit": "s",
+        "ours": given_stat(0.5918, low=0.58, high=0.6049, first=5.43),
+        "theirs": given_stat(0.816),
+        "ratio": {"of": "theirs/ours", "value": 1.379, "low": 1.35, "high": 1.4},
+        "note": "",
+        "target": {"of": "ratio", "bound": "at least", "value": 1.6},
+        "reached": False,
+    }
     share = {
-        "what": "input", "unit": "share", "ours": given_stat(0.017), "theirs": None, "ratio": None, "note": "by itself",
-        "target": {"of": "ours", "bound": "at most", "value": 0.02}, "reached": True,
-    }  # fmt: skip
+        "what": "input",
+        "unit": "share",
+        "ours": given_stat(0.017),
+        "theirs": None,
+        "ratio": None,
+        "note": "by itself",
+        "target": {"of": "ours", "bound": "at most", "value": 0.02},
+        "reached": True,
+    }
     curve = {
-        "axis": "batch", "worse_than_linear": True,
-        "points": [{"x": 16, "seconds": 0.0076, "bytes": 336_000_000}, {"x": 1024, "seconds": 1.6, "bytes": 1_115_000_000}],
-        "fitted": 2, "time_exponent": 1.134, "memory_exponent": 0.6,
-    }  # fmt: skip
+        "axis": "batch",
+        "worse_than_linear": True,
+        "points": [
+            {"x": 16, "seconds": 0.0076, "bytes": 336_000_000},
+            {"x": 1024, "seconds": 1.6, "bytes": 1_115_000_000},
+        ],
+        "fitted": 2,
+        "time_exponent": 1.134,
+        "memory_exponent": 0.6,
+    }
     return {
-        "format": 1, "command": "python tools/bench.py --only step", "commit": "0123456789ab", "date": "2026-01-02",
+        "format": 1,
+        "command": "python tools/bench.py --only step",
+        "commit": "0123456789ab",
+        "date": "2026-01-02",
         "compute_dtype": "float32",
         "machine": {
-            "cpu": "some cpu", "cores": 2, "memory_bytes": 2**34, "system": "Linux 6", "device": "cpu", "devices": 1,
+            "cpu": "some cpu",
+            "cores": 2,
+            "memory_bytes": 2**34,
+            "system": "Linux 6",
+            "device": "cpu",
+            "devices": 1,
             "versions": {"python": "3.11.9", "torch": "2.13.0"},
         },
         "sections": [
-            {"name": "step", "title": "Train step", "text": "One step.", "seconds": 61.0, "rows": [step, share], "growth": []},
-            {"name": "growth", "title": "Growth", "text": "Curves.", "seconds": 59.0, "rows": [], "growth": [curve]},
+            {
+                "name": "step",
+                "title": "Train step",
+                "text": "One step.",
+                "seconds": 61.0,
+                "rows": [step, share],
+                "growth": [],
+            },
+            {
+                "name": "growth",
+                "title": "Growth",
+                "text": "Curves.",
+                "seconds": 59.0,
+                "rows": [],
+                "growth": [curve],
+            },
         ],
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -82,7 +148,9 @@ def report() -> Any:
 
 def test_operations_are_those_of_a_count_by_hand() -> None:
     """Two windows of three tokens (L 8, patch 4, stride 4), width 4, one block, horizon 5, rank 2: six tokens in all."""
-    shape = sizes.Shape(input_length=8, horizon=5, patch=4, stride=4, n_embd=4, n_layer=1, n_head=1, n_positions=9, rank=2)
+    shape = sizes.Shape(
+        input_length=8, horizon=5, patch=4, stride=4, n_embd=4, n_layer=1, n_head=1, n_positions=9, rank=2
+    )
     assert shape.tokens == 3
     kernels = 4 * 12 + 4 * 4 + 4 * 16 + 16 * 4  # c_attn, c_proj, c_fc, c_proj
     assert flops.trunk_parameters(shape) == kernels == 192
@@ -102,7 +170,17 @@ def test_operations_are_those_of_a_count_by_hand() -> None:
 
 def test_operations_are_those_that_xla_counts() -> None:
     """XLA also counts element-wise work, 1.2 to 1.6 % of the products at width 256 and in inverse proportion to the width."""
-    shape = sizes.Shape(input_length=64, horizon=24, patch=8, stride=8, n_embd=256, n_layer=2, n_head=4, n_positions=16, rank=4)
+    shape = sizes.Shape(
+        input_length=64,
+        horizon=24,
+        patch=8,
+        stride=8,
+        n_embd=256,
+        n_layer=2,
+        n_head=4,
+        n_positions=16,
+        rank=4,
+    )
     model = ours.model_of(ours.experiment_of(shape, 4, *ours.NO_DROPOUT))
     x_btc, y_bhc = (np.ones((4, steps, 1), np.float32) for steps in (64, 24))
 
@@ -125,7 +203,9 @@ def test_sides_take_turns_after_a_first_call_and_one_to_warm_up() -> None:
     assert "".join(order) == "ab" * 5
     assert [len(taken[name].seconds) for name in "ab"] == [3, 3]
     order.clear()
-    blocks = timing.alternate_blocks({name: lambda name=name: order.append(name) for name in "ab"}, rounds=2, size=2)
+    blocks = timing.alternate_blocks(
+        {name: lambda name=name: order.append(name) for name in "ab"}, rounds=2, size=2
+    )
     assert "".join(order) == "ab" + "aaabbb" * 2
     assert [[len(block) for block in blocks[name]] for name in "ab"] == [[2, 2], [2, 2]]
 
@@ -139,7 +219,9 @@ def test_an_exponent_is_that_of_the_upper_half(power: float) -> None:
 
 def test_an_exponent_is_that_of_least_squares() -> None:
     xs, ys = (1, 2, 4, 8, 16, 32), (1.0, 1.0, 1.0, 3.0, 5.0, 13.0)
-    assert timing.exponent(xs, ys) == pytest.approx(np.polyfit(np.log(xs[3:]), np.log(ys[3:]), 1)[0], abs=1e-12)
+    assert timing.exponent(xs, ys) == pytest.approx(
+        np.polyfit(np.log(xs[3:]), np.log(ys[3:]), 1)[0], abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(("count", "fitted"), [(2, 2), (3, 3), (4, 3), (5, 3), (6, 3), (8, 4), (10, 5)])
@@ -149,7 +231,11 @@ def test_the_upper_half_has_three_points_where_there_are_as_many(count: int, fit
 
 def test_a_percentile_is_a_value_that_was_measured() -> None:
     values = [float(value) for value in range(200, 0, -1)]
-    assert (timing.percentile(values, 0.5), timing.percentile(values, 0.99), timing.percentile(values, 1)) == (100, 198, 200)
+    assert (
+        timing.percentile(values, 0.5),
+        timing.percentile(values, 0.99),
+        timing.percentile(values, 1),
+    ) == (100, 198, 200)
 
 
 def test_ratios_are_of_medians_and_spread_round_by_round() -> None:
@@ -163,11 +249,17 @@ def test_ratios_are_of_medians_and_spread_round_by_round() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bound", "value", "met"), [("at most", 0.5, True), ("at most", 0.4, False), ("at least", 0.4, True), ("at least", 0.6, False)]
+    ("bound", "value", "met"),
+    [("at most", 0.5, True), ("at most", 0.4, False), ("at least", 0.4, True), ("at least", 0.6, False)],
 )
 @pytest.mark.parametrize("of", ["ours", "ratio"])
-def test_a_target_may_be_of_our_own_number_or_of_the_ratio(of: str, bound: str, value: float, met: bool) -> None:
-    numbers = {"ours": schema.Stat(median=0.5 if of == "ours" else 2), "ratio": schema.once(2, 4 if of == "ratio" else 1, "ours/theirs")}
+def test_a_target_may_be_of_our_own_number_or_of_the_ratio(
+    of: str, bound: str, value: float, met: bool
+) -> None:
+    numbers = {
+        "ours": schema.Stat(median=0.5 if of == "ours" else 2),
+        "ratio": schema.once(2, 4 if of == "ratio" else 1, "ours/theirs"),
+    }
     row = schema.Row(what="x", unit="s", target=schema.Target(of=of, bound=bound, value=value), **numbers)
     assert schema.reached(row).reached is met
 
@@ -177,7 +269,9 @@ def test_spread_is_quartiles_from_five_rounds_on() -> None:
     assert schema.spread([1, 2, 3, 4, 100]) == (2, 4)
 
 
-def test_our_epochs_are_timed_alone_and_the_other_side_runs_after_each_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_epochs_are_timed_alone_and_the_other_side_runs_after_each_but_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = itertools.count()
     monkeypatch.setattr(quick.time, "perf_counter", lambda: float(next(clock)))
     ran: list[int] = []
@@ -196,11 +290,16 @@ def test_our_epochs_are_timed_alone_and_the_other_side_runs_after_each_but_the_f
 
 def test_the_page_says_what_the_report_holds(report: Any) -> None:
     text = page.render(report)
-    assert "| train step | 592 ms (580–605) | 5.43 s | 816 ms | 1.38× (1.35–1.40) | ≥ 1.6×, **missed** |" in text
+    assert (
+        "| train step | 592 ms (580–605) | 5.43 s | 816 ms | 1.38× (1.35–1.40) | ≥ 1.6×, **missed** |" in text
+    )
     assert "| input (by itself) | 1.70 % | — | — | — | ≤ 2.00 %, reached |" in text
     curve = "16: 7.60 ms, 336 MB; 1,024: 1.60 s, 1,115 MB | x^1.13 | x^0.60 | **worse than linear**: see docs/performance.md"
     assert f"| batch | {curve} |" in text
-    assert "at commit 0123456789ab on 2026-01-02, in 2.0 minutes, on some cpu (2 cores used, 16 GiB, Linux 6" in text
+    assert (
+        "at commit 0123456789ab on 2026-01-02, in 2.0 minutes, on some cpu (2 cores used, 16 GiB, Linux 6"
+        in text
+    )
     assert "python 3.11.9, torch 2.13.0" in text
     assert "\n```\npython tools/bench.py --only step\n```\n" in text
 
@@ -208,14 +307,23 @@ def test_the_page_says_what_the_report_holds(report: Any) -> None:
 def test_columns_that_hold_nothing_are_left_out(report: Any) -> None:
     section = report.sections[0].model_copy(update={"rows": report.sections[0].rows[1:]})
     text = page.render(report.model_copy(update={"sections": [section]}))
-    assert "|  | ofa-jax | target |\n|---|---:|---:|\n| input (by itself) | 1.70 % | ≤ 2.00 %, reached |" in text
+    assert (
+        "|  | ofa-jax | target |\n|---|---:|---:|\n| input (by itself) | 1.70 % | ≤ 2.00 %, reached |" in text
+    )
 
 
 @pytest.mark.parametrize(
     ("number", "unit", "shown"),
-    [(12.345, "s", "12.3 s"), (0.0012345, "s", "1.23 ms"), (4.2e-5, "s", "42.0 µs"), (123_456_789, "bytes", "123 MB"),
-     (3.6e11, "FLOP/s", "360 GFLOP/s"), (5123.4, "windows/s", "5,123 windows/s"), (0.0, "share", "0 %")],
-)  # fmt: skip
+    [
+        (12.345, "s", "12.3 s"),
+        (0.0012345, "s", "1.23 ms"),
+        (4.2e-5, "s", "42.0 µs"),
+        (123_456_789, "bytes", "123 MB"),
+        (3.6e11, "FLOP/s", "360 GFLOP/s"),
+        (5123.4, "windows/s", "5,123 windows/s"),
+        (0.0, "share", "0 %"),
+    ],
+)
 def test_numbers_have_three_digits(number: float, unit: str, shown: str) -> None:
     assert page.value(number, unit) == shown
 
@@ -225,12 +333,16 @@ def test_a_field_that_is_not_known_is_refused() -> None:
         schema.Report.model_validate(given_report() | {"surprise": 1})
 
 
-def test_the_command_writes_both_files_or_prints_the_page(tmp_path: Path, report: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_writes_both_files_or_prints_the_page(
+    tmp_path: Path, report: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(bench, "measure", lambda *given: asked.append(given) or report)
     files = tmp_path / "new" / "a.json", tmp_path / "new" / "a.md"
     ran = CliRunner().invoke(
-        bench.app, ["--only", "roof,step", "--batch", "5", "--json", str(files[0]), "--markdown", str(files[1])], catch_exceptions=False
+        bench.app,
+        ["--only", "roof,step", "--batch", "5", "--json", str(files[0]), "--markdown", str(files[1])],
+        catch_exceptions=False,
     )
     assert (ran.exit_code, ran.stdout) == (0, "")
     assert json.loads(files[0].read_text()) == given_report()
@@ -241,9 +353,14 @@ def test_the_command_writes_both_files_or_prints_the_page(tmp_path: Path, report
     assert sizes.FULL.batch == 256
 
 
-def test_mistakes_are_told_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bench, "measure", lambda *given: pytest.fail("it began"))
-    with pytest.raises(ConfigError, match=r"'steps' is no section.*step, inference, roof, epoch, memory, start, sweep, growth"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'steps' is no section.*step, inference, roof, epoch, memory, start, sweep, growth",
+    ):
         CliRunner().invoke(bench.app, ["--only", "roof,steps"], catch_exceptions=False)
     for option in ("--json", "--markdown"):
         with pytest.raises(ConfigError, match="this is a folder"):
@@ -252,9 +369,15 @@ def test_mistakes_are_told_before_anything_is_measured(tmp_path: Path, monkeypat
 
 
 def test_pytorch_is_asked_for_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None if name in ("torch", "peft") else True)
-    monkeypatch.setattr(bench, "growth_section", lambda size: schema.Section(name="growth", title="", text=""))
-    with pytest.raises(ConfigError, match=r"torch and peft cannot be imported, and roof, memory compare.*pip install"):
+    monkeypatch.setattr(
+        bench.importlib.util, "find_spec", lambda name: None if name in ("torch", "peft") else True
+    )
+    monkeypatch.setattr(
+        bench, "growth_section", lambda size: schema.Section(name="growth", title="", text="")
+    )
+    with pytest.raises(
+        ConfigError, match=r"torch and peft cannot be imported, and roof, memory compare.*pip install"
+    ):
         bench.measure(TINY, ("roof", "memory", "start"), print, "")
     assert bench.measure(TINY, ("growth",), lambda text: None, "").sections[0].name == "growth"
 
@@ -279,7 +402,9 @@ def test_the_sweep_is_measured_beside_its_own_runs() -> None:
 @pytest.mark.parity
 @pytest.mark.slow  # transformers' and peft's import
 @pytest.mark.parametrize("changed", [None, "alpha", "in_layer"])
-def test_a_network_that_computes_something_else_is_not_compared(changed: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_computes_something_else_is_not_compared(
+    changed: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("torch")
     theirs: Any = importlib.import_module("benchmarks.theirs")
     build = theirs.build
@@ -321,10 +446,18 @@ def test_the_whole_suite_at_a_tiny_size() -> None:
     said: list[str] = []
     report = bench.measure(TINY, bench.NAMES, said.append, "the command")
     assert schema.Report.model_validate_json(report.model_dump_json()) == report
-    assert [line.split(":")[0] for line in said] == list(bench.NAMES) == [section.name for section in report.sections]
+    assert (
+        [line.split(":")[0] for line in said]
+        == list(bench.NAMES)
+        == [section.name for section in report.sections]
+    )
     rows = {(section.name, row.what): row for section in report.sections for row in section.rows}
     for (name, what), row in rows.items():
-        numbers = [row.ours.median, *([row.theirs.median] if row.theirs else []), *([row.ratio.value] if row.ratio else [])]
+        numbers = [
+            row.ours.median,
+            *([row.theirs.median] if row.theirs else []),
+            *([row.ratio.value] if row.ratio else []),
+        ]
         assert all(number > 0 for number in numbers), (name, what)
         # our share of the roof is measured in turns with a product, theirs is computed: no quotient of the two
         # and the watched step is compared with our own
@@ -333,15 +466,23 @@ def test_the_whole_suite_at_a_tiny_size() -> None:
         assert (row.reached is None) == (row.target is None), (name, what)
     alone = {what for (name, what), row in rows.items() if row.theirs is None and name in bench.COMPARED}
     assert alone == {
-        "train step, recipe head_only", "train step, gradient_log", "checkpoint and bundle after an epoch",
+        "train step, recipe head_only",
+        "train step, gradient_log",
+        "checkpoint and bundle after an epoch",
         "input pipeline's share of a training step",
-    }  # fmt: skip
+    }
     targets = [(name, row.target.bound, row.target.value) for (name, _), row in rows.items() if row.target]
     assert targets == [
-        ("step", "at least", 1.6), ("step", "at most", 1.03), *[("inference", "at least", 1.15)] * 2, ("roof", "at least", 0.85),
-        ("epoch", "at least", 2.5), ("epoch", "at most", 0.02), ("memory", "at most", 0.6), ("start", "at most", 0.5),
+        ("step", "at least", 1.6),
+        ("step", "at most", 1.03),
+        *[("inference", "at least", 1.15)] * 2,
+        ("roof", "at least", 0.85),
+        ("epoch", "at least", 2.5),
+        ("epoch", "at most", 0.02),
+        ("memory", "at most", 0.6),
+        ("start", "at most", 0.5),
         ("start", "at most", 5.0),
-    ]  # fmt: skip
+    ]
     curves = {curve.axis: curve for curve in report.sections[-1].growth}
     assert {axis: tuple(point.x for point in curve.points) for axis, curve in curves.items()} == TINY.growth
     assert all(point.seconds > 0 and point.bytes > 0 for curve in curves.values() for point in curve.points)

@@ -56,12 +56,16 @@ def refused(called: Called, *parts: str) -> None:
 
 
 def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
 
 
 def test_importing_the_package_is_cheap():
     heavy = "('jax', 'jaxlib', 'pandas', 'numpy', 'flax', 'transformers', 'matplotlib', 'orbax', 'grain')"
-    done = python(f"import sys, ofa_jax; dir(ofa_jax); print([name for name in {heavy} if name in sys.modules])")
+    done = python(
+        f"import sys, ofa_jax; dir(ofa_jax); print([name for name in {heavy} if name in sys.modules])"
+    )
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
@@ -160,7 +164,10 @@ def test_evaluate_as_json(trained, tiny):
     assert done.stdout.count("\n") == 1
     content = json.loads(done.stdout)
     assert (content["split"], content["windows"]) == ("test", 66)
-    assert [entry["method"] for entry in content["methods"]] == ["One-for-All (reference, random trunk)", "seasonal naive (24 steps)"]
+    assert [entry["method"] for entry in content["methods"]] == [
+        "One-for-All (reference, random trunk)",
+        "seasonal naive (24 steps)",
+    ]
 
 
 def test_evaluate_with_controls(run, call):
@@ -180,7 +187,9 @@ def test_evaluate_with_controls(run, call):
 
 def test_predict(trained, tiny, tmp_path):
     new = tiny.csv(tmp_path / "new rows.csv", rows=50, seed=3)
-    done = tiny.command("predict", trained.run, "--input", new, "--output", "out/f.csv", "--plot", "out/f.png", cwd=tmp_path)
+    done = tiny.command(
+        "predict", trained.run, "--input", new, "--output", "out/f.csv", "--plot", "out/f.png", cwd=tmp_path
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "8 steps of 2 series: out/f.csv\npicture: out/f.png\n"
     table = pd.read_csv(tmp_path / "out" / "f.csv")
@@ -194,7 +203,9 @@ def test_predict_from_the_bundle_alone_without_timestamps(trained, tmp_path, tin
     shutil.copytree(trained.run / "bundle", tmp_path / "bundle")
     frame = pd.read_csv(tiny.csv(tmp_path / "new.csv", rows=40)).drop(columns="date")[["b", "a"]]
     frame.to_csv(tmp_path / "new.csv", index=False)
-    called = call("predict", tmp_path / "bundle", "--input", tmp_path / "new.csv", "--output", tmp_path / "f.csv")
+    called = call(
+        "predict", tmp_path / "bundle", "--input", tmp_path / "new.csv", "--output", tmp_path / "f.csv"
+    )
     assert (called.status, called.err) == (0, "")
     table = pd.read_csv(tmp_path / "f.csv")
     assert table.columns.tolist() == ["step", "a", "b"]
@@ -220,7 +231,9 @@ def test_predict_refuses_other_rows(trained, tiny, tmp_path, call, change, parts
 
 def test_predict_refuses_an_unknown_kind_of_picture(trained, tiny, tmp_path, call):
     new = tiny.csv(tmp_path / "new.csv", rows=40)
-    called = call("predict", trained.run, "--input", new, "--output", tmp_path / "f.csv", "--plot", tmp_path / "f.docx")
+    called = call(
+        "predict", trained.run, "--input", new, "--output", tmp_path / "f.csv", "--plot", tmp_path / "f.docx"
+    )
     refused(called, "f.docx", "Use .png, .svg or .pdf")
     assert not (tmp_path / "f.csv").exists()
 
@@ -229,11 +242,17 @@ def test_predict_refuses_an_unknown_kind_of_picture(trained, tiny, tmp_path, cal
     ("arguments", "parts"),
     [
         (["train", "none.yaml", "--out", "x"], ("none.yaml", "no such file", "long/{etth1")),
-        (["train", "tiny.yaml", "--out", "x", "--set", "train.epoch=3"], ("no setting 'train.epoch'", "train.epochs")),
+        (
+            ["train", "tiny.yaml", "--out", "x", "--set", "train.epoch=3"],
+            ("no setting 'train.epoch'", "train.epochs"),
+        ),
         (["train", "tiny.yaml", "--out", "x", "--set", "train.epochs=none"], ("train.epochs",)),
         (["train", "tiny.yaml", "--out", "tiny.csv"], ("this is a file, not a run folder",)),
         (["train", "tiny.yaml", "--out", "tiny.csv/run"], ("Not a directory",)),
-        (["train", "tiny.yaml", "--out", "x", "--set", "data.source=a=b c.csv"], ("a=b c.csv", "no such file")),
+        (
+            ["train", "tiny.yaml", "--out", "x", "--set", "data.source=a=b c.csv"],
+            ("a=b c.csv", "no such file"),
+        ),
         (["evaluate", "none"], ("none", "there is no run here")),
         (["evaluate", "."], ("there is no run here",)),
         (["predict", "none", "--input", "tiny.csv", "--output", "f.csv"], ("none",)),
@@ -275,7 +294,14 @@ def test_a_full_disk_is_one_paragraph(trained, tiny, tmp_path, call, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(predict, "write_atomic", full)
-    called = call("predict", trained.run, "--input", tiny.csv(tmp_path / "new.csv", rows=40), "--output", tmp_path / "f.csv")
+    called = call(
+        "predict",
+        trained.run,
+        "--input",
+        tiny.csv(tmp_path / "new.csv", rows=40),
+        "--output",
+        tmp_path / "f.csv",
+    )
     refused(called, "f.csv: No space left on device")
 
 
@@ -307,7 +333,9 @@ def test_interrupting_the_training_of_a_control_claims_nothing(run, call, monkey
 
     from ofa_jax.train.progress import ConsoleReporter
 
-    monkeypatch.setattr(ConsoleReporter, "advance", lambda self, windows, loss: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(
+        ConsoleReporter, "advance", lambda self, windows, loss: signal.raise_signal(signal.SIGTERM)
+    )
     called = call("evaluate", run, "--controls")
     assert called.status == 143
     assert called.err.splitlines()[-1] == "stopped; nothing was kept"
@@ -321,7 +349,9 @@ def test_interrupted_training_says_where_it_was_saved(trained, tmp_path, call, m
     from ofa_jax.train.progress import ConsoleReporter
 
     with monkeypatch.context() as patch:
-        patch.setattr(ConsoleReporter, "advance", lambda self, windows, loss: signal.raise_signal(signal.SIGINT))
+        patch.setattr(
+            ConsoleReporter, "advance", lambda self, windows, loss: signal.raise_signal(signal.SIGINT)
+        )
         called = call("train", trained.config, "--out", tmp_path / "run")
     assert (called.status, called.out) == (130, "")
     assert called.err == "stopped; saved at step 3; the same command goes on from there\n"

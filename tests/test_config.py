@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ofa_jax.config import RECIPES, Experiment, build_experiment, dump_experiment, installed_configs, load_experiment, settings
+from ofa_jax.config import (
+    RECIPES,
+    Experiment,
+    build_experiment,
+    dump_experiment,
+    installed_configs,
+    load_experiment,
+    settings,
+)
 from ofa_jax.data.catalog import CATALOG, load
 from ofa_jax.data.frames import Frame
 from ofa_jax.errors import ConfigError, DataError
@@ -37,12 +45,24 @@ def test_recipes_are_these():
     assert RECIPES == {
         "uniform": {
             "network": {"patch": 16, "stride": 8, "positions": True},
-            "adapters": {"rank": 16, "alpha": 16.0, "scaling": "rslora", "init": "peft_gaussian", "dropout": 0.01},
+            "adapters": {
+                "rank": 16,
+                "alpha": 16.0,
+                "scaling": "rslora",
+                "init": "peft_gaussian",
+                "dropout": 0.01,
+            },
             "rules": [["adapt", "gpt2/wpe/embedding"], ["adapt", "out_layer/kernel"], ["freeze", ".*"]],
         },
         "reference": {
             "network": {"patch": 16, "stride": 8, "positions": True},
-            "adapters": {"rank": 16, "alpha": 16.0, "scaling": "rslora", "init": "peft_gaussian", "dropout": 0.01},
+            "adapters": {
+                "rank": 16,
+                "alpha": 16.0,
+                "scaling": "rslora",
+                "init": "peft_gaussian",
+                "dropout": 0.01,
+            },
             "rules": [["adapt", "gpt2/wpe/embedding"], ["adapt", "out_layer/kernel"], ["freeze", ".*"]],
         },
         "paper": {
@@ -52,7 +72,11 @@ def test_recipes_are_these():
         },
         "gpt4ts": {
             "network": {"patch": 16, "stride": 8, "positions": True},
-            "rules": [["train", r"gpt2/(wpe|ln_f|h/\d+/ln_[12])/.*"], ["train", "(?!gpt2/).*"], ["freeze", ".*"]],
+            "rules": [
+                ["train", r"gpt2/(wpe|ln_f|h/\d+/ln_[12])/.*"],
+                ["train", "(?!gpt2/).*"],
+                ["freeze", ".*"],
+            ],
         },
         "full": {"network": {"patch": 16, "stride": 8, "positions": True}, "rules": [["train", ".*"]]},
         "head_only": {
@@ -111,7 +135,14 @@ def test_defaults_are_these():
             "positions": True,
             "seed": 0,
         },
-        "adapters": {"rank": 16, "alpha": 16.0, "scaling": "rslora", "init": "peft_gaussian", "dropout": 0.01, "seed": 0},
+        "adapters": {
+            "rank": 16,
+            "alpha": 16.0,
+            "scaling": "rslora",
+            "init": "peft_gaussian",
+            "dropout": 0.01,
+            "seed": 0,
+        },
         "train": {
             "epochs": 10,
             "batch_size": 256,
@@ -141,7 +172,11 @@ def test_recipe_then_file_then_overrides():
     experiment = build_experiment(content, ["adapters.rank=2", "network.seed=7"])
     network = experiment.network
     assert (network.patch, network.stride, network.positions, network.seed) == (16, 4, False, 7)
-    assert (experiment.adapters.rank, experiment.adapters.alpha, experiment.adapters.init) == (2, 1.0, "theorem")
+    assert (experiment.adapters.rank, experiment.adapters.alpha, experiment.adapters.init) == (
+        2,
+        1.0,
+        "theorem",
+    )
     assert experiment.rules == (("adapt", "out_layer/kernel"), ("freeze", ".*"))
 
 
@@ -158,7 +193,9 @@ def test_rules_replace_the_recipe_s():
 def test_building_changes_neither_its_arguments_nor_the_recipes():
     content = {"data": {"source": "etth1"}, "network": {"stride": 4}}
     before = json.dumps([content, RECIPES])
-    build_experiment(content, ["network.stride=2", "data.source=other.csv", "adapters.rank=3", "train.epochs=1"])
+    build_experiment(
+        content, ["network.stride=2", "data.source=other.csv", "adapters.rank=3", "train.epochs=1"]
+    )
     assert json.dumps([content, RECIPES]) == before
 
 
@@ -200,7 +237,10 @@ def test_the_last_of_two_overrides_wins():
         ("horizon=3", "there is no setting 'horizon'. Did you mean task.horizon"),
         ("task.horzon=3", "Did you mean task.horizon"),
         ("qqqqqq=3", "there is no setting 'qqqqqq'. `ofa-jax train --help` lists all settings"),
-        ("trunk.random={n_embd: 4}", "'trunk.random' is a section of settings. Set what is in it, one by one: trunk.random.n_embd"),
+        (
+            "trunk.random={n_embd: 4}",
+            "'trunk.random' is a section of settings. Set what is in it, one by one: trunk.random.n_embd",
+        ),
         ("train.epochs", "'train.epochs' is not of the form PATH=VALUE. Write for example train.epochs=3"),
         ("=3", "'=3' is not of the form PATH=VALUE"),
         ("train.epochs=[1", "the value of 'train.epochs' is not readable as YAML"),
@@ -214,20 +254,35 @@ def test_an_override_that_cannot_be_is_told(override, message):
     ("override", "message"),
     [
         ("train.epochs=0", "--set: train.epochs: input should be greater than or equal to 1 (found 0)"),
-        ("train.epochs=many", "train.epochs: input should be a valid integer, unable to parse string as an integer (found 'many')"),
-        ("train.epochs=2.5", "train.epochs: input should be a valid integer, got a number with a fractional part (found 2.5)"),
+        (
+            "train.epochs=many",
+            "train.epochs: input should be a valid integer, unable to parse string as an integer (found 'many')",
+        ),
+        (
+            "train.epochs=2.5",
+            "train.epochs: input should be a valid integer, got a number with a fractional part (found 2.5)",
+        ),
         ("train.epochs=true", "train.epochs: input should be neither true nor false (found True)"),
         ("train.learning_rate=0", "train.learning_rate: input should be greater than 0 (found 0)"),
         ("train.learning_rate=.inf", "train.learning_rate: input should be a finite number (found inf)"),
-        ("train.learning_rate=yes", "train.learning_rate: input should be neither true nor false (found True)"),
+        (
+            "train.learning_rate=yes",
+            "train.learning_rate: input should be neither true nor false (found True)",
+        ),
         ("adapters.dropout=1", "adapters.dropout: input should be less than 1 (found 1)"),
-        ("adapters.scaling=dora", "adapters.scaling: input should be 'rslora', 'lora' or 'none' (found 'dora')"),
+        (
+            "adapters.scaling=dora",
+            "adapters.scaling: input should be 'rslora', 'lora' or 'none' (found 'dora')",
+        ),
         ("network.seed=4294967296", "network.seed: input should be less than 4294967296 (found 4294967296)"),
         ("data.percent=101", "data.percent: input should be less than or equal to 100 (found 101)"),
         ("data.ratios=[0.7, 0.1, 0.3]", "data: ratios (0.7, 0.1, 0.3) must be positive and add up to 1"),
         ("data.source=", "data.source: input should be a valid string (found None)"),
         ("task.name=imputing", "'classification' or 'imputation' (found 'imputing')"),
-        ("rules=[[melt, '.*']]", "rules.0.0: input should be 'freeze', 'train', 'adapt' or 'train_and_adapt' (found 'melt')"),
+        (
+            "rules=[[melt, '.*']]",
+            "rules.0.0: input should be 'freeze', 'train', 'adapt' or 'train_and_adapt' (found 'melt')",
+        ),
         ("rules=[[freeze]]", "rules.0.1 is missing"),
     ],
 )
@@ -236,7 +291,12 @@ def test_a_wrong_value_is_told_with_its_path(override, message):
 
 
 def test_all_mistakes_are_told_at_once():
-    content = {"data": {"sorce": "x"}, "train": {"epochs": 0, "lr": 1}, "trian": {}, "network": {"patch": "p"}}
+    content = {
+        "data": {"sorce": "x"},
+        "train": {"epochs": 0, "lr": 1},
+        "trian": {},
+        "network": {"patch": "p"},
+    }
     message = refused(content, "task.horizon=-1")
     assert message.startswith("config: ")
     for part in (
@@ -254,7 +314,10 @@ def test_all_mistakes_are_told_at_once():
 
 def test_an_unknown_recipe_is_the_only_mistake_told():
     message = refused(MINIMAL | {"recipe": "papr"})
-    assert "recipe: input should be 'uniform', 'reference', 'paper', 'gpt4ts', 'full' or 'head_only' (found 'papr')" in message
+    assert (
+        "recipe: input should be 'uniform', 'reference', 'paper', 'gpt4ts', 'full' or 'head_only' (found 'papr')"
+        in message
+    )
     assert ";" not in message
 
 
@@ -270,7 +333,10 @@ def test_a_section_left_empty_is_told():
         ("data: [", "not readable as YAML"),
         ("data: {source: !!python/object:os.system x}", "not readable as YAML"),
         ("data: {source: a}\ntrain: {epochs: 1}\ntrain: {patience: 2}\n", "'train' stands twice"),
-        ("data: {source: a, source: b}\n", "'source' stands twice in \"<unicode string>\", line 1, column 19"),
+        (
+            "data: {source: a, source: b}\n",
+            "'source' stands twice in \"<unicode string>\", line 1, column 19",
+        ),
     ],
 )
 def test_a_file_that_is_no_settings_is_told_with_its_name(tmp_path, content, message):
@@ -293,10 +359,13 @@ def test_anchors_and_merges_of_yaml_work(tmp_path):
 
 def test_files_that_are_not_there_or_not_text_are_told(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"nowhere: there is no such file\. Name a YAML file, or one that is installed: csv, demo, anomaly/{msl"
+        ConfigError,
+        match=r"nowhere: there is no such file\. Name a YAML file, or one that is installed: csv, demo, anomaly/{msl",
     ):
         load_experiment(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"configs/few/etth1\.yaml: there is no such file\. Did you mean few_shot/etth1\?$"):
+    with pytest.raises(
+        ConfigError, match=r"configs/few/etth1\.yaml: there is no such file\. Did you mean few_shot/etth1\?$"
+    ):
         load_experiment("configs/few/etth1.yaml")
     with pytest.raises(ConfigError, match="this is a folder, not a YAML file"):
         load_experiment(tmp_path)
@@ -329,7 +398,13 @@ def test_settings_lists_every_leaf_once_with_a_meaning():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_dumped_settings_build_the_same_experiment(recipe):
-    overrides = ["train.learning_rate=3e-7", "data.columns=[a, b]", "trunk.dropout=0.3", "adapters.alpha=0.1", "data.season=7"]
+    overrides = [
+        "train.learning_rate=3e-7",
+        "data.columns=[a, b]",
+        "trunk.dropout=0.3",
+        "adapters.alpha=0.1",
+        "data.season=7",
+    ]
     experiment = build_experiment(MINIMAL | {"recipe": recipe}, overrides)
     dumped = dump_experiment(experiment)
     assert build_experiment(dumped) == experiment
@@ -339,7 +414,9 @@ def test_dumped_settings_build_the_same_experiment(recipe):
 
 def test_a_run_s_own_config_is_read(tmp_path):
     experiment = build_experiment(MINIMAL)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"provenance": {"format": 1}, **dump_experiment(experiment)}))
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"provenance": {"format": 1}, **dump_experiment(experiment)})
+    )
     assert load_experiment(tmp_path / "config.yaml") == experiment
 
 
@@ -368,7 +445,11 @@ def footprint_of(name: str, *changes: str) -> Footprint:
 
 
 def header_of(name: str) -> str:
-    return "".join(line for line in (CONFIGS / f"{name}.yaml").read_text().splitlines(keepends=True) if line.startswith("#"))
+    return "".join(
+        line
+        for line in (CONFIGS / f"{name}.yaml").read_text().splitlines(keepends=True)
+        if line.startswith("#")
+    )
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -383,7 +464,10 @@ def test_header_states_command_and_trainable_parameters(name):
     numbers = [int(number.replace(",", "")) for number in stated[2].split(" / ")]
     changes = [[f"task.horizon={horizon}"] for horizon in stated[1].split(" / ")] if stated[1] else [[]]
     found = re.findall(r"--set (\S+), ([\d,]+) parameters", header)
-    changes, numbers = changes + [[change] for change, _ in found], numbers + [int(number.replace(",", "")) for _, number in found]
+    changes, numbers = (
+        changes + [[change] for change, _ in found],
+        numbers + [int(number.replace(",", "")) for _, number in found],
+    )
     assert [footprint_of(name, *change).trainable for change in changes] == numbers
 
 
@@ -405,7 +489,9 @@ def test_header_states_what_is_published_and_commands_that_work(name):
 def test_every_folder_of_configs_travels_with_the_package():
     """Seen in the build's own settings: an installation for development finds files that a wheel would leave out."""
     build = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {f"ofa_jax.configs.{Path(name).parts[0]}" for name in FILES if "/" in name} | {"ofa_jax.configs"}
+    folders = {f"ofa_jax.configs.{Path(name).parts[0]}" for name in FILES if "/" in name} | {
+        "ofa_jax.configs"
+    }
     assert {name for name in build["packages"] if name.startswith("ofa_jax.configs")} == folders
     assert {name for name, ending in build["package-data"].items() if ending == ["*.yaml"]} == folders
 
@@ -416,23 +502,43 @@ ETT_M = (816_640, 818_176, 820_480, 826_624)
 SIDE_BY_SIDE = (435_712, 437_248, 439_552, 445_696)  # stride 16
 
 TRAINABLE: dict[str, tuple[int, ...]] = {  # protocol §1, rank 16; four numbers are those of four horizons
-    "long/etth1": ETT_H, "long/etth2": ETT_H, "long/ettm1": ETT_M, "long/ettm2": SIDE_BY_SIDE,
-    "long/weather": ETT_M, "long/traffic": ETT_M,
-    "few_shot/etth1": ETT_H, "few_shot/etth2": ETT_H, "few_shot/ettm1": SIDE_BY_SIDE, "few_shot/ettm2": SIDE_BY_SIDE,
+    "long/etth1": ETT_H,
+    "long/etth2": ETT_H,
+    "long/ettm1": ETT_M,
+    "long/ettm2": SIDE_BY_SIDE,
+    "long/weather": ETT_M,
+    "long/traffic": ETT_M,
+    "few_shot/etth1": ETT_H,
+    "few_shot/etth2": ETT_H,
+    "few_shot/ettm1": SIDE_BY_SIDE,
+    "few_shot/ettm2": SIDE_BY_SIDE,
     "few_shot/weather": ETT_M,
-    "zero_shot/m3_m4_yearly": (151_648,), "zero_shot/m3_m4_quarterly": (225_408,),
+    "zero_shot/m3_m4_yearly": (151_648,),
+    "zero_shot/m3_m4_quarterly": (225_408,),
     "zero_shot/m3_m4_monthly": (631_072,),  # at M4's 18 steps; the published 631,168 are at 24, tested below
-    "zero_shot/m4_m3_yearly": (188_512,), "zero_shot/m4_m3_quarterly": (336_000,), "zero_shot/m4_m3_monthly": (188_704,),
-    "anomaly/smd": (41_568,), "anomaly/msl": (29_680,), "anomaly/smap": (41_360,), "anomaly/swat": (31_536,), "anomaly/psm": (41_360,),
-    "classification/ethanolconcentration": (2_719_808,), "classification/facedetection": (409_632,),
-    "classification/heartbeat": (335_904,), "classification/japanesevowels": (323_728,),
-    "classification/selfregulationscp1": (729_120,), "classification/selfregulationscp2": (925_728,),
+    "zero_shot/m4_m3_yearly": (188_512,),
+    "zero_shot/m4_m3_quarterly": (336_000,),
+    "zero_shot/m4_m3_monthly": (188_704,),
+    "anomaly/smd": (41_568,),
+    "anomaly/msl": (29_680,),
+    "anomaly/smap": (41_360,),
+    "anomaly/swat": (31_536,),
+    "anomaly/psm": (41_360,),
+    "classification/ethanolconcentration": (2_719_808,),
+    "classification/facedetection": (409_632,),
+    "classification/heartbeat": (335_904,),
+    "classification/japanesevowels": (323_728,),
+    "classification/selfregulationscp1": (729_120,),
+    "classification/selfregulationscp2": (925_728,),
     # no published counts: the formulas of protocol §1 and §2 with 32 or 128 dimensions read, and with 7, 21 or 321 channels
     "short_term/m4_yearly": (29_200,),
-    **dict.fromkeys((f"short_term/m4_{part}" for part in ("quarterly", "monthly", "weekly", "daily", "hourly")), (30_736,)),
+    **dict.fromkeys(
+        (f"short_term/m4_{part}" for part in ("quarterly", "monthly", "weekly", "daily", "hourly")), (30_736,)
+    ),
     **dict.fromkeys((f"imputation/{name}" for name in ("etth1", "etth2", "ettm1", "ettm2")), (41_072,)),
-    "imputation/weather": (41_296,), "imputation/electricity": (46_096,),
-}  # fmt: skip
+    "imputation/weather": (41_296,),
+    "imputation/electricity": (46_096,),
+}
 
 PUBLISHED = [name for name in FILES if "/" in name and not name.startswith("quick/")]
 
@@ -444,7 +550,9 @@ def test_no_published_config_is_left_out():
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_trainable_parameters_are_the_published_ones(name):
     numbers = TRAINABLE[name]
-    for number, change in zip(numbers, [[f"task.horizon={h}"] for h in HORIZONS] if len(numbers) == 4 else [[]], strict=True):
+    for number, change in zip(
+        numbers, [[f"task.horizon={h}"] for h in HORIZONS] if len(numbers) == 4 else [[]], strict=True
+    ):
         counts = footprint_of(name, *change)
         assert counts.trainable == counts.adapters == number
         assert counts.trained_base == 0
@@ -477,9 +585,15 @@ def test_the_published_count_of_m3_to_m4_monthly_is_at_24_steps():
 
 @pytest.mark.parametrize(
     ("part", "horizon", "width", "read"),
-    [("yearly", 6, 768, 32), ("quarterly", 8, 768, 128), ("monthly", 18, 128, 128), ("weekly", 13, 768, 128), ("daily", 14, 768, 128),
-     ("hourly", 48, 768, 128)],
-)  # fmt: skip
+    [
+        ("yearly", 6, 768, 32),
+        ("quarterly", 8, 768, 128),
+        ("monthly", 18, 128, 128),
+        ("weekly", 13, 768, 128),
+        ("daily", 14, 768, 128),
+        ("hourly", 48, 768, 128),
+    ],
+)
 def test_the_authors_own_trainable_set_of_short_term_forecasting(part, horizon, width, read):
     """Protocol §5 row 4: 0.84 M trained, of which the 28,672 of the adapter on the positions are saved."""
     counts = footprint(load_experiment(f"short_term/m4_{part}", ["recipe=reference"]))
@@ -569,7 +683,11 @@ def numbers_of(experiment: Experiment) -> tuple[str, str]:
     if train.clip_norm is not None:
         common.append(f"clip {train.clip_norm:g}")
     common.append("runs to the end" if train.patience == train.epochs else f"stops after {train.patience}")
-    schedule = {"cosine": f"cosine {train.cosine_epochs}", "decay": f"decay {train.decay:g}", "constant": "constant"}[train.schedule]
+    schedule = {
+        "cosine": f"cosine {train.cosine_epochs}",
+        "decay": f"decay {train.decay:g}",
+        "constant": "constant",
+    }[train.schedule]
     own = [
         f"L {task.input_length} H {task.horizon} {network.patch}/{network.stride}",
         f"batch {train.batch_size}",
@@ -593,16 +711,30 @@ def numbers_of(experiment: Experiment) -> tuple[str, str]:
 def test_every_number_is_the_protocol_s(name):
     experiment = load_experiment(name)
     assert numbers_of(experiment) == (PROTOCOL_OF_ALL[name.partition("/")[0]], PROTOCOL[name])
-    assert (experiment.adapters.rank, experiment.adapters.alpha, experiment.adapters.dropout) == (16, 16, 0.01)
-    assert (experiment.protocol, experiment.train.seed, experiment.trunk.source) == ("strict", 2021, "openai-community/gpt2")
+    assert (experiment.adapters.rank, experiment.adapters.alpha, experiment.adapters.dropout) == (
+        16,
+        16,
+        0.01,
+    )
+    assert (experiment.protocol, experiment.train.seed, experiment.trunk.source) == (
+        "strict",
+        2021,
+        "openai-community/gpt2",
+    )
     assert experiment.recipe == ("uniform" if experiment.task.name == "short_term" else "reference")
 
 
 @pytest.mark.parametrize(
     ("name", "percent", "loss"),
-    [("m3_m4_yearly", 100, "smape"), ("m3_m4_quarterly", 100, "smape"), ("m3_m4_monthly", 100, "smape"),
-     ("m4_m3_yearly", 10, "smape"), ("m4_m3_quarterly", 10, "mape"), ("m4_m3_monthly", 10, "mape")],
-)  # fmt: skip
+    [
+        ("m3_m4_yearly", 100, "smape"),
+        ("m3_m4_quarterly", 100, "smape"),
+        ("m3_m4_monthly", 100, "smape"),
+        ("m4_m3_yearly", 10, "smape"),
+        ("m4_m3_quarterly", 10, "mape"),
+        ("m4_m3_monthly", 10, "mape"),
+    ],
+)
 def test_the_published_transfer_from_m4_sees_a_tenth_and_another_loss(name, percent, loss):
     """Protocol §5 row 7; a file that said percent or loss itself would hide it."""
     experiment = load_experiment(f"zero_shot/{name}", ["protocol=published"])
@@ -615,9 +747,19 @@ def test_every_config_builds_and_asks_what_the_catalogue_knows(name):
     experiment = load_experiment(name)
     data, task = experiment.data, experiment.task
     entry = CATALOG[data.source]
-    kinds = {"forecast": "frame", "imputation": "frame", "zero_shot": "collection", "short_term": "collection"}
+    kinds = {
+        "forecast": "frame",
+        "imputation": "frame",
+        "zero_shot": "collection",
+        "short_term": "collection",
+    }
     assert entry.kind == kinds.get(task.name, {"anomaly": "stream", "classification": "cases"}.get(task.name))
-    assert (data.split, data.ratios, data.season, data.timestamps) == (None, (0.7, 0.1, 0.2), None, None)  # all the catalogue's own
+    assert (data.split, data.ratios, data.season, data.timestamps) == (
+        None,
+        (0.7, 0.1, 0.2),
+        None,
+        None,
+    )  # all the catalogue's own
     if task.name == "forecast":
         assert entry.horizons == HORIZONS
         assert task.horizon in HORIZONS
@@ -695,15 +837,24 @@ def test_windows_of_real_data_are_the_protocol_s(source, length, percent, data_r
 
 def test_five_percent_of_etth_has_no_window_of_720_steps(data_root):
     for source in ("etth1", "etth2"):
-        with pytest.raises(DataError, match=r"the train part .*\(5 % of it is kept\) has 751 rows where one window needs 1056"):
+        with pytest.raises(
+            DataError,
+            match=r"the train part .*\(5 % of it is kept\) has 751 rows where one window needs 1056",
+        ):
             windows_of(source, 5, 720)
 
 
 def test_windows_of_imputation_on_real_data(data_root):
     experiment = load_experiment("imputation/etth1")
     made = prepare(experiment.data, experiment.task, protocol="strict", batch_size=16)
-    assert [made.task.tables[split].size for split in SPLITS] == [8640 - 96 + 1, 2881, 2881]  # multivariate: channels are not counted
-    assert made.settings == experiment.task  # channels and calendar features of the file are those that the settings file states
+    assert [made.task.tables[split].size for split in SPLITS] == [
+        8640 - 96 + 1,
+        2881,
+        2881,
+    ]  # multivariate: channels are not counted
+    assert (
+        made.settings == experiment.task
+    )  # channels and calendar features of the file are those that the settings file states
 
 
 def test_whole_footprint_of_the_first_config():
@@ -749,7 +900,10 @@ def test_mistakes_are_laid_where_they_were_made(tmp_path):
     [
         ("task.classes=3", "task.classes is 3, but the task 'forecast' does not read it"),
         ("task.mask_rate=0.5", "task.mask_rate is 0.5, but the task 'forecast' does not read it"),
-        ("data.parts=[machine-1-2]", "data.parts is ('machine-1-2',), but the task 'forecast' does not read it"),
+        (
+            "data.parts=[machine-1-2]",
+            "data.parts is ('machine-1-2',), but the task 'forecast' does not read it",
+        ),
         ("data.target=m3_yearly", "data.target is 'm3_yearly', but the task 'forecast' does not read it"),
         ("network.read_width=8", "network.read_width is 8, but the task 'forecast' does not read it"),
     ],

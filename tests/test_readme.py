@@ -16,7 +16,9 @@ from ofa_jax.train.assemble import footprint
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 TASKS = ("forecasting", "few_shot", "zero_shot", "short_term", "anomaly", "classification", "imputation")
-PAGES = {"README.md": README} | {f"docs/tasks/{name}.md": (ROOT / f"docs/tasks/{name}.md").read_text() for name in TASKS}
+PAGES = {"README.md": README} | {
+    f"docs/tasks/{name}.md": (ROOT / f"docs/tasks/{name}.md").read_text() for name in TASKS
+}
 
 
 def test_the_functional_example_runs_as_written(monkeypatch):
@@ -90,7 +92,9 @@ def test_every_file_that_a_page_names_exists(page):
     assert named
     known = installed_configs()
     for name, ending in named:
-        assert name in known if ending == ".yaml" else any(other.startswith(f"{name}/") for other in known), name
+        assert name in known if ending == ".yaml" else any(other.startswith(f"{name}/") for other in known), (
+            name
+        )
 
 
 def test_every_folder_of_settings_files_is_in_the_readme():

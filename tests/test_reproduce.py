@@ -78,7 +78,10 @@ def measured(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, i
 
     def measure(bench: Any, case: Any, seed: int) -> dict[str, Any]:
         calls.append((case.name, seed))
-        rows = [{"method": "model", "mse": 1.0 + seed, "trainable": 3}, {"method": "control", "mse": 9.0, "trainable": 0}]
+        rows = [
+            {"method": "model", "mse": 1.0 + seed, "trainable": 3},
+            {"method": "control", "mse": 9.0, "trainable": 0},
+        ]
         cell = made(seed, rows[: 1 + case.controls], controls=case.controls)
         del cell["config"]
         return cell
@@ -90,11 +93,18 @@ def measured(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, i
 def made(seed: int, rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
     """A cell as it is kept, with these rows."""
     return {
-        "seed": seed, "methods": rows, "controls": True, "windows": 1000, "protocol": "strict", "compute_dtype": "float32",
-        "config": {"task": {"input_length": 32}, "trunk": {"source": "random"}}, "versions": {"jax": "1.2"},
+        "seed": seed,
+        "methods": rows,
+        "controls": True,
+        "windows": 1000,
+        "protocol": "strict",
+        "compute_dtype": "float32",
+        "config": {"task": {"input_length": 32}, "trunk": {"source": "random"}},
+        "versions": {"jax": "1.2"},
         "machine": {"device": "cpu", "platform": "cpu", "cpu": "some cpu", "cores": 2},
-        "seconds": {"train": 1.0, "score": 1.0, "resumed": False}, **more,
-    }  # fmt: skip
+        "seconds": {"train": 1.0, "score": 1.0, "resumed": False},
+        **more,
+    }
 
 
 def row(method: str, trainable: int = 0, **figures: float) -> dict[str, Any]:
@@ -102,7 +112,9 @@ def row(method: str, trainable: int = 0, **figures: float) -> dict[str, Any]:
 
 
 def entry(cells: list[Any], data: str = "tiny.csv", absent: str | None = None, **vary: Any) -> Any:
-    return reproduced.Entry(data, {name.replace("__", "."): value for name, value in vary.items()}, cells, absent)
+    return reproduced.Entry(
+        data, {name.replace("__", "."): value for name, value in vary.items()}, cells, absent
+    )
 
 
 def table_row(page: str, method: str, nth: int = 0) -> list[str]:
@@ -113,7 +125,9 @@ def table_row(page: str, method: str, nth: int = 0) -> list[str]:
 # --- running ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Stopping(ConsoleReporter):
         def end_epoch(self, record: Any) -> None:
             super().end_epoch(record)
@@ -127,7 +141,9 @@ def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(p
 
     monkeypatch.setattr(reproduce, "PLAN", {"long": ("long", {})})
     monkeypatch.setattr(reproduce, "compare", quick_compare)
-    monkeypatch.setattr(reproduce.jax, "clear_caches", lambda: None)  # here the next cell has the same programs
+    monkeypatch.setattr(
+        reproduce.jax, "clear_caches", lambda: None
+    )  # here the next cell has the same programs
     with monkeypatch.context() as patch:
         patch.setattr(reproduce, "ConsoleReporter", Stopping)
         stopped = place.run("--seeds", "1")
@@ -141,8 +157,12 @@ def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(p
     assert [path.name for path in place.cells.iterdir()] == ["long-tiny-seed0.json"]
     assert controls == [next(place.out.glob("tiny-*")) / "controls"]
 
-    train_run(reproduce.cases("long", reproduce.Asked())[0].experiment(0), place.root / "by_hand", SilentReporter())
-    expected = compare(*open_run(place.root / "by_hand"), split="test", controls=None, reporter=SilentReporter()).to_dict()
+    train_run(
+        reproduce.cases("long", reproduce.Asked())[0].experiment(0), place.root / "by_hand", SilentReporter()
+    )
+    expected = compare(
+        *open_run(place.root / "by_hand"), split="test", controls=None, reporter=SilentReporter()
+    ).to_dict()
     cell, model = place.cell("long-tiny-seed0"), "One-for-All (reference, random trunk)"
     assert cell["methods"] == expected["methods"]
     assert (cell["windows"], cell["protocol"], cell["task"]) == (expected["windows"], "strict", "forecast")
@@ -163,7 +183,9 @@ def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(p
 
 def test_a_seed_decides_everything_that_is_drawn(place: Place) -> None:
     settings = reproduce.cases("long", reproduce.Asked())[0].settings(2)
-    drawn = {name: settings[name]["seed"] for name in ("train", "adapters", "network")} | {"trunk": settings["trunk"]["random"]["seed"]}
+    drawn = {name: settings[name]["seed"] for name in ("train", "adapters", "network")} | {
+        "trunk": settings["trunk"]["random"]["seed"]
+    }
     assert drawn == {"train": 2023, "adapters": 2, "network": 2, "trunk": 2}
 
 
@@ -177,7 +199,9 @@ def test_only_what_is_missing_is_run(place: Place, measured: list[tuple[str, int
     assert measured[4:] == [("long-tiny-horizon4", 0)]
 
 
-def test_a_cell_with_other_settings_is_told_and_run_anew(place: Place, measured: list[tuple[str, int]]) -> None:
+def test_a_cell_with_other_settings_is_told_and_run_anew(
+    place: Place, measured: list[tuple[str, int]]
+) -> None:
     place.run("--seeds", "1")
     place.change(train={"learning_rate": 0.02})
     result = place.run("--seeds", "1")
@@ -215,8 +239,12 @@ def test_controls_are_added_to_a_cell_that_lacks_them(place: Place, measured: li
     assert len(measured) == 4
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"format": 1}', '{"format": 99}', '{"format": 1, "config": 7, "methods": []}'])
-def test_a_damaged_cell_is_told_and_run_anew(place: Place, measured: list[tuple[str, int]], content: str) -> None:
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"format": 1}', '{"format": 99}', '{"format": 1, "config": 7, "methods": []}']
+)
+def test_a_damaged_cell_is_told_and_run_anew(
+    place: Place, measured: list[tuple[str, int]], content: str
+) -> None:
     place.run("--seeds", "1")
     (place.cells / "long-tiny-horizon8-seed0.json").write_text(content)
     result = place.run("--seeds", "1")
@@ -274,7 +302,9 @@ def test_a_kill_while_a_cell_is_written_leaves_no_part_of_it(
         assert place.run("--seeds", "1").exit_code != 0
     assert {path.name: path.read_bytes() for path in place.cells.iterdir()} == before
     place.run("--seeds", "1")
-    assert all(place.cell(name.removesuffix(".json"))["config"]["train"]["learning_rate"] == 0.02 for name in before)
+    assert all(
+        place.cell(name.removesuffix(".json"))["config"]["train"]["learning_rate"] == 0.02 for name in before
+    )
 
 
 def test_absent_data_are_told_and_a_failure_only_where_named(
@@ -285,7 +315,9 @@ def test_absent_data_are_told_and_a_failure_only_where_named(
     result = place.run("--seeds", "2")
     assert result.exit_code == 0
     assert not measured
-    assert result.output.count("the file is not here (`ETT-small/ETTh1.csv`)") == 2  # once per setting, not per seed
+    assert (
+        result.output.count("the file is not here (`ETT-small/ETTh1.csv`)") == 2
+    )  # once per setting, not per seed
     assert "| etth1 | none | the file is not here (`ETT-small/ETTh1.csv`) |" in place.page
     assert "Nothing was run yet." in place.page
     monkeypatch.setattr(reproduce.Bench, "measure", lambda bench, case, seed: open_run(tmp_path))
@@ -294,16 +326,25 @@ def test_absent_data_are_told_and_a_failure_only_where_named(
 
 def test_a_part_of_a_data_set_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path))
-    by_name = {case.config.stem: case for table in ("short_term", "anomaly") for case in reproduce.cases(table, reproduce.Asked())}
+    by_name = {
+        case.config.stem: case
+        for table in ("short_term", "anomaly")
+        for case in reproduce.cases(table, reproduce.Asked())
+    }
     (tmp_path / "m4").mkdir()
     for name in ("Quarterly-train-partial14891.csv.gz", "Quarterly-test.csv.gz"):
         (tmp_path / "m4" / name).touch()
     told = reproduce.missing_data(by_name["m4_quarterly"].experiment(0))
-    assert told == "1 of 2 files are not here (`m4/Quarterly-train.csv`); `Quarterly-train-partial14891.csv.gz` is only a part"
+    assert (
+        told
+        == "1 of 2 files are not here (`m4/Quarterly-train.csv`); `Quarterly-train-partial14891.csv.gz` is only a part"
+    )
     (tmp_path / "SMD").mkdir()
     for file in CATALOG["smd"].files[:14]:
         (tmp_path / file.path).touch()
-    assert reproduce.missing_data(by_name["smd"].experiment(0)).startswith("14 of 28 files are not here (`SMD/machine-2-7.npz`, ")
+    assert reproduce.missing_data(by_name["smd"].experiment(0)).startswith(
+        "14 of 28 files are not here (`SMD/machine-2-7.npz`, "
+    )
     for file in CATALOG["smd"].files:
         (tmp_path / file.path).touch()
     assert reproduce.missing_data(by_name["smd"].experiment(0)) is None
@@ -351,7 +392,10 @@ def test_every_setting_of_the_plan_loads_under_a_name_of_its_own(table: str, qui
     for case in cases:
         assert case.experiment(0).trunk.source == ("random" if quick else "openai-community/gpt2")
     if not quick and table != "ranks":
-        sets = {" → ".join(filter(None, (case.settings(0)["data"]["source"], case.settings(0)["data"]["target"]))) for case in cases}
+        sets = {
+            " → ".join(filter(None, (case.settings(0)["data"]["source"], case.settings(0)["data"]["target"])))
+            for case in cases
+        }
         known = reproduced.published(table)
         per_set = {data for row in known["rows"] for data in row["figures"]} - known.get("means", {}).keys()
         assert per_set | {data for of in known.get("means", {}).values() for data in of} <= sets
@@ -359,22 +403,39 @@ def test_every_setting_of_the_plan_loads_under_a_name_of_its_own(table: str, qui
 
 def test_the_plan_has_the_published_settings() -> None:
     def vary(table: str, data: str, **asked: Any) -> list[dict[str, Any]]:
-        return [dict(case.vary) for case in reproduce.cases(table, reproduce.Asked(**asked)) if case.config.stem == data]
+        return [
+            dict(case.vary)
+            for case in reproduce.cases(table, reproduce.Asked(**asked))
+            if case.config.stem == data
+        ]
 
     assert [case["task.horizon"] for case in vary("long", "etth1")] == [96, 192, 336, 720]
     few = [(case["data.percent"], case["task.horizon"]) for case in vary("few_shot", "etth1")]
-    assert few == [(10, 96), (10, 192), (10, 336), (10, 720), (5, 96), (5, 192), (5, 336)]  # at 720 no training window is left
+    assert few == [
+        (10, 96),
+        (10, 192),
+        (10, 336),
+        (10, 720),
+        (5, 96),
+        (5, 192),
+        (5, 336),
+    ]  # at 720 no training window is left
     assert len(vary("few_shot", "weather")) == 8
     assert {case["adapters.rank"] for case in vary("ranks", "etth1")} == {2**power for power in range(1, 11)}
     assert {case["adapters.rank"] for case in vary("ranks", "etth1", ranks=(3,))} == {3}
     assert [case["task.mask_rate"] for case in vary("imputation", "etth1")] == [0.125, 0.25, 0.375, 0.5]
-    assert [case["data.percent"] for case in vary("zero_shot", "m4_yearly_m3_yearly", quick=True)] == [100, 10]
+    assert [case["data.percent"] for case in vary("zero_shot", "m4_yearly_m3_yearly", quick=True)] == [
+        100,
+        10,
+    ]
 
 
 def test_controls_stand_beside_one_rank_only() -> None:
     for ranks, beside in (((), 16), ((2, 16), 16), ((8, 4), 8)):
         with_controls = {
-            dict(case.vary)["adapters.rank"] for case in reproduce.cases("ranks", reproduce.Asked(ranks=ranks)) if case.controls
+            dict(case.vary)["adapters.rank"]
+            for case in reproduce.cases("ranks", reproduce.Asked(ranks=ranks))
+            if case.controls
         }
         assert with_controls == {beside}
 
@@ -393,12 +454,26 @@ def page(*entries: Any, table: str = "long", quick: bool = False) -> str:
 
 def test_mean_deviation_bold_and_verdict_where_a_control_wins(known: None) -> None:
     model, control = [0.41, 0.44, 0.47], [0.31, 0.32, 0.36]
-    cells = [made(seed, [row("M, random trunk", 10, mse=model[seed], mae=0.2), row("C", mse=control[seed], mae=0.3)]) for seed in range(3)]
+    cells = [
+        made(
+            seed, [row("M, random trunk", 10, mse=model[seed], mae=0.2), row("C", mse=control[seed], mae=0.3)]
+        )
+        for seed in range(3)
+    ]
     text = page(entry(cells))
-    assert table_row(text, "M, random trunk") == ["M, random trunk", "0.4400 ± 0.0300", "**0.2000**", "10", "40"]
+    assert table_row(text, "M, random trunk") == [
+        "M, random trunk",
+        "0.4400 ± 0.0300",
+        "**0.2000**",
+        "10",
+        "40",
+    ]
     spread = np.std(control, ddof=1)
     assert table_row(text, "C") == ["C", f"**0.3300 ± {spread:.4f}**", "0.3000", "0", "0"]
-    assert f"Best MSE: C, 0.3300 ± {spread:.4f}; **a control beats the model**: M, random trunk has 0.4400 ± 0.0300." in text
+    assert (
+        f"Best MSE: C, 0.3300 ± {spread:.4f}; **a control beats the model**: M, random trunk has 0.4400 ± 0.0300."
+        in text
+    )
     assert "3 seeds, protocol strict" in text
     assert "random trunk**: this checks the path, it says nothing about GPT-2" in text
     assert "cpu, 2 cores of some cpu, float32; jax 1.2" in text
@@ -414,7 +489,10 @@ def test_verdict_where_the_model_wins_where_both_are_equal_and_where_they_are_cl
         return reproduced.verdict(reproduced.lines_of([entry(cells)]), metric)
 
     assert told([0.1, 0.1], [0.2, 0.2]) == "Best MSE: M, 0.1000; the best control, C, has 0.2000."
-    assert told([0.1, 0.1], [0.2, 0.2], "accuracy") == "Best accuracy: C, 0.2000; **a control beats the model**: M has 0.1000."
+    assert (
+        told([0.1, 0.1], [0.2, 0.2], "accuracy")
+        == "Best accuracy: C, 0.2000; **a control beats the model**: M has 0.1000."
+    )
     assert told([0.2], [0.1], "adjusted_f1").startswith("Best adjusted F1: M, 0.2000;")
     assert told([0.2], [0.2]) == "Best MSE: M and the control C are equal, 0.2000."
     assert "less apart than their standard deviations" in told([0.1, 0.3], [0.15, 0.31])
@@ -429,12 +507,21 @@ def test_a_model_without_controls_is_no_winner(known: None) -> None:
 def test_the_mean_over_horizons_is_taken_seed_by_seed_beside_the_published_figure(known: None) -> None:
     figures = {8: [0.1, 0.3], 4: [0.5, 0.4]}
     entries = [
-        entry([made(seed, [row("M", 10 * horizon, mse=figures[horizon][seed], mae=0.1)]) for seed in range(2)], task__horizon=horizon)
+        entry(
+            [made(seed, [row("M", 10 * horizon, mse=figures[horizon][seed], mae=0.1)]) for seed in range(2)],
+            task__horizon=horizon,
+        )
         for horizon in (8, 4)
     ]
     text = page(*entries)
     means = np.mean([figures[8], figures[4]], axis=0)  # 0.30, 0.35
-    assert table_row(text, "M", 2) == ["M", f"**{means.mean():.4f} ± {np.std(means, ddof=1):.4f}**", "**0.1000**", "60", "240"]
+    assert table_row(text, "M", 2) == [
+        "M",
+        f"**{means.mean():.4f} ± {np.std(means, ddof=1):.4f}**",
+        "**0.1000**",
+        "60",
+        "240",
+    ]
     assert "| *published:* theirs (a paper) | .25 | .37 |  |  |" in text
     assert text.count("*published:*") == 1
     assert "Mean over horizon 4, horizon 8; 2 seeds:" in text
@@ -460,11 +547,16 @@ def test_seeds_that_only_some_horizons_have_do_not_enter_the_mean(known: None, f
 
 def test_ranks_are_rows_beside_the_controls_of_one(known: None) -> None:
     cells = {
-        rank: made(0, [row("M", rank, mse=rank / 10, mae=0.1), *([row("C", mse=0.9, mae=0.9)] if rank == 2 else [])]) for rank in (4, 2)
+        rank: made(
+            0, [row("M", rank, mse=rank / 10, mae=0.1), *([row("C", mse=0.9, mae=0.9)] if rank == 2 else [])]
+        )
+        for rank in (4, 2)
     }
     text = page(*(entry([cell], adapters__rank=rank) for rank, cell in cells.items()), table="ranks")
     methods = [
-        line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ") and "method" not in line and "---" not in line
+        line.split("|")[1].strip()
+        for line in text.splitlines()
+        if line.startswith("| ") and "method" not in line and "---" not in line
     ]
     assert methods[:3] == ["M, rank 2", "M, rank 4", "C"]
 
@@ -479,7 +571,18 @@ def test_the_average_of_m4_weighs_by_series_and_takes_owa_of_the_means() -> None
     sets = reproduced.published("short_term")["means"]["all of M4"]
     smape = {name: 10.0 + index for index, name in enumerate(sets)}
     entries = [
-        entry([made(0, [row("M", smape=value, mase=2.0, owa=0.7), row("Naive2", smape=2 * value, mase=4.0, owa=1.0)])], data=name)
+        entry(
+            [
+                made(
+                    0,
+                    [
+                        row("M", smape=value, mase=2.0, owa=0.7),
+                        row("Naive2", smape=2 * value, mase=4.0, owa=1.0),
+                    ],
+                )
+            ],
+            data=name,
+        )
         for name, value in smape.items()
     ]
     text = page(*entries, table="short_term")
@@ -494,35 +597,55 @@ def test_the_average_of_m4_weighs_by_series_and_takes_owa_of_the_means() -> None
 def test_published_sets_that_were_not_run_are_told_with_the_reason() -> None:
     cell = made(0, [row("M", accuracy=0.9, error=0.1)])
     text = page(
-        entry([cell], data="japanesevowels"), entry([None], data="heartbeat", absent="the file is not here"), table="classification"
+        entry([cell], data="japanesevowels"),
+        entry([None], data="heartbeat", absent="the file is not here"),
+        table="classification",
     )
     assert "| *published:* GPT4TS (its figures) | .986 |" in text
-    assert "| heartbeat | One-for-All, rank 16 .75; GPT4TS .772; DLinear .751 | the file is not here |" in text
-    assert "| facedetection | One-for-All, rank 16 .66; GPT4TS .692; DLinear .680 | there is no settings file |" in text
+    assert (
+        "| heartbeat | One-for-All, rank 16 .75; GPT4TS .772; DLinear .751 | the file is not here |" in text
+    )
+    assert (
+        "| facedetection | One-for-All, rank 16 .66; GPT4TS .692; DLinear .680 | there is no settings file |"
+        in text
+    )
     assert "error" not in text.replace("published practice", "")
-    assert "facedetection" not in page(entry([cell], data="japanesevowels"), table="classification", quick=True)
+    assert "facedetection" not in page(
+        entry([cell], data="japanesevowels"), table="classification", quick=True
+    )
 
 
 def test_published_means_name_the_sets_that_are_missing_from_ours() -> None:
-    text = page(entry([made(0, [row("M", adjusted_f1=0.9, average_precision=0.1)])], data="smap"), table="anomaly")
+    text = page(
+        entry([made(0, [row("M", adjusted_f1=0.9, average_precision=0.1)])], data="smap"), table="anomaly"
+    )
     assert "Published: One-for-All .8442 (paper);" in text
     assert "Not comparable with anything here: smd, msl, swat, psm not run, or not wholly." in text
 
 
 def test_few_shot_figures_stand_beside_their_own_percentage() -> None:
     entries = [
-        entry([made(0, [row("M", mse=0.5, mae=0.5)])], data="etth2", data__percent=percent, task__horizon=horizon)
+        entry(
+            [made(0, [row("M", mse=0.5, mae=0.5)])],
+            data="etth2",
+            data__percent=percent,
+            task__horizon=horizon,
+        )
         for percent in (10, 5)
         for horizon in (96, 192)
     ]
-    ten, five = re.split(r"^## etth2, .* 5$", page(*entries, table="few_shot"), maxsplit=1, flags=re.MULTILINE)
+    ten, five = re.split(
+        r"^## etth2, .* 5$", page(*entries, table="few_shot"), maxsplit=1, flags=re.MULTILINE
+    )
     assert "| *published:* One-for-All (paper) | .43 | .44 |" in ten
     assert "| *published:* One-for-All (paper) | .52 | .49 |" in five
     assert ".397" in ten
     assert ".397" not in five
 
 
-def test_the_quick_page_keeps_the_other_tables(place: Place, measured: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_quick_page_keeps_the_other_tables(
+    place: Place, measured: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = place.root / "configs" / "quick"
     folder.mkdir()
     (folder / "tiny.yaml").write_text(place.config.read_text())
@@ -532,7 +655,10 @@ def test_the_quick_page_keeps_the_other_tables(place: Place, measured: list[tupl
     (place.cells / "quick-long-tiny-seed0.json").unlink()
     place.run("--seeds", "2", "--quick")
     text = (place.docs / "quick.md").read_text()
-    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Long-term forecasting", "## Anomaly detection"]
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Long-term forecasting",
+        "## Anomaly detection",
+    ]
     assert text.count("python tools/reproduce.py long --seeds 2 --quick") == 1
     assert text.count("python tools/reproduce.py anomaly --seeds 1 --quick") == 1
     assert text.count("<!-- end -->") == 2
@@ -549,7 +675,11 @@ def test_published_figures_stand_in_the_protocol() -> None:
         for row in reproduced.published(table)["rows"]:
             for figure in row["figures"].values():
                 percent = f"{100 * float(figure):.4g}" if table in ("anomaly", "classification") else figure
-                assert re.search(rf"(?<![\d.]){re.escape(percent)}(?!\d)", section), (table, row["method"], figure)
+                assert re.search(rf"(?<![\d.]){re.escape(percent)}(?!\d)", section), (
+                    table,
+                    row["method"],
+                    figure,
+                )
 
 
 def test_published_means_are_the_means_of_the_published_figures() -> None:
@@ -560,7 +690,9 @@ def test_published_means_are_the_means_of_the_published_figures() -> None:
             for row in known["rows"]:
                 if name not in row["figures"] or not all(data in row["figures"] for data in sets):
                     continue
-                parts = np.array([[float(value) for value in row["figures"][data].split("/")] for data in sets])
+                parts = np.array(
+                    [[float(value) for value in row["figures"][data].split("/")] for data in sets]
+                )
                 printed = [value for data in (*sets, name) for value in row["figures"][data].split("/")]
                 unit = 10.0 ** -min(len(value.partition(".")[2]) for value in printed)
                 told = np.array([float(value) for value in row["figures"][name].split("/")])

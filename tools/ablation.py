@@ -54,7 +54,11 @@ class Variant:
     def in_place(self) -> Iterator[None]:
         with ExitStack() as stack:
             for holder, name, value in self.replaced:
-                stack.enter_context(patch.dict(holder, {name: value}) if isinstance(holder, dict) else patch.object(holder, name, value))
+                stack.enter_context(
+                    patch.dict(holder, {name: value})
+                    if isinstance(holder, dict)
+                    else patch.object(holder, name, value)
+                )
             yield
 
 
@@ -89,13 +93,21 @@ def variants() -> list[Variant]:
         Variant("GELU by autodiff", (_GELU,)),
         Variant("layer norm by autodiff", (_NORM,)),
         Variant("attention by autodiff", (_ATTENTION,)),
-        Variant("attention's products over rows left to XLA", ((operations, "_turned", lambda scores: scores.swapaxes(2, 3)),)),
+        Variant(
+            "attention's products over rows left to XLA",
+            ((operations, "_turned", lambda scores: scores.swapaxes(2, 3)),),
+        ),
         Variant("all of these", (_THREEFRY, _MASKS, _GELU, _NORM, _ATTENTION)),
         Variant("half as many windows at a time", slice_share=0.5),
         Variant("twice as many windows at a time", slice_share=2),
         Variant("the whole batch at a time", slice_share=None),
         Variant("one step a dispatch", dispatch=1),
-        Variant("all of these, whole batch, one step a dispatch", (_THREEFRY, _MASKS, _GELU, _NORM, _ATTENTION), None, 1),
+        Variant(
+            "all of these, whole batch, one step a dispatch",
+            (_THREEFRY, _MASKS, _GELU, _NORM, _ATTENTION),
+            None,
+            1,
+        ),
     ]
 
 
@@ -116,20 +128,39 @@ def left_out() -> list[Variant]:
         Variant("without GELU", (gelu,)),
         Variant("without layer norm", (norm,)),
         Variant("without attention, its dropout included", (attention,)),
-        Variant("without all of these: dense layers, patches, head, adapters, Adam", (masks, gelu, norm, attention)),
+        Variant(
+            "without all of these: dense layers, patches, head, adapters, Adam",
+            (masks, gelu, norm, attention),
+        ),
     ]
 
 
-def trainer_of(variant: Variant, experiment: Experiment, task: Task, model: Model) -> tuple[Callable[[], None], int]:
+def trainer_of(
+    variant: Variant, experiment: Experiment, task: Task, model: Model
+) -> tuple[Callable[[], None], int]:
     """A call that makes the variant's steps, compiled, and the bytes of its intermediate values."""
     settings = settled(experiment.train, model.network)
     assert settings.micro_batch is not None
-    size = settings.batch_size if variant.slice_share is None else min(int(settings.micro_batch * variant.slice_share), settings.batch_size)
+    size = (
+        settings.batch_size
+        if variant.slice_share is None
+        else min(int(settings.micro_batch * variant.slice_share), settings.batch_size)
+    )
     settings = settings.model_copy(update={"micro_batch": max(size, 1)})
     predict = predict_function(model.network, model.numbers.scale, model.numbers.dropout)
     jax.clear_caches()  # jax keeps what it traced of a function, and would take that for a variant's
     with variant.in_place():
-        trainer = Trainer(predict, task, model.frozen, model.trainable, settings, SilentReporter(), EventLog(None), None, None)
+        trainer = Trainer(
+            predict,
+            task,
+            model.frozen,
+            model.trainable,
+            settings,
+            SilentReporter(),
+            EventLog(None),
+            None,
+            None,
+        )
         program: Any = trainer.chunk
         trainer.chunk = compiled = program.lower(*trainer.arguments(0)).compile()
     trainer.run_chunk(variant.dispatch)
@@ -142,7 +173,9 @@ def measure(experiment: Experiment, chosen: list[Variant], rounds: int) -> str:
     calls = [trainer_of(variant, experiment, task, model) for variant in chosen]
     order = random.Random(0)
     for _ in range(rounds):
-        for number in order.sample(range(len(chosen)), len(chosen)):  # what went before leaves its traces in caches and memory
+        for number in order.sample(
+            range(len(chosen)), len(chosen)
+        ):  # what went before leaves its traces in caches and memory
             variant, (call, _) = chosen[number], calls[number]
             start = time.perf_counter()
             call()
@@ -151,7 +184,9 @@ def measure(experiment: Experiment, chosen: list[Variant], rounds: int) -> str:
     lines = ["| step | ms | ratio | intermediate values |", "|---|---:|---:|---:|"]
     for variant, (_, size) in zip(chosen, calls, strict=True):
         low, median, high = statistics.quantiles(variant.results, n=4, method="inclusive")
-        lines.append(f"| {variant.name} | {median:.0f} ({low:.0f}–{high:.0f}) | {median / as_it_is:.2f} | {size / 1e6:.0f} MB |")
+        lines.append(
+            f"| {variant.name} | {median:.0f} ({low:.0f}–{high:.0f}) | {median / as_it_is:.2f} | {size / 1e6:.0f} MB |"
+        )
     return "\n".join(lines)
 
 
@@ -166,7 +201,17 @@ def memory_by_stage(experiment: Experiment) -> str:
     task, model = ours.generated_task(experiment), ours.model_of(experiment)
     note("weights drawn")
     settings = settled(experiment.train, model.network)
-    trainer = Trainer(model.predict, task, model.frozen, model.trainable, settings, SilentReporter(), EventLog(None), None, None)
+    trainer = Trainer(
+        model.predict,
+        task,
+        model.frozen,
+        model.trainable,
+        settings,
+        SilentReporter(),
+        EventLog(None),
+        None,
+        None,
+    )
     note("weights, state and windows handed to jax")
     program: Any = trainer.chunk
     size = program.lower(*trainer.arguments(0)).compile().memory_analysis().temp_size_in_bytes
@@ -179,16 +224,26 @@ def memory_by_stage(experiment: Experiment) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the training step with one choice undone at a time.")
-    parser.add_argument("--quick", action="store_true", help="the network of configs/quick/etth1.yaml instead of the paper's")
-    parser.add_argument("--left", action="store_true", help="leave out one part of the network at a time instead")
+    parser = argparse.ArgumentParser(
+        description="Measure the training step with one choice undone at a time."
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="the network of configs/quick/etth1.yaml instead of the paper's"
+    )
+    parser.add_argument(
+        "--left", action="store_true", help="leave out one part of the network at a time instead"
+    )
     parser.add_argument("--memory", action="store_true", help="show resident memory stage by stage instead")
     parser.add_argument("--rounds", type=int, default=12, help="turns of each (default 12, at least 2)")
     arguments = parser.parse_args()
     shape = Shape(n_embd=64, n_layer=2, n_head=4) if arguments.quick else Shape()
     experiment = ours.experiment_of(shape, 256 if arguments.quick else 16)
     chosen = left_out() if arguments.left else variants()
-    table = memory_by_stage(experiment) if arguments.memory else measure(experiment, chosen, max(arguments.rounds, 2))
+    table = (
+        memory_by_stage(experiment)
+        if arguments.memory
+        else measure(experiment, chosen, max(arguments.rounds, 2))
+    )
     here = machine()
     print(f"{here.cpu}, {here.cores} cores, jax {here.versions['jax']}\n\n{table}")
 

@@ -101,7 +101,9 @@ def measure(sizes: Sizes, names: Sequence[SectionName], say: Callable[[str], obj
 
 
 def _check_theirs(names: Sequence[SectionName]) -> None:
-    missing = [package for package in ("torch", "transformers", "peft") if importlib.util.find_spec(package) is None]
+    missing = [
+        package for package in ("torch", "transformers", "peft") if importlib.util.find_spec(package) is None
+    ]
     if missing and any(name in COMPARED for name in names):
         raise ConfigError(
             f"{' and '.join(missing)} cannot be imported, and {', '.join(name for name in names if name in COMPARED)} compare with PyTorch",
@@ -117,21 +119,34 @@ def chosen(only: str) -> tuple[SectionName, ...]:
     """
     asked = [name.strip() for name in only.split(",") if name.strip()]
     if wrong := [name for name in asked if name not in NAMES]:
-        raise ConfigError(f"{wrong[0]!r} is no section", where="--only", fix=f"Name some of {', '.join(NAMES)}, with commas between")
+        raise ConfigError(
+            f"{wrong[0]!r} is no section",
+            where="--only",
+            fix=f"Name some of {', '.join(NAMES)}, with commas between",
+        )
     return tuple(name for name in NAMES if name in asked) if asked else NAMES
 
 
 def _refuse_folder(path: Path | None) -> None:
     if path is not None and path.is_dir():  # now, not after ten minutes
-        raise ConfigError("this is a folder, so no file can be written there", where=str(path), fix="Name a file")
+        raise ConfigError(
+            "this is a folder, so no file can be written there", where=str(path), fix="Name a file"
+        )
 
 
 def main(
     full: Annotated[bool, typer.Option("--full", help="The paper's batch of 256, and more rounds.")] = False,
-    only: Annotated[str, typer.Option(metavar="NAMES", help=f"Only these sections, with commas between: {', '.join(NAMES)}.")] = "",
-    batch: Annotated[int | None, typer.Option(min=1, help="Windows of a training step; 16, with --full 256.")] = None,
+    only: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help=f"Only these sections, with commas between: {', '.join(NAMES)}."),
+    ] = "",
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Windows of a training step; 16, with --full 256.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the numbers there.")] = None,
-    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the page there; else it is printed.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the page there; else it is printed.")
+    ] = None,
 ) -> None:
     """Measure ofa-jax beside PyTorch and beside this machine's own limit."""
     names = chosen(only)

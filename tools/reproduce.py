@@ -36,7 +36,9 @@ from ofa_jax.train.run import CONFIG_FILE, open_run, read_config, train_run, ver
 
 ROOT = Path(__file__).resolve().parents[1]
 
-Table = Literal["long", "few_shot", "zero_shot", "short_term", "anomaly", "classification", "imputation", "ranks"]
+Table = Literal[
+    "long", "few_shot", "zero_shot", "short_term", "anomaly", "classification", "imputation", "ranks"
+]
 Vary = dict[str, tuple[Any, ...]]
 """Settings that take several values, from the outermost to the innermost."""
 
@@ -93,7 +95,15 @@ class Asked:
         trunk = self.trunk and _known_as(self.trunk)
         given = {"ranks": ",".join(map(str, self.ranks)), "trunk": trunk, "protocol": self.protocol}
         words = [*(f"--{name} {value}" for name, value in given.items() if value), *["--quick"] * self.quick]
-        return " ".join(["python tools/reproduce.py", table, f"--seeds {self.seeds}", *words, *["--no-controls"] * (not self.controls)])
+        return " ".join(
+            [
+                "python tools/reproduce.py",
+                table,
+                f"--seeds {self.seeds}",
+                *words,
+                *["--no-controls"] * (not self.controls),
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -108,15 +118,37 @@ class Case:
 
     @property
     def name(self) -> str:
-        parts = [*["quick"] * self.asked.quick, self.table, *["published"] * (self.asked.protocol == "published"), self.config.stem]
+        parts = [
+            *["quick"] * self.asked.quick,
+            self.table,
+            *["published"] * (self.asked.protocol == "published"),
+            self.config.stem,
+        ]
         return "-".join([*parts, *(f"{path.rpartition('.')[2]}{value}" for path, value in self.vary)])
 
     def experiment(self, seed: int) -> Experiment:
         """The settings of a seed."""
-        seeds = {"train.seed": 2021 + seed, "adapters.seed": seed, "network.seed": seed, "trunk.random.seed": seed}
-        asked = {"trunk.source": self.asked.trunk and json.dumps(self.asked.trunk), "protocol": self.asked.protocol}
-        few = AS_MANY_STEPS if self.asked.quick and self.table == "zero_shot" and dict(self.vary).get("data.percent") == 10 else {}
-        changed = {**dict(self.vary), **few, **seeds, **{path: value for path, value in asked.items() if value}}
+        seeds = {
+            "train.seed": 2021 + seed,
+            "adapters.seed": seed,
+            "network.seed": seed,
+            "trunk.random.seed": seed,
+        }
+        asked = {
+            "trunk.source": self.asked.trunk and json.dumps(self.asked.trunk),
+            "protocol": self.asked.protocol,
+        }
+        few = (
+            AS_MANY_STEPS
+            if self.asked.quick and self.table == "zero_shot" and dict(self.vary).get("data.percent") == 10
+            else {}
+        )
+        changed = {
+            **dict(self.vary),
+            **few,
+            **seeds,
+            **{path: value for path, value in asked.items() if value},
+        }
         return _load(self.config, tuple(f"{path}={value}" for path, value in changed.items()))
 
     def settings(self, seed: int) -> dict[str, Any]:
@@ -143,9 +175,21 @@ def cases(table: str, asked: Asked) -> list[Case]:
     found = []
     for file, values in itertools.product(files, itertools.product(*vary.values())):
         chosen = dict(zip(vary, values, strict=True))
-        if table == "few_shot" and file.stem.startswith("etth") and (chosen.get("data.percent"), chosen.get("task.horizon")) == (5, 720):
+        if (
+            table == "few_shot"
+            and file.stem.startswith("etth")
+            and (chosen.get("data.percent"), chosen.get("task.horizon")) == (5, 720)
+        ):
             continue  # no training window is left (protocol §2)
-        found.append(Case(table, file, tuple(chosen.items()), asked, asked.controls and chosen.get("adapters.rank") == beside))
+        found.append(
+            Case(
+                table,
+                file,
+                tuple(chosen.items()),
+                asked,
+                asked.controls and chosen.get("adapters.rank") == beside,
+            )
+        )
     return found
 
 
@@ -160,7 +204,12 @@ class Bench:
 
     @cached_property
     def machine(self) -> dict[str, Any]:
-        return {"device": jax.devices()[0].device_kind, "platform": jax.default_backend(), "cpu": _cpu(), "cores": os.cpu_count()}
+        return {
+            "device": jax.devices()[0].device_kind,
+            "platform": jax.default_backend(),
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+        }
 
     def path(self, case: Case, seed: int) -> Path:
         return self.cells / f"{case.name}-seed{seed}.json"
@@ -177,7 +226,9 @@ class Bench:
         except OfaError as error:
             say(f"{error} This cell is run anew.")
             return None
-        if made == build_experiment(case.settings(seed)):  # not dict by dict: a setting that came later has its default
+        if made == build_experiment(
+            case.settings(seed)
+        ):  # not dict by dict: a setting that came later has its default
             return cell
         say(f"{path.name} was made with other settings, so it does not count and is run anew")
         return None
@@ -190,9 +241,14 @@ class Bench:
         """Run a cell and keep it; False where it could not be run, which is kept as well."""
         experiment = case.experiment(seed)
         kept: Cell = {
-            "table": case.table, "quick": case.asked.quick, "data": case.config.stem, "vary": dict(case.vary), "seed": seed,
-            "protocol": experiment.protocol, "config": case.settings(seed),
-        }  # fmt: skip
+            "table": case.table,
+            "quick": case.asked.quick,
+            "data": case.config.stem,
+            "vary": dict(case.vary),
+            "seed": seed,
+            "protocol": experiment.protocol,
+            "config": case.settings(seed),
+        }
         source = experiment.trunk.source
         try:
             if source in self.without:
@@ -234,7 +290,11 @@ class Bench:
             **{name: provenance[name] for name in ("data_sha256", "trunk_sha256")},
             "versions": {"python": platform.python_version(), **versions()},
             "machine": self.machine,
-            "seconds": {"train": round(trained - began, 1), "score": round(time.monotonic() - trained, 1), "resumed": resumed},
+            "seconds": {
+                "train": round(trained - began, 1),
+                "score": round(time.monotonic() - trained, 1),
+                "resumed": resumed,
+            },
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 
@@ -244,7 +304,10 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def missing_data(experiment: Experiment) -> str | None:
@@ -257,10 +320,16 @@ def missing_data(experiment: Experiment) -> str | None:
             root = data_root()
         except DataError as error:
             return error.what
-        needed = [file.path for file in entry.files if file.needed and (not experiment.data.parts or file.role in experiment.data.parts)]
+        needed = [
+            file.path
+            for file in entry.files
+            if file.needed and (not experiment.data.parts or file.role in experiment.data.parts)
+        ]
         absent = [file.path for file in entry.files if file.path in needed and find(file, root) is None]
         if absent:
-            parts = [path.name for path in sorted((root / absent[0]).parent.glob(f"{Path(absent[0]).stem}[-.]*"))]
+            parts = [
+                path.name for path in sorted((root / absent[0]).parent.glob(f"{Path(absent[0]).stem}[-.]*"))
+            ]
             shown = ", ".join(f"`{path}`" for path in absent[:2]) + (", …" if len(absent) > 2 else "")
             count = f"{len(absent)} of {len(needed)} files are" if len(needed) > 1 else "the file is"
             return f"{count} not here ({shown})" + (f"; `{parts[0]}` is only a part" if parts else "")
@@ -293,7 +362,10 @@ def write_page(bench: Bench, everything: list[Case], docs: Path) -> Path:
     page = docs / f"{'quick' if asked.quick else table}{suffix}.md"
     bench.out.mkdir(parents=True, exist_ok=True)
     with FileLock(bench.out / f".{page.name}.lock"):  # two tables may be running at once
-        write_atomic(page, replace_section(page.read_text() if page.exists() else "", table, text) if asked.quick else text)
+        write_atomic(
+            page,
+            replace_section(page.read_text() if page.exists() else "", table, text) if asked.quick else text,
+        )
     return page
 
 
@@ -302,11 +374,16 @@ def main(
     data: Annotated[str, typer.Option(help="Only these settings files, by name, with commas between.")] = "",
     ranks: Annotated[str, typer.Option(help="For the table `ranks`: these ranks, with commas between.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every setting.")] = 3,
-    trunk: Annotated[str | None, typer.Option(help="Folder or hub id of GPT-2, or the word random; else as the file says.")] = None,
-    protocol: Annotated[
-        Literal["strict", "published"] | None, typer.Option(help="Else as the file says; published has its own page.")
+    trunk: Annotated[
+        str | None, typer.Option(help="Folder or hub id of GPT-2, or the word random; else as the file says.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small random trunk on real data, minutes on two cores.")] = False,
+    protocol: Annotated[
+        Literal["strict", "published"] | None,
+        typer.Option(help="Else as the file says; published has its own page."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small random trunk on real data, minutes on two cores.")
+    ] = False,
     controls: Annotated[bool, typer.Option(help="Train the controls as well.")] = True,
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/reproduce"),
     cells: Annotated[Path, typer.Option(help="Folder of the cells.")] = ROOT / "docs" / "results" / "cells",
@@ -318,12 +395,19 @@ def main(
     except ValueError:
         raise typer.BadParameter(f"{ranks!r} is no list of whole numbers", param_hint="--ranks") from None
     if chosen and table != "ranks":
-        raise typer.BadParameter(f"the table {table!r} has one rank; only `ranks` takes several", param_hint="--ranks")
+        raise typer.BadParameter(
+            f"the table {table!r} has one rank; only `ranks` takes several", param_hint="--ranks"
+        )
     everything = cases(table, Asked(quick, seeds, chosen, trunk, protocol, controls))
-    names, known = [name for name in data.split(",") if name], sorted({case.config.stem for case in everything})
+    names, known = (
+        [name for name in data.split(",") if name],
+        sorted({case.config.stem for case in everything}),
+    )
     if wrong := [name for name in names if name not in known]:
         raise typer.BadParameter(f"{wrong[0]!r} is none of {', '.join(known)}", param_hint="--data")
-    wanted = [(case, seed) for seed in range(seeds) for case in everything if not names or case.config.stem in names]
+    wanted = [
+        (case, seed) for seed in range(seeds) for case in everything if not names or case.config.stem in names
+    ]
     failed = 0
     with ConsoleReporter() as reporter:
         bench = Bench(cells, out, reporter)

@@ -38,8 +38,11 @@ WORDS = {
 AVERAGED = ("task.horizon", "task.mask_rate")
 """Settings over which published figures are means."""
 DECISIVE = {
-    "zero_shot": ("smape",), "short_term": ("owa",), "anomaly": ("average_precision", "adjusted_f1"), "classification": ("accuracy",)
-}  # fmt: skip
+    "zero_shot": ("smape",),
+    "short_term": ("owa",),
+    "anomaly": ("average_precision", "adjusted_f1"),
+    "classification": ("accuracy",),
+}
 """The metrics that the sentence is about; MSE where a table is not named."""
 RISING = re.compile("accuracy|average_precision|.*(precision|recall|f1)")
 HIDDEN = ("error",)
@@ -70,7 +73,11 @@ class Entry:
         name = self.label(*AVERAGED, "adapters.rank") or self.data
         if not self.measured:
             return [f"{name}: {self.why_not}"]
-        return [f"{name}, seed {seed}: {cell['failed']}" for seed, cell in enumerate(self.cells) if cell and "failed" in cell]
+        return [
+            f"{name}, seed {seed}: {cell['failed']}"
+            for seed, cell in enumerate(self.cells)
+            if cell and "failed" in cell
+        ]
 
     def label(self, *paths: str) -> str:
         return ", ".join(f"{WORDS[path]} {self.vary[path]}" for path in paths if path in self.vary)
@@ -108,8 +115,14 @@ def lines_of(entries: Sequence[Entry]) -> list[Line]:
     for entry in entries:
         for cell in entry.measured:
             for index, row in enumerate(cell["methods"]):
-                suffix = f", rank {entry.vary['adapters.rank']}" if "adapters.rank" in entry.vary and index == 0 else ""
-                line = lines.setdefault(row["method"] + suffix, Line(row["method"] + suffix, index == 0, row["trainable"], {}))
+                suffix = (
+                    f", rank {entry.vary['adapters.rank']}"
+                    if "adapters.rank" in entry.vary and index == 0
+                    else ""
+                )
+                line = lines.setdefault(
+                    row["method"] + suffix, Line(row["method"] + suffix, index == 0, row["trainable"], {})
+                )
                 for metric, value in row.items():
                     if metric not in ("method", "trainable", "bytes", *HIDDEN):
                         line.figures.setdefault(metric, {})[cell["seed"]] = value
@@ -127,13 +140,19 @@ def mean_lines(blocks: Sequence[list[Line]], weights: Sequence[float] | None = N
         for metric in first.figures:
             parts = [line.figures.get(metric, {}) for line in same]
             seeds = [seed for seed in parts[0] if all(seed in part for part in parts)]
-            figures[metric] = {seed: statistics.fmean([part[seed] for part in parts], weights) for seed in seeds}
-        made.append(Line(first.method, first.is_model, statistics.fmean(line.trainable for line in same), figures))
+            figures[metric] = {
+                seed: statistics.fmean([part[seed] for part in parts], weights) for seed in seeds
+            }
+        made.append(
+            Line(first.method, first.is_model, statistics.fmean(line.trainable for line in same), figures)
+        )
     yard = next((line.figures for line in made if line.method == "Naive2"), None)
     if weights and yard:
         for line in made:
             for seed in line.figures["owa"]:
-                line.figures["owa"][seed] = statistics.fmean(line.figures[name][seed] / yard[name][seed] for name in ("smape", "mase"))
+                line.figures["owa"][seed] = statistics.fmean(
+                    line.figures[name][seed] / yard[name][seed] for name in ("smape", "mase")
+                )
     return made
 
 
@@ -155,26 +174,47 @@ def markdown_table(lines: Sequence[Line], published: Sequence[dict[str, Any]]) -
     best = {metric: winner.mean(metric) for metric in metrics if (winner := best_of(lines, metric))}
     rows = [["method", *map(heading, metrics), "trainable", "bytes"], ["---", *["---:"] * (len(metrics) + 2)]]
     for line in lines:
-        shown = [f"**{line.shown(metric)}**" if line.mean(metric) == best.get(metric) else line.shown(metric) for metric in metrics]
+        shown = [
+            f"**{line.shown(metric)}**" if line.mean(metric) == best.get(metric) else line.shown(metric)
+            for metric in metrics
+        ]
         rows.append([line.method, *shown, f"{line.trainable:,.0f}", f"{4 * line.trainable:,.0f}"])
     for row in published:
-        rows.append([f"*published:* {row['method']} ({row['source']})", *(row["shown"].get(metric, "") for metric in metrics), "", ""])
+        rows.append(
+            [
+                f"*published:* {row['method']} ({row['source']})",
+                *(row["shown"].get(metric, "") for metric in metrics),
+                "",
+                "",
+            ]
+        )
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def verdict(lines: Sequence[Line], metric: str) -> str:
     """One sentence: which method has the best figure, and whether a control beats the model."""
-    models, controls = [line for line in lines if line.is_model], [line for line in lines if not line.is_model]
+    models, controls = (
+        [line for line in lines if line.is_model],
+        [line for line in lines if not line.is_model],
+    )
     model, control = best_of(models, metric), best_of(controls, metric)
     name = heading(metric)
     if model is None or control is None:
         only = model or control
-        return f"Best {name}: {only.method}, {only.shown(metric)}; nothing else has this figure." if only else ""
+        return (
+            f"Best {name}: {only.method}, {only.shown(metric)}; nothing else has this figure." if only else ""
+        )
     ahead, behind = (control, model) if best_of([control, model], metric) is control else (model, control)
     close = abs(ahead.mean(metric) - behind.mean(metric)) <= ahead.spread(metric) + behind.spread(metric)
-    near = " (less apart than their standard deviations)" if close and (ahead.spread(metric) or behind.spread(metric)) else ""
+    near = (
+        " (less apart than their standard deviations)"
+        if close and (ahead.spread(metric) or behind.spread(metric))
+        else ""
+    )
     if ahead.mean(metric) == behind.mean(metric):
-        return f"Best {name}: {model.method} and the control {control.method} are equal, {model.shown(metric)}."
+        return (
+            f"Best {name}: {model.method} and the control {control.method} are equal, {model.shown(metric)}."
+        )
     if ahead is control:
         told = f"**a control beats the model**: {model.method} has {model.shown(metric)}{near}."
         return f"Best {name}: {control.method}, {control.shown(metric)}; {told}"
@@ -192,8 +232,15 @@ def published_rows(table: str, data: str, vary: dict[str, Any]) -> list[dict[str
     """The published rows of a data set (or of ``all``) in a setting."""
     known, found = published(table), []
     for row in known["rows"]:
-        if data in row["figures"] and all(vary.get(path, value) == value for path, value in row.get("when", {}).items()):
-            found.append({**row, "shown": dict(zip(known["metrics"], str(row["figures"][data]).split("/"), strict=False))})
+        if data in row["figures"] and all(
+            vary.get(path, value) == value for path, value in row.get("when", {}).items()
+        ):
+            found.append(
+                {
+                    **row,
+                    "shown": dict(zip(known["metrics"], str(row["figures"][data]).split("/"), strict=False)),
+                }
+            )
     return found
 
 
@@ -218,7 +265,10 @@ def group_lines(table: str, group: list[Entry]) -> tuple[list[str], list[Line] |
         measured = [(name, mean)]
     elif over and beside:
         told = "; ".join(f"{row['method']} {row['figures'][group[0].data]}" for row in beside)
-        text += [f"Published, but not comparable, as the mean of horizons {', '.join(map(str, over))}: {told}.", ""]
+        text += [
+            f"Published, but not comparable, as the mean of horizons {', '.join(map(str, over))}: {told}.",
+            "",
+        ]
     for name, lines in measured:
         told = " ".join(verdict(lines, metric) for metric in DECISIVE.get(table, ("mse",)))
         text += [capital(f"{name}: {told}") if name else told, ""]
@@ -250,10 +300,23 @@ def provenance(table: str, cells: list[Cell], command: str) -> list[str]:
     if not cells:
         return [*text, "Nothing was run yet.", ""]
     protocols = " and ".join(sorted({cell["protocol"] for cell in cells}))
-    machines = sorted({"{device}, {cores} cores of {cpu}".format(**cell["machine"]) + f", {cell['compute_dtype']}" for cell in cells})
-    packages = sorted({", ".join(f"{name} {version}" for name, version in cell["versions"].items()) for cell in cells})
-    whole = [sum(cell["seconds"][part] for part in ("train", "score")) for cell in cells if not cell["seconds"]["resumed"]]
-    times = " to ".join(dict.fromkeys(f"{seconds:,.0f}" for seconds in (min(whole), max(whole)))) if whole else ""
+    machines = sorted(
+        {
+            "{device}, {cores} cores of {cpu}".format(**cell["machine"]) + f", {cell['compute_dtype']}"
+            for cell in cells
+        }
+    )
+    packages = sorted(
+        {", ".join(f"{name} {version}" for name, version in cell["versions"].items()) for cell in cells}
+    )
+    whole = [
+        sum(cell["seconds"][part] for part in ("train", "score"))
+        for cell in cells
+        if not cell["seconds"]["resumed"]
+    ]
+    times = (
+        " to ".join(dict.fromkeys(f"{seconds:,.0f}" for seconds in (min(whole), max(whole)))) if whole else ""
+    )
     time = f" One seed of one setting took {times} s, controls included." if times else ""
     return [
         *text,
@@ -281,8 +344,13 @@ def not_run(table: str, entries: list[Entry], *, quick: bool) -> list[str]:
         return []
     text = ["## Not run", "", "| data set | published | why not |", "|---|---|---|"]
     for entry, why in rows:
-        shown = "; ".join(f"{row['method']} {row['figures'][entry.data]}" for row in published_rows(table, entry.data, entry.vary))
-        text.append(f"| {', '.join(filter(None, [entry.data, entry.label('data.percent')]))} | {shown or 'none'} | {why} |")
+        shown = "; ".join(
+            f"{row['method']} {row['figures'][entry.data]}"
+            for row in published_rows(table, entry.data, entry.vary)
+        )
+        text.append(
+            f"| {', '.join(filter(None, [entry.data, entry.label('data.percent')]))} | {shown or 'none'} | {why} |"
+        )
     return [*text, ""]
 
 
@@ -298,7 +366,10 @@ def means(table: str, complete: dict[str, list[Line]], vary: dict[str, Any]) -> 
         missing = [data for data in sets if data not in complete]
         if missing:
             told = "; ".join(f"{row['method']} {row['figures'][name]} ({row['source']})" for row in rows)
-            text += [f"Published: {told}. Not comparable with anything here: {', '.join(missing)} not run, or not wholly.", ""]
+            text += [
+                f"Published: {told}. Not comparable with anything here: {', '.join(missing)} not run, or not wholly.",
+                "",
+            ]
         else:
             weights = [CATALOG[data].n_series or 1 for data in sets] if known.get("weighted") else None
             text += [*markdown_table(mean_lines([complete[data] for data in sets], weights), rows), ""]
@@ -310,13 +381,18 @@ def grouped(entries: Iterable[Entry]) -> list[list[Entry]]:
     for entry in entries:
         groups.setdefault((entry.data, entry.label("data.percent")), []).append(entry)
     return [
-        sorted(group, key=lambda entry: [entry.vary.get(path, 0) for path in (*AVERAGED, "adapters.rank")]) for group in groups.values()
+        sorted(group, key=lambda entry: [entry.vary.get(path, 0) for path in (*AVERAGED, "adapters.rank")])
+        for group in groups.values()
     ]
 
 
 def render(table: str, entries: list[Entry], *, quick: bool, command: str) -> str:
     """The page as Markdown."""
-    text = [f"# {TITLES[table]}", "", *provenance(table, [cell for entry in entries for cell in entry.measured], command)]
+    text = [
+        f"# {TITLES[table]}",
+        "",
+        *provenance(table, [cell for entry in entries for cell in entry.measured], command),
+    ]
     complete: dict[str, dict[str, list[Line]]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for group in grouped(entries):
@@ -338,4 +414,6 @@ def replace_section(page: str, table: str, text: str) -> str:
     sections = dict(re.findall(r"<!-- (\w+) -->\n(.*?)<!-- end -->\n", page, flags=re.DOTALL))
     sections[table] = "\n" + re.sub("^#", "##", text, flags=re.MULTILINE) + "\n"
     head = "# Quick runs: every task on real data with a small random trunk\n\nMade by `tools/reproduce.py`, not written by hand.\n\n"
-    return head + "".join(f"<!-- {name} -->\n{sections[name]}<!-- end -->\n" for name in TITLES if name in sections)
+    return head + "".join(
+        f"<!-- {name} -->\n{sections[name]}<!-- end -->\n" for name in TITLES if name in sections
+    )

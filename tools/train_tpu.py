@@ -48,15 +48,31 @@ FAREWELL = 10
 
 def main(
     config: Annotated[str, typer.Option(help="YAML file of settings, or the name of an installed one.")],
-    out: Annotated[str, typer.Option(help="Run folder, or the URL of one (gs://BUCKET/RUN, s3://…); a run that is there is resumed.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one setting; may be repeated.")] = None,
-    coordinator: Annotated[str | None, typer.Option(help="HOST:PORT of process 0, where jax cannot find it itself.")] = None,
-    processes: Annotated[int | None, typer.Option(help="How many processes there are; alone: how many there must be.")] = None,
+    out: Annotated[
+        str,
+        typer.Option(
+            help="Run folder, or the URL of one (gs://BUCKET/RUN, s3://…); a run that is there is resumed."
+        ),
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change one setting; may be repeated."),
+    ] = None,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT of process 0, where jax cannot find it itself.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="How many processes there are; alone: how many there must be.")
+    ] = None,
     process_id: Annotated[int | None, typer.Option(help="Which of them this is, from 0.")] = None,
-    heartbeat: Annotated[int, typer.Option(help="Seconds without a sign of life after which a process counts as lost.")] = 100,
+    heartbeat: Annotated[
+        int, typer.Option(help="Seconds without a sign of life after which a process counts as lost.")
+    ] = 100,
 ) -> None:
     """Train one run on every device of every machine that starts this command."""
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(RESTART))  # until training begins there is nothing to save
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: os._exit(RESTART)
+    )  # until training begins there is nothing to save
     try:
         experiment = load_experiment(config, set_ or ())
         connect(coordinator, processes, process_id, heartbeat=heartbeat)
@@ -72,7 +88,9 @@ def main(
         leave(1, traceback.format_exc(), wait=False)
     if leads():
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in result.progress.best_metrics.items())
-        print(f"{result.reason}; best epoch {result.progress.best_epoch}, validation {metrics} (protocol {experiment.protocol})")
+        print(
+            f"{result.reason}; best epoch {result.progress.best_epoch}, validation {metrics} (protocol {experiment.protocol})"
+        )
         print(f"bundle: {out.rstrip('/')}/{BUNDLE}")
     leave(0)
 
@@ -82,7 +100,9 @@ def train(experiment: Experiment, out: str) -> FitResult:
     with ConsoleReporter() as reporter, ExitStack() as stack:
         if leads():
             kind, number = jax.devices()[0].device_kind, jax.device_count()
-            reporter.notice(f"{jax.process_count()} processes, {number} devices ({kind}), parallel {experiment.train.parallel}")
+            reporter.notice(
+                f"{jax.process_count()} processes, {number} devices ({kind}), parallel {experiment.train.parallel}"
+            )
         if "://" not in out:
             return train_run(experiment, out, reporter)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ofa-jax-"))) / "run"
@@ -116,7 +136,9 @@ class Mirror:
         try:
             self._remote, root = fsspec.url_to_fs(url, **options)
         except (ImportError, ValueError) as error:
-            raise ConfigError(f"this URL cannot be used ({error})", where=url, fix="Install the package that it names") from None
+            raise ConfigError(
+                f"this URL cannot be used ({error})", where=url, fix="Install the package that it names"
+            ) from None
         self._root, self._folder = str(root).rstrip("/"), folder
 
     def fetch(self) -> None:
@@ -134,7 +156,9 @@ class Mirror:
     def push(self) -> None:
         """Bring what is new in the folder there; the checkpoint last, because a resume needs all that came before it."""
         there = self._there()
-        here = sorted(path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*") if path.is_file())
+        here = sorted(
+            path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*") if path.is_file()
+        )
         for name in (CONFIG_FILE, METRICS_FILE):
             if name in here:
                 self._put(name)
@@ -147,7 +171,10 @@ class Mirror:
 
     def _push_part(self, place: str, here: list[str], there: list[str]) -> None:
         record = _record(place)
-        if record in there and self._remote.cat_file(f"{self._root}/{record}") == (self._folder / record).read_bytes():
+        if (
+            record in there
+            and self._remote.cat_file(f"{self._root}/{record}") == (self._folder / record).read_bytes()
+        ):
             return
         self._delete_part(place, there)
         for name in sorted(here, key=lambda name: name == record):
@@ -170,7 +197,11 @@ class Mirror:
 def _parts(names: list[str]) -> list[str]:
     """The folders that are whole or nothing, the bundle before the checkpoints."""
     bundle = {BUNDLE for name in names if name.startswith(f"{BUNDLE}/")}
-    steps = {step for name in names if name.startswith(f"{CHECKPOINTS}/") and (step := name.split("/")[1]).isdigit()}
+    steps = {
+        step
+        for name in names
+        if name.startswith(f"{CHECKPOINTS}/") and (step := name.split("/")[1]).isdigit()
+    }
     return [*bundle, *(f"{CHECKPOINTS}/{step}" for step in sorted(steps, key=int))]
 
 

@@ -67,7 +67,9 @@ class Bundle:
     meta: dict[str, Any]
 
 
-def peft_tensors(adapters: Mapping[str, Mapping[str, Any]], sites: Mapping[str, Site]) -> dict[str, np.ndarray]:
+def peft_tensors(
+    adapters: Mapping[str, Mapping[str, Any]], sites: Mapping[str, Site]
+) -> dict[str, np.ndarray]:
     """Adapters under peft's tensor names: ``A`` is ``a`` transposed, ``B`` is ``b`` transposed (protocol §1)."""
     tensors = {}
     for path, factors in adapters.items():
@@ -126,13 +128,21 @@ def write_bundle(
     with atomic_folder(folder) as scratch:
         if adapters:
             save_file(peft_tensors(adapters, sites), scratch / ADAPTER_FILE, metadata={"format": "pt"})
-            (scratch / ADAPTER_CONFIG).write_text(json.dumps(peft_config(numbers, adapters, init), indent=2) + "\n")
+            (scratch / ADAPTER_CONFIG).write_text(
+                json.dumps(peft_config(numbers, adapters, init), indent=2) + "\n"
+            )
         if trained:
             flat = {path: np.ascontiguousarray(leaf) for path, leaf in trees.flatten(trained).items()}
             save_file(flat, scratch / TRAINED_FILE)
         for file in sorted(scratch.iterdir()):
             files[file.name] = sha256_file(file)
-        lora = {"rank": numbers.rank, "alpha": numbers.alpha, "scaling": numbers.scaling, "dropout": numbers.dropout, "init": init}
+        lora = {
+            "rank": numbers.rank,
+            "alpha": numbers.alpha,
+            "scaling": numbers.scaling,
+            "dropout": numbers.dropout,
+            "init": init,
+        }
         content = {**meta, "adapters": lora if adapters else None, "files": files}
         write_json(scratch / META_FILE, {**content, "sha256": _content_digest(content)})
 
@@ -161,11 +171,15 @@ def read_bundle(folder: str | Path) -> Bundle:
     own = {key: value for key, value in meta.items() if key not in ("format", "sha256")}
     if meta.get("sha256") != _content_digest(own):
         raise CheckpointError(
-            "was changed after it was saved (its sha256 differs)", where=str(folder / META_FILE), fix="Copy the bundle again"
+            "was changed after it was saved (its sha256 differs)",
+            where=str(folder / META_FILE),
+            fix="Copy the bundle again",
         )
     for name, digest in meta["files"].items():
         if not (folder / name).is_file():
-            raise CheckpointError(f"the bundle's file {name} is missing", where=str(folder), fix="Copy the whole bundle folder")
+            raise CheckpointError(
+                f"the bundle's file {name} is missing", where=str(folder), fix="Copy the whole bundle folder"
+            )
         if name != ADAPTER_CONFIG:  # its scaling is compared first, for an error that says what was changed
             _check_file(folder, name, digest)
     adapters: Adapters = {}
@@ -173,7 +187,10 @@ def read_bundle(folder: str | Path) -> Bundle:
         adapters, _, peft_numbers = read_peft(folder)
         saved = meta["adapters"]
         numbers = LoraNumbers(saved["rank"], saved["alpha"], saved["scaling"], saved["dropout"])
-        if not math.isclose(numbers.scale, peft_numbers.scale, rel_tol=1e-9) or numbers.rank != peft_numbers.rank:
+        if (
+            not math.isclose(numbers.scale, peft_numbers.scale, rel_tol=1e-9)
+            or numbers.rank != peft_numbers.rank
+        ):
             raise CheckpointError(
                 f"the scaling in {ADAPTER_CONFIG} (rank {peft_numbers.rank}, alpha {peft_numbers.alpha:g}, {peft_numbers.scaling}) is not "
                 f"the one the adapters were trained with (rank {numbers.rank}, alpha {numbers.alpha:g}, {numbers.scaling})",
@@ -185,11 +202,33 @@ def read_bundle(folder: str | Path) -> Bundle:
     return Bundle(adapters, trained, meta)
 
 
-_FREE_KEYS = frozenset({
-    "auto_mapping", "base_model_name_or_path", "base_model_class", "parent_library", "inference_mode", "init_lora_weights", "peft_version",
-    "revision", "task_type", "target_modules", "exclude_modules", "layers_pattern", "layers_to_transform", "peft_type", "r", "lora_alpha",
-    "lora_dropout", "use_rslora", "fan_in_fan_out", "megatron_core", "qalora_group_size", "bias", "ensure_weight_tying",
-})  # fmt: skip
+_FREE_KEYS = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "base_model_class",
+        "parent_library",
+        "inference_mode",
+        "init_lora_weights",
+        "peft_version",
+        "revision",
+        "task_type",
+        "target_modules",
+        "exclude_modules",
+        "layers_pattern",
+        "layers_to_transform",
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "fan_in_fan_out",
+        "megatron_core",
+        "qalora_group_size",
+        "bias",
+        "ensure_weight_tying",
+    }
+)
 """Keys of peft's configuration that are read here or do not change what the saved tensors mean."""
 
 
@@ -208,14 +247,22 @@ def read_peft(folder: str | Path) -> tuple[Adapters, dict[str, Site], LoraNumber
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"there is no {ADAPTER_CONFIG} here", where=str(folder), fix="Name a folder that peft saved") from None
+        raise CheckpointError(
+            f"there is no {ADAPTER_CONFIG} here", where=str(folder), fix="Name a folder that peft saved"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"not readable as JSON ({error})", where=str(folder / ADAPTER_CONFIG)) from None
     _refuse_features(config, folder)
-    given = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0} | config  # peft's own defaults, for files that leave them out
+    given = {
+        "r": 8,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+    } | config  # peft's own defaults, for files that leave them out
     for key in ("r", "lora_alpha", "lora_dropout"):
         if isinstance(given[key], bool) or not isinstance(given[key], int if key == "r" else int | float):
-            raise WeightsError(f"{key} is {given[key]!r}, which is not a number", where=str(folder / ADAPTER_CONFIG))
+            raise WeightsError(
+                f"{key} is {given[key]!r}, which is not a number", where=str(folder / ADAPTER_CONFIG)
+            )
     rank = given["r"]
     scaling: Scaling = "rslora" if config.get("use_rslora", False) else "lora"
     numbers = LoraNumbers(rank, given["lora_alpha"], scaling, given["lora_dropout"])
@@ -225,15 +272,23 @@ def read_peft(folder: str | Path) -> tuple[Adapters, dict[str, Site], LoraNumber
     for name, tensor in _read_tensors(folder / ADAPTER_FILE).items():
         path, kind, factor = _parse_name(name, folder)
         if tensor.ndim != 2 or tensor.shape[0 if factor == "a" else 1] != rank:
-            raise WeightsError(f"{name} has shape {tensor.shape}, which does not fit rank {rank}", where=str(folder))
+            raise WeightsError(
+                f"{name} has shape {tensor.shape}, which does not fit rank {rank}", where=str(folder)
+            )
         if kinds.setdefault(path, kind) != kind:
-            raise WeightsError(f"{path} mixes factors of a dense layer and of an embedding", where=str(folder / ADAPTER_FILE))
+            raise WeightsError(
+                f"{path} mixes factors of a dense layer and of an embedding", where=str(folder / ADAPTER_FILE)
+            )
         factors.setdefault(path, {})[factor] = np.ascontiguousarray(tensor.T.astype(np.float32))
     half = sorted(path for path, pair in factors.items() if len(pair) < 2)
     if half or not factors:
-        problem = f"{', '.join(half)} has only one of its two factors" if half else "there is no adapter tensor"
+        problem = (
+            f"{', '.join(half)} has only one of its two factors" if half else "there is no adapter tensor"
+        )
         raise WeightsError(problem, where=str(folder / ADAPTER_FILE), fix="Save the adapter again")
-    sites = {path: Site(kinds[path], (pair["a"].shape[0], pair["b"].shape[1])) for path, pair in factors.items()}
+    sites = {
+        path: Site(kinds[path], (pair["a"].shape[0], pair["b"].shape[1])) for path, pair in factors.items()
+    }
     return {path: {"a": pair["a"], "b": pair["b"]} for path, pair in factors.items()}, sites, numbers
 
 
@@ -245,7 +300,11 @@ def _refuse_features(config: Any, folder: Path) -> None:
     used = [f"{key}={value!r}" for key, value in config.items() if key not in _FREE_KEYS and value]
     if config.get("bias", "none") != "none":
         used.append(f"bias={config['bias']!r}")
-    if config.get("init_lora_weights", True) not in (True, False, "gaussian"):  # PiSSA, OLoRA and others change the base weights
+    if config.get("init_lora_weights", True) not in (
+        True,
+        False,
+        "gaussian",
+    ):  # PiSSA, OLoRA and others change the base weights
         used.append(f"init_lora_weights={config['init_lora_weights']!r}")
     if used:
         raise WeightsError(
@@ -261,7 +320,11 @@ def _parse_name(name: str, folder: Path) -> tuple[str, Literal["dense", "embeddi
             if name.startswith(PEFT_PREFIX) and name.endswith(suffix):
                 path = name.removeprefix(PEFT_PREFIX).removesuffix(suffix).replace(".", "/")
                 return path, "dense" if kind == "dense" else "embedding", factor
-    raise WeightsError(f"{name!r} is not a LoRA factor", where=str(folder / ADAPTER_FILE), fix="Only LoRA tensors can be read")
+    raise WeightsError(
+        f"{name!r} is not a LoRA factor",
+        where=str(folder / ADAPTER_FILE),
+        fix="Only LoRA tensors can be read",
+    )
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -273,4 +336,6 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise CheckpointError(f"there is no {path.name} here", where=str(path.parent)) from None
     except SafetensorError as error:
-        raise CheckpointError(f"not readable as safetensors ({error})", where=str(path), fix="The file is damaged") from None
+        raise CheckpointError(
+            f"not readable as safetensors ({error})", where=str(path), fix="The file is damaged"
+        ) from None

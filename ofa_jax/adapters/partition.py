@@ -50,7 +50,9 @@ def actions(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, Action]:
         try:
             patterns.append((action, re.compile(expression)))
         except re.error as error:
-            raise ConfigError(f"{expression!r} is not a regular expression ({error})", where="rules") from None
+            raise ConfigError(
+                f"{expression!r} is not a regular expression ({error})", where="rules"
+            ) from None
     decided: dict[str, Action] = {}
     used = [0] * len(patterns)
     for path in paths:
@@ -61,7 +63,9 @@ def actions(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, Action]:
                 break
         else:
             raise ConfigError(
-                f"no rule covers the parameter {path!r}", where="rules", fix="Add a rule for it, or end the rules with [freeze, '.*']"
+                f"no rule covers the parameter {path!r}",
+                where="rules",
+                fix="Add a rule for it, or end the rules with [freeze, '.*']",
             )
     idle = [f"[{rules[index][0]}, {rules[index][1]!r}]" for index, count in enumerate(used) if not count]
     if idle:
@@ -69,7 +73,11 @@ def actions(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, Action]:
             f"{', '.join(idle)} decides no parameter",
             where="rules",
             fix=f"Parameters are {', '.join(sorted(decided)[:4])}, …; an earlier rule may take what this one names"
-            + ("" if any(path.startswith("gpt2/") for path in decided) else "; there is no trunk here: use recipe head_only or full"),
+            + (
+                ""
+                if any(path.startswith("gpt2/") for path in decided)
+                else "; there is no trunk here: use recipe head_only or full"
+            ),
         )
     return decided
 

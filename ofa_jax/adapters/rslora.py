@@ -43,7 +43,9 @@ def adapter_scale(rank: int, alpha: float, scaling: Scaling) -> float:
     return {"rslora": alpha / math.sqrt(rank), "lora": alpha / rank, "none": alpha}[scaling]
 
 
-def init_adapters(sites: Mapping[str, Site], rank: int, *, init: Init = "peft_gaussian", seed: int = 0) -> Adapters:
+def init_adapters(
+    sites: Mapping[str, Site], rank: int, *, init: Init = "peft_gaussian", seed: int = 0
+) -> Adapters:
     """Fresh adapters, float32 NumPy arrays, drawn on the host by the seeded rule of the frozen layers.
 
     The factor that is not zero is
@@ -73,12 +75,16 @@ def init_adapters(sites: Mapping[str, Site], rank: int, *, init: Init = "peft_ga
         if init == "kaiming":
             a = frozen_init.uniform(seed, f"{place}/a", (rows, rank), 1 / math.sqrt(rows))
         else:
-            a = frozen_init.normal(seed, f"{place}/a", (rows, rank), 1 / rank if init == "peft_gaussian" else 1 / math.sqrt(rows))
+            a = frozen_init.normal(
+                seed, f"{place}/a", (rows, rank), 1 / rank if init == "peft_gaussian" else 1 / math.sqrt(rows)
+            )
         adapters[path] = {"a": a, "b": np.zeros((rank, columns), np.float32)}
     return adapters
 
 
-def with_adapters(apply_fn: Callable[..., jax.Array], scale: float | jax.Array, *, dropout_rate: float = 0.0) -> Callable[..., jax.Array]:
+def with_adapters(
+    apply_fn: Callable[..., jax.Array], scale: float | jax.Array, *, dropout_rate: float = 0.0
+) -> Callable[..., jax.Array]:
     """A network function that also takes adapters: ``f(params, *xs) -> g(params, adapters, *xs)``.
 
     The adapter's sum is made in float32 and cast to the layer's own output type. Dropout acts on the input of dense adapters
@@ -95,38 +101,64 @@ def with_adapters(apply_fn: Callable[..., jax.Array], scale: float | jax.Array, 
     """
 
     def adapted(
-        params: Any, adapters: Mapping[str, Mapping[str, Any]], *args: Any, dropout_keys: jax.Array | None = None, **kwargs: Any
+        params: Any,
+        adapters: Mapping[str, Mapping[str, Any]],
+        *args: Any,
+        dropout_keys: jax.Array | None = None,
+        **kwargs: Any,
     ) -> jax.Array:
         reached: set[str] = set()
 
-        def add_delta(call: Callable[..., jax.Array], call_args: tuple, call_kwargs: dict, context: Any) -> jax.Array:
+        def add_delta(
+            call: Callable[..., jax.Array], call_args: tuple, call_kwargs: dict, context: Any
+        ) -> jax.Array:
             module = context.module
             path = "/".join(module.path)
-            if context.method_name != "__call__" or path not in adapters or not isinstance(module, nn.Dense | nn.Embed):
+            if (
+                context.method_name != "__call__"
+                or path not in adapters
+                or not isinstance(module, nn.Dense | nn.Embed)
+            ):
                 return call(*call_args, **call_kwargs)
             reached.add(path)
             a, b = adapters[path]["a"], adapters[path]["b"]
             base = call(*call_args, **call_kwargs)
             (x,) = call_args
-            _check_fit(path, a, b, (module.num_embeddings if isinstance(module, nn.Embed) else x.shape[-1], module.features))
+            _check_fit(
+                path,
+                a,
+                b,
+                (module.num_embeddings if isinstance(module, nn.Embed) else x.shape[-1], module.features),
+            )
             if isinstance(module, nn.Embed):
                 low_rank = jnp.take(a, x, axis=0)
             else:
-                keys_m = None if dropout_keys is None else channel_keys(dropout_keys, x.shape[0] // dropout_keys.shape[0])
-                low_rank = _product(dropout(x.astype(jnp.float32), dropout_rate, keys_m, f"{path}/adapter"), a)
+                keys_m = (
+                    None
+                    if dropout_keys is None
+                    else channel_keys(dropout_keys, x.shape[0] // dropout_keys.shape[0])
+                )
+                low_rank = _product(
+                    dropout(x.astype(jnp.float32), dropout_rate, keys_m, f"{path}/adapter"), a
+                )
             return (base.astype(jnp.float32) + scale * _product(low_rank, b)).astype(base.dtype)
 
         with nn.intercept_methods(add_delta):
             output = apply_fn(params, *args, dropout_keys=dropout_keys, **kwargs)
         idle = sorted(set(adapters) - reached)
         if idle:
-            raise WeightsError(f"no dense or embedding layer is called {', '.join(idle)}, so its adapter has no effect", where="adapters")
+            raise WeightsError(
+                f"no dense or embedding layer is called {', '.join(idle)}, so its adapter has no effect",
+                where="adapters",
+            )
         return output
 
     return adapted
 
 
-def merge(params: Mapping[str, Any], adapters: Mapping[str, Mapping[str, Any]], scale: float) -> dict[str, Any]:
+def merge(
+    params: Mapping[str, Any], adapters: Mapping[str, Mapping[str, Any]], scale: float
+) -> dict[str, Any]:
     """Fold adapters into the weights: ``W + s · a b`` for every adapted layer; the other leaves are passed on as they are.
 
     Args:
@@ -141,7 +173,9 @@ def merge(params: Mapping[str, Any], adapters: Mapping[str, Mapping[str, Any]], 
     for path, factors in adapters.items():
         name = next((f"{path}/{leaf}" for leaf in ("kernel", "embedding") if f"{path}/{leaf}" in flat), None)
         if name is None:
-            raise WeightsError(f"the parameters have no layer {path!r} to merge an adapter into", where="adapters")
+            raise WeightsError(
+                f"the parameters have no layer {path!r} to merge an adapter into", where="adapters"
+            )
         weight = jnp.asarray(flat[name])
         _check_fit(path, factors["a"], factors["b"], weight.shape)
         delta = scale * _product(factors["a"], factors["b"])
@@ -151,7 +185,9 @@ def merge(params: Mapping[str, Any], adapters: Mapping[str, Mapping[str, Any]], 
 
 def _product(left: Any, right: Any) -> jax.Array:
     # in full float32: by default GPUs and TPUs round the factors of a float32 product
-    return jnp.matmul(jnp.asarray(left, jnp.float32), jnp.asarray(right, jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(
+        jnp.asarray(left, jnp.float32), jnp.asarray(right, jnp.float32), precision=jax.lax.Precision.HIGHEST
+    )
 
 
 def _check_fit(path: str, a: Any, b: Any, shape: tuple[int, ...]) -> None:

@@ -14,7 +14,9 @@ from ofa_jax.model.gpt2 import Attention
 from ofa_jax.train.assemble import Model
 
 
-def attention_weights(model: Model, x_btc: np.ndarray | jax.Array, x_mask: np.ndarray | jax.Array | None = None) -> np.ndarray:
+def attention_weights(
+    model: Model, x_btc: np.ndarray | jax.Array, x_mask: np.ndarray | jax.Array | None = None
+) -> np.ndarray:
     """The trunk's attention weights on some windows, dropout off, averaged over the windows.
 
     They are worked out again from the queries and keys that each layer makes, with the adapters folded into the weights.
@@ -31,7 +33,9 @@ def attention_weights(model: Model, x_btc: np.ndarray | jax.Array, x_mask: np.nd
         ConfigError: The network has no GPT-2.
     """
     if model.network.kind != "gpt2":
-        raise ConfigError("the network has no GPT-2, so there is no causal attention to show", where="trunk.source")
+        raise ConfigError(
+            "the network has no GPT-2, so there is no causal attention to show", where="trunk.source"
+        )
     network: Any = model.network
     network = network.clone(remat=False)  # within a recomputed block nothing can be read off
 
@@ -41,7 +45,11 @@ def attention_weights(model: Model, x_btc: np.ndarray | jax.Array, x_mask: np.nd
         def read_off(call: Any, args: tuple, kwargs: dict, context: Any) -> jax.Array:
             output = call(*args, **kwargs)
             parent = context.module.parent
-            if context.method_name == "__call__" and context.module.name == "c_attn" and isinstance(parent, Attention):
+            if (
+                context.method_name == "__call__"
+                and context.module.name == "c_attn"
+                and isinstance(parent, Attention)
+            ):
                 layers[parent.index] = _weights(output, parent)
             return output
 
@@ -49,13 +57,17 @@ def attention_weights(model: Model, x_btc: np.ndarray | jax.Array, x_mask: np.nd
             network.apply({"params": params}, x_btc, x_mask)
         return jnp.stack([layers[index].mean(axis=0) for index in sorted(layers)])
 
-    return np.asarray(jax.jit(run)(model.merged(), jnp.asarray(x_btc), None if x_mask is None else jnp.asarray(x_mask)))
+    return np.asarray(
+        jax.jit(run)(model.merged(), jnp.asarray(x_btc), None if x_mask is None else jnp.asarray(x_mask))
+    )
 
 
 def _weights(qkv_mnd: jax.Array, layer: Attention) -> jax.Array:
     """``[m, heads, n, n]`` float32 from a layer's queries, keys and values side by side ``[m, n, 3 d]``."""
     config = layer.config
-    query, key = (part.reshape(*part.shape[:2], config.n_head, -1) for part in jnp.split(qkv_mnd, 3, axis=-1)[:2])
+    query, key = (
+        part.reshape(*part.shape[:2], config.n_head, -1) for part in jnp.split(qkv_mnd, 3, axis=-1)[:2]
+    )
     scale = query.shape[-1] ** -0.5 if config.scale_attn_weights else 1.0
     if config.scale_attn_by_inverse_layer_idx:
         scale /= layer.index + 1

@@ -18,7 +18,14 @@ from ofa_jax.train.run import versions
 if TYPE_CHECKING:
     import pandas as pd
 
-FIGURES = ("first_order_change", "output_rms", "input_gradient_rms", "gradient_norm_a", "gradient_norm_b", "weight_ratio")
+FIGURES = (
+    "first_order_change",
+    "output_rms",
+    "input_gradient_rms",
+    "gradient_norm_a",
+    "gradient_norm_b",
+    "weight_ratio",
+)
 """Quantities that are drawn against rank where there is something to draw."""
 
 
@@ -32,7 +39,13 @@ class Written(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it; a number that is not there is null."""
         rows = self.slopes.to_dict("records")
-        told = [{name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()} for row in rows]
+        told = [
+            {
+                name: None if isinstance(value, float) and math.isnan(value) else value
+                for name, value in row.items()
+            }
+            for row in rows
+        ]
         return {"folder": str(self.folder), "windows": self.study.windows, "slopes": told}
 
 
@@ -58,9 +71,15 @@ def parse_grid(
         try:
             return tuple(int(part) for part in text.split(","))
         except ValueError:
-            raise ConfigError(f"{text!r} is no list of whole numbers", where=option, fix="Write them with commas between: 2,4,8") from None
+            raise ConfigError(
+                f"{text!r} is no list of whole numbers",
+                where=option,
+                fix="Write them with commas between: 2,4,8",
+            ) from None
 
-    given: dict[str, Any] = {name: whole(name, text) for name, text in (("ranks", ranks), ("steps", steps)) if text.strip()}
+    given: dict[str, Any] = {
+        name: whole(name, text) for name, text in (("ranks", ranks), ("steps", steps)) if text.strip()
+    }
     for name, text in (("scalings", scalings), ("inits", inits), ("optimizers", optimizers)):
         if text.strip():
             given[name] = tuple(part.strip() for part in text.split(","))
@@ -76,7 +95,11 @@ def run_study(experiment: Experiment, grid: Grid, out: str | Path, say: Callable
     """
     check_free(out)
     if len(grid.ranks) < 2:
-        raise ConfigError("a slope against rank needs two ranks at least", where="ranks", fix="Give more ranks, such as 4,16,64,256")
+        raise ConfigError(
+            "a slope against rank needs two ranks at least",
+            where="ranks",
+            fix="Give more ranks, such as 4,16,64,256",
+        )
     found = study(experiment, grid, say=say)
     return Written(Path(out), found, write_study(found, out))
 

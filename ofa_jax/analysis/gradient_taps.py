@@ -39,7 +39,9 @@ class Tap(NamedTuple):
     gradient: jax.Array
 
 
-def tap(predict: Predict, loss: Loss, sites: Mapping[str, Site], frozen: Params, trainable: Params, batch: Batch) -> dict[str, Tap]:
+def tap(
+    predict: Predict, loss: Loss, sites: Mapping[str, Site], frozen: Params, trainable: Params, batch: Batch
+) -> dict[str, Tap]:
     """Input and output gradient of every adapter on one batch, dropout off; pure and traceable.
 
     Args:
@@ -53,7 +55,9 @@ def tap(predict: Predict, loss: Loss, sites: Mapping[str, Site], frozen: Params,
         ConfigError: An adapted layer is called more than once in a pass.
     """
 
-    def run(probes: dict[str, jax.Array] | None) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
+    def run(
+        probes: dict[str, jax.Array] | None,
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
         entered: dict[str, jax.Array] = {}
         left: dict[str, jax.Array] = {}
 
@@ -62,7 +66,10 @@ def tap(predict: Predict, loss: Loss, sites: Mapping[str, Site], frozen: Params,
             if path not in sites or context.method_name != "__call__":
                 return out
             if path in entered:
-                raise ConfigError(f"the adapted layer {path!r} is called more than once in a pass, which is not measured", where="rules")
+                raise ConfigError(
+                    f"the adapted layer {path!r} is called more than once in a pass, which is not measured",
+                    where="rules",
+                )
             entered[path], left[path] = args[0], out
             return out if probes is None else out + probes[path].astype(out.dtype)
 
@@ -73,7 +80,10 @@ def tap(predict: Predict, loss: Loss, sites: Mapping[str, Site], frozen: Params,
     _, (_, shapes) = jax.eval_shape(lambda: run(None))
     probes = {path: jnp.zeros(out.shape, jnp.float32) for path, out in shapes.items()}
     gradients, (entered, _) = jax.grad(run, has_aux=True)(probes)
-    return {path: Tap(_by_token(sites[path], entered[path]), _rows(gradient)) for path, gradient in gradients.items()}
+    return {
+        path: Tap(_by_token(sites[path], entered[path]), _rows(gradient))
+        for path, gradient in gradients.items()
+    }
 
 
 def _by_token(site: Site, entered: jax.Array) -> jax.Array:

@@ -60,10 +60,14 @@ class LKR:
         """
         size = self.rows[:, None] * self.columns[None, :]
         rho = np.divide(self.product, size, out=np.zeros_like(size), where=size > 0)
-        cumulants = [rank * math.factorial(n - 1) / 2 * ((rho + 1) ** n + (rho - 1) ** n) for n in range(1, order + 1)]
+        cumulants = [
+            rank * math.factorial(n - 1) / 2 * ((rho + 1) ** n + (rho - 1) ** n) for n in range(1, order + 1)
+        ]
         moments = [np.ones_like(rho)]
         for n in range(1, order + 1):
-            moments.append(sum(math.comb(n - 1, k - 1) * cumulants[k - 1] * moments[n - k] for k in range(1, n + 1)))
+            moments.append(
+                sum(math.comb(n - 1, k - 1) * cumulants[k - 1] * moments[n - k] for k in range(1, n + 1))
+            )
         return float(np.mean(moments[order] * size**order))
 
 
@@ -108,7 +112,9 @@ class Expected:
             back = LKR(_lengths(left, 1), np.ones(width), left)
         small = flow.T @ flow if flow.shape[1] <= flow.shape[0] else flow @ flow.T
         summed = float(np.sum(_lengths(flow, 1 if site.kind == "embedding" else 0)))
-        return cls(site, output, back, _norm(flow), summed, _norm(small), width, _norm(weight.astype(np.float64)))
+        return cls(
+            site, output, back, _norm(flow), summed, _norm(small), width, _norm(weight.astype(np.float64))
+        )
 
     def values(
         self, rank: int, scale: float, sigma: float, rate: float, steps: int, optimizer: Optimizer = "sgd"
@@ -166,7 +172,11 @@ def slopes(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     if table["rank"].nunique() < 2:
-        raise ConfigError("a slope against rank needs two ranks at least", where="ranks", fix="Give more ranks, such as 4,16,64,256")
+        raise ConfigError(
+            "a slope against rank needs two ranks at least",
+            where="ranks",
+            fix="Give more ranks, such as 4,16,64,256",
+        )
     expected = {key: group.set_index("rank")["value"] for key, group in curves.groupby(KEYS)}
     rows = []
     for key, group in table.groupby(KEYS, sort=False):
@@ -176,7 +186,9 @@ def slopes(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
         points = (group["value"] ** power).groupby(group["rank"]).mean(skipna=False) ** (1 / power)
         slope, low, high = _fit(points.index.to_numpy(float), points.to_numpy(float))
         curve = expected.get(key)
-        predicted = float("nan") if curve is None else _fit(curve.index.to_numpy(float), curve.to_numpy(float))[0]
+        predicted = (
+            float("nan") if curve is None else _fit(curve.index.to_numpy(float), curve.to_numpy(float))[0]
+        )
         rows.append((*key, slope, low, high, predicted))
     return pd.DataFrame(rows, columns=[*KEYS, "slope", "low", "high", "predicted"])
 

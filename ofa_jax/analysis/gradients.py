@@ -89,11 +89,19 @@ class Grid:
     adam_rate: float | None = None
 
     def __post_init__(self) -> None:
-        known = {"scalings": get_args(Scaling), "inits": get_args(StudyInit), "optimizers": get_args(Optimizer)}
+        known = {
+            "scalings": get_args(Scaling),
+            "inits": get_args(StudyInit),
+            "optimizers": get_args(Optimizer),
+        }
         for name in ("ranks", "steps", *known):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise ConfigError(f"{list(values)} is empty or names something twice", where=name, fix="Name each value once")
+                raise ConfigError(
+                    f"{list(values)} is empty or names something twice",
+                    where=name,
+                    fix="Name each value once",
+                )
             for value in values:
                 if name in known and value not in known[name]:
                     raise ConfigError(f"{value!r} is not one of {', '.join(known[name])}", where=name)
@@ -107,7 +115,9 @@ class Grid:
                 raise ConfigError(f"{min(values)} is less than {least}", where=name)
         for rate in (self.sgd_rate, self.adam_rate):
             if rate is not None and not (rate > 0 and math.isfinite(rate)):
-                raise ConfigError(f"the step size {rate} is not a positive number", where="sgd_rate, adam_rate")
+                raise ConfigError(
+                    f"the step size {rate} is not a positive number", where="sgd_rate, adam_rate"
+                )
 
 
 @dataclass(frozen=True)
@@ -131,7 +141,13 @@ class Study:
     data_sha256: str
 
 
-def study(experiment: Experiment, grid: Grid, *, task: Task | None = None, say: Callable[[str], object] = lambda text: None) -> Study:
+def study(
+    experiment: Experiment,
+    grid: Grid,
+    *,
+    task: Task | None = None,
+    say: Callable[[str], object] = lambda text: None,
+) -> Study:
     """Measure every combination of a grid.
 
     Args:
@@ -147,7 +163,11 @@ def study(experiment: Experiment, grid: Grid, *, task: Task | None = None, say: 
     import pandas as pd
 
     if experiment.adapters.alpha == 0:
-        raise ConfigError("with alpha 0 an adapter does nothing, and every number is 0", where="adapters.alpha", fix="Take a larger one")
+        raise ConfigError(
+            "with alpha 0 an adapter does nothing, and every number is 0",
+            where="adapters.alpha",
+            fix="Take a larger one",
+        )
     experiment = _still(experiment)
     if task is None:
         data = read_data(experiment)
@@ -156,7 +176,9 @@ def study(experiment: Experiment, grid: Grid, *, task: Task | None = None, say: 
     measured, expected = [], []
     for rank in grid.ranks:
         for init in grid.inits:
-            drawn_by = np.random.SeedSequence([experiment.adapters.seed, rank]).generate_state(grid.seeds)  # no rank shares another's draw
+            drawn_by = np.random.SeedSequence([experiment.adapters.seed, rank]).generate_state(
+                grid.seeds
+            )  # no rank shares another's draw
             starts = [start(bench.model.sites, rank, init, int(seed)) for seed in drawn_by]
             for scaling in grid.scalings:
                 scale = adapter_scale(rank, experiment.adapters.alpha, scaling)
@@ -164,7 +186,9 @@ def study(experiment: Experiment, grid: Grid, *, task: Task | None = None, say: 
                     place = (rank, scaling, init, optimizer)
                     found = bench.fit(starts, rank, scale, optimizer)
                     for steps, seed, path, quantity, value in sorted(found, key=lambda row: row[:2]):
-                        measured.append((path, bench.model.sites[path].kind, *place, steps, seed, quantity, value))
+                        measured.append(
+                            (path, bench.model.sites[path].kind, *place, steps, seed, quantity, value)
+                        )
                     for steps, path, quantity, value in bench.expect(rank, scale, init, optimizer):
                         expected.append((path, bench.model.sites[path].kind, *place, steps, quantity, value))
         say(f"rank {rank}: {len(grid.inits) * len(grid.scalings) * len(grid.optimizers) * grid.seeds} starts")
@@ -211,10 +235,16 @@ class Bench:
     def __init__(self, experiment: Experiment, grid: Grid, task: Task) -> None:
         self.model = model = build_model(experiment)
         if not model.sites:
-            raise ConfigError("the rules give no layer an adapter", where="rules", fix="Adapt one, as recipe `reference` does")
+            raise ConfigError(
+                "the rules give no layer an adapter",
+                where="rules",
+                fix="Adapt one, as recipe `reference` does",
+            )
         self._steps = tuple(sorted(grid.steps))
         table = task.tables["train"]
-        self.windows = windows = min(grid.windows, table.size if task.groups is None else len(task.groups) - 1)
+        self.windows = windows = min(
+            grid.windows, table.size if task.groups is None else len(task.groups) - 1
+        )
         self._stream = IndexStream(table.size, windows, seed=experiment.train.seed, groups=task.groups)
         self._frozen = jax.tree.map(jnp.asarray, model.frozen)
         self._table, self._buffer = WindowTable(*map(jnp.asarray, table)), jnp.asarray(task.buffer)
@@ -223,7 +253,10 @@ class Bench:
         rates = {name: optax.constant_schedule(rate) for name, rate in self._rates.items()}
         self._optimizers = {"sgd": optax.sgd(rates["sgd"]), "adam": adam(rates["adam"])}
         task = _same_inputs(task, self._key)
-        self._advance = {name: jax.jit(partial(_advance, model, task, optimizer)) for name, optimizer in self._optimizers.items()}
+        self._advance = {
+            name: jax.jit(partial(_advance, model, task, optimizer))
+            for name, optimizer in self._optimizers.items()
+        }
         self._measure = jax.jit(partial(_measure, model, task))
         index = jnp.asarray(self._stream.batches(0, 1)[0])
         batch = jax.jit(partial(_windows, task))(self._buffer, self._table, index)
@@ -233,34 +266,55 @@ class Bench:
 
     def _look(self, task: Task, batch: Batch) -> dict[str, Tap]:
         """What the adapters see before the first step; as their outputs are zero then, it is the same whatever they are."""
-        adapters = {path: {"a": own["a"][:, :1], "b": own["b"][:1]} for path, own in self.model.trainable["adapters"].items()}
+        adapters = {
+            path: {"a": own["a"][:, :1], "b": own["b"][:1]}
+            for path, own in self.model.trainable["adapters"].items()
+        }
         trainable = {**self.model.trainable, "adapters": adapters}
-        look = jax.jit(lambda frozen, trainable, batch: tap(self.model.predict, task.loss, self.model.sites, frozen, trainable, batch))
+        look = jax.jit(
+            lambda frozen, trainable, batch: tap(
+                self.model.predict, task.loss, self.model.sites, frozen, trainable, batch
+            )
+        )
         return look(self._frozen, trainable, batch)
 
     def _expectation(self, path: str, seen: Tap) -> Expected:
         return Expected.of(
-            self.model.sites[path], np.asarray(seen.entered), np.asarray(seen.gradient), np.asarray(_weight(self.model, path))
+            self.model.sites[path],
+            np.asarray(seen.entered),
+            np.asarray(seen.gradient),
+            np.asarray(_weight(self.model, path)),
         )
 
-    def expect(self, rank: int, scale: float, init: StudyInit, optimizer: Optimizer) -> Iterator[tuple[int, str, str, float]]:
+    def expect(
+        self, rank: int, scale: float, init: StudyInit, optimizer: Optimizer
+    ) -> Iterator[tuple[int, str, str, float]]:
         """What theory has: ``(steps, module, quantity, value)``."""
         for steps in self._steps:
             for path, expected in self._expected.items():
                 sigma = start_std(self.model.sites[path], init, rank)
-                for quantity, value in expected.values(rank, scale, sigma, self._rates[optimizer], steps, optimizer):
+                for quantity, value in expected.values(
+                    rank, scale, sigma, self._rates[optimizer], steps, optimizer
+                ):
                     yield steps, path, quantity, value
 
-    def fit(self, starts: Sequence[Adapters], rank: int, scale: float, optimizer: Optimizer) -> Iterator[tuple[int, int, str, str, float]]:
+    def fit(
+        self, starts: Sequence[Adapters], rank: int, scale: float, optimizer: Optimizer
+    ) -> Iterator[tuple[int, int, str, str, float]]:
         """Take the steps from every start: ``(steps, number of the start, module, quantity, value)``."""
         size = max(1, min(len(starts), WINDOWS_AT_ONCE // self.windows))
         for first in range(0, len(starts), size):
             some = starts[first : first + size]
-            filled = [*some, *[some[-1]] * (size - len(some))]  # every slice is of one size, so that one program serves them all
+            filled = [
+                *some,
+                *[some[-1]] * (size - len(some)),
+            ]  # every slice is of one size, so that one program serves them all
             for steps, values in self._together(filled, rank, scale, optimizer):
                 for path, of_path in values.items():
                     for number in range(len(some)):
-                        for quantity, value in _told({name: column[number] for name, column in of_path.items()}, steps):
+                        for quantity, value in _told(
+                            {name: column[number] for name, column in of_path.items()}, steps
+                        ):
                             yield steps, first + number, path, quantity, value
 
     def _together(
@@ -268,25 +322,42 @@ class Bench:
     ) -> Iterator[tuple[int, dict[str, dict[str, np.ndarray]]]]:
         """Take the steps from some starts at once: after how many, ``{module: {name: [starts]}}``."""
         adapters = stacked([padded(one, bucket(rank)) for one in starts])
-        base = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(starts), *leaf.shape)), self.model.trainable["base"])
-        state = jax.vmap(partial(init_state, optimizer=self._optimizers[optimizer]))({"adapters": adapters, "base": base})
+        base = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (len(starts), *leaf.shape)), self.model.trainable["base"]
+        )
+        state = jax.vmap(partial(init_state, optimizer=self._optimizers[optimizer]))(
+            {"adapters": adapters, "base": base}
+        )
         reached = 0
         for steps in self._steps:
             before = state
             if steps:
                 before = self._advanced(state, scale, optimizer, reached, steps - 1)
                 state = self._advanced(before, scale, optimizer, steps - 1, steps)
-            found = self._measure(self._frozen, before.trainable, state.trainable, np.float32(scale), self._batch, self._before)
+            found = self._measure(
+                self._frozen, before.trainable, state.trainable, np.float32(scale), self._batch, self._before
+            )
             yield steps, jax.device_get(found)
             reached = steps
 
-    def _advanced(self, state: TrainState, scale: float, optimizer: Optimizer, reached: int, steps: int) -> TrainState:
+    def _advanced(
+        self, state: TrainState, scale: float, optimizer: Optimizer, reached: int, steps: int
+    ) -> TrainState:
         if reached == steps:
             return state
         index = np.full((chunk_rows(self._steps[-1]), self.windows), PADDING, np.int32)
         index[: steps - reached] = self._stream.batches(reached, steps)
         advance = self._advance[optimizer]
-        return advance(self._frozen, state, np.float32(scale), self._buffer, self._table, index, steps - reached, self._key)
+        return advance(
+            self._frozen,
+            state,
+            np.float32(scale),
+            self._buffer,
+            self._table,
+            index,
+            steps - reached,
+            self._key,
+        )
 
 
 def _told(values: Mapping[str, np.ndarray], steps: int) -> Iterator[tuple[str, float]]:
@@ -318,7 +389,13 @@ def _windows(task: Task, buffer: jax.Array, table: WindowTable, index: jax.Array
 
 
 def _advance(
-    model: Model, task: Task, optimizer: optax.GradientTransformation, frozen: Params, state: TrainState, scale: jax.Array, *rest: Any
+    model: Model,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    frozen: Params,
+    state: TrainState,
+    scale: jax.Array,
+    *rest: Any,
 ) -> TrainState:
     """Some steps of training from every start, as ``ofa-jax train`` takes them but for dropout; pure."""
     predict = predict_function(model.network, scale, 0.0)
@@ -327,7 +404,14 @@ def _advance(
 
 
 def _measure(
-    model: Model, task: Task, frozen: Params, before: Params, after: Params, scale: jax.Array, batch: Batch, first: dict[str, Tap]
+    model: Model,
+    task: Task,
+    frozen: Params,
+    before: Params,
+    after: Params,
+    scale: jax.Array,
+    batch: Batch,
+    first: dict[str, Tap],
 ) -> dict[str, dict[str, jax.Array]]:
     """Every adapter's numbers by module, ``[starts]`` each; pure."""
     predict = predict_function(model.network, scale, 0.0)
@@ -336,7 +420,9 @@ def _measure(
         seen = tap(predict, task.loss, model.sites, frozen, after, batch)
         base, old, new = trees.flatten(combine(frozen, after["base"])), before["adapters"], after["adapters"]
         return {
-            path: numbers(seen[path], first[path].gradient, old[path], new[path], base[_weight_name(site, path)], scale)
+            path: numbers(
+                seen[path], first[path].gradient, old[path], new[path], base[_weight_name(site, path)], scale
+            )
             for path, site in model.sites.items()
         }
 
@@ -348,4 +434,6 @@ def _weight_name(site: Site, path: str) -> str:
 
 
 def _weight(model: Model, path: str) -> np.ndarray:
-    return trees.flatten(combine(model.frozen, model.trainable["base"]))[_weight_name(model.sites[path], path)]
+    return trees.flatten(combine(model.frozen, model.trainable["base"]))[
+        _weight_name(model.sites[path], path)
+    ]

@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["accuracy_by_bytes", "accuracy_by_rank", "attention_by_patch", "forecast", "gradient_norms", "slopes", "update_ratios"]
+__all__ = [
+    "accuracy_by_bytes",
+    "accuracy_by_rank",
+    "attention_by_patch",
+    "forecast",
+    "gradient_norms",
+    "slopes",
+    "update_ratios",
+]
 
 
 def slopes(study: pd.DataFrame, slopes_table: pd.DataFrame, quantity: str) -> Figure:
@@ -42,18 +50,32 @@ def slopes(study: pd.DataFrame, slopes_table: pd.DataFrame, quantity: str) -> Fi
         DataError: A column is missing, or the study has no positive value of this quantity.
     """
     study = style.checked(
-        study, ("module", "rank", "scaling", "init", "optimizer", "steps", "quantity", "value"), "study", numbers=("rank", "value")
+        study,
+        ("module", "rank", "scaling", "init", "optimizer", "steps", "quantity", "value"),
+        "study",
+        numbers=("rank", "value"),
     )
     fits = style.checked(
-        slopes_table, ("module", "scaling", "init", "optimizer", "steps", "quantity", "slope", "low", "high", "predicted"),
-        "table of slopes", numbers=("slope", "low", "high", "predicted"), may_be_empty=True,
-    )  # fmt: skip
+        slopes_table,
+        ("module", "scaling", "init", "optimizer", "steps", "quantity", "slope", "low", "high", "predicted"),
+        "table of slopes",
+        numbers=("slope", "low", "high", "predicted"),
+        may_be_empty=True,
+    )
     known = style.distinct(study["quantity"])
     if quantity not in known:
-        raise DataError(f"the study has no quantity {quantity!r}", where="slopes", fix=f"It has {', '.join(map(str, known))}")
+        raise DataError(
+            f"the study has no quantity {quantity!r}",
+            where="slopes",
+            fix=f"It has {', '.join(map(str, known))}",
+        )
     study = study[study["quantity"] == quantity]
     if not (study["value"] > 0).any():
-        raise DataError(f"no value of {quantity!r} is positive", where="slopes", fix="A logarithmic axis shows positive values alone")
+        raise DataError(
+            f"no value of {quantity!r} is positive",
+            where="slopes",
+            fix="A logarithmic axis shows positive values alone",
+        )
     fits = fits[fits["quantity"] == quantity]
     modules, stages = style.distinct(study["module"]), style.distinct(study["optimizer"], study["steps"])
     groups = style.distinct(study["scaling"], study["init"])
@@ -65,13 +87,18 @@ def slopes(study: pd.DataFrame, slopes_table: pd.DataFrame, quantity: str) -> Fi
             axis = axes[row, column]
             where = {"module": module, "optimizer": optimizer, "steps": steps}
             _slope_panel(axis, style.chosen(study, where), style.chosen(fits, where), groups, places)
-            axis.set_title(f"{style.text(module)}, {steps} step{'' if steps == 1 else 's'} of {style.spelled(optimizer)}", fontsize=10)
+            axis.set_title(
+                f"{style.text(module)}, {steps} step{'' if steps == 1 else 's'} of {style.spelled(optimizer)}",
+                fontsize=10,
+            )
             axis.set_ylabel(style.spelled(quantity), fontsize=9)
     figure.supxlabel("line: fitted slope, band: its interval, dotted: theory", fontsize=8, color="0.3")
     return figure
 
 
-def _slope_panel(axis: Axes, points: pd.DataFrame, fits: pd.DataFrame, groups: Sequence[tuple], places: Mapping[str, list]) -> None:
+def _slope_panel(
+    axis: Axes, points: pd.DataFrame, fits: pd.DataFrame, groups: Sequence[tuple], places: Mapping[str, list]
+) -> None:
     """Points, fits and predictions of one module, and a legend below that says the numbers."""
     style.log_rank(axis, points["rank"])
     left_out = 0
@@ -91,19 +118,38 @@ def _slope_panel(axis: Axes, points: pd.DataFrame, fits: pd.DataFrame, groups: S
         label = f"{scaling}, {init}" + _slope_text(fit)
         spread = np.stack([heights - by_rank.min().to_numpy(float), by_rank.max().to_numpy(float) - heights])
         axis.errorbar(
-            ranks, heights, yerr=np.maximum(spread, 0), color=colour, marker=marker, linestyle="none", markersize=5.5, elinewidth=0.8,
-            markerfacecolor=(colour, "white", colour)[first % 3], fillstyle=("full", "full", "left")[first % 3], label=label, zorder=3,
-        )  # fmt: skip
+            ranks,
+            heights,
+            yerr=np.maximum(spread, 0),
+            color=colour,
+            marker=marker,
+            linestyle="none",
+            markersize=5.5,
+            elinewidth=0.8,
+            markerfacecolor=(colour, "white", colour)[first % 3],
+            fillstyle=("full", "full", "left")[first % 3],
+            label=label,
+            zorder=3,
+        )
         if len(fit):
             _slope_lines(axis, centre, fit.iloc[0], colour)
     style.log_heights(axis)
     if left_out:
         axis.text(
-            0.5, 0.98, f"{left_out} value{'' if left_out == 1 else 's'} not positive, not drawn", transform=axis.transAxes, va="top",
-            ha="center", fontsize=7.5, style="italic", color="0.3",
-        )  # fmt: skip
+            0.5,
+            0.98,
+            f"{left_out} value{'' if left_out == 1 else 's'} not positive, not drawn",
+            transform=axis.transAxes,
+            va="top",
+            ha="center",
+            fontsize=7.5,
+            style="italic",
+            color="0.3",
+        )
     if axis.get_legend_handles_labels()[1]:
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=7.5, frameon=False, handletextpad=0.4)
+        axis.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=7.5, frameon=False, handletextpad=0.4
+        )
 
 
 def _slope_text(fit: pd.DataFrame) -> str:
@@ -125,7 +171,9 @@ def _slope_lines(axis: Axes, centre: pd.Series, fit: pd.Series, colour: str) -> 
 
     low, high = line(float(fit["low"])), line(float(fit["high"]))
     if np.isfinite(low).all() and np.isfinite(high).all():
-        axis.fill_between(ranks, np.minimum(low, high), np.maximum(low, high), color=colour, alpha=0.18, linewidth=0)
+        axis.fill_between(
+            ranks, np.minimum(low, high), np.maximum(low, high), color=colour, alpha=0.18, linewidth=0
+        )
     if np.isfinite(fit["slope"]):
         axis.plot(ranks, line(float(fit["slope"])), color=colour, linewidth=1.2)
     if np.isfinite(fit["predicted"]):
@@ -152,7 +200,9 @@ def update_ratios(events: pd.DataFrame) -> Figure:
 
 
 def _by_module(events: pd.DataFrame, column: str) -> Figure:
-    events = style.checked(events, ("step", "module", "rank", column), "table of gradients", numbers=("step", "rank", column))
+    events = style.checked(
+        events, ("step", "module", "rank", column), "table of gradients", numbers=("step", "rank", column)
+    )
     modules, ranks = style.distinct(events["module"]), sorted(set(events["rank"]))
     columns = min(len(modules), 3 if len(modules) > 4 else 2)
     rows = -(-len(modules) // columns)
@@ -165,9 +215,14 @@ def _by_module(events: pd.DataFrame, column: str) -> Figure:
             line = own[own["rank"] == rank].groupby("step")[column].mean()
             heights = np.where(line > 0, line, np.nan)
             axis.plot(
-                line.index, heights, **style.stroke(index, colours[index]), linewidth=1.5, label=f"rank {rank:g}", markersize=4,
+                line.index,
+                heights,
+                **style.stroke(index, colours[index]),
+                linewidth=1.5,
+                label=f"rank {rank:g}",
+                markersize=4,
                 markevery=max(1, len(line) // 8),
-            )  # fmt: skip
+            )
         if (own[column] > 0).any():
             style.log_heights(axis)
         axis.set_title(style.text(module), fontsize=9)
@@ -181,7 +236,12 @@ def _by_module(events: pd.DataFrame, column: str) -> Figure:
     if len(ranks) > 1:
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(len(ranks), 5 if columns > 1 else 3), fontsize=8, frameon=False
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=min(len(ranks), 5 if columns > 1 else 3),
+            fontsize=8,
+            frameon=False,
         )
     return figure
 
@@ -217,11 +277,17 @@ def accuracy_by_bytes(cells: pd.DataFrame, metric: str, controls: pd.DataFrame |
     return figure
 
 
-def _accuracy(cells: pd.DataFrame, across: str, metric: str, controls: pd.DataFrame | None) -> tuple[Figure, Axes]:
+def _accuracy(
+    cells: pd.DataFrame, across: str, metric: str, controls: pd.DataFrame | None
+) -> tuple[Figure, Axes]:
     cells = style.checked(cells, (across,), "table of cells", numbers=(across,))
     column = _metric_column(cells, metric, "table of cells")
     cells = style.checked(cells, (column,), "table of cells", numbers=(column,))
-    apart = [name for name in ("scaling", "init", "alpha", "learning_rate") if name in cells and cells[name].nunique() > 1]
+    apart = [
+        name
+        for name in ("scaling", "init", "alpha", "learning_rate")
+        if name in cells and cells[name].nunique() > 1
+    ]
     figure = style.new_figure(6.8, 4.2)
     axis = figure.subplots()
     keys = list(dict.fromkeys(cells[apart].itertuples(index=False, name=None))) if apart else [()]
@@ -229,15 +295,35 @@ def _accuracy(cells: pd.DataFrame, across: str, metric: str, controls: pd.DataFr
         own = style.chosen(cells, dict(zip(apart, key, strict=True)))
         found = own.groupby(across)[column].agg(["mean", "std"]).sort_index()
         colour = style.COLOURS[index % len(style.COLOURS)]
-        axis.plot(own[across], own[column], linestyle="none", marker=".", markersize=4, color=colour, alpha=0.55, zorder=2)
+        axis.plot(
+            own[across],
+            own[column],
+            linestyle="none",
+            marker=".",
+            markersize=4,
+            color=colour,
+            alpha=0.55,
+            zorder=2,
+        )
         axis.errorbar(
-            found.index, found["mean"], yerr=found["std"].fillna(0), **style.stroke(index, colour), markersize=6, linewidth=1.4,
-            elinewidth=1, capsize=3, zorder=3,
+            found.index,
+            found["mean"],
+            yerr=found["std"].fillna(0),
+            **style.stroke(index, colour),
+            markersize=6,
+            linewidth=1.4,
+            elinewidth=1,
+            capsize=3,
+            zorder=3,
             label=", ".join(_named(name, value) for name, value in zip(apart, key, strict=True)),
-        )  # fmt: skip
+        )
     counts = cells.groupby([across, *apart], dropna=False)[column].count()
     few, seeds = int(counts.min()), int(counts.max())
-    spread = f", mean ± standard deviation of {seeds if few == seeds else f'{few} to {seeds}'} seeds" if seeds > 1 else ""
+    spread = (
+        f", mean ± standard deviation of {seeds if few == seeds else f'{few} to {seeds}'} seeds"
+        if seeds > 1
+        else ""
+    )
     axis.set_ylabel(style.text(style.spelled(column)) + spread, fontsize=9)
     style.plain(axis)
     if controls is not None:
@@ -256,14 +342,22 @@ def _metric_column(table: pd.DataFrame, metric: str, what: str) -> str:
     for name in (metric, f"test_{metric}", plain):
         if name in table.columns:
             return name
-    raise DataError(f"the {what} has no column `{metric}`", where="plots", fix=f"It has {', '.join(map(str, table.columns))}")
+    raise DataError(
+        f"the {what} has no column `{metric}`",
+        where="plots",
+        fix=f"It has {', '.join(map(str, table.columns))}",
+    )
 
 
 def _control_lines(axis: Axes, controls: pd.DataFrame, metric: str, column: str, values: pd.Series) -> None:
     """A line per control, its name and value right of the axis; those far beyond the cells are named with an arrow instead."""
     controls = style.checked(controls, ("method",), "table of controls")
     own = _metric_column(controls, metric, "table of controls")
-    controls = style.checked(controls, (own,), "table of controls", numbers=(own,)).dropna(subset=[own]).sort_values(own)
+    controls = (
+        style.checked(controls, (own,), "table of controls", numbers=(own,))
+        .dropna(subset=[own])
+        .sort_values(own)
+    )
     low, high = float(values.min()), float(values.max())
     room = 2 * max(high - low, 0.05 * abs(high))
     near = controls[controls[own].between(low - room, high + room)]
@@ -274,13 +368,30 @@ def _control_lines(axis: Axes, controls: pd.DataFrame, metric: str, column: str,
     for index, (method, value) in enumerate(controls[["method", own]].itertuples(index=False, name=None)):
         inside = low <= value <= high
         if inside:
-            axis.axhline(value, color="0.35", linewidth=1, linestyle=style.LINES[1 + index % (len(style.LINES) - 1)], zorder=1)
+            axis.axhline(
+                value,
+                color="0.35",
+                linewidth=1,
+                linestyle=style.LINES[1 + index % (len(style.LINES) - 1)],
+                zorder=1,
+            )
         arrow = "" if inside else ("↑ " if value > high else "↓ ")
         height = float(np.clip((value - low + margin) / (high - low + 2 * margin), 0, 1))
         names.append((height, f"{arrow}{style.text(method)} {value:.4g}", arrow))
-    for place, (height, text, arrow) in zip(style.spread_out([height for height, *_ in names], 0.055), names, strict=True):
+    for place, (height, text, arrow) in zip(
+        style.spread_out([height for height, *_ in names], 0.055), names, strict=True
+    ):
         axis.annotate(
-            text, (1, height), (1.03, place), xycoords="axes fraction", textcoords="axes fraction", fontsize=8, va="center", color="0.2",
+            text,
+            (1, height),
+            (1.03, place),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            fontsize=8,
+            va="center",
+            color="0.2",
             annotation_clip=False,
-            arrowprops=None if arrow else {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0},
-        )  # fmt: skip
+            arrowprops=None
+            if arrow
+            else {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0},
+        )

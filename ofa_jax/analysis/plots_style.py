@@ -26,7 +26,9 @@ LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1,
 SHADES = "cividis"
 """A colour map that is the same to colour-blind eyes and grows lighter all the way."""
 
-_WORDS = {"smape": "sMAPE", "adam": "Adam"} | {word: word.upper() for word in ("mse", "mae", "rms", "sgd", "owa", "mase")}
+_WORDS = {"smape": "sMAPE", "adam": "Adam"} | {
+    word: word.upper() for word in ("mse", "mae", "rms", "sgd", "owa", "mase")
+}
 
 _MINUS = "\N{MINUS SIGN}"
 
@@ -93,11 +95,20 @@ def shades(count: int) -> list[tuple[float, ...]]:
     """So many colours from dark to light, none too light for white paper."""
     from matplotlib import colormaps
 
-    return [tuple(colormaps[SHADES](place)) for place in np.linspace(0, 0.85, count)] if count > 1 else [COLOURS[0]]  # type: ignore[list-item]
+    return (
+        [tuple(colormaps[SHADES](place)) for place in np.linspace(0, 0.85, count)]
+        if count > 1
+        else [COLOURS[0]]
+    )  # type: ignore[list-item]
 
 
 def checked(
-    table: pd.DataFrame, columns: Sequence[str], what: str, *, numbers: Sequence[str] = (), may_be_empty: bool = False
+    table: pd.DataFrame,
+    columns: Sequence[str],
+    what: str,
+    *,
+    numbers: Sequence[str] = (),
+    may_be_empty: bool = False,
 ) -> pd.DataFrame:
     """The table, once it is sure that it can be drawn.
 
@@ -119,7 +130,11 @@ def checked(
         raise DataError(f"the {what} has no rows", where="plots", fix="Give at least one")
     for name in numbers:
         if not is_numeric_dtype(table[name]):
-            raise DataError(f"the column `{name}` of the {what} holds something else than numbers", where="plots", fix="Convert it first")
+            raise DataError(
+                f"the column `{name}` of the {what} holds something else than numbers",
+                where="plots",
+                fix="Convert it first",
+            )
     return table
 
 
@@ -128,13 +143,19 @@ def chosen(table: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
     keep = np.ones(len(table), bool)
     for name, value in values.items():
         column = table[name]
-        keep &= (column.isna() if isinstance(value, float) and np.isnan(value) else column == value).to_numpy(bool)
+        keep &= (column.isna() if isinstance(value, float) and np.isnan(value) else column == value).to_numpy(
+            bool
+        )
     return table[keep]
 
 
 def distinct(*columns: pd.Series) -> list[Any]:
     """Values (or tuples of them) in the order of their first appearance."""
-    return list(dict.fromkeys(columns[0])) if len(columns) == 1 else list(dict.fromkeys(zip(*columns, strict=True)))
+    return (
+        list(dict.fromkeys(columns[0]))
+        if len(columns) == 1
+        else list(dict.fromkeys(zip(*columns, strict=True)))
+    )
 
 
 def spelled(name: object) -> str:
@@ -179,8 +200,13 @@ def as_svg(figure: Figure) -> str:
     import matplotlib
 
     content = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "ofa-jax", "svg.fonttype": "path"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks shows as boxes
+    with (
+        matplotlib.rc_context({"svg.hashsalt": "ofa-jax", "svg.fonttype": "path"}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings(
+            "ignore", message="Glyph"
+        )  # a name in a script that the font lacks shows as boxes
         figure.savefig(content, format="svg", metadata={"Date": None})
     return content.getvalue()
 

@@ -30,7 +30,9 @@ def anomaly_scores(scores: pd.DataFrame, threshold: float) -> Figure:
     Raises:
         DataError: A column is missing, or there is no row.
     """
-    scores = style.checked(scores, ("stretch", "step", "score", "label"), "table of scores", numbers=("step", "score"))
+    scores = style.checked(
+        scores, ("stretch", "step", "score", "label"), "table of scores", numbers=("step", "score")
+    )
     names = style.distinct(scores["stretch"])
     figure = style.new_figure(8.6, 1.9 * len(names) + 0.7)
     axes = figure.subplots(len(names), 1, squeeze=False)[:, 0]
@@ -46,10 +48,17 @@ def anomaly_scores(scores: pd.DataFrame, threshold: float) -> Figure:
             label="score",
         )
         axis.broken_barh(
-            _stretches(own), (0, 1), transform=axis.get_xaxis_transform(), color=style.COLOURS[1], alpha=0.4, linewidth=0.8,
+            _stretches(own),
+            (0, 1),
+            transform=axis.get_xaxis_transform(),
+            color=style.COLOURS[1],
+            alpha=0.4,
+            linewidth=0.8,
             label="labelled anomalous",
-        )  # fmt: skip
-        axis.axhline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:.3g}")
+        )
+        axis.axhline(
+            threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:.3g}"
+        )
         if (own["score"] > 0).any() and threshold > 0:
             style.log_heights(axis)
         axis.set_title(style.text(name, 90), fontsize=9, loc="left")
@@ -57,7 +66,9 @@ def anomaly_scores(scores: pd.DataFrame, threshold: float) -> Figure:
         axis.margins(x=0.01)
         style.plain(axis)
     axes[-1].set_xlabel("test step", fontsize=9)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
+    )
     return figure
 
 
@@ -82,7 +93,11 @@ def confusion(cases: pd.DataFrame) -> Figure:
     names = style.distinct(cases["true"])
     table = cases.pivot(index="true", columns="predicted", values="count").reindex(index=names, columns=names)
     if table.isna().to_numpy().any():
-        raise DataError("the table of cases lacks a pair of classes", where="plots", fix="Give every pair, also those that count 0")
+        raise DataError(
+            "the table of cases lacks a pair of classes",
+            where="plots",
+            fix="Give every pair, also those that count 0",
+        )
     counts = table.to_numpy(float)
     size = min(1.8 + 0.45 * len(names), 8)
     figure = style.new_figure(size + 1.2, size)
@@ -92,7 +107,15 @@ def confusion(cases: pd.DataFrame) -> Figure:
     if len(names) <= 20:
         for row, column in np.ndindex(counts.shape):
             light = counts[row, column] > 0.6 * counts.max()
-            axis.text(column, row, f"{counts[row, column]:g}", ha="center", va="center", fontsize=8, color="black" if light else "white")
+            axis.text(
+                column,
+                row,
+                f"{counts[row, column]:g}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="black" if light else "white",
+            )
     shown = [style.text(name, 14) for name in names]
     axis.set_xticks(range(len(names)), shown, fontsize=8, rotation=0 if max(map(len, shown)) < 4 else 90)
     axis.set_yticks(range(len(names)), shown, fontsize=8)
@@ -111,7 +134,12 @@ def filled_in(windows: pd.DataFrame, *, unit: str = "value") -> Figure:
     Raises:
         DataError: A column is missing, or there is no row.
     """
-    windows = style.checked(windows, ("window", "step", "truth", "filled"), "table of windows", numbers=("step", "truth", "filled"))
+    windows = style.checked(
+        windows,
+        ("window", "step", "truth", "filled"),
+        "table of windows",
+        numbers=("step", "truth", "filled"),
+    )
     names = style.distinct(windows["window"])
     figure = style.new_figure(8, 2.3 * len(names) + 0.6)
     axes = figure.subplots(len(names), 1, squeeze=False, sharex=True)[:, 0]
@@ -119,12 +147,24 @@ def filled_in(windows: pd.DataFrame, *, unit: str = "value") -> Figure:
         own = windows[windows["window"] == name]
         hidden = own["filled"].notna()
         axis.plot(
-            own["step"], own["truth"].where(~hidden), color="0.35", linewidth=1, marker=".", markersize=3, label="what the model reads"
+            own["step"],
+            own["truth"].where(~hidden),
+            color="0.35",
+            linewidth=1,
+            marker=".",
+            markersize=3,
+            label="what the model reads",
         )
         axis.plot(
-            own["step"][hidden], own["truth"][hidden], linestyle="none", marker="o", markersize=5, markerfacecolor="none", color="black",
+            own["step"][hidden],
+            own["truth"][hidden],
+            linestyle="none",
+            marker="o",
+            markersize=5,
+            markerfacecolor="none",
+            color="black",
             label="hidden",
-        )  # fmt: skip
+        )
         axis.plot(
             own["step"][hidden],
             own["filled"][hidden],
@@ -138,5 +178,7 @@ def filled_in(windows: pd.DataFrame, *, unit: str = "value") -> Figure:
         axis.set_ylabel(style.text(unit), fontsize=9)
         style.plain(axis)
     axes[-1].set_xlabel("step of the window", fontsize=9)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
+    )
     return figure

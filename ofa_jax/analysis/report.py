@@ -60,7 +60,9 @@ def write_report(
     out = run / REPORT_FILE if out is None else Path(out)
     if out.is_dir():
         raise OfaError(
-            "this is a folder, so no report can be written there", where=str(out), fix=f"Name a file, such as {out / REPORT_FILE}"
+            "this is a folder, so no report can be written there",
+            where=str(out),
+            fix=f"Name a file, such as {out / REPORT_FILE}",
         )
     loaded, data = open_run(run, trunk=trunk, source=source, target=target)
     _, made = read_config(run)
@@ -79,7 +81,9 @@ def write_report(
     ]
     title = f"{_task_title(loaded.experiment)}: {report_run.shown_place(loaded.experiment.data.source)}"
     footer = f"Written by ofa-jax {metadata.version('ofa-jax')}{_commit()}, from the bundle of epoch {loaded.meta['best_epoch']}."
-    write_atomic(out, page(title, _summary(comparison, loaded), _warnings(loaded, data, events), sections, footer))
+    write_atomic(
+        out, page(title, _summary(comparison, loaded), _warnings(loaded, data, events), sections, footer)
+    )
     return out
 
 
@@ -89,7 +93,14 @@ def _compared(run: Path, loaded: Loaded, data: TaskData, train: bool, reporter: 
         return compare(loaded, data, split="test", controls=run / CONTROLS, reporter=reporter)
     known = [control.name for control in trained_controls(loaded.experiment, data)]
     kept = tuple(name for name in known if (readable_folder(run / CONTROLS / name) / "control.json").exists())
-    return compare(loaded, data, split="test", controls=run / CONTROLS if kept else None, reporter=reporter, only=kept or None)
+    return compare(
+        loaded,
+        data,
+        split="test",
+        controls=run / CONTROLS if kept else None,
+        reporter=reporter,
+        only=kept or None,
+    )
 
 
 def _task_title(experiment: Experiment) -> str:
@@ -98,9 +109,12 @@ def _task_title(experiment: Experiment) -> str:
         few = f", {experiment.data.percent} % of the training part" if experiment.data.percent < 100 else ""
         return f"Forecasting {task.horizon} steps{few}"
     words = {
-        "zero_shot": f"Zero-shot forecasting of {task.horizon} steps", "short_term": f"Short-term forecasting of {task.horizon} steps",
-        "anomaly": "Anomaly detection", "classification": "Classification", "imputation": "Imputation",
-    }  # fmt: skip
+        "zero_shot": f"Zero-shot forecasting of {task.horizon} steps",
+        "short_term": f"Short-term forecasting of {task.horizon} steps",
+        "anomaly": "Anomaly detection",
+        "classification": "Classification",
+        "imputation": "Imputation",
+    }
     return words[task.name]
 
 
@@ -117,7 +131,9 @@ def _warnings(loaded: Loaded, data: TaskData, events: Sequence[Mapping[str, Any]
     source = loaded.experiment.trunk.source
     found = []
     if source == RANDOM:
-        found.append("The trunk's weights are random: this run says nothing about what a pretrained GPT-2 would do.")
+        found.append(
+            "The trunk's weights are random: this run says nothing about what a pretrained GPT-2 would do."
+        )
     if source in WITHOUT:
         found.append("There is no GPT-2 in this network: it is a control.")
     if not any(event["event"] == "finished" for event in events):
@@ -136,10 +152,14 @@ def _commit() -> str:
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True
+        ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may lie within somebody else's checkout
+        git(
+            "ls-files", "--error-unmatch", Path(__file__).name
+        )  # an installed copy may lie within somebody else's checkout
         changed = " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
         return f", commit {git('rev-parse', '--short=12', 'HEAD')}{changed}"
     except (OSError, subprocess.SubprocessError):

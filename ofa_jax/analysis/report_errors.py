@@ -50,7 +50,9 @@ class Scored:
         """What ``told`` says of every window of a table, by the model or another predict function without parameters."""
         model, settings = self.loaded.model, settled(self.loaded.experiment.train, self.loaded.model.network)
         task = replace(self.data.task, sums=told)
-        evaluator = Evaluator(predict or model.predict, task, settings.eval_batch_size, make_layout(as_devices_allow(settings)))
+        evaluator = Evaluator(
+            predict or model.predict, task, settings.eval_batch_size, make_layout(as_devices_allow(settings))
+        )
         frozen, trainable = (model.frozen, model.trainable) if predict is None else ({}, {})
         return lambda table: evaluator(table, frozen, trainable)
 
@@ -58,7 +60,13 @@ class Scored:
         """Everything about some test windows, as the network saw them: ``x, x_mask, y, y_mask, prediction``."""
 
         def told(prediction: Any, batch: Batch) -> dict[str, jax.Array]:
-            return {"x": batch.x, "x_mask": batch.x_mask, "y": batch.y, "y_mask": batch.y_mask, "prediction": prediction}
+            return {
+                "x": batch.x,
+                "x_mask": batch.x_mask,
+                "y": batch.y,
+                "y_mask": batch.y_mask,
+                "prediction": prediction,
+            }
 
         found = self.asker(told)(rows_of(self.table, np.asarray(places)))
         return [{name: values[index] for name, values in found.items()} for index in range(len(places))]
@@ -80,9 +88,15 @@ def forecast_sections(scored: Scored) -> list[Section]:
 
     curves = {model_name(scored.loaded): per_step}
     if data.task.name == "forecast":
-        curves |= {title: _accumulated(scored.asker(told, predict), scored.table)[1] for title, predict in untrained_controls(data).items()}
+        curves |= {
+            title: _accumulated(scored.asker(told, predict), scored.table)[1]
+            for title, predict in untrained_controls(data).items()
+        }
     steps = pd.concat(
-        [pd.DataFrame({"method": title, "step": np.arange(1, len(curve) + 1), "error": curve}) for title, curve in curves.items()]
+        [
+            pd.DataFrame({"method": title, "step": np.arange(1, len(curve) + 1), "error": curve})
+            for title, curve in curves.items()
+        ]
     )
     first, last = per_step[0], per_step[-1]
     scale = ", on the scale of the standardised series" if standardised else ", in percent"
@@ -98,17 +112,24 @@ def forecast_sections(scored: Scored) -> list[Section]:
     names = scored.loaded.names
     if names is not None:
         channel = np.asarray(scored.table.channel)
-        errors = pd.DataFrame({"channel": names, "error": [_mean(per_window[channel == index]) for index in range(len(names))]})
+        errors = pd.DataFrame(
+            {"channel": names, "error": [_mean(per_window[channel == index]) for index in range(len(names))]}
+        )
         shown, table = channel_parts(errors, measure, "over all test windows" + scale)
         pictures, folded = [*pictures, shown], [table, *folded]
-    sentences = ["The model treats every series alike: they have no channels to tell apart."] if names is None else []
+    sentences = (
+        ["The model treats every series alike: they have no channels to tell apart."] if names is None else []
+    )
     return [windows, Section("errors", "Where the errors are", sentences, (), pictures, folded=folded)]
 
 
 def channel_parts(errors: pd.DataFrame, measure: str, over: str) -> tuple[Picture, Table]:
     """A picture and a table of errors by channel."""
     errors = errors.dropna(subset=["error"])
-    rows = [(str(name), number(value)) for name, value in errors.sort_values("error", ascending=False, kind="stable").to_numpy().tolist()]
+    rows = [
+        (str(name), number(value))
+        for name, value in errors.sort_values("error", ascending=False, kind="stable").to_numpy().tolist()
+    ]
     worst, best = rows[0], rows[-1]
     shown = picture(
         plots_run.error_by_channel(errors, measure),
@@ -136,7 +157,13 @@ def _forecast_windows(scored: Scored, places: dict[str, int], errors: np.ndarray
             f"The picture is {original}, with the last {min(HISTORY * horizon, scored.data.task.spec.input_length)} "
             f"of the {scored.data.task.spec.input_length} steps that the model reads.",
         ],
-        pictures=[picture(figure, f"Forecasts of {horizon} steps beside what came. {titles}.", f"Chosen by that rule alone. {titles}.")],
+        pictures=[
+            picture(
+                figure,
+                f"Forecasts of {horizon} steps beside what came. {titles}.",
+                f"Chosen by that rule alone. {titles}.",
+            )
+        ],
     )
 
 
@@ -177,7 +204,9 @@ def _window_name(scored: Scored, place: int) -> str:
     frame = getattr(scored.data, "frame", None)
     row = int(np.asarray(table.first)[place]) + int(np.asarray(table.x_valid)[place])
     when = (
-        "" if frame is None or frame.timestamps is None else f" from {str(frame.timestamps[row].astype('datetime64[m]')).replace('T', ' ')}"
+        ""
+        if frame is None or frame.timestamps is None
+        else f" from {str(frame.timestamps[row].astype('datetime64[m]')).replace('T', ' ')}"
     )
     return f"{names[int(np.asarray(table.channel)[place])]}, {said}{when}"
 
@@ -191,7 +220,10 @@ def _symmetric(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
 
 
 def _by_step(terms_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    return {"term": jnp.sum(jnp.where(batch.y_mask, terms_bhc, 0), axis=2), "count": jnp.sum(batch.y_mask, axis=2)}
+    return {
+        "term": jnp.sum(jnp.where(batch.y_mask, terms_bhc, 0), axis=2),
+        "count": jnp.sum(batch.y_mask, axis=2),
+    }
 
 
 def _accumulated(ask: Callable[[WindowTable], Sums], table: WindowTable) -> tuple[np.ndarray, np.ndarray]:
@@ -215,5 +247,8 @@ def _mean(values: np.ndarray) -> float:
 
 def _table_by_step(steps: pd.DataFrame, measure: str) -> Table:
     wide = steps.pivot(index="step", columns="method", values="error")[list(dict.fromkeys(steps["method"]))]
-    rows = [(str(step), *map(number, values)) for step, values in zip(wide.index, wide.to_numpy().tolist(), strict=True)]
+    rows = [
+        (str(step), *map(number, values))
+        for step, values in zip(wide.index, wide.to_numpy().tolist(), strict=True)
+    ]
     return Table(f"{measure} by step", ("step", *map(str, wide.columns)), rows)

@@ -66,13 +66,22 @@ def picture(figure: Figure, alt: str, caption: str) -> Picture:
     return Picture(f"data:image/svg+xml;base64,{encoded}", alt, caption)
 
 
-def page(title: str, summary: Sequence[str], warnings: Sequence[str], sections: Sequence[Section], footer: str) -> str:
+def page(
+    title: str, summary: Sequence[str], warnings: Sequence[str], sections: Sequence[Section], footer: str
+) -> str:
     """The whole page; everything that is not part of the template is escaped."""
     from jinja2 import Environment, StrictUndefined
 
     source = files("ofa_jax.analysis").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(title=title, summary=summary, warnings=warnings, sections=sections, footer=footer) + "\n"
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return (
+        environment.from_string(source).render(
+            title=title, summary=summary, warnings=warnings, sections=sections, footer=footer
+        )
+        + "\n"
+    )
 
 
 def number(value: Any) -> str:

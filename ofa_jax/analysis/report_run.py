@@ -38,7 +38,11 @@ NOT_CLIPPED = "The gradient was never clipped: train.clip_norm is not set."
 
 def shown_place(place: str) -> str:
     """A data set's or hub's name as it is; of a file its name alone, as a page is passed on."""
-    return Path(place).name if place not in CATALOG and (Path(place).is_absolute() or Path(place).exists()) else place
+    return (
+        Path(place).name
+        if place not in CATALOG and (Path(place).is_absolute() or Path(place).exists())
+        else place
+    )
 
 
 def settings_section(loaded: Loaded, data: TaskData, made: Mapping[str, Any]) -> Section:
@@ -57,7 +61,13 @@ def settings_section(loaded: Loaded, data: TaskData, made: Mapping[str, Any]) ->
         "settings",
         "What was run",
         tables=[Table("The run in short", ("setting", "value"), rows)],
-        folded=[Table("Versions when the run began", ("package", "version"), [(name, str(of)) for name, of in made["versions"].items()])],
+        folded=[
+            Table(
+                "Versions when the run began",
+                ("package", "version"),
+                [(name, str(of)) for name, of in made["versions"].items()],
+            )
+        ],
         listing=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         listing_title="Every setting",
     )
@@ -65,19 +75,39 @@ def settings_section(loaded: Loaded, data: TaskData, made: Mapping[str, Any]) ->
 
 def _summary_rows(loaded: Loaded, data: TaskData) -> list[tuple[str, str]]:
     experiment, names = loaded.experiment, loaded.names
-    adapters, train, task, target = experiment.adapters, experiment.train, data.settings, experiment.data.target
+    adapters, train, task, target = (
+        experiment.adapters,
+        experiment.train,
+        data.settings,
+        experiment.data.target,
+    )
     scale = f"{adapters.scaling} scaling, {adapters.init} start, dropout {adapters.dropout:g}"
     how = f"{train.optimizer}, learning rate {train.learning_rate:g} ({train.schedule}), seed {train.seed}"
-    listed = "any" if names is None else f"{len(names)}: {', '.join(names[:SHOWN_SERIES])}" + (" …" if len(names) > SHOWN_SERIES else "")
+    listed = (
+        "any"
+        if names is None
+        else f"{len(names)}: {', '.join(names[:SHOWN_SERIES])}" + (" …" if len(names) > SHOWN_SERIES else "")
+    )
     return [
-        ("task", f"{task.name}, reads {task.input_length} steps" + (f", forecasts {task.horizon}" if task.horizon else "")),
+        (
+            "task",
+            f"{task.name}, reads {task.input_length} steps"
+            + (f", forecasts {task.horizon}" if task.horizon else ""),
+        ),
         ("data", shown_place(experiment.data.source) + (f" → {shown_place(target)}" if target else "")),
         ("series", listed),
         ("windows", ", ".join(f"{table.size:,} {split}" for split, table in data.task.tables.items())),
-        ("protocol", experiment.protocol + (", the default" if experiment.protocol == "strict" else ", as the published code does")),
+        (
+            "protocol",
+            experiment.protocol
+            + (", the default" if experiment.protocol == "strict" else ", as the published code does"),
+        ),
         ("recipe", experiment.recipe),
         ("trunk", _trunk_text(experiment)),
-        ("adapters", f"rank {adapters.rank}, alpha {adapters.alpha:g}, {scale}" if loaded.model.sites else "none"),
+        (
+            "adapters",
+            f"rank {adapters.rank}, alpha {adapters.alpha:g}, {scale}" if loaded.model.sites else "none",
+        ),
         ("adapted layers", ", ".join(loaded.model.sites) or "none"),
         ("training", f"at most {train.epochs} epochs of batches of {train.batch_size}, {how}"),
         ("computed in", experiment.trunk.compute_dtype),
@@ -99,7 +129,9 @@ def training_section(events: Events, data: TaskData) -> Section:
     epochs = pd.DataFrame([event for event in events if event["event"] == "epoch"])
     title, column = "Training", f"validation_{data.task.objective}"
     if not len(epochs) or column not in epochs:
-        return Section("training", title, ["metrics.jsonl holds no epoch of this run, so there are no curves."])
+        return Section(
+            "training", title, ["metrics.jsonl holds no epoch of this run, so there are no curves."]
+        )
     per_epoch = float(epochs["step"].iloc[0]) / float(epochs["epoch"].iloc[0])
     logged = pd.DataFrame([event for event in events if event["event"] == "train"])
     steps = logged.assign(epoch=logged["step"] / per_epoch) if len(logged) else None
@@ -109,15 +141,29 @@ def training_section(events: Events, data: TaskData) -> Section:
         f"after the last epoch, {last['epoch']:g}, it is {number(float(last[column]))} and the training loss "
         f"{number(float(last['train_loss']))}."
     )
-    ended = "".join(f" Training ended: {event['reason']}." for event in events if event["event"] == "finished")
-    shown = [name for name in epochs if name in ("epoch", "train_loss", "learning_rate") or str(name).startswith("validation_")]
-    rows = [[f"{row[0]:g}", *(number(value) for value in row[1:])] for row in epochs[shown].to_numpy().tolist()]
+    ended = "".join(
+        f" Training ended: {event['reason']}." for event in events if event["event"] == "finished"
+    )
+    shown = [
+        name
+        for name in epochs
+        if name in ("epoch", "train_loss", "learning_rate") or str(name).startswith("validation_")
+    ]
+    rows = [
+        [f"{row[0]:g}", *(number(value) for value in row[1:])] for row in epochs[shown].to_numpy().tolist()
+    ]
     curves = plots_run.training_curves(epochs, data.task.objective, steps)
     return Section(
         "training",
         title,
         [said + ended, "Dropout acts while the training loss is measured, and not in validation."],
-        pictures=[picture(curves, f"Training loss and validation by epoch. {said}", "Training loss, and the metric that chose the epoch.")],
+        pictures=[
+            picture(
+                curves,
+                f"Training loss and validation by epoch. {said}",
+                "Training loss, and the metric that chose the epoch.",
+            )
+        ],
         folded=[Table("Every epoch", [style.spelled(name) for name in shown], rows)],
     )
 
@@ -137,17 +183,30 @@ def controls_section(comparison: Comparison) -> Section:
     head = ("method", *map(style.spelled, names), "trainable", "as float32")
     some_trained = any(row.trainable for row in comparison.rows[1:])
     hint = (
-        [] if some_trained else ["No trained control is kept in this run; ofa-jax report RUN --controls trains them once and keeps them."]
+        []
+        if some_trained
+        else [
+            "No trained control is kept in this run; ofa-jax report RUN --controls trains them once and keeps them."
+        ]
     )
-    table = Table(f"Metrics over all {comparison.windows:,} test windows, protocol {comparison.protocol}", head, rows)
-    return Section("controls", "Beside controls", ["Every method is scored on the same windows with the same metrics.", *hint], [table])
+    table = Table(
+        f"Metrics over all {comparison.windows:,} test windows, protocol {comparison.protocol}", head, rows
+    )
+    return Section(
+        "controls",
+        "Beside controls",
+        ["Every method is scored on the same windows with the same metrics.", *hint],
+        [table],
+    )
 
 
 def attention_section(loaded: Loaded, data: TaskData) -> Section:
     """Where the trunk's attention goes on some test windows."""
     title = "Attention"
     if loaded.model.network.kind != "gpt2":
-        return Section("attention", title, ["The network has no GPT-2, so there is no causal attention to show."])
+        return Section(
+            "attention", title, ["The network has no GPT-2, so there is no causal attention to show."]
+        )
     scored = Scored(loaded, data)
     count = min(ATTENTION_WINDOWS, scored.table.size)
     windows = scored.windows(np.linspace(0, scored.table.size - 1, count).astype(int).tolist())
@@ -201,7 +260,9 @@ def gradient_section(events: Events, rank: int) -> Section:
     if not logged:
         return Section("gradients", title, [HOW_TO_LOG])
     records = [
-        {"step": event["step"], "module": module, "rank": rank, **values} for event in logged for module, values in event["modules"].items()
+        {"step": event["step"], "module": module, "rank": rank, **values}
+        for event in logged
+        for module, values in event["modules"].items()
     ]
     table = pd.DataFrame(records).astype({"gradient_norm": float, "update_ratio": float})
     rows = []
@@ -210,7 +271,11 @@ def gradient_section(events: Events, rank: int) -> Section:
         values = (norms.iloc[0], norms.iloc[-1], norms.min(), norms.max(), own["update_ratio"].median())
         rows.append((str(module), *(number(float(value)) for value in values)))
     clipped = [float(event["clip_rate"]) for event in logged if event.get("clip_rate") is not None]
-    clipping = f"The gradient was clipped in {100 * float(np.mean(clipped)):.3g} % of the logged steps." if clipped else NOT_CLIPPED
+    clipping = (
+        f"The gradient was clipped in {100 * float(np.mean(clipped)):.3g} % of the logged steps."
+        if clipped
+        else NOT_CLIPPED
+    )
     sentences = [
         f"Root mean squares over the steps between two records: {len(logged):,} records up to step {logged[-1]['step']:,}.",
         clipping,
@@ -222,6 +287,14 @@ def gradient_section(events: Events, rank: int) -> Section:
     ):
         if table[column].notna().any():
             span = f"between {number(table[column].min())} and {number(table[column].max())}"
-            pictures.append(picture(draw(table), f"{what} over training of {len(rows)} parameters, {span}.", f"{what}, by parameter."))
+            pictures.append(
+                picture(
+                    draw(table),
+                    f"{what} over training of {len(rows)} parameters, {span}.",
+                    f"{what}, by parameter.",
+                )
+            )
     head = ("parameter", "first norm", "last norm", "least norm", "largest norm", "median update ratio")
-    return Section("gradients", title, sentences, [Table("Gradient norms by parameter", head, rows)], pictures)
+    return Section(
+        "gradients", title, sentences, [Table("Gradient norms by parameter", head, rows)], pictures
+    )

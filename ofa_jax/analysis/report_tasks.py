@@ -34,24 +34,41 @@ def imputation_sections(scored: Scored) -> list[Section]:
         by_channel = np.where(count[place] > 0, total[place] / np.maximum(count[place], 1), -1)
         channel = int(by_channel.argmax())
         std, mean = (1.0, 0.0) if scaler is None else (scaler.std[channel], scaler.mean[channel])
-        truth, filled = (values[:, channel].astype(np.float64) * std + mean for values in (window["y"], window["prediction"]))
-        title = (
-            f"{name}: window {int(np.asarray(scored.table.window_id)[place]):,}, MSE {number(per_window[place])}, shown {names[channel]}"
+        truth, filled = (
+            values[:, channel].astype(np.float64) * std + mean
+            for values in (window["y"], window["prediction"])
         )
+        title = f"{name}: window {int(np.asarray(scored.table.window_id)[place]):,}, MSE {number(per_window[place])}, shown {names[channel]}"
         hidden = window["y_mask"][:, channel]
         parts.append(
-            pd.DataFrame({"window": title, "step": np.arange(len(truth)), "truth": truth, "filled": np.where(hidden, filled, np.nan)})
+            pd.DataFrame(
+                {
+                    "window": title,
+                    "step": np.arange(len(truth)),
+                    "truth": truth,
+                    "filled": np.where(hidden, filled, np.nan),
+                }
+            )
         )
     table = pd.concat(parts)
     titles = "; ".join(dict.fromkeys(table["window"]))
     windows = Section(
         "windows",
         "Points filled in on test windows",
-        [rule(scored, "MSE of hidden points"), "Of each window the series with the largest error is drawn, in original units."],
-        pictures=[picture(plots_tasks.filled_in(table), f"Hidden points and what was filled in. {titles}.", f"{titles}.")],
+        [
+            rule(scored, "MSE of hidden points"),
+            "Of each window the series with the largest error is drawn, in original units.",
+        ],
+        pictures=[
+            picture(
+                plots_tasks.filled_in(table), f"Hidden points and what was filled in. {titles}.", f"{titles}."
+            )
+        ],
     )
     errors = pd.DataFrame({"channel": names, "error": total.sum(axis=0) / np.maximum(count.sum(axis=0), 1)})
-    bars, listed = channel_parts(errors, "MSE", "over all hidden test points, on the scale of the standardised series")
+    bars, listed = channel_parts(
+        errors, "MSE", "over all hidden test points, on the scale of the standardised series"
+    )
     sentence = "Points are hidden by chance, so no step of a window is apart from the others and errors are not told by step."
     return [windows, Section("errors", "Where the errors are", [sentence], (), [bars], folded=[listed])]
 
@@ -68,21 +85,36 @@ def classification_sections(scored: Scored) -> list[Section]:
     true, predicted = np.asarray(scored.table.label), found["predicted"]
     entropy = found["cross_entropy"].astype(np.float64)
     rows = [
-        (f"{name}: case {int(np.asarray(scored.table.window_id)[place]):,}", classes[true[place]], classes[predicted[place]],
-         number(float(np.exp(-entropy[place]))), number(entropy[place]))
+        (
+            f"{name}: case {int(np.asarray(scored.table.window_id)[place]):,}",
+            classes[true[place]],
+            classes[predicted[place]],
+            number(float(np.exp(-entropy[place]))),
+            number(entropy[place]),
+        )
         for name, place in place_in_order(entropy).items()
-    ]  # fmt: skip
+    ]
     head = ("case", "is", "taken for", "probability of its class", "cross-entropy")
-    windows = Section("windows", "Three test cases", [rule(scored, "cross-entropy")], [Table("Chosen by that rule alone", head, rows)])
+    windows = Section(
+        "windows",
+        "Three test cases",
+        [rule(scored, "cross-entropy")],
+        [Table("Chosen by that rule alone", head, rows)],
+    )
 
     counts = np.zeros((len(classes), len(classes)), int)
     np.add.at(counts, (true, predicted), 1)
     cases = pd.DataFrame(
-        [(a, b, counts[i, j]) for i, a in enumerate(classes) for j, b in enumerate(classes)], columns=["true", "predicted", "count"]
+        [(a, b, counts[i, j]) for i, a in enumerate(classes) for j, b in enumerate(classes)],
+        columns=["true", "predicted", "count"],
     )
     right = int(np.trace(counts))
     by_class = [
-        (name, f"{counts[index].sum():,}", number(counts[index, index] / counts[index].sum()) if counts[index].sum() else "—")
+        (
+            name,
+            f"{counts[index].sum():,}",
+            number(counts[index, index] / counts[index].sum()) if counts[index].sum() else "—",
+        )
         for index, name in enumerate(classes)
     ]
     said = f"{right:,} of {len(true):,} test cases are told right."
@@ -92,12 +124,17 @@ def classification_sections(scored: Scored) -> list[Section]:
         "Cases of each class, and what they were taken for.",
     )
     tables = [Table("Accuracy by class", ("class", "test cases", "accuracy"), by_class)]
-    sentences = [said, "A case has one label and no steps to forecast, so there are no errors by channel or step."]
+    sentences = [
+        said,
+        "A case has one label and no steps to forecast, so there are no errors by channel or step.",
+    ]
     return [windows, Section("errors", "Where the errors are", sentences, tables, [shown])]
 
 
 def _verdicts(logits_bk: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    entropy = -jnp.take_along_axis(jax.nn.log_softmax(logits_bk), jnp.maximum(batch.y, 0)[:, None], axis=1)[:, 0]
+    entropy = -jnp.take_along_axis(jax.nn.log_softmax(logits_bk), jnp.maximum(batch.y, 0)[:, None], axis=1)[
+        :, 0
+    ]
     return {"predicted": jnp.argmax(logits_bk, axis=1), "cross_entropy": entropy}
 
 
@@ -124,12 +161,20 @@ def anomaly_sections(scored: Scored) -> list[Section]:
                 "drawn with its score in the first of them.",
             )
         ],
-        folded=[Table("Every labelled anomaly", ("anomaly", "first step", "last step", "peak score", "found"), rows)],
+        folded=[
+            Table(
+                "Every labelled anomaly", ("anomaly", "first step", "last step", "peak score", "found"), rows
+            )
+        ],
     )
     names = scored.loaded.names or tuple(f"channel {index}" for index in range(len(channel_error)))
     errors = pd.DataFrame({"channel": names, "error": channel_error})
-    bars, listed = channel_parts(errors, "MSE", "over all test windows, on the scale of the standardised series")
-    sentence = "Every step of a window is given back, none is forecast, so errors are not told by step of a window."
+    bars, listed = channel_parts(
+        errors, "MSE", "over all test windows, on the scale of the standardised series"
+    )
+    sentence = (
+        "Every step of a window is given back, none is forecast, so errors are not told by step of a window."
+    )
     return [windows, Section("errors", "Where the errors are", [sentence], (), [bars], folded=[listed])]
 
 
@@ -170,14 +215,22 @@ def _first_cover(table: WindowTable, error_bt: np.ndarray) -> tuple[np.ndarray, 
     return rows, error_bt.ravel()[where].astype(np.float64)
 
 
-def _labelled_stretches(found: pd.DataFrame, threshold: float) -> tuple[list[pd.DataFrame], list[tuple[str, ...]]]:
+def _labelled_stretches(
+    found: pd.DataFrame, threshold: float
+) -> tuple[list[pd.DataFrame], list[tuple[str, ...]]]:
     """Scores around three labelled anomalies, and a row of text for each anomaly."""
     label, score, step = found["label"].to_numpy(), found["score"].to_numpy(), found["step"].to_numpy()
     edges = np.diff(np.concatenate([[0], label.astype(int), [0]]))
     begins, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
     peaks = np.array([score[begin:end].max() for begin, end in zip(begins, ends, strict=True)])
     rows: list[tuple[str, ...]] = [
-        (str(index + 1), f"{step[begin]:,}", f"{step[end - 1]:,}", f"{peak:.4g}", "yes" if peak > threshold else "no")
+        (
+            str(index + 1),
+            f"{step[begin]:,}",
+            f"{step[end - 1]:,}",
+            f"{peak:.4g}",
+            "yes" if peak > threshold else "no",
+        )
         for index, (begin, end, peak) in enumerate(zip(begins, ends, peaks, strict=True))
     ]
     words = {"best": "highest peak", "median": "median peak", "worst": "lowest peak"}

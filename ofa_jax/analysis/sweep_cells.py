@@ -43,7 +43,9 @@ class Axes:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,12 @@ def cells_of(experiment: Experiment, axes: Axes) -> list[Cell]:
 
 def _changed(plain: dict[str, Any], chosen: Mapping[str, Any], seed: int) -> dict[str, Any]:
     adapters, train = plain["adapters"], plain["train"]
-    own = {"rank": chosen["ranks"], "alpha": chosen["alphas"], "scaling": chosen["scalings"], "init": chosen["inits"]}
+    own = {
+        "rank": chosen["ranks"],
+        "alpha": chosen["alphas"],
+        "scaling": chosen["scalings"],
+        "init": chosen["inits"],
+    }
     return {
         **plain,
         "adapters": {**adapters, **own, "seed": adapters["seed"] + seed},
@@ -144,7 +151,15 @@ def _changed(plain: dict[str, Any], chosen: Mapping[str, Any], seed: int) -> dic
     }
 
 
-def parse_axes(ranks: str, seeds: int = 1, *, alphas: str = "", scalings: str = "", inits: str = "", learning_rates: str = "") -> Axes:
+def parse_axes(
+    ranks: str,
+    seeds: int = 1,
+    *,
+    alphas: str = "",
+    scalings: str = "",
+    inits: str = "",
+    learning_rates: str = "",
+) -> Axes:
     """Axes from the texts of a command line, values with commas between; an empty text leaves the settings' own value.
 
     Raises:
@@ -158,7 +173,9 @@ def parse_axes(ranks: str, seeds: int = 1, *, alphas: str = "", scalings: str = 
             try:
                 found.append(kind(part))
             except ValueError:
-                raise ConfigError(f"{part!r} is not {what}", where=option, fix="Name values with commas between") from None
+                raise ConfigError(
+                    f"{part!r} is not {what}", where=option, fix="Name values with commas between"
+                ) from None
         return tuple(found) or None
 
     def name_of(known: tuple[T, ...]) -> Callable[[str], T]:
@@ -169,7 +186,9 @@ def parse_axes(ranks: str, seeds: int = 1, *, alphas: str = "", scalings: str = 
         ranks=values("--ranks", ranks, int, "a whole number") or (),
         seeds=seeds,
         alphas=values("--alphas", alphas, float, "a number"),
-        scalings=values("--scalings", scalings, name_of(known_scalings), f"one of {', '.join(known_scalings)}"),
+        scalings=values(
+            "--scalings", scalings, name_of(known_scalings), f"one of {', '.join(known_scalings)}"
+        ),
         inits=values("--inits", inits, name_of(known_inits), f"one of {', '.join(known_inits)}"),
         learning_rates=values("--learning-rates", learning_rates, float, "a number"),
     )
@@ -188,7 +207,9 @@ def groups_of(cells: Sequence[Cell], at_once: Mapping[int, int]) -> list[Group]:
         width, number = max(cell.rank for cell in inside), -(-len(inside) // at_once[limit])
         lanes = -(-len(inside) // number)
         for start in range(0, len(inside), lanes):
-            groups.append(Group(f"group-{len(groups) + 1}", tuple(inside[start : start + lanes]), width, lanes))
+            groups.append(
+                Group(f"group-{len(groups) + 1}", tuple(inside[start : start + lanes]), width, lanes)
+            )
     return groups
 
 

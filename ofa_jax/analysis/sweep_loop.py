@@ -66,7 +66,13 @@ class Bench:
     def stream(self, seed: int) -> IndexStream:
         """The order of training windows that a seed gives."""
         task = self.task
-        return IndexStream(task.tables["train"].size, self.settings.batch_size, seed=seed, drop_last=task.drop_last, groups=task.groups)
+        return IndexStream(
+            task.tables["train"].size,
+            self.settings.batch_size,
+            seed=seed,
+            drop_last=task.drop_last,
+            groups=task.groups,
+        )
 
     def rows(self, lanes: int) -> tuple[int, int]:
         """Slices of a step and rows of its padded batch: as many windows at a time as one adapter alone would take, over all lanes."""
@@ -78,9 +84,14 @@ class Bench:
         key = (group.width, group.lanes)
         if key not in self._programs:
             self._programs[key] = make_programs(
-                self.model.network, self.model.numbers.dropout, self.task, self.settings, self.epoch_steps,
-                slices=self.rows(group.lanes)[0], lanes=group.lanes,
-            )  # fmt: skip
+                self.model.network,
+                self.model.numbers.dropout,
+                self.task,
+                self.settings,
+                self.epoch_steps,
+                slices=self.rows(group.lanes)[0],
+                lanes=group.lanes,
+            )
         return self._programs[key]
 
     def start(self, cell: Cell) -> Params:
@@ -97,9 +108,13 @@ class Bench:
         trainables, columns = jax.tree.map(jnp.asarray, trainables), jax.tree.map(jnp.asarray, table)
         parts = []
         for index in stream.batches(0, stream.steps_per_epoch):
-            found = programs.evaluate(self.frozen, trainables, scale, self.buffer, columns, jnp.asarray(index))
+            found = programs.evaluate(
+                self.frozen, trainables, scale, self.buffer, columns, jnp.asarray(index)
+            )
             parts.append({name: np.asarray(values) for name, values in found.items()})
-        return {name: np.concatenate([part[name] for part in parts], axis=1)[:, : table.size] for name in parts[0]}
+        return {
+            name: np.concatenate([part[name] for part in parts], axis=1)[:, : table.size] for name in parts[0]
+        }
 
 
 def scales(group: Group) -> jax.Array:
@@ -123,7 +138,14 @@ class GroupTrainer:
         reporter: What tells a person how it goes.
     """
 
-    def __init__(self, bench: Bench, group: Group, logs: Sequence[EventLog], checkpoints: Checkpoints, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        group: Group,
+        logs: Sequence[EventLog],
+        checkpoints: Checkpoints,
+        reporter: Reporter,
+    ) -> None:
         self.bench, self.group, self.logs = bench, group, logs
         self.checkpoints, self.reporter = checkpoints, reporter
         self.programs = bench.programs(group)
@@ -135,7 +157,9 @@ class GroupTrainer:
         rates = jnp.asarray([cell.experiment.train.learning_rate for cell in self.lanes], jnp.float32)
         self.numbers = Numbers(scales(group), rates)
         starts = [self._wide(bench.start(cell)) for cell in self.lanes]
-        self.state: TrainState = jax.tree.map(jnp.asarray, first_states(starts, bench.settings, bench.epoch_steps))
+        self.state: TrainState = jax.tree.map(
+            jnp.asarray, first_states(starts, bench.settings, bench.epoch_steps)
+        )
         self.best: Params = stacked(starts)
         self.progress = [CellProgress() for _ in group.cells]
         self.step = 0
@@ -217,13 +241,31 @@ class GroupTrainer:
         """What the chunk takes for so many steps; without an index of each lane, no window at all."""
         bench = self.bench
         filled = np.full(
-            (len(self.lanes), chunk_rows(min(bench.settings.chunk, bench.epoch_steps)), bench.rows(self.group.lanes)[1]), PADDING, np.int32
+            (
+                len(self.lanes),
+                chunk_rows(min(bench.settings.chunk, bench.epoch_steps)),
+                bench.rows(self.group.lanes)[1],
+            ),
+            PADDING,
+            np.int32,
         )
         for lane, batches in enumerate(index):
             filled[lane, :steps, : bench.settings.batch_size] = batches
-        active = [not progress.finished for progress in self.progress] + [False] * (len(self.lanes) - len(self.progress))
+        active = [not progress.finished for progress in self.progress] + [False] * (
+            len(self.lanes) - len(self.progress)
+        )
         table = bench.tables["train"]
-        return bench.frozen, self.state, bench.buffer, table, jnp.asarray(filled), steps, self.keys, self.numbers, jnp.asarray(active)
+        return (
+            bench.frozen,
+            self.state,
+            bench.buffer,
+            table,
+            jnp.asarray(filled),
+            steps,
+            self.keys,
+            self.numbers,
+            jnp.asarray(active),
+        )
 
     def run_chunk(self, steps: int) -> None:
         """Dispatch so many steps of all lanes and account for them."""
@@ -243,7 +285,9 @@ class GroupTrainer:
                     break
                 self.account(place, first + offset, loss, int(windows_k[offset]))
         self.step = then
-        self.reporter.advance(int((index[running[0]] >= 0).sum()) if running else 0, float(np.mean(losses_vk[running])))
+        self.reporter.advance(
+            int((index[running[0]] >= 0).sum()) if running else 0, float(np.mean(losses_vk[running]))
+        )
 
     def account(self, place: int, step: int, loss: float, windows: int) -> None:
         """Add one step's loss to a cell's counters, and log the mean of the last ``log_every`` steps when it is time."""
@@ -253,7 +297,9 @@ class GroupTrainer:
         progress.logged_loss += loss
         if (step + 1) % every == 0:
             rate, epoch = float(self.schedules[place](step)), step // self.bench.epoch_steps + 1
-            self.logs[place].append("train", step=step + 1, epoch=epoch, loss=progress.logged_loss / every, learning_rate=rate)
+            self.logs[place].append(
+                "train", step=step + 1, epoch=epoch, loss=progress.logged_loss / every, learning_rate=rate
+            )
             progress.logged_loss = 0.0
 
     def end_diverged(self, place: int, what: str, step: int) -> None:
@@ -280,13 +326,26 @@ class GroupTrainer:
             metrics = task.metrics({name: values[place] for name, values in sums.items()})
             objective = metrics[task.objective]
             own = jax.tree.map(lambda leaf, place=place: np.array(leaf[place]), self.state.trainable)
-            if not math.isfinite(objective) or not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(own)):
-                self.end_diverged(place, f"the validation {task.objective} became {objective} after epoch {epoch},", self.step - 1)
+            if not math.isfinite(objective) or not all(
+                np.isfinite(leaf).all() for leaf in jax.tree.leaves(own)
+            ):
+                self.end_diverged(
+                    place,
+                    f"the validation {task.objective} became {objective} after epoch {epoch},",
+                    self.step - 1,
+                )
                 continue
             better = progress.best is None or objective < progress.best
             if better:
-                progress.best, progress.best_epoch, progress.bad_epochs, progress.best_metrics = objective, epoch, 0, metrics
-                self.best = jax.tree.map(lambda leaf, new, place=place: _with(leaf, place, new), self.best, own)
+                progress.best, progress.best_epoch, progress.bad_epochs, progress.best_metrics = (
+                    objective,
+                    epoch,
+                    0,
+                    metrics,
+                )
+                self.best = jax.tree.map(
+                    lambda leaf, new, place=place: _with(leaf, place, new), self.best, own
+                )
             else:
                 progress.bad_epochs += 1
             self._log_epoch(place, epoch, metrics, better, seconds)
@@ -295,7 +354,9 @@ class GroupTrainer:
             elif epoch == settings.epochs:
                 self.end(place, "all epochs done")
 
-    def _log_epoch(self, place: int, epoch: int, metrics: Mapping[str, float], better: bool, seconds: float) -> None:
+    def _log_epoch(
+        self, place: int, epoch: int, metrics: Mapping[str, float], better: bool, seconds: float
+    ) -> None:
         progress, windows = self.progress[place], self.streams[place].windows
         record = {
             "epoch": epoch,
@@ -307,7 +368,11 @@ class GroupTrainer:
             "best": better,
         }
         progress.epoch_loss = 0.0
-        clock = {"time": time.time(), "seconds": round(seconds, 3), "windows_per_second": round(windows / max(seconds, 1e-9), 1)}
+        clock = {
+            "time": time.time(),
+            "seconds": round(seconds, 3),
+            "windows_per_second": round(windows / max(seconds, 1e-9), 1),
+        }
         self.logs[place].append("epoch", **record, **clock)
         self.reporter.end_epoch({"cell": self.group.cells[place].name, **record, **clock})
 

@@ -61,14 +61,19 @@ def padded(adapters: Adapters, width: int) -> Adapters:
 
     def pad(factors: dict[str, Any]) -> dict[str, Any]:
         extra = width - factors["a"].shape[1]
-        return {"a": np.pad(factors["a"], ((0, 0), (0, extra))), "b": np.pad(factors["b"], ((0, extra), (0, 0)))}
+        return {
+            "a": np.pad(factors["a"], ((0, 0), (0, extra))),
+            "b": np.pad(factors["b"], ((0, extra), (0, 0))),
+        }
 
     return {path: pad(factors) for path, factors in adapters.items()}
 
 
 def cut(adapters: Adapters, rank: int) -> Adapters:
     """The first ``rank`` columns of ``a`` and rows of ``b``: what :func:`padded` padded."""
-    return {path: {"a": factors["a"][:, :rank], "b": factors["b"][:rank]} for path, factors in adapters.items()}
+    return {
+        path: {"a": factors["a"][:, :rank], "b": factors["b"][:rank]} for path, factors in adapters.items()
+    }
 
 
 def stacked(trees: Sequence[Any]) -> Any:
@@ -90,7 +95,14 @@ class Programs(NamedTuple):
 
 
 def make_programs(
-    network: Network, dropout_rate: float, task: Task, settings: TrainConfig, steps_per_epoch: int, *, slices: int, lanes: int
+    network: Network,
+    dropout_rate: float,
+    task: Task,
+    settings: TrainConfig,
+    steps_per_epoch: int,
+    *,
+    slices: int,
+    lanes: int,
 ) -> Programs:
     """The chunk and the evaluation of a run (:mod:`ofa_jax.train.step`), mapped over adapters; the frozen tree is there once.
 
@@ -116,18 +128,34 @@ def make_programs(
         active: jax.Array,
     ) -> tuple[TrainState, jax.Array]:
         run = make_chunk(
-            predict_function(network, numbers.scale, dropout_rate), task.loss, optimizer(settings, numbers.learning_rate, steps_per_epoch),
-            task.spec, task.inputs, slices=slices, compiled=lambda pure: pure,
-        )  # fmt: skip
+            predict_function(network, numbers.scale, dropout_rate),
+            task.loss,
+            optimizer(settings, numbers.learning_rate, steps_per_epoch),
+            task.spec,
+            task.inputs,
+            slices=slices,
+            compiled=lambda pure: pure,
+        )
         then, losses_k = run(frozen, state, buffer, table, index_kb, steps, key)
         if lanes > 1:
             then = jax.tree.map(lambda after, before: jnp.where(active, after, before), then, state)
         return then, losses_k
 
     def evaluate(
-        frozen: Params, trainable: Params, scale: jax.Array, buffer: jax.Array, table: WindowTable, index_b: jax.Array
+        frozen: Params,
+        trainable: Params,
+        scale: jax.Array,
+        buffer: jax.Array,
+        table: WindowTable,
+        index_b: jax.Array,
     ) -> dict[str, jax.Array]:
-        run = make_eval_step(predict_function(network, scale, dropout_rate), task.sums, task.spec, task.inputs, compiled=lambda pure: pure)
+        run = make_eval_step(
+            predict_function(network, scale, dropout_rate),
+            task.sums,
+            task.spec,
+            task.inputs,
+            compiled=lambda pure: pure,
+        )
         return run(frozen, trainable, buffer, table, index_b)
 
     return Programs(
@@ -142,15 +170,22 @@ def _over_lanes(function: Callable[..., Any], axes: tuple[int | None, ...], lane
         return jax.vmap(function, in_axes=axes)
 
     def alone(*arguments: Any) -> Any:
-        own = (jax.tree.map(lambda leaf: leaf[0], given) if axis == 0 else given for given, axis in zip(arguments, axes, strict=True))
+        own = (
+            jax.tree.map(lambda leaf: leaf[0], given) if axis == 0 else given
+            for given, axis in zip(arguments, axes, strict=True)
+        )
         return jax.tree.map(lambda leaf: leaf[None], function(*own))
 
     return alone
 
 
-def optimizer(settings: TrainConfig, rate: float | jax.Array, steps_per_epoch: int) -> optax.GradientTransformation:
+def optimizer(
+    settings: TrainConfig, rate: float | jax.Array, steps_per_epoch: int
+) -> optax.GradientTransformation:
     """The run's optimiser with another learning rate, which may be traced."""
-    own = settings.model_copy(update={"learning_rate": rate})  # not validated again, so a traced number passes
+    own = settings.model_copy(
+        update={"learning_rate": rate}
+    )  # not validated again, so a traced number passes
     return make_optimizer(own, learning_rate(own, steps_per_epoch))
 
 

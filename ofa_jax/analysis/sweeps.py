@@ -60,7 +60,18 @@ FIGURES = ("accuracy_by_rank", "accuracy_by_bytes")
 """Figures of a sweep: functions of :mod:`ofa_jax.analysis.plots` and files of the folder."""
 
 _KIND = "ofa-jax sweep"
-_NUMBERS = ("rank", "alpha", "scaling", "init", "learning_rate", "seed", "trainable", "bytes", "best_epoch", "epochs")
+_NUMBERS = (
+    "rank",
+    "alpha",
+    "scaling",
+    "init",
+    "learning_rate",
+    "seed",
+    "trainable",
+    "bytes",
+    "best_epoch",
+    "epochs",
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,13 @@ class Sweep:
 
 
 def run_sweep(
-    experiment: Experiment, axes: Axes, out: str | Path, reporter: Reporter, *, at_once: int | None = None, controls: bool = False
+    experiment: Experiment,
+    axes: Axes,
+    out: str | Path,
+    reporter: Reporter,
+    *,
+    at_once: int | None = None,
+    controls: bool = False,
 ) -> Sweep:
     """Train every cell of a sweep in a folder; a folder that already holds this sweep goes on where it stopped.
 
@@ -118,18 +135,30 @@ def run_sweep(
     out = Path(out)
     cells_of(experiment, axes)  # for its errors, before anything is read or made
     if jax.process_count() > 1:
-        raise ConfigError("a sweep is trained by one process", fix="Start it on one machine, or share out the ranks among several sweeps")
+        raise ConfigError(
+            "a sweep is trained by one process",
+            fix="Start it on one machine, or share out the ranks among several sweeps",
+        )
     if experiment.train.gradient_log is not None:
-        raise ConfigError("a sweep logs no gradients", where="train.gradient_log", fix="Leave it out, or train the cell by itself")
+        raise ConfigError(
+            "a sweep logs no gradients",
+            where="train.gradient_log",
+            fix="Leave it out, or train the cell by itself",
+        )
     if at_once is not None and at_once < 1:
-        raise ConfigError(f"{at_once} adapters at a time train nothing", where="--at-once", fix="Take at least 1")
+        raise ConfigError(
+            f"{at_once} adapters at a time train nothing", where="--at-once", fix="Take at least 1"
+        )
     if experiment.train.fsdp > 1:
         raise ConfigError("a sweep is trained on one device", where="train.fsdp", fix="Leave it out")
     if jax.local_device_count() > 1:
         reporter.notice(f"a sweep uses one of the {jax.local_device_count()} devices")
     with sweep_folder(out):
         begun = read_json(out / RECORD, kind="sweep") if (out / RECORD).exists() else None
-        experiment = resolved(experiment, None if begun is None else build_experiment(begun["settings"], where=str(out / RECORD)))
+        experiment = resolved(
+            experiment,
+            None if begun is None else build_experiment(begun["settings"], where=str(out / RECORD)),
+        )
         data = read_data(experiment)
         experiment = experiment.model_copy(update={"task": data.settings})
         for notice in data.notices:
@@ -137,9 +166,10 @@ def run_sweep(
         model = build_model(experiment)
         if not model.sites:
             raise ConfigError(
-                "the rules adapt no layer, so there is no rank to sweep", where=f"recipe {experiment.recipe}",
+                "the rules adapt no layer, so there is no rank to sweep",
+                where=f"recipe {experiment.recipe}",
                 fix="Take a recipe with adapters (reference, paper, uniform), or adapt a layer by a rule",
-            )  # fmt: skip
+            )
         work = _Work(out, experiment, axes, model, data, reporter)
         work.begin(begun, at_once)
         with stop_on_signal() as request:
@@ -166,25 +196,46 @@ def sweep_folder(out: Path) -> Iterator[None]:
         CheckpointError: Another process holds it, or it holds something else than a sweep.
     """
     if out.exists() and not out.is_dir():
-        raise CheckpointError("this is a file, not a sweep's folder", where=str(out), fix="Choose another --out")
+        raise CheckpointError(
+            "this is a file, not a sweep's folder", where=str(out), fix="Choose another --out"
+        )
     leftover = (".lock", f".{RECORD}.")
-    if out.is_dir() and not (out / RECORD).exists() and any(not entry.name.startswith(leftover) for entry in out.iterdir()):
-        raise CheckpointError("this folder holds something else than a sweep", where=str(out), fix="Choose a new folder for --out")
+    if (
+        out.is_dir()
+        and not (out / RECORD).exists()
+        and any(not entry.name.startswith(leftover) for entry in out.iterdir())
+    ):
+        raise CheckpointError(
+            "this folder holds something else than a sweep",
+            where=str(out),
+            fix="Choose a new folder for --out",
+        )
     try:
         with run_lock(out):
             for name in (RECORD, TABLE, *(f"{figure}.png" for figure in FIGURES)):
                 clear_leftovers(out / name)
             yield
     finally:
-        if out.is_dir() and [entry.name for entry in out.iterdir()] == [".lock"]:  # it failed before the sweep began
+        if out.is_dir() and [entry.name for entry in out.iterdir()] == [
+            ".lock"
+        ]:  # it failed before the sweep began
             shutil.rmtree(out)
 
 
 class _Work:
     """One sweep in its folder."""
 
-    def __init__(self, out: Path, experiment: Experiment, axes: Axes, model: Model, data: TaskData, reporter: Reporter) -> None:
-        self.out, self.experiment, self.axes, self.model, self.data, self.reporter = out, experiment, axes, model, data, reporter
+    def __init__(
+        self, out: Path, experiment: Experiment, axes: Axes, model: Model, data: TaskData, reporter: Reporter
+    ) -> None:
+        self.out, self.experiment, self.axes, self.model, self.data, self.reporter = (
+            out,
+            experiment,
+            axes,
+            model,
+            data,
+            reporter,
+        )
         self.cells = cells_of(experiment, axes)
         self.bench = Bench(model, data.task, experiment.train)
         self.groups: list[Group] = []
@@ -207,17 +258,28 @@ class _Work:
                 "controls": None,
             }
         else:
-            if at_once is not None and not begun["cells"] and not any((self.out / CHECKPOINTS).glob("*/[0-9]*")):
-                begun = {**begun, "at_once": dict.fromkeys(begun["at_once"], at_once)}  # nothing hangs on it yet
+            if (
+                at_once is not None
+                and not begun["cells"]
+                and not any((self.out / CHECKPOINTS).glob("*/[0-9]*"))
+            ):
+                begun = {
+                    **begun,
+                    "at_once": dict.fromkeys(begun["at_once"], at_once),
+                }  # nothing hangs on it yet
             self._check(begun, at_once)
             self.record = {name: value for name, value in begun.items() if name != "format"}
         self.write()  # also of a sweep that goes on: a kill may have come between its two files
-        self.groups = groups_of(self.cells, {int(limit): number for limit, number in self.record["at_once"].items()})
+        self.groups = groups_of(
+            self.cells, {int(limit): number for limit, number in self.record["at_once"].items()}
+        )
 
     def _at_once(self, asked: int | None) -> dict[int, int]:
         chosen = {}
         for limit in {bucket(cell.rank) for cell in self.cells}:
-            largest = max((cell for cell in self.cells if bucket(cell.rank) == limit), key=lambda cell: cell.rank)
+            largest = max(
+                (cell for cell in self.cells if bucket(cell.rank) == limit), key=lambda cell: cell.rank
+            )
             size = 4 * sum(leaf.size for leaf in jax.tree.leaves(self.bench.start(largest)))
             batch = self.bench.settings.micro_batch or self.bench.settings.batch_size
             chosen[limit] = asked or adapters_at_once(self.model.network, size, batch, jax.default_backend())
@@ -225,27 +287,41 @@ class _Work:
 
     def _check(self, begun: Mapping[str, Any], at_once: int | None) -> None:
         if begun.get("kind") != _KIND:
-            raise CheckpointError(f"is not the record of a sweep (kind {begun.get('kind')!r})", where=str(self.out / RECORD))
+            raise CheckpointError(
+                f"is not the record of a sweep (kind {begun.get('kind')!r})", where=str(self.out / RECORD)
+            )
         now = self.axes.to_dict()
         changed = [
-            (f"--{name.replace('_', '-')}", begun["axes"].get(name), now[name]) for name in now if begun["axes"].get(name) != now[name]
+            (f"--{name.replace('_', '-')}", begun["axes"].get(name), now[name])
+            for name in now
+            if begun["axes"].get(name) != now[name]
         ]
         changed += differences(begun["settings"], dump_experiment(self.experiment))
         if at_once is not None:
-            changed += [("--at-once", old, at_once) for old in sorted(set(begun["at_once"].values())) if old != at_once][:1]
+            changed += [
+                ("--at-once", old, at_once)
+                for old in sorted(set(begun["at_once"].values()))
+                if old != at_once
+            ][:1]
         if changed:
             listed = "; ".join(f"{name} was {old!r}, is now {new!r}" for name, old, new in changed[:5])
             raise ConfigError(
-                f"the sweep there was begun with other settings: {listed}", where=str(self.out),
+                f"the sweep there was begun with other settings: {listed}",
+                where=str(self.out),
                 fix="Use its own settings to go on with it, or another --out",
-            )  # fmt: skip
+            )
         made = provenance(self.model, self.data)
-        for key, what in (("data_sha256", "data"), ("trunk_sha256", "trunk weights"), ("trunk_config", "trunk's shapes")):
+        for key, what in (
+            ("data_sha256", "data"),
+            ("trunk_sha256", "trunk weights"),
+            ("trunk_config", "trunk's shapes"),
+        ):
             if begun["provenance"].get(key) != made[key]:
                 raise CheckpointError(
-                    f"the {what} are not those the sweep was begun with", where=str(self.out),
+                    f"the {what} are not those the sweep was begun with",
+                    where=str(self.out),
                     fix=f"Restore the original {what}, or choose another --out",
-                )  # fmt: skip
+                )
 
     def is_done(self, group: Group) -> bool:
         done = {row["cell"] for row in self.record["cells"]}
@@ -281,17 +357,32 @@ class _Work:
         """Score the test part, write the bundles, then the rows: a cell with a row has everything."""
         tested = final_metrics(self.bench, trainer, "test")
         rows = []
-        for place, (cell, progress, metrics) in enumerate(zip(group.cells, trainer.progress, tested, strict=True)):
+        for place, (cell, progress, metrics) in enumerate(
+            zip(group.cells, trainer.progress, tested, strict=True)
+        ):
             best = trainer.best_of(place)
             if not progress.diverged:
                 own = replace(self.model, trainable=best, numbers=cell.numbers)
                 BundleWriter(self._folder(cell) / BUNDLE, cell.experiment, own, self.data)(best, progress)
             trainable = sum(leaf.size for leaf in jax.tree.leaves(best))
-            found = {} if progress.diverged else {f"validation_{name}": value for name, value in progress.best_metrics.items()}
+            found = (
+                {}
+                if progress.diverged
+                else {f"validation_{name}": value for name, value in progress.best_metrics.items()}
+            )
             found |= {f"test_{name}": value for name, value in (metrics or {}).items()}
             counts = {"trainable": trainable, "bytes": 4 * trainable, "best_epoch": progress.best_epoch}
             epochs = -(-progress.step // self.bench.epoch_steps)
-            rows.append({**cell.columns(), **counts, "epochs": epochs, **found, "cell": cell.name, "ended": progress.finished})
+            rows.append(
+                {
+                    **cell.columns(),
+                    **counts,
+                    "epochs": epochs,
+                    **found,
+                    "cell": cell.name,
+                    "ended": progress.finished,
+                }
+            )
         order = {cell.name: number for number, cell in enumerate(self.cells)}
         self.record["cells"] = sorted([*self.record["cells"], *rows], key=lambda row: order[row["cell"]])
         self.write()
@@ -301,13 +392,25 @@ class _Work:
         wanted = trained_controls(self.experiment, self.data)
         try:
             rows = control_rows(
-                self.experiment, self.model.network, self.data, split="test", wanted=wanted, folder=self.out / CONTROLS,
+                self.experiment,
+                self.model.network,
+                self.data,
+                split="test",
+                wanted=wanted,
+                folder=self.out / CONTROLS,
                 reporter=self.reporter,
-            )  # fmt: skip
+            )
         except Interrupted as stop:
-            raise Interrupted(stop.signal_number, stop.step, saved=True) from None  # the cells are, and every control that had ended
+            raise Interrupted(
+                stop.signal_number, stop.step, saved=True
+            ) from None  # the cells are, and every control that had ended
         self.record["controls"] = [
-            {"method": row.method, "trainable": row.trainable, "bytes": row.bytes, **{f"test_{name}": v for name, v in row.metrics.items()}}
+            {
+                "method": row.method,
+                "trainable": row.trainable,
+                "bytes": row.bytes,
+                **{f"test_{name}": v for name, v in row.metrics.items()},
+            }
             for row in rows
         ]
         self.write()
@@ -326,8 +429,14 @@ class _Work:
         if all(not name.startswith("test_") for name in made.cells.columns):
             return
         cells = made.cells.dropna(subset=[made.metric])
-        for name, figure in (("accuracy_by_rank", plots.accuracy_by_rank), ("accuracy_by_bytes", plots.accuracy_by_bytes)):
-            write_atomic(self.out / f"{name}.png", plots_style.as_png(figure(cells, made.metric, controls=made.controls)))
+        for name, figure in (
+            ("accuracy_by_rank", plots.accuracy_by_rank),
+            ("accuracy_by_bytes", plots.accuracy_by_bytes),
+        ):
+            write_atomic(
+                self.out / f"{name}.png",
+                plots_style.as_png(figure(cells, made.metric, controls=made.controls)),
+            )
 
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -347,7 +456,9 @@ def read_sweep(folder: str | Path) -> Sweep:
     folder = Path(folder)
     record = read_json(folder / RECORD, kind="sweep")
     if record.get("kind") != _KIND:
-        raise CheckpointError(f"is not the record of a sweep (kind {record.get('kind')!r})", where=str(folder / RECORD))
+        raise CheckpointError(
+            f"is not the record of a sweep (kind {record.get('kind')!r})", where=str(folder / RECORD)
+        )
     return Sweep(folder, record)
 
 

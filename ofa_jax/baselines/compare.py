@@ -9,7 +9,13 @@ from typing import Any
 
 import jax
 
-from ofa_jax.baselines.controls import Control, kept_or_trained, trained_controls, trunk_remark, untrained_controls
+from ofa_jax.baselines.controls import (
+    Control,
+    kept_or_trained,
+    trained_controls,
+    trunk_remark,
+    untrained_controls,
+)
 from ofa_jax.config import Experiment, Protocol
 from ofa_jax.model.network import Network
 from ofa_jax.tasks.base import Split, TaskData
@@ -55,7 +61,10 @@ class Comparison:
             "split": self.split,
             "windows": self.windows,
             "protocol": self.protocol,
-            "methods": [{"method": row.method, **row.metrics, "trainable": row.trainable, "bytes": row.bytes} for row in self.rows],
+            "methods": [
+                {"method": row.method, **row.metrics, "trainable": row.trainable, "bytes": row.bytes}
+                for row in self.rows
+            ],
         }
 
 
@@ -82,7 +91,9 @@ def compare(
     wanted = trained_controls(experiment, data, only=only) if controls is not None else []
     own = _Scores(experiment, model.network, data, split)(model.predict, model.frozen, model.trainable)
     rows = [Row(model_name(loaded), own, footprint(experiment).trainable)]
-    rows += control_rows(experiment, model.network, data, split=split, wanted=wanted, folder=controls, reporter=reporter)
+    rows += control_rows(
+        experiment, model.network, data, split=split, wanted=wanted, folder=controls, reporter=reporter
+    )
     return Comparison(task.name, task.protocol, split, task.tables[split].size, tuple(rows))
 
 
@@ -103,7 +114,13 @@ def control_rows(
     for control in wanted:
         assert folder is not None
         predict, frozen, trainable = kept_or_trained(control, data, folder, reporter)
-        rows.append(Row(control.title, score(predict, frozen, trainable), sum(leaf.size for leaf in jax.tree.leaves(trainable))))
+        rows.append(
+            Row(
+                control.title,
+                score(predict, frozen, trainable),
+                sum(leaf.size for leaf in jax.tree.leaves(trainable)),
+            )
+        )
     return rows
 
 
@@ -124,4 +141,8 @@ def model_name(loaded: Loaded) -> str:
     """What the table calls the model; a random trunk is always named."""
     recipe, source = loaded.experiment.recipe, loaded.experiment.trunk.source
     trunk = trunk_remark(source)
-    return f"One-for-All ({recipe}{trunk})" if recipe in ("reference", "paper", "uniform") else f"{recipe}{trunk}"
+    return (
+        f"One-for-All ({recipe}{trunk})"
+        if recipe in ("reference", "paper", "uniform")
+        else f"{recipe}{trunk}"
+    )

@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from ofa_jax.adapters.partition import Rule, actions
-from ofa_jax.baselines.dlinear import dlinear, filled_dlinear, init_dlinear, init_linear_classifier, linear_classifier
+from ofa_jax.baselines.dlinear import (
+    dlinear,
+    filled_dlinear,
+    init_dlinear,
+    init_linear_classifier,
+    linear_classifier,
+)
 from ofa_jax.baselines.fill import interpolate, window_mean, zeros
 from ofa_jax.baselines.nlinear import init_nlinear, nlinear
 from ofa_jax.baselines.seasonal_naive import seasonal_naive
@@ -76,11 +82,16 @@ def untrained_controls(data: TaskData) -> dict[str, Predict]:
         return {"distance from the mean": zeros}
     if task.name == "imputation":
         assert settings.channels is not None
-        return {"linear interpolation": interpolate(settings.channels), "mean of the window": window_mean(settings.channels)}
+        return {
+            "linear interpolation": interpolate(settings.channels),
+            "mean of the window": window_mean(settings.channels),
+        }
     return {}
 
 
-def trained_controls(experiment: Experiment, data: TaskData, *, only: tuple[str, ...] | None = None) -> list[Control]:
+def trained_controls(
+    experiment: Experiment, data: TaskData, *, only: tuple[str, ...] | None = None
+) -> list[Control]:
     """The controls that fit a run's task, in the order of tables.
 
     Args:
@@ -95,7 +106,11 @@ def trained_controls(experiment: Experiment, data: TaskData, *, only: tuple[str,
     names = [control.name for control in known]
     wrong = [name for name in only or () if name not in names]
     if wrong:
-        raise ConfigError(f"the task {data.task.name!r} has no control {wrong[0]!r}", where="--control", fix=f"Name {', '.join(names)}")
+        raise ConfigError(
+            f"the task {data.task.name!r} has no control {wrong[0]!r}",
+            where="--control",
+            fix=f"Name {', '.join(names)}",
+        )
     return [control for control in known if only is None or control.name in only]
 
 
@@ -104,7 +119,9 @@ def _linear_controls(experiment: Experiment, data: TaskData) -> list[Control]:
     length, horizon = task.spec.input_length, task.spec.horizon
 
     def trained_as(training: TrainConfig) -> TrainConfig:
-        return training.model_copy(update={"seed": own.seed, "batch_size": min(own.batch_size, training.batch_size)})
+        return training.model_copy(
+            update={"seed": own.seed, "batch_size": min(own.batch_size, training.batch_size)}
+        )
 
     if task.name in ("forecast", "zero_shot", "short_term"):
         training = trained_as(LINEAR_TRAINING if task.name == "forecast" else SERIES_TRAINING)
@@ -133,23 +150,39 @@ def _network_controls(experiment: Experiment, data: TaskData) -> list[Control]:
     """The same network with another trunk or other rules, trained as the run was."""
     trunk = experiment.trunk
     config = trunk_config(trunk)
-    shape = trunk.random.model_copy(update={"n_embd": config.n_embd, "n_head": config.n_head, "n_positions": config.n_positions})
+    shape = trunk.random.model_copy(
+        update={"n_embd": config.n_embd, "n_head": config.n_head, "n_positions": config.n_positions}
+    )
     experiment = experiment.model_copy(update={"task": data.settings})
 
     def swapped(source: str) -> Experiment:
-        return experiment.model_copy(update={"trunk": trunk.model_copy(update={"source": source, "random": shape})})
+        return experiment.model_copy(
+            update={"trunk": trunk.model_copy(update={"source": source, "random": shape})}
+        )
 
-    everything, tuned = (("train", ".*"),), tuple((action, path) for action, path in RECIPES["gpt4ts"]["rules"])
+    everything, tuned = (
+        (("train", ".*"),),
+        tuple((action, path) for action, path in RECIPES["gpt4ts"]["rules"]),
+    )
     variants: list[tuple[str, str, Experiment]] = [
-        ("attention", "one attention layer (PAttn)", swapped("attention").model_copy(update={"rules": everything})),
+        (
+            "attention",
+            "one attention layer (PAttn)",
+            swapped("attention").model_copy(update={"rules": everything}),
+        )
     ]
     if WITHOUT.get(trunk.source) != "none" and _trains(swapped("none")):
         variants.append(("no_trunk", "no trunk, same recipe", swapped("none")))
     if trunk.source != RANDOM:
         variants.append(("random_trunk", "random trunk, same recipe", swapped(RANDOM)))
     if experiment.recipe != "gpt4ts":
-        variants.append(("gpt4ts", f"gpt4ts{trunk_remark(trunk.source)}", experiment.model_copy(update={"rules": tuned})))
-    return [Control(name, title, partial(_built, variant), settled(variant.train, _network(variant))) for name, title, variant in variants]
+        variants.append(
+            ("gpt4ts", f"gpt4ts{trunk_remark(trunk.source)}", experiment.model_copy(update={"rules": tuned}))
+        )
+    return [
+        Control(name, title, partial(_built, variant), settled(variant.train, _network(variant)))
+        for name, title, variant in variants
+    ]
 
 
 def trunk_remark(source: str) -> str:
@@ -188,7 +221,9 @@ def _deciding(shapes: Mapping[str, Any], rules: Sequence[Rule]) -> list[Rule]:
     return kept
 
 
-def kept_or_trained(control: Control, data: TaskData, folder: Path, reporter: Reporter) -> tuple[Predict, Params, Params]:
+def kept_or_trained(
+    control: Control, data: TaskData, folder: Path, reporter: Reporter
+) -> tuple[Predict, Params, Params]:
     """A control with its trained parameters: read from the run's controls, or trained now and kept there.
 
     Raises:
@@ -207,7 +242,9 @@ def kept_or_trained(control: Control, data: TaskData, folder: Path, reporter: Re
             kept = place / "weights.safetensors"
             if not kept.exists() or record.get("sha256") != sha256_file(kept):
                 raise CheckpointError(
-                    f"the kept weights of {control.title} are damaged", where=str(place), fix="Delete this folder; it is trained anew"
+                    f"the kept weights of {control.title} are damaged",
+                    where=str(place),
+                    fix="Delete this folder; it is trained anew",
                 )
             best = load_file(kept)
             shapes = {path: leaf.shape for path, leaf in trees.flatten(start).items()}
@@ -219,14 +256,28 @@ def kept_or_trained(control: Control, data: TaskData, folder: Path, reporter: Re
                     where=str(place),
                     fix="Delete this folder; it is trained anew",
                 )
-            empty: Params = {name: {} for name, leaf in start.items() if isinstance(leaf, Mapping) and not leaf}
+            empty: Params = {
+                name: {} for name, leaf in start.items() if isinstance(leaf, Mapping) and not leaf
+            }
             return predict, frozen, trees.unflatten(best) | empty
         reporter.notice(f"training the control {control.title}, which is then kept")
-        result = fit(predict, data.task, frozen=frozen, trainable=start, settings=as_devices_allow(control.settings), reporter=reporter)
+        result = fit(
+            predict,
+            data.task,
+            frozen=frozen,
+            trainable=start,
+            settings=as_devices_allow(control.settings),
+            reporter=reporter,
+        )
         best = {path: np.ascontiguousarray(leaf) for path, leaf in trees.flatten(result.best).items()}
         with atomic_folder(place) as scratch:
             save_file(best, scratch / "weights.safetensors")
             digest = sha256_file(scratch / "weights.safetensors")
-            record = {**said, "settings": settings, "validation": result.progress.best_metrics, "sha256": digest}
+            record = {
+                **said,
+                "settings": settings,
+                "validation": result.progress.best_metrics,
+                "sha256": digest,
+            }
             write_json(scratch / "control.json", record)
         return predict, frozen, result.best

@@ -14,7 +14,9 @@ Predict = Callable[..., jax.Array]
 def interpolate(channels: int) -> Predict:
     """Hidden points from the nearest observed ones on both sides by a straight line; beyond the ends the nearest one's value."""
 
-    def predict(frozen: Any, trainable: Any, x_btc: jax.Array, x_mask: jax.Array, *, dropout_keys: Any = None) -> jax.Array:
+    def predict(
+        frozen: Any, trainable: Any, x_btc: jax.Array, x_mask: jax.Array, *, dropout_keys: Any = None
+    ) -> jax.Array:
         values, known = x_btc[..., :channels], x_mask[..., :channels]
         length = values.shape[1]
         step = jnp.arange(length)[None, :, None]
@@ -34,14 +36,20 @@ def interpolate(channels: int) -> Predict:
 def window_mean(channels: int) -> Predict:
     """Every point as the mean of its channel's observed points in the window."""
 
-    def predict(frozen: Any, trainable: Any, x_btc: jax.Array, x_mask: jax.Array, *, dropout_keys: Any = None) -> jax.Array:
+    def predict(
+        frozen: Any, trainable: Any, x_btc: jax.Array, x_mask: jax.Array, *, dropout_keys: Any = None
+    ) -> jax.Array:
         values, known = x_btc[..., :channels], x_mask[..., :channels]
-        mean = jnp.where(known, values, 0).sum(axis=1, keepdims=True) / jnp.maximum(known.sum(axis=1, keepdims=True), 1)
+        mean = jnp.where(known, values, 0).sum(axis=1, keepdims=True) / jnp.maximum(
+            known.sum(axis=1, keepdims=True), 1
+        )
         return jnp.broadcast_to(mean, values.shape)
 
     return predict
 
 
-def zeros(frozen: Any, trainable: Any, x_btc: jax.Array, x_mask: Any = None, *, dropout_keys: Any = None) -> jax.Array:
+def zeros(
+    frozen: Any, trainable: Any, x_btc: jax.Array, x_mask: Any = None, *, dropout_keys: Any = None
+) -> jax.Array:
     """Nothing: a step's score is then its distance from the training mean."""
     return jnp.zeros_like(x_btc)

@@ -14,17 +14,24 @@ import numpy as np
 
 def init_nlinear(input_length: int, horizon: int) -> dict[str, Any]:
     """``{"kernel": [t, h], "bias": [h]}`` that starts as the window's mean, as the published code offers beside a random start."""
-    return {"kernel": np.full((input_length, horizon), 1 / input_length, np.float32), "bias": np.zeros(horizon, np.float32)}
+    return {
+        "kernel": np.full((input_length, horizon), 1 / input_length, np.float32),
+        "bias": np.zeros(horizon, np.float32),
+    }
 
 
-def nlinear(frozen: Any, trainable: dict[str, Any], x_btc: jax.Array, x_mask: Any = None, *, dropout_keys: Any = None) -> jax.Array:
+def nlinear(
+    frozen: Any, trainable: dict[str, Any], x_btc: jax.Array, x_mask: Any = None, *, dropout_keys: Any = None
+) -> jax.Array:
     """Forecast ``[b, h, c]``: subtract each window's last value, map linearly, add it again. ``frozen`` is not used.
 
     Steps before a short window's start (``x_mask`` False) hold its first value.
     """
     x_btc = start_filled(x_btc, x_mask)
     last = x_btc[:, -1:]
-    return jnp.einsum("btc,th->bhc", x_btc - last, trainable["kernel"]) + trainable["bias"][None, :, None] + last
+    return (
+        jnp.einsum("btc,th->bhc", x_btc - last, trainable["kernel"]) + trainable["bias"][None, :, None] + last
+    )
 
 
 def start_filled(x_btc: jax.Array, x_mask: jax.Array | None) -> jax.Array:

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ofa_jax.data.archives import LabelledCases, LabelledStream, SeriesCollection, read_m4, read_stream, read_ts, read_tsf
+from ofa_jax.data.archives import (
+    LabelledCases,
+    LabelledStream,
+    SeriesCollection,
+    read_m4,
+    read_stream,
+    read_ts,
+    read_tsf,
+)
 from ofa_jax.data.entries import ENTRIES, DataFile, DatasetEntry, Kind
 from ofa_jax.data.frames import Frame, Missing, read_frame
 from ofa_jax.errors import DataError
@@ -22,7 +30,12 @@ DATA_VARIABLE = "OFA_JAX_DATA"
 CATALOG: dict[str, DatasetEntry] = {entry.name: entry for entry in ENTRIES}
 """Every known data set by name."""
 
-_READS: dict[Kind, str] = {"frame": "load", "collection": "load_collection", "cases": "load_cases", "stream": "load_streams"}
+_READS: dict[Kind, str] = {
+    "frame": "load",
+    "collection": "load_collection",
+    "cases": "load_cases",
+    "stream": "load_streams",
+}
 _CALLED: dict[Kind, str] = {
     "frame": "table of series (forecast, imputation)",
     "collection": "collection of single series (zero_shot, short_term)",
@@ -41,11 +54,15 @@ def data_root() -> Path:
     value = os.environ.get(DATA_VARIABLE, "")
     if not value:
         raise DataError(
-            f"{DATA_VARIABLE} is not set", fix=f"Set it to the folder that holds the data sets: export {DATA_VARIABLE}=/path/to/data"
+            f"{DATA_VARIABLE} is not set",
+            fix=f"Set it to the folder that holds the data sets: export {DATA_VARIABLE}=/path/to/data",
         )
     root = Path(value).expanduser()
     if not root.is_dir():
-        raise DataError(f"{DATA_VARIABLE} names {value!r}, which is no folder", fix="Set it to the folder that holds the data sets")
+        raise DataError(
+            f"{DATA_VARIABLE} names {value!r}, which is no folder",
+            fix="Set it to the folder that holds the data sets",
+        )
     return root
 
 
@@ -75,7 +92,9 @@ def locate(entry: DatasetEntry, root: str | Path | None = None, *, role: str | N
     if path is not None:
         return path
     raise DataError(
-        f"the data set `{entry.name}` is not there" if file.needed else f"the file `{file.role}` of `{entry.name}` is not there",
+        f"the data set `{entry.name}` is not there"
+        if file.needed
+        else f"the file `{file.role}` of `{entry.name}` is not there",
         where=str(root / file.path),
         fix=_how_to_get(entry, file, str(root)),
     )
@@ -108,7 +127,11 @@ def content_sha256(path: Path) -> str:
                 digest.update(block)
         return digest.hexdigest()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"the file cannot be read ({error})", where=str(path), fix="Check that it is whole; fetch it again") from None
+        raise DataError(
+            f"the file cannot be read ({error})",
+            where=str(path),
+            fix="Check that it is whole; fetch it again",
+        ) from None
 
 
 def verify(entry: DatasetEntry, path: str | Path, *, role: str | None = None) -> bool:
@@ -131,7 +154,9 @@ def verify(entry: DatasetEntry, path: str | Path, *, role: str | None = None) ->
     )
 
 
-def load(name_or_path: str | Path, *, root: str | Path | None = None, **options: Any) -> tuple[Frame, DatasetEntry | None]:
+def load(
+    name_or_path: str | Path, *, root: str | Path | None = None, **options: Any
+) -> tuple[Frame, DatasetEntry | None]:
     """A known frame by name, verified and read as its protocol says, or a user's own file.
 
     Args:
@@ -198,7 +223,11 @@ def load_cases(
         )
     if entry is not None:
         for part, count in ((train, entry.n_train), (test, entry.n_test)):
-            _expect(entry, {"cases": (part.n_cases, count), "channels": (part.n_channels, entry.n_channels)}, part.source)
+            _expect(
+                entry,
+                {"cases": (part.n_cases, count), "channels": (part.n_channels, entry.n_channels)},
+                part.source,
+            )
     return train, test, entry
 
 
@@ -265,7 +294,10 @@ def _listing(entry: DatasetEntry, root: Path | None) -> dict[str, Any]:
         }
         for file in entry.files
     ]
-    sizes = {name: getattr(entry, name) for name in ("n_rows", "n_channels", "n_series", "n_train", "n_test", "length", "n_classes")}
+    sizes = {
+        name: getattr(entry, name)
+        for name in ("n_rows", "n_channels", "n_series", "n_train", "n_test", "length", "n_classes")
+    }
     return {
         "name": entry.name,
         "kind": entry.kind,
@@ -321,7 +353,9 @@ def _case_files(folder: Path) -> list[Path]:
         matches = sorted([*folder.glob(f"*_{part}.ts"), *folder.glob(f"*_{part}.ts.gz")])
         if len(matches) != 1:
             raise DataError(
-                f"there are {len(matches)} files `*_{part}.ts`", where=str(folder), fix="Give a folder that holds one problem's two parts"
+                f"there are {len(matches)} files `*_{part}.ts`",
+                where=str(folder),
+                fix="Give a folder that holds one problem's two parts",
             )
         found += matches
     return found
@@ -330,4 +364,6 @@ def _case_files(folder: Path) -> list[Path]:
 def _expect(entry: DatasetEntry, counts: dict[str, tuple[int, int | None]], source: str) -> None:
     for what, (found, expected) in counts.items():
         if expected is not None and found != expected:
-            raise DataError(f"has {found} {what}, `{entry.name}` has {expected}", where=source, fix="Download it again")
+            raise DataError(
+                f"has {found} {what}, `{entry.name}` has {expected}", where=source, fix="Download it again"
+            )

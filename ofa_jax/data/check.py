@@ -27,7 +27,9 @@ from ofa_jax.errors import DataError
 Record = Frame | SeriesCollection | LabelledCases | LabelledStream | M4Info
 
 
-def check_file(path: str | Path, *, missing: Missing = "error", timestamps: Timestamps | None = None) -> dict[str, Any]:
+def check_file(
+    path: str | Path, *, missing: Missing = "error", timestamps: Timestamps | None = None
+) -> dict[str, Any]:
     """Read a file of any known format whole, with every check of its reader, and sum it up in plain values.
 
     Args:
@@ -45,13 +47,24 @@ def check_file(path: str | Path, *, missing: Missing = "error", timestamps: Time
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError("is a folder" if path.is_dir() else "there is no such file", where=str(path), fix="Give a data file")
+        raise DataError(
+            "is a folder" if path.is_dir() else "there is no such file",
+            where=str(path),
+            fix="Give a data file",
+        )
     digest = content_sha256(path)
-    known = [entry for entry in ENTRIES if any(digest in (file.sha256, file.copy_sha256) for file in entry.files)]
+    known = [
+        entry for entry in ENTRIES if any(digest in (file.sha256, file.copy_sha256) for file in entry.files)
+    ]
     if timestamps is None:
         timestamps = known[0].timestamps if known else "error"
     record = _read(path, missing, timestamps)
-    return {"path": str(path), "sha256": digest, "known_as": [entry.name for entry in known], **_summary(record)}
+    return {
+        "path": str(path),
+        "sha256": digest,
+        "known_as": [entry.name for entry in known],
+        **_summary(record),
+    }
 
 
 def _read(path: Path, missing: Missing, timestamps: Timestamps) -> Record:
@@ -96,7 +109,9 @@ def _summary(record: Record) -> dict[str, Any]:
             "kind": "cases",
             "cases": record.n_cases,
             "channels": record.n_channels,
-            "classes": {name: int((record.class_index == index).sum()) for index, name in enumerate(record.classes)},
+            "classes": {
+                name: int((record.class_index == index).sum()) for index, name in enumerate(record.classes)
+            },
             "filled": 0 if record.observed is None else sum(int((~mask).sum()) for mask in record.observed),
             **_lengths(record.lengths),
         }
@@ -110,7 +125,11 @@ def _summary(record: Record) -> dict[str, Any]:
             "anomaly_ratio": record.anomaly_ratio,
         }
     kinds, counts = np.unique(np.array(record.frequencies), return_counts=True)
-    return {"kind": "table of series", "series": len(record.names), "frequencies": dict(zip(kinds.tolist(), counts.tolist(), strict=True))}
+    return {
+        "kind": "table of series",
+        "series": len(record.names),
+        "frequencies": dict(zip(kinds.tolist(), counts.tolist(), strict=True)),
+    }
 
 
 def _lengths(lengths: np.ndarray) -> dict[str, int]:

@@ -36,7 +36,14 @@ class ResumingDownloader:
         limit: The most bytes that are taken.
     """
 
-    def __init__(self, part: Path, progress: Progress | None = None, *, attempts: int = _ATTEMPTS, limit: int = LARGEST_DOWNLOAD) -> None:
+    def __init__(
+        self,
+        part: Path,
+        progress: Progress | None = None,
+        *,
+        attempts: int = _ATTEMPTS,
+        limit: int = LARGEST_DOWNLOAD,
+    ) -> None:
         self._part, self._progress, self._attempts, self._limit = part, progress, attempts, limit
         self._mark_file = part.with_name(f"{part.name}.json")
 
@@ -52,7 +59,11 @@ class ResumingDownloader:
         for _ in range(self._attempts):
             try:
                 reason = self._attempt(url)
-            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+            except (
+                requests.ConnectionError,
+                requests.Timeout,
+                requests.exceptions.ChunkedEncodingError,
+            ) as error:
                 reason = str(error)
             if not reason:
                 self._mark_file.unlink(missing_ok=True)
@@ -79,9 +90,17 @@ class ResumingDownloader:
             if response.status_code == 416:
                 return self._start_over("the server does not have the rest of this file")
             if response.status_code not in (200, 206):
-                raise DataError(f"the server answers {response.status_code} {response.reason}", where=url, fix="See the data set's pages")
+                raise DataError(
+                    f"the server answers {response.status_code} {response.reason}",
+                    where=url,
+                    fix="See the data set's pages",
+                )
             if response.headers.get("Content-Encoding", "identity") != "identity":
-                raise DataError("the server sends the file encoded although asked not to", where=url, fix="Download it by hand")
+                raise DataError(
+                    "the server sends the file encoded although asked not to",
+                    where=url,
+                    fix="Download it by hand",
+                )
             if response.status_code == 206:
                 total = _range_total(response.headers.get("Content-Range", ""), start)
                 if "Range" not in headers or total is None:
@@ -89,7 +108,11 @@ class ResumingDownloader:
             else:
                 start, total = 0, _whole(response.headers.get("Content-Length"))
             if total is not None and total > self._limit:
-                raise DataError(f"the file has {total} bytes, more than the {self._limit} allowed", where=url, fix="Download it by hand")
+                raise DataError(
+                    f"the file has {total} bytes, more than the {self._limit} allowed",
+                    where=url,
+                    fix="Download it by hand",
+                )
             self._keep_mark(response.headers)
             done = self._receive(response, url, start, total)
         return f"{done} of {total} bytes came" if total is not None and done != total else ""
@@ -103,7 +126,11 @@ class ResumingDownloader:
                 done += len(block)
                 if done > (self._limit if total is None else total):
                     self._start_over("")
-                    raise DataError(f"the server sends more than {done - len(block)} bytes", where=url, fix="Download it by hand")
+                    raise DataError(
+                        f"the server sends more than {done - len(block)} bytes",
+                        where=url,
+                        fix="Download it by hand",
+                    )
                 file.write(block)
                 if self._progress is not None:
                     self._progress(name, done, total)
@@ -121,7 +148,9 @@ class ResumingDownloader:
 
     def _keep_mark(self, headers: Any) -> None:
         tag = headers.get("ETag", "")
-        mark = headers.get("Last-Modified") if not tag or tag.startswith("W/") else tag  # If-Range needs a strong tag
+        mark = (
+            headers.get("Last-Modified") if not tag or tag.startswith("W/") else tag
+        )  # If-Range needs a strong tag
         if mark is None:
             self._mark_file.unlink(missing_ok=True)
         else:

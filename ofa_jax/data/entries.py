@@ -93,7 +93,10 @@ class DatasetEntry:
         for file in self.files:
             if file.role == role:
                 return file
-        raise DataError(f"the data set `{self.name}` has no file `{role}`", fix=f"It has {', '.join(file.role for file in self.files)}")
+        raise DataError(
+            f"the data set `{self.name}` has no file `{role}`",
+            fix=f"It has {', '.join(file.role for file in self.files)}",
+        )
 
 
 _LONG_HORIZONS = (96, 192, 336, 720)
@@ -109,7 +112,11 @@ def _ett(number: int, letter: str, sha256: str) -> DatasetEntry:
         name=f"ett{letter}{number}",
         kind="frame",
         title=f"Electricity transformer {number}, oil temperature and six loads, {'hourly' if hourly else 'every 15 minutes'}, 2016-2018",
-        files=(DataFile(path, sha256=sha256, url=f"https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/{path}"),),
+        files=(
+            DataFile(
+                path, sha256=sha256, url=f"https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/{path}"
+            ),
+        ),
         pages=("https://github.com/zhouhaoyi/ETDataset",),
         licence="CC BY-ND 4.0",
         citation="Zhou et al., Informer: Beyond Efficient Transformer for Long Sequence Time-Series Forecasting, AAAI 2021",
@@ -135,8 +142,14 @@ _FRAMES = (
         name="weather",
         kind="frame",
         title="Weather station on the roof of the Max Planck Institute for Biogeochemistry, Jena, every 10 minutes, 2020",
-        files=_collected("weather/weather.csv", "34ee981d07313e51da2a50bb600072c8ae4a69cb4b0651f4cb93a069d7a2ba63"),
-        pages=(_COLLECTION, "https://github.com/thuml/Autoformer", "https://www.bgc-jena.mpg.de/wetter/ (the station's own files)"),
+        files=_collected(
+            "weather/weather.csv", "34ee981d07313e51da2a50bb600072c8ae4a69cb4b0651f4cb93a069d7a2ba63"
+        ),
+        pages=(
+            _COLLECTION,
+            "https://github.com/thuml/Autoformer",
+            "https://www.bgc-jena.mpg.de/wetter/ (the station's own files)",
+        ),
         licence="none stated",
         citation=_AUTOFORMER,
         frequency="10min",
@@ -151,7 +164,9 @@ _FRAMES = (
         name="illness",
         kind="frame",
         title="Influenza-like illness among patients in the United States, weekly, 2002-2020",
-        files=_collected("illness/national_illness.csv", "93601f64d2566dc796ca4305adad8b8560c2db1a1ff04543c3bd813a7263570a"),
+        files=_collected(
+            "illness/national_illness.csv", "93601f64d2566dc796ca4305adad8b8560c2db1a1ff04543c3bd813a7263570a"
+        ),
         pages=(_COLLECTION, "https://gis.cdc.gov/grasp/fluview/fluportaldashboard.html (the source)"),
         licence="US public domain",
         citation=_AUTOFORMER,
@@ -165,8 +180,13 @@ _FRAMES = (
         name="electricity",
         kind="frame",
         title="Electricity consumption of 321 clients in Portugal (ECL), hourly, 2012-2014",
-        files=_collected("electricity/electricity.csv", "7e45845d54c5219bad0ae6bc1b5316cf8ff9cead5d33fa998a5a51c2e4a497ad"),
-        pages=(_COLLECTION, "https://archive.ics.uci.edu/dataset/321/electricityloaddiagrams20112014 (the source, every 15 minutes)"),
+        files=_collected(
+            "electricity/electricity.csv", "7e45845d54c5219bad0ae6bc1b5316cf8ff9cead5d33fa998a5a51c2e4a497ad"
+        ),
+        pages=(
+            _COLLECTION,
+            "https://archive.ics.uci.edu/dataset/321/electricityloaddiagrams20112014 (the source, every 15 minutes)",
+        ),
         licence="CC BY 4.0",
         citation=f"Trindade, ElectricityLoadDiagrams20112014, UCI Machine Learning Repository, 2015; in this form {_LSTNET}",
         note="The timestamps of the file run from 2016-07-01; they are the benchmark's own, not the measurement's.",
@@ -180,7 +200,9 @@ _FRAMES = (
         name="traffic",
         kind="frame",
         title="Road occupancy at 862 sensors of the San Francisco Bay area, hourly, 2015-2016",
-        files=_collected("traffic/traffic.csv", "cb06463d56fa17d87f47027cd9389ceae82a69eddee51cdb61480e120dab0b16"),
+        files=_collected(
+            "traffic/traffic.csv", "cb06463d56fa17d87f47027cd9389ceae82a69eddee51cdb61480e120dab0b16"
+        ),
         pages=(_COLLECTION, "https://pems.dot.ca.gov (the source)"),
         licence="public, no licence stated",
         citation=_LSTNET,
@@ -194,7 +216,9 @@ _FRAMES = (
 )
 
 
-def _m3(part: str, horizon: int, season: int, series: int, frequency: str | None, record: int, copy_sha256: str) -> DatasetEntry:
+def _m3(
+    part: str, horizon: int, season: int, series: int, frequency: str | None, record: int, copy_sha256: str
+) -> DatasetEntry:
     file = f"m3_{part}_dataset.tsf"
     return DatasetEntry(
         name=f"m3_{part}",
@@ -208,7 +232,10 @@ def _m3(part: str, horizon: int, season: int, series: int, frequency: str | None
                 member=file,
             ),
         ),
-        pages=(f"https://zenodo.org/records/{record}", "https://forecasters.org/resources/time-series-data/m3-competition/ (M3C.xls)"),
+        pages=(
+            f"https://zenodo.org/records/{record}",
+            "https://forecasters.org/resources/time-series-data/m3-competition/ (M3C.xls)",
+        ),
         licence="CC BY 4.0 (Monash archive); the competition's own files are free for research",
         citation="Makridakis and Hibon, The M3-Competition: results, conclusions and implications, International J. of Forecasting, 2000",
         frequency=frequency,
@@ -220,17 +247,39 @@ def _m3(part: str, horizon: int, season: int, series: int, frequency: str | None
 
 
 _M3 = (
-    _m3("yearly", 6, 1, 645, "Y", 4656222, "56abdec0a0f657f1caa58a4201f1642a62b5028cce2f0e5369cbc81e29b3b0af"),
-    _m3("quarterly", 8, 4, 756, "Q", 4656262, "1f41e3581da6de6a2e1be6ecc7db49247c51c2a00db8e54fdc74dd8a358f230e"),
-    _m3("monthly", 18, 12, 1428, "M", 4656298, "1e8aac30043cd32c354e6d449b2a443e5c838089f6af67c340a393671e333b11"),
-    _m3("other", 8, 1, 174, None, 4656335, "fb6c9ab5c535b67d38d7c1cb5b2537e3e90f779fba02a5c6b254f13ded534940"),
+    _m3(
+        "yearly", 6, 1, 645, "Y", 4656222, "56abdec0a0f657f1caa58a4201f1642a62b5028cce2f0e5369cbc81e29b3b0af"
+    ),
+    _m3(
+        "quarterly",
+        8,
+        4,
+        756,
+        "Q",
+        4656262,
+        "1f41e3581da6de6a2e1be6ecc7db49247c51c2a00db8e54fdc74dd8a358f230e",
+    ),
+    _m3(
+        "monthly",
+        18,
+        12,
+        1428,
+        "M",
+        4656298,
+        "1e8aac30043cd32c354e6d449b2a443e5c838089f6af67c340a393671e333b11",
+    ),
+    _m3(
+        "other", 8, 1, 174, None, 4656335, "fb6c9ab5c535b67d38d7c1cb5b2537e3e90f779fba02a5c6b254f13ded534940"
+    ),
 )
 
 _M4_SITE = "https://github.com/Mcompetitions/M4-methods"
 _M4_RAW = "https://raw.githubusercontent.com/Mcompetitions/M4-methods/master/Dataset"
 
 
-def _m4(part: str, horizon: int, season: int, series: int, frequency: str, train_sha256: str, test_sha256: str) -> DatasetEntry:
+def _m4(
+    part: str, horizon: int, season: int, series: int, frequency: str, train_sha256: str, test_sha256: str
+) -> DatasetEntry:
     return DatasetEntry(
         name=f"m4_{part.lower()}",
         kind="collection",
@@ -252,7 +301,10 @@ def _m4(part: str, horizon: int, season: int, series: int, frequency: str, train
                 needed=False,
             ),
         ),
-        pages=(_M4_SITE, f"{_M4_SITE}/tree/master/Point%20Forecasts (submission-Naive2.rar, to be unpacked by hand)"),
+        pages=(
+            _M4_SITE,
+            f"{_M4_SITE}/tree/master/Point%20Forecasts (submission-Naive2.rar, to be unpacked by hand)",
+        ),
         licence="no formal licence; the organisers allow free use for research (CC BY 4.0 in the Monash archive)",
         citation=(
             "Makridakis, Spiliotis and Assimakopoulos, The M4 Competition: 100,000 time series and 61 forecasting methods, "
@@ -268,36 +320,60 @@ def _m4(part: str, horizon: int, season: int, series: int, frequency: str, train
 
 _M4 = (
     _m4(
-        "Yearly", 6, 1, 23000, "Y",
+        "Yearly",
+        6,
+        1,
+        23000,
+        "Y",
         "6aa668d4f04654c0bf5f07b266a51c556f0df2faf4709f852653755396a249e4",
         "6dc2dd45b3af320389e2d3735cb4b3cdf320b63cbcda15d1a17193ab99702306",
     ),
     _m4(
-        "Quarterly", 8, 4, 24000, "Q",
+        "Quarterly",
+        8,
+        4,
+        24000,
+        "Q",
         "4450678cd493aa965c14bde984a5b62a66d8c3b2f7af1e53779bc91ff008ccdc",
         "bf1cab3b969a744c220cdc148e3829803eaa5da2754270fc4f376e775cd7d0ae",
     ),
     _m4(
-        "Monthly", 18, 12, 48000, "M",
+        "Monthly",
+        18,
+        12,
+        48000,
+        "M",
         "63aaa56198b4a22279a2fec541f56921f3bed6d8e0f84e550206df9276f2e9b9",
         "5e3538bf23b4a09f4078180c3e2b34859f0382e1c4f22564affc1797e8f3f48f",
     ),
     _m4(
-        "Weekly", 13, 1, 359, "W",
+        "Weekly",
+        13,
+        1,
+        359,
+        "W",
         "d478d3f6ed673e6ed3c2cb0fbed5425f72eedd51318ebebeb0b5ecfcefc37714",
         "3b2bc4be8e636e802260dcd843ca3c5da40536a1fbe1ecb3229a97dae4f44688",
     ),
     _m4(
-        "Daily", 14, 1, 4227, "D",
+        "Daily",
+        14,
+        1,
+        4227,
+        "D",
         "78e94591c60c06309f1e544fd7b2ccba28f3616b01913dd336a1d1d98483a1ec",
         "633b0815626ae266d36872c4d53e95eb93ee8d43e79587fceec519eba3e6b05e",
     ),
     _m4(
-        "Hourly", 48, 24, 414, "h",
+        "Hourly",
+        48,
+        24,
+        414,
+        "h",
         "ea59b7783573c49077a835ab6465c7d66f1474783360f310988a9a737fbca62f",
         "71a57fccb15e534d973626ada4fb87febf789e9317715b7cc6dd3b5f90db6f42",
     ),
-)  # fmt: skip
+)
 
 _PACK = "To be packed once with `ofa_jax.data.archives.write_stream`."
 
@@ -317,7 +393,9 @@ _SMD_COPIES = {
     "machine-2-7": "6eb4666f07f6bb262f4e964ee41b3ba6906ebcec9e33c0ead7745b209d2922ad",
     "machine-2-8": "5efd228f9e51d25af3afaeebb652ede5e753bfe4ecb16d5795b0a9d60acfc5f5",
 }
-_SMD_MACHINES = tuple(f"machine-{group}-{index}" for group, count in ((1, 8), (2, 9), (3, 11)) for index in range(1, count + 1))
+_SMD_MACHINES = tuple(
+    f"machine-{group}-{index}" for group, count in ((1, 8), (2, 9), (3, 11)) for index in range(1, count + 1)
+)
 _TELEMANOM = "Hundman et al., Detecting Spacecraft Anomalies Using LSTMs and Nonparametric Dynamic Thresholding, KDD 2018"
 _TELEMANOM_PAGES = ("https://github.com/khundman/telemanom (its README links the telemetry)", _COLLECTION)
 _CALTECH = "Caltech, BSD-like (redistribution with the notice, no endorsement)"
@@ -327,10 +405,17 @@ _STREAMS = (
         name="smd",
         kind="stream",
         title="Server Machine Dataset, 28 machines of an internet company, 5 weeks",
-        files=tuple(DataFile(f"SMD/{machine}.npz", machine, copy_sha256=_SMD_COPIES.get(machine)) for machine in _SMD_MACHINES),
-        pages=("https://github.com/NetManAIOps/OmniAnomaly (ServerMachineDataset: train, test and test_label as text)",),
+        files=tuple(
+            DataFile(f"SMD/{machine}.npz", machine, copy_sha256=_SMD_COPIES.get(machine))
+            for machine in _SMD_MACHINES
+        ),
+        pages=(
+            "https://github.com/NetManAIOps/OmniAnomaly (ServerMachineDataset: train, test and test_label as text)",
+        ),
         licence="MIT",
-        citation=("Su et al., Robust Anomaly Detection for Multivariate Time Series through Stochastic Recurrent Neural Network, KDD 2019"),
+        citation=(
+            "Su et al., Robust Anomaly Detection for Multivariate Time Series through Stochastic Recurrent Neural Network, KDD 2019"
+        ),
         note=f"{_PACK} One file per machine; published averages are over all 28.",
         n_channels=38,
         n_train=708405,
@@ -353,7 +438,12 @@ _STREAMS = (
         name="smap",
         kind="stream",
         title="Telemetry of the satellite Soil Moisture Active Passive",
-        files=(DataFile("SMAP/SMAP.npz", copy_sha256="9d0d307554446c6924efc7218dc612d536c1743a2c3524877369c18dc4cbb848"),),
+        files=(
+            DataFile(
+                "SMAP/SMAP.npz",
+                copy_sha256="9d0d307554446c6924efc7218dc612d536c1743a2c3524877369c18dc4cbb848",
+            ),
+        ),
         pages=_TELEMANOM_PAGES,
         licence=_CALTECH,
         citation=_TELEMANOM,
@@ -395,7 +485,12 @@ _STREAMS = (
 
 
 def _uea(
-    problem: str, sizes: tuple[int, int], channels: int, length: int, classes: int, copies: tuple[str | None, str | None]
+    problem: str,
+    sizes: tuple[int, int],
+    channels: int,
+    length: int,
+    classes: int,
+    copies: tuple[str | None, str | None],
 ) -> DatasetEntry:
     return DatasetEntry(
         name=problem.lower().replace("-", "_"),
@@ -426,7 +521,11 @@ _UEA = (
     _uea("EthanolConcentration", (261, 263), 3, 1751, 4, (None, None)),
     _uea("FaceDetection", (5890, 3524), 144, 62, 2, (None, None)),
     _uea(
-        "Handwriting", (150, 850), 3, 152, 26,
+        "Handwriting",
+        (150, 850),
+        3,
+        152,
+        26,
         (
             "c187e2288bd7f0667ab7453de436feeadb5dd417c5778a6c62b71852b50736cc",
             "156ee781ad41d58b4e5d48a907aef956f5a3756e1ab2d796c785db1a47863524",
@@ -434,7 +533,11 @@ _UEA = (
     ),
     _uea("Heartbeat", (204, 205), 61, 405, 2, (None, None)),
     _uea(
-        "JapaneseVowels", (270, 370), 12, 29, 9,
+        "JapaneseVowels",
+        (270, 370),
+        12,
+        29,
+        9,
         (
             "68a430eabd919cc77f40b1f5f3bc0dcafacc1486bca9260785aeb7d262cc78cd",
             "b3d41d6a0ca3bcad3afb9ca7d4365382aa51341e2e58bae2a574babdda5b9462",
@@ -442,7 +545,11 @@ _UEA = (
     ),
     _uea("PEMS-SF", (267, 173), 963, 144, 7, (None, None)),
     _uea(
-        "SelfRegulationSCP1", (268, 293), 6, 896, 2,
+        "SelfRegulationSCP1",
+        (268, 293),
+        6,
+        896,
+        2,
         (
             "f424cc970af5e1a431ad5f74ceb4c7b6873b4a843aad3a2736cfd3f99034c959",
             "12ec55b945f4d7281bce0a95036ca13fdbcdaf589c6c911902d9170b7e940869",
@@ -452,13 +559,17 @@ _UEA = (
     _uea("SpokenArabicDigits", (6599, 2199), 13, 93, 10, (None, None)),
     _uea("UWaveGestureLibrary", (120, 320), 3, 315, 8, (None, None)),
     _uea(
-        "BasicMotions", (40, 40), 6, 100, 4,
+        "BasicMotions",
+        (40, 40),
+        6,
+        100,
+        4,
         (
             "8dc43cc6306cb679c888c01e26f91772ac4441a916da43bac8b79734a538b9d6",
             "79213102bc6fca1a398ad98ce1185dff0208fa3d1465e687f48288946b0ff8dc",
         ),
     ),
-)  # fmt: skip
+)
 
 ENTRIES = (*_FRAMES, *_M3, *_M4, *_STREAMS, *_UEA)
 """Every data set of the method's paper and of GPT4TS, those that need a request or a visit included."""

@@ -37,7 +37,9 @@ class Fetched:
     sha256: str | None
 
 
-def fetch(entry: DatasetEntry, root: str | Path | None = None, progress: Progress | None = None) -> tuple[Fetched, ...]:
+def fetch(
+    entry: DatasetEntry, root: str | Path | None = None, progress: Progress | None = None
+) -> tuple[Fetched, ...]:
     """Bring the files of a known data set below ``root`` and say of each what happened.
 
     Files that are there already are checked and left as they are. A broken download is taken up where it stopped, now or at the
@@ -77,7 +79,11 @@ def fetch(entry: DatasetEntry, root: str | Path | None = None, progress: Progres
 def _inside(file: DataFile, root: Path) -> None:
     path = PurePosixPath(file.path)
     if path.is_absolute() or ".." in path.parts or not (root / path).resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{file.path} would lie outside the data root", where=str(root), fix="Remove the link that leads out of it")
+        raise DataError(
+            f"{file.path} would lie outside the data root",
+            where=str(root),
+            fix="Remove the link that leads out of it",
+        )
 
 
 def _check_present(entry: DatasetEntry, file: DataFile, root: Path) -> Fetched:
@@ -106,9 +112,15 @@ def _staging(root: Path) -> Iterator[Path]:
         lock = FileLock(staging / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
-        raise DataError("another process is fetching into this data root", where=str(root), fix="Wait for it to end") from None
+        raise DataError(
+            "another process is fetching into this data root", where=str(root), fix="Wait for it to end"
+        ) from None
     except OSError as error:
-        raise DataError(f"the data root cannot be written to ({error})", where=str(root), fix="Choose a folder of your own") from None
+        raise DataError(
+            f"the data root cannot be written to ({error})",
+            where=str(root),
+            fix="Choose a folder of your own",
+        ) from None
     try:
         for leftover in staging.iterdir():
             if not leftover.name.endswith((".part", ".part.json", ".lock")):
@@ -116,7 +128,9 @@ def _staging(root: Path) -> Iterator[Path]:
         yield staging
     except OSError as error:
         raise DataError(
-            f"the data root cannot be written to ({error})", where=str(root), fix="Make room, or choose another folder"
+            f"the data root cannot be written to ({error})",
+            where=str(root),
+            fix="Make room, or choose another folder",
         ) from None
     finally:
         if all(entry.name == ".lock" for entry in staging.iterdir()):
@@ -159,7 +173,9 @@ def _retrieve(url: str, sha256: str | None, name: str, staging: Path, progress: 
 
     logger = pooch.get_logger()
     level = logger.level
-    logger.setLevel(logging.WARNING)  # what it says of a file without a known sha256, `Fetched.verified` says as well
+    logger.setLevel(
+        logging.WARNING
+    )  # what it says of a file without a known sha256, `Fetched.verified` says as well
     try:
         return Path(
             pooch.retrieve(
@@ -171,7 +187,9 @@ def _retrieve(url: str, sha256: str | None, name: str, staging: Path, progress: 
             )
         )
     except requests.RequestException as error:
-        raise DataError(f"the download failed ({error})", where=url, fix="Check the connection and try again") from None
+        raise DataError(
+            f"the download failed ({error})", where=url, fix="Check the connection and try again"
+        ) from None
     except ValueError as error:  # pooch's word for a wrong sha256; it has removed the file
         if sha256 is None:
             raise

@@ -69,11 +69,17 @@ class Frame:
             DataError: There are no timestamps, or too few to know their step.
         """
         if self.timestamps is None:
-            raise DataError("there are no timestamps to continue", where=self.source, fix="Give the rows a timestamp column")
+            raise DataError(
+                "there are no timestamps to continue",
+                where=self.source,
+                fix="Give the rows a timestamp column",
+            )
         step = infer_step(self.timestamps)
         if step is None:
             raise DataError(
-                f"{self.n_rows} row(s) do not tell the step between timestamps", where=self.source, fix="Give at least three distinct ones"
+                f"{self.n_rows} row(s) do not tell the step between timestamps",
+                where=self.source,
+                fix="Give at least three distinct ones",
             )
         return following(self.timestamps, step, n)
 
@@ -109,7 +115,9 @@ def read_frame(
     place, cells = table.place(table.names[time]), table.cells(time)
     times = parse_times(cells, place)
     check_order(times, timestamps, place)
-    return Frame(_fill(values, names, missing, table), names, times, table.source, table.names[time], has_zone(cells))
+    return Frame(
+        _fill(values, names, missing, table), names, times, table.source, table.names[time], has_zone(cells)
+    )
 
 
 def check_columns(frame: Frame, expected_names: Sequence[str]) -> Frame:
@@ -124,7 +132,11 @@ def check_columns(frame: Frame, expected_names: Sequence[str]) -> Frame:
     absent = [name for name in expected if name not in frame.names]
     extra = [name for name in frame.names if name not in expected]
     if absent or extra:
-        parts = [f"{word}: {', '.join(f'`{name}`' for name in names)}" for word, names in (("missing", absent), ("extra", extra)) if names]
+        parts = [
+            f"{word}: {', '.join(f'`{name}`' for name in names)}"
+            for word, names in (("missing", absent), ("extra", extra))
+            if names
+        ]
         raise DataError(
             f"the columns are not the {len(expected)} that were trained on ({'; '.join(parts)})",
             where=frame.source,
@@ -151,7 +163,9 @@ def _open(source: str | Path | pd.DataFrame) -> TextTable | PandasTable:
     )
 
 
-def _choose(table: TextTable | PandasTable, timestamp_column: str | None, columns: Sequence[str] | None) -> tuple[int | None, list[int]]:
+def _choose(
+    table: TextTable | PandasTable, timestamp_column: str | None, columns: Sequence[str] | None
+) -> tuple[int | None, list[int]]:
     """Positions of the timestamp column (None where there is none) and of the value columns."""
     repeated = sorted({name for name in table.names if name and table.names.count(name) > 1})
     if repeated:
@@ -161,7 +175,9 @@ def _choose(table: TextTable | PandasTable, timestamp_column: str | None, column
             fix="Give each column its own name",
         )
     if table.n_rows == 0:
-        raise DataError("there are no data rows", where=table.source, fix="Give at least one row below the header")
+        raise DataError(
+            "there are no data rows", where=table.source, fix="Give at least one row below the header"
+        )
     time = _find_time(table, timestamp_column)
     chosen = [position for position in range(len(table.names)) if position not in (time, table.time_index)]
     if columns is not None:
@@ -173,11 +189,15 @@ def _choose(table: TextTable | PandasTable, timestamp_column: str | None, column
                 fix="Name each series once in `columns`",
             )
     if not chosen:
-        raise DataError("there is no numeric column", where=table.source, fix="Give at least one column of numbers")
+        raise DataError(
+            "there is no numeric column", where=table.source, fix="Give at least one column of numbers"
+        )
     unnamed = [position for position in chosen if not table.names[position]]
     if unnamed:
         raise DataError(
-            f"column {unnamed[0] + 1} has no name", where=table.source, fix="Name it in the header, or list the series wanted in `columns`"
+            f"column {unnamed[0] + 1} has no name",
+            where=table.source,
+            fix="Name it in the header, or list the series wanted in `columns`",
         )
     return time, chosen
 
@@ -202,8 +222,12 @@ def _find_time(table: TextTable | PandasTable, timestamp_column: str | None) -> 
 def _position(table: TextTable | PandasTable, name: str) -> int:
     if name in table.names and name:
         return table.names.index(name)
-    nearest = difflib.get_close_matches(name, [known for known in table.names if known], n=3, cutoff=0.4) or list(table.names[:10])
-    raise DataError(f"there is no column `{name}`", where=table.source, fix=f"The nearest names are {_listed(nearest)}")
+    nearest = difflib.get_close_matches(
+        name, [known for known in table.names if known], n=3, cutoff=0.4
+    ) or list(table.names[:10])
+    raise DataError(
+        f"there is no column `{name}`", where=table.source, fix=f"The nearest names are {_listed(nearest)}"
+    )
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:
@@ -211,14 +235,18 @@ def _listed(names: Sequence[str], most: int = 10) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
-def _fill(values: np.ndarray, names: tuple[str, ...], missing: Missing, table: TextTable | PandasTable) -> np.ndarray:
+def _fill(
+    values: np.ndarray, names: tuple[str, ...], missing: Missing, table: TextTable | PandasTable
+) -> np.ndarray:
     gone = ~np.isfinite(values)
     if not gone.any():
         return values
     entirely = np.flatnonzero(gone.all(axis=0))
     if len(entirely):
         raise DataError(
-            "has no finite value at all", where=table.place(names[entirely[0]])(None), fix="Leave the column out with `columns`"
+            "has no finite value at all",
+            where=table.place(names[entirely[0]])(None),
+            fix="Leave the column out with `columns`",
         )
     row, column = (int(position) for position in np.argwhere(gone)[0])
     if missing == "error":
@@ -234,7 +262,9 @@ def _fill(values: np.ndarray, names: tuple[str, ...], missing: Missing, table: T
         raise DataError(
             f"the {'first' if row == 0 else 'last'} value is missing or infinite and `missing: {missing}` has nothing to fill it from",
             where=table.place(names[column])(row),
-            fix="Remove the rows up to the first complete one" if row == 0 else "Remove the last rows, or set `missing: ffill`",
+            fix="Remove the rows up to the first complete one"
+            if row == 0
+            else "Remove the last rows, or set `missing: ffill`",
         )
     rows = np.arange(len(values))
     filled = values.copy()

@@ -26,14 +26,20 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         DataError: The file is missing, damaged, empty or binary, or its last line has no end, the sign of a file cut short.
     """
     if not path.is_file():
-        raise DataError("is a folder" if path.is_dir() else "there is no such file", where=str(path), fix="Check the path")
+        raise DataError(
+            "is a folder" if path.is_dir() else "there is no such file", where=str(path), fix="Check the path"
+        )
     number, raw = 0, b""
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
             for number, raw in enumerate(file, start=1):
                 yield number, _decode(raw, place(path, number))
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"the file cannot be read ({error})", where=str(path), fix="Check that it is whole; fetch it again") from None
+        raise DataError(
+            f"the file cannot be read ({error})",
+            where=str(path),
+            fix="Check that it is whole; fetch it again",
+        ) from None
     if not number:
         raise DataError("the file is empty", where=str(path), fix="Fetch it again")
     if not raw.endswith(b"\n"):
@@ -46,7 +52,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _decode(raw: bytes, where: str) -> str:
     if b"\0" in raw:
-        raise DataError("the file holds binary data, not text", where=where, fix="Give the archive's own text file")
+        raise DataError(
+            "the file holds binary data, not text", where=where, fix="Give the archive's own text file"
+        )
     try:
         text = raw.decode()
     except UnicodeDecodeError:
@@ -84,17 +92,29 @@ class Header:
                 continue
             where = place(self._path, number)
             if not line.startswith("@"):
-                raise DataError(f"among the header stands {shorten(line)}", where=where, fix="Data belong below the line `@data`")
+                raise DataError(
+                    f"among the header stands {shorten(line)}",
+                    where=where,
+                    fix="Data belong below the line `@data`",
+                )
             name, value = (*re.split(r"\s+", line[1:], maxsplit=1), "")[:2]
             name = name.lower()
             if name == "data":
                 return
             if name not in self._known:
-                raise DataError(f"the header tag {shorten(name)} is not known", where=where, fix=f"Known are {', '.join(self._known)}")
+                raise DataError(
+                    f"the header tag {shorten(name)} is not known",
+                    where=where,
+                    fix=f"Known are {', '.join(self._known)}",
+                )
             if name in self._found and name not in self._several:
                 raise DataError(f"`@{name}` stands a second time", where=where, fix="Keep one of the two")
             self._found.setdefault(name, []).append((number, value))
-        raise DataError("there is no line `@data`", where=place(self._path, number), fix="Fetch the file again: it is cut short")
+        raise DataError(
+            "there is no line `@data`",
+            where=place(self._path, number),
+            fix="Fetch the file again: it is cut short",
+        )
 
     def where(self, name: str) -> str:
         """The place of a tag that was found."""
@@ -110,7 +130,9 @@ class Header:
         if found is None:
             return None
         if not found[0][1]:
-            raise DataError(f"`@{name}` has no value", where=self.where(name), fix="Give one, or remove the line")
+            raise DataError(
+                f"`@{name}` has no value", where=self.where(name), fix="Give one, or remove the line"
+            )
         return found[0][1]
 
     def flag(self, name: str) -> bool | None:
@@ -119,7 +141,9 @@ class Header:
         if text is None:
             return None
         if text.lower() not in ("true", "false"):
-            raise DataError(f"`@{name}` is {shorten(text)}", where=self.where(name), fix="Write true or false")
+            raise DataError(
+                f"`@{name}` is {shorten(text)}", where=self.where(name), fix="Write true or false"
+            )
         return text.lower() == "true"
 
     def count(self, name: str) -> int | None:
@@ -128,7 +152,11 @@ class Header:
         if text is None:
             return None
         if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
-            raise DataError(f"`@{name}` is {shorten(text)}", where=self.where(name), fix="Write a whole number of at least 1")
+            raise DataError(
+                f"`@{name}` is {shorten(text)}",
+                where=self.where(name),
+                fix="Write a whole number of at least 1",
+            )
         return int(text)
 
 
@@ -152,7 +180,11 @@ def numbers(text: str, where: str, *, never_missing: str | None = None) -> np.nd
         if np.isfinite(values).all():
             return values
     return np.array(
-        [_number(field.strip(_BLANK), f"{where}, value {index}", never_missing) for index, field in enumerate(fields, start=1)], np.float64
+        [
+            _number(field.strip(_BLANK), f"{where}, value {index}", never_missing)
+            for index, field in enumerate(fields, start=1)
+        ],
+        np.float64,
     )
 
 
@@ -160,15 +192,25 @@ def _number(field: str, where: str, never_missing: str | None) -> float:
     if field in _MISSING:
         if never_missing is None:
             return np.nan
-        raise DataError(f"a value is missing although {never_missing}", where=where, fix="Correct the one or the other")
+        raise DataError(
+            f"a value is missing although {never_missing}", where=where, fix="Correct the one or the other"
+        )
     if not field:
-        raise DataError("there is nothing between two separators", where=where, fix="Write the value, or `?` for a missing one")
+        raise DataError(
+            "there is nothing between two separators",
+            where=where,
+            fix="Write the value, or `?` for a missing one",
+        )
     try:
         value = np.inf if _FOREIGN.search(field) else float(field)
     except ValueError:
         value = np.inf
     if not np.isfinite(value):
-        raise DataError(f"{shorten(field)} is not a finite number", where=where, fix="Correct the value; `?` stands for a missing one")
+        raise DataError(
+            f"{shorten(field)} is not a finite number",
+            where=where,
+            fix="Correct the value; `?` stands for a missing one",
+        )
     return value
 
 
@@ -190,7 +232,11 @@ def fill(values: np.ndarray, missing: Missing, where: str) -> np.ndarray:
         )
     if gone[0] or (gone[-1] and missing == "linear"):
         edge = "first" if gone[0] else "last"
-        raise DataError(f"the {edge} value is missing and `missing: {missing}` has nothing to fill it from", where=where, fix="Remove it")
+        raise DataError(
+            f"the {edge} value is missing and `missing: {missing}` has nothing to fill it from",
+            where=where,
+            fix="Remove it",
+        )
     steps, known = np.arange(len(values)), np.flatnonzero(~gone)
     if missing == "linear":
         return np.interp(steps, known, values[known])

@@ -55,7 +55,11 @@ def read_m4(train: str | Path, test: str | Path, info: str | Path | M4Info | Non
     """
     past, future = read_m4_part(train), read_m4_part(test)
     for here, there in ((past, future), (future, past)):
-        absent = next((name for name in here.names if name not in set(there.names)), None) if here.names != there.names else None
+        absent = (
+            next((name for name in here.names if name not in set(there.names)), None)
+            if here.names != there.names
+            else None
+        )
         if absent is not None:
             raise DataError(
                 f"the series {shorten(absent)} of {here.source} is not there ({here.n_series} and {there.n_series} series)",
@@ -74,7 +78,10 @@ def read_m4(train: str | Path, test: str | Path, info: str | Path | M4Info | Non
     attributes, frequency = _from_info(past, horizon, info)
     return SeriesCollection(
         names=past.names,
-        values=tuple(np.concatenate([series, after[name]]) for name, series in zip(past.names, past.values, strict=True)),
+        values=tuple(
+            np.concatenate([series, after[name]])
+            for name, series in zip(past.names, past.values, strict=True)
+        ),
         frequency=frequency,
         horizon=horizon,
         starts=None,
@@ -84,14 +91,20 @@ def read_m4(train: str | Path, test: str | Path, info: str | Path | M4Info | Non
     )
 
 
-def _from_info(past: SeriesCollection, horizon: int, info: str | Path | M4Info | None) -> tuple[dict[str, tuple[str, ...]], str | None]:
+def _from_info(
+    past: SeriesCollection, horizon: int, info: str | Path | M4Info | None
+) -> tuple[dict[str, tuple[str, ...]], str | None]:
     if info is None:
         return {}, None
     known = info if isinstance(info, M4Info) else read_m4_info(info)
     row = {name: index for index, name in enumerate(known.names)}
     for name in past.names:
         if name not in row:
-            raise DataError(f"the series {shorten(name)} of {past.source} is not there", where=known.source, fix="Give the whole table")
+            raise DataError(
+                f"the series {shorten(name)} of {past.source} is not there",
+                where=known.source,
+                fix="Give the whole table",
+            )
         if known.horizons[row[name]] != horizon:
             raise DataError(
                 f"the horizon of {shorten(name)} is {known.horizons[row[name]]}, the test part has {horizon} steps",
@@ -102,7 +115,9 @@ def _from_info(past: SeriesCollection, horizon: int, info: str | Path | M4Info |
     frequencies = {known.frequencies[index] for index in rows}
     if len(frequencies) > 1:
         raise DataError(
-            f"the series are of several frequencies: {', '.join(sorted(frequencies))}", where=past.source, fix="Give one of them"
+            f"the series are of several frequencies: {', '.join(sorted(frequencies))}",
+            where=past.source,
+            fix="Give one of them",
         )
     return {"category": tuple(known.categories[index] for index in rows)}, frequencies.pop()
 
@@ -128,10 +143,16 @@ def read_m4_part(path: str | Path) -> SeriesCollection:
         name = _bare(name)
         _check_id(name, line_of, number, where)
         if not rest:
-            raise DataError(f"the series {shorten(name)} has no values", where=where, fix="Fetch the file again")
+            raise DataError(
+                f"the series {shorten(name)} has no values", where=where, fix="Fetch the file again"
+            )
         values.append(numbers(rest.replace('"', ""), where, never_missing="others follow it in the series"))
     if not values:
-        raise DataError("there are no series below the header", where=str(path), fix="Fetch the file again: it is cut short")
+        raise DataError(
+            "there are no series below the header",
+            where=str(path),
+            fix="Fetch the file again: it is cut short",
+        )
     return SeriesCollection(tuple(line_of), tuple(values), None, None, None, None, {}, str(path))
 
 
@@ -145,7 +166,11 @@ def read_m4_info(path: str | Path) -> M4Info:
     lines = read_lines(path)
     header = _cells(_first(lines, path))
     if tuple(header) not in (_INFO_COLUMNS, (*_INFO_COLUMNS, "StartingDate")):
-        raise DataError(f"the columns are {', '.join(header)[:100]}", where=place(path, 1), fix=f"Expected are {', '.join(_INFO_COLUMNS)}")
+        raise DataError(
+            f"the columns are {', '.join(header)[:100]}",
+            where=place(path, 1),
+            fix=f"Expected are {', '.join(_INFO_COLUMNS)}",
+        )
     line_of: dict[str, int] = {}
     rows = []
     for number, line in lines:
@@ -155,18 +180,34 @@ def read_m4_info(path: str | Path) -> M4Info:
         _check_id(name, line_of, number, where)
         for column, text in (("Frequency", season), ("Horizon", horizon)):
             if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < 1:
-                raise DataError(f"`{column}` is {shorten(text)}", where=where, fix="Write a whole number of at least 1")
+                raise DataError(
+                    f"`{column}` is {shorten(text)}", where=where, fix="Write a whole number of at least 1"
+                )
         rows.append((category, int(season), int(horizon), frequency))
     if not rows:
-        raise DataError("there are no rows below the header", where=str(path), fix="Fetch the file again: it is cut short")
+        raise DataError(
+            "there are no rows below the header", where=str(path), fix="Fetch the file again: it is cut short"
+        )
     categories, seasons, horizons, frequencies = zip(*rows, strict=True)
-    return M4Info(tuple(line_of), categories, np.array(seasons, np.int64), np.array(horizons, np.int64), frequencies, str(path))
+    return M4Info(
+        tuple(line_of),
+        categories,
+        np.array(seasons, np.int64),
+        np.array(horizons, np.int64),
+        frequencies,
+        str(path),
+    )
 
 
 def _first(lines: Iterator[tuple[int, str]], path: Path) -> str:
     _, line = next(lines, (0, ""))
     cells = _cells(line)
-    if len(cells) < 2 or len(set(cells)) != len(cells) or "" in cells or any(cell[0] in "0123456789.+-" for cell in cells):
+    if (
+        len(cells) < 2
+        or len(set(cells)) != len(cells)
+        or "" in cells
+        or any(cell[0] in "0123456789.+-" for cell in cells)
+    ):
         raise DataError(
             f"the first line is {shorten(line)}, not a header with the names of the columns",
             where=place(path, 1),
@@ -188,15 +229,23 @@ def _check_cells(line: str, width: int, where: str) -> None:
     found = line.count(",") + 1
     if found != width:
         raise DataError(
-            f"has {found} field(s) where the header has {width}", where=where, fix="Fetch the file again; the line may be cut short"
+            f"has {found} field(s) where the header has {width}",
+            where=where,
+            fix="Fetch the file again; the line may be cut short",
         )
     if '"' in line and not _CELLS.fullmatch(line):
-        raise DataError("a quote stands alone or around several cells", where=where, fix="Quote whole cells, or none")
+        raise DataError(
+            "a quote stands alone or around several cells", where=where, fix="Quote whole cells, or none"
+        )
 
 
 def _check_id(name: str, line_of: dict[str, int], number: int, where: str) -> None:
     if not name:
         raise DataError("the series has no id", where=where, fix="Fetch the file again")
     if name in line_of:
-        raise DataError(f"the id {shorten(name)} stands twice, first in line {line_of[name]}", where=where, fix="Name each series once")
+        raise DataError(
+            f"the id {shorten(name)} stands twice, first in line {line_of[name]}",
+            where=where,
+            fix="Name each series once",
+        )
     line_of[name] = number

@@ -56,14 +56,18 @@ def read_tsf(path: str | Path, *, missing: Missing = "error") -> SeriesCollectio
         series = cells[_NAME][-1]
         if series in line_of:
             raise DataError(
-                f"the series {shorten(series)} stands twice, first in line {line_of[series]}", where=where, fix="Name each series once"
+                f"the series {shorten(series)} stands twice, first in line {line_of[series]}",
+                where=where,
+                fix="Name each series once",
             )
         line_of[series] = number
         read = numbers(fields[-1], where, never_missing=never_missing)
         values.append(fill(read, missing, where))
         observed.append(~np.isnan(read))
     if not values:
-        raise DataError("there are no series below `@data`", where=str(path), fix="Fetch the file again: it is cut short")
+        raise DataError(
+            "there are no series below `@data`", where=str(path), fix="Fetch the file again: it is cut short"
+        )
     _check_lengths(header, values, [place(path, number) for number in line_of.values()])
     names, starts = cells.pop(_NAME), cells.pop(_START, None)
     return SeriesCollection(
@@ -84,14 +88,24 @@ def _attributes(header: Header, path: Path) -> dict[str, str]:
         name, kind, *rest = (*value.split(), "", "")
         where = place(path, number)
         if kind not in _TYPES or any(rest):
-            raise DataError(f"`@attribute` says {shorten(value)}", where=where, fix=f"Write a name and one of {', '.join(_TYPES)}")
+            raise DataError(
+                f"`@attribute` says {shorten(value)}",
+                where=where,
+                fix=f"Write a name and one of {', '.join(_TYPES)}",
+            )
         if name in found:
-            raise DataError(f"the attribute {shorten(name)} stands twice", where=where, fix="Name each attribute once")
+            raise DataError(
+                f"the attribute {shorten(name)} stands twice", where=where, fix="Name each attribute once"
+            )
         if (name == _NAME and kind != "string") or (name == _START and kind != "date"):
-            raise DataError(f"the attribute `{name}` cannot be of type {kind}", where=where, fix="Correct its type")
+            raise DataError(
+                f"the attribute `{name}` cannot be of type {kind}", where=where, fix="Correct its type"
+            )
         found[name] = kind
     if _NAME not in found:
-        raise DataError(f"there is no `@attribute {_NAME} string`", where=str(path), fix="Give every series a name")
+        raise DataError(
+            f"there is no `@attribute {_NAME} string`", where=str(path), fix="Give every series a name"
+        )
     return found
 
 
@@ -99,7 +113,11 @@ def _attribute(name: str, kind: str, cell: str, where: str) -> str:
     if name == _NAME and not cell:
         raise DataError("the series has no name", where=where, fix="Give it one")
     if kind == "numeric" and not np.isfinite(_float(cell)):
-        raise DataError(f"the attribute `{name}` is {shorten(cell)}, not a number", where=where, fix="Correct the value or its type")
+        raise DataError(
+            f"the attribute `{name}` is {shorten(cell)}, not a number",
+            where=where,
+            fix="Correct the value or its type",
+        )
     if kind != "date":
         return cell
     found = _DATE.fullmatch(cell)
@@ -108,7 +126,9 @@ def _attribute(name: str, kind: str, cell: str, where: str) -> str:
         return str(np.datetime64(text or "no date", "s"))
     except ValueError:
         raise DataError(
-            f"the attribute `{name}` is {shorten(cell)}, not a date", where=where, fix="Write it as 1979-01-01 00-00-00"
+            f"the attribute `{name}` is {shorten(cell)}, not a date",
+            where=where,
+            fix="Write it as 1979-01-01 00-00-00",
         ) from None
 
 

@@ -64,7 +64,9 @@ def borders(
     if rule != "ratio":
         _refuse_ett(found, n_rows, rule, needed, percent, source)
     rows = _fewest_rows(lambda n: _fits(parts(n), n, needed))
-    window = f"a window of {input_length} input rows" + ("" if horizon is None else f" and {horizon} to forecast")
+    window = f"a window of {input_length} input rows" + (
+        "" if horizon is None else f" and {horizon} to forecast"
+    )
     raise DataError(
         f"{n_rows} row(s) are too few: the rule `{rule}` {_shares(ratios, percent)} and {window} need {rows}",
         where=source,
@@ -85,7 +87,11 @@ def _borders(lengths: tuple[int, int, int], input_length: int, percent: int) -> 
     train, validation, test = lengths
     end = train + validation
     few = (train - input_length) * percent // 100 + input_length
-    return {"train": (0, few), "validation": (train - input_length, end), "test": (end - input_length, end + test)}
+    return {
+        "train": (0, few),
+        "validation": (train - input_length, end),
+        "test": (end - input_length, end + test),
+    }
 
 
 def _fits(found: Borders, n_rows: int, needed: int) -> bool:
@@ -147,7 +153,11 @@ class Scaler:
     @property
     def notices(self) -> list[str]:
         """What a person should know of it: which series it leaves unscaled."""
-        return [f"constant in the training part, so scaled by 1: {', '.join(self.constant)}"] if self.constant else []
+        return (
+            [f"constant in the training part, so scaled by 1: {', '.join(self.constant)}"]
+            if self.constant
+            else []
+        )
 
     def transform(self, values: np.ndarray) -> np.ndarray:
         """Standardise ``[..., C]`` in original units to float32.
@@ -159,7 +169,10 @@ class Scaler:
             scaled = ((values - self.mean) / self.std).astype(np.float32)
         if not np.isfinite(scaled).all():
             name = self.names[int(np.argwhere(~np.isfinite(scaled))[0][-1])]
-            raise DataError(f"series `{name}` has values that cannot be standardised", fix="Look for infinities and wrong units in it")
+            raise DataError(
+                f"series `{name}` has values that cannot be standardised",
+                fix="Look for infinities and wrong units in it",
+            )
         return scaled
 
     def invert(self, values: np.ndarray) -> np.ndarray:
@@ -168,7 +181,12 @@ class Scaler:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists for JSON, which keeps every float64 exactly."""
-        return {"names": list(self.names), "mean": self.mean.tolist(), "std": self.std.tolist(), "constant": list(self.constant)}
+        return {
+            "names": list(self.names),
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+            "constant": list(self.constant),
+        }
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Scaler:
@@ -181,9 +199,15 @@ class Scaler:
             names, constant = tuple(content["names"]), tuple(content["constant"])
             mean, std = (np.array(content[key], dtype=np.float64) for key in ("mean", "std"))
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"the stored scaler cannot be read ({type(error).__name__}: {error})", fix="Make the file anew") from None
+            raise DataError(
+                f"the stored scaler cannot be read ({type(error).__name__}: {error})",
+                fix="Make the file anew",
+            ) from None
         if not (mean.shape == std.shape == (len(names),)) or not (std > 0).all():
-            raise DataError("the stored scaler does not hold one mean and one positive std for each name", fix="Make the file anew")
+            raise DataError(
+                "the stored scaler does not hold one mean and one positive std for each name",
+                fix="Make the file anew",
+            )
         return cls(mean, std, names, constant)
 
 
@@ -209,5 +233,8 @@ def fit_scaler(values: np.ndarray, names: Sequence[str]) -> Scaler:
     mean, std, constant = moments(values)
     bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std > 0)))
     if len(bad):
-        raise DataError(f"series `{names[bad[0]]}` is spread too widely or too narrowly to standardise", fix="Give it in other units")
+        raise DataError(
+            f"series `{names[bad[0]]}` is spread too widely or too narrowly to standardise",
+            fix="Give it in other units",
+        )
     return Scaler(mean, std, names, tuple(name for name, flat in zip(names, constant, strict=True) if flat))

@@ -24,8 +24,17 @@ _LARGEST_HEADER = 10_000
 _END_RECORD = 22  # bytes of a zip file's last record, where nothing follows it
 # what zipfile and numpy raise on damaged files; RuntimeError and its NotImplementedError are encrypted or exotic entries
 _DAMAGE = (
-    OSError, EOFError, ValueError, KeyError, RuntimeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-)  # fmt: skip
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 def read_stream(path: str | Path) -> LabelledStream:
@@ -50,11 +59,17 @@ def read_stream(path: str | Path) -> LabelledStream:
     given = [name for name in _BORDERS if name in arrays]
     if given and len(given) != len(_BORDERS):
         raise DataError(
-            f"of the segments' arrays there is only {', '.join(given)}", where=str(path), fix=f"Give all of {', '.join(_BORDERS)}"
+            f"of the segments' arrays there is only {', '.join(given)}",
+            where=str(path),
+            fix=f"Give all of {', '.join(_BORDERS)}",
         )
     train, test = (_values(arrays[name], f"{path}, array `{name}`") for name in ("train", "test"))
     if train.shape[1] != test.shape[1]:
-        raise DataError(f"train has {train.shape[1]} channels, test {test.shape[1]}", where=str(path), fix="Give both the same channels")
+        raise DataError(
+            f"train has {train.shape[1]} channels, test {test.shape[1]}",
+            where=str(path),
+            fix="Give both the same channels",
+        )
     label = _labels(arrays["test_label"], len(test), f"{path}, array `test_label`")
     segments: tuple[str, ...]
     segments, lengths = (path.name.removesuffix(".npz"),), (np.array([len(train)]), np.array([len(test)]))
@@ -81,7 +96,9 @@ def write_stream(path: str | Path, stream: LabelledStream) -> None:
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise DataError("is a folder" if path.is_dir() else "there is no such file", where=str(path), fix="Check the path")
+        raise DataError(
+            "is a folder" if path.is_dir() else "there is no such file", where=str(path), fix="Check the path"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -92,7 +109,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
             for name in names:
                 if name not in (*_NEEDED, *_BORDERS) or names.count(name) > 1:
                     raise DataError(
-                        f"the array {shorten(name)} is " + ("there twice" if names.count(name) > 1 else "not known"),
+                        f"the array {shorten(name)} is "
+                        + ("there twice" if names.count(name) > 1 else "not known"),
                         where=str(path),
                         fix=f"Give only {', '.join((*_NEEDED, *_BORDERS))}, each once",
                     )
@@ -116,11 +134,15 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> np.n
     with archive.open(entry) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numpy warns of headers that Python 2 wrote, and reads them rightly
         version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read_header = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         shape, _, dtype = read_header(file, max_header_size=_LARGEST_HEADER)
     where = f"{path}, array `{entry.filename.removesuffix('.npy')}`"
     if dtype.hasobject:
-        raise DataError("holds pickled objects, which are never loaded", where=where, fix="Save it as numbers or text")
+        raise DataError(
+            "holds pickled objects, which are never loaded", where=where, fix="Save it as numbers or text"
+        )
     # a header may claim any size: believe it only as far as there are bytes; deflate packs 1032 into one at most
     if (
         entry.file_size > 1032 * path.stat().st_size
@@ -128,11 +150,15 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> np.n
         or not 0 <= entry.file_size - math.prod(shape) * dtype.itemsize < 2 * _LARGEST_HEADER
     ):
         raise DataError(
-            f"its header says {dtype} {shape}, which its {entry.file_size} bytes do not hold", where=where, fix="Fetch the file again"
+            f"its header says {dtype} {shape}, which its {entry.file_size} bytes do not hold",
+            where=where,
+            fix="Fetch the file again",
         )
     with archive.open(entry) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False, max_header_size=_LARGEST_HEADER)
+        array: np.ndarray = np.lib.format.read_array(
+            file, allow_pickle=False, max_header_size=_LARGEST_HEADER
+        )
         if file.read(1):
             raise DataError("more bytes follow than its header says", where=where, fix="Fetch the file again")
     return array
@@ -140,13 +166,17 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> np.n
 
 def _values(array: np.ndarray, where: str) -> np.ndarray:
     if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
-        raise DataError(f"is {array.dtype} {array.shape}", where=where, fix="Give numbers of shape [steps, channels]")
+        raise DataError(
+            f"is {array.dtype} {array.shape}", where=where, fix="Give numbers of shape [steps, channels]"
+        )
     values = array.astype(np.float64)
     wrong = np.argwhere(~np.isfinite(values))
     if len(wrong):
         row, column = (int(position) + 1 for position in wrong[0])
         raise DataError(
-            f"{len(wrong)} value(s) are missing or infinite", where=f"{where}, row {row}, channel {column}", fix="Fill them before saving"
+            f"{len(wrong)} value(s) are missing or infinite",
+            where=f"{where}, row {row}, channel {column}",
+            fix="Fill them before saving",
         )
     return values
 
@@ -154,26 +184,48 @@ def _values(array: np.ndarray, where: str) -> np.ndarray:
 def _labels(array: np.ndarray, steps: int, where: str) -> np.ndarray:
     if array.shape != (steps,) or array.dtype.kind not in "biuf":
         raise DataError(
-            f"is {array.dtype} {array.shape} where the test stream has {steps} steps", where=where, fix="Give one label per step"
+            f"is {array.dtype} {array.shape} where the test stream has {steps} steps",
+            where=where,
+            fix="Give one label per step",
         )
     wrong = np.flatnonzero((array != 0) & (array != 1))
     if len(wrong):
-        raise DataError(f"the label is {array[wrong[0]]}", where=f"{where}, row {int(wrong[0]) + 1}", fix="Write 1 for anomalous, else 0")
+        raise DataError(
+            f"the label is {array[wrong[0]]}",
+            where=f"{where}, row {int(wrong[0]) + 1}",
+            fix="Write 1 for anomalous, else 0",
+        )
     return array.astype(bool)
 
 
-def _segments(arrays: dict[str, np.ndarray], totals: tuple[int, int], path: Path) -> tuple[tuple[str, ...], tuple[np.ndarray, np.ndarray]]:
+def _segments(
+    arrays: dict[str, np.ndarray], totals: tuple[int, int], path: Path
+) -> tuple[tuple[str, ...], tuple[np.ndarray, np.ndarray]]:
     names = arrays["channels"]
     if names.ndim != 1 or names.dtype.kind != "U" or not len(names):
-        raise DataError(f"is {names.dtype} {names.shape}", where=f"{path}, array `channels`", fix="Give the segments' names as text")
+        raise DataError(
+            f"is {names.dtype} {names.shape}",
+            where=f"{path}, array `channels`",
+            fix="Give the segments' names as text",
+        )
     if len(set(names.tolist())) != len(names):
-        raise DataError("a segment's name stands twice", where=f"{path}, array `channels`", fix="Name each segment once")
+        raise DataError(
+            "a segment's name stands twice", where=f"{path}, array `channels`", fix="Name each segment once"
+        )
     lengths = []
     for name, total in zip(("train_len", "test_len"), totals, strict=True):
         rows, where = arrays[name], f"{path}, array `{name}`"
         if rows.shape != names.shape or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() > total:
-            raise DataError(f"is {rows.dtype} {rows.shape}", where=where, fix=f"Give the rows of each of the {len(names)} segments")
+            raise DataError(
+                f"is {rows.dtype} {rows.shape}",
+                where=where,
+                fix=f"Give the rows of each of the {len(names)} segments",
+            )
         if int(rows.sum()) != total:
-            raise DataError(f"the segments' rows add up to {int(rows.sum())} of {total}", where=where, fix="Correct the rows")
+            raise DataError(
+                f"the segments' rows add up to {int(rows.sum())} of {total}",
+                where=where,
+                fix="Correct the rows",
+            )
         lengths.append(rows)
     return tuple(names.tolist()), (lengths[0], lengths[1])

@@ -32,8 +32,20 @@ from ofa_jax.errors import ConfigError, DataError
 SOURCE = "generated hourly load"
 """The ``source`` of generated frames: wherever a frame's source shows, it says that the data are generated."""
 
-_NAMES = ("load_north", "load_south", "load_east", "load_west", "load_centre", "load_coast", "load_hills", "load_islands")
-_WEATHER_MEMORY, _WEATHER_SHOCK = 0.94, 1.3  # days, not weeks: the longer the memory, the more one stretch strays from the floor
+_NAMES = (
+    "load_north",
+    "load_south",
+    "load_east",
+    "load_west",
+    "load_centre",
+    "load_coast",
+    "load_hills",
+    "load_islands",
+)
+_WEATHER_MEMORY, _WEATHER_SHOCK = (
+    0.94,
+    1.3,
+)  # days, not weeks: the longer the memory, the more one stretch strays from the floor
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +69,11 @@ class NoiseFloor:
             DataError: The scaler is of other series.
         """
         if scaler.names != self.names:
-            raise DataError(f"the scaler is of {', '.join(scaler.names)}", where=SOURCE, fix=f"Fit it on {', '.join(self.names)}")
+            raise DataError(
+                f"the scaler is of {', '.join(scaler.names)}",
+                where=SOURCE,
+                fix=f"Fit it on {', '.join(self.names)}",
+            )
         return NoiseFloor(self.mse / scaler.std**2, self.mae / scaler.std, self.names)
 
 
@@ -96,7 +112,9 @@ class SyntheticLoad:
         steps = np.arange(1, horizon + 1)[:, None]
         weather = self.weather_shock**2 * _growth(np.array([self.weather_memory]), steps)
         variance_hc = self.response**2 * weather + self.noise_shock**2 * _growth(self.noise_memory, steps)
-        return NoiseFloor(variance_hc.mean(axis=0), np.sqrt(2 * variance_hc / np.pi).mean(axis=0), self.frame.names)
+        return NoiseFloor(
+            variance_hc.mean(axis=0), np.sqrt(2 * variance_hc / np.pi).mean(axis=0), self.frame.names
+        )
 
     def best_forecast(self, origins: np.ndarray, horizon: int) -> np.ndarray:
         """The best forecasts ``[M, H, C]`` in MW of the ``horizon`` rows after each of the rows ``origins`` ``[M]``.
@@ -106,7 +124,11 @@ class SyntheticLoad:
         """
         origins = np.asarray(origins)
         if origins.size and (origins.min() < 0 or origins.max() + horizon >= self.frame.n_rows):
-            raise DataError(f"an origin leaves no {horizon} rows to forecast", where=SOURCE, fix="Choose origins within the series")
+            raise DataError(
+                f"an origin leaves no {horizon} rows to forecast",
+                where=SOURCE,
+                fix="Choose origins within the series",
+            )
         steps = np.arange(1, horizon + 1)
         cycles = self.cycles[origins[:, None] + steps]
         weather = self.weather_memory ** steps[:, None] * self.response * self.weather[origins][:, None, None]
@@ -134,12 +156,16 @@ def hourly_load(n_rows: int = 24 * 7 * 60, n_series: int = 4, seed: int = 0) -> 
     noise_memory = 0.6 + 0.25 * uniform[2]
     noise_shock = base * (0.008 + 0.006 * uniform[3])
     shocks = _normal(seed, n_rows * (n_series + 1)).reshape(n_rows, n_series + 1)
-    states = _autoregression(shocks, np.append(noise_memory, _WEATHER_MEMORY), np.append(noise_shock, _WEATHER_SHOCK))
+    states = _autoregression(
+        shocks, np.append(noise_memory, _WEATHER_MEMORY), np.append(noise_shock, _WEATHER_SHOCK)
+    )
     cycles = base * (1 + _cycles(n_rows, uniform[4:]))
     noise, weather = states[:, :-1], states[:, -1]
     timestamps = np.datetime64("2023-01-02T00", "ns") + np.arange(n_rows) * np.timedelta64(3600 * 10**9, "ns")
     frame = Frame(cycles + weather[:, None] * response + noise, _NAMES[:n_series], timestamps, SOURCE)
-    return SyntheticLoad(frame, cycles, weather, noise, response, _WEATHER_MEMORY, _WEATHER_SHOCK, noise_memory, noise_shock)
+    return SyntheticLoad(
+        frame, cycles, weather, noise, response, _WEATHER_MEMORY, _WEATHER_SHOCK, noise_memory, noise_shock
+    )
 
 
 def _cycles(n_rows: int, uniform: np.ndarray) -> np.ndarray:
@@ -147,7 +173,9 @@ def _cycles(n_rows: int, uniform: np.ndarray) -> np.ndarray:
     hour = np.arange(n_rows)[:, None]
     lag, evening, weekend, winter = uniform
     day = 2 * np.pi * (hour - 2 * lag) / 24
-    workday = -(0.16 + 0.06 * evening) * np.cos(day - np.pi / 6) + (0.05 + 0.04 * evening) * np.cos(2 * day - 4 * np.pi / 3)
+    workday = -(0.16 + 0.06 * evening) * np.cos(day - np.pi / 6) + (0.05 + 0.04 * evening) * np.cos(
+        2 * day - 4 * np.pi / 3
+    )
     rest = (hour // 24) % 7 >= 5
     year = (0.08 + 0.08 * winter) * np.cos(2 * np.pi * (hour - 15 * 24) / (365.25 * 24))
     return np.where(rest, 0.7 * workday - (0.06 + 0.08 * weekend), workday) + year
@@ -155,7 +183,9 @@ def _cycles(n_rows: int, uniform: np.ndarray) -> np.ndarray:
 
 def _autoregression(shocks: np.ndarray, memory: np.ndarray, scale: np.ndarray) -> np.ndarray:
     states = np.empty_like(shocks)
-    states[0] = shocks[0] * scale / np.sqrt(1 - memory**2)  # drawn from the stationary law, so no row is special
+    states[0] = (
+        shocks[0] * scale / np.sqrt(1 - memory**2)
+    )  # drawn from the stationary law, so no row is special
     for row in range(1, len(shocks)):
         states[row] = memory * states[row - 1] + scale * shocks[row]
     return states

@@ -53,7 +53,9 @@ class TextTable:
         """
         try:
             return self._read(positions, [])[list(positions)].to_numpy()
-        except ValueError:  # pandas' ParserError is one; it names no column and no line, so look again cell by cell
+        except (
+            ValueError
+        ):  # pandas' ParserError is one; it names no column and no line, so look again cell by cell
             columns = [self.cells(position) for position in positions]
         return _readby_cell(columns, [self.names[position] for position in positions], self)
 
@@ -67,12 +69,17 @@ class TextTable:
             return [str(cell).strip() for cell in self._read([], [position], n_rows).iloc[:, 0].tolist()]
         except ValueError as error:
             raise DataError(
-                f"not readable as delimited text ({' '.join(str(error).split())})", where=self.source, fix="Check the quotes in the file"
+                f"not readable as delimited text ({' '.join(str(error).split())})",
+                where=self.source,
+                fix="Check the quotes in the file",
             ) from None
 
     def place(self, name: str) -> Place:
         """Says where a row of the column ``name`` lies."""
-        return lambda row: f"{self.source}, column `{name}`" + ("" if row is None else f", row {row + 1} (line {self.lines[row]})")
+        return lambda row: (
+            f"{self.source}, column `{name}`"
+            + ("" if row is None else f", row {row + 1} (line {self.lines[row]})")
+        )
 
     def _read(self, numeric: Sequence[int], text: Sequence[int], n_rows: int | None = None) -> pd.DataFrame:
         import pandas as pd
@@ -117,13 +124,19 @@ class PandasTable:
         import pandas as pd
 
         if not isinstance(frame, pd.DataFrame):
-            raise DataError(f"a {type(frame).__name__} is neither a path nor a DataFrame", fix="Give one of the two")
+            raise DataError(
+                f"a {type(frame).__name__} is neither a path nor a DataFrame", fix="Give one of the two"
+            )
         if isinstance(frame.columns, pd.MultiIndex) or isinstance(frame.index, pd.MultiIndex):
-            raise DataError("the columns or the index have several levels", where=source, fix="Flatten them to one level")
+            raise DataError(
+                "the columns or the index have several levels", where=source, fix="Flatten them to one level"
+            )
         names = [str(name) for name in frame.columns]
         columns = [frame.iloc[:, position] for position in range(len(names))]
         index = frame.index.to_timestamp() if isinstance(frame.index, pd.PeriodIndex) else frame.index
-        if isinstance(index, pd.DatetimeIndex) or (len(index) and isinstance(index[0], str) and looks_like_date(index[0])):
+        if isinstance(index, pd.DatetimeIndex) or (
+            len(index) and isinstance(index[0], str) and looks_like_date(index[0])
+        ):
             names.insert(0, "index" if index.name is None else str(index.name))
             columns.insert(0, index.to_series())
             return cls(source, tuple(names), len(frame), tuple(columns), 0)
@@ -150,9 +163,16 @@ class PandasTable:
         from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
 
         columns = [self.columns[position] for position in positions]
-        if all(is_numeric_dtype(c.dtype) and not is_bool_dtype(c.dtype) and not is_complex_dtype(c.dtype) for c in columns):
-            return np.stack([column.to_numpy(dtype=np.float64, na_value=np.nan) for column in columns], axis=1)
-        return _readby_cell([column.tolist() for column in columns], [self.names[position] for position in positions], self)
+        if all(
+            is_numeric_dtype(c.dtype) and not is_bool_dtype(c.dtype) and not is_complex_dtype(c.dtype)
+            for c in columns
+        ):
+            return np.stack(
+                [column.to_numpy(dtype=np.float64, na_value=np.nan) for column in columns], axis=1
+            )
+        return _readby_cell(
+            [column.tolist() for column in columns], [self.names[position] for position in positions], self
+        )
 
     def cells(self, position: int) -> pd.Series:
         """One column as it is."""
@@ -163,7 +183,9 @@ class PandasTable:
         return lambda row: f"{self.source}, column `{name}`" + ("" if row is None else f", row {row + 1}")
 
 
-def _readby_cell(columns: Sequence[Sequence[Any]], names: Sequence[str], table: TextTable | PandasTable) -> np.ndarray:
+def _readby_cell(
+    columns: Sequence[Sequence[Any]], names: Sequence[str], table: TextTable | PandasTable
+) -> np.ndarray:
     """The cells as ``[T, C]`` float64, or the error that names the first that is no number."""
     values = [[_number(cell) for cell in column] for column in columns]
     wholly_text = [all(value is None for value in column) for column in values]
@@ -176,9 +198,21 @@ def _readby_cell(columns: Sequence[Sequence[Any]], names: Sequence[str], table: 
         elif all(wholly_text):
             fix = "Give at least one column of numbers"
         else:
-            fix = "List the columns of numbers in `columns`" if text_only else "Correct the value, or leave the cell empty"
-        what = "there is no numeric column; this one" if all(wholly_text) else "the column" if text_only else "among numbers the column"
-        raise DataError(f"{what} holds the text {shorten(column[row])}", where=table.place(name)(row), fix=fix)
+            fix = (
+                "List the columns of numbers in `columns`"
+                if text_only
+                else "Correct the value, or leave the cell empty"
+            )
+        what = (
+            "there is no numeric column; this one"
+            if all(wholly_text)
+            else "the column"
+            if text_only
+            else "among numbers the column"
+        )
+        raise DataError(
+            f"{what} holds the text {shorten(column[row])}", where=table.place(name)(row), fix=fix
+        )
     return np.array(values, dtype=np.float64).T.copy()
 
 
@@ -188,7 +222,11 @@ def _number(cell: object) -> float | None:
         return float("nan") if text in _NO_VALUE else float(text) if _NUMBER.fullmatch(text) else None
     if cell is None or type(cell).__name__ == "NAType":
         return float("nan")
-    if isinstance(cell, bool | np.bool_) or not isinstance(cell, numbers.Number) or isinstance(cell, complex | np.complexfloating):
+    if (
+        isinstance(cell, bool | np.bool_)
+        or not isinstance(cell, numbers.Number)
+        or isinstance(cell, complex | np.complexfloating)
+    ):
         return None
     try:
         return float(cell)  # type: ignore[arg-type]  # Decimal and Fraction have __float__, which Number does not promise
@@ -209,7 +247,9 @@ def read_parquet(path: Path) -> PandasTable:
         frame = pd.read_parquet(path)
     except (ValueError, OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"not readable as Parquet ({reason})", where=str(path), fix="Check that the file is whole") from None
+        raise DataError(
+            f"not readable as Parquet ({reason})", where=str(path), fix="Check that the file is whole"
+        ) from None
     return PandasTable.of(frame, str(path))
 
 
@@ -222,7 +262,9 @@ def read_text(path: Path) -> TextTable:
     text = _decode(_bytes(path), path)
     body = text.lstrip("\n")
     if not body.strip():
-        raise DataError("the file is empty", where=str(path), fix="Give a file with a header line and data rows")
+        raise DataError(
+            "the file is empty", where=str(path), fix="Give a file with a header line and data rows"
+        )
     header_line = len(text) - len(body) + 1
     # blank lines at the end are no rows; one in the middle is a row with nothing in it
     body = re.sub(r"(?:\n *)+\Z", "", body) + "\n"
@@ -230,7 +272,9 @@ def read_text(path: Path) -> TextTable:
     try:
         names, widths, lines = _fields(body, delimiter)
     except csv.Error as error:
-        raise DataError(f"not readable as delimited text ({error})", where=str(path), fix="Check the quotes in the file") from None
+        raise DataError(
+            f"not readable as delimited text ({error})", where=str(path), fix="Check the quotes in the file"
+        ) from None
     lines = lines if header_line == 1 else [line + header_line - 1 for line in lines]
     _check_header(names, path, header_line)
     wrong = np.flatnonzero(widths != len(names))
@@ -250,7 +294,9 @@ def _bytes(path: Path) -> bytes:
         return gzip.decompress(content) if path.name.lower().endswith(".gz") else content
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
-            f"the file cannot be read ({error})", where=str(path), fix="Check that it is whole and that you may read it"
+            f"the file cannot be read ({error})",
+            where=str(path),
+            fix="Check that it is whole and that you may read it",
         ) from None
 
 
@@ -295,7 +341,9 @@ def _check_header(names: tuple[str, ...], path: Path, line: int) -> None:
             fix="Close the quote that was left open, or take the line break out of the name",
         )
     numbers = [_NUMBER.fullmatch(name) is not None for name in names]
-    counted = [name for name in names if name.isdigit()] in ([str(i + start) for i in range(len(names))] for start in (0, 1))
+    counted = [name for name in names if name.isdigit()] in (
+        [str(i + start) for i in range(len(names))] for start in (0, 1)
+    )
     dated = bool(re.match(r"\d{4}-\d\d-\d\d|\d{1,2}[/.]\d{1,2}[/.]\d{4}", names[0])) and all(numbers[1:])
     if (all(numbers) and not counted) or dated:
         raise DataError(

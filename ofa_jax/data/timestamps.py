@@ -68,7 +68,9 @@ def parse_times(cells: Sequence[Any] | pd.Series, place: Place) -> np.ndarray:
     if pd.api.types.is_datetime64_any_dtype(column.dtype):
         missing = np.flatnonzero(column.isna().to_numpy())
         if len(missing):
-            raise DataError("the timestamp is missing", where=place(int(missing[0])), fix="Fill it, or remove the row")
+            raise DataError(
+                "the timestamp is missing", where=place(int(missing[0])), fix="Fill it, or remove the row"
+            )
         return _to_ns(pd.DatetimeIndex(column), place)
     return _parse_text(_as_text(column, place), place)
 
@@ -105,8 +107,13 @@ def _parse_text(texts: list[str], place: Place) -> np.ndarray:
     try:
         parsed = pd.to_datetime(column, format="ISO8601", utc=zoned[0], errors="coerce")
     except ValueError:  # a zone in a form that only pandas knows
-        kinds = [pd.to_datetime(pd.Series([text], dtype=object), format="ISO8601", errors="coerce").dtype for text in texts]
-        raise _mixed_zones(texts, next((row for row, kind in enumerate(kinds) if kind != kinds[0]), 0), place) from None
+        kinds = [
+            pd.to_datetime(pd.Series([text], dtype=object), format="ISO8601", errors="coerce").dtype
+            for text in texts
+        ]
+        raise _mixed_zones(
+            texts, next((row for row, kind in enumerate(kinds) if kind != kinds[0]), 0), place
+        ) from None
     if pd.notna(parsed.iloc[0]):
         return _whole(parsed, texts, place)
     return _parse_year_last(texts, place)
@@ -124,7 +131,9 @@ def _parse_year_last(texts: list[str], place: Place) -> np.ndarray:
     import pandas as pd
 
     match = _DAY_AND_MONTH.match(texts[0])
-    clock = next((form for pattern, form in _CLOCKS if pattern.match(match.group(2))), None) if match else None
+    clock = (
+        next((form for pattern, form in _CLOCKS if pattern.match(match.group(2))), None) if match else None
+    )
     if match is None or clock is None:
         raise _not_a_date(texts[0], place(0))
     sign = match.group(1)
@@ -133,7 +142,9 @@ def _parse_year_last(texts: list[str], place: Place) -> np.ndarray:
     readings = [pd.to_datetime(series, format=order, errors="coerce") for order in orders]
     whole = [_to_ns(pd.DatetimeIndex(reading), place) for reading in readings if reading.notna().all()]
     if not whole:
-        return _whole(max(readings, key=lambda reading: reading.notna().to_numpy().cumprod().sum()), texts, place)
+        return _whole(
+            max(readings, key=lambda reading: reading.notna().to_numpy().cumprod().sum()), texts, place
+        )
     if len(whole) == 2 and not np.array_equal(whole[0], whole[1]):
         whole = [times for times in whole if _is_regular(times)]
         if len(whole) != 1:
@@ -170,7 +181,9 @@ def _to_ns(index: pd.DatetimeIndex, place: Place) -> np.ndarray:
         return index.as_unit("ns").to_numpy().astype("datetime64[ns]")
     except pd.errors.OutOfBoundsDatetime as error:
         raise DataError(
-            f"a timestamp lies outside the years 1678 to 2262 ({error})", where=place(None), fix="Correct it, or leave the timestamps out"
+            f"a timestamp lies outside the years 1678 to 2262 ({error})",
+            where=place(None),
+            fix="Correct it, or leave the timestamps out",
         ) from None
 
 

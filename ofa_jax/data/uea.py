@@ -13,9 +13,17 @@ from ofa_jax.data.timestamps import shorten
 from ofa_jax.errors import DataError
 
 _TAGS = (
-    "problemname", "timestamps", "missing", "univariate", "dimensions", "dimension", "equallength", "serieslength", "classlabel",
+    "problemname",
+    "timestamps",
+    "missing",
+    "univariate",
+    "dimensions",
+    "dimension",
+    "equallength",
+    "serieslength",
+    "classlabel",
     "targetlabel",
-)  # fmt: skip
+)
 
 
 def read_ts(path: str | Path, *, missing: Missing = "error") -> LabelledCases:
@@ -58,15 +66,22 @@ def read_ts(path: str | Path, *, missing: Missing = "error") -> LabelledCases:
                 where=where,
                 fix="Correct the header or the label; the line may be cut short",
             )
-        read = [numbers(part, f"{where}, channel {index}", never_missing=never_missing) for index, part in enumerate(parts, start=1)]
+        read = [
+            numbers(part, f"{where}, channel {index}", never_missing=never_missing)
+            for index, part in enumerate(parts, start=1)
+        ]
         _check_channel_lengths(read, where)
-        filled = [fill(series, missing, f"{where}, channel {index}") for index, series in enumerate(read, start=1)]
+        filled = [
+            fill(series, missing, f"{where}, channel {index}") for index, series in enumerate(read, start=1)
+        ]
         cases.append(np.stack(filled, axis=1))
         observed.append(~np.isnan(np.stack(read, axis=1)))
         labels.append(label)
         places.append(where)
     if not cases:
-        raise DataError("there are no cases below `@data`", where=str(path), fix="Fetch the file again: it is cut short")
+        raise DataError(
+            "there are no cases below `@data`", where=str(path), fix="Fetch the file again: it is cut short"
+        )
     _check_lengths(header, cases, places)
     return LabelledCases(
         name=header.text("problemname") or path.name.split(".")[0],
@@ -87,7 +102,9 @@ def _classes(header: Header, path: Path) -> tuple[str, ...]:
         )
     if (header.text("targetlabel") or "false").lower() != "false":
         raise DataError(
-            "the cases carry numbers to predict, not classes", where=header.where("targetlabel"), fix="Give a classification problem"
+            "the cases carry numbers to predict, not classes",
+            where=header.where("targetlabel"),
+            fix="Give a classification problem",
         )
     text = header.text("classlabel")
     if text is None or text.split()[0].lower() != "true":
@@ -111,7 +128,11 @@ def _channels(header: Header) -> int | None:
     tag = "dimension" if header.text("dimension") else "dimensions"
     dimensions, univariate = header.count(tag), header.flag("univariate")
     if univariate and dimensions not in (None, 1):
-        raise DataError(f"`@{tag}` is {dimensions} although the header says `@univariate true`", where=header.where(tag), fix="Correct one")
+        raise DataError(
+            f"`@{tag}` is {dimensions} although the header says `@univariate true`",
+            where=header.where(tag),
+            fix="Correct one",
+        )
     return 1 if univariate else dimensions
 
 
@@ -119,7 +140,9 @@ def _check_channel_lengths(read: list[np.ndarray], where: str) -> None:
     for index, series in enumerate(read, start=1):
         if len(series) != len(read[0]):
             raise DataError(
-                f"channel {index} has {len(series)} values, channel 1 has {len(read[0])}", where=where, fix="Give the channels one length"
+                f"channel {index} has {len(series)} values, channel 1 has {len(read[0])}",
+                where=where,
+                fix="Give the channels one length",
             )
 
 

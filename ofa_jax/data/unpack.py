@@ -21,7 +21,9 @@ LARGEST_FILE = 4 << 30
 _BLOCK = 1 << 20
 
 
-def unpack(archive: Path, files: Sequence[DataFile], folder: Path, *, url: str, limit: int = LARGEST_FILE) -> list[tuple[DataFile, Path]]:
+def unpack(
+    archive: Path, files: Sequence[DataFile], folder: Path, *, url: str, limit: int = LARGEST_FILE
+) -> list[tuple[DataFile, Path]]:
     """Take the catalogued files out of a ``.zip``, or the one out of a ``.gz``, each to a new file in ``folder``.
 
     Names inside an archive never become paths. An archive with an entry that would lead out of its folder or is a link is refused
@@ -53,9 +55,19 @@ def unpack(archive: Path, files: Sequence[DataFile], folder: Path, *, url: str, 
                     done.append((file, _copy(content, folder, url, entry.filename, limit)))
         return done
     # RuntimeError and its NotImplementedError are encrypted or exotic entries
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+    ) as error:
         _remove(done)
-        raise DataError(f"the archive cannot be unpacked ({error})", where=url, fix="Try again, or download it by hand") from None
+        raise DataError(
+            f"the archive cannot be unpacked ({error})", where=url, fix="Try again, or download it by hand"
+        ) from None
     except BaseException:
         _remove(done)
         raise
@@ -69,17 +81,33 @@ def _remove(done: list[tuple[DataFile, Path]]) -> None:
 def _check_safe(entry: zipfile.ZipInfo, url: str) -> None:
     name = entry.orig_filename
     parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
-    if not name or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or "\0" in name:
-        raise DataError(f"the archive holds an entry that leads out of its folder ({name!r})", where=url, fix="Do not use this archive")
+    if (
+        not name
+        or ".." in parts
+        or PurePosixPath(name).is_absolute()
+        or PureWindowsPath(name).anchor
+        or "\0" in name
+    ):
+        raise DataError(
+            f"the archive holds an entry that leads out of its folder ({name!r})",
+            where=url,
+            fix="Do not use this archive",
+        )
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise DataError(f"the archive holds a link or device ({name!r})", where=url, fix="Do not use this archive")
+        raise DataError(
+            f"the archive holds a link or device ({name!r})", where=url, fix="Do not use this archive"
+        )
 
 
 def _member(entries: list[zipfile.ZipInfo], file: DataFile, url: str) -> zipfile.ZipInfo:
-    found = [entry for entry in entries if not entry.is_dir() and PurePosixPath(entry.filename).name == file.member]
+    found = [
+        entry for entry in entries if not entry.is_dir() and PurePosixPath(entry.filename).name == file.member
+    ]
     if len(found) != 1:
-        raise DataError(f"the archive holds {len(found)} files `{file.member}`", where=url, fix="See the data set's pages")
+        raise DataError(
+            f"the archive holds {len(found)} files `{file.member}`", where=url, fix="See the data set's pages"
+        )
     return found[0]
 
 
@@ -90,7 +118,9 @@ def _copy(content: gzip.GzipFile | IO[bytes], folder: Path, url: str, name: str,
             while block := content.read(_BLOCK):
                 size += len(block)
                 if size > limit:
-                    raise DataError(f"{name} unpacks to more than {limit} bytes", where=url, fix="Do not use this archive")
+                    raise DataError(
+                        f"{name} unpacks to more than {limit} bytes", where=url, fix="Do not use this archive"
+                    )
                 target.write(block)
         except BaseException:
             path.unlink(missing_ok=True)

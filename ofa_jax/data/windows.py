@@ -89,7 +89,14 @@ class Batch(NamedTuple):
 
 
 def sliding_windows(
-    rows: tuple[int, int], *, input_length: int, horizon: int, channels: int, univariate: bool = True, step: int = 1, source: str = "data"
+    rows: tuple[int, int],
+    *,
+    input_length: int,
+    horizon: int,
+    channels: int,
+    univariate: bool = True,
+    step: int = 1,
+    source: str = "data",
 ) -> WindowTable:
     """Every complete window of a stretch of rows; univariate ones in channel-major order (protocol §1.1).
 
@@ -128,7 +135,9 @@ def sliding_windows(
 def lay_end_to_end(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Frames ``[T_i, C]`` as one float32 buffer ``[rows, C]``, and the first row of each, ``[frames]``."""
     lengths = [len(part) for part in parts]
-    return np.concatenate(parts).astype(np.float32, copy=False), np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    return np.concatenate(parts).astype(np.float32, copy=False), np.concatenate(
+        [[0], np.cumsum(lengths)[:-1]]
+    ).astype(np.int64)
 
 
 def gather(buffer: jax.Array, table: WindowTable, index: jax.Array, spec: WindowSpec) -> Batch:
@@ -151,7 +160,11 @@ def gather(buffer: jax.Array, table: WindowTable, index: jax.Array, spec: Window
         return jnp.where(mask, values, 0), mask
 
     steps = jnp.arange(spec.input_length)[None]
-    padded = spec.input_length - row.x_valid[:, None] if spec.align == "end" else jnp.zeros_like(row.x_valid[:, None])
+    padded = (
+        spec.input_length - row.x_valid[:, None]
+        if spec.align == "end"
+        else jnp.zeros_like(row.x_valid[:, None])
+    )
     offset = steps - padded
     x, x_mask = take(row.first[:, None] + offset, (offset >= 0) & (offset < row.x_valid[:, None]))
     ahead = jnp.arange(spec.horizon)[None]
@@ -182,7 +195,13 @@ class IndexStream:
     """
 
     def __init__(
-        self, windows: int, batch_size: int, *, seed: int | None, drop_last: bool = False, groups: np.ndarray | None = None
+        self,
+        windows: int,
+        batch_size: int,
+        *,
+        seed: int | None,
+        drop_last: bool = False,
+        groups: np.ndarray | None = None,
     ) -> None:
         import grain
 
@@ -223,7 +242,9 @@ class IndexStream:
         """Rows (or groups) ``start`` … ``stop - 1`` of an epoch's order, without making the whole of it."""
         if self._seed is None:
             return np.arange(start, stop)
-        seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0])  # neighbouring seeds share no epoch's order
+        seed = int(
+            np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0]
+        )  # neighbouring seeds share no epoch's order
         places = map(self._shuffled, range(start, stop), repeat(self._count - 1), repeat(seed), repeat(4))
         return np.fromiter(places, np.int32, stop - start)
 
@@ -235,7 +256,9 @@ class IndexStream:
         """The row that each group shows in an epoch."""
         assert self._groups is not None
         if self._drawn is None or self._drawn[0] != epoch:
-            raw = np.random.Philox(key=np.array([self._seed or 0, epoch], np.uint64)).random_raw(len(self._groups) - 1)
+            raw = np.random.Philox(key=np.array([self._seed or 0, epoch], np.uint64)).random_raw(
+                len(self._groups) - 1
+            )
             sizes = np.diff(self._groups).astype(np.uint64)
             self._drawn = (epoch, self._groups[:-1] + (raw % sizes).astype(np.int64))
         return self._drawn[1]

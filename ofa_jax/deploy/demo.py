@@ -41,7 +41,9 @@ def run_demo(out: str | Path, reporter: Reporter, *, seed: int = 0) -> Demo:
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
-        raise OfaError("this is a file, so no folder can be made there", where=str(out), fix="Choose another --out")
+        raise OfaError(
+            "this is a file, so no folder can be made there", where=str(out), fix="Choose another --out"
+        )
     table_path = out / "load.csv"
     experiment = load_experiment("demo", [f"data.source={json.dumps(str(table_path))}"])
     load = hourly_load(seed=seed)
@@ -50,7 +52,9 @@ def run_demo(out: str | Path, reporter: Reporter, *, seed: int = 0) -> Demo:
     train_run(experiment, run, reporter)
     loaded, data = open_run(run)
     assert isinstance(data, ForecastData), "the demo forecasts"
-    comparison = compare(loaded, data, split="test", controls=run / "controls", only=("nlinear",), reporter=reporter)
+    comparison = compare(
+        loaded, data, split="test", controls=run / "controls", only=("nlinear",), reporter=reporter
+    )
 
     model, naive, nlinear = comparison.rows
     limits = noise_floor_rows(load, data, experiment.task.horizon)
@@ -58,7 +62,9 @@ def run_demo(out: str | Path, reporter: Reporter, *, seed: int = 0) -> Demo:
 
     horizon = experiment.task.horizon
     frame = data.frame
-    before = replace(frame, values=frame.values[:-horizon], timestamps=_times(frame)[:-horizon], source=load.frame.source)
+    before = replace(
+        frame, values=frame.values[:-horizon], timestamps=_times(frame)[:-horizon], source=load.frame.source
+    )
     predicted = forecast(loaded, before)
     write_forecast(predicted, out / "forecast.csv")
     figure = plot_forecast(
@@ -76,13 +82,19 @@ def run_demo(out: str | Path, reporter: Reporter, *, seed: int = 0) -> Demo:
 def noise_floor_rows(load: SyntheticLoad, data: ForecastData, horizon: int) -> tuple[Row, Row]:
     """What no forecast beats: the expected error of the best one, and its error on the very test windows of the table."""
     floor = load.noise_floor(horizon).standardised(data.scaler)
-    expected = Row("noise floor, expected", {"mse": float(floor.mse.mean()), "mae": float(floor.mae.mean())}, 0)
+    expected = Row(
+        "noise floor, expected", {"mse": float(floor.mse.mean()), "mae": float(floor.mae.mean())}, 0
+    )
     first, end = data.borders["test"]
     length = data.task.spec.input_length
     origins_m = np.arange(first + length - 1, end - horizon)
     actual_mhc = load.frame.values[origins_m[:, None] + np.arange(1, horizon + 1)]
     error = (load.best_forecast(origins_m, horizon) - actual_mhc) / data.scaler.std
-    realised = Row("noise floor, on these windows", {"mse": float(np.square(error).mean()), "mae": float(np.abs(error).mean())}, 0)
+    realised = Row(
+        "noise floor, on these windows",
+        {"mse": float(np.square(error).mean()), "mae": float(np.abs(error).mean())},
+        0,
+    )
     return expected, realised
 
 

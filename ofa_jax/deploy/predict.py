@@ -30,12 +30,20 @@ def read_input(loaded: Loaded, source: str | Path | pd.DataFrame) -> Frame:
     data = loaded.experiment.data
     names = _names(loaded)
     if names is None:
-        return read_frame(source, timestamp_column=data.timestamp_column, missing=data.missing, timestamps=data.timestamps or "error")
+        return read_frame(
+            source,
+            timestamp_column=data.timestamp_column,
+            missing=data.missing,
+            timestamps=data.timestamps or "error",
+        )
     entry = CATALOG.get(data.source)
     frame = read_frame(
-        source, timestamp_column=data.timestamp_column, columns=names if data.columns else None, missing=data.missing,
+        source,
+        timestamp_column=data.timestamp_column,
+        columns=names if data.columns else None,
+        missing=data.missing,
         timestamps=data.timestamps or (entry.timestamps if entry else "error"),
-    )  # fmt: skip
+    )
     return check_columns(frame, names)
 
 
@@ -43,7 +51,11 @@ def _names(loaded: Loaded) -> tuple[str, ...] | None:
     """The series that the model knows; None where it forecasts any series in its own units (zero_shot, short_term)."""
     task = loaded.experiment.task.name
     if task not in ("forecast", "zero_shot", "short_term"):
-        raise ConfigError(f"this model was trained for {task}, it forecasts nothing", where="predict", fix="Use `ofa-jax evaluate`")
+        raise ConfigError(
+            f"this model was trained for {task}, it forecasts nothing",
+            where="predict",
+            fix="Use `ofa-jax evaluate`",
+        )
     return loaded.names
 
 
@@ -68,7 +80,9 @@ def forecast(loaded: Loaded, frame: Frame) -> pd.DataFrame:
     length, horizon = loaded.experiment.task.input_length, loaded.experiment.task.horizon
     if frame.n_rows < length:
         raise DataError(
-            f"{frame.n_rows} rows, but the model reads the last {length}", where=frame.source, fix=f"Give at least {length} rows"
+            f"{frame.n_rows} rows, but the model reads the last {length}",
+            where=frame.source,
+            fix=f"Give at least {length} rows",
         )
     expected, found = loaded.meta.get("frequency"), frame.frequency
     if expected and found and expected.split("-")[0] != found.split("-")[0]:
@@ -79,15 +93,21 @@ def forecast(loaded: Loaded, frame: Frame) -> pd.DataFrame:
         )
     when = None if frame.timestamps is None else frame.future_timestamps(horizon)
     last = frame.values[-length:]
-    x_btc = jnp.asarray(_as_float32(last, frame) if loaded.scaler is None else loaded.scaler.transform(last))[None]
+    x_btc = jnp.asarray(_as_float32(last, frame) if loaded.scaler is None else loaded.scaler.transform(last))[
+        None
+    ]
     model = loaded.model
     pred_hc = np.asarray(jax.jit(model.predict)(model.frozen, model.trainable, x_btc))[0]
-    table = pd.DataFrame(pred_hc if loaded.scaler is None else loaded.scaler.invert(pred_hc), columns=list(frame.names))
+    table = pd.DataFrame(
+        pred_hc if loaded.scaler is None else loaded.scaler.invert(pred_hc), columns=list(frame.names)
+    )
     if when is None:
         table.insert(0, _free("step", frame.names), np.arange(1, horizon + 1))
     else:
         dates = pd.DatetimeIndex(when)
-        table.insert(0, _free(frame.time_name, frame.names), dates.tz_localize("UTC") if frame.zoned else dates)
+        table.insert(
+            0, _free(frame.time_name, frame.names), dates.tz_localize("UTC") if frame.zoned else dates
+        )
     return table
 
 
@@ -96,7 +116,11 @@ def _as_float32(values: np.ndarray, frame: Frame) -> np.ndarray:
         converted = values.astype(np.float32)
     if not np.isfinite(converted).all():
         name = frame.names[int(np.argwhere(~np.isfinite(converted))[0][-1])]
-        raise DataError(f"series `{name}` has values beyond float32's range", where=frame.source, fix="Give it in larger units")
+        raise DataError(
+            f"series `{name}` has values beyond float32's range",
+            where=frame.source,
+            fix="Give it in larger units",
+        )
     return converted
 
 
@@ -112,7 +136,13 @@ def write_forecast(table: pd.DataFrame, path: str | Path) -> None:
 
 
 def plot_forecast(
-    frame: Frame, table: pd.DataFrame, *, title: str, history: int, actual: np.ndarray | None = None, note: str = ""
+    frame: Frame,
+    table: pd.DataFrame,
+    *,
+    title: str,
+    history: int,
+    actual: np.ndarray | None = None,
+    note: str = "",
 ) -> Figure:
     """A panel per series (at most six): the last ``history`` rows, then the forecast.
 
@@ -139,12 +169,16 @@ def plot_forecast(
         if actual is not None:
             axis.plot(ahead, actual[:, index], color="0.35", linewidth=1, linestyle=":", label="what came")
         joined = np.concatenate([frame.values[-1:, index], table[name].to_numpy()])
-        axis.plot(np.concatenate([past[-1:], ahead]), joined, color="#0072b2", linewidth=1.8, label="forecast")
+        axis.plot(
+            np.concatenate([past[-1:], ahead]), joined, color="#0072b2", linewidth=1.8, label="forecast"
+        )
         axis.axvline(past[-1], color="0.8", linewidth=0.8)
         axis.set_ylabel(name, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=8, frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=8, frameon=False
+    )
     if dated:
         axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(axes[-1].xaxis.get_major_locator()))
     else:
@@ -169,7 +203,9 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     kind = Path(path).suffix.lstrip(".").lower()
     if kind not in FigureCanvasAgg.get_supported_filetypes():
         raise DataError(
-            f"pictures cannot be written as {kind or 'a file without an ending'!r}", where=str(path), fix="Use .png, .svg or .pdf"
+            f"pictures cannot be written as {kind or 'a file without an ending'!r}",
+            where=str(path),
+            fix="Use .png, .svg or .pdf",
         )
     content = io.BytesIO()
     figure.savefig(content, format=kind, dpi=150)

@@ -54,9 +54,13 @@ class GPT2Config:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 shown = "n_inner" if name == "mlp_width" else name
-                raise ConfigError(f"{shown} is {value!r}, but must be a whole number of at least 1", where="trunk")
+                raise ConfigError(
+                    f"{shown} is {value!r}, but must be a whole number of at least 1", where="trunk"
+                )
         if self.n_embd % self.n_head:
-            raise ConfigError(f"n_embd {self.n_embd} cannot be divided among {self.n_head} heads", where="trunk")
+            raise ConfigError(
+                f"n_embd {self.n_embd} cannot be divided among {self.n_head} heads", where="trunk"
+            )
         if self.activation_function not in ACTIVATIONS:
             raise ConfigError(
                 f"activation_function {self.activation_function!r} is not supported",
@@ -111,8 +115,18 @@ class Attention(nn.Module):
         if config.scale_attn_by_inverse_layer_idx:
             scale /= self.index + 1
         qkv = nn.Dense(3 * d, dtype=self.dtype, name="c_attn")(hidden_mnd)
-        query, key, value = (part.reshape(m, n, config.n_head, head_width) for part in jnp.split(qkv, 3, axis=-1))
-        mixed = causal_attention(query, key, value, scale=scale, rate=config.attn_pdrop, keys_m=dropout_keys, site=f"{site}/weights")
+        query, key, value = (
+            part.reshape(m, n, config.n_head, head_width) for part in jnp.split(qkv, 3, axis=-1)
+        )
+        mixed = causal_attention(
+            query,
+            key,
+            value,
+            scale=scale,
+            rate=config.attn_pdrop,
+            keys_m=dropout_keys,
+            site=f"{site}/weights",
+        )
         out = nn.Dense(d, dtype=self.dtype, name="c_proj")(mixed.reshape(m, n, d))
         return dropout(out, config.resid_pdrop, dropout_keys, f"{site}/out")
 
@@ -141,7 +155,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, hidden_mnd: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
         normed = LayerNorm(self.config.layer_norm_epsilon, name="ln_1")(hidden_mnd).astype(self.dtype)
-        hidden_mnd = hidden_mnd + Attention(self.config, self.index, self.dtype, name="attn")(normed, dropout_keys)
+        hidden_mnd = hidden_mnd + Attention(self.config, self.index, self.dtype, name="attn")(
+            normed, dropout_keys
+        )
         normed = LayerNorm(self.config.layer_norm_epsilon, name="ln_2")(hidden_mnd).astype(self.dtype)
         return hidden_mnd + MLP(self.config, self.dtype, name="mlp")(normed, dropout_keys)
 
@@ -191,6 +207,11 @@ class GPT2Trunk(nn.Module):
                 )
             wpe = nn.Embed(config.n_positions, config.n_embd, name="wpe")
             embeds_mnd = embeds_mnd.astype(jnp.float32) + wpe(jnp.arange(tokens))
-        hidden = dropout(embeds_mnd.astype(self.compute_dtype), config.embd_pdrop, dropout_keys, "/".join((*self.path, "wpe")))
+        hidden = dropout(
+            embeds_mnd.astype(self.compute_dtype),
+            config.embd_pdrop,
+            dropout_keys,
+            "/".join((*self.path, "wpe")),
+        )
         hidden = Blocks(config, self.compute_dtype, self.remat, name="h")(hidden, dropout_keys)
         return LayerNorm(config.layer_norm_epsilon, name="ln_f")(hidden)

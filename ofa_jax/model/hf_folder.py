@@ -16,7 +16,12 @@ from ofa_jax import files
 from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.model.gpt2 import GPT2Config
 
-CONFIG, WEIGHTS, INDEX, MANIFEST = "config.json", "model.safetensors", "model.safetensors.index.json", "trunk.json"
+CONFIG, WEIGHTS, INDEX, MANIFEST = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "trunk.json",
+)
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 _REFUSED: dict[str, tuple[Any, ...]] = {
@@ -47,17 +52,33 @@ def resolve(source: str | Path, revision: str | None, patterns: list[str]) -> tu
     folder, text = Path(os.path.expanduser(source)), str(source)
     if folder.is_dir():
         if revision is not None:
-            raise WeightsError(f"revision {revision!r} is for hub ids, but this is a folder", where=text, fix="Leave the revision out")
+            raise WeightsError(
+                f"revision {revision!r} is for hub ids, but this is a folder",
+                where=text,
+                fix="Leave the revision out",
+            )
         return folder, text
     if folder.exists():
-        raise WeightsError("is a file", where=text, fix="Name the folder that holds config.json and model.safetensors")
-    if isinstance(source, Path) or text.startswith((".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
-        raise WeightsError("there is no such folder", where=text, fix="Name a folder of GPT-2 weights, or a hub id such as gpt2")
+        raise WeightsError(
+            "is a file", where=text, fix="Name the folder that holds config.json and model.safetensors"
+        )
+    if (
+        isinstance(source, Path)
+        or text.startswith((".", "~"))
+        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text)
+    ):
+        raise WeightsError(
+            "there is no such folder",
+            where=text,
+            fix="Name a folder of GPT-2 weights, or a hub id such as gpt2",
+        )
 
     from huggingface_hub import snapshot_download
 
     try:
-        snapshot = Path(snapshot_download(text, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        snapshot = Path(
+            snapshot_download(text, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+        )
     except Exception as error:  # the hub, its http client and its transfer tool each have their own families
         reason = next(iter(str(error).strip().splitlines()), "no reason given").rstrip(".")
         raise WeightsError(
@@ -82,14 +103,20 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     manifest = files.read_json(folder / MANIFEST, kind="trunk folder")
     absent = {"source", "sha256", "config_sha256"} - manifest.keys()
     if absent:
-        raise WeightsError(f"has no {', '.join(sorted(absent))}", where=str(folder / MANIFEST), fix="Convert the trunk again")
+        raise WeightsError(
+            f"has no {', '.join(sorted(absent))}", where=str(folder / MANIFEST), fix="Convert the trunk again"
+        )
     return manifest
 
 
 def check_digest(folder: Path, name: str, expected: str) -> None:
     """Raise WeightsError unless file ``name`` is in ``folder`` with the sha256 that ``trunk.json`` gives."""
     if not (folder / name).exists():
-        raise WeightsError(f"there is no {name} here, though trunk.json tells of it", where=str(folder), fix="Copy the whole folder again")
+        raise WeightsError(
+            f"there is no {name} here, though trunk.json tells of it",
+            where=str(folder),
+            fix="Copy the whole folder again",
+        )
     found = files.sha256_file(folder / name)
     if found != expected:
         raise WeightsError(
@@ -114,13 +141,21 @@ def folder_config(folder: Path, manifest: Mapping[str, Any] | None) -> GPT2Confi
         fix = "Name a folder of GPT-2 weights; where a folder hides a hub id, write the id with its owner (openai-community/gpt2)"
         raise WeightsError("there is no config.json here", where=str(folder), fix=fix) from None
     except ValueError as error:
-        raise WeightsError(f"not readable as JSON ({error})", where=str(path), fix="Download it again") from None
+        raise WeightsError(
+            f"not readable as JSON ({error})", where=str(path), fix="Download it again"
+        ) from None
     if not isinstance(content, dict) or content.get("model_type") != "gpt2":
         found = content.get("model_type") if isinstance(content, dict) else None
-        raise WeightsError(f"model_type is {found!r}, not 'gpt2'", where=str(path), fix="Only GPT-2 trunks are supported")
+        raise WeightsError(
+            f"model_type is {found!r}, not 'gpt2'", where=str(path), fix="Only GPT-2 trunks are supported"
+        )
     for name, harmless in _REFUSED.items():
         if content.get(name) not in harmless:
-            raise WeightsError(f"{name} is {content[name]!r}, which is not supported", where=str(path), fix="Choose a plain GPT-2")
+            raise WeightsError(
+                f"{name} is {content[name]!r}, which is not supported",
+                where=str(path),
+                fix="Choose a plain GPT-2",
+            )
     if manifest is None:
         content = _with_defaults(content, path)
     try:
@@ -128,7 +163,9 @@ def folder_config(folder: Path, manifest: Mapping[str, Any] | None) -> GPT2Confi
             raise ConfigError(f"n_inner is {content['n_inner']}, but must be at least 1 or null")
         return GPT2Config(**{field.name: content[field.name] for field in fields(GPT2Config)})
     except KeyError as error:
-        raise WeightsError(f"has no {error.args[0]}", where=str(path), fix="Convert the trunk again") from None
+        raise WeightsError(
+            f"has no {error.args[0]}", where=str(path), fix="Convert the trunk again"
+        ) from None
     except ConfigError as error:
         raise WeightsError(error.what, where=str(path), fix=error.fix) from None
 
@@ -141,12 +178,20 @@ def _with_defaults(content: dict[str, Any], path: Path) -> dict[str, Any]:
     ours, other_names = {field.name for field in fields(GPT2Config)}, HuggingFaceConfig.attribute_map
     for other, name in other_names.items():
         if other in content and name in content and content[other] != content[name]:
-            raise WeightsError(f"{other} is {content[other]!r}, but {name} is {content[name]!r}", where=str(path), fix="Remove one")
+            raise WeightsError(
+                f"{other} is {content[other]!r}, but {name} is {content[name]!r}",
+                where=str(path),
+                fix="Remove one",
+            )
     try:  # token ids and the like stay out: transformers checks them aloud, and the trunk has no tokens
-        filled = HuggingFaceConfig.from_dict({name: value for name, value in content.items() if name in ours | other_names.keys()})
+        filled = HuggingFaceConfig.from_dict(
+            {name: value for name, value in content.items() if name in ours | other_names.keys()}
+        )
     except Exception as error:  # the class of its validation error has changed between versions
         reason = " ".join(str(error).split())
-        raise WeightsError(f"transformers does not accept it ({reason})", where=str(path), fix="Correct the field it names") from error
+        raise WeightsError(
+            f"transformers does not accept it ({reason})", where=str(path), fix="Correct the field it names"
+        ) from error
     return {name: getattr(filled, name) for name in ours}
 
 
@@ -174,9 +219,13 @@ def open_tensors(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="np") as tensors:
             yield tensors
     except FileNotFoundError:
-        raise WeightsError("there is no such file, though the index names it", where=str(path), fix="Download the shard") from None
+        raise WeightsError(
+            "there is no such file, though the index names it", where=str(path), fix="Download the shard"
+        ) from None
     except (SafetensorError, OSError) as error:
-        fix = "Download it again; a file of some 130 bytes is a git-lfs pointer, which `git lfs pull` replaces"
+        fix = (
+            "Download it again; a file of some 130 bytes is a git-lfs pointer, which `git lfs pull` replaces"
+        )
         raise WeightsError(f"not readable as safetensors ({error})", where=str(path), fix=fix) from None
 
 
@@ -192,27 +241,43 @@ def inventory(folder: Path, source: str) -> dict[str, Stored]:
     if not (folder / INDEX).exists():
         raise _no_safetensors(folder, source)
     try:
-        index = {name: str(shard) for name, shard in json.loads((folder / INDEX).read_text())["weight_map"].items()}
+        index = {
+            name: str(shard) for name, shard in json.loads((folder / INDEX).read_text())["weight_map"].items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"not readable as an index of shards ({error!r})", where=str(folder / INDEX), fix="Download it again") from None
+        raise WeightsError(
+            f"not readable as an index of shards ({error!r})",
+            where=str(folder / INDEX),
+            fix="Download it again",
+        ) from None
     stored: dict[str, Stored] = {}
     astray = []
     for shard in sorted(set(index.values())):
         if Path(shard).name != shard:
-            raise WeightsError(f"shard {shard!r} is not a plain file name", where=str(folder / INDEX), fix="Download it again")
+            raise WeightsError(
+                f"shard {shard!r} is not a plain file name",
+                where=str(folder / INDEX),
+                fix="Download it again",
+            )
         found = _header(folder / shard)
         astray += [f"{name} in {shard}" for name in found if index.get(name) != shard]
         stored |= found
     astray += [f"{name} not in {shard}" for name, shard in index.items() if name not in stored]
     if astray:
-        raise WeightsError(f"index and shards disagree: {listing(astray)}", where=str(folder / INDEX), fix="Download all of them again")
+        raise WeightsError(
+            f"index and shards disagree: {listing(astray)}",
+            where=str(folder / INDEX),
+            fix="Download all of them again",
+        )
     return stored
 
 
 def _header(path: Path) -> dict[str, Stored]:
     with open_tensors(path) as tensors:
         slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict
-        return {name: Stored(path, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+        return {
+            name: Stored(path, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
+        }
 
 
 def _no_safetensors(folder: Path, source: str) -> WeightsError:

@@ -105,7 +105,9 @@ class ForecastNetwork(nn.Module):
     kind: TrunkKind = "gpt2"
 
     @nn.compact
-    def __call__(self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
         """Forecast ``[b, h, c]`` in the units of ``x_btc`` ``[b, t, c]``; every channel is forecast on its own.
 
         Args:
@@ -118,7 +120,9 @@ class ForecastNetwork(nn.Module):
         """
         b, t, c = x_btc.shape
         if t != self.input_length:
-            raise ConfigError(f"the network reads {self.input_length} steps, the batch has {t}", where="x_btc")
+            raise ConfigError(
+                f"the network reads {self.input_length} steps, the batch has {t}", where="x_btc"
+            )
         stats = instance_stats(x_btc, x_mask)
         x_mt = normalise(x_btc, stats, x_mask).transpose(0, 2, 1).reshape(b * c, t)
         keys_m = channel_keys(dropout_keys, c)
@@ -126,9 +130,14 @@ class ForecastNetwork(nn.Module):
         patches_mnp = patchify(x_mt, self.patch, self.stride)
         embeds_mnd = nn.Dense(self.trunk.n_embd, dtype=self.compute_dtype, name="in_layer")(patches_mnp)
         hidden_mnd = through_trunk(
-            embeds_mnd, keys_m, kind=self.kind, config=self.trunk, positions=self.positions, compute_dtype=self.compute_dtype,
+            embeds_mnd,
+            keys_m,
+            kind=self.kind,
+            config=self.trunk,
+            positions=self.positions,
+            compute_dtype=self.compute_dtype,
             remat=self.remat,
-        )  # fmt: skip
+        )
         flat = hidden_mnd.reshape(b * c, -1).astype(self.compute_dtype)
         pred_mh = nn.Dense(self.horizon, dtype=self.compute_dtype, name="out_layer")(flat)
 
@@ -149,7 +158,9 @@ def channel_keys(dropout_keys: jax.Array | None, channels: int) -> jax.Array | N
     """One key per univariate window ``[b * c]`` from one per sample ``[b]``; a sample of one channel keeps its key."""
     if dropout_keys is None or channels == 1:
         return dropout_keys
-    per_channel = jax.vmap(lambda key: jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(channels)))
+    per_channel = jax.vmap(
+        lambda key: jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(channels))
+    )
     return per_channel(dropout_keys).reshape(-1)
 
 
@@ -185,16 +196,26 @@ def init_base(network: Network, trunk_params: Params, seed: int) -> Params:
         if not path.startswith("gpt2/"):
             around.setdefault(module, {})[leaf] = shape
     base = trees.unflatten(
-        {f"{module}/{leaf}": array for module, leaves in around.items() for leaf, array in _layer(seed, module, leaves).items()}
+        {
+            f"{module}/{leaf}": array
+            for module, leaves in around.items()
+            for leaf, array in _layer(seed, module, leaves).items()
+        }
     )
     if network.kind != "gpt2":
         return base
 
-    given = {f"gpt2/{path}": trees.aligned(np.asarray(leaf)) for path, leaf in trees.flatten(trunk_params).items()}
+    given = {
+        f"gpt2/{path}": trees.aligned(np.asarray(leaf)) for path, leaf in trees.flatten(trunk_params).items()
+    }
     if "gpt2/wpe/embedding" not in shapes:
         given.pop("gpt2/wpe/embedding", None)
     wanted = {path: shape for path, shape in shapes.items() if path.startswith("gpt2/")}
-    wrong = [path for path in sorted(wanted.keys() | given.keys()) if path not in given or given[path].shape != wanted.get(path)]
+    wrong = [
+        path
+        for path in sorted(wanted.keys() | given.keys())
+        if path not in given or given[path].shape != wanted.get(path)
+    ]
     if wrong:
         raise WeightsError(
             f"the trunk does not fit the network at {', '.join(wrong[:5])}{' and others' if len(wrong) > 5 else ''}",
@@ -208,8 +229,14 @@ def _layer(seed: int, module: str, leaves: dict[str, tuple[int, ...]]) -> Params
     """The parameters of one layer around the trunk, ``{leaf: array}`` for the leaves it has."""
     kernel = leaves.get("kernel")
     if kernel is None:  # a layer norm
-        return {leaf: np.full(shape, 1 if leaf == "scale" else 0, np.float32) for leaf, shape in leaves.items()}
+        return {
+            leaf: np.full(shape, 1 if leaf == "scale" else 0, np.float32) for leaf, shape in leaves.items()
+        }
     if len(kernel) == 3:  # [3, in, d], no bias (protocol §2)
-        return {"kernel": frozen_init.normal(seed, f"{module}/kernel", kernel, float(np.sqrt(2 / np.float64(kernel[0] * kernel[1]))))}
+        return {
+            "kernel": frozen_init.normal(
+                seed, f"{module}/kernel", kernel, float(np.sqrt(2 / np.float64(kernel[0] * kernel[1])))
+            )
+        }
     drawn = frozen_init.linear(seed, module, *kernel)
     return {leaf: drawn[leaf] for leaf in leaves}

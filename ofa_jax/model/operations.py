@@ -75,7 +75,9 @@ def random_bits(words_m2: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """
     counter = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
-        counter += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(math.prod(shape[axis + 1 :]))
+        counter += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(
+            math.prod(shape[axis + 1 :])
+        )
     first, second = (words_m2[:, column].reshape(-1, *[1] * len(shape)) for column in (0, 1))
     return _mixed(_mixed(counter + first) ^ second)
 
@@ -94,7 +96,14 @@ def _site_words(keys_m: jax.Array, site: str) -> jax.Array:
 
 
 def causal_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, scale: float, rate: float, keys_m: jax.Array | None, site: str
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    scale: float,
+    rate: float,
+    keys_m: jax.Array | None,
+    site: str,
 ) -> jax.Array:
     """Causal attention over ``[m, n, a, e]``, softmax in float32, dropout with probability ``rate`` on the attention weights.
 
@@ -109,7 +118,9 @@ def causal_attention(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, words_m2: jax.Array, scale: float, rate: float) -> jax.Array:
+def _attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, words_m2: jax.Array, scale: float, rate: float
+) -> jax.Array:
     """Attention head by head, ``[m, a, n, e]``. Its derivative is written out to choose the shapes of the products."""
     return _attend_forward(query, key, value, words_m2, scale, rate)[0]
 
@@ -124,7 +135,9 @@ def _attend_forward(query, key, value, words_m2, scale, rate):
 
 def _attend_backward(scale, rate, kept, d_mixed):
     query, key, value, weights, words_m2 = kept
-    weights, d_mixed = jax.lax.optimization_barrier((weights, d_mixed))  # else what follows from the weights alone is kept as well
+    weights, d_mixed = jax.lax.optimization_barrier(
+        (weights, d_mixed)
+    )  # else what follows from the weights alone is kept as well
     thinned = _thinned(weights, words_m2, rate).astype(value.dtype)
     d_weights = _thinned(_product(d_mixed, value, 3, 3), words_m2, rate)
     d_scores = scale * weights * (d_weights - jnp.sum(d_weights * weights, axis=-1, keepdims=True))

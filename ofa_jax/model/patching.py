@@ -75,7 +75,10 @@ def patch_count(input_length: int, patch: int, stride: int) -> int:
         ConfigError: A length below 1, or a stride larger than the patch (steps between patches would be lost).
     """
     if min(input_length, patch, stride) < 1:
-        raise ConfigError(f"input length {input_length}, patch {patch} and stride {stride} must all be at least 1", where="network")
+        raise ConfigError(
+            f"input length {input_length}, patch {patch} and stride {stride} must all be at least 1",
+            where="network",
+        )
     if stride > patch:
         raise ConfigError(
             f"stride {stride} is larger than patch {patch}, so steps between patches would never be read",

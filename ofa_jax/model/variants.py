@@ -32,20 +32,29 @@ class _Variant(nn.Module):
 
     def _through_trunk(self, embeds_mnd: jax.Array, keys_m: jax.Array | None) -> jax.Array:
         return through_trunk(
-            embeds_mnd, keys_m, kind=self.kind, config=self.trunk, positions=self.positions, compute_dtype=self.compute_dtype,
+            embeds_mnd,
+            keys_m,
+            kind=self.kind,
+            config=self.trunk,
+            positions=self.positions,
+            compute_dtype=self.compute_dtype,
             remat=self.remat,
-        )  # fmt: skip
+        )
 
     def _dense(self, width: int, name: str, *, bias: bool = True) -> Callable[[jax.Array], jax.Array]:
         return nn.Dense(width, use_bias=bias, dtype=self.compute_dtype, name=name)
 
     def _token_convolution(self, tokens_mnq: jax.Array, width: int) -> jax.Array:
         """Circular convolution of three tokens without bias, ``[m, n, q]`` to ``[m, n, width]``."""
-        return nn.Conv(width, (3,), padding="CIRCULAR", use_bias=False, dtype=self.compute_dtype, name="token_conv")(tokens_mnq)
+        return nn.Conv(
+            width, (3,), padding="CIRCULAR", use_bias=False, dtype=self.compute_dtype, name="token_conv"
+        )(tokens_mnq)
 
     def _check_length(self, steps: int) -> None:
         if steps != self.input_length:
-            raise ConfigError(f"the network reads {self.input_length} steps, the batch has {steps}", where="x_btc")
+            raise ConfigError(
+                f"the network reads {self.input_length} steps, the batch has {steps}", where="x_btc"
+            )
 
 
 class ReconstructNetwork(_Variant):
@@ -62,19 +71,25 @@ class ReconstructNetwork(_Variant):
     read_width: int | None = None
 
     @nn.compact
-    def __call__(self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
         """Reconstruction ``[b, t, c]`` of ``x_btc`` in its units."""
         b, t, c = x_btc.shape
         self._check_length(t)
         if t % self.segment:
             raise ConfigError(
-                f"{t} steps are no multiple of the segment of {self.segment}", where="network.segment", fix="Choose a divisor of the steps"
+                f"{t} steps are no multiple of the segment of {self.segment}",
+                where="network.segment",
+                fix="Choose a divisor of the steps",
             )
         x_gsc = x_btc.reshape(-1, self.segment, c)
         mask_gsc = None if x_mask is None else x_mask.reshape(x_gsc.shape)
         stats = instance_stats(x_gsc, mask_gsc)
         tokens_btc = normalise(x_gsc, stats, mask_gsc).reshape(b, t, c)
-        hidden_btd = self._through_trunk(_pad_width(tokens_btc, self.trunk.n_embd, "task.channels"), dropout_keys)
+        hidden_btd = self._through_trunk(
+            _pad_width(tokens_btc, self.trunk.n_embd, "task.channels"), dropout_keys
+        )
         read = _read(hidden_btd, self.read_width, self.trunk.n_embd)
         out_btc = self._dense(c, "out_layer")(read.astype(self.compute_dtype)).astype(jnp.float32)
         return denormalise(out_btc.reshape(x_gsc.shape), stats).reshape(b, t, c)
@@ -105,7 +120,9 @@ class ClassifyNetwork(_Variant):
     stride: int = 8
 
     @nn.compact
-    def __call__(self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
         """Logits ``[b, k]`` of cases ``x_btc`` that are padded with zeros after their end; ``x_mask`` is not read."""
         b, t, c = x_btc.shape
         self._check_length(t)
@@ -143,7 +160,9 @@ class ShortTermNetwork(_Variant):
     read_width: int | None = None
 
     @nn.compact
-    def __call__(self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
         """Forecast ``[b, h, c]`` in the units of ``x_btc``; every channel is forecast on its own."""
         b, t, c = x_btc.shape
         self._check_length(t)
@@ -154,7 +173,9 @@ class ShortTermNetwork(_Variant):
         embeds_mtd = self._token_convolution(x_mt[..., None], width) + sinusoid(t, width)
         embeds_mtd = dropout(embeds_mtd, self.trunk.embd_pdrop, keys_m, "embed")
         longer_mnd = self._dense(t + self.horizon, "time_layer")(embeds_mtd.swapaxes(1, 2)).swapaxes(1, 2)
-        hidden_mnd = self._through_trunk(_pad_width(longer_mnd, self.trunk.n_embd, "network.embed_width"), keys_m)
+        hidden_mnd = self._through_trunk(
+            _pad_width(longer_mnd, self.trunk.n_embd, "network.embed_width"), keys_m
+        )
         read = _read(hidden_mnd, self.read_width, self.trunk.n_embd)
         pred_mn = self._dense(1, "out_layer")(read.astype(self.compute_dtype))[..., 0].astype(jnp.float32)
         pred_bhc = pred_mn[:, -self.horizon :].reshape(b, c, self.horizon).transpose(0, 2, 1)
@@ -182,7 +203,9 @@ class ImputeNetwork(_Variant):
     calendar: int = 0
 
     @nn.compact
-    def __call__(self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
         """All values ``[b, t, channels]`` in their units from those that ``x_mask`` says are observed.
 
         Args:
@@ -195,7 +218,9 @@ class ImputeNetwork(_Variant):
         values, features = x_btc[..., : self.channels], x_btc[..., self.channels :]
         mask = None if x_mask is None else x_mask[..., : self.channels]
         stats = instance_stats(values, mask)
-        embeds_btd = self._token_convolution(normalise(values, stats, mask), self.trunk.n_embd) + sinusoid(t, self.trunk.n_embd)
+        embeds_btd = self._token_convolution(normalise(values, stats, mask), self.trunk.n_embd) + sinusoid(
+            t, self.trunk.n_embd
+        )
         if self.calendar:
             embeds_btd = embeds_btd + self._dense(self.trunk.n_embd, "calendar_layer", bias=False)(features)
         embeds_btd = dropout(embeds_btd, self.trunk.embd_pdrop, dropout_keys, "embed")
@@ -223,16 +248,24 @@ def sinusoid(tokens: int, width: int) -> np.ndarray:
     """
     if width % 2:
         raise ConfigError(
-            f"sinusoidal positions need an even width, not {width}", where="network", fix="Take an even network.embed_width or trunk width"
+            f"sinusoidal positions need an even width, not {width}",
+            where="network",
+            fix="Take an even network.embed_width or trunk width",
         )
-    angles = np.arange(tokens, dtype=np.float32)[:, None] * np.exp(np.arange(0, width, 2, dtype=np.float32) * -(np.log(1e4) / width))
+    angles = np.arange(tokens, dtype=np.float32)[:, None] * np.exp(
+        np.arange(0, width, 2, dtype=np.float32) * -(np.log(1e4) / width)
+    )
     return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(tokens, width).astype(np.float32)
 
 
 def _pad_width(x_mnq: jax.Array, width: int, setting: str) -> jax.Array:
     missing = width - x_mnq.shape[-1]
     if missing < 0:
-        raise ConfigError(f"{x_mnq.shape[-1]} values a step do not fit the trunk's width {width}", where=setting, fix="Take a wider trunk")
+        raise ConfigError(
+            f"{x_mnq.shape[-1]} values a step do not fit the trunk's width {width}",
+            where=setting,
+            fix="Take a wider trunk",
+        )
     return jnp.pad(x_mnq, ((0, 0), (0, 0), (0, missing)))
 
 

@@ -57,7 +57,9 @@ _BLOCK = (
 )
 """Hugging Face name, our path, shape in letters. Its Conv1D weight is ``[in, out]``, a Flax kernel as it stands (protocol §1.5)."""
 
-_UNUSED = re.compile(r"wte\.weight|h\.\d+\.attn\.(bias|masked_bias)|(lm_head|score|classifier|qa_outputs|multiple_choice_head)\..+")
+_UNUSED = re.compile(
+    r"wte\.weight|h\.\d+\.attn\.(bias|masked_bias)|(lm_head|score|classifier|qa_outputs|multiple_choice_head)\..+"
+)
 """Token embedding, mask buffers of old files and the heads of Hugging Face's GPT-2 classes: the trunk has no use for them."""
 
 _DTYPES = {"F16", "BF16", "F32", "F64"}
@@ -89,7 +91,14 @@ class Trunk:
 def _rows(config: GPT2Config) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Hugging Face name -> (path, shape), for every tensor of the trunk."""
     size = {"n": config.n_positions, "d": config.n_embd, "q": 3 * config.n_embd, "f": config.mlp_width}
-    table = [*_OUTER, *((f"h.{i}.{name}", f"h/{i}/{path}", letters) for i in range(config.n_layer) for name, path, letters in _BLOCK)]
+    table = [
+        *_OUTER,
+        *(
+            (f"h.{i}.{name}", f"h/{i}/{path}", letters)
+            for i in range(config.n_layer)
+            for name, path, letters in _BLOCK
+        ),
+    ]
     return {name: (path, tuple(size[letter] for letter in letters)) for name, path, letters in table}
 
 
@@ -115,7 +124,11 @@ def read_config(source: str | Path, *, revision: str | None = None, n_layer: int
             (by name), or fewer blocks than asked for.
     """
     owner, _, name = str(source).rpartition("/")
-    published = PRESETS.get(name) if owner in ("", "distilbert" if name == "distilgpt2" else "openai-community") else None
+    published = (
+        PRESETS.get(name)
+        if owner in ("", "distilbert" if name == "distilgpt2" else "openai-community")
+        else None
+    )
     if published is not None and isinstance(source, str) and not Path(source).is_dir():
         return _keep(published, n_layer, str(source))
     folder, _ = resolve(source, revision, [CONFIG, MANIFEST])
@@ -188,12 +201,16 @@ def save_trunk(trunk: Trunk, out: str | Path, dtype: str = "float32") -> dict[st
     out = _writable(out)
     leaves = trees.flatten(trunk.params)
     stored = {name: _cast(leaves[path], dtype, name) for name, (path, _) in _rows(trunk.config).items()}
-    as_loaded = {path: stored[name].astype(np.float32, copy=False) for name, (path, _) in _rows(trunk.config).items()}
+    as_loaded = {
+        path: stored[name].astype(np.float32, copy=False) for name, (path, _) in _rows(trunk.config).items()
+    }
     config = {"architectures": ["GPT2Model"], "model_type": "gpt2", **asdict(trunk.config), "dtype": dtype}
     with files.atomic_folder(out) as scratch:
         files.write_atomic(scratch / CONFIG, json.dumps(config, indent=2) + "\n")
         save_file(stored, scratch / WEIGHTS, metadata={"format": "pt"})
-        (scratch / WEIGHTS).chmod((scratch / CONFIG).stat().st_mode)  # safetensors writes 0600; a trunk may be shared
+        (scratch / WEIGHTS).chmod(
+            (scratch / CONFIG).stat().st_mode
+        )  # safetensors writes 0600; a trunk may be shared
         report = {
             "source": trunk.source,
             "layers": trunk.config.n_layer,
@@ -210,7 +227,12 @@ def save_trunk(trunk: Trunk, out: str | Path, dtype: str = "float32") -> dict[st
 
 
 def convert(
-    source: str | Path, out: str | Path, *, n_layer: int | None = None, revision: str | None = None, dtype: str = "float32"
+    source: str | Path,
+    out: str | Path,
+    *,
+    n_layer: int | None = None,
+    revision: str | None = None,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """:func:`load_trunk`, then :func:`save_trunk`; returns the latter's report. Such a folder loads without ``transformers``."""
     _writable(out)
@@ -238,7 +260,9 @@ def _match(
     bare = [name for name in stored if name in all_rows or name == "wte.weight"]
     if prefixed and bare:
         what = f"some names carry the prefix {root!r} ({listing(prefixed, 3)}) and some do not ({listing(bare, 3)})"
-        raise WeightsError(what, where=str(folder), fix="The folder mixes two models; save it again with transformers")
+        raise WeightsError(
+            what, where=str(folder), fix="The folder mixes two models; save it again with transformers"
+        )
     names: dict[str, str] = {}
     dropped, unexpected, unfit = [], [], []
     for full_name, entry in stored.items():
@@ -269,7 +293,9 @@ def _read(stored: Mapping[str, Stored], names: Mapping[str, str]) -> dict[str, n
             for path, name in names.items():
                 if stored[name].file != file:
                     continue
-                with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is named below
+                with np.errstate(
+                    over="ignore"
+                ):  # a float64 beyond float32 becomes infinite and is named below
                     flat[path] = np.asarray(tensors.get_tensor(name), np.float32)
                 flat[path].flags.writeable = False
                 if not np.isfinite(flat[path]).all():
@@ -285,11 +311,17 @@ def _cast(leaf: np.ndarray, dtype: str, name: str) -> np.ndarray:
 
     types = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
     if dtype not in types:
-        raise WeightsError(f"dtype {dtype!r} is unknown", where="convert", fix=f"Choose one of {', '.join(types)}")
+        raise WeightsError(
+            f"dtype {dtype!r} is unknown", where="convert", fix=f"Choose one of {', '.join(types)}"
+        )
     with np.errstate(over="ignore"):
         cast = np.ascontiguousarray(leaf, types[dtype])
     if not np.isfinite(cast.astype(np.float32)).all():
-        raise WeightsError(f"{name} holds values beyond the range of {dtype}", where="convert", fix="Choose float32 or bfloat16")
+        raise WeightsError(
+            f"{name} holds values beyond the range of {dtype}",
+            where="convert",
+            fix="Choose float32 or bfloat16",
+        )
     return cast
 
 
@@ -298,8 +330,16 @@ def _writable(out: str | Path) -> Path:
     out = Path(out).expanduser().resolve()
     if out.exists() and not out.is_dir():
         raise WeightsError("is a file", where=str(out), fix="Name a new folder")
-    foreign = sorted(file.name for file in out.iterdir() if file.name not in (CONFIG, WEIGHTS, MANIFEST)) if out.exists() else []
+    foreign = (
+        sorted(file.name for file in out.iterdir() if file.name not in (CONFIG, WEIGHTS, MANIFEST))
+        if out.exists()
+        else []
+    )
     if foreign or (out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists()):
         found = f" (it holds {listing(foreign, 5)})" if foreign else ""
-        raise WeightsError(f"is not empty and not a trunk folder{found}; it is left alone", where=str(out), fix="Name a new folder")
+        raise WeightsError(
+            f"is not empty and not a trunk folder{found}; it is left alone",
+            where=str(out),
+            fix="Name a new folder",
+        )
     return out

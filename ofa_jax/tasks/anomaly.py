@@ -67,7 +67,9 @@ class Stretch:
         return found
 
 
-def prepare_anomaly(data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1) -> TaskData:
+def prepare_anomaly(
+    data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1
+) -> TaskData:
     """Windows of the training stream, and of both streams for the scores.
 
     ``strict``: the last 20 % of the training stream validate; every test step is scored once; no window crosses from one recording
@@ -91,7 +93,9 @@ def prepare_anomaly(data: DataConfig, task: TaskConfig, *, protocol: Protocol = 
     buffer = scaler.transform(np.concatenate([stream.train, stream.test]))
     n_train, length = len(stream.train), task.input_length
 
-    notices = [f"{len(scaler.constant)} channel(s) constant in training are scaled by 1"] if scaler.constant else []
+    notices = (
+        [f"{len(scaler.constant)} channel(s) constant in training are scaled by 1"] if scaler.constant else []
+    )
     begins = np.zeros(0, np.int64)
     tables: dict[Split, WindowTable]
     if protocol == "strict":
@@ -111,27 +115,43 @@ def prepare_anomaly(data: DataConfig, task: TaskConfig, *, protocol: Protocol = 
         whole = np.array([0, n_train])
         step = task.step if data.source == _SMD else 1
         tables = {"train": _every(whole, length, task.step)}
-        reference, scored = _all_steps(whole, length, task.step), _all_steps(n_train + np.array([0, len(stream.test)]), length, step)
+        reference, scored = (
+            _all_steps(whole, length, task.step),
+            _all_steps(n_train + np.array([0, len(stream.test)]), length, step),
+        )
         held = np.array([int(n_train * (1 - VALIDATION_SHARE)), n_train])
         tables["validation"] = _every(held, length, task.step) if data.source == _SMD else scored.table
         left_out = (len(stream.test) - length) % step
         if left_out:
-            notices.append(f"the last {left_out:,} test steps fill no window and are not scored, as published")
+            notices.append(
+                f"the last {left_out:,} test steps fill no window and are not scored, as published"
+            )
     tables["test"] = scored.table
     for split, table in tables.items():
         if not table.size:
-            raise DataError(f"the {split} part holds no window of {length} steps", where=stream.source, fix="Shorten task.input_length")
+            raise DataError(
+                f"the {split} part holds no window of {length} steps",
+                where=stream.source,
+                fix="Shorten task.input_length",
+            )
     label = stream.test_label[scored.rows - n_train]
     if label.all() or not label.any():
         kind = "anomalous" if label.all() else "normal"
-        raise DataError(f"every test step is labelled {kind}, so nothing can be detected", where=stream.source, fix="Check the labels")
+        raise DataError(
+            f"every test step is labelled {kind}, so nothing can be detected",
+            where=stream.source,
+            fix="Check the labels",
+        )
     threshold = partial(_threshold, task.anomaly_ratio, include_test=protocol == "published")
 
     def report(score: Score, split: Split) -> dict[str, float]:
         sums = score(tables[split])
         if split != "test":
             return reconstruction_metrics(sums)
-        found, known = scored.scores(sums, stream.source), reference.scores(score(reference.table), stream.source)
+        found, known = (
+            scored.scores(sums, stream.source),
+            reference.scores(score(reference.table), stream.source),
+        )
         return detection_metrics(found, label, threshold(known, found), begins)
 
     made = Task(
@@ -157,7 +177,9 @@ def prepare_anomaly(data: DataConfig, task: TaskConfig, *, protocol: Protocol = 
             "train_borders": stream.train_borders,
             "test_borders": stream.test_borders,
         },
-        naive={"random scores": partial(_random_scores, int(reference.scored.sum()), label, threshold, begins)},
+        naive={
+            "random scores": partial(_random_scores, int(reference.scored.sum()), label, threshold, begins)
+        },
     )
 
 
@@ -166,7 +188,11 @@ def _threshold(ratio: float, train: np.ndarray, test: np.ndarray, *, include_tes
 
 
 def _random_scores(
-    n_train: int, label: np.ndarray, threshold: Callable[[np.ndarray, np.ndarray], float], begins: np.ndarray, split: Split
+    n_train: int,
+    label: np.ndarray,
+    threshold: Callable[[np.ndarray, np.ndarray], float],
+    begins: np.ndarray,
+    split: Split,
 ) -> dict[str, float] | None:
     """What scores that know nothing reach: the measure of what point adjustment gives away."""
     if split != "test":
@@ -181,11 +207,15 @@ def _read(data: DataConfig) -> tuple[LabelledStream, ...]:
     if parts is not None:
         if data.source not in CATALOG:
             raise ConfigError(
-                f"{data.source} is a file of its own and has no parts to choose from", where="data.parts", fix="Leave data.parts out"
+                f"{data.source} is a file of its own and has no parts to choose from",
+                where="data.parts",
+                fix="Leave data.parts out",
             )
         if not parts or len(set(parts)) < len(parts):
             raise ConfigError(
-                "names a part twice" if parts else "names no part", where="data.parts", fix="Name each part once, or leave data.parts out"
+                "names a part twice" if parts else "names no part",
+                where="data.parts",
+                fix="Name each part once, or leave data.parts out",
             )
     return load_streams(data.source, only=parts)[0]
 
@@ -208,11 +238,15 @@ def _joined(streams: tuple[LabelledStream, ...]) -> LabelledStream:
 
     def borders(parts: list[np.ndarray]) -> np.ndarray:
         offsets = np.concatenate([[0], np.cumsum([part[-1] for part in parts])])
-        return np.concatenate([[0], *(part[1:] + offset for part, offset in zip(parts, offsets, strict=False))])
+        return np.concatenate(
+            [[0], *(part[1:] + offset for part, offset in zip(parts, offsets, strict=False))]
+        )
 
     names = tuple(name for stream in streams for name in stream.segments)
     if len(set(names)) < len(names):
-        names = tuple(f"{number}/{name}" for number, stream in enumerate(streams, start=1) for name in stream.segments)
+        names = tuple(
+            f"{number}/{name}" for number, stream in enumerate(streams, start=1) for name in stream.segments
+        )
     return LabelledStream(
         train=np.concatenate([stream.train for stream in streams]),
         test=np.concatenate([stream.test for stream in streams]),
@@ -226,7 +260,9 @@ def _joined(streams: tuple[LabelledStream, ...]) -> LabelledStream:
 
 def _cut_borders(borders: np.ndarray, cut: int) -> tuple[np.ndarray, np.ndarray]:
     """Borders before and after a row."""
-    return np.unique(np.append(borders[borders < cut], cut)), np.unique(np.append(borders[borders > cut], cut))
+    return np.unique(np.append(borders[borders < cut], cut)), np.unique(
+        np.append(borders[borders > cut], cut)
+    )
 
 
 def _every(borders: np.ndarray, length: int, step: int) -> WindowTable:
@@ -266,5 +302,10 @@ def _table(first: np.ndarray, length: int) -> WindowTable:
     count = len(first)
     filled = partial(np.full, count, dtype=np.int32)
     return WindowTable(
-        first.astype(np.int32), filled(ALL_CHANNELS), filled(length), filled(0), np.arange(count, dtype=np.int32), filled(-1)
+        first.astype(np.int32),
+        filled(ALL_CHANNELS),
+        filled(length),
+        filled(0),
+        np.arange(count, dtype=np.int32),
+        filled(-1),
     )

@@ -20,7 +20,9 @@ VALIDATION_SHARE = 0.2
 """Of each class's training cases."""
 
 
-def prepare_classification(data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1) -> TaskData:
+def prepare_classification(
+    data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1
+) -> TaskData:
     """Every case one window from its start, zeros after its end; cases longer than L are clipped in the test part only.
 
     ``strict`` holds back a fifth of each class's training cases and chooses the epoch by their cross-entropy; ``published``
@@ -91,7 +93,9 @@ def _check(train: LabelledCases, test: LabelledCases, task: TaskConfig) -> tuple
     present = tuple(name for name in train.classes if name in set(train.labels))
     if len(present) < 2:
         raise DataError(
-            f"every training case is of the class `{present[0]}`", where=train.source, fix="Training needs at least two classes"
+            f"every training case is of the class `{present[0]}`",
+            where=train.source,
+            fix="Training needs at least two classes",
         )
     unknown = next((name for name in test.labels if name not in present), None)
     if unknown is not None:
@@ -100,19 +104,32 @@ def _check(train: LabelledCases, test: LabelledCases, task: TaskConfig) -> tuple
             where=test.source,
             fix="Leave those cases out, or add some of that class to the training part",
         )
-    for name, found, given in (("channels", train.n_channels, task.channels), ("classes", len(present), task.classes)):
+    for name, found, given in (
+        ("channels", train.n_channels, task.channels),
+        ("classes", len(present), task.classes),
+    ):
         if given not in (None, found):
-            raise DataError(f"has {found} {name}, task.{name} is {given}", where=train.source, fix=f"--set task.{name}={found}")
+            raise DataError(
+                f"has {found} {name}, task.{name} is {given}",
+                where=train.source,
+                fix=f"--set task.{name}={found}",
+            )
     return present
 
 
-def _notices(train: LabelledCases, test: LabelledCases, task: TaskConfig, scaler: Scaler, longest: int) -> list[str]:
+def _notices(
+    train: LabelledCases, test: LabelledCases, task: TaskConfig, scaler: Scaler, longest: int
+) -> list[str]:
     notices = []
     if task.input_length > longest:
-        notices.append(f"the longest training case has {longest} steps, so all are padded with zeros to {task.input_length}")
+        notices.append(
+            f"the longest training case has {longest} steps, so all are padded with zeros to {task.input_length}"
+        )
     clipped = int((test.lengths > task.input_length).sum())
     if clipped:
-        notices.append(f"{clipped} test case(s) are longer than {task.input_length} steps; what is beyond is not read (protocol §2)")
+        notices.append(
+            f"{clipped} test case(s) are longer than {task.input_length} steps; what is beyond is not read (protocol §2)"
+        )
     return notices + scaler.notices
 
 
@@ -123,7 +140,11 @@ def _fit_scaler(train: LabelledCases) -> Scaler:
     mean, std, constant = moments(steps, ddof=1)
     bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std > 0)))
     if len(bad):
-        raise DataError(f"{names[bad[0]]} is spread too widely or too narrowly to standardise", where=train.source, fix="Change its units")
+        raise DataError(
+            f"{names[bad[0]]} is spread too widely or too narrowly to standardise",
+            where=train.source,
+            fix="Change its units",
+        )
     return Scaler(mean, std, names, tuple(name for name, flat in zip(names, constant, strict=True) if flat))
 
 
@@ -133,7 +154,11 @@ def _held_back(label: np.ndarray) -> np.ndarray:
     for index in range(int(label.max()) + 1):
         members = np.flatnonzero(label == index)
         if len(members) > 1:
-            order = np.random.Philox(key=np.array([0, index], np.uint64)).random_raw(len(members)).argsort(kind="stable")
+            order = (
+                np.random.Philox(key=np.array([0, index], np.uint64))
+                .random_raw(len(members))
+                .argsort(kind="stable")
+            )
             held.append(members[order[: max(1, round(VALIDATION_SHARE * len(members)))]])
     return np.sort(np.concatenate(held)) if held else np.zeros(0, np.int64)
 

@@ -21,7 +21,11 @@ def threshold_at(scores: np.ndarray, ratio: float) -> float:
         ConfigError: A ratio that is not between 0 and 100.
     """
     if not 0 < ratio < 100:
-        raise ConfigError(f"the anomaly ratio is {ratio} %", where="task.anomaly_ratio", fix="Give a percentage between 0 and 100")
+        raise ConfigError(
+            f"the anomaly ratio is {ratio} %",
+            where="task.anomaly_ratio",
+            fix="Give a percentage between 0 and 100",
+        )
     return float(np.percentile(np.asarray(scores, np.float64), 100 - ratio))
 
 
@@ -49,7 +53,11 @@ def precision_recall_f1(found: np.ndarray, label: np.ndarray) -> tuple[float, fl
     both = int((found & label).sum())
     precision = both / found.sum() if found.any() else 0.0
     recall = both / label.sum() if label.any() else 0.0
-    return float(precision), float(recall), float(2 * precision * recall / (precision + recall)) if both else 0.0
+    return (
+        float(precision),
+        float(recall),
+        float(2 * precision * recall / (precision + recall)) if both else 0.0,
+    )
 
 
 def average_precision(scores: np.ndarray, label: np.ndarray) -> float:
@@ -80,7 +88,9 @@ def range_pr_auc(scores: np.ndarray, label: np.ndarray) -> float | None:
     return float(range_pr_auc_score(np.asarray(label, np.int64), np.asarray(scores, np.float64)))
 
 
-def detection_metrics(scores: np.ndarray, label: np.ndarray, threshold: float, begins: Sequence[int] | np.ndarray = ()) -> dict[str, float]:
+def detection_metrics(
+    scores: np.ndarray, label: np.ndarray, threshold: float, begins: Sequence[int] | np.ndarray = ()
+) -> dict[str, float]:
     """Everything that is reported of scores ``[T]`` at a threshold: P, R and F1 raw and point-adjusted, and what needs no threshold.
 
     ``begins`` are the places where another recording begins, as in :func:`point_adjust`.
@@ -89,8 +99,14 @@ def detection_metrics(scores: np.ndarray, label: np.ndarray, threshold: float, b
     names = ("precision", "recall", "f1")
     raw = dict(zip(names, precision_recall_f1(found, label), strict=True))
     adjusted = dict(
-        zip((f"adjusted_{name}" for name in names), precision_recall_f1(point_adjust(found, label, begins), label), strict=True)
+        zip(
+            (f"adjusted_{name}" for name in names),
+            precision_recall_f1(point_adjust(found, label, begins), label),
+            strict=True,
+        )
     )
     ranged = range_pr_auc(scores, label)
-    free = {"average_precision": average_precision(scores, label)} | ({} if ranged is None else {"range_pr_auc": ranged})
+    free = {"average_precision": average_precision(scores, label)} | (
+        {} if ranged is None else {"range_pr_auc": ranged}
+    )
     return free | raw | adjusted

@@ -37,10 +37,18 @@ class ForecastData(TaskData):
 def read_series(data: DataConfig) -> tuple[Frame, DatasetEntry | None]:
     """The series that the settings name, checked."""
     options = {"timestamps": data.timestamps} if data.timestamps else {}
-    return load(data.source, timestamp_column=data.timestamp_column, columns=data.columns, missing=data.missing, **options)
+    return load(
+        data.source,
+        timestamp_column=data.timestamp_column,
+        columns=data.columns,
+        missing=data.missing,
+        **options,
+    )
 
 
-def prepare(data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1) -> ForecastData:
+def prepare(
+    data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1
+) -> ForecastData:
     """Read the series, split and scale them, and lay out the windows of each split.
 
     Raises:
@@ -71,7 +79,9 @@ def prepare_frame(
         ratios=data.ratios,
         source=frame.source,
     )
-    whole = borders(frame.n_rows, rule, input_length=task.input_length, ratios=data.ratios, source=frame.source)["train"]
+    whole = borders(
+        frame.n_rows, rule, input_length=task.input_length, ratios=data.ratios, source=frame.source
+    )["train"]
     scaler = fit_scaler(frame.values[slice(*whole)], frame.names)
     tables: dict[Split, WindowTable] = {
         split: sliding_windows(
@@ -84,15 +94,25 @@ def prepare_frame(
         for split in SPLITS
     }
     for split in ("validation", "test"):
-        tables[split] = whole_batches(tables[split], batch_size, protocol=protocol, where=f"{frame.source} ({split} part)")
+        tables[split] = whole_batches(
+            tables[split], batch_size, protocol=protocol, where=f"{frame.source} ({split} part)"
+        )
     season = data.season or (entry.season if entry else season_of(frame))
     return ForecastData(
-        task=forecast_task(scaler.transform(frame.values), tables, task, protocol), settings=task, scaler=scaler, season=season,
-        notices=tuple(scaler.notices), meta={"frequency": frame.frequency}, frame=frame, borders=parts,
-    )  # fmt: skip
+        task=forecast_task(scaler.transform(frame.values), tables, task, protocol),
+        settings=task,
+        scaler=scaler,
+        season=season,
+        notices=tuple(scaler.notices),
+        meta={"frequency": frame.frequency},
+        frame=frame,
+        borders=parts,
+    )
 
 
-def forecast_task(buffer: np.ndarray, tables: dict[Split, WindowTable], task: TaskConfig, protocol: Protocol = "strict") -> Task:
+def forecast_task(
+    buffer: np.ndarray, tables: dict[Split, WindowTable], task: TaskConfig, protocol: Protocol = "strict"
+) -> Task:
     """The record of a forecasting task over univariate windows of a standardised buffer ``[rows, channels]``."""
     return Task(
         name=task.name,

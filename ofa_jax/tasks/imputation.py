@@ -19,7 +19,9 @@ from ofa_jax.tasks.losses import squared_error
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
 
 
-def prepare_imputation(data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1) -> TaskData:
+def prepare_imputation(
+    data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1
+) -> TaskData:
     """Windows of all channels whose points are hidden by chance: anew in every step of training, always the same ones in evaluation.
 
     Raises:
@@ -33,7 +35,9 @@ def prepare_imputation(data: DataConfig, task: TaskConfig, *, protocol: Protocol
             fix=f"--set task.channels={frame.n_channels}",
         )
     rule = data.split or (entry.split if entry else "ratio")
-    cut = partial(borders, frame.n_rows, rule, input_length=task.input_length, ratios=data.ratios, source=frame.source)
+    cut = partial(
+        borders, frame.n_rows, rule, input_length=task.input_length, ratios=data.ratios, source=frame.source
+    )
     parts, whole = cut(horizon=0, percent=data.percent), cut()["train"]
     scaler = fit_scaler(frame.values[slice(*whole)], frame.names)
     features = calendar_features(frame)
@@ -48,11 +52,15 @@ def prepare_imputation(data: DataConfig, task: TaskConfig, *, protocol: Protocol
         notices.append("there are no timestamps, so the network sees no calendar")
     tables: dict[Split, WindowTable] = {
         split: sliding_windows(
-            parts[split], input_length=task.input_length, horizon=0, channels=frame.n_channels, univariate=False,
+            parts[split],
+            input_length=task.input_length,
+            horizon=0,
+            channels=frame.n_channels,
+            univariate=False,
             source=f"{frame.source} ({split} part)",
         )
         for split in SPLITS
-    }  # fmt: skip
+    }
     made = Task(
         name=task.name,
         spec=WindowSpec(task.input_length, 0, univariate=False),
@@ -102,7 +110,10 @@ def hide_points(batch: Batch, keys_b: jax.Array, *, rate: float, channels: int) 
     observed = batch.x_mask[..., :channels]
     hidden = jnp.pad(drawn & observed, ((0, 0), (0, 0), (0, batch.x.shape[-1] - channels)))
     return batch._replace(
-        x=jnp.where(hidden, 0, batch.x), x_mask=batch.x_mask & ~hidden, y=batch.x[..., :channels], y_mask=drawn & observed
+        x=jnp.where(hidden, 0, batch.x),
+        x_mask=batch.x_mask & ~hidden,
+        y=batch.x[..., :channels],
+        y_mask=drawn & observed,
     )
 
 

@@ -23,7 +23,9 @@ def squared_error(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Arr
 
 def smape(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Sum of ``200 |p - t| / (|p| + |t|)``, its denominator held constant in the gradient as published (protocol §2), and the count."""
-    terms = symmetric_terms(pred_bhc, batch.y, size=jax.lax.stop_gradient(jnp.abs(pred_bhc)) + jnp.abs(batch.y))
+    terms = symmetric_terms(
+        pred_bhc, batch.y, size=jax.lax.stop_gradient(jnp.abs(pred_bhc)) + jnp.abs(batch.y)
+    )
     return jnp.sum(jnp.where(batch.y_mask, terms, 0)), _count(batch.y_mask)
 
 

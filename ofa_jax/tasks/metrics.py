@@ -41,7 +41,9 @@ def series_sums(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
 
 def series_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
     """sMAPE over every observed (window, step), in percent between 0 and 200 (protocol §3)."""
-    return {"smape": float(np.sum(sums["symmetric"], dtype=np.float64) / np.sum(sums["count"], dtype=np.float64))}
+    return {
+        "smape": float(np.sum(sums["symmetric"], dtype=np.float64) / np.sum(sums["count"], dtype=np.float64))
+    }
 
 
 def naive_scale(insample: np.ndarray, season: int) -> float:
@@ -76,7 +78,11 @@ def classification_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Accuracy between 0 and 1, its complement (for choosing the epoch), and mean cross-entropy."""
     total = {name: float(np.sum(values, dtype=np.float64)) for name, values in sums.items()}
     accuracy = total["right"] / total["count"]
-    return {"accuracy": accuracy, "error": 1 - accuracy, "cross_entropy": total["cross_entropy"] / total["count"]}
+    return {
+        "accuracy": accuracy,
+        "error": 1 - accuracy,
+        "cross_entropy": total["cross_entropy"] / total["count"],
+    }
 
 
 def reconstruction_sums(pred_btc: jax.Array, batch: Batch) -> dict[str, jax.Array]:

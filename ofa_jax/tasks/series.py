@@ -33,7 +33,9 @@ ARCHIVE_SEASONS = {"yearly": 1, "quarterly": 4, "monthly": 12, "weekly": 1, "dai
 """Steps m of the cycle by an archive's word for the frequency, as the M4 competition takes them (protocol §3)."""
 
 
-def prepare_zero_shot(data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1) -> TaskData:
+def prepare_zero_shot(
+    data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1
+) -> TaskData:
     """Training and validation windows of ``data.source``, test windows of ``data.target``, one model.
 
     Of a source series of n steps the last H are set aside (its own test part), the H before them are its validation target, and every
@@ -46,7 +48,9 @@ def prepare_zero_shot(data: DataConfig, task: TaskConfig, *, protocol: Protocol 
     """
     assert data.target is not None, "the settings make sure of it"
     source, source_season = read_collection(data.source, data)
-    target, target_season = (source, source_season) if data.target == data.source else read_collection(data.target, data)
+    target, target_season = (
+        (source, source_season) if data.target == data.source else read_collection(data.target, data)
+    )
     length, horizon = task.input_length, task.horizon
     ends = source.lengths - 2 * horizon
     kept = np.where(ends > length, (ends - length) * data.percent // 100 + length, ends)
@@ -56,7 +60,8 @@ def prepare_zero_shot(data: DataConfig, task: TaskConfig, *, protocol: Protocol 
             f"no series has a training window: {length} input, {horizon} target steps and {2 * horizon} set aside at its end",
             where=source.source,
             fix=f"Series of at least {length + 2 * horizon - (-100 * horizon // data.percent)} steps are needed; shorten task.input_length "
-            "or task.horizon" + (f", or raise data.percent from {data.percent}" if data.percent < 100 else ""),
+            "or task.horizon"
+            + (f", or raise data.percent from {data.percent}" if data.percent < 100 else ""),
         )
     origin = _forecastable(target, horizon)
     buffer, first, far = _lay(source, target)
@@ -81,7 +86,9 @@ def prepare_zero_shot(data: DataConfig, task: TaskConfig, *, protocol: Protocol 
     return TaskData(made, task, None, target_season or 1, tuple(notices), labels=lengths, naive=naive)
 
 
-def prepare_short_term(data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1) -> TaskData:
+def prepare_short_term(
+    data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1
+) -> TaskData:
     """The M4 competition's way: in every epoch each series is cut once at random near its end, and its last H steps are forecast.
 
     The cut lies within ``task.cut_range`` horizons of the end of the training part. ``strict`` holds back the last H training
@@ -96,7 +103,9 @@ def prepare_short_term(data: DataConfig, task: TaskConfig, *, protocol: Protocol
     reach = int(task.cut_range * horizon)
     if reach < 1:
         raise ConfigError(
-            f"a range of {task.cut_range:g} horizons of {horizon} step(s) holds no cut", where="task.cut_range", fix="Widen it"
+            f"a range of {task.cut_range:g} horizons of {horizon} step(s) holds no cut",
+            where="task.cut_range",
+            fix="Widen it",
         )
     collection, season = read_collection(data.source, data)
     origin = _forecastable(collection, horizon)
@@ -121,11 +130,17 @@ def prepare_short_term(data: DataConfig, task: TaskConfig, *, protocol: Protocol
         "validation": _yardstick(collection, ends, tables["validation"], season or 1, horizon),
         "test": _yardstick(collection, origin, tables["test"], season or 1, horizon),
     }
-    notices = [*_too_short(collection, counts), *_unknown_season(collection, season), *_without_scale(yardsticks)]
+    notices = [
+        *_too_short(collection, counts),
+        *_unknown_season(collection, season),
+        *_without_scale(yardsticks),
+    ]
     groups = np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64)
     made = _series_task(buffer, tables, yardsticks, task, protocol, groups=groups)
     naive = _naive_rows(yardsticks)
-    return TaskData(made, task, None, season or 1, tuple(notices), labels={"lengths": collection.lengths}, naive=naive)
+    return TaskData(
+        made, task, None, season or 1, tuple(notices), labels={"lengths": collection.lengths}, naive=naive
+    )
 
 
 def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int | None]:
@@ -140,7 +155,9 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
     entry = CATALOG.get(name)
     if (entry.kind != "frame") if entry else Path(name).name.removesuffix(".gz").endswith(".tsf"):
         collection, entry = load_collection(name, missing=data.missing)
-        return collection, data.season or (entry.season if entry else ARCHIVE_SEASONS.get((collection.frequency or "").lower()))
+        return collection, data.season or (
+            entry.season if entry else ARCHIVE_SEASONS.get((collection.frequency or "").lower())
+        )
     frame, entry = read_series(data.model_copy(update={"source": name}))
     columns = tuple(np.ascontiguousarray(column) for column in frame.values.T)
     collection = SeriesCollection(frame.names, columns, frame.frequency, None, None, None, {}, frame.source)
@@ -203,7 +220,9 @@ def seasonal_last(insample: np.ndarray, season: int, horizon: int) -> np.ndarray
     return insample[len(insample) - cycle + np.arange(horizon) % cycle]
 
 
-def _naive_rows(yardsticks: Mapping[Split, Yardstick]) -> dict[str, Callable[[Split], dict[str, float] | None]]:
+def _naive_rows(
+    yardsticks: Mapping[Split, Yardstick],
+) -> dict[str, Callable[[Split], dict[str, float] | None]]:
     def row(naive: Naive, split: Split) -> dict[str, float] | None:
         return yardsticks[split].metrics(yardsticks[split].naive_sums(naive)) if split in yardsticks else None
 
@@ -218,7 +237,9 @@ def _too_short(collection: SeriesCollection, counts: np.ndarray) -> list[str]:
 def _unknown_season(collection: SeriesCollection, season: int | None) -> list[str]:
     if season:
         return []
-    return [f"{collection.source}: the main cycle is not known, so MASE and Naive2 take one step; --set data.season=… says it"]
+    return [
+        f"{collection.source}: the main cycle is not known, so MASE and Naive2 take one step; --set data.season=… says it"
+    ]
 
 
 def _without_scale(yardsticks: Mapping[Split, Yardstick]) -> list[str]:
@@ -312,7 +333,9 @@ def _last_windows(first: np.ndarray, origin: np.ndarray, length: int, horizon: i
     return _table(first[series] + origin[series] - valid, valid, np.full(len(series), horizon), series)
 
 
-def _cut_windows(first: np.ndarray, lowest: np.ndarray, ends: np.ndarray, length: int, horizon: int) -> WindowTable:
+def _cut_windows(
+    first: np.ndarray, lowest: np.ndarray, ends: np.ndarray, length: int, horizon: int
+) -> WindowTable:
     """A window for every cut from ``lowest`` to before the end of each series: what was, and what of H steps is left."""
     counts = np.maximum(ends - lowest, 0)
     series = np.repeat(np.arange(len(counts)), counts)
@@ -326,7 +349,9 @@ def _table(first: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray, series: 
     return WindowTable(*(np.asarray(column).astype(np.int32) for column in columns))
 
 
-def _yardstick(collection: SeriesCollection, origin: np.ndarray, table: WindowTable, season: int, horizon: int) -> Yardstick:
+def _yardstick(
+    collection: SeriesCollection, origin: np.ndarray, table: WindowTable, season: int, horizon: int
+) -> Yardstick:
     pairs = [(collection.values[index], int(origin[index])) for index in table.window_id]
     target = np.stack([series[cut : cut + horizon] for series, cut in pairs])
     return Yardstick([series[:cut] for series, cut in pairs], target, season)

@@ -59,10 +59,14 @@ class Model:
 
     def merged(self) -> dict[str, Any]:
         """The network's parameters with the adapters folded in, for serving."""
-        return merge(combine(self.frozen, self.trainable["base"]), self.trainable["adapters"], self.numbers.scale)
+        return merge(
+            combine(self.frozen, self.trainable["base"]), self.trainable["adapters"], self.numbers.scale
+        )
 
 
-def predict_function(network: Network, scale: float | jax.Array, dropout_rate: float) -> Callable[..., jax.Array]:
+def predict_function(
+    network: Network, scale: float | jax.Array, dropout_rate: float
+) -> Callable[..., jax.Array]:
     """``predict(frozen, trainable, x_btc, x_mask=None, dropout_keys=None)`` of a network with adapters of that scale."""
 
     def apply(params, x_btc, x_mask, *, dropout_keys=None):
@@ -71,7 +75,13 @@ def predict_function(network: Network, scale: float | jax.Array, dropout_rate: f
     adapted = with_adapters(apply, scale, dropout_rate=dropout_rate)
 
     def predict(frozen, trainable, x_btc, x_mask=None, *, dropout_keys=None):
-        return adapted(combine(frozen, trainable["base"]), trainable["adapters"], x_btc, x_mask, dropout_keys=dropout_keys)
+        return adapted(
+            combine(frozen, trainable["base"]),
+            trainable["adapters"],
+            x_btc,
+            x_mask,
+            dropout_keys=dropout_keys,
+        )
 
     return predict
 
@@ -80,7 +90,9 @@ def trunk_config(settings: TrunkConfig) -> GPT2Config:
     """The trunk's shapes without loading weights; for a hub id that is not a published GPT-2 its config.json is read."""
     if settings.source == RANDOM or settings.source in WITHOUT:
         shape = settings.random
-        config = GPT2Config(n_embd=shape.n_embd, n_layer=settings.n_layer, n_head=shape.n_head, n_positions=shape.n_positions)
+        config = GPT2Config(
+            n_embd=shape.n_embd, n_layer=settings.n_layer, n_head=shape.n_head, n_positions=shape.n_positions
+        )
     else:
         config = read_config(settings.source, revision=settings.revision, n_layer=settings.n_layer)
     return _with_dropout(config, settings.dropout)
@@ -119,10 +131,14 @@ def build_network(experiment: Experiment, config: GPT2Config) -> Network:
     if task.name in ("forecast", "zero_shot"):
         return ForecastNetwork(**shared, **patches, horizon=task.horizon)
     if task.name == "short_term":
-        return ShortTermNetwork(**shared, horizon=task.horizon, embed_width=network.embed_width, read_width=network.read_width)
+        return ShortTermNetwork(
+            **shared, horizon=task.horizon, embed_width=network.embed_width, read_width=network.read_width
+        )
     channels = _size(experiment, "channels")
     if task.name == "anomaly":
-        return ReconstructNetwork(**shared, channels=channels, segment=network.segment, read_width=network.read_width)
+        return ReconstructNetwork(
+            **shared, channels=channels, segment=network.segment, read_width=network.read_width
+        )
     if task.name == "imputation":
         return ImputeNetwork(**shared, channels=channels, calendar=_size(experiment, "calendar"))
     return ClassifyNetwork(**shared, **patches, channels=channels, classes=_size(experiment, "classes"))
@@ -138,7 +154,11 @@ def _size(experiment: Experiment, name: Literal["channels", "classes", "calendar
         else:
             given = entry.n_channels if name == "channels" else entry.n_classes
     if given is None:
-        raise ConfigError(f"the data's {name} are not known from the settings alone", where=f"task.{name}", fix=f"--set task.{name}=…")
+        raise ConfigError(
+            f"the data's {name} are not known from the settings alone",
+            where=f"task.{name}",
+            fix=f"--set task.{name}=…",
+        )
     return given
 
 
@@ -165,7 +185,9 @@ def build_model(experiment: Experiment) -> Model:
     trunk = obtain_trunk(experiment.trunk)
     network = build_network(experiment, trunk.config)
     split = partition(init_base(network, trunk.params, experiment.network.seed), experiment.rules)
-    adapters = init_adapters(split.sites, experiment.adapters.rank, init=experiment.adapters.init, seed=experiment.adapters.seed)
+    adapters = init_adapters(
+        split.sites, experiment.adapters.rank, init=experiment.adapters.init, seed=experiment.adapters.seed
+    )
     if not adapters and not split.trained:
         raise TrainError("the rules freeze every parameter", where="rules", fix="Adapt or train at least one")
     return Model(
@@ -219,7 +241,9 @@ def restore_model(experiment: Experiment, bundle: Bundle, *, where: str = "bundl
             fix="Give the original trunk's folder or hub id with --trunk",
         )
     mathematics = trunk_mathematics(model.network.trunk)
-    changed = [name for name, value in mathematics.items() if saved.get("trunk_config", {}).get(name) != value]
+    changed = [
+        name for name, value in mathematics.items() if saved.get("trunk_config", {}).get(name) != value
+    ]
     if changed:
         raise CheckpointError(
             f"the trunk {experiment.trunk.source} has the right weights but another {', '.join(changed)} than the bundle was trained with",
@@ -234,7 +258,11 @@ def restore_model(experiment: Experiment, bundle: Bundle, *, where: str = "bundl
         )
     trainable = {"adapters": bundle.adapters, "base": bundle.trained}
     if _shapes(trainable) != _shapes(model.trainable):
-        raise CheckpointError("the bundle's parameters are not those its settings describe", where=where, fix="Copy the bundle again")
+        raise CheckpointError(
+            "the bundle's parameters are not those its settings describe",
+            where=where,
+            fix="Copy the bundle again",
+        )
     return replace(model, trainable=trainable)
 
 

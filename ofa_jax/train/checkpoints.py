@@ -84,7 +84,11 @@ class Checkpoints:
         """The steps that have a checkpoint, oldest first; damaged ones count until :meth:`restore` moves them aside."""
         if not self._folder.is_dir():
             return []
-        return sorted(int(entry.name) for entry in self._folder.iterdir() if entry.is_dir() and re.fullmatch(r"0|[1-9]\d*", entry.name))
+        return sorted(
+            int(entry.name)
+            for entry in self._folder.iterdir()
+            if entry.is_dir() and re.fullmatch(r"0|[1-9]\d*", entry.name)
+        )
 
     def save(self, step: int, arrays: PyTree, meta: dict[str, Any]) -> None:
         """Write ``arrays`` and the JSON object ``meta`` as the checkpoint of ``step``, then drop all but the newest ``keep``.
@@ -106,12 +110,19 @@ class Checkpoints:
         paths, leaves = _named_leaves(arrays)
         leaves = [np.asarray(leaf) for leaf in leaves]
         if not any(leaf.size for leaf in leaves):
-            raise CheckpointError("there is no array to save", where=str(self._folder), fix="Save at least one leaf that has elements")
+            raise CheckpointError(
+                "there is no array to save",
+                where=str(self._folder),
+                fix="Save at least one leaf that has elements",
+            )
         content: dict[str, Any] = {
             "format": FORMAT,
             "step": step,
             "meta": _as_json(meta),
-            "leaves": [_describe(path, leaf) | {"sha256": _leaf_digest(path, leaf)} for path, leaf in zip(paths, leaves, strict=True)],
+            "leaves": [
+                _describe(path, leaf) | {"sha256": _leaf_digest(path, leaf)}
+                for path, leaf in zip(paths, leaves, strict=True)
+            ],
         }
         with atomic_folder(self._folder / str(step)) as scratch:
             self._write_arrays(scratch / _ARRAYS, leaves)
@@ -160,7 +171,9 @@ class Checkpoints:
             import orbax.checkpoint as ocp
 
             own = jax.process_index()  # by default orbax would wait for all processes of a run
-            alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own}, barrier_sync_key_prefix="alone")
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=own, active_processes={own}, barrier_sync_key_prefix="alone"
+            )
             handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
             self._writer = ocp.Checkpointer(handler, multiprocessing_options=alone)
         return self._writer
@@ -189,7 +202,9 @@ class Checkpoints:
             how = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
             try:
                 return self._orbax().restore(folder / _ARRAYS, restore_args=how)
-            except Exception as error:  # the bytes are the written ones: not damage, so going back one would not help
+            except (
+                Exception
+            ) as error:  # the bytes are the written ones: not damage, so going back one would not help
                 raise CheckpointError(
                     f"orbax cannot read a checkpoint whose files are whole ({type(error).__name__}: {error})",
                     where=str(folder),
@@ -197,10 +212,14 @@ class Checkpoints:
                 ) from error
 
     def _refuse_damaged(self, damaged: list[tuple[Path, str]]) -> None:
-        aside = [path.name for path in sorted(self._folder.glob("damaged-*"))] if self._folder.is_dir() else []
+        aside = (
+            [path.name for path in sorted(self._folder.glob("damaged-*"))] if self._folder.is_dir() else []
+        )
         if not damaged and not aside:
             return
-        found = [f"{folder.name} ({reason})" for folder, reason in damaged] + [f"{name} (moved aside earlier)" for name in aside]
+        found = [f"{folder.name} ({reason})" for folder, reason in damaged] + [
+            f"{name} (moved aside earlier)" for name in aside
+        ]
         raise CheckpointError(
             f"every checkpoint is damaged: {'; '.join(found)}",
             where=str(self._folder),
@@ -248,8 +267,12 @@ def _describe(path: str, leaf: Any) -> dict[str, Any]:
 
 def _leaf_digest(path: str, leaf: Any) -> str:
     array = np.asarray(leaf)
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False) if array.dtype.byteorder == ">" else array
-    return hashlib.sha256(f"{path} {array.dtype.name} {array.shape}\n".encode() + little.tobytes()).hexdigest()
+    little = (
+        array.astype(array.dtype.newbyteorder("<"), copy=False) if array.dtype.byteorder == ">" else array
+    )
+    return hashlib.sha256(
+        f"{path} {array.dtype.name} {array.shape}\n".encode() + little.tobytes()
+    ).hexdigest()
 
 
 def _as_json(meta: dict[str, Any]) -> dict[str, Any]:
@@ -257,7 +280,8 @@ def _as_json(meta: dict[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps(meta, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the meta of a checkpoint is not a JSON object ({error})", fix="Use null for a number that is not finite"
+            f"the meta of a checkpoint is not a JSON object ({error})",
+            fix="Use null for a number that is not finite",
         ) from None
 
 
@@ -266,7 +290,11 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _file_digests(folder: Path) -> dict[str, str]:
-    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -303,8 +331,11 @@ def _check_structure(folder: Path, saved: list[dict[str, Any]], like: PyTree) ->
         return
     have = {entry["path"]: f"{entry['dtype']}{entry['shape']}" for entry in saved}
     want = {entry["path"]: f"{entry['dtype']}{entry['shape']}" for entry in asked}
-    differences = [f"`{path}` is {have.get(path, 'absent')} here and {want.get(path, 'absent')} in this run"
-                   for path in sorted(have.keys() | want.keys()) if have.get(path) != want.get(path)]  # fmt: skip
+    differences = [
+        f"`{path}` is {have.get(path, 'absent')} here and {want.get(path, 'absent')} in this run"
+        for path in sorted(have.keys() | want.keys())
+        if have.get(path) != want.get(path)
+    ]
     shown = "; ".join(differences[:5] or ["the leaves are in another order"])
     more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
     raise CheckpointError(
@@ -325,7 +356,9 @@ def _set_aside(folder: Path, reason: str) -> str:
 
 
 def _discard(folder: Path) -> None:
-    doomed = folder.with_name(f".{folder.name}.discarded")  # renamed first, so that a kill leaves no half-deleted checkpoint
+    doomed = folder.with_name(
+        f".{folder.name}.discarded"
+    )  # renamed first, so that a kill leaves no half-deleted checkpoint
     os.replace(folder, doomed)
     shutil.rmtree(doomed)
 

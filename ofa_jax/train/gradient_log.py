@@ -45,8 +45,14 @@ def make_teller(clip_norm: float | None) -> Callable[[Params, Params, Params], j
         # behind a barrier, so that the step itself is computed as it is without being watched
         gradient, updates, trainable = jax.lax.optimization_barrier((gradient, updates, trainable))
         lengths, changes, sizes = (_squared_lengths(tree) for tree in (gradient, updates, trainable))
-        clipped = jnp.float32(0) if clip_norm is None else (optax.tree.norm(gradient) >= clip_norm).astype(jnp.float32)
-        return jnp.concatenate([clipped[None], lengths, jnp.where(sizes > 0, changes / jnp.where(sizes > 0, sizes, 1), 0)])
+        clipped = (
+            jnp.float32(0)
+            if clip_norm is None
+            else (optax.tree.norm(gradient) >= clip_norm).astype(jnp.float32)
+        )
+        return jnp.concatenate(
+            [clipped[None], lengths, jnp.where(sizes > 0, changes / jnp.where(sizes > 0, sizes, 1), 0)]
+        )
 
     return tell
 
@@ -59,7 +65,9 @@ def add(sums: Sequence[float], told: np.ndarray) -> list[float]:
     """The sums with one more step: how many steps, and what they told, ``[2 + 2 leaves]``; an empty list is none yet."""
     row = [1.0, *np.asarray(told, np.float64).tolist()]
     added = [one + other for one, other in zip(sums, row, strict=True)] if sums else row
-    return [number if math.isfinite(number) else sys.float_info.max for number in added]  # a checkpoint holds finite numbers alone
+    return [
+        number if math.isfinite(number) else sys.float_info.max for number in added
+    ]  # a checkpoint holds finite numbers alone
 
 
 def line(sums: Sequence[float], names: Sequence[str], clip_norm: float | None) -> Mapping[str, Any]:

@@ -38,7 +38,16 @@ from ofa_jax.train.optim import learning_rate, make_optimizer
 from ofa_jax.train.parallel import Layout, check_room, make_layout, slices_and_rows
 from ofa_jax.train.processes import LedCheckpoints, largest, together
 from ofa_jax.train.slices import EVAL_WINDOWS
-from ofa_jax.train.step import Params, Predict, TrainState, chunk_rows, dropout_key, init_state, make_chunk, make_eval_step
+from ofa_jax.train.step import (
+    Params,
+    Predict,
+    TrainState,
+    chunk_rows,
+    dropout_key,
+    init_state,
+    make_chunk,
+    make_eval_step,
+)
 
 
 class Reporter(Protocol):
@@ -99,7 +108,9 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
     for number in map(int, (signal.SIGINT, signal.SIGTERM)):
         handler = signal.getsignal(number)
-        previous[number] = signal.SIG_DFL if handler is None else handler  # None: set by something other than Python
+        previous[number] = (
+            signal.SIG_DFL if handler is None else handler
+        )  # None: set by something other than Python
         signal.signal(number, ask)
     try:
         yield request
@@ -109,7 +120,13 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
 
 def evaluate(
-    predict: Predict, task: Task, table: WindowTable, frozen: Params, trainable: Params, *, batch_size: int | None
+    predict: Predict,
+    task: Task,
+    table: WindowTable,
+    frozen: Params,
+    trainable: Params,
+    *,
+    batch_size: int | None,
 ) -> dict[str, np.ndarray]:
     """The task's sums for every window of a table, once each, in the table's order: ``{name: [windows, …]}``; on all devices."""
     return Evaluator(predict, task, batch_size)(table, frozen, trainable)
@@ -118,9 +135,18 @@ def evaluate(
 class Evaluator:
     """A compiled evaluation, for use on several tables or many times."""
 
-    def __init__(self, predict: Predict, task: Task, batch_size: int | None, layout: Layout | None = None) -> None:
+    def __init__(
+        self, predict: Predict, task: Task, batch_size: int | None, layout: Layout | None = None
+    ) -> None:
         self._layout = layout = layout or make_layout(TrainConfig())
-        self._step = make_eval_step(predict, task.sums, task.spec, task.inputs, spread=layout.eval_spread, compiled=layout.compile_eval)
+        self._step = make_eval_step(
+            predict,
+            task.sums,
+            task.spec,
+            task.inputs,
+            spread=layout.eval_spread,
+            compiled=layout.compile_eval,
+        )
         self.buffer = layout.place(task.buffer)
         self._batch_size = batch_size or EVAL_WINDOWS
 
@@ -163,7 +189,9 @@ class Trainer:
         self.task, self.settings, self.reporter, self.log = task, settings, reporter, log
         self.checkpoints, self.keep_best = checkpoints, keep_best
         table = task.tables["train"]
-        self.stream = IndexStream(table.size, settings.batch_size, seed=settings.seed, drop_last=task.drop_last, groups=task.groups)
+        self.stream = IndexStream(
+            table.size, settings.batch_size, seed=settings.seed, drop_last=task.drop_last, groups=task.groups
+        )
         self.windows = self.stream.windows
         self.epoch_steps = self.stream.steps_per_epoch
         self.schedule = learning_rate(settings, self.epoch_steps)
@@ -171,10 +199,16 @@ class Trainer:
         self.layout = layout = layout or make_layout(settings)
         slices, self.rows = slices_and_rows(settings.batch_size, settings.micro_batch, layout.devices)
         self.chunk = make_chunk(
-            predict, task.loss, optimizer, task.spec, task.inputs,
-            slices=slices, spread=layout.spread, compiled=layout.compile_chunk,
+            predict,
+            task.loss,
+            optimizer,
+            task.spec,
+            task.inputs,
+            slices=slices,
+            spread=layout.spread,
+            compiled=layout.compile_chunk,
             tell=None if settings.gradient_log is None else gradient_log.make_teller(settings.clip_norm),
-        )  # fmt: skip
+        )
         self.leaf_names = gradient_log.leaf_names(trainable)
         self.evaluator = Evaluator(predict, task, settings.eval_batch_size, layout)
         self.frozen = layout.place_frozen(frozen)
@@ -195,8 +229,12 @@ class Trainer:
             self.reporter.notice(text)
         reached, found = self.log.last_step(), restored.step if restored else 0
         if reached > found:
-            whole = f"the newest whole checkpoint is of step {found}" if restored else "there is no checkpoint"
-            self.reporter.notice(f"metrics.jsonl reached step {reached}, but {whole}: the steps since are trained again")
+            whole = (
+                f"the newest whole checkpoint is of step {found}" if restored else "there is no checkpoint"
+            )
+            self.reporter.notice(
+                f"metrics.jsonl reached step {reached}, but {whole}: the steps since are trained again"
+            )
         if restored is None:
             self.log.cut(0)
             return
@@ -206,9 +244,13 @@ class Trainer:
         if self.settings.gradient_log is None:
             self.progress.gradients = []  # switched on again later, lines are about the steps from then on
         if int(self.state.step) != self.progress.step:
-            raise CheckpointError(f"the arrays are of step {int(self.state.step)}, the counters of step {self.progress.step}")
+            raise CheckpointError(
+                f"the arrays are of step {int(self.state.step)}, the counters of step {self.progress.step}"
+            )
         if not self.log.cut(self.progress.events_size):
-            self.reporter.notice("metrics.jsonl is shorter than at the last checkpoint; its earlier events are lost")
+            self.reporter.notice(
+                "metrics.jsonl is shorter than at the last checkpoint; its earlier events are lost"
+            )
         if not self.progress.finished:
             self.reporter.notice(f"resumed at step {self.progress.step}")
 
@@ -221,7 +263,9 @@ class Trainer:
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.state.trainable)):
             raise self.diverged("the trained parameters are no longer finite", self.progress.step - 1)
         self.progress.events_size = self.log.sync()
-        self.checkpoints.save(self.progress.step, {"state": self.state, "best": self.best}, asdict(self.progress))
+        self.checkpoints.save(
+            self.progress.step, {"state": self.state, "best": self.best}, asdict(self.progress)
+        )
 
     def run(self, request: StopRequest) -> None:
         """Train until the last epoch, until patience ends, or until a signal asks to stop."""
@@ -231,16 +275,27 @@ class Trainer:
                 check_room(self.chunk, self.arguments(0), self.settings)
         while not self.progress.finished:
             epoch, position = divmod(self.progress.step, self.epoch_steps)
-            self.reporter.begin(epoch + 1, self.settings.epochs, self.windows, position * self.settings.batch_size)
+            self.reporter.begin(
+                epoch + 1, self.settings.epochs, self.windows, position * self.settings.batch_size
+            )
             began = time.monotonic()
             self.run_epoch(position, request)
-            self.close_epoch(epoch + 1, self.windows - position * self.settings.batch_size, time.monotonic() - began)
+            self.close_epoch(
+                epoch + 1, self.windows - position * self.settings.batch_size, time.monotonic() - began
+            )
             if self.progress.bad_epochs >= self.settings.patience:
-                self.progress.finished = f"no better validation {self.task.objective} for {self.settings.patience} epochs"
+                self.progress.finished = (
+                    f"no better validation {self.task.objective} for {self.settings.patience} epochs"
+                )
             elif self.progress.step >= last:
                 self.progress.finished = "all epochs done"
             if self.progress.finished:
-                self.log.append("finished", step=self.progress.step, reason=self.progress.finished, best_epoch=self.progress.best_epoch)
+                self.log.append(
+                    "finished",
+                    step=self.progress.step,
+                    reason=self.progress.finished,
+                    best_epoch=self.progress.best_epoch,
+                )
             self.save()
             self.stop(*largest(request.signal_number))
 
@@ -277,7 +332,9 @@ class Trainer:
 
     def arguments(self, steps: int, index: np.ndarray | None = None) -> tuple[Any, ...]:
         """What the chunk takes for so many steps; without an index, no window at all."""
-        filled = np.full((chunk_rows(min(self.settings.chunk, self.epoch_steps)), self.rows), PADDING, np.int32)
+        filled = np.full(
+            (chunk_rows(min(self.settings.chunk, self.epoch_steps)), self.rows), PADDING, np.int32
+        )
         if index is not None:
             filled[:steps, : self.settings.batch_size] = index
         return self.frozen, self.state, self.buffer, self.table, self.layout.place(filled), steps, self.key
@@ -306,7 +363,13 @@ class Trainer:
         self.progress.logged_loss += loss
         if (step + 1) % self.settings.log_every == 0:
             mean = self.progress.logged_loss / self.settings.log_every
-            self.log.append("train", step=step + 1, epoch=step // self.epoch_steps + 1, loss=mean, learning_rate=float(self.schedule(step)))
+            self.log.append(
+                "train",
+                step=step + 1,
+                epoch=step // self.epoch_steps + 1,
+                loss=mean,
+                learning_rate=float(self.schedule(step)),
+            )
             self.progress.logged_loss = 0.0
 
     def account_gradients(self, step: int, told: np.ndarray) -> None:
@@ -323,7 +386,10 @@ class Trainer:
         metrics = self.task.metrics(sums)
         objective = metrics[self.task.objective]
         if not math.isfinite(objective):
-            raise self.diverged(f"the validation {self.task.objective} became {objective} after epoch {epoch},", self.progress.step - 1)
+            raise self.diverged(
+                f"the validation {self.task.objective} became {objective} after epoch {epoch},",
+                self.progress.step - 1,
+            )
         better = self.progress.best is None or objective < self.progress.best
         if better:
             self.progress.best, self.progress.best_epoch, self.progress.bad_epochs = objective, epoch, 0
@@ -387,7 +453,18 @@ def fit(
         Interrupted: A signal asked to stop; everything is saved.
         CheckpointError: The checkpoints are of another experiment, or all damaged.
     """
-    trainer = Trainer(predict, task, frozen, trainable, settings, reporter, log or EventLog(None), checkpoints, keep_best, layout)
+    trainer = Trainer(
+        predict,
+        task,
+        frozen,
+        trainable,
+        settings,
+        reporter,
+        log or EventLog(None),
+        checkpoints,
+        keep_best,
+        layout,
+    )
     trainer.resume()
     with stop_on_signal() as request:
         trainer.run(request)

@@ -21,7 +21,9 @@ def learning_rate(settings: TrainConfig, steps_per_epoch: int) -> optax.Schedule
     if settings.schedule == "constant":
         return optax.constant_schedule(settings.learning_rate)
     if settings.schedule == "decay":
-        return lambda step: settings.learning_rate * settings.decay ** jnp.maximum(step // steps_per_epoch - 1, 0)
+        return lambda step: (
+            settings.learning_rate * settings.decay ** jnp.maximum(step // steps_per_epoch - 1, 0)
+        )
     highest, lowest = settings.learning_rate, settings.lowest_rate
 
     def cosine(step):
@@ -34,7 +36,11 @@ def learning_rate(settings: TrainConfig, steps_per_epoch: int) -> optax.Schedule
 def make_optimizer(settings: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimiser that the settings name, behind a limit on the norm of the whole gradient where they give one."""
     chosen = adam(schedule) if settings.optimizer == "adam" else radam(schedule)
-    return chosen if settings.clip_norm is None else optax.chain(optax.clip_by_global_norm(settings.clip_norm), chosen)
+    return (
+        chosen
+        if settings.clip_norm is None
+        else optax.chain(optax.clip_by_global_norm(settings.clip_norm), chosen)
+    )
 
 
 def radam(schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -50,10 +56,14 @@ def _scale_by_radam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> op
     mean_correction, root_factor = _radam_tables(b1, b2)
 
     def init(params: Any) -> optax.ScaleByAdamState:
-        mean, square = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))  # no buffer twice: the state is donated
+        mean, square = (
+            jax.tree.map(jnp.zeros_like, params) for _ in range(2)
+        )  # no buffer twice: the state is donated
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mean, square)
 
-    def update(gradients: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+    def update(
+        gradients: Any, state: optax.ScaleByAdamState, params: Any = None
+    ) -> tuple[Any, optax.ScaleByAdamState]:
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
         square = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, gradients)
         place = jnp.minimum(state.count, len(root_factor) - 1)

@@ -69,7 +69,9 @@ class Layout:
 
     devices: int = 1
     place: Callable[[Any], Any] = put_on_one
-    place_frozen: Callable[[Any], Any] = jax.device_put  # which takes over the memory of host arrays that lie right for it
+    place_frozen: Callable[[Any], Any] = (
+        jax.device_put
+    )  # which takes over the memory of host arrays that lie right for it
     spread: Spread = ONE_DEVICE
     compile_chunk: Compiler = jit_donating_state
     eval_spread: Spread = ONE_DEVICE
@@ -102,7 +104,9 @@ def as_devices_allow(settings: TrainConfig) -> TrainConfig:
 def by_jit(devices: Sequence[jax.Device], fsdp: int = 1) -> Layout:
     """One program that XLA divides among the devices."""
     axes = {DATA: len(devices) // fsdp} | ({FSDP: fsdp} if fsdp > 1 else {})
-    mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes), devices=devices)
+    mesh = jax.make_mesh(
+        tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes), devices=devices
+    )
     whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(tuple(axes)))
 
     def gathered(frozen: Params, step: jax.Array) -> Params:
@@ -136,8 +140,12 @@ def by_pmap(devices: Sequence[jax.Device]) -> Layout:
         def on_one_device(number: jax.Array, *arguments: Any) -> Any:
             return chunk(*arguments)
 
-        mapped = jax.pmap(on_one_device, DATA, in_axes=(0, *[None] * 7), out_axes=None, donate_argnums=2, devices=devices)
-        numbers = np.arange(sum(device.process_index == jax.process_index() for device in devices))  # pmap counts devices by it
+        mapped = jax.pmap(
+            on_one_device, DATA, in_axes=(0, *[None] * 7), out_axes=None, donate_argnums=2, devices=devices
+        )
+        numbers = np.arange(
+            sum(device.process_index == jax.process_index() for device in devices)
+        )  # pmap counts devices by it
         return partial(mapped, numbers)
 
     spread = Spread(rows=own_rows, total=partial(jax.lax.psum, axis_name=DATA))
@@ -160,7 +168,9 @@ def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
         if leaf.sharding == sharding:
             return leaf
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(put(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+            return jax.random.wrap_key_data(
+                put(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf)
+            )
     values = np.asarray(leaf)
     return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
 
@@ -217,7 +227,9 @@ def room_per_device() -> int:
 
 def host_bytes() -> int:
     """Memory of this machine, or of the container that this process is in; no limit where the system does not tell."""
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else sys.maxsize
+    machine = (
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else sys.maxsize
+    )
     try:
         return min(machine, int(CONTAINER_LIMIT.read_text()))
     except (OSError, ValueError):  # no control group, or one without a limit: "max"
@@ -226,9 +238,13 @@ def host_bytes() -> int:
 
 def _no_room(what: str, settings: TrainConfig, *, slices_help: bool = True) -> TrainError:
     now = settings.micro_batch or settings.batch_size
-    smaller = f"take a smaller train.micro_batch (now {now} windows at a time; results stay the same to rounding)"
+    smaller = (
+        f"take a smaller train.micro_batch (now {now} windows at a time; results stay the same to rounding)"
+    )
     several = settings.parallel == "jit" and jax.device_count() > 1
-    advice = [smaller] * (slices_help and now > 1) + ["share out the frozen parameters with train.fsdp"] * several
+    advice = [smaller] * (slices_help and now > 1) + [
+        "share out the frozen parameters with train.fsdp"
+    ] * several
     advice += ["take devices with more memory, or a smaller network"] * (not advice)
     text = ", or ".join(advice)
     return TrainError(what, where="memory", fix=text[0].upper() + text[1:])

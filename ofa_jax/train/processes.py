@@ -20,7 +20,9 @@ import numpy as np
 from ofa_jax.errors import ConfigError, OfaError, TrainError
 from ofa_jax.train.checkpoints import Checkpoints, PyTree, Restored
 
-_BROKEN_OFF = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): ")
+_BROKEN_OFF = re.compile(
+    "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): "
+)
 """How the status begins of a computation that lost a device; not one that lacked memory, say."""
 
 
@@ -29,7 +31,12 @@ class PeerLost(TrainError):
 
 
 def connect(
-    coordinator: str | None = None, processes: int | None = None, process_id: int | None = None, *, heartbeat: int = 100, wait: int = 300
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    heartbeat: int = 100,
+    wait: int = 300,
 ) -> None:
     """Join the processes of this run; before anything else asks jax for its devices.
 
@@ -87,7 +94,9 @@ def from_leader(content: bytes) -> bytes:
         return content
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    high, low = broadcast_one_to_all(np.array(divmod(len(content), 2**30), np.int32))  # jax has no 64-bit integers by default
+    high, low = broadcast_one_to_all(
+        np.array(divmod(len(content), 2**30), np.int32)
+    )  # jax has no 64-bit integers by default
     size = int(high) * 2**30 + int(low)
     own = np.frombuffer(content, np.uint8) if leads() else np.zeros(size, np.uint8)
     return np.asarray(broadcast_one_to_all(own)).tobytes()
@@ -106,7 +115,9 @@ def together(doing: str) -> Iterator[None]:
         yield
     except (OfaError, OSError) as error:
         failure = error
-    failed, broken = largest(0 if failure is None else jax.process_index() + 1, int(isinstance(failure, OSError)))
+    failed, broken = largest(
+        0 if failure is None else jax.process_index() + 1, int(isinstance(failure, OSError))
+    )
     if failure is not None:
         raise failure
     if failed:
@@ -131,7 +142,9 @@ def check_alike(facts: Mapping[str, Any]) -> None:
     with together("comparing itself with process 0"):
         names = [name for name in sorted(own.keys() | leaders.keys()) if own.get(name) != leaders.get(name)]
         if names:
-            shown = "; ".join(f"{name} is {own.get(name)!r} here, {leaders.get(name)!r} there" for name in names[:5])
+            shown = "; ".join(
+                f"{name} is {own.get(name)!r} here, {leaders.get(name)!r} there" for name in names[:5]
+            )
             raise ConfigError(
                 f"this process differs from process 0: {shown}",
                 where=f"process {jax.process_index()}",
@@ -148,7 +161,10 @@ def peers_needed() -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, ValueError) as error:  # jax raises one or the other, by where the computation was when it broke off
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # jax raises one or the other, by where the computation was when it broke off
         what = " ".join(str(error).split())
         if jax.process_count() == 1 or not _BROKEN_OFF.match(what):
             raise
@@ -191,12 +207,18 @@ class LedCheckpoints:
         if header is None:
             return None
         leaves, structure = jax.tree.flatten(like)
-        stored = from_leader(b"" if found is None else b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(found.arrays)))
+        stored = from_leader(
+            b""
+            if found is None
+            else b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(found.arrays))
+        )
         arrays, start = [], 0
         for leaf in map(np.asarray, leaves):
             arrays.append(np.frombuffer(stored, leaf.dtype, leaf.size, start).reshape(leaf.shape).copy())
             start += leaf.nbytes
-        return Restored(header["step"], jax.tree.unflatten(structure, arrays), header["meta"], tuple(header["skipped"]))
+        return Restored(
+            header["step"], jax.tree.unflatten(structure, arrays), header["meta"], tuple(header["skipped"])
+        )
 
     def close(self) -> None:
         if self._own is not None:

@@ -47,7 +47,9 @@ class ConsoleReporter:
             console=self._console,
             transient=True,
         )
-        self._task = self._progress.add_task(f"epoch {epoch}/{epochs}", total=windows, completed=min(done, windows), loss="—", speed="—")
+        self._task = self._progress.add_task(
+            f"epoch {epoch}/{epochs}", total=windows, completed=min(done, windows), loss="—", speed="—"
+        )
         self._progress.start()
 
     def advance(self, windows: int, loss: float) -> None:
@@ -60,7 +62,11 @@ class ConsoleReporter:
 
     def end_epoch(self, record: Mapping[str, Any]) -> None:
         self.close()
-        metrics = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in record.items() if name.startswith("validation_"))
+        metrics = "  ".join(
+            f"{name.replace('_', ' ')} {value:.4f}"
+            for name, value in record.items()
+            if name.startswith("validation_")
+        )
         cell = f"{record['cell']}, " if "cell" in record else ""  # of a sweep
         self._console.print(
             f"{cell}epoch {record['epoch']}: train loss {record['train_loss']:.4f}  {metrics}  "

@@ -22,7 +22,16 @@ from ofa_jax.errors import CheckpointError, ConfigError, DataError, WeightsError
 from ofa_jax.files import FORMAT, clear_leftovers, readable_folder, run_lock, write_atomic
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.tasks.prepare import prepare
-from ofa_jax.train.assemble import RANDOM, WITHOUT, Model, build_model, compute_dtype, frozen_record, restore_model, trunk_mathematics
+from ofa_jax.train.assemble import (
+    RANDOM,
+    WITHOUT,
+    Model,
+    build_model,
+    compute_dtype,
+    frozen_record,
+    restore_model,
+    trunk_mathematics,
+)
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import EventLog, read_events
 from ofa_jax.train.loop import FitResult, Params, Progress, Reporter, fit
@@ -39,9 +48,15 @@ PLACES = ("data.source", "data.target", "trunk.source", "trunk.revision")
 """Settings that say where data and trunk are; what is there is compared by its bits instead."""
 
 NEUTRAL = (
-    *PLACES, "train.chunk", "train.checkpoint_minutes", "train.gradient_log", "train.micro_batch", "train.eval_batch_size",
-    "train.parallel", "train.fsdp",
-)  # fmt: skip
+    *PLACES,
+    "train.chunk",
+    "train.checkpoint_minutes",
+    "train.gradient_log",
+    "train.micro_batch",
+    "train.eval_batch_size",
+    "train.parallel",
+    "train.fsdp",
+)
 """Settings that change no number of a run (from gradient_log on: none beyond rounding) and may differ when it is resumed."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -67,7 +82,9 @@ class Loaded:
         return None if self.scaler is None else self.scaler.names
 
 
-def train_run(experiment: Experiment, out: str | Path, reporter: Reporter, *, saved: Callable[[], None] | None = None) -> FitResult:
+def train_run(
+    experiment: Experiment, out: str | Path, reporter: Reporter, *, saved: Callable[[], None] | None = None
+) -> FitResult:
     """Train in a run folder; a folder that already holds this run is resumed.
 
     Where several processes train one run, each calls this with the same settings. The folder is the leader's: the others neither
@@ -135,15 +152,23 @@ def run_folder(out: Path) -> Iterator[None]:
     """
     if out.exists() and not out.is_dir():
         raise CheckpointError("this is a file, not a run folder", where=str(out), fix="Choose another --out")
-    if out.is_dir() and not (out / CONFIG_FILE).exists() and any(not _is_leftover(entry) for entry in out.iterdir()):
-        raise CheckpointError("this folder holds something else than a run", where=str(out), fix="Choose a new folder for --out")
+    if (
+        out.is_dir()
+        and not (out / CONFIG_FILE).exists()
+        and any(not _is_leftover(entry) for entry in out.iterdir())
+    ):
+        raise CheckpointError(
+            "this folder holds something else than a run", where=str(out), fix="Choose a new folder for --out"
+        )
     try:
         with run_lock(out):
             for name in (CONFIG_FILE, BUNDLE):
                 clear_leftovers(out / name)
             yield
     finally:
-        if out.is_dir() and [entry.name for entry in out.iterdir()] == [".lock"]:  # it failed before the run began
+        if out.is_dir() and [entry.name for entry in out.iterdir()] == [
+            ".lock"
+        ]:  # it failed before the run began
             shutil.rmtree(out)
 
 
@@ -161,7 +186,9 @@ def resolved(experiment: Experiment, begun: Experiment | None = None) -> Experim
         return str(Path(name).absolute()) if Path(name).exists() else name
 
     given = {"source": experiment.data.source, "target": experiment.data.target}
-    places = {name: value if value is None or value in CATALOG else absolute(value) for name, value in given.items()}
+    places = {
+        name: value if value is None or value in CATALOG else absolute(value) for name, value in given.items()
+    }
     data = experiment.data.model_copy(update=places)
     keep = begun is not None and experiment.trunk.compute_dtype == "auto"
     dtype = compute_dtype(begun.trunk if begun is not None and keep else experiment.trunk)
@@ -184,12 +211,16 @@ def provenance(model: Model, data: TaskData) -> dict[str, Any]:
 
 def read_data(experiment: Experiment) -> TaskData:
     """The data of an experiment as its task sees them."""
-    return prepare(experiment.data, experiment.task, protocol=experiment.protocol, batch_size=experiment.train.batch_size)
+    return prepare(
+        experiment.data, experiment.task, protocol=experiment.protocol, batch_size=experiment.train.batch_size
+    )
 
 
 def _told_apart_by(experiment: Experiment, made: Mapping[str, Any]) -> dict[str, Any]:
     """What all processes of a run have to have alike, by name."""
-    return {name: value for name, value in _leaves({**dump_experiment(experiment), **made}) if name not in PLACES}
+    return {
+        name: value for name, value in _leaves({**dump_experiment(experiment), **made}) if name not in PLACES
+    }
 
 
 def is_finished(run: str | Path) -> bool:
@@ -197,7 +228,9 @@ def is_finished(run: str | Path) -> bool:
     return any(event["event"] == "finished" for event in read_events(Path(run) / METRICS_FILE))
 
 
-def begin_or_check(out: Path, experiment: Experiment, model: Model, data: TaskData, reporter: Reporter) -> Experiment:
+def begin_or_check(
+    out: Path, experiment: Experiment, model: Model, data: TaskData, reporter: Reporter
+) -> Experiment:
     """Write a new run's config.yaml, or make sure that the folder's own run has these settings, data and trunk.
 
     Returns:
@@ -207,7 +240,11 @@ def begin_or_check(out: Path, experiment: Experiment, model: Model, data: TaskDa
     made = provenance(model, data)
     if not path.exists():
         content = {"provenance": made, **dump_experiment(experiment)}
-        write_atomic(path, "# Settings of this run, resolved; ofa-jax reads them back.\n" + yaml.safe_dump(content, sort_keys=False))
+        write_atomic(
+            path,
+            "# Settings of this run, resolved; ofa-jax reads them back.\n"
+            + yaml.safe_dump(content, sort_keys=False),
+        )
         return experiment
     saved, before = read_config(out)
     changed = differences(dump_experiment(saved), dump_experiment(experiment))
@@ -218,7 +255,11 @@ def begin_or_check(out: Path, experiment: Experiment, model: Model, data: TaskDa
             where=str(out),
             fix="Use its own settings to resume it, or another --out",
         )
-    for key, what in (("data_sha256", "data"), ("trunk_sha256", "trunk weights"), ("trunk_config", "trunk's shapes")):
+    for key, what in (
+        ("data_sha256", "data"),
+        ("trunk_sha256", "trunk weights"),
+        ("trunk_config", "trunk's shapes"),
+    ):
         if before.get(key) != made[key]:
             raise CheckpointError(
                 f"the {what} are not those the run was begun with",
@@ -231,7 +272,9 @@ def begin_or_check(out: Path, experiment: Experiment, model: Model, data: TaskDa
         if made["versions"].get(name) != old
     ]
     if newer:
-        reporter.notice(f"resumed with other packages, so the last digits may differ from an undisturbed run: {'; '.join(newer)}")
+        reporter.notice(
+            f"resumed with other packages, so the last digits may differ from an undisturbed run: {'; '.join(newer)}"
+        )
     return saved
 
 
@@ -246,16 +289,26 @@ def read_config(run: str | Path) -> tuple[Experiment, dict[str, Any]]:
         content = yaml.safe_load(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
-            f"there is no run here (no {CONFIG_FILE})", where=str(run), fix="Name a folder that `ofa-jax train` made"
+            f"there is no run here (no {CONFIG_FILE})",
+            where=str(run),
+            fix="Name a folder that `ofa-jax train` made",
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"not readable as YAML ({' '.join(str(error).split())})", where=str(path)) from None
+        raise CheckpointError(
+            f"not readable as YAML ({' '.join(str(error).split())})", where=str(path)
+        ) from None
     made = content.pop("provenance", None) if isinstance(content, dict) else None
     if not isinstance(made, dict) or not isinstance(made.get("format"), int):
-        raise CheckpointError("has no `provenance` with a format", where=str(path), fix="Name a folder that `ofa-jax train` made")
+        raise CheckpointError(
+            "has no `provenance` with a format",
+            where=str(path),
+            fix="Name a folder that `ofa-jax train` made",
+        )
     if made["format"] > FORMAT:
         raise CheckpointError(
-            f"format {made['format']} is newer than this version reads ({FORMAT})", where=str(path), fix="Upgrade ofa-jax"
+            f"format {made['format']} is newer than this version reads ({FORMAT})",
+            where=str(path),
+            fix="Upgrade ofa-jax",
         )
     return build_experiment(content, where=str(path)), made
 
@@ -284,7 +337,9 @@ class BundleWriter:
         for name in ("source", "target"):
             place = settings["data"][name]
             if place is not None and place not in CATALOG:
-                settings["data"][name] = Path(place).name  # a bundle is passed on; where its data lay is no one's business
+                settings["data"][name] = Path(
+                    place
+                ).name  # a bundle is passed on; where its data lay is no one's business
         self._meta = {
             "kind": "ofa-jax bundle",
             "versions": versions(),
@@ -331,12 +386,16 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> Loaded:
     except WeightsError as error:
         if trunk is not None:
             raise
-        raise WeightsError(error.what, where=error.where, fix="If the trunk's weights moved, give their place with --trunk") from None
+        raise WeightsError(
+            error.what, where=error.where, fix="If the trunk's weights moved, give their place with --trunk"
+        ) from None
     scaler = bundle.meta["scaler"]
     return Loaded(experiment, model, None if scaler is None else Scaler.from_dict(scaler), bundle.meta)
 
 
-def open_run(run: str | Path, *, trunk: str | None = None, source: str | None = None, target: str | None = None) -> tuple[Loaded, TaskData]:
+def open_run(
+    run: str | Path, *, trunk: str | None = None, source: str | None = None, target: str | None = None
+) -> tuple[Loaded, TaskData]:
     """The best model of a run and the data it was trained on.
 
     Args:
@@ -352,16 +411,26 @@ def open_run(run: str | Path, *, trunk: str | None = None, source: str | None = 
     """
     experiment, made = read_config(run)
     if not (readable_folder(Path(run) / BUNDLE) / META_FILE).exists():
-        raise CheckpointError("the run has no bundle yet", where=str(run), fix="Let `ofa-jax train` finish at least one epoch")
+        raise CheckpointError(
+            "the run has no bundle yet", where=str(run), fix="Let `ofa-jax train` finish at least one epoch"
+        )
     if target and experiment.data.target is None:
-        raise ConfigError(f"a run of the task {experiment.task.name!r} has no target", where="--target", fix="Leave it out")
+        raise ConfigError(
+            f"a run of the task {experiment.task.name!r} has no target", where="--target", fix="Leave it out"
+        )
     moved = {name: place for name, place in (("source", source), ("target", target)) if place}
     settings = experiment.data.model_copy(update=moved)
     for name, option in (("source", "--data"), ("target", "--target")):
         place = getattr(settings, name)
         if name not in moved and place is not None and place not in CATALOG and not Path(place).exists():
-            raise DataError("the data file is not there any more", where=place, fix=f"Give its place now with {option}")
+            raise DataError(
+                "the data file is not there any more", where=place, fix=f"Give its place now with {option}"
+            )
     data = read_data(experiment.model_copy(update={"data": settings}))
     if data.fingerprint != made["data_sha256"]:
-        raise CheckpointError("the data are not those the run was trained on", where=str(run), fix="Restore the original data file")
+        raise CheckpointError(
+            "the data are not those the run was trained on",
+            where=str(run),
+            fix="Restore the original data file",
+        )
     return load_bundle(run, trunk=trunk), data

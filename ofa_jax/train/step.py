@@ -119,7 +119,9 @@ def train_step(
         return total, count, gradient
 
     numbered = (jnp.arange(jax.tree.leaves(batch)[0].shape[0]), batch)
-    total, count, gradient = spread.total(sums_of(numbered) if slices == 1 else _sum_of_slices(sums_of, numbered, slices, state.trainable))
+    total, count, gradient = spread.total(
+        sums_of(numbered) if slices == 1 else _sum_of_slices(sums_of, numbered, slices, state.trainable)
+    )
     count = jnp.maximum(count, 1)
     gradient = jax.tree.map(lambda leaf: leaf / count, gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
@@ -128,14 +130,20 @@ def train_step(
     return after, value if tell is None else (value, tell(gradient, updates, after.trainable))
 
 
-def _sum_of_slices(sums_of: Callable[[Any], Any], rows: Any, slices: int, trainable: Params) -> tuple[jax.Array, jax.Array, Params]:
+def _sum_of_slices(
+    sums_of: Callable[[Any], Any], rows: Any, slices: int, trainable: Params
+) -> tuple[jax.Array, jax.Array, Params]:
     """``sums_of`` every slice of the rows, one after the other, added up in float32."""
     parts = jax.tree.map(lambda leaf: leaf.reshape(slices, -1, *leaf.shape[1:]), rows)
 
     def add(number: jax.Array, before: Any) -> Any:
         return jax.tree.map(jnp.add, before, sums_of(jax.tree.map(lambda leaf: leaf[number], parts)))
 
-    nothing = (jnp.float32(0), jnp.float32(0), jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trainable))
+    nothing = (
+        jnp.float32(0),
+        jnp.float32(0),
+        jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trainable),
+    )
     return jax.lax.fori_loop(0, slices, add, nothing)
 
 
@@ -171,7 +179,13 @@ def make_chunk(
     """
 
     def chunk(
-        frozen: Params, state: TrainState, buffer: jax.Array, table: WindowTable, index_kb: jax.Array, steps: int, key: jax.Array
+        frozen: Params,
+        state: TrainState,
+        buffer: jax.Array,
+        table: WindowTable,
+        index_kb: jax.Array,
+        steps: int,
+        key: jax.Array,
     ) -> tuple[TrainState, Any]:
         def windows(index_b: jax.Array, keys_b: jax.Array) -> Batch:
             batch = gather(buffer, table, index_b, spec)
@@ -180,7 +194,17 @@ def make_chunk(
         def body(position: jax.Array, carry: tuple[TrainState, Any]) -> tuple[TrainState, Any]:
             state, values = carry
             state, value = train_step(
-                predict, loss, optimizer, frozen, state, index_kb[position], key, windows, slices=slices, spread=spread, tell=tell
+                predict,
+                loss,
+                optimizer,
+                frozen,
+                state,
+                index_kb[position],
+                key,
+                windows,
+                slices=slices,
+                spread=spread,
+                tell=tell,
             )
             return state, jax.tree.map(lambda column, new: column.at[position].set(new), values, value)
 
@@ -208,7 +232,9 @@ def make_eval_step(
     """
     key = dropout_key(0)
 
-    def evaluate(frozen: Params, trainable: Params, buffer: jax.Array, table: WindowTable, index_b: jax.Array) -> dict[str, jax.Array]:
+    def evaluate(
+        frozen: Params, trainable: Params, buffer: jax.Array, table: WindowTable, index_b: jax.Array
+    ) -> dict[str, jax.Array]:
         batch = gather(buffer, table, spread.rows(index_b), spec)
         if inputs is not None:
             batch = inputs(batch, jax.vmap(lambda window: jax.random.fold_in(key, window))(batch.window_id))

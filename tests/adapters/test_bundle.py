@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ofa_jax.adapters.bundle import LoraNumbers, peft_config, peft_tensors, read_bundle, read_peft, write_bundle
+from ofa_jax.adapters.bundle import (
+    LoraNumbers,
+    peft_config,
+    peft_tensors,
+    read_bundle,
+    read_peft,
+    write_bundle,
+)
 from ofa_jax.adapters.partition import Site
 from ofa_jax.config import dump_experiment, load_experiment
 from ofa_jax.errors import CheckpointError, WeightsError
@@ -19,9 +26,18 @@ from ofa_jax.files import FORMAT, sha256_file
 from ofa_jax.model.trees import flatten, unflatten
 from ofa_jax.train.assemble import build_model, frozen_record
 
-SITES = {"gpt2/wpe": Site("embedding", (7, 4)), "gpt2/h/0/attn/c_attn": Site("dense", (4, 12)), "out_layer": Site("dense", (9, 3))}
+SITES = {
+    "gpt2/wpe": Site("embedding", (7, 4)),
+    "gpt2/h/0/attn/c_attn": Site("dense", (4, 12)),
+    "out_layer": Site("dense", (9, 3)),
+}
 NUMBERS = LoraNumbers(rank=5, alpha=16, scaling="rslora", dropout=0.01)
-META = {"task": "forecast", "scaler": {"mean": [0.1, 1 / 3], "std": [1e-30, 2.5]}, "names": ["a", "ö"], "none": None}
+META = {
+    "task": "forecast",
+    "scaler": {"mean": [0.1, 1 / 3], "std": [1e-30, 2.5]},
+    "names": ["a", "ö"],
+    "none": None,
+}
 
 
 def adapters() -> dict:
@@ -32,18 +48,38 @@ def adapters() -> dict:
             "a": rng.normal(size=(site.shape[0], 5)).astype(np.float32),
             "b": rng.normal(size=(5, site.shape[1])).astype(np.float32),
         }
-    made["out_layer"]["a"].ravel()[:4] = [-0.0, 1e-40, np.float32(3.4e38), np.nextafter(np.float32(1), np.float32(2))]
+    made["out_layer"]["a"].ravel()[:4] = [
+        -0.0,
+        1e-40,
+        np.float32(3.4e38),
+        np.nextafter(np.float32(1), np.float32(2)),
+    ]
     return made
 
 
 def trained() -> dict:
     rng = np.random.default_rng(1)
-    shapes = {"out_layer/bias": (3,), "gpt2/ln_f/scale": (4,), "gpt2/h/0/ln_1/bias": (4,), "in_layer/kernel": (5, 4)}
+    shapes = {
+        "out_layer/bias": (3,),
+        "gpt2/ln_f/scale": (4,),
+        "gpt2/h/0/ln_1/bias": (4,),
+        "in_layer/kernel": (5, 4),
+    }
     return unflatten({path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()})
 
 
-def write(folder: Path, *, adapters=adapters(), trained=trained(), numbers=NUMBERS, init="peft_gaussian", meta=META) -> Path:  # noqa: B008
-    write_bundle(folder, adapters=adapters, sites=SITES, trained=trained, numbers=numbers, init=init, meta=meta)
+def write(
+    folder: Path,
+    *,
+    adapters=adapters(),  # noqa: B008
+    trained=trained(),  # noqa: B008
+    numbers=NUMBERS,
+    init="peft_gaussian",
+    meta=META,
+) -> Path:
+    write_bundle(
+        folder, adapters=adapters, sites=SITES, trained=trained, numbers=numbers, init=init, meta=meta
+    )
     return folder
 
 
@@ -68,7 +104,10 @@ def test_round_trip_is_bit_for_bit(tmp_path, parts):
     assert bundle.meta["format"] == FORMAT
     lora = {"rank": 5, "alpha": 16, "scaling": "rslora", "dropout": 0.01, "init": "peft_gaussian"}
     assert bundle.meta["adapters"] == (lora if "adapters" in parts else None)
-    files = {"adapters": {"adapter_model.safetensors", "adapter_config.json"}, "trained": {"trained.safetensors"}}
+    files = {
+        "adapters": {"adapter_model.safetensors", "adapter_config.json"},
+        "trained": {"trained.safetensors"},
+    }
     present = set().union(*(files[part] for part in parts))
     assert {file.name for file in folder.iterdir()} == present | {"ofa.json"}
     assert bundle.meta["files"] == {name: sha256_file(folder / name) for name in present}
@@ -96,7 +135,9 @@ def test_whoever_may_read_one_file_may_read_all(tmp_path):
 
 
 def test_no_bundle_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"there is no ofa\.json here\. Name a folder that holds a bundle"):
+    with pytest.raises(
+        CheckpointError, match=r"there is no ofa\.json here\. Name a folder that holds a bundle"
+    ):
         read_bundle(tmp_path)
 
 
@@ -135,7 +176,9 @@ def test_any_flipped_bit_of_ofa_json_is_noticed(tmp_path, bit):
             same = json.loads(flipped) == json.loads(content)
         except ValueError:
             same = False
-        if not same and b'"format": 0' not in flipped:  # white space may change; a format 0 never was, and means nothing else
+        if (
+            not same and b'"format": 0' not in flipped
+        ):  # white space may change; a format 0 never was, and means nothing else
             with pytest.raises(CheckpointError, match=r"ofa\.json"):
                 read_bundle(folder)
 
@@ -161,7 +204,10 @@ def test_a_newer_format_is_refused_by_name(tmp_path):
     folder = write(tmp_path / "bundle")
     content = json.loads((folder / "ofa.json").read_text())
     (folder / "ofa.json").write_text(json.dumps(content | {"format": FORMAT + 1}))
-    with pytest.raises(CheckpointError, match=rf"ofa\.json: format {FORMAT + 1} is newer than this version of ofa-jax reads \({FORMAT}\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"ofa\.json: format {FORMAT + 1} is newer than this version of ofa-jax reads \({FORMAT}\)",
+    ):
         read_bundle(folder)
 
 
@@ -178,12 +224,15 @@ def test_a_changed_scaling_is_named_with_both(tmp_path, change, named):
     edit(folder, change)
     with pytest.raises(CheckpointError) as caught:
         read_bundle(folder)
-    assert f"the scaling in adapter_config.json ({named}) is not the one the adapters were trained with (rank 5, alpha 16, rslora)" in str(
-        caught.value
+    assert (
+        f"the scaling in adapter_config.json ({named}) is not the one the adapters were trained with (rank 5, alpha 16, rslora)"
+        in str(caught.value)
     )
 
 
-@pytest.mark.parametrize("change", [{"lora_dropout": 0.5}, {"target_modules": ["wpe"]}, {"peft_version": "9"}])
+@pytest.mark.parametrize(
+    "change", [{"lora_dropout": 0.5}, {"target_modules": ["wpe"]}, {"peft_version": "9"}]
+)
 def test_any_other_change_of_the_adapter_config_is_noticed(tmp_path, change):
     folder = write(tmp_path / "bundle")
     edit(folder, change)
@@ -200,17 +249,41 @@ def test_a_changed_rank_is_named(tmp_path):
 
 def edit(folder: Path, change: dict) -> None:
     path = folder / "adapter_config.json"
-    path.write_text(json.dumps({key: value for key, value in (json.loads(path.read_text()) | change).items() if value is not ...}))
+    path.write_text(
+        json.dumps(
+            {key: value for key, value in (json.loads(path.read_text()) | change).items() if value is not ...}
+        )
+    )
 
 
 @pytest.mark.parametrize(
     ("numbers", "peft", "scale"),
     [
-        (LoraNumbers(5, 16, "rslora", 0.01), {"r": 5, "lora_alpha": 16, "use_rslora": True, "lora_dropout": 0.01}, 16 / 5**0.5),
-        (LoraNumbers(5, 16.0, "lora"), {"r": 5, "lora_alpha": 16, "use_rslora": False, "lora_dropout": 0.0}, 3.2),
-        (LoraNumbers(5, 0.3, "lora"), {"r": 5, "lora_alpha": 0.3, "use_rslora": False, "lora_dropout": 0.0}, 0.06),
-        (LoraNumbers(5, 0.3, "none"), {"r": 5, "lora_alpha": 1.5, "use_rslora": False, "lora_dropout": 0.0}, 0.3),
-        (LoraNumbers(5, 0, "rslora"), {"r": 5, "lora_alpha": 0, "use_rslora": True, "lora_dropout": 0.0}, 0.0),
+        (
+            LoraNumbers(5, 16, "rslora", 0.01),
+            {"r": 5, "lora_alpha": 16, "use_rslora": True, "lora_dropout": 0.01},
+            16 / 5**0.5,
+        ),
+        (
+            LoraNumbers(5, 16.0, "lora"),
+            {"r": 5, "lora_alpha": 16, "use_rslora": False, "lora_dropout": 0.0},
+            3.2,
+        ),
+        (
+            LoraNumbers(5, 0.3, "lora"),
+            {"r": 5, "lora_alpha": 0.3, "use_rslora": False, "lora_dropout": 0.0},
+            0.06,
+        ),
+        (
+            LoraNumbers(5, 0.3, "none"),
+            {"r": 5, "lora_alpha": 1.5, "use_rslora": False, "lora_dropout": 0.0},
+            0.3,
+        ),
+        (
+            LoraNumbers(5, 0, "rslora"),
+            {"r": 5, "lora_alpha": 0, "use_rslora": True, "lora_dropout": 0.0},
+            0.0,
+        ),
     ],
 )
 def test_every_scaling_is_said_in_peft_s_words(tmp_path, numbers, peft, scale):
@@ -251,7 +324,9 @@ def test_peft_tensors_have_peft_s_names_and_orientation():
         "base_model.model.out_layer.lora_A.weight": (5, 9),
         "base_model.model.out_layer.lora_B.weight": (3, 5),
     }
-    np.testing.assert_array_equal(tensors["base_model.model.out_layer.lora_A.weight"], adapters()["out_layer"]["a"].T)
+    np.testing.assert_array_equal(
+        tensors["base_model.model.out_layer.lora_A.weight"], adapters()["out_layer"]["a"].T
+    )
     assert all(tensor.flags.c_contiguous for tensor in tensors.values())
 
 
@@ -263,7 +338,10 @@ def test_sites_and_numbers_are_read_back(tmp_path):
 
 
 def test_what_peft_leaves_out_takes_its_defaults(tmp_path):
-    folder = write(tmp_path / "bundle", adapters={"out_layer": {"a": np.ones((9, 8), np.float32), "b": np.ones((8, 3), np.float32)}})
+    folder = write(
+        tmp_path / "bundle",
+        adapters={"out_layer": {"a": np.ones((9, 8), np.float32), "b": np.ones((8, 3), np.float32)}},
+    )
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     assert read_peft(folder)[2] == LoraNumbers(rank=8, alpha=8, scaling="lora", dropout=0.0)
 
@@ -271,7 +349,10 @@ def test_what_peft_leaves_out_takes_its_defaults(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_adapters_saved_in_half_precision_become_float32(tmp_path, dtype):
     folder = write(tmp_path / "bundle")
-    tensors = {name: np.clip(tensor, -100, 100).astype(dtype) for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
+    tensors = {
+        name: np.clip(tensor, -100, 100).astype(dtype)
+        for name, tensor in load_file(folder / "adapter_model.safetensors").items()
+    }
     save_file(tensors, folder / "adapter_model.safetensors")
     found, _, _ = read_peft(folder)
     assert {leaf.dtype for leaf in flatten(found).values()} == {np.dtype(np.float32)}
@@ -306,14 +387,18 @@ def test_features_that_change_the_mathematics_are_refused_by_name(tmp_path, chan
     ((key, value),) = change.items()
     with pytest.raises(WeightsError) as caught:
         read_peft(folder)
-    assert f"adapter_config.json: the adapter uses {key}={value!r}, which is not supported" in str(caught.value)
+    assert f"adapter_config.json: the adapter uses {key}={value!r}, which is not supported" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize("kind", ["IA3", "LOHA", None, "lora", ...])
 def test_another_kind_of_adapter_is_refused_by_name(tmp_path, kind):
     folder = write(tmp_path / "bundle")
     edit(folder, {"peft_type": kind})
-    with pytest.raises(WeightsError, match=rf"peft_type is {None if kind is ... else kind!r}, only LORA is supported"):
+    with pytest.raises(
+        WeightsError, match=rf"peft_type is {None if kind is ... else kind!r}, only LORA is supported"
+    ):
         read_peft(folder)
 
 
@@ -325,7 +410,10 @@ def test_a_config_that_is_no_mapping_is_refused(tmp_path, content):
         read_peft(folder)
 
 
-@pytest.mark.parametrize("change", [{"r": "5"}, {"r": 0}, {"r": None}, {"lora_alpha": "x"}, {"lora_alpha": None}, {"lora_dropout": "x"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"r": "5"}, {"r": 0}, {"r": None}, {"lora_alpha": "x"}, {"lora_alpha": None}, {"lora_dropout": "x"}],
+)
 def test_numbers_that_are_none_are_refused(tmp_path, change):
     folder = write(tmp_path / "bundle")
     edit(folder, change)
@@ -335,7 +423,10 @@ def test_numbers_that_are_none_are_refused(tmp_path, change):
 
 def foreign(folder: Path, changes: dict) -> Path:
     tensors = peft_tensors(adapters(), SITES) | changes
-    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / "adapter_model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if tensor is not None},
+        folder / "adapter_model.safetensors",
+    )
     return folder
 
 
@@ -345,9 +436,13 @@ def test_tensors_that_are_no_factors_or_do_not_fit_are_named(tmp_path):
     dora = f"{stem}.lora_magnitude_vector.weight"
     with pytest.raises(WeightsError, match=f"'{re.escape(dora)}' is not a LoRA factor"):
         read_peft(foreign(folder, {dora: np.ones(3, np.float32)}))
-    with pytest.raises(WeightsError, match=r"out_layer\.lora_A\.weight has shape \(4, 9\), which does not fit rank 5"):
+    with pytest.raises(
+        WeightsError, match=r"out_layer\.lora_A\.weight has shape \(4, 9\), which does not fit rank 5"
+    ):
         read_peft(foreign(folder, {f"{stem}.lora_A.weight": np.ones((4, 9), np.float32)}))
-    with pytest.raises(WeightsError, match=r"out_layer\.lora_B\.weight has shape \(3, 4\), which does not fit rank 5"):
+    with pytest.raises(
+        WeightsError, match=r"out_layer\.lora_B\.weight has shape \(3, 4\), which does not fit rank 5"
+    ):
         read_peft(foreign(folder, {f"{stem}.lora_B.weight": np.ones((3, 4), np.float32)}))
     with pytest.raises(WeightsError, match="out_layer has only one of its two factors"):
         read_peft(foreign(folder, {f"{stem}.lora_B.weight": None}))
@@ -372,7 +467,12 @@ def test_the_bundle_of_the_published_shape_is_small(tmp_path):
     experiment = load_experiment("long/etth1", ["trunk.source=random"])
     model = build_model(experiment)
     write_bundle(
-        tmp_path / "bundle", adapters=model.trainable["adapters"], sites=model.sites, trained={}, numbers=model.numbers,
-        init=experiment.adapters.init, meta={"settings": dump_experiment(experiment), "frozen": frozen_record(model, 0)},
-    )  # fmt: skip
+        tmp_path / "bundle",
+        adapters=model.trainable["adapters"],
+        sites=model.sites,
+        trained={},
+        numbers=model.numbers,
+        init=experiment.adapters.init,
+        meta={"settings": dump_experiment(experiment), "frozen": frozen_record(model, 0)},
+    )
     assert 4 * 546_304 < sum(file.stat().st_size for file in (tmp_path / "bundle").iterdir()) <= 2_300_000

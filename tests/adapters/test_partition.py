@@ -26,7 +26,10 @@ TREE = {
     "gpt2": {
         "wpe": {"embedding": np.zeros((7, 4))},
         "h": {
-            "0": {"ln_1": {"scale": np.ones(4), "bias": np.zeros(4)}, "mlp": {"c_fc": {"kernel": np.zeros((4, 8)), "bias": np.zeros(8)}}}
+            "0": {
+                "ln_1": {"scale": np.ones(4), "bias": np.zeros(4)},
+                "mlp": {"c_fc": {"kernel": np.zeros((4, 8)), "bias": np.zeros(8)}},
+            }
         },
     },
     "out_layer": {"kernel": np.zeros((4, 3)), "bias": np.zeros(3)},
@@ -87,8 +90,17 @@ def test_a_kernel_that_is_no_matrix_cannot_be_adapted():
 def test_the_parts_of_a_partition():
     rules = [("adapt", "gpt2/wpe/embedding"), ("adapt", ".*/kernel"), ("train", ".*/(scale|bias)")]
     split = partition(TREE, rules)
-    assert list(flatten(split.frozen)) == ["gpt2/h/0/mlp/c_fc/kernel", "gpt2/wpe/embedding", "out_layer/kernel"]
-    assert list(flatten(split.trained)) == ["gpt2/h/0/ln_1/bias", "gpt2/h/0/ln_1/scale", "gpt2/h/0/mlp/c_fc/bias", "out_layer/bias"]
+    assert list(flatten(split.frozen)) == [
+        "gpt2/h/0/mlp/c_fc/kernel",
+        "gpt2/wpe/embedding",
+        "out_layer/kernel",
+    ]
+    assert list(flatten(split.trained)) == [
+        "gpt2/h/0/ln_1/bias",
+        "gpt2/h/0/ln_1/scale",
+        "gpt2/h/0/mlp/c_fc/bias",
+        "out_layer/bias",
+    ]
     assert split.sites == {
         "gpt2/wpe": Site("embedding", (7, 4)),
         "gpt2/h/0/mlp/c_fc": Site("dense", (4, 8)),
@@ -98,18 +110,29 @@ def test_the_parts_of_a_partition():
 
 
 def test_a_layer_can_be_trained_and_adapted_at_once():
-    split = partition(TREE, [("train_and_adapt", "gpt2/wpe/embedding"), ("train_and_adapt", "out_layer/kernel"), ("freeze", ".*")])
+    split = partition(
+        TREE,
+        [
+            ("train_and_adapt", "gpt2/wpe/embedding"),
+            ("train_and_adapt", "out_layer/kernel"),
+            ("freeze", ".*"),
+        ],
+    )
     assert list(flatten(split.trained)) == ["gpt2/wpe/embedding", "out_layer/kernel"]
     assert split.sites == {"gpt2/wpe": Site("embedding", (7, 4)), "out_layer": Site("dense", (4, 3))}
     assert flatten(split.frozen).keys() == set(PATHS) - {"gpt2/wpe/embedding", "out_layer/kernel"}
-    with pytest.raises(ConfigError, match=r"rules: 'gpt2/h/0/ln_1/scale' of shape \(4,\) cannot carry an adapter"):
+    with pytest.raises(
+        ConfigError, match=r"rules: 'gpt2/h/0/ln_1/scale' of shape \(4,\) cannot carry an adapter"
+    ):
         partition(TREE, [("train_and_adapt", "gpt2/h/0/ln_1/scale"), ("freeze", ".*")])
 
 
 names = st.text("abc", min_size=1, max_size=2)
 trees = st.dictionaries(
     names,
-    st.recursive(st.just(0), lambda inner: st.dictionaries(names, inner, min_size=1, max_size=3), max_leaves=10),
+    st.recursive(
+        st.just(0), lambda inner: st.dictionaries(names, inner, min_size=1, max_size=3), max_leaves=10
+    ),
     min_size=1,
     max_size=4,
 )
@@ -152,11 +175,22 @@ def test_combine_leaves_its_arguments_alone_and_refuses_a_common_leaf():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_rules_of_every_recipe_cover_its_network(recipe):
     positions = RECIPES[recipe]["network"]["positions"]
-    network = ForecastNetwork(GPT2Config(n_embd=8, n_layer=2, n_head=2, n_positions=9), 24, 3, patch=8, stride=8, positions=positions)
+    network = ForecastNetwork(
+        GPT2Config(n_embd=8, n_layer=2, n_head=2, n_positions=9),
+        24,
+        3,
+        patch=8,
+        stride=8,
+        positions=positions,
+    )
     decided = actions(base_shapes(network), [tuple(rule) for rule in RECIPES[recipe]["rules"]])
     acted = {path for path, action in decided.items() if action != "freeze"}
     head = {"out_layer/bias", "out_layer/kernel"}
-    norms = {f"gpt2/{path}/{leaf}" for path in ("h/0/ln_1", "h/0/ln_2", "h/1/ln_1", "h/1/ln_2", "ln_f") for leaf in ("bias", "scale")}
+    norms = {
+        f"gpt2/{path}/{leaf}"
+        for path in ("h/0/ln_1", "h/0/ln_2", "h/1/ln_1", "h/1/ln_2", "ln_f")
+        for leaf in ("bias", "scale")
+    }
     assert (
         acted
         == {
@@ -191,7 +225,9 @@ def test_the_authors_short_term_set_at_gpt2_s_size():
 def short_term(tiny, tmp_path_factory):
     """A run whose ``wpe`` is trained and adapted: the settings and the folder."""
     folder = tmp_path_factory.mktemp("short_term")
-    experiment = tiny.of_task("short_term", folder, "train.epochs=1", "train.batch_size=4")  # two steps: b has no gradient in the first
+    experiment = tiny.of_task(
+        "short_term", folder, "train.epochs=1", "train.batch_size=4"
+    )  # two steps: b has no gradient in the first
     train_run(experiment, folder / "run", SilentReporter())
     return experiment, folder / "run"
 
@@ -205,13 +241,17 @@ def test_a_layer_that_is_trained_and_adapted_moves_in_both(short_term):
     assert {"adapters/gpt2/wpe/a", "adapters/gpt2/wpe/b", "base/gpt2/wpe/embedding"} <= after.keys()
     assert not {path for path in before if not np.any(after[path] != before[path])}
     for path in ("base/gpt2/wpe/embedding", "adapters/gpt2/wpe/a"):
-        assert list(np.any(after[path] != before[path], axis=1)) == [True] * 9 + [False] * 15  # L + H positions are read
+        assert (
+            list(np.any(after[path] != before[path], axis=1)) == [True] * 9 + [False] * 15
+        )  # L + H positions are read
 
 
 def test_what_a_run_trains_is_what_was_counted_and_saved(short_term):
     experiment, run = short_term
     counts, model = footprint(experiment), load_bundle(run).model
-    sizes = {name: sum(leaf.size for leaf in flatten(tree).values()) for name, tree in model.trainable.items()}
+    sizes = {
+        name: sum(leaf.size for leaf in flatten(tree).values()) for name, tree in model.trainable.items()
+    }
     assert sizes == {"adapters": counts.adapters, "base": counts.trained_base}
     assert counts.adapters == 2 * (24 + 8)
     assert counts.frozen == sum(leaf.size for leaf in flatten(model.frozen).values())
@@ -225,20 +265,32 @@ def test_merging_adds_the_adapter_to_the_trained_weight(short_term):
     merged, factors = model.merged(), model.trainable["adapters"]["gpt2/wpe"]
     table = model.trainable["base"]["gpt2"]["wpe"]["embedding"]
     wanted = table + model.numbers.scale * factors["a"].astype(np.float64) @ factors["b"]
-    np.testing.assert_allclose(merged["gpt2"]["wpe"]["embedding"], wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())  # float32
+    np.testing.assert_allclose(
+        merged["gpt2"]["wpe"]["embedding"], wanted, rtol=0, atol=1e-6 * np.abs(wanted).max()
+    )  # float32
     x = np.random.default_rng(0).normal(size=(2, 6, 1)).cumsum(axis=1).astype(np.float32)
     adapted = np.asarray(jax.jit(model.predict)(model.frozen, model.trainable, x))
     found = jax.jit(model.network.apply)({"params": merged}, x)
-    np.testing.assert_allclose(found, adapted, rtol=0, atol=1e-5 * np.abs(adapted).max())  # float32 sums in another order
+    np.testing.assert_allclose(
+        found, adapted, rtol=0, atol=1e-5 * np.abs(adapted).max()
+    )  # float32 sums in another order
 
 
 def test_such_a_bundle_comes_back_bit_for_bit(short_term, tmp_path):
     run = short_term[1]
     first, meta = load_bundle(run), json.loads((run / "bundle" / "ofa.json").read_text())
-    assert sorted(meta["files"]) == ["adapter_config.json", "adapter_model.safetensors", "trained.safetensors"]
+    assert sorted(meta["files"]) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "trained.safetensors",
+    ]
     shutil.copytree(run / "bundle", tmp_path / "elsewhere")
     again = load_bundle(tmp_path / "elsewhere")
     for name in ("frozen", "trainable"):
-        assert fingerprint(flatten(getattr(again.model, name)).items()) == fingerprint(flatten(getattr(first.model, name)).items())
+        assert fingerprint(flatten(getattr(again.model, name)).items()) == fingerprint(
+            flatten(getattr(first.model, name)).items()
+        )
     content = load_file(run / "bundle" / "trained.safetensors")
-    np.testing.assert_array_equal(content["gpt2/wpe/embedding"], first.model.trainable["base"]["gpt2"]["wpe"]["embedding"])
+    np.testing.assert_array_equal(
+        content["gpt2/wpe/embedding"], first.model.trainable["base"]["gpt2"]["wpe"]["embedding"]
+    )

@@ -22,7 +22,11 @@ from ofa_jax.model.weights import random_trunk
 
 CONFIG = GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=12, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0)
 EVERYWHERE = [("adapt", ".*/(kernel|embedding)"), ("freeze", ".*")]
-ADAPTING = {name: recipe["rules"] for name, recipe in RECIPES.items() if any(rule[0] == "adapt" for rule in recipe["rules"])}
+ADAPTING = {
+    name: recipe["rules"]
+    for name, recipe in RECIPES.items()
+    if any(rule[0] == "adapt" for rule in recipe["rules"])
+}
 
 
 def build(rules=EVERYWHERE, positions=True):
@@ -44,7 +48,9 @@ def series(b=3, c=2):
 
 def moved(adapters, size=0.3):
     rng = np.random.default_rng(5)
-    return jax.tree.map(lambda leaf: leaf + np.float32(size) * rng.normal(size=leaf.shape).astype(np.float32), adapters)
+    return jax.tree.map(
+        lambda leaf: leaf + np.float32(size) * rng.normal(size=leaf.shape).astype(np.float32), adapters
+    )
 
 
 def keys(b=3, seed=0):
@@ -80,7 +86,9 @@ def test_every_recipe_with_adapters_is_tested_below():
     assert ADAPTING["uniform"] == ADAPTING["reference"]
 
 
-@pytest.mark.parametrize(("recipe", "init"), [("reference", "peft_gaussian"), ("paper", "theorem"), ("reference", "kaiming")])
+@pytest.mark.parametrize(
+    ("recipe", "init"), [("reference", "peft_gaussian"), ("paper", "theorem"), ("reference", "kaiming")]
+)
 def test_adapters_at_init_change_nothing(recipe, init):
     apply, base, sites = build(ADAPTING[recipe], RECIPES[recipe]["network"]["positions"])
     adapters = init_adapters(sites, 4, init=init, seed=3)
@@ -92,11 +100,21 @@ def test_adapters_at_init_change_nothing(recipe, init):
 
 @pytest.mark.parametrize(
     ("recipe", "rank", "scale"),
-    [("reference", 4, 8.0), ("paper", 4, 0.25), ("everywhere", 4, 8.0), ("everywhere", 24, 0.7), ("reference", 4, 0.0)],
+    [
+        ("reference", 4, 8.0),
+        ("paper", 4, 0.25),
+        ("everywhere", 4, 8.0),
+        ("everywhere", 24, 0.7),
+        ("reference", 4, 0.0),
+    ],
 )
 def test_with_adapters_equals_merge(recipe, rank, scale):
     """Also at a rank above the layers' smaller side (16), where ``a b`` has full rank; 1e-5 of the largest output, as float32 rounds."""
-    rules, positions = (EVERYWHERE, True) if recipe == "everywhere" else (ADAPTING[recipe], RECIPES[recipe]["network"]["positions"])
+    rules, positions = (
+        (EVERYWHERE, True)
+        if recipe == "everywhere"
+        else (ADAPTING[recipe], RECIPES[recipe]["network"]["positions"])
+    )
     apply, base, sites = build(rules, positions)
     adapters = moved(init_adapters(sites, rank), 0.1)
     plain = np.asarray(jax.jit(apply)(base, series()))
@@ -110,7 +128,9 @@ def test_merge_is_the_sum_in_weight_space_and_passes_the_rest_on():
     adapters = moved({"out_layer": init_adapters(SITES, 4)["out_layer"]})
     merged = merge(BASE, adapters, 3.0)
     a, b = adapters["out_layer"]["a"], adapters["out_layer"]["b"]
-    np.testing.assert_allclose(merged["out_layer"]["kernel"], BASE["out_layer"]["kernel"] + 3 * a @ b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        merged["out_layer"]["kernel"], BASE["out_layer"]["kernel"] + 3 * a @ b, rtol=1e-5, atol=1e-6
+    )
     for path, leaf in flatten(merged).items():
         assert path == "out_layer/kernel" or leaf is flatten(BASE)[path]
 
@@ -124,10 +144,14 @@ def test_every_adapter_has_an_effect():
         assert np.abs(adapted(BASE, zeros | {path: adapters[path]}, series()) - plain).max() > 1e-4, path
 
 
-@pytest.mark.parametrize("path", ["wpe", "gpt2/wte", "gpt2/h/1/attn/c_attn", "gpt2/ln_f", "out_layer/kernel", "gpt2"])
+@pytest.mark.parametrize(
+    "path", ["wpe", "gpt2/wte", "gpt2/h/1/attn/c_attn", "gpt2/ln_f", "out_layer/kernel", "gpt2"]
+)
 def test_an_adapter_that_reaches_no_layer_is_refused(path):
     adapters = {path: {"a": np.zeros((16, 2), np.float32), "b": np.zeros((2, 16), np.float32)}}
-    with pytest.raises(WeightsError, match=f"no dense or embedding layer is called {path}, so its adapter has no effect"):
+    with pytest.raises(
+        WeightsError, match=f"no dense or embedding layer is called {path}, so its adapter has no effect"
+    ):
         jax.eval_shape(with_adapters(APPLY, 1.0), BASE, adapters, series())
     with pytest.raises(WeightsError, match=f"the parameters have no layer '{path}'"):
         merge(BASE, adapters, 1.0)
@@ -147,7 +171,10 @@ def test_an_adapter_that_reaches_no_layer_is_refused(path):
 def test_an_adapter_of_another_shape_is_refused_by_both_transforms(path, a, b):
     assert BASE["out_layer"]["kernel"].shape == (96, 4)
     adapters = {path: {"a": np.ones(a, np.float32), "b": np.ones(b, np.float32)}}
-    for call in (lambda: jax.eval_shape(with_adapters(APPLY, 1.0), BASE, adapters, series()), lambda: merge(BASE, adapters, 1.0)):
+    for call in (
+        lambda: jax.eval_shape(with_adapters(APPLY, 1.0), BASE, adapters, series()),
+        lambda: merge(BASE, adapters, 1.0),
+    ):
         with pytest.raises(WeightsError) as caught:
             call()
         assert (
@@ -198,7 +225,9 @@ def test_dropout_keeps_its_rate_scale_and_sample():
     adapted = with_adapters(apply, 1.0, dropout_rate=rate)
     x = np.ones((6, width), np.float32)
     kept = np.asarray(adapted(params, adapters, x, dropout_keys=keys(6)))[:, 0] * (1 - rate) / width
-    assert np.all(np.abs(kept - (1 - rate)) < 5 * math.sqrt(rate * (1 - rate) / width) + 2**-8)  # the output is rounded to bfloat16
+    assert np.all(
+        np.abs(kept - (1 - rate)) < 5 * math.sqrt(rate * (1 - rate) / width) + 2**-8
+    )  # the output is rounded to bfloat16
     assert len(set(kept)) > 1
     alone = adapted(params, adapters, x[:2], dropout_keys=keys(6)[3:5])[:, 0] * (1 - rate) / width
     np.testing.assert_allclose(alone, kept[3:5], rtol=1e-6)
@@ -230,7 +259,11 @@ def test_the_sum_is_made_in_float32_and_cast_to_the_layer_s_type():
 
 @pytest.mark.parametrize(
     ("init", "dense_std", "embedding_std"),
-    [("peft_gaussian", 1 / 32, 1.0), ("theorem", 1 / math.sqrt(400), 1 / math.sqrt(300)), ("kaiming", 1 / math.sqrt(3 * 400), 1.0)],
+    [
+        ("peft_gaussian", 1 / 32, 1.0),
+        ("theorem", 1 / math.sqrt(400), 1 / math.sqrt(300)),
+        ("kaiming", 1 / math.sqrt(3 * 400), 1.0),
+    ],
 )
 def test_distributions_of_each_init(init, dense_std, embedding_std):
     sites = {"dense": Site("dense", (400, 5)), "table": Site("embedding", (7, 300))}
@@ -260,7 +293,11 @@ def test_the_theorem_s_init_does_not_depend_on_the_rank():
 
 
 def test_a_seed_decides_the_bits_and_each_layer_has_its_own():
-    one, same, other = init_adapters(SITES, 4, seed=1), init_adapters(SITES, 4, seed=1), init_adapters(SITES, 4, seed=2)
+    one, same, other = (
+        init_adapters(SITES, 4, seed=1),
+        init_adapters(SITES, 4, seed=1),
+        init_adapters(SITES, 4, seed=2),
+    )
     for path in SITES:
         for factor in ("a", "b"):
             np.testing.assert_array_equal(one[path][factor], same[path][factor])
@@ -278,6 +315,12 @@ def test_adapters_inside_recomputed_blocks():
             return module.apply({"params": params}, x, dropout_keys=dropout_keys)
 
         adapted = with_adapters(apply, 1.0)
-        gradients.append(jax.jit(jax.grad(lambda tree, adapted=adapted: jnp.square(adapted(BASE, tree, series())).sum()))(adapters))
+        gradients.append(
+            jax.jit(jax.grad(lambda tree, adapted=adapted: jnp.square(adapted(BASE, tree, series())).sum()))(
+                adapters
+            )
+        )
     for path, gradient in flatten(gradients[0]).items():
-        np.testing.assert_allclose(flatten(gradients[1])[path], gradient, rtol=0, atol=1e-4 * np.abs(gradient).max(), err_msg=path)
+        np.testing.assert_allclose(
+            flatten(gradients[1])[path], gradient, rtol=0, atol=1e-4 * np.abs(gradient).max(), err_msg=path
+        )

@@ -16,7 +16,12 @@ from ofa_jax.train.assemble import Model, build_model
 @pytest.fixture(scope="module")
 def model(tiny) -> Model:
     model = build_model(
-        tiny.experiment("unused", "trunk.n_layer=2", "trunk.random.n_head=4", "rules=[[adapt, gpt2/.*/(kernel|embedding)], [freeze, .*]]")
+        tiny.experiment(
+            "unused",
+            "trunk.n_layer=2",
+            "trunk.random.n_head=4",
+            "rules=[[adapt, gpt2/.*/(kernel|embedding)], [freeze, .*]]",
+        )
     )
     rng = np.random.default_rng(0)
     adapters = {
@@ -41,7 +46,9 @@ def test_every_patch_shares_out_one_among_those_before_it(model, x_btc):
     assert (weights >= 0).all()
     assert not weights[..., np.triu_indices(patches, 1)[0], np.triu_indices(patches, 1)[1]].any()
     np.testing.assert_array_equal(weights[..., 0, 0], 1)
-    assert weights.std(axis=(0, 1)).max() > 0.01, "layers and heads attend alike, so something was read off twice"
+    assert weights.std(axis=(0, 1)).max() > 0.01, (
+        "layers and heads attend alike, so something was read off twice"
+    )
 
 
 @pytest.mark.parametrize("remat", [False, True])
@@ -69,7 +76,9 @@ def test_they_are_the_weights_that_the_network_mixes_its_values_with(model, x_bt
         by_head = value.reshape(len(value), 4, -1)
         mixed = np.einsum("aqk,kae->qae", weights[layer], by_head).reshape(len(value), -1)
         # float32 sums of five terms, of values up to about 100 with these large adapters
-        np.testing.assert_allclose(mixed, seen[f"gpt2/h/{layer}/attn/c_proj"][0], rtol=1e-4, atol=1e-4 * abs(value).max())
+        np.testing.assert_allclose(
+            mixed, seen[f"gpt2/h/{layer}/attn/c_proj"][0], rtol=1e-4, atol=1e-4 * abs(value).max()
+        )
 
 
 def test_a_network_without_gpt2_has_none(tiny, x_btc):

@@ -30,7 +30,9 @@ from ofa_jax.tasks.forecasting import prepare_frame
 from ofa_jax.tasks.prepare import prepare
 from ofa_jax.train.assemble import build_model, predict_function
 
-FEW = Grid(ranks=(2,), scalings=("rslora",), inits=("theorem",), optimizers=("adam",), steps=(2,), seeds=2, windows=8)
+FEW = Grid(
+    ranks=(2,), scalings=("rslora",), inits=("theorem",), optimizers=("adam",), steps=(2,), seeds=2, windows=8
+)
 """What is quick: several tests share its programs."""
 MODULES = {"gpt2/wpe": "embedding", "out_layer": "dense"}
 STILL = ("trunk.dropout=0", "adapters.dropout=0")
@@ -61,7 +63,9 @@ def small(tiny) -> Study:
 
 def first_order(found: Study) -> pd.DataFrame:
     table = slopes(found.table, found.curves)
-    return table[(table["quantity"] == "first_order_change") & (table["steps"] == 1)].set_index(["module", "scaling", "init"])
+    return table[(table["quantity"] == "first_order_change") & (table["steps"] == 1)].set_index(
+        ["module", "scaling", "init"]
+    )
 
 
 def assert_three_slopes(found: Study) -> None:
@@ -71,7 +75,9 @@ def assert_three_slopes(found: Study) -> None:
             row = table.loc[(module, scaling, init)]
             assert row["kind"] == kind
             assert abs(row["slope"] - slope) <= 0.05, (module, scaling, init, row["slope"])
-            assert row["predicted"] == pytest.approx(slope, abs=1e-9)  # the expectation is a power of the rank
+            assert row["predicted"] == pytest.approx(
+                slope, abs=1e-9
+            )  # the expectation is a power of the rank
 
 
 def test_the_loss_changes_by_the_three_slopes(small):
@@ -83,7 +89,14 @@ def test_the_loss_changes_by_the_three_slopes_on_real_windows(data_root):
     assert data_root
     experiment = load_experiment(Path(__file__).parents[2] / "configs" / "quick" / "etth1.yaml")
     assert experiment.trunk.source == "random"
-    grid = Grid(ranks=RANKS, scalings=("rslora", "lora"), inits=("theorem", "inverse_rank"), optimizers=("sgd",), steps=(1,), seeds=12)
+    grid = Grid(
+        ranks=RANKS,
+        scalings=("rslora", "lora"),
+        inits=("theorem", "inverse_rank"),
+        optimizers=("sgd",),
+        steps=(1,),
+        seeds=12,
+    )
     found = study(experiment, grid)
     assert found.windows == 64
     assert_three_slopes(found)
@@ -93,13 +106,24 @@ def test_the_loss_changes_by_the_three_slopes_on_real_windows(data_root):
 def assert_on_the_curves(found: Study) -> None:
     """Means over seeds lie within five of their standard errors of what theory has, and within a share that linearisation takes."""
     keys = [*KEYS, "rank"]
-    raised = found.table.assign(value=[row.value if row.quantity in MEANS else row.value**2 for row in found.table.itertuples()])
+    raised = found.table.assign(
+        value=[row.value if row.quantity in MEANS else row.value**2 for row in found.table.itertuples()]
+    )
     measured = raised.groupby(keys)["value"].agg(["mean", "sem"])
     both = measured.join(found.curves.set_index(keys)["value"], how="inner").reset_index()
-    assert set(both["quantity"]) >= {"output_rms", "output_moment_4", "output_moment_6", "input_gradient_rms", "first_order_change"}
+    assert set(both["quantity"]) >= {
+        "output_rms",
+        "output_moment_4",
+        "output_moment_6",
+        "input_gradient_rms",
+        "first_order_change",
+    }
     for row in both.itertuples():
         expected = row.value if row.quantity in MEANS else row.value**2
-        if row.quantity not in ("output_moment_4", "output_moment_6"):  # these are heavy-tailed, and so is their standard error
+        if row.quantity not in (
+            "output_moment_4",
+            "output_moment_6",
+        ):  # these are heavy-tailed, and so is their standard error
             assert abs(row.mean - expected) <= 5 * row.sem + 0.01 * expected, row
 
 
@@ -108,7 +132,9 @@ def test_finite_ranks_lie_on_their_curves(small):
     rms = small.curves[(small.curves["quantity"] == "output_rms") & (small.curves["module"] == "gpt2/wpe")]
     rslora = rms[(rms["scaling"] == "rslora") & (rms["init"] == "theorem")].set_index("rank")["value"]
     # alpha²/r sqrt(r (r + d + 1)) at d = 16
-    assert rslora[8] / rslora[128] == pytest.approx(np.sqrt(8 * 25) / 8 / (np.sqrt(128 * 145) / 128), rel=1e-9)
+    assert rslora[8] / rslora[128] == pytest.approx(
+        np.sqrt(8 * 25) / 8 / (np.sqrt(128 * 145) / 128), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -128,7 +154,11 @@ def test_the_first_step_of_adam_moves_by_the_sum_of_sizes(tiny):
     experiment, task = task_of(tiny)
     grid = replace(FEW, ranks=(8, 16), steps=(1,), seeds=32, adam_rate=1e-6)
     found = study(experiment, grid, task=task)
-    values = found.table[found.table["quantity"] == "first_order_change"].groupby(["module", "rank"])["value"].agg(["mean", "sem"])
+    values = (
+        found.table[found.table["quantity"] == "first_order_change"]
+        .groupby(["module", "rank"])["value"]
+        .agg(["mean", "sem"])
+    )
     assert len(values) == 4
     curves = found.curves.set_index(["module", "rank"])
     assert set(curves["quantity"]) == {"first_order_change"}
@@ -144,10 +174,21 @@ def test_numbers_are_those_of_autodiff(kind):
     rows, width, rank, tokens, scale = 6, 5, 3, 7, 0.7
     a, b, old, weight, gradient, first = (
         draw.normal(size=size).astype(np.float32)
-        for size in ((rows, rank), (rank, width), (rows, rank), (rows, width), (tokens, width), (tokens, width))
+        for size in (
+            (rows, rank),
+            (rank, width),
+            (rows, rank),
+            (rows, width),
+            (tokens, width),
+            (tokens, width),
+        )
     )
     index = np.array([0, 2, 2, 5, 1, 0, 2])
-    x = np.eye(rows, dtype=np.float32)[index] if kind == "embedding" else draw.normal(size=(tokens, rows)).astype(np.float32)
+    x = (
+        np.eye(rows, dtype=np.float32)[index]
+        if kind == "embedding"
+        else draw.normal(size=(tokens, rows)).astype(np.float32)
+    )
 
     def out(x, a, b):
         return scale * (x @ a) @ b
@@ -155,7 +196,12 @@ def test_numbers_are_those_of_autodiff(kind):
     d_x, d_a, d_b = jax.grad(lambda x, a, b: jnp.sum(gradient * out(x, a, b)), argnums=(0, 1, 2))(x, a, b)
     y = np.asarray(out(x, a, b), np.float64)
     found = numbers(
-        Tap(index if kind == "embedding" else x, gradient), first, {"a": old, "b": b}, {"a": a, "b": b}, weight, jnp.float32(scale)
+        Tap(index if kind == "embedding" else x, gradient),
+        first,
+        {"a": old, "b": b},
+        {"a": a, "b": b},
+        weight,
+        jnp.float32(scale),
     )
     rms = np.sqrt(np.mean(y**2))
     expected = {
@@ -172,7 +218,9 @@ def test_numbers_are_those_of_autodiff(kind):
     }
     assert found.keys() == expected.keys()
     for name, value in found.items():
-        assert float(value) == pytest.approx(float(expected[name]), rel=1e-5), name  # float32 sums of some dozen terms
+        assert float(value) == pytest.approx(float(expected[name]), rel=1e-5), (
+            name
+        )  # float32 sums of some dozen terms
 
 
 def test_taps_hand_on_the_gradients_of_the_loss(tiny):
@@ -180,7 +228,9 @@ def test_taps_hand_on_the_gradients_of_the_loss(tiny):
     experiment, task = task_of(tiny)
     model = build_model(experiment)
     draw = np.random.default_rng(3)
-    moved = jax.tree.map(lambda leaf: leaf + 0.1 * draw.normal(size=leaf.shape).astype(np.float32), model.trainable)
+    moved = jax.tree.map(
+        lambda leaf: leaf + 0.1 * draw.normal(size=leaf.shape).astype(np.float32), model.trainable
+    )
     batch = gather(jnp.asarray(task.buffer), task.tables["train"], jnp.array([0, 5, 120, -1]), task.spec)
 
     @jax.jit
@@ -194,11 +244,20 @@ def test_taps_hand_on_the_gradients_of_the_loss(tiny):
     seen, gradient = both(model.frozen, moved)
     assert seen.keys() == MODULES.keys()
     for path, factors in moved["adapters"].items():
-        found = numbers(seen[path], seen[path].gradient, factors, factors, np.ones((2, 2), np.float32), jnp.float32(model.numbers.scale))
+        found = numbers(
+            seen[path],
+            seen[path].gradient,
+            factors,
+            factors,
+            np.ones((2, 2), np.float32),
+            jnp.float32(model.numbers.scale),
+        )
         for name in ("a", "b"):
             expected = np.linalg.norm(gradient["adapters"][path][name])
             assert expected > 0
-            assert float(found[f"gradient_norm_{name}"]) == pytest.approx(expected, rel=1e-4)  # two orders of float32 sums
+            assert float(found[f"gradient_norm_{name}"]) == pytest.approx(
+                expected, rel=1e-4
+            )  # two orders of float32 sums
 
 
 @pytest.mark.slow  # four programs each
@@ -208,7 +267,9 @@ def test_padding_changes_nothing_and_never_moves(tiny, monkeypatch, optimizer):
     grid = replace(FEW, ranks=(3,), optimizers=(optimizer,), steps=(3,), sgd_rate=1e-3)
     after, measure = [], gradients.numbers
     assert bucket(3) == 16
-    monkeypatch.setattr(gradients, "numbers", lambda *given: jax.debug.callback(after.append, given[3]) or measure(*given))
+    monkeypatch.setattr(
+        gradients, "numbers", lambda *given: jax.debug.callback(after.append, given[3]) or measure(*given)
+    )
     wide = study(experiment, grid, task=task).table
     assert len(after) >= 2 * grid.seeds
     for factors in after:
@@ -247,8 +308,14 @@ def test_the_package_starts_are_taken_as_they_are():
             # 6,000 and 10,000 draws: five standard errors are 5 %
             assert found[path][other].std() == pytest.approx(start_std(sites[path], init, 200), rel=0.05)
             if init != "inverse_rank":
-                np.testing.assert_array_equal(found[path][other], init_adapters(sites, 200, init=init, seed=7)[path][other])
-    assert start_std(sites["gpt2/wpe"], "inverse_rank", 200) == start_std(sites["out_layer"], "peft_gaussian", 200) == 1 / 200
+                np.testing.assert_array_equal(
+                    found[path][other], init_adapters(sites, 200, init=init, seed=7)[path][other]
+                )
+    assert (
+        start_std(sites["gpt2/wpe"], "inverse_rank", 200)
+        == start_std(sites["out_layer"], "peft_gaussian", 200)
+        == 1 / 200
+    )
 
 
 def test_moments_of_finite_ranks_are_those_of_many_draws():
@@ -260,7 +327,9 @@ def test_moments_of_finite_ranks_are_those_of_many_draws():
     assert lkr.mean_square(rank) == pytest.approx(lkr.moment(2, rank), rel=1e-12)
     assert lkr.moment(1, rank) == pytest.approx(rank * np.mean(left @ right), rel=1e-12)
     for order, tolerance in ((2, 0.01), (4, 0.05), (6, 0.2)):  # heavier tails, larger errors of the mean
-        assert sigma ** (2 * order) * lkr.moment(order, rank) == pytest.approx(np.mean(drawn**order), rel=tolerance)
+        assert sigma ** (2 * order) * lkr.moment(order, rank) == pytest.approx(
+            np.mean(drawn**order), rel=tolerance
+        )
 
 
 def test_the_curve_of_an_embedding_knows_positions_that_come_twice():
@@ -272,7 +341,9 @@ def test_the_curve_of_an_embedding_knows_positions_that_come_twice():
     out = x @ (x.T @ gradient @ b.transpose(0, 2, 1)) @ b
     values = dict(expected.values(rank, 1.0, 1.0, 1.0, 1))
     assert values["output_rms"] == pytest.approx(np.sqrt(np.mean(out**2)), rel=0.01)
-    assert values["first_order_change"] == pytest.approx(np.mean(np.sum(gradient * out, axis=(1, 2))), rel=0.02)
+    assert values["first_order_change"] == pytest.approx(
+        np.mean(np.sum(gradient * out, axis=(1, 2))), rel=0.02
+    )
 
 
 def table_of(values: dict[int, list[float]], quantity: str = "output_rms") -> pd.DataFrame:
@@ -281,7 +352,21 @@ def table_of(values: dict[int, list[float]], quantity: str = "output_rms") -> pd
         for rank, per_seed in values.items()
         for seed, value in enumerate(per_seed)
     ]
-    return pd.DataFrame(rows, columns=["module", "kind", "rank", "scaling", "init", "optimizer", "steps", "seed", "quantity", "value"])
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "module",
+            "kind",
+            "rank",
+            "scaling",
+            "init",
+            "optimizer",
+            "steps",
+            "seed",
+            "quantity",
+            "value",
+        ],
+    )
 
 
 NO_CURVES = table_of({}).drop(columns="seed")
@@ -330,12 +415,22 @@ def test_what_has_no_slope_has_none():
 def test_other_tasks_are_measured_too(tiny, tmp_path, task):
     """Many steps, Adam, windows that hide points: the identity of the first step shows that the measured windows are the trained ones."""
     experiment = tiny.of_task(task, tmp_path)
-    grid = Grid(ranks=(1,), scalings=("rslora",), inits=("kaiming",), optimizers=("sgd",), steps=(0, 1, 3), seeds=1, windows=4)
+    grid = Grid(
+        ranks=(1,),
+        scalings=("rslora",),
+        inits=("kaiming",),
+        optimizers=("sgd",),
+        steps=(0, 1, 3),
+        seeds=1,
+        windows=4,
+    )
     found = study(experiment, grid)
     assert found.windows == 4
     assert np.isfinite(found.table["value"]).all()
     values = found.table.set_index(["module", "steps", "quantity"])["value"]
-    for module, kind in dict(found.table[["module", "kind"]].drop_duplicates().itertuples(index=False)).items():
+    for module, kind in dict(
+        found.table[["module", "kind"]].drop_duplicates().itertuples(index=False)
+    ).items():
         gradient = values[module, 0, f"gradient_norm_{'a' if kind == 'embedding' else 'b'}"]
         assert values[module, 1, "first_order_change"] == pytest.approx(1e-6 * gradient**2, rel=1e-3)
         assert 0 < values[module, 1, "output_rms"] != values[module, 3, "output_rms"] > 0
@@ -347,19 +442,26 @@ def test_one_window_one_channel_rank_one_and_a_rank_above_the_layer(tiny):
     first = next(iter(task.tables.values()))
     single = type(first)(*(column[:1] for column in first))
     one = replace(task, tables={"train": single}, buffer=task.buffer[:, :1])
-    grid = Grid(ranks=(1, 12), scalings=("none",), inits=("theorem",), optimizers=("adam",), steps=(0, 1), seeds=1)
+    grid = Grid(
+        ranks=(1, 12), scalings=("none",), inits=("theorem",), optimizers=("adam",), steps=(0, 1), seeds=1
+    )
     assert {min(site.shape) for site in build_model(experiment).sites.values()} == {8}
     found = study(experiment, grid, task=one)
     assert found.windows == 1
     assert np.isfinite(found.table["value"]).all()
-    assert (found.table[(found.table["quantity"] == "output_rms") & (found.table["steps"] == 1)]["value"] > 0).all()
+    assert (
+        found.table[(found.table["quantity"] == "output_rms") & (found.table["steps"] == 1)]["value"] > 0
+    ).all()
     assert (slopes(found.table, found.curves)["quantity"] == "output_rms").sum() == 2
 
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("adapters.alpha=0",), r"adapters\.alpha: with alpha 0 an adapter does nothing, and every number is 0\. Take a larger one"),
+        (
+            ("adapters.alpha=0",),
+            r"adapters\.alpha: with alpha 0 an adapter does nothing, and every number is 0\. Take a larger one",
+        ),
         (("recipe=head_only",), r"rules: the rules give no layer an adapter\. Adapt one"),
     ],
 )
@@ -393,7 +495,9 @@ def test_dropout_and_recomputed_blocks_are_off(tiny):
     experiment, task = task_of(tiny)
     grid = FEW
     loud = tiny.experiment("unused", "trunk.dropout=0.5", "adapters.dropout=0.5", "trunk.remat=true")
-    pd.testing.assert_frame_equal(study(experiment, grid, task=task).table, study(loud, grid, task=task).table)
+    pd.testing.assert_frame_equal(
+        study(experiment, grid, task=task).table, study(loud, grid, task=task).table
+    )
 
 
 def test_published_data_are_read_where_no_windows_are_given(tiny, tmp_path):
@@ -411,39 +515,91 @@ def test_scale_enters_as_the_adapters_have_it(tiny):
     moved = jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(0.1), model.trainable["adapters"])
     plain = jax.jit(model.predict)(model.frozen, {"adapters": moved, "base": {}}, batch.x, batch.x_mask)
     wide = {"adapters": padded(moved, 16), "base": {}}
-    found = jax.jit(predict_function(model.network, jnp.float32(model.numbers.scale), 0.0))(model.frozen, wide, batch.x, batch.x_mask)
-    np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-5)  # sums over sixteen columns instead of four
+    found = jax.jit(predict_function(model.network, jnp.float32(model.numbers.scale), 0.0))(
+        model.frozen, wide, batch.x, batch.x_mask
+    )
+    np.testing.assert_allclose(
+        found, plain, rtol=1e-4, atol=1e-5
+    )  # sums over sixteen columns instead of four
 
 
 def test_the_command_writes_tables_and_figures(tiny, tmp_path):
     config, out = tiny.config(tmp_path), tmp_path / "study"
-    options = ["--ranks", "2,4", "--scalings", "rslora", "--inits", "theorem", "--optimizers", "adam", "--steps", "2", "--seeds", "2"]
+    options = [
+        "--ranks",
+        "2,4",
+        "--scalings",
+        "rslora",
+        "--inits",
+        "theorem",
+        "--optimizers",
+        "adam",
+        "--steps",
+        "2",
+        "--seeds",
+        "2",
+    ]
     arguments = ["gradients", str(config), "--windows", "8", *options, "--out", str(out)]
     ran = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
     assert ran.exit_code == 0
     told = json.loads(ran.stdout)
     written = {path.name for path in out.iterdir()}
-    assert written >= {"study.csv", "curves.csv", "slopes.csv", "study.json", "output_rms.png", "gradient_norm_a.png"}
+    assert written >= {
+        "study.csv",
+        "curves.csv",
+        "slopes.csv",
+        "study.json",
+        "output_rms.png",
+        "gradient_norm_a.png",
+    }
     table, fitted = pd.read_csv(out / "study.csv"), pd.read_csv(out / "slopes.csv")
     assert list(table.columns) == [
-        "module", "kind", "rank", "scaling", "init", "optimizer", "steps", "seed", "quantity", "value"
-    ]  # fmt: skip
+        "module",
+        "kind",
+        "rank",
+        "scaling",
+        "init",
+        "optimizer",
+        "steps",
+        "seed",
+        "quantity",
+        "value",
+    ]
     assert list(fitted.columns) == [
-        "module", "kind", "scaling", "init", "optimizer", "steps", "quantity", "slope", "low", "high", "predicted"
-    ]  # fmt: skip
+        "module",
+        "kind",
+        "scaling",
+        "init",
+        "optimizer",
+        "steps",
+        "quantity",
+        "slope",
+        "low",
+        "high",
+        "predicted",
+    ]
     assert len(table) == 2 * 2 * 2 * 10  # ranks, seeds, modules, quantities
     assert [row["slope"] for row in told["slopes"]] == pytest.approx(list(fitted["slope"]))
     assert all(row["predicted"] is None for row in told["slopes"])
     about = json.loads((out / "study.json").read_text())
-    assert (about["format"], about["grid"]["ranks"], about["windows"], about["settings"]["task"]["horizon"]) == (1, [2, 4], 8, 8)
+    assert (
+        about["format"],
+        about["grid"]["ranks"],
+        about["windows"],
+        about["settings"]["task"]["horizon"],
+    ) == (1, [2, 4], 8, 8)
     before = {path: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(CheckpointError, match=r"study: there is something here already\. Choose a new folder"):
+    with pytest.raises(
+        CheckpointError, match=r"study: there is something here already\. Choose a new folder"
+    ):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert before == {path: path.read_bytes() for path in out.iterdir()}
 
 
 def test_mistakes_of_the_command_are_told_before_anything_is_measured(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("ofa_jax.analysis.gradient_files.study", lambda *given, **more: pytest.fail("it began"))
+    monkeypatch.setattr(
+        "ofa_jax.analysis.gradient_files.study", lambda *given, **more: pytest.fail("it began")
+    )
     config = str(tiny.config(tmp_path))
     for options, said in (
         (["--ranks", "2,x"], r"ranks: '2,x' is no list of whole numbers"),
@@ -453,5 +609,7 @@ def test_mistakes_of_the_command_are_told_before_anything_is_measured(tiny, tmp_
         (["--adam-rate", "-1"], "the step size -1.0 is not a positive number"),
     ):
         with pytest.raises(ConfigError, match=said):
-            CliRunner().invoke(app, ["gradients", config, *options, "--out", str(tmp_path / "new")], catch_exceptions=False)
+            CliRunner().invoke(
+                app, ["gradients", config, *options, "--out", str(tmp_path / "new")], catch_exceptions=False
+            )
     assert not (tmp_path / "new").exists()

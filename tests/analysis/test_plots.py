@@ -27,18 +27,57 @@ def study() -> pd.DataFrame:
         for rank in RANKS
         for seed, factor in enumerate((0.5, 1, 2))
     ]
-    return pd.DataFrame(rows, columns=["module", "kind", "rank", "scaling", "init", "optimizer", "steps", "seed", "quantity", "value"])
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "module",
+            "kind",
+            "rank",
+            "scaling",
+            "init",
+            "optimizer",
+            "steps",
+            "seed",
+            "quantity",
+            "value",
+        ],
+    )
 
 
 @pytest.fixture
 def fits() -> pd.DataFrame:
     rows = [
-        (module, "dense", scaling, "theorem", "sgd", 1, "change", slope, slope - 0.25, slope + 0.25, predicted)
+        (
+            module,
+            "dense",
+            scaling,
+            "theorem",
+            "sgd",
+            1,
+            "change",
+            slope,
+            slope - 0.25,
+            slope + 0.25,
+            predicted,
+        )
         for module in ("out_layer", "gpt2/wpe")
         for scaling, slope, predicted in (("rslora", 0.0, 0.0), ("lora", -1.0, np.nan))
     ]
     return pd.DataFrame(
-        rows, columns=["module", "kind", "scaling", "init", "optimizer", "steps", "quantity", "slope", "low", "high", "predicted"]
+        rows,
+        columns=[
+            "module",
+            "kind",
+            "scaling",
+            "init",
+            "optimizer",
+            "steps",
+            "quantity",
+            "slope",
+            "low",
+            "high",
+            "predicted",
+        ],
     )
 
 
@@ -48,10 +87,18 @@ def labels(axis) -> list[str]:
 
 def test_slopes_show_points_fit_interval_and_prediction(study, fits):
     figure = plots.slopes(study, fits, "change")
-    assert [axis.get_title() for axis in figure.axes] == ["out_layer, 1 step of SGD", "gpt2/wpe, 1 step of SGD"]
+    assert [axis.get_title() for axis in figure.axes] == [
+        "out_layer, 1 step of SGD",
+        "gpt2/wpe, 1 step of SGD",
+    ]
     for axis, middle in zip(figure.axes, (3.0, 5.0), strict=True):
         height = middle * np.sqrt(1.75)  # the root mean square of half, whole and double
-        assert (axis.get_xscale(), axis.get_yscale(), axis.get_xlabel(), axis.get_ylabel()) == ("log", "log", "rank", "change")
+        assert (axis.get_xscale(), axis.get_yscale(), axis.get_xlabel(), axis.get_ylabel()) == (
+            "log",
+            "log",
+            "rank",
+            "change",
+        )
         assert axis.get_xticks().tolist() == list(RANKS)
         assert labels(axis) == [
             "rslora, theorem: slope 0.00 [−0.25, 0.25], theory 0",
@@ -64,11 +111,15 @@ def test_slopes_show_points_fit_interval_and_prediction(study, fits):
         bars = np.array(flat.lines[2][0].get_segments())[:, :, 1]
         np.testing.assert_allclose(bars, [[middle / 2, middle * 2]] * 3)
         lines = [line for line in axis.lines if len(line.get_xdata()) == 33]
-        assert [line.get_linestyle() for line in lines] == ["-", ":", "-"], "fit and theory of the first, fit of the second"
+        assert [line.get_linestyle() for line in lines] == ["-", ":", "-"], (
+            "fit and theory of the first, fit of the second"
+        )
         for line, slope in zip(lines, (0, 0, -1), strict=True):
             x, y = line.get_xdata(), line.get_ydata()
             np.testing.assert_allclose(np.diff(np.log(y)) / np.diff(np.log(x)), slope, atol=1e-9)
-            np.testing.assert_allclose(np.exp(np.interp(np.log(8), np.log(x), np.log(y))), height * 8.0**slope)
+            np.testing.assert_allclose(
+                np.exp(np.interp(np.log(8), np.log(x), np.log(y))), height * 8.0**slope
+            )
         edge = axis.collections[1].get_paths()[0].vertices  # after the bars of the first group comes its band
         at_end = edge[np.isclose(edge[:, 0], 32)][:, 1]
         np.testing.assert_allclose([at_end.min(), at_end.max()], height * 4.0 ** np.array([-0.25, 0.25]))
@@ -98,7 +149,9 @@ def test_slopes_have_a_row_of_panels_per_optimiser_and_steps(study, fits):
     figure = plots.slopes(more, fits.iloc[:0], "change")
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[2:] == ["out_layer, 10 steps of Adam", "gpt2/wpe, 10 steps of Adam"]
-    assert labels(figure.axes[2]) == ["rslora, theorem", "lora, theorem"], "without a fit there is no slope to tell"
+    assert labels(figure.axes[2]) == ["rslora, theorem", "lora, theorem"], (
+        "without a fit there is no slope to tell"
+    )
 
 
 def test_another_quantity_is_refused_by_name(study, fits):
@@ -106,9 +159,16 @@ def test_another_quantity_is_refused_by_name(study, fits):
         plots.slopes(study, fits, "norm")
 
 
-@pytest.mark.parametrize(("draw", "column"), [(plots.gradient_norms, "gradient_norm"), (plots.update_ratios, "update_ratio")])
+@pytest.mark.parametrize(
+    ("draw", "column"), [(plots.gradient_norms, "gradient_norm"), (plots.update_ratios, "update_ratio")]
+)
 def test_gradients_have_a_panel_per_module_and_a_line_per_rank(draw, column):
-    rows = [(step, module, rank, step * rank) for module in ("a", "b", "c") for rank in RANKS for step in (10, 20, 30)]
+    rows = [
+        (step, module, rank, step * rank)
+        for module in ("a", "b", "c")
+        for rank in RANKS
+        for step in (10, 20, 30)
+    ]
     events = pd.DataFrame(rows, columns=["step", "module", "rank", column])
     figure = draw(events)
     shown = [axis for axis in figure.axes if axis.get_visible()]
@@ -139,14 +199,20 @@ def cells() -> pd.DataFrame:
         for rank in RANKS
         for seed in (-1, 0, 1)
     ]
-    return pd.DataFrame(rows, columns=["rank", "scaling", "init", "alpha", "seed", "trainable", "bytes", "test_mse"])
+    return pd.DataFrame(
+        rows, columns=["rank", "scaling", "init", "alpha", "seed", "trainable", "bytes", "test_mse"]
+    )
 
 
-CONTROLS = pd.DataFrame({"method": ["NLinear", "DLinear", "costs $5 or $6", "far"], "mse": [0.41, 0.412, 0.43, 9.0]})
+CONTROLS = pd.DataFrame(
+    {"method": ["NLinear", "DLinear", "costs $5 or $6", "far"], "mse": [0.41, 0.412, 0.43, 9.0]}
+)
 
 
 @pytest.mark.parametrize("metric", ["mse", "test_mse"])
-@pytest.mark.parametrize(("draw", "across", "size"), [(plots.accuracy_by_rank, "rank", 1), (plots.accuracy_by_bytes, "bytes", 400)])
+@pytest.mark.parametrize(
+    ("draw", "across", "size"), [(plots.accuracy_by_rank, "rank", 1), (plots.accuracy_by_bytes, "bytes", 400)]
+)
 def test_accuracy_has_mean_spread_seeds_and_controls(cells, draw, across, size, metric):
     figure = draw(cells, metric, CONTROLS)
     (axis,) = figure.axes
@@ -163,7 +229,12 @@ def test_accuracy_has_mean_spread_seeds_and_controls(cells, draw, across, size, 
     low, high = axis.get_ylim()
     assert low < 0.39
     assert 0.46 < high < 0.6, "the control far beyond does not press the others together"
-    assert [text.get_text() for text in axis.texts] == ["NLinear 0.41", "DLinear 0.412", r"costs \$5 or \$6 0.43", "↑ far 9"]
+    assert [text.get_text() for text in axis.texts] == [
+        "NLinear 0.41",
+        "DLinear 0.412",
+        r"costs \$5 or \$6 0.43",
+        "↑ far 9",
+    ]
     heights = [text.get_position()[1] for text in axis.texts]
     assert min(np.diff(heights)) >= 0.055 - 1e-9, "names that would lie over one another are moved apart"
 
@@ -179,13 +250,25 @@ def test_ranks_stand_at_the_axis_as_they_are_and_one_cell_is_enough(cells):
 
 def test_bytes_are_written_in_units(cells):
     (axis,) = plots.accuracy_by_bytes(cells, "mse").axes
-    assert [axis.xaxis.get_major_formatter()(value, 0) for value in (100, 1e4, 2.2e6, 3e9)] == ["100 B", "10 kB", "2.2 MB", "3 GB"]
+    assert [axis.xaxis.get_major_formatter()(value, 0) for value in (100, 1e4, 2.2e6, 3e9)] == [
+        "100 B",
+        "10 kB",
+        "2.2 MB",
+        "3 GB",
+    ]
 
 
 def windows(members: int = 1) -> pd.DataFrame:
     step = np.arange(-3, 3)
     parts = [
-        pd.DataFrame({"step": step, "truth": step * 1.0, "forecast": np.where(step > 0, step + member, np.nan), "window": name})
+        pd.DataFrame(
+            {
+                "step": step,
+                "truth": step * 1.0,
+                "forecast": np.where(step > 0, step + member, np.nan),
+                "window": name,
+            }
+        )
         for name in ("best", "worst")
         for member in range(members)
     ]
@@ -203,13 +286,23 @@ def test_a_forecast_beside_what_was_and_what_came():
         assert after.get_ydata().tolist() == [0, 1, 2]
         assert forecast.get_xdata().tolist() == [1, 2]
         assert forecast.get_ydata().tolist() == [1, 2]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["what the model reads", "what came", "forecast"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "what the model reads",
+        "what came",
+        "forecast",
+    ]
 
 
 def test_several_forecasts_are_a_fan():
     figure = plots.forecast(windows(members=5))
     axis = figure.axes[0]
-    assert labels(axis) == ["what the model reads", "what came", "middle 90 %", "middle 50 %", "median of 5 forecasts"]
+    assert labels(axis) == [
+        "what the model reads",
+        "what came",
+        "middle 90 %",
+        "middle 50 %",
+        "median of 5 forecasts",
+    ]
     median = next(line for line in axis.lines if line.get_label() == "median of 5 forecasts")
     assert median.get_ydata().tolist() == [3, 4]
     wide, narrow = (np.unique(part.get_paths()[0].vertices[:, 1]) for part in axis.collections)
@@ -248,13 +341,19 @@ def test_attention_may_come_as_a_table():
     index = np.stack(np.meshgrid(*map(np.arange, weights.shape), indexing="ij"), axis=-1).reshape(-1, 4)
     table = pd.DataFrame(index, columns=["layer", "head", "query", "key"]).assign(weight=weights.ravel())
     shuffled = plots.attention_by_patch(table.sample(frac=1, random_state=0))
-    for one, other in zip(plots.attention_by_patch(weights).axes[1].lines, shuffled.axes[1].lines, strict=True):
+    for one, other in zip(
+        plots.attention_by_patch(weights).axes[1].lines, shuffled.axes[1].lines, strict=True
+    ):
         np.testing.assert_array_equal(one.get_ydata(), other.get_ydata())
 
 
 @pytest.mark.parametrize(
     ("weights", "said"),
-    [(np.zeros((2, 3, 4)), "has the shape"), (uniform() * 0.9, "adds up to 1 only within 0.1"), (uniform() * np.nan, "nan")],
+    [
+        (np.zeros((2, 3, 4)), "has the shape"),
+        (uniform() * 0.9, "adds up to 1 only within 0.1"),
+        (uniform() * np.nan, "nan"),
+    ],
 )
 def test_what_is_no_attention_is_refused(weights, said):
     with pytest.raises(DataError, match=said):
@@ -262,7 +361,9 @@ def test_what_is_no_attention_is_refused(weights, said):
 
 
 def test_training_curves_mark_the_best_epoch():
-    epochs = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [3.0, 2.0, 1.0], "validation_mse": [0.5, 0.3, 0.4]})
+    epochs = pd.DataFrame(
+        {"epoch": [1, 2, 3], "train_loss": [3.0, 2.0, 1.0], "validation_mse": [0.5, 0.3, 0.4]}
+    )
     steps = pd.DataFrame({"epoch": [0.5, 1.0], "loss": [4.0, 3.0]})
     left, right = plots_run.training_curves(epochs, "mse", steps).axes
     assert [line.get_ydata().tolist() for line in left.lines] == [[4, 3], [3, 2, 1]]
@@ -305,7 +406,9 @@ def test_anomaly_scores_keep_every_peak_however_long_the_line():
 
 
 def test_confusion_is_true_class_by_row():
-    cases = pd.DataFrame({"true": ["a", "a", "b", "b"], "predicted": ["a", "b", "a", "b"], "count": [5, 1, 0, 4]})
+    cases = pd.DataFrame(
+        {"true": ["a", "a", "b", "b"], "predicted": ["a", "b", "a", "b"], "count": [5, 1, 0, 4]}
+    )
     axis = plots_tasks.confusion(cases).axes[0]
     np.testing.assert_array_equal(axis.images[0].get_array(), [[5, 1], [0, 4]])
     assert [text.get_text() for text in axis.texts] == ["5", "1", "0", "4"]
@@ -315,7 +418,9 @@ def test_confusion_is_true_class_by_row():
 
 
 def test_filled_in_points_stand_beside_the_hidden_ones():
-    table = pd.DataFrame({"window": "w", "step": [0, 1, 2], "truth": [1.0, 2.0, 3.0], "filled": [np.nan, 2.5, np.nan]})
+    table = pd.DataFrame(
+        {"window": "w", "step": [0, 1, 2], "truth": [1.0, 2.0, 3.0], "filled": [np.nan, 2.5, np.nan]}
+    )
     read, hidden, filled = plots_tasks.filled_in(table).axes[0].lines
     np.testing.assert_array_equal(read.get_ydata(), [1, np.nan, 3])
     assert (hidden.get_xdata().tolist(), hidden.get_ydata().tolist()) == ([1], [2])
@@ -333,14 +438,29 @@ DRAWN = {
     "accuracy_by_bytes": (lambda table: plots.accuracy_by_bytes(table, "mse"), "bytes test_mse"),
     "forecast": (plots.forecast, "step truth forecast"),
     "attention_by_patch": (plots.attention_by_patch, "layer head query key weight"),
-    "training_curves": (lambda table: plots_run.training_curves(table, "mse"), "epoch train_loss validation_mse"),
+    "training_curves": (
+        lambda table: plots_run.training_curves(table, "mse"),
+        "epoch train_loss validation_mse",
+    ),
     "error_by_step": (lambda table: plots_run.error_by_step(table, "MSE"), "method step error"),
     "error_by_channel": (lambda table: plots_run.error_by_channel(table, "MSE"), "channel error"),
     "anomaly_scores": (lambda table: plots_tasks.anomaly_scores(table, 1.0), "stretch step score label"),
     "confusion": (plots_tasks.confusion, "true predicted count"),
     "filled_in": (plots_tasks.filled_in, "window step truth filled"),
 }
-TEXT = {"module", "scaling", "init", "optimizer", "quantity", "method", "channel", "stretch", "true", "predicted", "window"}
+TEXT = {
+    "module",
+    "scaling",
+    "init",
+    "optimizer",
+    "quantity",
+    "method",
+    "channel",
+    "stretch",
+    "true",
+    "predicted",
+    "window",
+}
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -362,7 +482,9 @@ def test_controls_without_the_metric_are_refused(cells):
         plots.accuracy_by_rank(cells, "mse", pd.DataFrame({"method": ["NLinear"], "mae": [1.0]}))
 
 
-@pytest.mark.parametrize("name", ["a $ b", "$x_1$ and $y$", "$\\frac{$", "日本語", "tab\tand \x00 nothing", "x" * 300, "<b>&amp;"])
+@pytest.mark.parametrize(
+    "name", ["a $ b", "$x_1$ and $y$", "$\\frac{$", "日本語", "tab\tand \x00 nothing", "x" * 300, "<b>&amp;"]
+)
 def test_names_from_outside_are_drawn_as_they_are(name):
     """No name breaks a figure or its SVG: neither what matplotlib takes for mathematics nor what XML cannot hold."""
     table = pd.DataFrame({"channel": [name, "other"], "error": [1.0, 2.0]})

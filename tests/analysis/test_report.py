@@ -20,8 +20,20 @@ from ofa_jax.analysis.plots_run import error_by_step
 from ofa_jax.analysis.report import _commit, _compared, _warnings, write_report
 from ofa_jax.analysis.report_errors import Scored, _forecast_table, forecast_sections
 from ofa_jax.analysis.report_parts import place_in_order
-from ofa_jax.analysis.report_run import HOW_TO_LOG, controls_section, gradient_section, shown_place, training_section
-from ofa_jax.analysis.report_tasks import SECTIONS, anomaly_results, anomaly_sections, classification_sections, imputation_sections
+from ofa_jax.analysis.report_run import (
+    HOW_TO_LOG,
+    controls_section,
+    gradient_section,
+    shown_place,
+    training_section,
+)
+from ofa_jax.analysis.report_tasks import (
+    SECTIONS,
+    anomaly_results,
+    anomaly_sections,
+    classification_sections,
+    imputation_sections,
+)
 from ofa_jax.baselines.compare import compare
 from ofa_jax.config import Experiment
 from ofa_jax.errors import CheckpointError, OfaError
@@ -33,12 +45,29 @@ from ofa_jax.train.progress import SilentReporter
 from ofa_jax.train.run import METRICS_FILE, Loaded, open_run, read_data, train_run
 
 NAMES = ("<script>alert(1)</script>", '"&quot;&" $x$ <img src=http://evil.test/a.png>')
-SECTION_NAMES = ["settings", "training", "controls", "windows", "errors", "attention", "footprint", "gradients"]
+SECTION_NAMES = [
+    "settings",
+    "training",
+    "controls",
+    "windows",
+    "errors",
+    "attention",
+    "footprint",
+    "gradients",
+]
 GRADIENTS = [
-    {"event": "gradient", "step": step, "epoch": 1, "clip_rate": rate,
-     "modules": {"gpt2/wpe/a": {"gradient_norm": 1 / step, "update_ratio": 0.01}, "<b>/a": {"gradient_norm": 0.0, "update_ratio": 0.02}}}
+    {
+        "event": "gradient",
+        "step": step,
+        "epoch": 1,
+        "clip_rate": rate,
+        "modules": {
+            "gpt2/wpe/a": {"gradient_norm": 1 / step, "update_ratio": 0.01},
+            "<b>/a": {"gradient_norm": 0.0, "update_ratio": 0.02},
+        },
+    }
     for step, rate in ((4, 0.25), (8, 0.75))
-]  # fmt: skip
+]
 
 
 @dataclass
@@ -89,7 +118,14 @@ def run(tiny, tmp_path_factory) -> Path:
     lines = tiny.csv(folder / "table.csv", rows=120).read_text().splitlines()
     header = ",".join(["date", *('"' + name.replace('"', '""') + '"' for name in NAMES)])
     (folder / "table.csv").write_text("\n".join([header, *lines[1:]]) + "\n")
-    small = ("train.epochs=2", "task.input_length=8", "task.horizon=3", "network.patch=4", "network.stride=4", "data.ratios=[0.6,0.2,0.2]")
+    small = (
+        "train.epochs=2",
+        "task.input_length=8",
+        "task.horizon=3",
+        "network.patch=4",
+        "network.stride=4",
+        "data.ratios=[0.6,0.2,0.2]",
+    )
     train_run(tiny.experiment(folder / "table.csv", *small), folder / "run", SilentReporter())
     with open(folder / "run" / METRICS_FILE, "a") as file:
         file.writelines(json.dumps(event) + "\n" for event in GRADIENTS)
@@ -110,7 +146,9 @@ def test_the_page_loads_nothing_from_anywhere(report):
         assert not [name for name in attributes if name.startswith("on")], "no inline script"
     assert "@import" not in report.source
     assert "url(" not in report.source
-    policy = next(tag["content"] for tag in report.every("meta") if tag.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        tag["content"] for tag in report.every("meta") if tag.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -150,9 +188,17 @@ def test_names_from_outside_are_text_and_never_markup(report):
 def test_the_page_says_what_was_run(report, run):
     said = report.said
     for part in (
-        "RANDOM weights, 1 blocks of width 16", "The trunk's weights are random", "rank 4, alpha 16, rslora scaling", "strict, the default",
-        "seed 2021", "forecast, reads 8 steps, forecasts 3", "gpt2/wpe, out_layer", "jaxlib", "table.csv", "cosine_epochs: 3",
-    ):  # fmt: skip
+        "RANDOM weights, 1 blocks of width 16",
+        "The trunk's weights are random",
+        "rank 4, alpha 16, rslora scaling",
+        "strict, the default",
+        "seed 2021",
+        "forecast, reads 8 steps, forecasts 3",
+        "gpt2/wpe, out_layer",
+        "jaxlib",
+        "table.csv",
+        "cosine_epochs: 3",
+    ):
         assert part in said, part
     assert str(run.parent) not in said, "where the data lie on this machine is no reader's business"
 
@@ -163,20 +209,39 @@ def test_the_numbers_are_those_of_the_run(report, run):
     for row in rows:
         assert f"{row.method} {row.metrics['mse']:.4g} {row.metrics['mae']:.4g}" in report.said
     assert f"MSE {rows[0].metrics['mse']:.4g}, MAE {rows[0].metrics['mae']:.4g}" in report.said
-    epochs = [event for event in map(json.loads, (run / METRICS_FILE).read_text().splitlines()) if event["event"] == "epoch"]
+    epochs = [
+        event
+        for event in map(json.loads, (run / METRICS_FILE).read_text().splitlines())
+        if event["event"] == "epoch"
+    ]
     best = min(epochs, key=lambda event: event["validation_mse"])
-    assert f"The smallest validation MSE is {best['validation_mse']:.4g}, of epoch {best['epoch']}" in report.said
+    assert (
+        f"The smallest validation MSE is {best['validation_mse']:.4g}, of epoch {best['epoch']}"
+        in report.said
+    )
 
 
 def test_the_shown_windows_follow_the_rule(report, run):
     loaded, data = open_run(run)
-    sums = evaluate(loaded.model.predict, data.task, data.task.tables["test"], loaded.model.frozen, loaded.model.trainable, batch_size=16)
+    sums = evaluate(
+        loaded.model.predict,
+        data.task,
+        data.task.tables["test"],
+        loaded.model.frozen,
+        loaded.model.trainable,
+        batch_size=16,
+    )
     error = sums["squared_error"] / sums["count"]
     middle = int(np.argsort(error, kind="stable")[(len(error) - 1) // 2])
     alt = next(str(image["alt"]) for image in report.every("img") if "beside what came" in str(image["alt"]))
     channel, starts = data.task.tables["test"].channel, data.task.tables["test"].first
     for word, place in (("best", int(error.argmin())), ("median", middle), ("worst", int(error.argmax()))):
-        when = str(np.datetime64("2024-01-01T00") + np.timedelta64(int(starts[place]) + 8, "h")).replace("T", " ") + ":00"
+        when = (
+            str(np.datetime64("2024-01-01T00") + np.timedelta64(int(starts[place]) + 8, "h")).replace(
+                "T", " "
+            )
+            + ":00"
+        )
         assert f"{word}: {NAMES[channel[place]]}, window {place} from {when}, MSE {error[place]:.4g}" in alt
 
 
@@ -184,19 +249,26 @@ def test_errors_by_channel_and_step_are_means_of_the_same_errors(run, monkeypatc
     loaded, data = open_run(run)
     drawn = {}
     monkeypatch.setattr(
-        "ofa_jax.analysis.plots_run.error_by_step", lambda errors, label: drawn.update(steps=errors) or error_by_step(errors, label)
+        "ofa_jax.analysis.plots_run.error_by_step",
+        lambda errors, label: drawn.update(steps=errors) or error_by_step(errors, label),
     )
-    monkeypatch.setattr("ofa_jax.analysis.report_errors.SLICE", 10)  # the test part has more windows than that
+    monkeypatch.setattr(
+        "ofa_jax.analysis.report_errors.SLICE", 10
+    )  # the test part has more windows than that
     _, errors = forecast_sections(Scored(loaded, data))
     windows = Scored(loaded, data).windows(list(range(data.task.tables["test"].size)))
     squared = np.stack([np.square(window["prediction"] - window["y"])[:, 0] for window in windows])
     own = drawn["steps"][drawn["steps"]["method"] == "One-for-All (reference, random trunk)"]
-    np.testing.assert_allclose(own["error"], squared.mean(axis=0), rtol=1e-5)  # float32 squares in another order
+    np.testing.assert_allclose(
+        own["error"], squared.mean(axis=0), rtol=1e-5
+    )  # float32 squares in another order
     assert drawn["steps"]["method"].nunique() == 2, "seasonal naive stands beside it"
     channel = data.task.tables["test"].channel
     by_name = {row[0]: float(row[1]) for row in errors.folded[0].rows}
     for index, name in enumerate(NAMES):
-        assert by_name[name] == pytest.approx(squared[channel == index].mean(), rel=1e-3)  # four digits are shown
+        assert by_name[name] == pytest.approx(
+            squared[channel == index].mean(), rel=1e-3
+        )  # four digits are shown
 
 
 def test_a_shown_forecast_is_in_original_units(run):
@@ -205,20 +277,35 @@ def test_a_shown_forecast_is_in_original_units(run):
     scored = Scored(loaded, data)
     shown = _forecast_table(scored, place, scored.windows([place])[0])
     first = int(data.task.tables["test"].first[place])
-    np.testing.assert_allclose(shown["truth"], data.frame.values[first : first + 11, 1], rtol=1e-5)  # through float32
+    np.testing.assert_allclose(
+        shown["truth"], data.frame.values[first : first + 11, 1], rtol=1e-5
+    )  # through float32
     assert shown["step"].tolist() == list(range(-7, 4))
     scaled = loaded.scaler.transform(data.frame.values)[first : first + 8, 1]
-    pred = np.asarray(loaded.model.predict(loaded.model.frozen, loaded.model.trainable, jnp.asarray(scaled[None, :, None])))[0, :, 0]
-    np.testing.assert_allclose(shown["forecast"][8:], pred * loaded.scaler.std[1] + loaded.scaler.mean[1], rtol=1e-4)
+    pred = np.asarray(
+        loaded.model.predict(loaded.model.frozen, loaded.model.trainable, jnp.asarray(scaled[None, :, None]))
+    )[0, :, 0]
+    np.testing.assert_allclose(
+        shown["forecast"][8:], pred * loaded.scaler.std[1] + loaded.scaler.mean[1], rtol=1e-4
+    )
 
 
 def test_controls_that_the_run_holds_are_in_the_table(run, report):
     assert "No trained control is kept in this run" in report.said
     loaded, data = open_run(run)
-    compare(loaded, data, split="validation", controls=run / "controls", reporter=SilentReporter(), only=("nlinear",))
+    compare(
+        loaded,
+        data,
+        split="validation",
+        controls=run / "controls",
+        reporter=SilentReporter(),
+        only=("nlinear",),
+    )
     section = controls_section(_compared(run, loaded, data, False, SilentReporter()))
     methods = [row[0] for row in section.tables[0].rows]
-    assert methods == ["One-for-All (reference, random trunk)", "seasonal naive (24 steps)", "NLinear"], "only those that are kept"
+    assert methods == ["One-for-All (reference, random trunk)", "seasonal naive (24 steps)", "NLinear"], (
+        "only those that are kept"
+    )
     assert len(section.sentences) == 1
 
 
@@ -255,7 +342,9 @@ def test_bad_places_are_one_clear_error(run, tmp_path):
 
 
 def test_the_command(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["ofa-jax", "report", str(run), "--out", str(tmp_path / "new folder" / "page.html")])
+    monkeypatch.setattr(
+        sys, "argv", ["ofa-jax", "report", str(run), "--out", str(tmp_path / "new folder" / "page.html")]
+    )
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
@@ -299,7 +388,11 @@ def untrained(experiment: Experiment) -> Scored:
 @pytest.mark.parametrize("protocol", ["strict", "published"])
 def test_anomaly_scores_and_threshold_are_those_of_the_metrics(tiny, tmp_path, monkeypatch, protocol):
     # 22 does not divide the 120 test steps, so that two windows of the strict protocol cover some steps
-    scored = untrained(tiny.of_task("anomaly", tmp_path, f"protocol={protocol}", "task.input_length=22", "network.segment=11"))
+    scored = untrained(
+        tiny.of_task(
+            "anomaly", tmp_path, f"protocol={protocol}", "task.input_length=22", "network.segment=11"
+        )
+    )
     seen = {}
 
     def spy(scores, label, threshold, begins=()):
@@ -331,7 +424,9 @@ def test_confused_classes_add_up_to_the_accuracy(tiny, tmp_path):
     windows, errors = classification_sections(scored)
     assert errors.sentences[0] == f"{int(sums['right'].sum())} of 15 test cases are told right."
     by_class = {row[0]: float(row[2]) for row in errors.tables[0].rows}
-    assert np.mean(list(by_class.values())) == pytest.approx(sums["right"].mean(), abs=1e-3)  # five cases of each class
+    assert np.mean(list(by_class.values())) == pytest.approx(
+        sums["right"].mean(), abs=1e-3
+    )  # five cases of each class
     entropy = sums["cross_entropy"]
     assert windows.tables[0].rows[0][0] == f"best: case {30 + entropy.argmin()}"
     assert float(windows.tables[0].rows[2][4]) == pytest.approx(entropy.max(), rel=1e-3)
@@ -381,10 +476,15 @@ def browser_and_driver() -> tuple[str, str]:
     import shutil
 
     pytest.importorskip("selenium", reason="needs the extra `browser`: pip install -e '.[browser]'")
-    found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    found = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
+        None,
+    )
     driver = shutil.which("chromedriver")
     if not found or not driver:
-        pytest.skip("needs Chromium and its driver: apt-get install --no-install-recommends chromium chromium-driver")
+        pytest.skip(
+            "needs Chromium and its driver: apt-get install --no-install-recommends chromium chromium-driver"
+        )
     return found, driver
 
 
@@ -395,30 +495,53 @@ def test_a_browser_shows_it_without_an_error_or_a_request(report, run):
 
     options = webdriver.ChromeOptions()
     options.binary_location = binary
-    for argument in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-                     "disable-component-update", "disable-sync", "disable-dev-shm-usage"):  # fmt: skip
+    for argument in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        "disable-dev-shm-usage",
+    ):
         options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     address = (run / "report.html").as_uri()
     with webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver)) as page:
         page.get(address)
         assert page.title == report.said[: len(page.title)]
-        images = page.execute_script("return [...document.images].map(image => [image.complete, image.naturalWidth, image.naturalHeight])")
+        images = page.execute_script(
+            "return [...document.images].map(image => [image.complete, image.naturalWidth, image.naturalHeight])"
+        )
         assert len(images) == len(report.every("img"))
         assert all(complete and width > 100 and height > 100 for complete, width, height in images)
         for width in (1200, 360):
             page.execute_cdp_cmd(
-                "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+                "Emulation.setDeviceMetricsOverride",
+                {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False},
             )
             for scheme in ("light", "dark"):
-                page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
-                assert page.execute_script("return document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
-                ink, paper = page.execute_script("const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]")
+                page.execute_cdp_cmd(
+                    "Emulation.setEmulatedMedia",
+                    {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+                )
+                assert page.execute_script("return document.documentElement.scrollWidth") <= width, (
+                    "the page scrolls sideways"
+                )
+                ink, paper = page.execute_script(
+                    "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
+                )
                 assert contrast(ink, paper) > 7, (scheme, ink, paper)
         console = page.get_log("browser")
         messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     assert console == []
-    asked = [message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+    asked = [
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    ]
     assert address in asked
     assert [url for url in asked if urlparse(url).scheme != "data" and url != address] == []
 

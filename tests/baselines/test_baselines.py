@@ -21,7 +21,9 @@ from ofa_jax.train.progress import SilentReporter
 from ofa_jax.train.run import open_run, train_run
 
 
-@pytest.mark.parametrize(("season", "length", "horizon"), [(1, 5, 3), (4, 12, 9), (4, 4, 3), (7, 10, 20), (12, 8, 5)])
+@pytest.mark.parametrize(
+    ("season", "length", "horizon"), [(1, 5, 3), (4, 12, 9), (4, 4, 3), (7, 10, 20), (12, 8, 5)]
+)
 def test_seasonal_naive_repeats_the_last_cycle(season, length, horizon):
     x_btc = np.random.default_rng(0).normal(size=(3, length, 2)).astype(np.float32)
     cycle = season if season <= length else 1  # a window shorter than the cycle repeats its last value
@@ -88,19 +90,25 @@ def test_model_and_seasonal_naive_on_every_window(run):
     assert epochs == 0
     assert not (run / "controls").exists()
     assert (comparison.split, comparison.windows) == ("test", 2 * 33)
-    assert [row.method for row in comparison.rows] == ["One-for-All (reference, random trunk)", "seasonal naive (24 steps)"]
+    assert [row.method for row in comparison.rows] == [
+        "One-for-All (reference, random trunk)",
+        "seasonal naive (24 steps)",
+    ]
     model, naive = comparison.rows
     assert (model.trainable, naive.trainable) == (4 * (8 + 16) + 4 * (80 + 8), 0)
 
     data = open_run(run)[1]
     first, end = data.borders["test"]
     errors = [
-        data.task.buffer[start + 32 : start + 40, channel].astype(np.float64) - data.task.buffer[start + 8 : start + 16, channel]
+        data.task.buffer[start + 32 : start + 40, channel].astype(np.float64)
+        - data.task.buffer[start + 8 : start + 16, channel]
         for channel in range(2)
         for start in range(first, end - 39)
     ]
     # rtol: each window's sum is made in float32
-    assert naive.metrics == pytest.approx({"mse": np.mean(np.square(errors)), "mae": np.mean(np.abs(errors))}, rel=1e-6)
+    assert naive.metrics == pytest.approx(
+        {"mse": np.mean(np.square(errors)), "mae": np.mean(np.abs(errors))}, rel=1e-6
+    )
 
 
 def test_the_validation_score_is_the_one_of_training(run):
@@ -127,7 +135,9 @@ def test_the_trained_control_is_kept_and_reused(run):
 @pytest.mark.parametrize("how", ["flipped", "deleted", "no digest"])
 def test_a_damaged_control_is_noticed(run, how):
     scores(run)
-    weights, record = (run / "controls" / "nlinear" / name for name in ("weights.safetensors", "control.json"))
+    weights, record = (
+        run / "controls" / "nlinear" / name for name in ("weights.safetensors", "control.json")
+    )
     if how == "flipped":
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
@@ -136,7 +146,9 @@ def test_a_damaged_control_is_noticed(run, how):
         weights.unlink()
     else:
         record.write_text('{"format": 1}')
-    with pytest.raises(CheckpointError, match=r"nlinear: the kept weights of NLinear are damaged\. Delete this folder"):
+    with pytest.raises(
+        CheckpointError, match=r"nlinear: the kept weights of NLinear are damaged\. Delete this folder"
+    ):
         scores(run)
     shutil.rmtree(run / "controls" / "nlinear")
     assert scores(run)[1] >= 1

@@ -22,7 +22,14 @@ from safetensors.numpy import load_file, save_file
 
 from ofa_jax.baselines.compare import compare, model_name
 from ofa_jax.baselines.controls import trained_controls, untrained_controls
-from ofa_jax.baselines.dlinear import dlinear, filled_dlinear, init_dlinear, init_linear_classifier, linear_classifier, moving_average
+from ofa_jax.baselines.dlinear import (
+    dlinear,
+    filled_dlinear,
+    init_dlinear,
+    init_linear_classifier,
+    linear_classifier,
+    moving_average,
+)
 from ofa_jax.baselines.fill import interpolate, window_mean, zeros
 from ofa_jax.baselines.nlinear import nlinear
 from ofa_jax.config import Experiment
@@ -48,7 +55,11 @@ UNTRAINED = {
     "imputation": ["linear interpolation", "mean of the window"],
 }
 LINEAR = {"nlinear": "NLinear", "dlinear": "DLinear", "linear": "softmax regression"}
-NETWORKS = {"attention": "one attention layer (PAttn)", "no_trunk": "no trunk, same recipe", "gpt4ts": "gpt4ts, random trunk"}
+NETWORKS = {
+    "attention": "one attention layer (PAttn)",
+    "no_trunk": "no trunk, same recipe",
+    "gpt4ts": "gpt4ts, random trunk",
+}
 # one layer of attention of width 8: four maps and a norm; GPT4TS trains two norms of the block, ln_f and 24 positions
 PATTN, TUNED = 4 * (8 * 8 + 8) + 16, 3 * 16 + 24 * 8
 TRAINABLE = {
@@ -66,13 +77,48 @@ TRAINABLE = {
         "no_trunk": 2 * (40 + 3),
         "gpt4ts": TUNED + 147,
     },
-    "short_term": {"nlinear": 6 * 3 + 3, "dlinear": 2 * (6 * 3 + 3), "attention": PATTN + 96, "no_trunk": 96, "gpt4ts": TUNED + 96},
-    "anomaly": {"dlinear": 2 * (20 * 20 + 20), "attention": PATTN + 21, "no_trunk": 2 * (6 + 3), "gpt4ts": TUNED + 21},
-    "classification": {"linear": 20 * 3 + 3, "attention": PATTN + 395, "no_trunk": 2 * (40 + 3), "gpt4ts": TUNED + 395},
-    "imputation": {"dlinear": 2 * (8 * 8 + 8), "attention": PATTN + 114, "no_trunk": 2 * (8 + 2), "gpt4ts": TUNED + 114},
+    "short_term": {
+        "nlinear": 6 * 3 + 3,
+        "dlinear": 2 * (6 * 3 + 3),
+        "attention": PATTN + 96,
+        "no_trunk": 96,
+        "gpt4ts": TUNED + 96,
+    },
+    "anomaly": {
+        "dlinear": 2 * (20 * 20 + 20),
+        "attention": PATTN + 21,
+        "no_trunk": 2 * (6 + 3),
+        "gpt4ts": TUNED + 21,
+    },
+    "classification": {
+        "linear": 20 * 3 + 3,
+        "attention": PATTN + 395,
+        "no_trunk": 2 * (40 + 3),
+        "gpt4ts": TUNED + 395,
+    },
+    "imputation": {
+        "dlinear": 2 * (8 * 8 + 8),
+        "attention": PATTN + 114,
+        "no_trunk": 2 * (8 + 2),
+        "gpt4ts": TUNED + 114,
+    },
 }
-MODEL = {"forecast": 118, "zero_shot": 150, "short_term": 400, "anomaly": 82, "classification": 150, "imputation": 84}
-WINDOWS = {"forecast": 32, "zero_shot": 7, "short_term": 10, "anomaly": 6, "classification": 15, "imputation": 19}
+MODEL = {
+    "forecast": 118,
+    "zero_shot": 150,
+    "short_term": 400,
+    "anomaly": 82,
+    "classification": 150,
+    "imputation": 84,
+}
+WINDOWS = {
+    "forecast": 32,
+    "zero_shot": 7,
+    "short_term": 10,
+    "anomaly": 6,
+    "classification": 15,
+    "imputation": 19,
+}
 METRICS = {
     "forecast": ["mse", "mae"],
     "zero_shot": ["smape", "mase", "owa"],
@@ -128,9 +174,17 @@ def test_a_run_of_every_task_says_its_protocol_everywhere(trained):
     loaded, data = open_run(run)
     comparison = compare(loaded, data, split="test", controls=None, reporter=Listener())
     content = comparison.to_dict()
-    assert (content["task"], content["protocol"], content["split"], content["windows"]) == (task, "strict", "test", WINDOWS[task])
+    assert (content["task"], content["protocol"], content["split"], content["windows"]) == (
+        task,
+        "strict",
+        "test",
+        WINDOWS[task],
+    )
     assert json.loads(json.dumps(content)) == content
-    assert [row["method"] for row in content["methods"]] == ["One-for-All (reference, random trunk)", *UNTRAINED[task]]
+    assert [row["method"] for row in content["methods"]] == [
+        "One-for-All (reference, random trunk)",
+        *UNTRAINED[task],
+    ]
     assert [row["trainable"] for row in content["methods"]] == [MODEL[task], *(0 for _ in UNTRAINED[task])]
     assert [row["bytes"] for row in content["methods"]] == [4 * MODEL[task], *(0 for _ in UNTRAINED[task])]
     assert list(comparison.metric_names) == METRICS.get(task, list(comparison.rows[0].metrics))
@@ -151,7 +205,9 @@ def test_the_validation_score_is_the_one_of_training(trained):
     found = comparison.rows[0].metrics
     assert {name: found[name] for name in stored} == stored
     shown = [row.method for row in comparison.rows[1:]]
-    assert shown == [name for name in UNTRAINED[task] if name != "random scores"]  # a threshold is for the test part alone
+    assert shown == [
+        name for name in UNTRAINED[task] if name != "random scores"
+    ]  # a threshold is for the test part alone
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -160,7 +216,9 @@ def test_controls_of_every_task(tiny, tmp_path, task):
     experiment, data = prepared(tiny.of_task(task, tmp_path))
     controls = {control.name: control for control in trained_controls(experiment, data)}
     assert list(controls) == list(TRAINABLE[task])
-    assert {name: control.title for name, control in controls.items()} == {name: (LINEAR | NETWORKS)[name] for name in TRAINABLE[task]}
+    assert {name: control.title for name, control in controls.items()} == {
+        name: (LINEAR | NETWORKS)[name] for name in TRAINABLE[task]
+    }
     for name, control in controls.items():
         _, frozen, trainable = control.build()
         assert sum(leaf.size for leaf in jax.tree.leaves(trainable)) == TRAINABLE[task][name], name
@@ -168,8 +226,14 @@ def test_controls_of_every_task(tiny, tmp_path, task):
             assert not flatten(frozen)
         assert control.settings.seed == experiment.train.seed
         if name in NETWORKS:
-            assert control.settings.model_copy(update={"micro_batch": None, "eval_batch_size": None}) == experiment.train
-            assert None not in (control.settings.micro_batch, control.settings.eval_batch_size)  # as slices.settled chose them on a CPU
+            assert (
+                control.settings.model_copy(update={"micro_batch": None, "eval_batch_size": None})
+                == experiment.train
+            )
+            assert None not in (
+                control.settings.micro_batch,
+                control.settings.eval_batch_size,
+            )  # as slices.settled chose them on a CPU
         if name in ("attention", "no_trunk"):
             assert not [path for path in flatten({"f": frozen, "t": trainable}) if "gpt2" in path]
     assert list(untrained_controls(data)) + list(data.naive) == UNTRAINED[task]
@@ -189,16 +253,25 @@ def test_an_unknown_control_is_one_error(tiny, tmp_path, task):
 
 def test_controls_of_a_real_trunk(tiny, tmp_path):
     """Its shape goes into the controls, and a random trunk of that shape is one of them; nothing is called random any more."""
-    save_trunk(random_trunk(GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=40), seed=9), tmp_path / "trunk")
+    save_trunk(
+        random_trunk(GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=40), seed=9), tmp_path / "trunk"
+    )
     experiment, data = prepared(tiny.of_task("forecast", tmp_path, f"trunk.source={tmp_path / 'trunk'}"))
     controls = {control.name: control for control in trained_controls(experiment, data)}
     assert list(controls) == ["nlinear", "dlinear", "attention", "no_trunk", "random_trunk", "gpt4ts"]
-    assert [controls[name].title for name in ("random_trunk", "gpt4ts")] == ["random trunk, same recipe", "gpt4ts"]
+    assert [controls[name].title for name in ("random_trunk", "gpt4ts")] == [
+        "random trunk, same recipe",
+        "gpt4ts",
+    ]
     _, frozen, trainable = controls["random_trunk"].build()
     wanted = random_trunk(GPT2Config(n_embd=16, n_layer=1, n_head=4, n_positions=40), seed=0).params
     for path, leaf in flatten(wanted).items():
         np.testing.assert_array_equal(flatten(frozen)[f"gpt2/{path}"], leaf)
-    assert sum(leaf.size for leaf in jax.tree.leaves(trainable)) == footprint(experiment).trainable == 2 * (40 + 16) + 2 * (48 + 3)
+    assert (
+        sum(leaf.size for leaf in jax.tree.leaves(trainable))
+        == footprint(experiment).trainable
+        == 2 * (40 + 16) + 2 * (48 + 3)
+    )
     _, _, real = controls["gpt4ts"].build()
     assert not np.array_equal(real["base"]["gpt2"]["wpe"]["embedding"], wanted["wpe"]["embedding"])
 
@@ -211,7 +284,10 @@ def test_controls_of_a_real_trunk(tiny, tmp_path):
         (["recipe=head_only"], set()),
         (["recipe=uniform"], set()),
         (["recipe=gpt4ts"], {"gpt4ts"}),
-        (["rules=[[adapt, gpt2/wpe/embedding], [freeze, '.*']]"], {"no_trunk"}),  # nothing to train is left without a trunk
+        (
+            ["rules=[[adapt, gpt2/wpe/embedding], [freeze, '.*']]"],
+            {"no_trunk"},
+        ),  # nothing to train is left without a trunk
         (["trunk.source=attention", "recipe=full"], set()),
         (["trunk.source=none", "recipe=full"], {"no_trunk"}),
     ],
@@ -220,7 +296,10 @@ def test_rules_fit_each_control(tiny, tmp_path, overrides, left_out):
     experiment, data = prepared(tiny.of_task("forecast", tmp_path, *overrides))
     controls = {control.name: control for control in trained_controls(experiment, data)}
     without = experiment.trunk.source != RANDOM
-    assert controls.keys() == ({"nlinear", "dlinear", *NETWORKS} | ({"random_trunk"} if without else set())) - left_out
+    assert (
+        controls.keys()
+        == ({"nlinear", "dlinear", *NETWORKS} | ({"random_trunk"} if without else set())) - left_out
+    )
     for control in controls.values():
         assert jax.tree.leaves(control.build()[2])
     if without and "gpt4ts" in controls:
@@ -232,7 +311,11 @@ def test_the_model_s_name_tells_the_trunk(runs):
 
     def named(recipe: str, source: str) -> str:
         trunk = loaded.experiment.trunk.model_copy(update={"source": source})
-        return model_name(replace(loaded, experiment=loaded.experiment.model_copy(update={"recipe": recipe, "trunk": trunk})))
+        return model_name(
+            replace(
+                loaded, experiment=loaded.experiment.model_copy(update={"recipe": recipe, "trunk": trunk})
+            )
+        )
 
     assert named("reference", "openai-community/gpt2") == "One-for-All (reference)"
     assert named("uniform", "random") == "One-for-All (uniform, random trunk)"
@@ -243,7 +326,9 @@ def test_the_model_s_name_tells_the_trunk(runs):
 def scores(run: Path, *names: str, split: Any = "test") -> tuple[Any, int]:
     loaded, data = open_run(run)
     listener = Listener()
-    return compare(loaded, data, split=split, controls=run / "controls", reporter=listener, only=names or None), listener.epochs
+    return compare(
+        loaded, data, split=split, controls=run / "controls", reporter=listener, only=names or None
+    ), listener.epochs
 
 
 def test_a_control_that_was_trained_otherwise_is_noticed(runs, tmp_path):
@@ -262,13 +347,23 @@ def test_a_control_that_was_trained_otherwise_is_noticed(runs, tmp_path):
         record | {"control": "dlinear"},
     ):
         (place / "control.json").write_text(json.dumps(changed))
-        with pytest.raises(CheckpointError, match=r"nlinear: the kept NLinear was trained otherwise than it would be now\. Delete"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"nlinear: the kept NLinear was trained otherwise than it would be now\. Delete",
+        ):
             scores(copied, "nlinear")
-    (place / "control.json").write_text(json.dumps({name: value for name, value in record.items() if name != "settings"}))
+    (place / "control.json").write_text(
+        json.dumps({name: value for name, value in record.items() if name != "settings"})
+    )
     with pytest.raises(CheckpointError, match="trained otherwise"):
         scores(copied, "nlinear")
-    save_file({"kernel": weights["kernel"][:, :2].copy(), "bias": weights["bias"][:2]}, place / "weights.safetensors")
-    (place / "control.json").write_text(json.dumps(record | {"sha256": sha256_file(place / "weights.safetensors")}))
+    save_file(
+        {"kernel": weights["kernel"][:, :2].copy(), "bias": weights["bias"][:2]},
+        place / "weights.safetensors",
+    )
+    (place / "control.json").write_text(
+        json.dumps(record | {"sha256": sha256_file(place / "weights.safetensors")})
+    )
     with pytest.raises(CheckpointError, match="trained otherwise"):
         scores(copied, "nlinear")
 
@@ -280,7 +375,15 @@ def test_a_kept_control_outlives_settings_that_change_no_number(runs, tmp_path):
     path = copied / "controls" / "nlinear" / "control.json"
     record = json.loads(path.read_text())
     free = {name.removeprefix("train.") for name in NEUTRAL if name.startswith("train.")}
-    assert free == {"chunk", "checkpoint_minutes", "gradient_log", "micro_batch", "eval_batch_size", "parallel", "fsdp"}
+    assert free == {
+        "chunk",
+        "checkpoint_minutes",
+        "gradient_log",
+        "micro_batch",
+        "eval_batch_size",
+        "parallel",
+        "fsdp",
+    }
     assert free <= record["settings"].keys()
     other = {
         "chunk": 7,
@@ -291,7 +394,10 @@ def test_a_kept_control_outlives_settings_that_change_no_number(runs, tmp_path):
         "parallel": "pmap",
         "fsdp": 1,
     }
-    for kept in (record["settings"] | other, {name: value for name, value in record["settings"].items() if name not in free}):
+    for kept in (
+        record["settings"] | other,
+        {name: value for name, value in record["settings"].items() if name not in free},
+    ):
         path.write_text(json.dumps(record | {"settings": kept}))
         assert scores(copied, "nlinear") == (first, 0)
 
@@ -302,16 +408,22 @@ def test_a_control_is_trained_on_fewer_devices_than_the_run(runs, tmp_path):
     loaded, data = open_run(copied)
     train = loaded.experiment.train.model_copy(update={"fsdp": 4, "epochs": 1})
     loaded = replace(loaded, experiment=loaded.experiment.model_copy(update={"train": train}))
-    found = compare(loaded, data, split="test", controls=copied / "controls", reporter=Listener(), only=("no_trunk",))
+    found = compare(
+        loaded, data, split="test", controls=copied / "controls", reporter=Listener(), only=("no_trunk",)
+    )
     assert found.rows[-1].method == NETWORKS["no_trunk"]
-    assert json.loads((copied / "controls" / "no_trunk" / "control.json").read_text())["settings"]["fsdp"] == 4
+    assert (
+        json.loads((copied / "controls" / "no_trunk" / "control.json").read_text())["settings"]["fsdp"] == 4
+    )
 
 
 @pytest.mark.slow  # trains every control of every task
 def test_every_control_is_trained_once_and_kept(trained, tmp_path):
     task, copied = trained[0], Path(shutil.copytree(trained[1], tmp_path / "run"))
     first, epochs = scores(copied)
-    linear = [name for name in TRAINABLE[task] if name in ("nlinear", "dlinear")]  # these have epochs of their own, the others the run's 2
+    linear = [
+        name for name in TRAINABLE[task] if name in ("nlinear", "dlinear")
+    ]  # these have epochs of their own, the others the run's 2
     most = (20 if task == "anomaly" else 10) * len(linear) + 2 * (len(TRAINABLE[task]) - len(linear))
     assert len(TRAINABLE[task]) <= epochs <= most
     rows = first.rows[1 + len(UNTRAINED[task]) :]
@@ -321,7 +433,9 @@ def test_every_control_is_trained_once_and_kept(trained, tmp_path):
     for row in rows:
         assert row.metrics.keys() == first.rows[0].metrics.keys()
         assert all(np.isfinite(value) for value in row.metrics.values())
-    assert sorted(entry.name for entry in (copied / "controls").iterdir()) == sorted([".lock", *TRAINABLE[task]])
+    assert sorted(entry.name for entry in (copied / "controls").iterdir()) == sorted(
+        [".lock", *TRAINABLE[task]]
+    )
     assert scores(copied) == (first, 0)
     with pytest.raises(ConfigError, match="has no control 'none'"):
         scores(copied, "none")
@@ -334,7 +448,9 @@ def test_every_control_is_trained_once_and_kept(trained, tmp_path):
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
         weights.write_bytes(content)
-        with pytest.raises(CheckpointError, match=rf"{name}: the kept weights of .* are damaged\. Delete this folder"):
+        with pytest.raises(
+            CheckpointError, match=rf"{name}: the kept weights of .* are damaged\. Delete this folder"
+        ):
             scores(copied, name)
 
 
@@ -342,7 +458,11 @@ def test_every_control_is_trained_once_and_kept(trained, tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_published_protocol_is_said_and_kept(tiny, tmp_path, task):
     batch = {"forecast": 16, "zero_shot": 5, "classification": 8}.get(task, 4)  # fits into the smallest part
-    train_run(tiny.of_task(task, tmp_path, "protocol=published", f"train.batch_size={batch}"), tmp_path / "run", Listener())
+    train_run(
+        tiny.of_task(task, tmp_path, "protocol=published", f"train.batch_size={batch}"),
+        tmp_path / "run",
+        Listener(),
+    )
     name = next(iter(TRAINABLE[task]))
     comparison, _ = scores(tmp_path / "run", name)
     assert comparison.to_dict()["protocol"] == "published"
@@ -350,22 +470,39 @@ def test_the_published_protocol_is_said_and_kept(tiny, tmp_path, task):
     events = read_events(tmp_path / "run" / "metrics.jsonl")
     assert {event["protocol"] for event in events if event["event"] == "epoch"} == {"published"}
     assert json.loads((tmp_path / "run" / "bundle" / "ofa.json").read_text())["protocol"] == "published"
-    assert json.loads((tmp_path / "run" / "controls" / name / "control.json").read_text())["protocol"] == "published"
+    assert (
+        json.loads((tmp_path / "run" / "controls" / name / "control.json").read_text())["protocol"]
+        == "published"
+    )
 
 
 def outcome(run: Path) -> dict[str, Any]:
     """What must not depend on how a run came about: every array of its last checkpoint by digest, its events, its bundle."""
-    last = max((entry for entry in (run / "checkpoints").iterdir() if entry.name.isdigit()), key=lambda entry: int(entry.name))
-    events = [{name: value for name, value in event.items() if name not in CLOCK_FIELDS} for event in read_events(run / "metrics.jsonl")]
+    last = max(
+        (entry for entry in (run / "checkpoints").iterdir() if entry.name.isdigit()),
+        key=lambda entry: int(entry.name),
+    )
+    events = [
+        {name: value for name, value in event.items() if name not in CLOCK_FIELDS}
+        for event in read_events(run / "metrics.jsonl")
+    ]
     leaves = json.loads((last / "checkpoint.json").read_text())["leaves"]
-    return {"leaves": leaves, "events": events, "bundle": {file.name: file.read_bytes() for file in (run / "bundle").iterdir()}}
+    return {
+        "leaves": leaves,
+        "events": events,
+        "bundle": {file.name: file.read_bytes() for file in (run / "bundle").iterdir()},
+    }
 
 
 def test_a_stopped_run_of_every_task_ends_with_the_same_bits(trained, tiny, tmp_path):
     task, undisturbed = trained
     for chunk, after in ((2, 1), (1, 1)):
         with pytest.raises(Interrupted):
-            train_run(tiny.of_task(task, undisturbed.parent, f"train.chunk={chunk}"), tmp_path / "run", Listener(stop_after=after))
+            train_run(
+                tiny.of_task(task, undisturbed.parent, f"train.chunk={chunk}"),
+                tmp_path / "run",
+                Listener(stop_after=after),
+            )
     train_run(tiny.of_task(task, undisturbed.parent), tmp_path / "run", Listener())
     found, wanted = outcome(tmp_path / "run"), outcome(undisturbed)
     assert any(leaf["path"].startswith("state/opt_state") for leaf in wanted["leaves"])
@@ -414,7 +551,9 @@ def test_the_window_s_mean():
     assert found.shape == (3, 12, 2)
     for b, c in each(found):
         wanted = x[b, mask[b, :, c], c].astype(np.float64).mean() if mask[b, :, c].any() else 0
-        np.testing.assert_allclose(found[b, :, c], wanted, rtol=0, atol=1e-5)  # float32 sums of twelve values around 1
+        np.testing.assert_allclose(
+            found[b, :, c], wanted, rtol=0, atol=1e-5
+        )  # float32 sums of twelve values around 1
 
 
 def test_zeros_give_nothing_back():
@@ -426,7 +565,9 @@ def test_the_moving_average_by_hand():
     """Width 3 and 5, the ends repeated."""
     x = np.float32([3, 6, 0, 9, 12])[None, :, None]
     np.testing.assert_allclose(moving_average(x, 3)[0, :, 0], [4, 3, 5, 7, 11], rtol=1e-6)
-    np.testing.assert_allclose(moving_average(x, 5)[0, :, 0], [15 / 5, 21 / 5, 30 / 5, 39 / 5, 45 / 5], rtol=1e-6)
+    np.testing.assert_allclose(
+        moving_average(x, 5)[0, :, 0], [15 / 5, 21 / 5, 30 / 5, 39 / 5, 45 / 5], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("length", [5, 24, 25, 26, 60])
@@ -437,9 +578,13 @@ def test_the_moving_average_is_pandas_rolling_mean_of_25_steps(length):
         series = x[b, :, c].astype(np.float64)
         padded = pd.Series(np.concatenate([np.full(12, series[0]), series, np.full(12, series[-1])]))
         wanted = padded.rolling(25, center=True).mean().to_numpy()[12:-12]
-        np.testing.assert_allclose(found[b, :, c], wanted, rtol=0, atol=1e-5 * np.abs(series).max())  # float32 sums
+        np.testing.assert_allclose(
+            found[b, :, c], wanted, rtol=0, atol=1e-5 * np.abs(series).max()
+        )  # float32 sums
         inside = pd.Series(series).rolling(25, center=True).mean().to_numpy()
-        np.testing.assert_allclose(found[b, 12:-12, c], inside[12:-12], rtol=0, atol=1e-5 * np.abs(series).max())
+        np.testing.assert_allclose(
+            found[b, 12:-12, c], inside[12:-12], rtol=0, atol=1e-5 * np.abs(series).max()
+        )
 
 
 def plain_dlinear(weights: Mapping[str, Any], series: np.ndarray) -> np.ndarray:
@@ -452,7 +597,9 @@ def plain_dlinear(weights: Mapping[str, Any], series: np.ndarray) -> np.ndarray:
 
 def random_dlinear(length: int, out: int) -> dict[str, Any]:
     draw = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(np.float32), init_dlinear(length, out))
+    return jax.tree.map(
+        lambda leaf: draw.normal(size=leaf.shape).astype(np.float32), init_dlinear(length, out)
+    )
 
 
 def test_dlinear_maps_trend_and_rest():
@@ -461,13 +608,17 @@ def test_dlinear_maps_trend_and_rest():
     assert found.shape == (3, 7, 2)
     for b, c in each(x):
         wanted = plain_dlinear(weights, x[b, :, c])
-        np.testing.assert_allclose(found[b, :, c], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())  # float32 sums
+        np.testing.assert_allclose(
+            found[b, :, c], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max()
+        )  # float32 sums
 
 
 def test_dlinear_starts_at_the_mean_of_the_window():
     x, _ = windows(t=30)
     found = dlinear({}, init_dlinear(30, 4), jnp.asarray(x))
-    np.testing.assert_allclose(found, np.repeat(x.mean(axis=1, keepdims=True), 4, axis=1), rtol=0, atol=1e-5)  # float32 sums
+    np.testing.assert_allclose(
+        found, np.repeat(x.mean(axis=1, keepdims=True), 4, axis=1), rtol=0, atol=1e-5
+    )  # float32 sums
 
 
 @pytest.mark.parametrize("method", [dlinear, nlinear])
@@ -478,7 +629,9 @@ def test_a_short_window_is_filled_with_its_first_value(method):
     filled = np.where(mask, x, x[np.arange(3), [0, 4, 8]][:, None])
     found = method({}, trainable, jnp.asarray(np.where(mask, x, -99)), jnp.asarray(mask))
     np.testing.assert_array_equal(found, method({}, trainable, jnp.asarray(filled)))
-    assert np.isfinite(method({}, trainable, jnp.asarray(x), jnp.zeros(x.shape, bool))).all()  # rows that only fill a batch
+    assert np.isfinite(
+        method({}, trainable, jnp.asarray(x), jnp.zeros(x.shape, bool))
+    ).all()  # rows that only fill a batch
 
 
 def test_dlinear_with_hidden_points_reads_the_mean_of_the_others():
@@ -489,7 +642,9 @@ def test_dlinear_with_hidden_points_reads_the_mean_of_the_others():
     for b, c in each(x):
         seen = mask[b, :, c]
         filled[b, :, c] = np.where(seen, x[b, :, c], x[b, seen, c].mean() if seen.any() else 0)
-    np.testing.assert_allclose(found, dlinear({}, weights, jnp.asarray(filled)), rtol=0, atol=1e-4)  # the means are of float32 sums
+    np.testing.assert_allclose(
+        found, dlinear({}, weights, jnp.asarray(filled)), rtol=0, atol=1e-4
+    )  # the means are of float32 sums
 
 
 def test_the_imputing_dlinear_sees_no_calendar(tiny, tmp_path):
@@ -499,7 +654,9 @@ def test_the_imputing_dlinear_sees_no_calendar(tiny, tmp_path):
     mask[..., 2:] = True
     found = predict(frozen, start, jnp.asarray(x), jnp.asarray(mask))
     assert found.shape == (3, 8, 2)
-    np.testing.assert_array_equal(found, predict(frozen, start, jnp.asarray(x).at[..., 2:].set(5), jnp.asarray(mask)))
+    np.testing.assert_array_equal(
+        found, predict(frozen, start, jnp.asarray(x).at[..., 2:].set(5), jnp.asarray(mask))
+    )
 
 
 def test_softmax_regression_is_one_map_of_all_values():
@@ -510,7 +667,10 @@ def test_softmax_regression_is_one_map_of_all_values():
     draw = np.random.default_rng(2)
     weights = {name: draw.normal(size=leaf.shape).astype(np.float32) for name, leaf in weights.items()}
     wanted = [
-        sum(x[b, t, c] * weights["kernel"][2 * t + c].astype(np.float64) for t in range(4) for c in range(2)) + weights["bias"]
+        sum(x[b, t, c] * weights["kernel"][2 * t + c].astype(np.float64) for t in range(4) for c in range(2))
+        + weights["bias"]
         for b in range(3)
     ]
-    np.testing.assert_allclose(linear_classifier({}, weights, jnp.asarray(x)), wanted, rtol=0, atol=1e-5)  # float32 sums
+    np.testing.assert_allclose(
+        linear_classifier({}, weights, jnp.asarray(x)), wanted, rtol=0, atol=1e-5
+    )  # float32 sums

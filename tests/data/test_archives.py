@@ -16,7 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ofa_jax.data import archives
-from ofa_jax.data.archives import SeriesCollection, read_m4, read_m4_info, read_m4_part, read_stream, read_ts, read_tsf, write_stream
+from ofa_jax.data.archives import (
+    SeriesCollection,
+    read_m4,
+    read_m4_info,
+    read_m4_part,
+    read_stream,
+    read_ts,
+    read_tsf,
+    write_stream,
+)
 from ofa_jax.errors import DataError, OfaError
 
 TSF = """# a comment
@@ -96,9 +105,18 @@ def test_tsf(tmp_path):
     assert found.names == ("T1", "T 2", "Ç3")
     assert [series.tolist() for series in found.values] == [[1, 2.5, -300], [7, 8, 9, 10, 11.25], [0.5, 0.25]]
     assert all(series.dtype == np.float64 for series in found.values)
-    assert (found.frequency, found.horizon, found.n_series, found.lengths.tolist()) == ("monthly", 2, 3, [3, 5, 2])
+    assert (found.frequency, found.horizon, found.n_series, found.lengths.tolist()) == (
+        "monthly",
+        2,
+        3,
+        [3, 5, 2],
+    )
     assert found.starts is not None
-    assert found.starts.astype(str).tolist() == ["1979-01-01T00:00:00", "1980-06-01T12:30:15", "1981-01-01T00:00:00"]
+    assert found.starts.astype(str).tolist() == [
+        "1979-01-01T00:00:00",
+        "1980-06-01T12:30:15",
+        "1981-01-01T00:00:00",
+    ]
     assert found.attributes == {"city": ("Graz", "Linz", "")}
     assert found.observed is None
 
@@ -107,7 +125,12 @@ def test_text_archives_are_read_through_gzip_and_in_latin_1(tmp_path):
     packed = read_tsf(write(tmp_path, "toy.tsf.gz", gzip.compress(TSF.encode("latin-1"))))
     assert packed.names[2] == "Ç3"
     assert read_ts(write(tmp_path, "toy.ts.gz", gzip.compress(TS.encode()))).n_cases == 3
-    assert read_m4_part(write(tmp_path, "toy.csv.gz", gzip.compress(M4_TRAIN.replace("\n", "\r\n").encode()))).n_series == 3
+    assert (
+        read_m4_part(
+            write(tmp_path, "toy.csv.gz", gzip.compress(M4_TRAIN.replace("\n", "\r\n").encode()))
+        ).n_series
+        == 3
+    )
 
 
 def test_ts(tmp_path):
@@ -123,12 +146,17 @@ def test_ts(tmp_path):
 
 def test_m4(tmp_path):
     train, test, info = (
-        write(tmp_path, name, text) for name, text in (("train.csv", M4_TRAIN), ("test.csv", M4_TEST), ("info.csv", M4_INFO))
+        write(tmp_path, name, text)
+        for name, text in (("train.csv", M4_TRAIN), ("test.csv", M4_TEST), ("info.csv", M4_INFO))
     )
     assert [series.tolist() for series in read_m4_part(train).values] == [[1.5, 2, 3, 4], [5, 6], [7]]
     found = read_m4(train, test, info)
     assert found.names == ("Y1", "Y2", "Y3")
-    assert [series.tolist() for series in found.values] == [[1.5, 2, 3, 4, 10, 11], [5, 6, 14, 15], [7, 12, 13]]
+    assert [series.tolist() for series in found.values] == [
+        [1.5, 2, 3, 4, 10, 11],
+        [5, 6, 14, 15],
+        [7, 12, 13],
+    ]
     assert (found.horizon, found.frequency) == (2, "Yearly")
     assert found.attributes == {"category": ("Macro", "Micro", "Other")}
     assert read_m4(train, test).frequency is None
@@ -144,10 +172,20 @@ def test_stream(tmp_path):
     np.testing.assert_array_equal(found.test, arrays["test"].astype(np.float64))
     assert found.test.dtype == np.float64
     assert found.test_label.tolist() == [False, True, True, False, False]
-    assert (found.segments, found.train_borders.tolist(), found.test_borders.tolist()) == (("A-1", "B-2"), [0, 4, 6], [0, 0, 5])
+    assert (found.segments, found.train_borders.tolist(), found.test_borders.tolist()) == (
+        ("A-1", "B-2"),
+        [0, 4, 6],
+        [0, 0, 5],
+    )
     assert (found.n_channels, found.anomaly_ratio) == (2, 0.4)
-    one = read_stream(write(tmp_path, "machine-1-1.npz", npz(**without(arrays, "channels", "train_len", "test_len"))))
-    assert (one.segments, one.train_borders.tolist(), one.test_borders.tolist()) == (("machine-1-1",), [0, 6], [0, 5])
+    one = read_stream(
+        write(tmp_path, "machine-1-1.npz", npz(**without(arrays, "channels", "train_len", "test_len")))
+    )
+    assert (one.segments, one.train_borders.tolist(), one.test_borders.tolist()) == (
+        ("machine-1-1",),
+        [0, 6],
+        [0, 5],
+    )
     write_stream(tmp_path / "again.npz", found)
     again = read_stream(tmp_path / "again.npz")
     np.testing.assert_array_equal(again.test, found.test)
@@ -156,7 +194,11 @@ def test_stream(tmp_path):
 
 
 TSF_GAPS = TSF.replace("7,8,9,10,11.25", "7,?,9,NaN,NaN")
-TS_GAPS = TS.replace("@missing false", "@missing true").replace("4,5,6:up", "?,5,NaN:up").replace("1,2,3:", "1,?,3:")
+TS_GAPS = (
+    TS.replace("@missing false", "@missing true")
+    .replace("4,5,6:up", "?,5,NaN:up")
+    .replace("1,2,3:", "1,?,3:")
+)
 
 
 def test_missing_values_are_errors_unless_asked(tmp_path):
@@ -166,8 +208,14 @@ def test_missing_values_are_errors_unless_asked(tmp_path):
     found = read_tsf(path, missing="ffill")
     assert found.values[1].tolist() == [7, 7, 9, 9, 9]
     assert found.observed is not None
-    assert [mask.tolist() for mask in found.observed] == [[True] * 3, [True, False, True, False, False], [True] * 2]
-    with pytest.raises(DataError, match=r"line 12: the last value is missing and `missing: linear` has nothing"):
+    assert [mask.tolist() for mask in found.observed] == [
+        [True] * 3,
+        [True, False, True, False, False],
+        [True] * 2,
+    ]
+    with pytest.raises(
+        DataError, match=r"line 12: the last value is missing and `missing: linear` has nothing"
+    ):
         read_tsf(path, missing="linear")
     found = read_tsf(write(tmp_path, "b.tsf", TSF_GAPS.replace("9,NaN,NaN", "9,NaN,13")), missing="linear")
     assert found.values[1].tolist() == [7, 8, 9, 11, 13]
@@ -176,7 +224,9 @@ def test_missing_values_are_errors_unless_asked(tmp_path):
 def test_missing_values_of_cases(tmp_path):
     with pytest.raises(DataError, match=r"line 10, channel 1, value 2: 1 value\(s\) are missing"):
         read_ts(write(tmp_path, "toy.ts", TS_GAPS))
-    with pytest.raises(DataError, match="line 10, channel 2: the first value is missing and `missing: ffill` has nothing"):
+    with pytest.raises(
+        DataError, match="line 10, channel 2: the first value is missing and `missing: ffill` has nothing"
+    ):
         read_ts(write(tmp_path, "toy.ts", TS_GAPS), missing="ffill")
     found = read_ts(write(tmp_path, "toy.ts", TS_GAPS.replace("?,5,NaN", "4,5,NaN")), missing="ffill")
     assert found.cases[0].tolist() == [[1, 4], [1, 5], [3, 5]]
@@ -187,9 +237,13 @@ def test_missing_values_of_cases(tmp_path):
 @pytest.mark.parametrize("how", ["error", "linear", "ffill"])
 def test_a_missing_value_that_the_header_denies_is_always_an_error(tmp_path, how):
     denied = TSF_GAPS.replace("@missing true", "@missing false")
-    with pytest.raises(DataError, match=r"line 12, value 2: a value is missing although the header says `@missing false`"):
+    with pytest.raises(
+        DataError, match=r"line 12, value 2: a value is missing although the header says `@missing false`"
+    ):
         read_tsf(write(tmp_path, "toy.tsf", denied), missing=how)
-    with pytest.raises(DataError, match=r"line 10, channel 1, value 2: a value is missing although the header says"):
+    with pytest.raises(
+        DataError, match=r"line 10, channel 1, value 2: a value is missing although the header says"
+    ):
         read_ts(write(tmp_path, "toy.ts", TS_GAPS.replace("@missing true", "@missing false")), missing=how)
 
 
@@ -203,12 +257,28 @@ def test_a_missing_value_that_the_header_denies_is_always_an_error(tmp_path, how
         ("@horizon 2", "@season 2", r"line 7: the header tag 'season' is not known"),
         ("@missing true", "@missing perhaps", r"line 8: `@missing` is 'perhaps'"),
         ("@attribute city string", "@attribute city text", r"line 5: `@attribute` says 'city text'"),
-        ("@attribute city string", "@attribute city numeric", r"line 11: the attribute `city` is 'Graz', not a number"),
-        ("@attribute city string", "@attribute series_name string", r"line 5: the attribute 'series_name' stands twice"),
+        (
+            "@attribute city string",
+            "@attribute city numeric",
+            r"line 11: the attribute `city` is 'Graz', not a number",
+        ),
+        (
+            "@attribute city string",
+            "@attribute series_name string",
+            r"line 5: the attribute 'series_name' stands twice",
+        ),
         ("series_name string", "name string", r"no `@attribute series_name string`"),
-        ("start_timestamp date", "start_timestamp string", r"line 4: the attribute `start_timestamp` cannot be of type string"),
+        (
+            "start_timestamp date",
+            "start_timestamp string",
+            r"line 4: the attribute `start_timestamp` cannot be of type string",
+        ),
         ("@attribute city string\n", "", r"line 10: has 4 part\(s\) separated by `:` where .* make 3"),
-        ("1980-06-01 12-30-15", "1980-13-01 00-00-00", r"line 12: the attribute `start_timestamp` is '1980-13-01 00-00-00', not a date"),
+        (
+            "1980-06-01 12-30-15",
+            "1980-13-01 00-00-00",
+            r"line 12: the attribute `start_timestamp` is '1980-13-01 00-00-00', not a date",
+        ),
         ("1980-06-01 12-30-15", "1980-06-01", r"line 12: .* not a date"),
         ("@equallength false", "@equallength true", r"line 12: the series has 5 values, the first one 3"),
         ("T 2:", "T1:", r"line 12: the series 'T1' stands twice, first in line 11"),
@@ -237,14 +307,34 @@ def test_tsf_mistakes(tmp_path, old, new, match):
 @pytest.mark.parametrize(
     ("old", "new", "match"),
     [
-        ("@dimensions 2", "@dimensions 3", r"line 10: has 2 channel\(s\) and a label, separated by `:`, where 3 are expected"),
+        (
+            "@dimensions 2",
+            "@dimensions 3",
+            r"line 10: has 2 channel\(s\) and a label, separated by `:`, where 3 are expected",
+        ),
         ("@dimensions 2", "@dimensions 1", r"line 10: has 2 channel\(s\).* where 1 are expected"),
         ("@dimensions 2\n", "", None),
-        ("@univariate false", "@univariate true", r"line 6: `@dimensions` is 2 although the header says `@univariate true`"),
-        ("@equalLength false", "@equalLength true", r"line 11: the case has 2 steps where the header says that all have 3"),
-        ("@equalLength false", "@equalLength true\n@seriesLength 2", r"line 11: the case has 3 steps .* all have 2"),
+        (
+            "@univariate false",
+            "@univariate true",
+            r"line 6: `@dimensions` is 2 although the header says `@univariate true`",
+        ),
+        (
+            "@equalLength false",
+            "@equalLength true",
+            r"line 11: the case has 2 steps where the header says that all have 3",
+        ),
+        (
+            "@equalLength false",
+            "@equalLength true\n@seriesLength 2",
+            r"line 11: the case has 3 steps .* all have 2",
+        ),
         ("@equalLength false", "@seriesLength 4", r"line 10: the case has 3 steps"),
-        ("true up down 1.0", "true up 1.0", r"line 11: the label 'down' is none of the header's classes \('up 1\.0'\)"),
+        (
+            "true up down 1.0",
+            "true up 1.0",
+            r"line 11: the label 'down' is none of the header's classes \('up 1\.0'\)",
+        ),
         ("true up down 1.0", "true up down up", r"line 8: `@classLabel` names 'up' twice"),
         ("true up down 1.0", "true", r"line 8: `@classLabel` names no class"),
         ("true up down 1.0", "false", r"line 8: there are no class labels"),
@@ -296,21 +386,48 @@ def test_m4_mistakes(tmp_path, old, new, match):
 @pytest.mark.parametrize(
     ("test", "info", "match"),
     [
-        (M4_TEST.replace("Y2,14,15\n", ""), M4_INFO, r"test\.csv: the series 'Y2' of .*train\.csv is not there \(3 and 2 series\)"),
+        (
+            M4_TEST.replace("Y2,14,15\n", ""),
+            M4_INFO,
+            r"test\.csv: the series 'Y2' of .*train\.csv is not there \(3 and 2 series\)",
+        ),
         (M4_TEST + "Y4,1,2\n", M4_INFO, r"train\.csv: the series 'Y4' of .*test\.csv is not there"),
-        (M4_TEST.replace("12,13", "12,"), M4_INFO, r"test\.csv: the series 'Y3' has 1 test values where others have 2"),
-        (M4_TEST, M4_INFO.replace("Y2,Micro,1,2", "Y2,Micro,1,6"), r"info\.csv: the horizon of 'Y2' is 6, the test part has 2 steps"),
+        (
+            M4_TEST.replace("12,13", "12,"),
+            M4_INFO,
+            r"test\.csv: the series 'Y3' has 1 test values where others have 2",
+        ),
+        (
+            M4_TEST,
+            M4_INFO.replace("Y2,Micro,1,2", "Y2,Micro,1,6"),
+            r"info\.csv: the horizon of 'Y2' is 6, the test part has 2 steps",
+        ),
         (M4_TEST, M4_INFO.replace("Y2,", "Y9,"), r"info\.csv: the series 'Y2' of .*train\.csv is not there"),
-        (M4_TEST, M4_INFO.replace("Y2,", "Y1,"), r"info\.csv, line 3: the id 'Y1' stands twice, first in line 2"),
-        (M4_TEST, M4_INFO.replace("1,2,Yearly", "1,2,Weekly", 1), r"train\.csv: the series are of several frequencies: Weekly, Yearly"),
+        (
+            M4_TEST,
+            M4_INFO.replace("Y2,", "Y1,"),
+            r"info\.csv, line 3: the id 'Y1' stands twice, first in line 2",
+        ),
+        (
+            M4_TEST,
+            M4_INFO.replace("1,2,Yearly", "1,2,Weekly", 1),
+            r"train\.csv: the series are of several frequencies: Weekly, Yearly",
+        ),
         (M4_TEST, M4_INFO.replace("Macro,1,", "Macro,one,"), r"info\.csv, line 2: `Frequency` is 'one'"),
-        (M4_TEST, M4_INFO.replace("Quarterly,-", "Quarterly"), r"info\.csv, line 5: has 5 field\(s\) where the header has 6"),
+        (
+            M4_TEST,
+            M4_INFO.replace("Quarterly,-", "Quarterly"),
+            r"info\.csv, line 5: has 5 field\(s\) where the header has 6",
+        ),
         (M4_TEST, M4_INFO.replace("category", "kind"), r"info\.csv, line 1: the columns are M4id, kind"),
         (M4_TEST, M4_INFO[: M4_INFO.index("Y1")], r"info\.csv: there are no rows"),
     ],
 )
 def test_m4_parts_that_do_not_fit(tmp_path, test, info, match):
-    paths = [write(tmp_path, name, text) for name, text in (("train.csv", M4_TRAIN), ("test.csv", test), ("info.csv", info))]
+    paths = [
+        write(tmp_path, name, text)
+        for name, text in (("train.csv", M4_TRAIN), ("test.csv", test), ("info.csv", info))
+    ]
     with pytest.raises(DataError, match=match):
         read_m4(*paths)
 
@@ -325,19 +442,37 @@ def pickled() -> np.ndarray:
         (lambda a: without(a, "train"), r"there is no array `train` \(found: channels"),
         (lambda a: {**a, "other": a["train"]}, r"the array 'other' is not known"),
         (lambda a: without(a, "train_len"), r"of the segments' arrays there is only channels, test_len"),
-        (lambda a: {**a, "train": pickled()}, r"array `train`: holds pickled objects, which are never loaded"),
+        (
+            lambda a: {**a, "train": pickled()},
+            r"array `train`: holds pickled objects, which are never loaded",
+        ),
         (lambda a: {**a, "train": a["train"][:, 0]}, r"array `train`: is float64 \(6,\)"),
         (lambda a: {**a, "train": a["train"][:0]}, r"array `train`: is float64 \(0, 2\)"),
         (lambda a: {**a, "train": a["train"].astype(str)}, r"array `train`: is <U32 \(6, 2\)"),
         (lambda a: {**a, "train": a["train"][:, :1]}, r"train has 1 channels, test 2"),
-        (lambda a: {**a, "test": np.where(np.arange(10).reshape(5, 2) == 5, np.nan, 0.0)}, r"array `test`, row 3, channel 2: 1 value"),
-        (lambda a: {**a, "test_label": a["test_label"][:4]}, r"array `test_label`: is int8 \(4,\) where the test stream has 5 steps"),
+        (
+            lambda a: {**a, "test": np.where(np.arange(10).reshape(5, 2) == 5, np.nan, 0.0)},
+            r"array `test`, row 3, channel 2: 1 value",
+        ),
+        (
+            lambda a: {**a, "test_label": a["test_label"][:4]},
+            r"array `test_label`: is int8 \(4,\) where the test stream has 5 steps",
+        ),
         (lambda a: {**a, "test_label": a["test_label"] * 2}, r"array `test_label`, row 2: the label is 2"),
-        (lambda a: {**a, "channels": np.array(["A", "A"])}, r"array `channels`: a segment's name stands twice"),
+        (
+            lambda a: {**a, "channels": np.array(["A", "A"])},
+            r"array `channels`: a segment's name stands twice",
+        ),
         (lambda a: {**a, "channels": np.array([1, 2])}, r"array `channels`: is int64 \(2,\)"),
-        (lambda a: {**a, "train_len": np.array([4, 3])}, r"array `train_len`: the segments' rows add up to 7 of 6"),
+        (
+            lambda a: {**a, "train_len": np.array([4, 3])},
+            r"array `train_len`: the segments' rows add up to 7 of 6",
+        ),
         (lambda a: {**a, "train_len": np.array([7, -1])}, r"array `train_len`: is int64 \(2,\)"),
-        (lambda a: {**a, "test_len": np.array([5])}, r"array `test_len`: is int64 \(1,\).*each of the 2 segments"),
+        (
+            lambda a: {**a, "test_len": np.array([5])},
+            r"array `test_len`: is int64 \(1,\).*each of the 2 segments",
+        ),
     ],
 )
 def test_stream_mistakes(tmp_path, change, match):
@@ -351,7 +486,9 @@ def test_stream_mistakes(tmp_path, change, match):
 
 def test_an_entry_that_the_directory_of_the_npz_swallows(tmp_path):
     content = bytearray(npz(**stream_arrays()))
-    start = content.rindex(b"test_label.npy") - 46  # its record in the directory; a comment of 256 bytes hides the three after it
+    start = (
+        content.rindex(b"test_label.npy") - 46
+    )  # its record in the directory; a comment of 256 bytes hides the three after it
     content[start + 33] = 1
     with pytest.raises(DataError, match="does not hold as many entries as it says"):
         read_stream(write(tmp_path, "toy.npz", bytes(content)))
@@ -359,7 +496,9 @@ def test_an_entry_that_the_directory_of_the_npz_swallows(tmp_path):
 
 def test_a_stream_header_that_claims_more_than_the_file_holds(tmp_path):
     path, claim = tmp_path / "toy.npz", io.BytesIO()
-    np.lib.format.write_array_header_1_0(claim, {"descr": "<f8", "fortran_order": False, "shape": (1 << 40, 2)})
+    np.lib.format.write_array_header_1_0(
+        claim, {"descr": "<f8", "fortran_order": False, "shape": (1 << 40, 2)}
+    )
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("train.npy", claim.getvalue() + b"\0" * 64)
     with pytest.raises(DataError, match=r"array `train`: its header says float64 \(1099511627776, 2\)"):
@@ -393,7 +532,9 @@ def plain_lines(content: bytes) -> list[str]:
 
 def data_lines(content: bytes) -> list[str]:
     lines = plain_lines(content)
-    start = next(index for index, line in enumerate(lines) if line.split()[:1] and line.split()[0].lower() == "@data")
+    start = next(
+        index for index, line in enumerate(lines) if line.split()[:1] and line.split()[0].lower() == "@data"
+    )
     return [line for line in lines[start + 1 :] if line]
 
 
@@ -406,16 +547,24 @@ def plain_tsf(content: bytes) -> Any:
 
 
 def plain_ts(content: bytes) -> Any:
-    return [(line.split(":")[-1].strip(), [floats(part) for part in line.split(":")[:-1]]) for line in data_lines(content)]
+    return [
+        (line.split(":")[-1].strip(), [floats(part) for part in line.split(":")[:-1]])
+        for line in data_lines(content)
+    ]
 
 
 def plain_m4(content: bytes) -> Any:
     rows = [line.replace('"', "").split(",") for line in plain_lines(content)[1:-1]]
-    return [(row[0].strip(), [float(field) for field in row[1:] if field.strip() not in ("", "NA")]) for row in rows]
+    return [
+        (row[0].strip(), [float(field) for field in row[1:] if field.strip() not in ("", "NA")])
+        for row in rows
+    ]
 
 
 def plain_info(content: bytes) -> Any:
-    rows = [[cell.strip().strip('"').strip() for cell in line.split(",")] for line in plain_lines(content)[1:-1]]
+    rows = [
+        [cell.strip().strip('"').strip() for cell in line.split(",")] for line in plain_lines(content)[1:-1]
+    ]
     return [(row[0], row[1], int(row[2]), int(row[3]), row[4]) for row in rows]
 
 
@@ -434,7 +583,16 @@ def read_labelled(path: Path) -> Any:
 
 def read_table(path: Path) -> Any:
     found = read_m4_info(path)
-    return list(zip(found.names, found.categories, found.seasons.tolist(), found.horizons.tolist(), found.frequencies, strict=True))
+    return list(
+        zip(
+            found.names,
+            found.categories,
+            found.seasons.tolist(),
+            found.horizons.tolist(),
+            found.frequencies,
+            strict=True,
+        )
+    )
 
 
 TEXT_READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[bytes], Any]]] = {
@@ -457,7 +615,11 @@ def refusal(read: Callable[[Path], Any], path: Path) -> tuple[Any, str | None]:
 @st.composite
 def mutilated(draw: st.DrawFn, content: bytes) -> bytes:
     """The content truncated, with lines shuffled, repeated or lost, with wrong numbers, or with bytes of noise."""
-    kind = draw(st.sampled_from(["truncated", "shuffled", "repeated", "lost", "numbers", "noise", "all noise", "words"]))
+    kind = draw(
+        st.sampled_from(
+            ["truncated", "shuffled", "repeated", "lost", "numbers", "noise", "all noise", "words"]
+        )
+    )
     lines = content.splitlines(keepends=True)
     if kind == "truncated":
         return content[: draw(st.integers(0, len(content) - 1))]
@@ -471,14 +633,24 @@ def mutilated(draw: st.DrawFn, content: bytes) -> bytes:
     if kind == "numbers":
         places = [index for index, byte in enumerate(content) if chr(byte).isdigit()]
         place = draw(st.sampled_from(places))
-        return content[:place] + draw(st.sampled_from([b"", b"0", b"99", b"-1", b"1.5", b"1e400", b"nan", b"?"])) + content[place + 1 :]
+        return (
+            content[:place]
+            + draw(st.sampled_from([b"", b"0", b"99", b"-1", b"1.5", b"1e400", b"nan", b"?"]))
+            + content[place + 1 :]
+        )
     if kind == "all noise":
         return draw(st.binary(max_size=200))
-    noise = draw(st.sampled_from([b",", b":", b"@", b"\n", b"true", b"@data\n", b"#", b" ", b'"'])) if kind == "words" else None
+    noise = (
+        draw(st.sampled_from([b",", b":", b"@", b"\n", b"true", b"@data\n", b"#", b" ", b'"']))
+        if kind == "words"
+        else None
+    )
     changed = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, len(changed)))
-        changed[place : place + draw(st.integers(0, 2))] = draw(st.binary(max_size=3)) if noise is None else noise
+        changed[place : place + draw(st.integers(0, 2))] = (
+            draw(st.binary(max_size=3)) if noise is None else noise
+        )
     return bytes(changed)
 
 
@@ -534,7 +706,10 @@ def test_mutilated_packed_archives(folder, name):
 
     def same(found: Any) -> bool:
         pairs = [(expected[key], value) for key, value in vars(found).items()]
-        return all(all(map(np.array_equal, one, other)) if isinstance(one, tuple) else np.array_equal(one, other) for one, other in pairs)
+        return all(
+            all(map(np.array_equal, one, other)) if isinstance(one, tuple) else np.array_equal(one, other)
+            for one, other in pairs
+        )
 
     @settings(max_examples=300, deadline=None)
     @given(damaged(whole))
@@ -547,11 +722,21 @@ def test_mutilated_packed_archives(folder, name):
 
 @pytest.mark.parametrize(
     ("part", "series", "horizon", "first", "shortest"),
-    [("yearly", 645, 6, 940.66, 20), ("quarterly", 756, 8, 3142.63, 24), ("monthly", 1428, 18, 2640, 66), ("other", 174, 8, 3060.42, 71)],
+    [
+        ("yearly", 645, 6, 940.66, 20),
+        ("quarterly", 756, 8, 3142.63, 24),
+        ("monthly", 1428, 18, 2640, 66),
+        ("other", 174, 8, 3060.42, 71),
+    ],
 )
 def test_m3(data_root, part, series, horizon, first, shortest):
     found = read_tsf(data_root / "m3" / f"m3_{part}_dataset.tsf")
-    assert (found.n_series, found.horizon, found.values[0][0], found.lengths.min()) == (series, horizon, first, shortest)
+    assert (found.n_series, found.horizon, found.values[0][0], found.lengths.min()) == (
+        series,
+        horizon,
+        first,
+        shortest,
+    )
 
 
 @pytest.mark.parametrize(
@@ -560,14 +745,18 @@ def test_m3(data_root, part, series, horizon, first, shortest):
 )
 def test_m4_with_the_competitions_own_naive2(data_root, part, series, horizon, smape):
     folder = data_root / "m4"
-    found = read_m4(folder / f"{part}-train.csv.gz", folder / f"{part}-test.csv.gz", folder / "M4-info.csv.gz")
+    found = read_m4(
+        folder / f"{part}-train.csv.gz", folder / f"{part}-test.csv.gz", folder / "M4-info.csv.gz"
+    )
     assert (found.n_series, found.horizon, found.frequency) == (series, horizon, part)
     naive2 = read_m4_part(folder / "submission-Naive2.csv.gz")
     assert naive2.n_series == 100_000
     forecasts = dict(zip(naive2.names, naive2.values, strict=True))
     forecast = np.stack([forecasts[name] for name in found.names])
     actual = np.stack([series[-horizon:] for series in found.values])
-    assert np.mean(200 * np.abs(forecast - actual) / (np.abs(forecast) + np.abs(actual))) == pytest.approx(smape, abs=5e-4)
+    assert np.mean(200 * np.abs(forecast - actual) / (np.abs(forecast) + np.abs(actual))) == pytest.approx(
+        smape, abs=5e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -593,12 +782,21 @@ def test_anomaly_streams(data_root):
     assert (smap.train.shape, smap.test.shape, len(smap.segments)) == ((135183, 25), (427617, 25), 53)
     assert smap.anomaly_ratio == pytest.approx(0.1279, abs=5e-5)
     machine = read_stream(data_root / "SMD" / "machine-1-2.npz")
-    assert (machine.train.shape, machine.test.shape, machine.segments) == ((23694, 38), (23694, 38), ("machine-1-2",))
+    assert (machine.train.shape, machine.test.shape, machine.segments) == (
+        (23694, 38),
+        (23694, 38),
+        ("machine-1-2",),
+    )
     with pytest.raises(DataError, match="there is no array `train`"):
         read_stream(data_root / "SMD" / "machine-1-1.labels_only.npz")
 
 
 def test_the_front_room_names_every_reader():
     assert {name for name in archives.__all__ if name.startswith("read_")} == {
-        "read_m4", "read_m4_info", "read_m4_part", "read_stream", "read_ts", "read_tsf",
-    }  # fmt: skip
+        "read_m4",
+        "read_m4_info",
+        "read_m4_part",
+        "read_stream",
+        "read_ts",
+        "read_tsf",
+    }

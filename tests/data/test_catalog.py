@@ -37,19 +37,38 @@ needs_data = pytest.mark.skipif(not DATA_ROOT, reason="OFA_JAX_DATA is not set")
 
 FRAMES = ("etth1", "etth2", "ettm1", "ettm2", "weather", "illness", "electricity", "traffic")
 COLLECTIONS = (
-    "m3_yearly", "m3_quarterly", "m3_monthly", "m3_other",
-    "m4_yearly", "m4_quarterly", "m4_monthly", "m4_weekly", "m4_daily", "m4_hourly",
-)  # fmt: skip
+    "m3_yearly",
+    "m3_quarterly",
+    "m3_monthly",
+    "m3_other",
+    "m4_yearly",
+    "m4_quarterly",
+    "m4_monthly",
+    "m4_weekly",
+    "m4_daily",
+    "m4_hourly",
+)
 STREAMS = ("smd", "msl", "smap", "swat", "psm")
 CASES = (
-    "ethanolconcentration", "facedetection", "handwriting", "heartbeat", "japanesevowels", "pems_sf", "selfregulationscp1",
-    "selfregulationscp2", "spokenarabicdigits", "uwavegesturelibrary", "basicmotions",
-)  # fmt: skip
+    "ethanolconcentration",
+    "facedetection",
+    "handwriting",
+    "heartbeat",
+    "japanesevowels",
+    "pems_sf",
+    "selfregulationscp1",
+    "selfregulationscp2",
+    "spokenarabicdigits",
+    "uwavegesturelibrary",
+    "basicmotions",
+)
 
 
 def present(name: str) -> bool:
     """Whether the data root at hand holds all that a data set needs."""
-    return DATA_ROOT is not None and all(find(file, Path(DATA_ROOT)) for file in CATALOG[name].files if file.needed)
+    return DATA_ROOT is not None and all(
+        find(file, Path(DATA_ROOT)) for file in CATALOG[name].files if file.needed
+    )
 
 
 def replace_sum(name: str, path: Path) -> DatasetEntry:
@@ -69,12 +88,21 @@ def test_every_set_of_the_paper_and_of_gpt4ts_is_known():
 def test_entries_are_consistent(name):
     entry = CATALOG[name]
     assert entry.name == name
-    assert len({file.path for file in entry.files}) == len({file.role for file in entry.files}) == len(entry.files) > 0
+    assert (
+        len({file.path for file in entry.files})
+        == len({file.role for file in entry.files})
+        == len(entry.files)
+        > 0
+    )
     assert any(file.needed for file in entry.files)
     for file in entry.files:
         assert not PurePosixPath(file.path).is_absolute()
         assert ".." not in PurePosixPath(file.path).parts
-        assert all(re.fullmatch("[0-9a-f]{64}", known) for known in (file.sha256, file.copy_sha256) if known is not None)
+        assert all(
+            re.fullmatch("[0-9a-f]{64}", known)
+            for known in (file.sha256, file.copy_sha256)
+            if known is not None
+        )
         assert file.sha256 is None or file.copy_sha256 is None
         assert file.url is None or file.url.startswith("https://")
         assert (file.member is not None) == (file.url is not None and file.url.endswith(".zip"))
@@ -100,7 +128,9 @@ def test_no_two_published_files_are_the_same():
 @pytest.mark.parametrize("name", FRAMES)
 def test_frames_can_be_split_and_have_the_season_of_their_frequency(name):
     entry = CATALOG[name]
-    borders(entry.n_rows, entry.split, input_length=104 if name == "illness" else 512, horizon=max(entry.horizons))
+    borders(
+        entry.n_rows, entry.split, input_length=104 if name == "illness" else 512, horizon=max(entry.horizons)
+    )
     if name == "illness":
         assert (entry.season, entry.frequency) == (52, "W-TUE")
     else:
@@ -111,10 +141,17 @@ def test_frames_can_be_split_and_have_the_season_of_their_frequency(name):
 def test_the_seasons_and_horizons_of_the_competitions():
     found = {name: (CATALOG[name].horizons, CATALOG[name].season) for name in COLLECTIONS}
     assert found == {
-        "m3_yearly": ((6,), 1), "m3_quarterly": ((8,), 4), "m3_monthly": ((18,), 12), "m3_other": ((8,), 1),
-        "m4_yearly": ((6,), 1), "m4_quarterly": ((8,), 4), "m4_monthly": ((18,), 12),
-        "m4_weekly": ((13,), 1), "m4_daily": ((14,), 1), "m4_hourly": ((48,), 24),
-    }  # fmt: skip
+        "m3_yearly": ((6,), 1),
+        "m3_quarterly": ((8,), 4),
+        "m3_monthly": ((18,), 12),
+        "m3_other": ((8,), 1),
+        "m4_yearly": ((6,), 1),
+        "m4_quarterly": ((8,), 4),
+        "m4_monthly": ((18,), 12),
+        "m4_weekly": ((13,), 1),
+        "m4_daily": ((14,), 1),
+        "m4_hourly": ((48,), 24),
+    }
     assert sum(CATALOG[name].n_series for name in COLLECTIONS if name.startswith("m3")) == 3003
     assert sum(CATALOG[name].n_series for name in COLLECTIONS if name.startswith("m4")) == 100_000
 
@@ -166,7 +203,11 @@ def test_streams_agree_with_the_files():
     if not present("smap"):
         pytest.skip("smap is not in OFA_JAX_DATA")
     (smap,), entry = load_streams("smap")
-    assert (len(smap.train), len(smap.test), smap.n_channels) == (entry.n_train, entry.n_test, entry.n_channels)
+    assert (len(smap.train), len(smap.test), smap.n_channels) == (
+        entry.n_train,
+        entry.n_test,
+        entry.n_channels,
+    )
     streams, _ = load_streams("smd", only=("machine-1-2", "machine-2-1"))
     assert [stream.segments for stream in streams] == [("machine-1-2",), ("machine-2-1",)]
     with pytest.raises(DataError, match=r"has no file `machine-9`.*machine-1-1"):
@@ -184,7 +225,9 @@ def test_the_copies_at_hand_have_the_catalogued_sums():
 
 def test_data_root_says_what_to_set(monkeypatch, tmp_path):
     monkeypatch.delenv("OFA_JAX_DATA", raising=False)
-    with pytest.raises(DataError, match=r"OFA_JAX_DATA is not set, so `etth1` cannot.*Export OFA_JAX_DATA=.*data fetch etth1"):
+    with pytest.raises(
+        DataError, match=r"OFA_JAX_DATA is not set, so `etth1` cannot.*Export OFA_JAX_DATA=.*data fetch etth1"
+    ):
         load("etth1")
     monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path / "absent"))
     with pytest.raises(DataError, match="no folder"):
@@ -230,7 +273,10 @@ def test_a_file_whose_published_sum_is_not_known_is_neither_refused_nor_verified
     path.write_text("date,a\n2024-01-01,1\n")
     entry = dataclasses.replace(CATALOG["etth1"], files=(DataFile("a.csv"),))
     assert verify(entry, path) is False
-    assert verify(dataclasses.replace(entry, files=(DataFile("a.csv", copy_sha256=sha256_file(path)),)), path) is True
+    assert (
+        verify(dataclasses.replace(entry, files=(DataFile("a.csv", copy_sha256=sha256_file(path)),)), path)
+        is True
+    )
 
 
 def test_a_known_set_is_read_by_its_own_policy(tmp_path, monkeypatch):
@@ -260,13 +306,18 @@ def test_own_files_by_path_and_misspelt_names(tmp_path):
 
 
 def test_a_known_set_of_another_kind_is_refused():
-    with pytest.raises(DataError, match=r"`m4_yearly` is a collection of single series.*here a table of series.*etth1.*`load_collection`"):
+    with pytest.raises(
+        DataError,
+        match=r"`m4_yearly` is a collection of single series.*here a table of series.*etth1.*`load_collection`",
+    ):
         load("m4_yearly")
     with pytest.raises(DataError, match=r"`etth1` is a table of series .*here a set of labelled cases"):
         load_cases("etth1")
     with pytest.raises(DataError, match=r"`smap` is a labelled stream .*here a collection"):
         load_collection("smap")
-    with pytest.raises(DataError, match=r"`heartbeat` is a set of labelled cases \(classification\), here a labelled stream"):
+    with pytest.raises(
+        DataError, match=r"`heartbeat` is a set of labelled cases \(classification\), here a labelled stream"
+    ):
         load_streams("heartbeat")
 
 
@@ -285,7 +336,9 @@ def test_m4_is_read_with_or_without_its_table(tmp_path, monkeypatch):
     collection, _ = load_collection("m4_yearly", root=tmp_path)
     assert [series.tolist() for series in collection.values] == [[1, 2, 8], [3, 9]]
     assert collection.frequency is None
-    (tmp_path / "m4" / "M4-info.csv").write_text("M4id,category,Frequency,Horizon,SP\nY1,Macro,1,1,Yearly\nY2,Micro,1,1,Yearly\n")
+    (tmp_path / "m4" / "M4-info.csv").write_text(
+        "M4id,category,Frequency,Horizon,SP\nY1,Macro,1,1,Yearly\nY2,Micro,1,1,Yearly\n"
+    )
     assert load_collection("m4_yearly", root=tmp_path)[0].frequency == "Yearly"
     monkeypatch.setitem(CATALOG, "m4_yearly", dataclasses.replace(entry, files=files))
     with pytest.raises(DataError, match="has 2 series, `m4_yearly` has 23000"):
@@ -341,9 +394,17 @@ def test_checking_a_file_sums_it_up(tmp_path):
     frame.write_text("date,a,b\n2024-01-01,1,2\n2024-01-02,1,2\n2024-01-03,1,2\n")
     found = check_file(frame)
     assert found == {
-        "path": str(frame), "sha256": sha256_file(frame), "known_as": [], "kind": "frame", "rows": 3, "channels": 2,
-        "names": ["a", "b"], "frequency": "D", "first": "2024-01-01T00:00:00", "last": "2024-01-03T00:00:00",
-    }  # fmt: skip
+        "path": str(frame),
+        "sha256": sha256_file(frame),
+        "known_as": [],
+        "kind": "frame",
+        "rows": 3,
+        "channels": 2,
+        "names": ["a", "b"],
+        "frequency": "D",
+        "first": "2024-01-01T00:00:00",
+        "last": "2024-01-03T00:00:00",
+    }
     write_m4(tmp_path)
     assert check_file(tmp_path / "m4" / "Yearly-train.csv")["series"] == 2
     (tmp_path / "a.tsf").write_text("@attribute series_name string\n@horizon 1\n@data\na:1,?,3\n")
@@ -351,9 +412,16 @@ def test_checking_a_file_sums_it_up(tmp_path):
         check_file(tmp_path / "a.tsf")
     found = check_file(tmp_path / "a.tsf", missing="linear")
     assert {key: found[key] for key in ("kind", "series", "horizon", "filled", "shortest", "longest")} == {
-        "kind": "collection", "series": 1, "horizon": 1, "filled": 1, "shortest": 3, "longest": 3,
-    }  # fmt: skip
-    (tmp_path / "a.ts.gz").write_bytes(gzip.compress(b"@univariate true\n@classLabel true x y\n@data\n1,2:x\n1:x\n"))
+        "kind": "collection",
+        "series": 1,
+        "horizon": 1,
+        "filled": 1,
+        "shortest": 3,
+        "longest": 3,
+    }
+    (tmp_path / "a.ts.gz").write_bytes(
+        gzip.compress(b"@univariate true\n@classLabel true x y\n@data\n1,2:x\n1:x\n")
+    )
     assert check_file(tmp_path / "a.ts.gz")["classes"] == {"x": 2, "y": 0}
     np.savez(tmp_path / "a.npz", train=np.ones((2, 1)), test=np.ones((4, 1)), test_label=[0, 1, 0, 0])
     found = check_file(tmp_path / "a.npz")

@@ -159,7 +159,11 @@ def test_a_file_without_a_known_sum_is_said_to_be_unverified(site, tmp_path):
 
 def test_a_wrong_sum_is_refused_and_nothing_stays(site, tmp_path):
     site.files["a.csv"] = TEXT
-    refused(entry(DataFile("a.csv", sha256="0" * 64, url=site.url("a.csv"))), tmp_path, "does not have the sha256 0000")
+    refused(
+        entry(DataFile("a.csv", sha256="0" * 64, url=site.url("a.csv"))),
+        tmp_path,
+        "does not have the sha256 0000",
+    )
     site.files["a.zip"] = zipped({"a.csv": TEXT})
     toy = entry(DataFile("a.csv", sha256="0" * 64, url=site.url("a.zip"), member="a.csv"))
     refused(toy, tmp_path, f"has the sha256 {sha256(TEXT)}, expected 0000")
@@ -231,7 +235,11 @@ def test_more_bytes_than_allowed_are_refused(site, tmp_path):
 def test_refusals_of_the_server_and_no_server(site, tmp_path):
     refused(entry(DataFile("a.csv", url=site.url("absent"))), tmp_path, "answers 404")
     site.files["a.csv"], site.encoding = gzip.compress(TEXT), "gzip"
-    refused(entry(DataFile("a.csv", url=site.url("a.csv"))), tmp_path, "sends the file encoded although asked not to")
+    refused(
+        entry(DataFile("a.csv", url=site.url("a.csv"))),
+        tmp_path,
+        "sends the file encoded although asked not to",
+    )
     refused(entry(DataFile("a.csv", url="http://127.0.0.1:9/a.csv")), tmp_path, "broke off after 0 bytes")
     refused(entry(DataFile("a.csv", url="nonsense://127.0.0.1/a.csv")), tmp_path, "the download failed")
 
@@ -242,11 +250,16 @@ def test_files_to_be_got_by_hand(site, tmp_path):
     refused(needed, tmp_path, r"no address for b\.npz.*https://example\.org/toy.*put it at b\.npz below")
     assert site.log == []
     optional = entry(DataFile("a.csv", url=site.url("a.csv")), DataFile("b.npz", "b", needed=False))
-    assert [(done.status, done.path.name) for done in fetch(optional, tmp_path)] == [("downloaded", "a.csv"), ("by hand", "b.npz")]
+    assert [(done.status, done.path.name) for done in fetch(optional, tmp_path)] == [
+        ("downloaded", "a.csv"),
+        ("by hand", "b.npz"),
+    ]
 
 
 def test_members_of_an_archive_come_out_of_one_download(site, tmp_path):
-    site.files["toy.zip"] = zipped({"toy/A_TRAIN.ts": b"train\n", "toy/A_TEST.ts": b"test\n", "toy/readme.txt": b"-"})
+    site.files["toy.zip"] = zipped(
+        {"toy/A_TRAIN.ts": b"train\n", "toy/A_TEST.ts": b"test\n", "toy/readme.txt": b"-"}
+    )
     url = site.url("toy.zip")
     toy = entry(
         DataFile("A/A_TRAIN.ts", "train", sha256=sha256(b"train\n"), url=url, member="A_TRAIN.ts"),
@@ -296,7 +309,9 @@ def test_damaged_archives_are_refused(site, tmp_path):
     whole[2000] ^= 0xFF
     for content in (bytes(whole), zipped({"a.csv": CONTENT})[:-500], CONTENT, b""):
         site.files["a.zip"] = content
-        refused(entry(DataFile("a.csv", url=site.url("a.zip"), member="a.csv")), tmp_path, "cannot be unpacked")
+        refused(
+            entry(DataFile("a.csv", url=site.url("a.zip"), member="a.csv")), tmp_path, "cannot be unpacked"
+        )
 
 
 def test_an_archive_may_not_unpack_without_end(tmp_path):
@@ -311,7 +326,10 @@ def test_an_archive_may_not_unpack_without_end(tmp_path):
 def test_one_wrong_member_keeps_the_other_out_as_well(site, tmp_path):
     site.files["a.zip"] = zipped({"a": b"right", "b": b"wrong"})
     url = site.url("a.zip")
-    toy = entry(DataFile("a", sha256=sha256(b"right"), url=url, member="a"), DataFile("b", "b", sha256="0" * 64, url=url, member="b"))
+    toy = entry(
+        DataFile("a", sha256=sha256(b"right"), url=url, member="a"),
+        DataFile("b", "b", sha256="0" * 64, url=url, member="b"),
+    )
     refused(toy, tmp_path, "expected 0000")
 
 

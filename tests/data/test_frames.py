@@ -38,7 +38,11 @@ def refused(source: object, **options: object) -> str:
 
 def hourly(rows: str, head: str = "date,a") -> str:
     """A table of hours from the cells of one column."""
-    return head + "\n" + "".join(f"2024-01-01 {hour:02d}:00,{cell}\n" for hour, cell in enumerate(rows.split("|")))
+    return (
+        head
+        + "\n"
+        + "".join(f"2024-01-01 {hour:02d}:00,{cell}\n" for hour, cell in enumerate(rows.split("|")))
+    )
 
 
 def test_a_good_file_is_read_as_it_stands(tmp_path):
@@ -132,7 +136,9 @@ def test_columns_choose_and_order_the_series(tmp_path):
 def test_timestamp_column_by_name_by_custom_or_by_content(tmp_path):
     days = ["2024-01-01", "2024-01-02", "2024-01-03"]
     for head, option in (("DateTime,a", None), ("when,a", None), ("when,a", "when"), (",a", None)):
-        frame = read_frame(write(tmp_path, head + "\n" + "".join(f"{day},1\n" for day in days)), timestamp_column=option)
+        frame = read_frame(
+            write(tmp_path, head + "\n" + "".join(f"{day},1\n" for day in days)), timestamp_column=option
+        )
         assert frame.frequency == "D"
         assert frame.names == ("a",)
     second = write(tmp_path, "a,when\n" + "".join(f"1,{day}\n" for day in days))
@@ -197,7 +203,9 @@ def test_missing_values_are_counted_and_the_first_is_named(tmp_path):
 
 def test_missing_values_are_filled_as_asked(tmp_path):
     path = write(tmp_path, hourly("1|||7|inf|9"))
-    np.testing.assert_allclose(read_frame(path, missing="linear").values[:, 0], [1, 3, 5, 7, 8, 9], rtol=1e-15)
+    np.testing.assert_allclose(
+        read_frame(path, missing="linear").values[:, 0], [1, 3, 5, 7, 8, 9], rtol=1e-15
+    )
     np.testing.assert_array_equal(read_frame(path, missing="ffill").values[:, 0], [1, 1, 1, 7, 7, 9])
     ends = write(tmp_path, hourly("1|2|"))
     np.testing.assert_array_equal(read_frame(ends, missing="ffill").values[:, 0], [1, 2, 2])
@@ -245,7 +253,9 @@ def test_as_is_keeps_duplicates_and_gaps_but_not_disorder():
     frame = read_frame(table, timestamps="as_is")
     assert frame.n_rows == len(hours)
     assert frame.frequency == "h"
-    np.testing.assert_array_equal(frame.future_timestamps(2), np.array(["2024-01-01T13", "2024-01-01T14"], "datetime64[ns]"))
+    np.testing.assert_array_equal(
+        frame.future_timestamps(2), np.array(["2024-01-01T13", "2024-01-01T14"], "datetime64[ns]")
+    )
     crowded = times(*[f"2024-01-01 {hour:02d}:00" for hour in (0, 0, 0, 1, 1, 1, 2, 2, 2)])
     assert read_frame(crowded, timestamps="as_is").frequency == "h"
     assert "order" in refused(table.iloc[::-1].reset_index(drop=True), timestamps="as_is")
@@ -280,7 +290,9 @@ def test_regular_steps_are_recognised_and_continued(alias):
     frame = read_frame(pd.DataFrame({"a": np.arange(40.0)}, index=index[:40]))
     np.testing.assert_array_equal(frame.future_timestamps(5), index[40:].to_numpy())
     assert frame.frequency is not None
-    np.testing.assert_array_equal(pd.date_range(index[0], periods=45, freq=frame.frequency).to_numpy(), index.to_numpy())
+    np.testing.assert_array_equal(
+        pd.date_range(index[0], periods=45, freq=frame.frequency).to_numpy(), index.to_numpy()
+    )
 
 
 @pytest.mark.parametrize("alias", ["MS", "2MS"])
@@ -318,7 +330,14 @@ def test_time_zones_become_utc_over_a_change_of_clocks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("form", "step"), [("%d.%m.%Y %H:%M", "h"), ("%m/%d/%Y %H:%M:%S", "h"), ("%d/%m/%Y", "D"), ("%m/%d/%Y", "D"), ("%Y/%m/%d", "D")]
+    ("form", "step"),
+    [
+        ("%d.%m.%Y %H:%M", "h"),
+        ("%m/%d/%Y %H:%M:%S", "h"),
+        ("%d/%m/%Y", "D"),
+        ("%m/%d/%Y", "D"),
+        ("%Y/%m/%d", "D"),
+    ],
 )
 def test_year_last_dates_are_read_the_way_that_fits(form, step):
     index = pd.date_range("2024-02-01", periods=60, freq=step)
@@ -336,10 +355,14 @@ def test_dataframe_kinds():
     frame = read_frame(pd.DataFrame({1: pd.array([1, 2], "Int64")}))
     assert frame.names == ("1",)
     assert "row 2" in refused(pd.DataFrame({"a": pd.array([1, None], "Int64")}))
-    np.testing.assert_array_equal(read_frame(pd.DataFrame({"a": np.array([1, "2.5"], dtype=object)})).values[:, 0], [1, 2.5])
+    np.testing.assert_array_equal(
+        read_frame(pd.DataFrame({"a": np.array([1, "2.5"], dtype=object)})).values[:, 0], [1, 2.5]
+    )
     assert "'True'" in refused(pd.DataFrame({"a": [1.0, 2.0], "b": [True, False]}))
     assert "column `b`, row 1" in refused(pd.DataFrame({"a": [1.0, 2.0], "b": [1j, 2j]}))
-    assert "levels" in refused(pd.DataFrame([[1.0, 2.0]], columns=pd.MultiIndex.from_tuples([("a", "x"), ("a", "y")])))
+    assert "levels" in refused(
+        pd.DataFrame([[1.0, 2.0]], columns=pd.MultiIndex.from_tuples([("a", "x"), ("a", "y")]))
+    )
     assert "reset_index" in refused(pd.DataFrame({"a": [1.0]}, index=["north"]))
     assert "no data rows" in refused(pd.DataFrame({"a": []}))
     assert "NoneType" in refused(None)
@@ -382,7 +405,13 @@ MARKS = [
 ]
 
 
-@given(st.lists(st.tuples(st.integers(0, len(GOOD)), st.integers(0, 6), st.sampled_from(MARKS)), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(GOOD)), st.integers(0, 6), st.sampled_from(MARKS)),
+        min_size=1,
+        max_size=4,
+    )
+)
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_mutilated_text_is_refused_or_read_right(tmp_path, edits):
     text = GOOD

@@ -47,7 +47,9 @@ def test_too_few_rows_say_how_many_are_needed():
 
 
 def test_an_ett_part_that_no_number_of_rows_can_lengthen():
-    with pytest.raises(DataError, match=r"train part.*751 rows.*1056.*more rows would not help.*larger percent"):
+    with pytest.raises(
+        DataError, match=r"train part.*751 rows.*1056.*more rows would not help.*larger percent"
+    ):
         borders(17420, "ett_hour", input_length=336, horizon=720, percent=5)
     with pytest.raises(DataError, match="validation part"):
         borders(17420, "ett_hour", input_length=336, horizon=3000)
@@ -64,12 +66,17 @@ def test_the_number_of_rows_asked_for_suffices_and_is_the_least(input_length, ho
         borders(1, "ratio", **options)
     needed = int(str(caught.value).split(" need ")[1].split(".")[0])
     found = borders(needed + more, "ratio", **options)
-    assert all(start >= 0 and stop <= needed + more and stop - start >= input_length + horizon for start, stop in found.values())
+    assert all(
+        start >= 0 and stop <= needed + more and stop - start >= input_length + horizon
+        for start, stop in found.values()
+    )
     with pytest.raises(DataError, match="too few"):
         borders(needed - 1, "ratio", **options)
 
 
-@pytest.mark.parametrize("options", [{"percent": 0}, {"percent": 101}, {"ratios": (0.7, 0.2, 0.2)}, {"ratios": (1.0, 0.0, 0.0)}])
+@pytest.mark.parametrize(
+    "options", [{"percent": 0}, {"percent": 101}, {"ratios": (0.7, 0.2, 0.2)}, {"ratios": (1.0, 0.0, 0.0)}]
+)
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(ConfigError):
         borders(1000, "ratio", input_length=10, **options)
@@ -98,7 +105,9 @@ def test_a_constant_series_gets_std_1_and_is_named():
 
 
 def test_scaler_survives_json_exactly():
-    scaler = fit_scaler(np.random.default_rng(1).normal(size=(50, 4)) * [1e-5, 1, 1e8, 0], ["a", "b", "c", "d"])
+    scaler = fit_scaler(
+        np.random.default_rng(1).normal(size=(50, 4)) * [1e-5, 1, 1e8, 0], ["a", "b", "c", "d"]
+    )
     back = Scaler.from_dict(json.loads(json.dumps(scaler.to_dict())))
     np.testing.assert_array_equal(back.mean, scaler.mean)
     np.testing.assert_array_equal(back.std, scaler.std)

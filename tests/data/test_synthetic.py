@@ -29,7 +29,9 @@ def test_frame_is_what_a_user_file_would_give():
     assert load.frame.names == ("load_north", "load_south", "load_east", "load_west")
     assert load.frame.frequency == "h"
     assert "generated" in load.frame.source
-    np.testing.assert_allclose(load.frame.values, load.cycles + load.weather[:, None] * load.response + load.noise, rtol=1e-14)
+    np.testing.assert_allclose(
+        load.frame.values, load.cycles + load.weather[:, None] * load.response + load.noise, rtol=1e-14
+    )
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -46,7 +48,10 @@ def test_same_seed_same_series_and_other_seed_other_series():
 def test_series_do_not_depend_on_the_machine():
     # in tens of megawatts: the last bits of a cosine may differ between C libraries
     whole = np.round(hourly_load(400, 2, seed=0).frame.values / 10).astype("<i8")
-    assert hashlib.sha256(whole.tobytes()).hexdigest() == "4ee4fd1bfcc29b4b50dfb81f64e4fadc266829a8ea3f06228d91c574564f2de9"
+    assert (
+        hashlib.sha256(whole.tobytes()).hexdigest()
+        == "4ee4fd1bfcc29b4b50dfb81f64e4fadc266829a8ea3f06228d91c574564f2de9"
+    )
 
 
 def test_normal_numbers_are_normal():
@@ -104,7 +109,9 @@ def test_floor_grows_with_the_horizon_up_to_the_stationary_variance():
     load = hourly_load(10)
     floors = np.stack([load.noise_floor(horizon).mse for horizon in (1, 2, 24, 96, 10_000)])
     assert (np.diff(floors, axis=0) > 0).all()
-    np.testing.assert_allclose(floors[0], load.response**2 * load.weather_shock**2 + load.noise_shock**2, rtol=1e-12)
+    np.testing.assert_allclose(
+        floors[0], load.response**2 * load.weather_shock**2 + load.noise_shock**2, rtol=1e-12
+    )
     weather = load.weather_shock**2 / (1 - load.weather_memory**2)
     limit = load.response**2 * weather + load.noise_shock**2 / (1 - load.noise_memory**2)
     # the first steps of 10000 lie below the limit by about 1 / (1 - .94²) = 9 steps' worth, .1 %
@@ -115,7 +122,9 @@ def test_absolute_floor_is_averaged_after_the_root():
     load = hourly_load(10)
     first, both = load.noise_floor(1), load.noise_floor(2)
     second = 2 * both.mse - first.mse
-    np.testing.assert_allclose(both.mae, (np.sqrt(2 * first.mse / np.pi) + np.sqrt(2 * second / np.pi)) / 2, rtol=1e-12)
+    np.testing.assert_allclose(
+        both.mae, (np.sqrt(2 * first.mse / np.pi) + np.sqrt(2 * second / np.pi)) / 2, rtol=1e-12
+    )
 
 
 def test_standardised_floor_is_the_floor_of_standardised_series():

@@ -43,7 +43,9 @@ def test_windows_of_etth1_from_the_file(data_root):
 
     experiment = build_experiment({"data": {"source": "etth1"}, "task": {"input_length": 336, "horizon": 96}})
     data = prepare(experiment.data, experiment.task)
-    assert {split: table.size for split, table in data.task.tables.items()} == {split: 7 * count for split, count in ETTH1.items()}
+    assert {split: table.size for split, table in data.task.tables.items()} == {
+        split: 7 * count for split, count in ETTH1.items()
+    }
     assert (data.season, data.notices) == (24, ())
     last = data.task.tables["test"].first[-1]
     assert last + 336 + 96 == 20 * 30 * 24
@@ -68,7 +70,9 @@ def test_windows_of_all_channels_and_wider_steps():
 
 def test_one_window_fits_exactly_and_one_row_less_is_refused():
     assert sliding_windows((10, 15), input_length=3, horizon=2, channels=1).size == 1
-    with pytest.raises(DataError, match=r"my file: 4 rows hold no window of 3 input and 2 target steps.*At least 5 rows"):
+    with pytest.raises(
+        DataError, match=r"my file: 4 rows hold no window of 3 input and 2 target steps.*At least 5 rows"
+    ):
         sliding_windows((10, 14), input_length=3, horizon=2, channels=1, source="my file")
 
 
@@ -79,7 +83,9 @@ def test_frames_lie_end_to_end():
     np.testing.assert_array_equal(buffer[first, 0], [1, 2, 3])
 
 
-def naive(buffer: np.ndarray, table: WindowTable, index: np.ndarray, spec: WindowSpec) -> dict[str, np.ndarray]:
+def naive(
+    buffer: np.ndarray, table: WindowTable, index: np.ndarray, spec: WindowSpec
+) -> dict[str, np.ndarray]:
     """Gathering as one would write it down, one value at a time."""
     b, length, horizon = len(index), spec.input_length, spec.horizon
     c = 1 if spec.univariate else buffer.shape[1]
@@ -143,7 +149,12 @@ def test_gathering_agrees_with_plain_slices(spec):
 
 def test_a_short_window_and_a_row_of_padding():
     table = table_of((0, 0, 4, 2, 7, -1), (3, 1, 2, 1, 8, -1))
-    batch = gather(jnp.arange(20, dtype=jnp.float32).reshape(10, 2), table, jnp.array([1, PADDING, 0], jnp.int32), WindowSpec(4, 2))
+    batch = gather(
+        jnp.arange(20, dtype=jnp.float32).reshape(10, 2),
+        table,
+        jnp.array([1, PADDING, 0], jnp.int32),
+        WindowSpec(4, 2),
+    )
     np.testing.assert_array_equal(batch.x[0, :, 0], [0, 0, 7, 9])
     np.testing.assert_array_equal(batch.y[0, :, 0], [11, 0])
     np.testing.assert_array_equal(batch.window_id, [8, PADDING, 7])
@@ -164,7 +175,9 @@ def test_every_epoch_holds_every_window_once(windows, batch_size, seed):
         real = index[index != PADDING]
         np.testing.assert_array_equal(np.sort(real), np.arange(windows))
         assert (index[:-1] != PADDING).all()
-        np.testing.assert_array_equal(index[-1] == PADDING, np.arange(batch_size) >= len(real) - batch_size * (len(index) - 1))
+        np.testing.assert_array_equal(
+            index[-1] == PADDING, np.arange(batch_size) >= len(real) - batch_size * (len(index) - 1)
+        )
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
@@ -192,7 +205,10 @@ def test_any_stretch_of_the_stream_is_the_same_as_reading_on():
 def test_the_size_of_batches_does_not_change_the_order():
     one, other = IndexStream(30, 7, seed=5), IndexStream(30, 4, seed=5)
     for epoch in range(2):
-        orders = [stream.batches(epoch * stream.steps_per_epoch, (epoch + 1) * stream.steps_per_epoch).ravel() for stream in (one, other)]
+        orders = [
+            stream.batches(epoch * stream.steps_per_epoch, (epoch + 1) * stream.steps_per_epoch).ravel()
+            for stream in (one, other)
+        ]
         np.testing.assert_array_equal(orders[0][orders[0] >= 0], orders[1][orders[1] >= 0])
 
 
@@ -223,7 +239,9 @@ def test_nothing_to_batch_is_refused(windows, batch_size):
 @given(windows=st.integers(1, 40), batch_size=st.integers(1, 12), seed=st.integers(0, 2**32 - 1))
 def test_a_last_batch_that_is_not_full_is_left_out_on_request(windows, batch_size, seed):
     if windows < batch_size:
-        with pytest.raises(DataError, match=rf"{windows} windows in batches of {batch_size} make no batch.*train\.batch_size"):
+        with pytest.raises(
+            DataError, match=rf"{windows} windows in batches of {batch_size} make no batch.*train\.batch_size"
+        ):
             IndexStream(windows, batch_size, seed=seed, drop_last=True)
         return
     stream, whole = (IndexStream(windows, batch_size, seed=seed, drop_last=drop) for drop in (True, False))
@@ -231,14 +249,19 @@ def test_a_last_batch_that_is_not_full_is_left_out_on_request(windows, batch_siz
     assert (stream.steps_per_epoch, stream.windows, whole.windows) == (steps, steps * batch_size, windows)
     for epoch in range(3):
         index = stream.batches(epoch * steps, (epoch + 1) * steps)
-        np.testing.assert_array_equal(index, whole.batches(epoch * whole.steps_per_epoch, epoch * whole.steps_per_epoch + steps))
+        np.testing.assert_array_equal(
+            index, whole.batches(epoch * whole.steps_per_epoch, epoch * whole.steps_per_epoch + steps)
+        )
         assert (index != PADDING).all()
         assert len(set(index.ravel().tolist())) == steps * batch_size
 
 
 def test_other_windows_are_left_out_in_other_epochs():
     stream = IndexStream(10, 4, seed=0, drop_last=True)
-    left_out = [frozenset(range(10)) - set(stream.batches(2 * epoch, 2 * epoch + 2).ravel().tolist()) for epoch in range(20)]
+    left_out = [
+        frozenset(range(10)) - set(stream.batches(2 * epoch, 2 * epoch + 2).ravel().tolist())
+        for epoch in range(20)
+    ]
     assert {len(missing) for missing in left_out} == {2}
     assert frozenset.union(*left_out) == frozenset(range(10))
 
@@ -253,7 +276,9 @@ def members(stream: IndexStream, borders: np.ndarray, epoch: int) -> np.ndarray:
     """The row that each group shows in an epoch, ``[groups]``."""
     index = stream.batches(epoch * stream.steps_per_epoch, (epoch + 1) * stream.steps_per_epoch).ravel()
     rows = np.sort(index[index != PADDING])
-    np.testing.assert_array_equal(np.searchsorted(borders, rows, side="right") - 1, np.arange(len(borders) - 1))
+    np.testing.assert_array_equal(
+        np.searchsorted(borders, rows, side="right") - 1, np.arange(len(borders) - 1)
+    )
     return rows
 
 
@@ -281,7 +306,9 @@ def test_a_groups_row_depends_on_seed_epoch_and_group_alone():
 
 def test_all_rows_of_a_group_come_up_equally_often():
     borders = np.array([0, 1, 4, 9])
-    stream = IndexStream(9, 3, seed=None, groups=borders)  # groups in their own order: to shuffle three is slow
+    stream = IndexStream(
+        9, 3, seed=None, groups=borders
+    )  # groups in their own order: to shuffle three is slow
     counts = np.bincount(stream.batches(0, 3000).ravel(), minlength=9)
     assert counts[0] == 3000
     # a fair draw: 3000/3 and 3000/5 with a standard deviation of 26 and 22; 4 of them
@@ -304,12 +331,16 @@ FIRST_MEMBERS = [4, 1, 1, 4, 0, 3, 4, 3, 0, 2]
 def test_the_draw_is_the_one_that_runs_were_trained_with():
     stream = IndexStream(70, 5, seed=2021, groups=np.arange(0, 77, 7))
     found = (np.sort(stream.batches(2, 4).ravel()) % 7).tolist()
-    assert found == FIRST_MEMBERS, f"the second epoch draws {found}: runs begun before cannot be resumed; say so in CHANGELOG.md"
+    assert found == FIRST_MEMBERS, (
+        f"the second epoch draws {found}: runs begun before cannot be resumed; say so in CHANGELOG.md"
+    )
 
 
 @pytest.mark.parametrize("borders", [[0, 3, 3, 5], [0, 3, 2, 5], [1, 3, 5], [0, 3, 4], [0, 3, 6]], ids=str)
 def test_groups_that_do_not_divide_the_windows_are_refused(borders):
-    with pytest.raises(DataError, match=rf"groups: the borders of {len(borders) - 1} groups do not divide 5 windows"):
+    with pytest.raises(
+        DataError, match=rf"groups: the borders of {len(borders) - 1} groups do not divide 5 windows"
+    ):
         IndexStream(5, 2, seed=0, groups=np.array(borders))
 
 

@@ -15,11 +15,15 @@ from ofa_jax.train.progress import SilentReporter
 @pytest.mark.slow
 def test_the_demo_in_its_own_default_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ofa_jax.deploy.demo, "hourly_load", lambda seed: hourly_load(n_rows=24 * 80, n_series=2, seed=seed))
+    monkeypatch.setattr(
+        ofa_jax.deploy.demo, "hourly_load", lambda seed: hourly_load(n_rows=24 * 80, n_series=2, seed=seed)
+    )
     made = run_demo("demo", SilentReporter())
     rows = {row.method.split(",")[0].split(" (")[0]: row for row in made.comparison.rows}
     assert list(rows) == ["noise floor", "seasonal naive", "NLinear", "One-for-All"]
-    assert all(row.metrics["mse"] > made.comparison.rows[0].metrics["mse"] * 0.5 for row in made.comparison.rows)
+    assert all(
+        row.metrics["mse"] > made.comparison.rows[0].metrics["mse"] * 0.5 for row in made.comparison.rows
+    )
     assert rows["One-for-All"].trainable == 45_824
     assert len(pd.read_csv(made.forecast)) == 48
     assert made.picture.read_bytes().startswith(b"\x89PNG")

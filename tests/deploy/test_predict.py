@@ -24,7 +24,9 @@ from ofa_jax.train.run import BundleWriter, Loaded, load_bundle, read_data, reso
 @pytest.fixture(scope="module")
 def folder(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("predict")
-    train_run(tiny.experiment(tiny.csv(folder / "tiny.csv"), "train.epochs=1"), folder / "run", SilentReporter())
+    train_run(
+        tiny.experiment(tiny.csv(folder / "tiny.csv"), "train.epochs=1"), folder / "run", SilentReporter()
+    )
     return folder
 
 
@@ -39,7 +41,9 @@ def test_a_forecast_is_scale_network_unscale(loaded, tiny):
     scaled = ((frame.values[-32:] - loaded.scaler.mean) / loaded.scaler.std).astype(np.float32)
     model = loaded.model
     pred = np.asarray(jax.jit(model.predict)(model.frozen, model.trainable, jnp.asarray(scaled[None])))[0]
-    np.testing.assert_array_equal(table[["a", "b"]].to_numpy(), pred.astype(np.float64) * loaded.scaler.std + loaded.scaler.mean)
+    np.testing.assert_array_equal(
+        table[["a", "b"]].to_numpy(), pred.astype(np.float64) * loaded.scaler.std + loaded.scaler.mean
+    )
     assert list(table.columns) == ["date", "a", "b"]
     assert table["date"].tolist() == list(pd.date_range("2024-01-03 12:00", periods=8, freq="h"))
     level = tiny.values(68, seed=5)[60:].mean(axis=0)  # how the two series go on
@@ -63,7 +67,9 @@ def test_columns_in_another_order_are_put_right(loaded, tiny):
     pd.testing.assert_frame_equal(forecast(loaded, swapped), forecast(loaded, frame))
 
 
-@pytest.mark.parametrize(("names", "said"), [(("a", "c"), r"missing: `b`; extra: `c`"), (("a",), "missing: `b`")])
+@pytest.mark.parametrize(
+    ("names", "said"), [(("a", "c"), r"missing: `b`; extra: `c`"), (("a",), "missing: `b`")]
+)
 def test_other_columns_are_refused(loaded, tiny, names, said):
     frame = tiny.frame(40)
     with pytest.raises(DataError, match=said):
@@ -100,7 +106,10 @@ def test_new_rows_are_read_as_the_training_data_were(loaded, tiny, tmp_path):
         read_input(loaded, path)
 
     data = loaded.experiment.data
-    for changed in (data.model_copy(update={"timestamps": "as_is"}), data.model_copy(update={"source": "weather"})):
+    for changed in (
+        data.model_copy(update={"timestamps": "as_is"}),
+        data.model_copy(update={"source": "weather"}),
+    ):
         lenient = replace(loaded, experiment=loaded.experiment.model_copy(update={"data": changed}))
         assert read_input(lenient, path).n_rows == 40
     assert CATALOG["weather"].timestamps == "as_is"
@@ -127,7 +136,9 @@ def test_the_table_as_a_file(loaded, tiny, tmp_path):
 def test_a_picture_of_each_series(loaded, tiny):
     frame = tiny.frame(60)
     table = forecast(loaded, frame)
-    figure = plot_forecast(frame, table, title="Two series", history=20, actual=np.zeros((8, 2)), note="a note")
+    figure = plot_forecast(
+        frame, table, title="Two series", history=20, actual=np.zeros((8, 2)), note="a note"
+    )
     assert isinstance(figure, Figure)
     assert len(figure.axes) == 2
     assert [axis.get_ylabel() for axis in figure.axes] == ["a", "b"]
@@ -136,7 +147,9 @@ def test_a_picture_of_each_series(loaded, tiny):
         history, came, predicted, _ = axis.lines
         np.testing.assert_array_equal(history.get_ydata(), frame.values[-20:, index])
         np.testing.assert_array_equal(came.get_ydata(), np.zeros(8))
-        np.testing.assert_array_equal(predicted.get_ydata(), [frame.values[-1, index], *table[frame.names[index]]])
+        np.testing.assert_array_equal(
+            predicted.get_ydata(), [frame.values[-1, index], *table[frame.names[index]]]
+        )
 
 
 def test_at_most_six_series_are_drawn_and_said(tiny):
@@ -200,7 +213,10 @@ def of_any_series(request, tiny, tmp_path_factory) -> Loaded:
 
 def other_series(rows: int = 30) -> pd.DataFrame:
     draw = np.random.default_rng(3)
-    columns = {name: level + draw.normal(size=rows).cumsum() for name, level in {"x": 5, "y": -300, "z": 4000}.items()}
+    columns = {
+        name: level + draw.normal(size=rows).cumsum()
+        for name, level in {"x": 5, "y": -300, "z": 4000}.items()
+    }
     return pd.DataFrame({"when": pd.date_range("2024-02-01", periods=rows, freq="D"), **columns})
 
 
@@ -215,18 +231,24 @@ def test_a_model_of_single_series_forecasts_any_table(of_any_series, tmp_path):
     model, length = of_any_series.model, of_any_series.experiment.task.input_length
     last = frame.values[-length:].astype(np.float32)
     wanted = jax.jit(model.network.apply)({"params": model.merged()}, last[None])[0]
-    np.testing.assert_allclose(table[["x", "y", "z"]].to_numpy(), wanted, rtol=1e-5)  # float32 sums in another order
+    np.testing.assert_allclose(
+        table[["x", "y", "z"]].to_numpy(), wanted, rtol=1e-5
+    )  # float32 sums in another order
     level = frame.values[-length:].mean(axis=0)
     assert (abs(table[["x", "y", "z"]].mean() - level) < 20).all()
 
-    alone = forecast(of_any_series, replace(frame, values=frame.values[:, 1:2], names=("y",), timestamps=None))
+    alone = forecast(
+        of_any_series, replace(frame, values=frame.values[:, 1:2], names=("y",), timestamps=None)
+    )
     assert alone["step"].tolist() == [1, 2, 3]
     np.testing.assert_allclose(alone["y"], table["y"], rtol=1e-5)
 
 
 def test_bad_tables_for_a_model_of_single_series_are_one_error(of_any_series):
     length = of_any_series.experiment.task.input_length
-    with pytest.raises(DataError, match=rf"{length - 1} rows, but the model reads the last {length}\. Give at least"):
+    with pytest.raises(
+        DataError, match=rf"{length - 1} rows, but the model reads the last {length}\. Give at least"
+    ):
         forecast(of_any_series, read_input(of_any_series, other_series(length - 1)))
     gap = other_series()
     gap.loc[7, "y"] = np.nan
@@ -258,10 +280,16 @@ def test_a_second_forecast_compiles_nothing(loaded, tiny, caplog):
     forecast(loaded, tiny.frame(60))
     with jax.log_compiles(), caplog.at_level("WARNING"):
         forecast(loaded, tiny.frame(60, seed=1))
-    assert not [record.message for record in caplog.records if "Finished XLA compilation of jit(predict)" in record.message]
+    assert not [
+        record.message
+        for record in caplog.records
+        if "Finished XLA compilation of jit(predict)" in record.message
+    ]
 
 
 def test_a_value_beyond_float32_is_refused_before_it_becomes_a_gap(of_any_series):
     frame = read_input(of_any_series, other_series().assign(y=1e39))
-    with pytest.raises(DataError, match=r"series `y` has values beyond float32's range\. Give it in larger units"):
+    with pytest.raises(
+        DataError, match=r"series `y` has values beyond float32's range\. Give it in larger units"
+    ):
         forecast(of_any_series, frame)

@@ -31,7 +31,9 @@ def drawn(kind: str) -> dict[str, np.ndarray]:
     if kind == "uniform":
         return {name: uniform(seed, "in_layer/kernel", (64, 96), 0.25) for name, seed in seeds.items()}
     if kind == "normal":
-        return {name: normal(seed, "adapters/out_layer/a", (1000, 1000), 0.02) for name, seed in seeds.items()}
+        return {
+            name: normal(seed, "adapters/out_layer/a", (1000, 1000), 0.02) for name, seed in seeds.items()
+        }
     if kind == "quantile":
         low = np.ravel(2.0 ** -np.arange(1, 50)[:, None] * np.arange(1, 16) / 16)
         return {"low": frozen_init._normal_quantile(low), "high": frozen_init._normal_quantile(1 - low)}
@@ -52,7 +54,9 @@ def test_first_values_of_the_rule():
     place = int.from_bytes(hashlib.sha256(b"in_layer/kernel").digest()[:8], "little")
     raw = [int(word) for word in np.random.Philox(key=np.array([7, place], np.uint64)).random_raw(6)]
     u = [((word >> 12) + 0.5) / 2**52 for word in raw]
-    np.testing.assert_array_equal(uniform(7, "in_layer/kernel", (2, 3), 0.5).ravel(), np.float32([(2 * value - 1) * 0.5 for value in u]))
+    np.testing.assert_array_equal(
+        uniform(7, "in_layer/kernel", (2, 3), 0.5).ravel(), np.float32([(2 * value - 1) * 0.5 for value in u])
+    )
     wanted = [NormalDist().inv_cdf(value) * 3 for value in u]
     np.testing.assert_allclose(normal(7, "in_layer/kernel", (2, 3), 3).ravel(), wanted, rtol=2e-7)
 
@@ -80,7 +84,9 @@ def test_linear_is_pytorch_s_default_distribution():
     for leaf in layer.values():
         assert leaf.dtype == np.float32
         assert np.abs(leaf).max() <= 0.25
-        assert np.abs(leaf).max() > 0.2495  # 4096 draws at least: the bound is nearly reached, and the variance is bound² / 3
+        assert (
+            np.abs(leaf).max() > 0.2495
+        )  # 4096 draws at least: the bound is nearly reached, and the variance is bound² / 3
         assert abs(leaf.var() / (0.25**2 / 3) - 1) < 0.05
         assert abs(leaf.mean()) < 4 * 0.25 / math.sqrt(3 * leaf.size)
 
@@ -88,7 +94,12 @@ def test_linear_is_pytorch_s_default_distribution():
 def test_normal_has_the_moments_and_tails_of_a_normal():
     x = normal(5, "x", (500_000,), 2.0).astype(np.float64) / 2
     assert x.dtype == np.float64
-    for power, wanted, error in ((1, 0, 1), (2, 1, math.sqrt(2)), (3, 0, math.sqrt(15)), (4, 3, math.sqrt(96))):
+    for power, wanted, error in (
+        (1, 0, 1),
+        (2, 1, math.sqrt(2)),
+        (3, 0, math.sqrt(15)),
+        (4, 3, math.sqrt(96)),
+    ):
         assert abs((x**power).mean() - wanted) < 4 * error / math.sqrt(x.size)
     for z in (1, 2, 3, 4):
         share = 2 * NormalDist().cdf(-z)
@@ -104,7 +115,17 @@ def test_quantile_is_the_inverse_of_the_normal_distribution(p):
 def test_quantile_at_the_ends_and_seams():
     """Smallest and largest value the generator can give, the middle, and both sides of each branch."""
     far = math.exp(-25)
-    points = [2.0**-53, far * (1 - 1e-9), far * (1 + 1e-9), 0.075 - 1e-12, 0.075 + 1e-12, 0.5, 0.925 - 1e-12, 0.925 + 1e-12, 1 - 2.0**-53]
+    points = [
+        2.0**-53,
+        far * (1 - 1e-9),
+        far * (1 + 1e-9),
+        0.075 - 1e-12,
+        0.075 + 1e-12,
+        0.5,
+        0.925 - 1e-12,
+        0.925 + 1e-12,
+        1 - 2.0**-53,
+    ]
     found = frozen_init._normal_quantile(np.array(points))
     np.testing.assert_allclose(found, [NormalDist().inv_cdf(p) for p in points], rtol=1e-14, atol=1e-16)
     assert np.all(np.diff(found) > 0)
@@ -146,7 +167,9 @@ def test_fingerprint_is_the_same_for_jax_and_numpy_arrays():
 
 
 names = st.text("abc_0", min_size=1, max_size=3)
-trees = st.recursive(st.integers(), lambda inner: st.dictionaries(names, inner, min_size=1, max_size=3), max_leaves=12)
+trees = st.recursive(
+    st.integers(), lambda inner: st.dictionaries(names, inner, min_size=1, max_size=3), max_leaves=12
+)
 
 
 @given(st.dictionaries(names, trees, min_size=1, max_size=4))
@@ -156,7 +179,9 @@ def test_unflatten_undoes_flatten_and_paths_are_sorted(tree):
     assert unflatten(flat) == tree
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (257, 255), (300, 300)])  # below and above the numbers that are drawn at a time
+@pytest.mark.parametrize(
+    "shape", [(), (3,), (257, 255), (300, 300)]
+)  # below and above the numbers that are drawn at a time
 def test_drawn_arrays_are_taken_over_by_jax_without_a_copy(shape):
     """On a CPU jax takes over memory that begins at a multiple of 64 bytes; a trunk would otherwise lie in memory twice."""
     array = normal(0, "p", shape, 1.0)

@@ -68,15 +68,33 @@ def load_case(name: str) -> Case:
     trunk = load_trunk(folder / "gpt2", n_layer=numbers["keep"])
     base = {"gpt2": trunk.params, "out_layer": torch_linear(golden, "out_layer")}
     if numbers["kind"] == "forecast":
-        network = ForecastNetwork(trunk.config, numbers["L"], numbers["H"], patch=numbers["p"], stride=numbers["s"])
-        return Case(folder, numbers, golden, network, base | {"in_layer": torch_linear(golden, "in_layer")}, squared_error)
+        network = ForecastNetwork(
+            trunk.config, numbers["L"], numbers["H"], patch=numbers["p"], stride=numbers["s"]
+        )
+        return Case(
+            folder,
+            numbers,
+            golden,
+            network,
+            base | {"in_layer": torch_linear(golden, "in_layer")},
+            squared_error,
+        )
     if numbers["kind"] == "anomaly":
-        network = ReconstructNetwork(trunk.config, numbers["L"], channels=numbers["C"], read_width=numbers["dff"])
+        network = ReconstructNetwork(
+            trunk.config, numbers["L"], channels=numbers["C"], read_width=numbers["dff"]
+        )
         return Case(folder, numbers, golden, network, base, squared_error)
     network = ClassifyNetwork(
-        trunk.config, numbers["L"], channels=numbers["C"], classes=numbers["K"], patch=numbers["p"], stride=numbers["s"]
+        trunk.config,
+        numbers["L"],
+        channels=numbers["C"],
+        classes=numbers["K"],
+        patch=numbers["p"],
+        stride=numbers["s"],
     )
-    base["token_conv"] = {"kernel": golden["base/enc_embedding.value_embedding.tokenConv.weight"].transpose(2, 1, 0)}
+    base["token_conv"] = {
+        "kernel": golden["base/enc_embedding.value_embedding.tokenConv.weight"].transpose(2, 1, 0)
+    }
     base["ln_proj"] = {"scale": golden["base/ln_proj.weight"], "bias": golden["base/ln_proj.bias"]}
     return Case(folder, numbers, golden, network, base, cross_entropy)
 
@@ -102,8 +120,15 @@ def test_the_base_is_complete(case):
 
 def test_adapters_are_those_of_the_method(case):
     adapters, sites, numbers = read_peft(case.folder / "adapter_init")
-    assert {path: site.kind for path, site in sites.items()} == {"gpt2/wpe": "embedding", "out_layer": "dense"}
-    assert sum(leaf.size for leaf in flatten(adapters).values()) == case.numbers["trainable"] == case.golden["trainable"]
+    assert {path: site.kind for path, site in sites.items()} == {
+        "gpt2/wpe": "embedding",
+        "out_layer": "dense",
+    }
+    assert (
+        sum(leaf.size for leaf in flatten(adapters).values())
+        == case.numbers["trainable"]
+        == case.golden["trainable"]
+    )
     assert (numbers.rank, numbers.alpha, numbers.scaling, numbers.dropout) == (4, 16, "rslora", 0.01)
     assert numbers.scale == 8
     assert not adapters["gpt2/wpe"]["a"].any()
@@ -132,8 +157,15 @@ def test_three_adam_steps(case):
         if index == 0:
             assert_close(out, golden["out_init"], OUTPUT_TOLERANCE, "out_init")
             assert_close(value, golden["loss_init"], OUTPUT_TOLERANCE, "loss_init")
-        found = {name.removeprefix("base_model.model."): leaf for name, leaf in peft_tensors(gradients, sites).items()}
-        wanted = {name.removeprefix(f"grad{index}/"): leaf for name, leaf in golden.items() if name.startswith(f"grad{index}/")}
+        found = {
+            name.removeprefix("base_model.model."): leaf
+            for name, leaf in peft_tensors(gradients, sites).items()
+        }
+        wanted = {
+            name.removeprefix(f"grad{index}/"): leaf
+            for name, leaf in golden.items()
+            if name.startswith(f"grad{index}/")
+        }
         assert found.keys() == wanted.keys()
         for name in wanted:
             assert_close(found[name], wanted[name], GRADIENT_TOLERANCE, f"gradient {index} of {name}")

@@ -17,7 +17,9 @@ from ofa_jax.model.network import ForecastNetwork, base_shapes, channel_keys, in
 from ofa_jax.model.trees import flatten, unflatten
 from ofa_jax.model.weights import random_trunk
 
-CONFIG = GPT2Config(n_embd=16, n_layer=1, n_head=4, n_positions=12)  # one block: most of the time here is compilation
+CONFIG = GPT2Config(
+    n_embd=16, n_layer=1, n_head=4, n_positions=12
+)  # one block: most of the time here is compilation
 NETWORK = ForecastNetwork(CONFIG, input_length=32, horizon=5, patch=8, stride=4)
 QUIET = replace(NETWORK, trunk=replace(CONFIG, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0))
 
@@ -26,7 +28,10 @@ def moved_trunk(config=CONFIG):
     """A random trunk with every leaf moved off its initial value, so that biases and norms are not idle."""
     rng = np.random.default_rng(3)
     return unflatten(
-        {path: leaf + np.float32(0.2) * rng.normal(size=leaf.shape).astype("f4") for path, leaf in random_flat(config).items()}
+        {
+            path: leaf + np.float32(0.2) * rng.normal(size=leaf.shape).astype("f4")
+            for path, leaf in random_flat(config).items()
+        }
     )
 
 
@@ -59,7 +64,9 @@ def assert_close(found, wanted, tolerance=1e-5):
 
 
 def test_parameter_tree_is_this_one():
-    network = ForecastNetwork(GPT2Config(n_embd=4, n_layer=2, n_head=2, n_positions=7, n_inner=6), 12, 3, patch=5, stride=2)
+    network = ForecastNetwork(
+        GPT2Config(n_embd=4, n_layer=2, n_head=2, n_positions=7, n_inner=6), 12, 3, patch=5, stride=2
+    )
     assert network.tokens == 5
     assert base_shapes(network) == {
         "gpt2/h/0/attn/c_attn/bias": (12,),
@@ -185,8 +192,12 @@ def test_no_later_patch_reaches_an_earlier_hidden_state(rate):
     config = replace(QUIET.trunk, n_layer=2, attn_pdrop=rate)
     trunk, params = GPT2Trunk(config), moved_trunk(config)
     embeds = jnp.asarray(np.random.default_rng(4).normal(size=(1, 6, 16)), jnp.float32)
-    each_step = jax.jit(jax.jacobian(lambda e: trunk.apply({"params": params}, e, keys(1) if rate else None).sum(axis=(0, 2))))
-    reach = np.abs(np.asarray(each_step(embeds)))[:, 0].max(axis=-1)  # [step of the output, step of the input]
+    each_step = jax.jit(
+        jax.jacobian(lambda e: trunk.apply({"params": params}, e, keys(1) if rate else None).sum(axis=(0, 2)))
+    )
+    reach = np.abs(np.asarray(each_step(embeds)))[:, 0].max(
+        axis=-1
+    )  # [step of the output, step of the input]
     assert not reach[np.triu_indices(6, 1)].any()
     assert (np.diag(reach) > 0).all()
     if not rate:
@@ -211,7 +222,13 @@ def test_remat_changes_no_number():
     assert_close(remat[0], plain[0], 1e-6)
     for path, gradient in flatten(plain[1]).items():
         # a bias of the keys has no effect under softmax: its gradient is rounding noise, so the scale is the whole gradient's
-        np.testing.assert_allclose(flatten(remat[1])[path], gradient, rtol=0, atol=1e-5 * max(np.abs(gradient).max(), 0.1), err_msg=path)
+        np.testing.assert_allclose(
+            flatten(remat[1])[path],
+            gradient,
+            rtol=0,
+            atol=1e-5 * max(np.abs(gradient).max(), 0.1),
+            err_msg=path,
+        )
 
 
 def test_bfloat16_computes_near_float32_and_answers_in_float32():
@@ -219,7 +236,9 @@ def test_bfloat16_computes_near_float32_and_answers_in_float32():
     narrow = forecast(series(), network=replace(NETWORK, compute_dtype=jnp.dtype(jnp.bfloat16)))
     assert narrow.dtype == jnp.float32
     distance = np.abs(narrow - wide).max() / np.abs(wide).max()
-    assert 1e-5 < distance < 0.03  # bfloat16 keeps 8 bits: 0.4 % per rounding, over two blocks; above 1e-5 it is really used
+    assert (
+        1e-5 < distance < 0.03
+    )  # bfloat16 keeps 8 bits: 0.4 % per rounding, over two blocks; above 1e-5 it is really used
 
 
 def test_bfloat16_trunk_returns_float32():
@@ -254,17 +273,29 @@ def test_channels_of_a_sample_have_masks_of_their_own():
     assert channel_keys(keys(), 1).shape == (4,)
     per_channel = channel_keys(keys(), 3)
     assert len({tuple(row) for row in np.asarray(jax.random.key_data(per_channel))}) == 12
-    np.testing.assert_array_equal(jax.random.key_data(per_channel[3:6]), jax.random.key_data(channel_keys(keys()[1:2], 3)))
+    np.testing.assert_array_equal(
+        jax.random.key_data(per_channel[3:6]), jax.random.key_data(channel_keys(keys()[1:2], 3))
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "silenced"),
-    [("embd_pdrop", None), ("attn_pdrop", None), ("resid_pdrop", "mlp/c_proj"), ("resid_pdrop", "attn/c_proj")],
+    [
+        ("embd_pdrop", None),
+        ("attn_pdrop", None),
+        ("resid_pdrop", "mlp/c_proj"),
+        ("resid_pdrop", "attn/c_proj"),
+    ],
 )
 def test_each_dropout_of_the_trunk_acts(name, silenced):
     """``resid_pdrop`` acts in two places; each is seen with the other's branch at zero."""
     only = replace(QUIET, trunk=replace(QUIET.trunk, **{name: 0.3}))
-    params = unflatten({path: leaf * (silenced is None or silenced not in path) for path, leaf in flatten(BASE).items()})
-    with_keys, without = forecast(series(), keys(), network=only, params=params), forecast(series(), network=only, params=params)
+    params = unflatten(
+        {path: leaf * (silenced is None or silenced not in path) for path, leaf in flatten(BASE).items()}
+    )
+    with_keys, without = (
+        forecast(series(), keys(), network=only, params=params),
+        forecast(series(), network=only, params=params),
+    )
     assert np.abs(with_keys - without).max() > 0.01
     assert_close(without, forecast(series(), params=params), 0)

@@ -41,7 +41,10 @@ def test_random_bits_are_these():
     assert random_bits(jnp.array([[1, 2], [3, 4]], jnp.uint32), (2, 2)).tolist() == BITS
 
 
-BITS = [[[3405767568, 4056789687], [3568491650, 3867407481]], [[647968071, 4110861281], [886553860, 2061945869]]]
+BITS = [
+    [[3405767568, 4056789687], [3568491650, 3867407481]],
+    [[647968071, 4110861281], [886553860, 2061945869]],
+]
 
 
 def test_an_element_s_bits_depend_on_its_place_in_the_row_alone():
@@ -83,7 +86,9 @@ def test_masks_of_different_draws_are_independent(differing):
     elif differing == "samples":
         one, other = dropout(x, 0.5, keys(64), "a"), jnp.roll(dropout(x, 0.5, keys(64), "a"), 1, axis=0)
     elif differing == "steps":
-        one, other = (dropout(x, 0.5, jax.random.split(jax.random.fold_in(key, step), 64), "a") for step in (7, 8))
+        one, other = (
+            dropout(x, 0.5, jax.random.split(jax.random.fold_in(key, step), 64), "a") for step in (7, 8)
+        )
     else:
         flipped = words(64) ^ jnp.array([[1, 0]] if differing == "first word" else [[0, 1]], jnp.uint32)
         one, other = (random_bits(pair, (4096,)) >> 31 for pair in (words(64), flipped))
@@ -138,7 +143,8 @@ def test_dropout_keeps_no_mask():
 def test_gelu_and_its_gradient_are_jax_s_and_only_the_input_is_kept():
     x = jnp.linspace(-12, 12, 4001)
     ours, theirs = (
-        jax.value_and_grad(lambda x, f=f: (f(x) * jnp.cos(x)).sum()) for f in (gelu_new, partial(jax.nn.gelu, approximate=True))
+        jax.value_and_grad(lambda x, f=f: (f(x) * jnp.cos(x)).sum())
+        for f in (gelu_new, partial(jax.nn.gelu, approximate=True))
     )
     np.testing.assert_allclose(ours(x)[1], theirs(x)[1], rtol=0, atol=1e-6)  # the same sums in another order
     np.testing.assert_allclose(gelu_new(x), jax.nn.gelu(x, approximate=True), rtol=0, atol=1e-6)
@@ -168,11 +174,15 @@ def test_attention_and_its_gradients(rate, length):
         eye = jnp.broadcast_to(jnp.eye(length)[None, :, None], (3, length, 2, length))
         weights = plain_attention(query, key, eye, scale=0.3)
         mask = (ours(query, key, eye) / jnp.where(weights == 0, 1, weights)).transpose(0, 2, 1, 3)
-        assert length == 1 or sorted(set(np.round(np.ravel(mask), 3).tolist())) == pytest.approx([0, 1 / 0.7], abs=2e-3)
+        assert length == 1 or sorted(set(np.round(np.ravel(mask), 3).tolist())) == pytest.approx(
+            [0, 1 / 0.7], abs=2e-3
+        )
     theirs = partial(plain_attention, scale=0.3, mask_maqk=mask)
     out, backward = jax.vjp(ours, query, key, value)
     expected, expected_backward = jax.vjp(theirs, query, key, value)
-    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)  # values of order 1: float32 sums in another order
+    np.testing.assert_allclose(
+        out, expected, rtol=0, atol=1e-5
+    )  # values of order 1: float32 sums in another order
     for gradient, wanted in zip(backward(pull), expected_backward(pull), strict=True):
         np.testing.assert_allclose(gradient, wanted, rtol=0, atol=1e-5)
 
@@ -191,7 +201,9 @@ def test_attention_in_bfloat16_has_gradients_in_bfloat16():
     out, backward = jax.vjp(attend, *qkv)
     assert {out.dtype, *(part.dtype for part in backward(out))} == {jnp.dtype(jnp.bfloat16)}
     wide = attend(*qkv.astype(jnp.float32))
-    np.testing.assert_allclose(out.astype(jnp.float32), wide, rtol=0, atol=0.02 * float(jnp.abs(wide).max()))  # 8 bits of mantissa
+    np.testing.assert_allclose(
+        out.astype(jnp.float32), wide, rtol=0, atol=0.02 * float(jnp.abs(wide).max())
+    )  # 8 bits of mantissa
 
 
 # the trunk as a whole
@@ -207,7 +219,9 @@ def test_backward_pass_of_a_block_keeps_no_more_than_this():
         weights = {"params": random_trunk(config, 0).params}
         ids = {id(leaf) for leaf in jax.tree.leaves(weights)}
         backward = jax.vjp(lambda x: GPT2Trunk(config).apply(weights, x, keys(4)), embeds)[1]
-        leaves = [leaf for leaf in jax.tree.leaves(backward) if isinstance(leaf, jax.Array) and id(leaf) not in ids]
+        leaves = [
+            leaf for leaf in jax.tree.leaves(backward) if isinstance(leaf, jax.Array) and id(leaf) not in ids
+        ]
         return sum(leaf.nbytes for leaf in leaves if leaf.shape[:1] == (4,) or leaf.shape[:1] == (64,))
 
     per_block = kept(2) - kept(1)

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ofa_jax.errors import ConfigError
-from ofa_jax.model.patching import VARIANCE_FLOOR, denormalise, instance_stats, normalise, patch_count, patchify
+from ofa_jax.model.patching import (
+    VARIANCE_FLOOR,
+    denormalise,
+    instance_stats,
+    normalise,
+    patch_count,
+    patchify,
+)
 
 
 def unfold(window: np.ndarray, patch: int, stride: int) -> np.ndarray:
@@ -38,7 +45,9 @@ def test_patches_are_those_of_unfold(geometry):
     if length + stride >= patch:
         np.testing.assert_array_equal(found, unfold(window, patch, stride))
     else:  # the published code cannot cut such a window at all
-        np.testing.assert_array_equal(found, np.concatenate([window, np.repeat(window[-1:], patch - length)])[None])
+        np.testing.assert_array_equal(
+            found, np.concatenate([window, np.repeat(window[-1:], patch - length)])[None]
+        )
 
 
 @given(geometries())
@@ -50,7 +59,16 @@ def test_every_step_is_in_a_patch(geometry):
 
 @pytest.mark.parametrize(
     ("length", "patch", "stride", "count"),
-    [(336, 16, 8, 42), (512, 16, 8, 64), (512, 16, 16, 33), (336, 16, 16, 22), (9, 1, 1, 10), (16, 2, 1, 16), (4, 16, 8, 1), (4, 2, 2, 3)],
+    [
+        (336, 16, 8, 42),
+        (512, 16, 8, 64),
+        (512, 16, 16, 33),
+        (336, 16, 16, 22),
+        (9, 1, 1, 10),
+        (16, 2, 1, 16),
+        (4, 16, 8, 1),
+        (4, 2, 2, 3),
+    ],
 )
 def test_published_patch_counts(length, patch, stride, count):
     assert patch_count(length, patch, stride) == count
@@ -79,9 +97,10 @@ def test_lengths_below_one_are_refused(numbers):
 
 def batch(seed: int = 0, shape=(3, 24, 2)) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return (rng.normal(size=shape) * rng.uniform(0.5, 20, (shape[0], 1, shape[2])) + rng.normal(size=(shape[0], 1, shape[2])) * 50).astype(
-        "f4"
-    )
+    return (
+        rng.normal(size=shape) * rng.uniform(0.5, 20, (shape[0], 1, shape[2]))
+        + rng.normal(size=(shape[0], 1, shape[2])) * 50
+    ).astype("f4")
 
 
 def test_statistics_are_per_window_and_channel_with_the_population_variance():
@@ -89,7 +108,9 @@ def test_statistics_are_per_window_and_channel_with_the_population_variance():
     stats = instance_stats(x)
     assert stats.mean.shape == stats.std.shape == (3, 1, 2)
     np.testing.assert_allclose(stats.mean, x.astype(np.float64).mean(1, keepdims=True), rtol=1e-6)
-    np.testing.assert_allclose(stats.std, np.sqrt(x.astype(np.float64).var(1, keepdims=True) + 1e-5), rtol=1e-6)
+    np.testing.assert_allclose(
+        stats.std, np.sqrt(x.astype(np.float64).var(1, keepdims=True) + 1e-5), rtol=1e-6
+    )
 
 
 def test_statistics_are_float32_whatever_the_input():
@@ -111,13 +132,19 @@ def test_a_constant_window_becomes_zeros_and_comes_back():
 def test_denormalise_undoes_normalise(seed):
     x = batch(seed)
     stats = instance_stats(x)
-    np.testing.assert_allclose(denormalise(normalise(x, stats), stats), x, rtol=0, atol=1e-6 * np.abs(x).max())
+    np.testing.assert_allclose(
+        denormalise(normalise(x, stats), stats), x, rtol=0, atol=1e-6 * np.abs(x).max()
+    )
 
 
 def test_denormalise_takes_any_number_of_steps():
     x = batch()
     stats = instance_stats(x)
-    np.testing.assert_allclose(denormalise(np.ones((3, 7, 2), np.float32), stats), np.repeat(stats.mean + stats.std, 7, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(
+        denormalise(np.ones((3, 7, 2), np.float32), stats),
+        np.repeat(stats.mean + stats.std, 7, axis=1),
+        rtol=1e-6,
+    )
 
 
 def test_masked_statistics_are_those_of_the_observed_values():

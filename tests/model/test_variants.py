@@ -24,7 +24,13 @@ from ofa_jax.model import frozen_init
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
 from ofa_jax.model.network import ForecastNetwork, OneAttention, base_shapes, init_base
 from ofa_jax.model.trees import fingerprint, flatten, unflatten
-from ofa_jax.model.variants import ClassifyNetwork, ImputeNetwork, ReconstructNetwork, ShortTermNetwork, sinusoid
+from ofa_jax.model.variants import (
+    ClassifyNetwork,
+    ImputeNetwork,
+    ReconstructNetwork,
+    ShortTermNetwork,
+    sinusoid,
+)
 from ofa_jax.model.weights import random_trunk
 from ofa_jax.train.assemble import build_model, footprint
 
@@ -47,13 +53,20 @@ def moved(network: Any, seed: int = 1) -> dict[str, Any]:
     trunk = random_trunk(network.trunk, 0).params if network.kind == "gpt2" else {}
     draw = np.random.default_rng(seed)
     flat = flatten(init_base(network, trunk, seed))
-    return unflatten({path: leaf + np.float32(0.2) * draw.normal(size=leaf.shape).astype("f4") for path, leaf in flat.items()})
+    return unflatten(
+        {
+            path: leaf + np.float32(0.2) * draw.normal(size=leaf.shape).astype("f4")
+            for path, leaf in flat.items()
+        }
+    )
 
 
 def windows(name: str, b: int = 3, seed: int = 0) -> np.ndarray:
     draw = np.random.default_rng(seed)
     shape = (b, NETWORKS[name].input_length, CHANNELS[name])
-    return (draw.normal(size=shape).cumsum(axis=1) + 4 * draw.normal(size=(b, 1, CHANNELS[name]))).astype(np.float32)
+    return (draw.normal(size=shape).cumsum(axis=1) + 4 * draw.normal(size=(b, 1, CHANNELS[name]))).astype(
+        np.float32
+    )
 
 
 def masks(name: str, b: int = 3) -> np.ndarray:
@@ -101,7 +114,9 @@ def norm_of(values: np.ndarray, known: np.ndarray) -> tuple[float, float]:
 def circular(tokens: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """Three neighbouring tokens, the first's left neighbour being the last."""
     n = len(tokens)
-    return np.stack([sum(tokens[(i + k - 1) % n] @ np.float64(kernel[k]) for k in range(3)) for i in range(n)])
+    return np.stack(
+        [sum(tokens[(i + k - 1) % n] @ np.float64(kernel[k]) for k in range(3)) for i in range(n)]
+    )
 
 
 def waves(n: int, width: int) -> np.ndarray:
@@ -115,7 +130,9 @@ def waves(n: int, width: int) -> np.ndarray:
 
 def layer_norm(params: Any, x: np.ndarray) -> np.ndarray:
     centred = x - x.mean(axis=-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5) * params["scale"] + params["bias"]
+    return (
+        centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5) * params["scale"] + params["bias"]
+    )
 
 
 def written_out_reconstruct(params: Any, x: np.ndarray, known: np.ndarray, through: Through) -> np.ndarray:
@@ -126,7 +143,9 @@ def written_out_reconstruct(params: Any, x: np.ndarray, known: np.ndarray, throu
             for begin in range(0, 12, 4):
                 part = slice(begin, begin + 4)
                 mean, std = norm_of(x[window, part, channel], known[window, part, channel])
-                tokens[part, channel] = np.where(known[window, part, channel], (x[window, part, channel] - mean) / std, 0)
+                tokens[part, channel] = np.where(
+                    known[window, part, channel], (x[window, part, channel] - mean) / std, 0
+                )
                 scale[part, channel] = mean, std
         back = dense(params["out_layer"], through(tokens[None])[0][:, :7])
         out[window] = back * scale[..., 1] + scale[..., 0]
@@ -137,8 +156,12 @@ def written_out_classify(params: Any, x: np.ndarray, known: np.ndarray, through:
     logits = []
     for case in x.astype(np.float64):
         longer = np.concatenate([case, np.repeat(case[-1:], 2, axis=0)])
-        tokens = [longer[begin : begin + 4].reshape(-1) for begin in range(0, len(longer) - 3, 2)]  # step by step, in each all channels
-        hidden = through((circular(np.stack(tokens), params["token_conv"]["kernel"]) + waves(len(tokens), 12))[None])[0]
+        tokens = [
+            longer[begin : begin + 4].reshape(-1) for begin in range(0, len(longer) - 3, 2)
+        ]  # step by step, in each all channels
+        hidden = through(
+            (circular(np.stack(tokens), params["token_conv"]["kernel"]) + waves(len(tokens), 12))[None]
+        )[0]
         gelu = np.vectorize(lambda value: 0.5 * value * (1 + math.erf(value / math.sqrt(2))))(hidden)
         logits.append(dense(params["out_layer"], layer_norm(params["ln_proj"], gelu.reshape(-1))))
     return np.stack(logits)
@@ -164,9 +187,19 @@ def written_out_impute(params: Any, x: np.ndarray, known: np.ndarray, through: T
         for channel in range(3):
             seen = known[window, :, channel]
             scale[channel] = norm_of(x[window, :, channel], seen)
-            tokens[:, channel] = np.where(seen, (x[window, :, channel] - scale[channel, 0]) / scale[channel, 1], 0)
-        embedded = circular(tokens, params["token_conv"]["kernel"]) + dense(params["calendar_layer"], x[window, :, 3:]) + waves(10, 12)
-        out[window] = dense(params["out_layer"], layer_norm(params["ln_proj"], through(embedded[None])[0])) * scale[:, 1] + scale[:, 0]
+            tokens[:, channel] = np.where(
+                seen, (x[window, :, channel] - scale[channel, 0]) / scale[channel, 1], 0
+            )
+        embedded = (
+            circular(tokens, params["token_conv"]["kernel"])
+            + dense(params["calendar_layer"], x[window, :, 3:])
+            + waves(10, 12)
+        )
+        out[window] = (
+            dense(params["out_layer"], layer_norm(params["ln_proj"], through(embedded[None])[0]))
+            * scale[:, 1]
+            + scale[:, 0]
+        )
     return out
 
 
@@ -186,8 +219,14 @@ def test_each_network_is_the_one_of_the_protocol(name, kind, masked):
     mask = masks(name) if masked else None
     trunk = GPT2Trunk(CONFIG)
     run_trunk = jax.jit(lambda embeds: trunk.apply({"params": params["gpt2"]}, embeds))
-    through = (lambda e: e) if kind == "none" else (lambda e: np.asarray(run_trunk(e.astype(np.float32)), np.float64))
-    wanted = WRITTEN_OUT[name](params, x, np.ones(x.shape, bool) if mask is None or name == "classify" else mask, through)
+    through = (
+        (lambda e: e)
+        if kind == "none"
+        else (lambda e: np.asarray(run_trunk(e.astype(np.float32)), np.float64))
+    )
+    wanted = WRITTEN_OUT[name](
+        params, x, np.ones(x.shape, bool) if mask is None or name == "classify" else mask, through
+    )
     assert_close(apply(network, params, x, mask), wanted)
 
 
@@ -204,7 +243,9 @@ def test_hidden_points_are_not_read(name):
 @pytest.mark.parametrize("name", ["reconstruct", "short_term", "impute"])
 def test_a_window_with_nothing_known_gives_finite_numbers(name):
     network = replace(NETWORKS[name], kind="none")
-    assert np.isfinite(apply(network, moved(network), windows(name), np.zeros(windows(name).shape, bool))).all()
+    assert np.isfinite(
+        apply(network, moved(network), windows(name), np.zeros(windows(name).shape, bool))
+    ).all()
 
 
 def test_classification_does_not_read_the_mask():
@@ -226,11 +267,15 @@ def test_sinusoid():
     table = sinusoid(20, 12)
     assert table.dtype == np.float32
     np.testing.assert_allclose(table, waves(20, 12), rtol=0, atol=2e-6)  # angles to 19 in float32
-    np.testing.assert_allclose(sinusoid(3, 4)[2], [math.sin(2), math.cos(2), math.sin(0.02), math.cos(0.02)], rtol=1e-6)
+    np.testing.assert_allclose(
+        sinusoid(3, 4)[2], [math.sin(2), math.cos(2), math.sin(0.02), math.cos(0.02)], rtol=1e-6
+    )
 
 
 @partial(jax.jit, static_argnames=("network", "modules"))
-def inputs_of(modules: tuple[str, ...], network: Any, params: Any, x: Any, keys: Any = None) -> list[jax.Array]:
+def inputs_of(
+    modules: tuple[str, ...], network: Any, params: Any, x: Any, keys: Any = None
+) -> list[jax.Array]:
     """What submodules are given."""
     seen = {}
 
@@ -244,13 +289,20 @@ def inputs_of(modules: tuple[str, ...], network: Any, params: Any, x: Any, keys:
     return [seen[module] for module in modules]
 
 
-@pytest.mark.parametrize(("name", "reader"), [("classify", "gpt2"), ("short_term", "time_layer"), ("impute", "gpt2")])
+@pytest.mark.parametrize(
+    ("name", "reader"), [("classify", "gpt2"), ("short_term", "time_layer"), ("impute", "gpt2")]
+)
 def test_dropout_acts_on_the_whole_embedding(name, reader):
     """After values, calendar and positions are added up; as often as ``embd_pdrop`` says; a mask for each sample."""
     network = replace(NETWORKS[name], trunk=replace(CONFIG, embd_pdrop=0.25, attn_pdrop=0.0, resid_pdrop=0.0))
-    network, modules = (network, (reader, "gpt2/h")) if reader == "gpt2" else (replace(network, kind="none"), (reader,))
+    network, modules = (
+        (network, (reader, "gpt2/h")) if reader == "gpt2" else (replace(network, kind="none"), (reader,))
+    )
     b = 40
-    params, x = moved(network), np.repeat(windows(name, 1)[..., : 1 if name == "short_term" else None], b, axis=0)
+    params, x = (
+        moved(network),
+        np.repeat(windows(name, 1)[..., : 1 if name == "short_term" else None], b, axis=0),
+    )
     whole, *_ = map(np.asarray, inputs_of(modules, network, params, x))
     dropped, *inside = map(np.asarray, inputs_of(modules, network, params, x, keys(b)))
     kept = dropped != 0
@@ -264,7 +316,9 @@ def test_dropout_acts_on_the_whole_embedding(name, reader):
 
 def test_reconstruction_has_no_dropout_before_the_trunk():
     network, x = NETWORKS["reconstruct"], windows("reconstruct")
-    (without,), (found,) = (inputs_of(("gpt2",), network, moved(network), x, given) for given in (None, keys()))
+    (without,), (found,) = (
+        inputs_of(("gpt2",), network, moved(network), x, given) for given in (None, keys())
+    )
     np.testing.assert_array_equal(found, without)
     assert found.shape[-1] == 12
     assert not found[..., 3:].any()
@@ -308,7 +362,8 @@ AROUND = {
     },
 }
 ATTENTION = {f"attention/{name}/kernel": (12, 12) for name in ("query", "key", "value", "out")} | {
-    f"attention/{name}": (12,) for name in ("query/bias", "key/bias", "value/bias", "out/bias", "norm/scale", "norm/bias")
+    f"attention/{name}": (12,)
+    for name in ("query/bias", "key/bias", "value/bias", "out/bias", "norm/scale", "norm/bias")
 }
 
 
@@ -348,7 +403,9 @@ def test_every_layer_around_the_trunk_is_drawn_by_its_rule(name):
             elif module == "token_conv":
                 wanted = frozen_init.normal(7, path, leaf.shape, math.sqrt(2 / (3 * leaf.shape[1])))
             else:
-                wanted = frozen_init.uniform(7, path, leaf.shape, 1 / math.sqrt(base[f"{module}/kernel"].shape[0]))
+                wanted = frozen_init.uniform(
+                    7, path, leaf.shape, 1 / math.sqrt(base[f"{module}/kernel"].shape[0])
+                )
             np.testing.assert_array_equal(leaf, wanted, err_msg=path)
 
 
@@ -356,7 +413,9 @@ def test_the_start_of_a_wide_convolution_has_the_published_spread():
     network = ClassifyNetwork(replace(CONFIG, n_embd=400, n_head=1), 16, channels=6, patch=8)
     kernel = init_base(replace(network, kind="none"), {}, 0)["token_conv"]["kernel"]
     assert kernel.shape == (3, 48, 400)
-    assert kernel.std() == pytest.approx(math.sqrt(2 / (3 * 8 * 6)), rel=4 / math.sqrt(2 * kernel.size))  # four standard errors
+    assert kernel.std() == pytest.approx(
+        math.sqrt(2 / (3 * 8 * 6)), rel=4 / math.sqrt(2 * kernel.size)
+    )  # four standard errors
     assert np.abs(kernel).max() > 4 * kernel.std()  # no uniform distribution reaches so far
 
 
@@ -387,7 +446,8 @@ def test_one_attention_layer_is_softmax_residual_and_norm():
     layer, draw = OneAttention(heads=3), np.random.default_rng(8)
     x = draw.normal(size=(2, 5, 12)).astype(np.float32)
     params = jax.tree.map(
-        lambda leaf: draw.normal(size=leaf.shape).astype(np.float32), jax.eval_shape(layer.init, jax.random.key(0), x)["params"]
+        lambda leaf: draw.normal(size=leaf.shape).astype(np.float32),
+        jax.eval_shape(layer.init, jax.random.key(0), x)["params"],
     )
     found = jax.jit(layer.apply)({"params": params}, x)
     wanted = np.empty(x.shape)
@@ -397,7 +457,9 @@ def test_one_attention_layer_is_softmax_residual_and_norm():
         for head in range(3):
             part = slice(4 * head, 4 * head + 4)
             heads.append(softmax(query[:, part] @ key[:, part].T / math.sqrt(4)) @ value[:, part])
-        wanted[window] = layer_norm(params["norm"], tokens + dense(params["out"], np.concatenate(heads, axis=1)))
+        wanted[window] = layer_norm(
+            params["norm"], tokens + dense(params["out"], np.concatenate(heads, axis=1))
+        )
     assert_close(found, wanted)
 
 
@@ -419,17 +481,38 @@ def test_one_attention_layer_stands_where_the_trunk_was():
 
 
 WRONG = {
-    "channels": (replace(NETWORKS["reconstruct"], channels=13), r"task\.channels: 13 values a step do not fit the trunk's width 12\. Take"),
-    "segment": (replace(NETWORKS["reconstruct"], segment=5), r"network\.segment: 12 steps are no multiple of the segment of 5\. Choose"),
+    "channels": (
+        replace(NETWORKS["reconstruct"], channels=13),
+        r"task\.channels: 13 values a step do not fit the trunk's width 12\. Take",
+    ),
+    "segment": (
+        replace(NETWORKS["reconstruct"], segment=5),
+        r"network\.segment: 12 steps are no multiple of the segment of 5\. Choose",
+    ),
     "read_width": (
         replace(NETWORKS["reconstruct"], read_width=13),
         r"network\.read_width: 13 hidden dimensions cannot be read .* width 12",
     ),
-    "short read_width": (replace(NETWORKS["short_term"], read_width=13), r"network\.read_width: 13 hidden dimensions"),
-    "embed_width": (replace(NETWORKS["short_term"], embed_width=14), r"network\.embed_width: 14 values a step do not fit .* width 12"),
-    "odd embed_width": (replace(NETWORKS["short_term"], embed_width=7), r"network: sinusoidal positions need an even width, not 7\. Take"),
-    "odd trunk": (replace(NETWORKS["classify"], trunk=replace(CONFIG, n_embd=9, n_head=3)), "need an even width, not 9"),
-    "odd trunk, impute": (replace(NETWORKS["impute"], trunk=replace(CONFIG, n_embd=9, n_head=3)), "need an even width, not 9"),
+    "short read_width": (
+        replace(NETWORKS["short_term"], read_width=13),
+        r"network\.read_width: 13 hidden dimensions",
+    ),
+    "embed_width": (
+        replace(NETWORKS["short_term"], embed_width=14),
+        r"network\.embed_width: 14 values a step do not fit .* width 12",
+    ),
+    "odd embed_width": (
+        replace(NETWORKS["short_term"], embed_width=7),
+        r"network: sinusoidal positions need an even width, not 7\. Take",
+    ),
+    "odd trunk": (
+        replace(NETWORKS["classify"], trunk=replace(CONFIG, n_embd=9, n_head=3)),
+        "need an even width, not 9",
+    ),
+    "odd trunk, impute": (
+        replace(NETWORKS["impute"], trunk=replace(CONFIG, n_embd=9, n_head=3)),
+        "need an even width, not 9",
+    ),
     "positions": (
         replace(NETWORKS["short_term"], trunk=replace(CONFIG, n_positions=8)),
         "network: 9 patches, but the trunk has 8 positions",
@@ -447,7 +530,9 @@ def test_a_wrong_size_is_one_error(what):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_another_input_length_is_refused(name):
-    with pytest.raises(ConfigError, match=rf"the network reads {NETWORKS[name].input_length} steps, the batch has 5"):
+    with pytest.raises(
+        ConfigError, match=rf"the network reads {NETWORKS[name].input_length} steps, the batch has 5"
+    ):
         NETWORKS[name].apply({"params": {}}, windows(name)[:, :5])
 
 
@@ -465,7 +550,10 @@ SETTINGS = {
     [
         ("task.channels=9", r"task\.channels: 9 values a step"),
         ("network.read_width=9", r"network\.read_width: 9 hidden"),
-        ("task.channels=null", r"task\.channels: the data's channels are not known from the settings alone\. --set task\.channels=…"),
+        (
+            "task.channels=null",
+            r"task\.channels: the data's channels are not known from the settings alone\. --set task\.channels=…",
+        ),
         ("trunk.random.n_positions=11", "12 patches, but the trunk has 11 positions"),
         ("trunk.source=none", r"rules: \[adapt, 'gpt2/wpe/embedding'\] decides no parameter"),
         ("trunk.source=attention", r"rules: \[adapt, 'gpt2/wpe/embedding'\] decides no parameter"),
@@ -477,7 +565,9 @@ def test_a_wrong_setting_is_one_error(call, override, said):
 
 
 def test_without_a_trunk_its_rules_are_left_out():
-    experiment = build_experiment(SETTINGS, ["trunk.source=none", "rules=[[adapt, out_layer/kernel], [freeze, '.*']]"])
+    experiment = build_experiment(
+        SETTINGS, ["trunk.source=none", "rules=[[adapt, out_layer/kernel], [freeze, '.*']]"]
+    )
     model = build_model(experiment)
     assert set(flatten(model.frozen)) == {"out_layer/kernel", "out_layer/bias"}
     assert footprint(experiment).trainable == 16 * (8 + 3)
@@ -485,7 +575,10 @@ def test_without_a_trunk_its_rules_are_left_out():
         build_model(experiment.model_copy(update={"rules": (("freeze", ".*"),)}))
     everything = build_model(build_experiment(SETTINGS, ["trunk.source=attention", "recipe=full"]))
     assert not flatten(everything.frozen)
-    assert sum(leaf.size for leaf in flatten(everything.trainable["base"]).values()) == 4 * (8 * 8 + 8) + 16 + 8 * 3 + 3
+    assert (
+        sum(leaf.size for leaf in flatten(everything.trainable["base"]).values())
+        == 4 * (8 * 8 + 8) + 16 + 8 * 3 + 3
+    )
 
 
 # Against PyTorch: the two networks that no golden covers, around transformers' own GPT-2.
@@ -503,19 +596,37 @@ def torch_case(name: str) -> dict[str, Any]:
     out = params["out_layer"]["kernel"].shape
     sites = {"gpt2/wpe": Site("embedding", (30, 24)), "out_layer": Site("dense", out)}
     draw = np.random.default_rng(6)
-    adapters = jax.tree.map(lambda leaf: leaf + 0.1 * draw.normal(size=leaf.shape).astype("f4"), init_adapters(sites, 4))
-    shapes = {"n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 30, "vocab_size": 7, "bos_token_id": 0, "eos_token_id": 0}
+    adapters = jax.tree.map(
+        lambda leaf: leaf + 0.1 * draw.normal(size=leaf.shape).astype("f4"), init_adapters(sites, 4)
+    )
+    shapes = {
+        "n_embd": 24,
+        "n_layer": 2,
+        "n_head": 3,
+        "n_positions": 30,
+        "vocab_size": 7,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     trunk = transformers.GPT2Model(transformers.GPT2Config(**shapes, attn_implementation="eager")).eval()
     state = {"wte.weight": trunk.wte.weight.detach()}
     for path, leaf in flatten(params["gpt2"]).items():
         stem, _, kind = path.rpartition("/")
         state[f"{stem.replace('/', '.')}.{'bias' if kind == 'bias' else 'weight'}"] = torch.from_numpy(leaf)
     trunk.load_state_dict(state)
-    tensors = {path: torch.from_numpy(leaf) for path, leaf in flatten(params).items() if not path.startswith("gpt2/")}
-    factors = {path: {key: torch.from_numpy(np.array(f)).requires_grad_() for key, f in pair.items()} for path, pair in adapters.items()}
+    tensors = {
+        path: torch.from_numpy(leaf) for path, leaf in flatten(params).items() if not path.startswith("gpt2/")
+    }
+    factors = {
+        path: {key: torch.from_numpy(np.array(f)).requires_grad_() for key, f in pair.items()}
+        for path, pair in adapters.items()
+    }
     return {"torch": torch, "network": network, "params": params, "adapters": adapters} | {
-        "trunk": trunk, "tensors": tensors, "factors": factors, "scale": 8.0,
-    }  # fmt: skip
+        "trunk": trunk,
+        "tensors": tensors,
+        "factors": factors,
+        "scale": 8.0,
+    }
 
 
 def torch_linear(case: dict[str, Any], name: str, x: Any) -> Any:
@@ -528,14 +639,20 @@ def torch_linear(case: dict[str, Any], name: str, x: Any) -> Any:
 def torch_tokens(case: dict[str, Any], tokens: Any) -> Any:
     """``[m, n, q]`` through a circular ``Conv1d``, plus fixed positions."""
     torch, kernel = case["torch"], case["tensors"]["token_conv/kernel"]
-    convolution = torch.nn.Conv1d(kernel.shape[1], kernel.shape[2], 3, padding=1, padding_mode="circular", bias=False)
+    convolution = torch.nn.Conv1d(
+        kernel.shape[1], kernel.shape[2], 3, padding=1, padding_mode="circular", bias=False
+    )
     convolution.weight = torch.nn.Parameter(kernel.permute(2, 1, 0), requires_grad=False)
-    return convolution(tokens.mT).mT + torch.from_numpy(waves(tokens.shape[1], kernel.shape[2]).astype(np.float32))
+    return convolution(tokens.mT).mT + torch.from_numpy(
+        waves(tokens.shape[1], kernel.shape[2]).astype(np.float32)
+    )
 
 
 def torch_trunk(case: dict[str, Any], embeds: Any) -> Any:
     pair = case["factors"]["gpt2/wpe"]
-    positions = case["scale"] * pair["a"][: embeds.shape[1]] @ pair["b"]  # on top of wpe, which the trunk adds itself
+    positions = (
+        case["scale"] * pair["a"][: embeds.shape[1]] @ pair["b"]
+    )  # on top of wpe, which the trunk adds itself
     return case["trunk"](inputs_embeds=embeds + positions, use_cache=False).last_hidden_state
 
 
@@ -555,10 +672,16 @@ def torch_impute(case: dict[str, Any], x_btc: Any, mask_btc: Any) -> Any:
     count = seen.sum(1, keepdim=True)
     mean = (values * seen).sum(1, keepdim=True) / count
     std = ((((values - mean) * seen) ** 2).sum(1, keepdim=True) / count + 1e-5).sqrt()
-    embeds = torch_tokens(case, (values - mean) * seen / std) + torch_linear(case, "calendar_layer", x_btc[..., c:])
+    embeds = torch_tokens(case, (values - mean) * seen / std) + torch_linear(
+        case, "calendar_layer", x_btc[..., c:]
+    )
     hidden = torch_trunk(case, embeds)
     scale, bias = case["tensors"]["ln_proj/scale"], case["tensors"]["ln_proj/bias"]
-    return torch_linear(case, "out_layer", torch.nn.functional.layer_norm(hidden, scale.shape, scale, bias)) * std + mean
+    return (
+        torch_linear(case, "out_layer", torch.nn.functional.layer_norm(hidden, scale.shape, scale, bias))
+        * std
+        + mean
+    )
 
 
 @pytest.mark.parity
@@ -567,7 +690,9 @@ def test_outputs_and_gradients_are_those_of_pytorch(name):
     case, draw = torch_case(name), np.random.default_rng(7)
     torch, network = case["torch"], case["network"]
     length, channels = network.example_shape[1:]
-    x = (draw.normal(size=(4, length, channels)).cumsum(axis=1) + 10 * draw.normal(size=(4, 1, channels))).astype(np.float32)
+    x = (
+        draw.normal(size=(4, length, channels)).cumsum(axis=1) + 10 * draw.normal(size=(4, 1, channels))
+    ).astype(np.float32)
     mask = draw.random(x.shape) < 0.75 if name == "impute" else None
     if name == "short_term":
         theirs = torch_short_term(case, torch.from_numpy(x[..., 0]))[..., None]
@@ -582,7 +707,9 @@ def test_outputs_and_gradients_are_those_of_pytorch(name):
 
         return with_adapters(call, case["scale"])(case["params"], adapters, x, mask)
 
-    gradients, ours = jax.jit(jax.grad(lambda a: (jnp.square(predict(a) - target).mean(), predict(a)), has_aux=True))(case["adapters"])
+    gradients, ours = jax.jit(
+        jax.grad(lambda a: (jnp.square(predict(a) - target).mean(), predict(a)), has_aux=True)
+    )(case["adapters"])
     # float32 on both sides, sums in another order: as the goldens of the other networks
     assert_close(ours, theirs.detach().numpy(), 1e-5)
     for path, pair in case["factors"].items():

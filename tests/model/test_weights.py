@@ -17,7 +17,15 @@ from safetensors.numpy import load_file, save_file
 from ofa_jax.errors import CheckpointError, WeightsError
 from ofa_jax.model import trees
 from ofa_jax.model.gpt2 import PRESETS, GPT2Config, GPT2Trunk
-from ofa_jax.model.weights import Trunk, convert, load_trunk, random_trunk, read_config, save_trunk, trunk_shapes
+from ofa_jax.model.weights import (
+    Trunk,
+    convert,
+    load_trunk,
+    random_trunk,
+    read_config,
+    save_trunk,
+    trunk_shapes,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORECAST = GOLDEN / "forecast_small" / "gpt2"
@@ -33,7 +41,9 @@ def hugging_face(folder: Path, tensors=None, **changes) -> Path:
     """A Hugging Face folder: the golden config with ``changes`` (a value of ... removes a field), and ``tensors``."""
     folder.mkdir(parents=True, exist_ok=True)
     config = json.loads((FORECAST / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
+    (folder / "config.json").write_text(
+        json.dumps({name: value for name, value in config.items() if value is not ...})
+    )
     if tensors is not None:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
@@ -87,7 +97,9 @@ def test_first_layers_are_kept_and_the_rest_named():
     assert sorted(trunk.params["h"]) == ["0", "1"]
     assert len(trunk.dropped) == 13
     assert {"wte.weight", "h.2.attn.c_attn.weight", "h.2.ln_1.bias"} <= set(trunk.dropped)
-    np.testing.assert_array_equal(trunk.params["h"]["1"]["ln_1"]["bias"], load_trunk(FORECAST).params["h"]["1"]["ln_1"]["bias"])
+    np.testing.assert_array_equal(
+        trunk.params["h"]["1"]["ln_1"]["bias"], load_trunk(FORECAST).params["h"]["1"]["ln_1"]["bias"]
+    )
 
 
 @pytest.mark.parametrize("n_layer", [4, 0, -1])
@@ -104,12 +116,19 @@ def test_prefix_heads_and_buffers(tmp_path, tensors):
     prefixed["lm_head.weight"] = tensors["wte.weight"]
     trunk = load_trunk(hugging_face(tmp_path, prefixed))
     assert same(trunk, load_trunk(FORECAST))
-    assert trunk.dropped == ("lm_head.weight", "transformer.h.0.attn.bias", "transformer.h.2.attn.masked_bias", "transformer.wte.weight")
+    assert trunk.dropped == (
+        "lm_head.weight",
+        "transformer.h.0.attn.bias",
+        "transformer.h.2.attn.masked_bias",
+        "transformer.wte.weight",
+    )
 
 
 def test_mixed_prefixes_are_refused(tmp_path, tensors):
     mixed = {(f"transformer.{name}" if "ln_f" in name else name): leaf for name, leaf in tensors.items()}
-    with pytest.raises(WeightsError, match=r"some names carry the prefix 'transformer\.' \(transformer\.ln_f\.bias"):
+    with pytest.raises(
+        WeightsError, match=r"some names carry the prefix 'transformer\.' \(transformer\.ln_f\.bias"
+    ):
         load_trunk(hugging_face(tmp_path, mixed))
 
 
@@ -186,11 +205,15 @@ def test_missing_names_carry_the_file_s_prefix_and_are_shortened(tmp_path, tenso
         load_trunk(hugging_face(tmp_path, few))
 
 
-@pytest.mark.parametrize(("value", "dtype"), [(np.nan, np.float32), (-np.inf, np.float16), (1e300, np.float64)])
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(np.nan, np.float32), (-np.inf, np.float16), (1e300, np.float64)]
+)
 def test_values_that_are_not_finite_are_named(tmp_path, tensors, value, dtype):
     broken = {name: leaf.astype(dtype) for name, leaf in tensors.items()}
     broken["h.1.ln_2.weight"][7] = value
-    with pytest.raises(WeightsError, match=r"not finite in float32: h\.1\.ln_2\.weight in model\.safetensors\."):
+    with pytest.raises(
+        WeightsError, match=r"not finite in float32: h\.1\.ln_2\.weight in model\.safetensors\."
+    ):
         load_trunk(hugging_face(tmp_path, broken))
 
 
@@ -203,7 +226,9 @@ def test_pickle_is_refused_with_the_command_that_converts_it(tmp_path):
 
 
 def test_nothing_to_read(tmp_path):
-    with pytest.raises(WeightsError, match=r"neither model\.safetensors nor model\.safetensors\.index\.json is here"):
+    with pytest.raises(
+        WeightsError, match=r"neither model\.safetensors nor model\.safetensors\.index\.json is here"
+    ):
         load_trunk(hugging_face(tmp_path / "a"))
     (tmp_path / "b").mkdir()
     with pytest.raises(WeightsError, match=r"there is no config\.json here"):
@@ -217,7 +242,10 @@ def test_nothing_to_read(tmp_path):
         load_trunk(FORECAST, revision="main")
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: b"version https://git-lfs.github.com\n", lambda data: b""])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[:-100], lambda data: b"version https://git-lfs.github.com\n", lambda data: b""],
+)
 def test_damaged_safetensors(tmp_path, damage):
     folder = hugging_face(tmp_path)
     (folder / "model.safetensors").write_bytes(damage((FORECAST / "model.safetensors").read_bytes()))
@@ -250,15 +278,33 @@ def test_config_fields_are_refused_by_name(tmp_path, changes, message):
 
 def test_config_fields_are_honoured(tmp_path):
     changes = {
-        "n_embd": ..., "hidden_size": 96, "n_inner": 100, "activation_function": "gelu", "layer_norm_epsilon": 1e-6, "n_positions": 32,
-        "embd_pdrop": 0.0, "attn_pdrop": 0.2, "resid_pdrop": 0.3, "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True,
+        "n_embd": ...,
+        "hidden_size": 96,
+        "n_inner": 100,
+        "activation_function": "gelu",
+        "layer_norm_epsilon": 1e-6,
+        "n_positions": 32,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.2,
+        "resid_pdrop": 0.3,
+        "scale_attn_weights": False,
+        "scale_attn_by_inverse_layer_idx": True,
         "reorder_and_upcast_attn": True,
-    }  # fmt: skip
-    assert read_config(hugging_face(tmp_path, **changes)) == GPT2Config(96, 3, 4, 32, 100, "gelu", 1e-6, 0.0, 0.2, 0.3, False, True)
+    }
+    assert read_config(hugging_face(tmp_path, **changes)) == GPT2Config(
+        96, 3, 4, 32, 100, "gelu", 1e-6, 0.0, 0.2, 0.3, False, True
+    )
 
 
 def test_fields_left_out_take_hugging_face_s_defaults(tmp_path):
-    old = {"model_type": "gpt2", "n_embd": 24, "n_head": 2, "n_ctx": 1024, "architectures": ["GPT2LMHeadModel"], "task_specific_params": {}}
+    old = {
+        "model_type": "gpt2",
+        "n_embd": 24,
+        "n_head": 2,
+        "n_ctx": 1024,
+        "architectures": ["GPT2LMHeadModel"],
+        "task_specific_params": {},
+    }
     (tmp_path / "config.json").write_text(json.dumps(old))
     assert read_config(tmp_path) == GPT2Config(n_embd=24, n_head=2)
 
@@ -272,8 +318,12 @@ def test_config_that_is_not_a_json_object(tmp_path, text):
 
 # The published totals (124,439,808 for gpt2, ...) less the token embedding, 50257 times the width.
 PUBLISHED = {
-    "distilgpt2": 43_315_200, "gpt2": 85_842_432, "gpt2-medium": 303_360_000, "gpt2-large": 709_701_120, "gpt2-xl": 1_477_200_000
-}  # fmt: skip
+    "distilgpt2": 43_315_200,
+    "gpt2": 85_842_432,
+    "gpt2-medium": 303_360_000,
+    "gpt2-large": 709_701_120,
+    "gpt2-xl": 1_477_200_000,
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -357,14 +407,20 @@ def test_convert_round_trip(tmp_path, monkeypatch):
     assert read_config(tmp_path / "trunk") == trunk.config
     assert load_trunk(tmp_path / "trunk", n_layer=1).config.n_layer == 1
     assert "wte.weight" not in load_file(tmp_path / "trunk" / "model.safetensors")
-    assert sorted(file.name for file in (tmp_path / "trunk").iterdir()) == ["config.json", "model.safetensors", "trunk.json"]
+    assert sorted(file.name for file in (tmp_path / "trunk").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "trunk.json",
+    ]
     manifest = json.loads((tmp_path / "trunk" / "trunk.json").read_text())
     assert manifest == {"format": 1, **{name: value for name, value in report.items() if name != "bytes"}}
     assert report["fingerprint"] == trunk.sha256
     assert report["dropped"]["wte.weight"] == report["dropped"]["h.*.ln_1.bias"] == 1
     assert (report["layers"], report["source"], report["dtype"]) == (2, str(FORECAST), "float32")
     assert report["parameters"] == sum(leaf.size for leaf in trees.flatten(trunk.params).values())
-    assert (tmp_path / "trunk" / "model.safetensors").stat().st_mode == (tmp_path / "trunk" / "trunk.json").stat().st_mode
+    assert (tmp_path / "trunk" / "model.safetensors").stat().st_mode == (
+        tmp_path / "trunk" / "trunk.json"
+    ).stat().st_mode
     assert report["bytes"] == sum(file.stat().st_size for file in (tmp_path / "trunk").iterdir())
 
 
@@ -418,7 +474,9 @@ def test_changed_trunk_folder_is_refused(tmp_path):
     with pytest.raises(WeightsError, match=r"model\.safetensors: has sha256 .* damaged or changed"):
         load_trunk(folder)
     weights.unlink()
-    with pytest.raises(WeightsError, match=r"there is no model\.safetensors here, though trunk\.json tells of it"):
+    with pytest.raises(
+        WeightsError, match=r"there is no model\.safetensors here, though trunk\.json tells of it"
+    ):
         load_trunk(folder)
     weights.write_bytes(good)
     text = config.read_text()
@@ -462,7 +520,9 @@ def test_only_a_trunk_folder_is_overwritten(tmp_path, monkeypatch):
 def test_shapes_are_those_of_the_flax_module(positions):
     config = GPT2Config(n_embd=12, n_layer=11, n_head=3, n_positions=7, n_inner=20)
     module = GPT2Trunk(config, positions=positions)
-    made = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 4, 12), jnp.float32))["params"]
+    made = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 4, 12), jnp.float32))[
+        "params"
+    ]
     found = trunk_shapes(config, positions)
     assert found == {path: leaf.shape for path, leaf in trees.flatten(made).items()}
     assert list(found) == sorted(found)

@@ -48,7 +48,9 @@ class Positions(nn.Module):
 class FlaxNetwork(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(OUT, name="out_layer")(jax.nn.gelu(x + Positions(name="gpt2")(x.shape[1]), approximate=False))
+        return nn.Dense(OUT, name="out_layer")(
+            jax.nn.gelu(x + Positions(name="gpt2")(x.shape[1]), approximate=False)
+        )
 
 
 def apply(params, x, *, dropout_keys=None):
@@ -63,7 +65,10 @@ def torch_network() -> TorchNetwork:
 def flax_params(network: TorchNetwork) -> dict:
     return {
         "gpt2": {"wpe": {"embedding": network.gpt2.wpe.weight.detach().numpy()}},
-        "out_layer": {"kernel": network.out_layer.weight.detach().numpy().T, "bias": network.out_layer.bias.detach().numpy()},
+        "out_layer": {
+            "kernel": network.out_layer.weight.detach().numpy().T,
+            "bias": network.out_layer.bias.detach().numpy(),
+        },
     }
 
 
@@ -138,7 +143,15 @@ def test_peft_loads_what_is_written_and_gives_the_same_output(tmp_path, numbers)
     rng = np.random.default_rng(2)
     shift = lambda leaf: (leaf + rng.normal(size=leaf.shape)).astype(np.float32)  # noqa: E731
     adapters = jax.tree.map(shift, init_adapters(SITES, numbers.rank))
-    write_bundle(tmp_path / "b", adapters=adapters, sites=SITES, trained={}, numbers=numbers, init="peft_gaussian", meta={})
+    write_bundle(
+        tmp_path / "b",
+        adapters=adapters,
+        sites=SITES,
+        trained={},
+        numbers=numbers,
+        init="peft_gaussian",
+        meta={},
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # peft warns of missing and of unexpected keys
         model = peft.PeftModel.from_pretrained(torch_network(), tmp_path / "b").eval()
@@ -153,7 +166,15 @@ def test_both_ways_round_trips_every_bit(tmp_path):
     move(model)
     model.save_pretrained(tmp_path / "theirs")
     adapters, sites, numbers = read_peft(tmp_path / "theirs")
-    write_bundle(tmp_path / "ours", adapters=adapters, sites=sites, trained={}, numbers=numbers, init="peft_gaussian", meta={})
+    write_bundle(
+        tmp_path / "ours",
+        adapters=adapters,
+        sites=sites,
+        trained={},
+        numbers=numbers,
+        init="peft_gaussian",
+        meta={},
+    )
     again = peft.PeftModel.from_pretrained(torch_network(), tmp_path / "ours")
     theirs = peft.get_peft_model_state_dict(model)
     for name, tensor in peft.get_peft_model_state_dict(again).items():
@@ -168,7 +189,9 @@ def test_gradients_are_peft_s(tmp_path):
     adapters, _, numbers = read_peft(tmp_path)
     model(torch.from_numpy(inputs())).square().sum().backward()
     params = flax_params(torch_network())
-    ours = jax.grad(lambda tree: jnp.square(with_adapters(apply, numbers.scale)(params, tree, inputs())).sum())(adapters)
+    ours = jax.grad(
+        lambda tree: jnp.square(with_adapters(apply, numbers.scale)(params, tree, inputs())).sum()
+    )(adapters)
     layers = model.base_model.model
     theirs = {
         "gpt2/wpe/a": layers.gpt2.wpe.lora_embedding_A["default"].grad,
@@ -177,7 +200,13 @@ def test_gradients_are_peft_s(tmp_path):
         "out_layer/b": layers.out_layer.lora_B["default"].weight.grad,
     }
     for path, gradient in theirs.items():
-        np.testing.assert_allclose(flatten(ours)[path], gradient.numpy().T, rtol=0, atol=1e-5 * gradient.abs().max().item(), err_msg=path)
+        np.testing.assert_allclose(
+            flatten(ours)[path],
+            gradient.numpy().T,
+            rtol=0,
+            atol=1e-5 * gradient.abs().max().item(),
+            err_msg=path,
+        )
 
 
 @pytest.mark.parametrize(("init", "theirs"), [("peft_gaussian", "gaussian"), ("kaiming", True)])
@@ -188,7 +217,9 @@ def test_adapters_begin_as_peft_s_do(init, theirs):
     torch.manual_seed(3)
     network = torch_network()
     network.gpt2.wpe, network.out_layer = torch.nn.Embedding(rows, columns), torch.nn.Linear(rows, columns)
-    config = peft.LoraConfig(r=rank, lora_alpha=16, init_lora_weights=theirs, target_modules=["wpe", "out_layer"])
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=16, init_lora_weights=theirs, target_modules=["wpe", "out_layer"]
+    )
     layers = peft.get_peft_model(network, config).base_model.model
     begun = {
         "gpt2/wpe/a": layers.gpt2.wpe.lora_embedding_A["default"],
@@ -207,7 +238,9 @@ def test_adapters_begin_as_peft_s_do(init, theirs):
         ratio = found.std() / wanted.std()
         assert abs(ratio - 1) < 4 / np.sqrt(found.size), path
         for share in (0.01, 0.25, 0.75, 0.99):
-            np.testing.assert_allclose(np.quantile(found, share), np.quantile(wanted, share), rtol=0.1, err_msg=path)
+            np.testing.assert_allclose(
+                np.quantile(found, share), np.quantile(wanted, share), rtol=0.1, err_msg=path
+            )
     expected = 1 / rank if init == "peft_gaussian" else 1 / np.sqrt(3 * rows)
     assert begun["out_layer/a"].std().item() == pytest.approx(expected, rel=0.02)
     assert begun["gpt2/wpe/b"].std().item() == pytest.approx(1, rel=0.05)
@@ -225,7 +258,9 @@ def test_adapters_begin_as_peft_s_do(init, theirs):
         ({"init": "pissa", "target_modules": ["out_layer"]}, "init_lora_weights='pissa'"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Adapter 'default'")  # peft takes its own bias of one dimension for a broken shard
+@pytest.mark.filterwarnings(
+    "ignore:Adapter 'default'"
+)  # peft takes its own bias of one dimension for a broken shard
 def test_features_of_peft_that_are_not_read_are_refused_by_name(tmp_path, config, named):
     wrap(**config).save_pretrained(tmp_path)
     with pytest.raises(WeightsError) as caught:
@@ -253,11 +288,15 @@ def test_dropout_is_on_the_dense_adapter_s_input_as_in_peft():
         def __call__(self, x):
             return nn.Dense(1, use_bias=False, name="out_layer")(x)
 
-    adapted = with_adapters(lambda params, x, *, dropout_keys: OneLayer().apply({"params": params}, x), 1.0, dropout_rate=rate)
+    adapted = with_adapters(
+        lambda params, x, *, dropout_keys: OneLayer().apply({"params": params}, x), 1.0, dropout_rate=rate
+    )
     adapters = {"out_layer": {"a": np.ones((width, 1), np.float32), "b": np.ones((1, 1), np.float32)}}
     params = {"out_layer": {"kernel": np.zeros((width, 1), np.float32)}}
     keys = jax.random.split(jax.random.key(0), samples)
-    ours = np.asarray(adapted(params, adapters, np.ones((samples, width), np.float32), dropout_keys=keys))[:, 0]
+    ours = np.asarray(adapted(params, adapters, np.ones((samples, width), np.float32), dropout_keys=keys))[
+        :, 0
+    ]
     spread = np.sqrt(width * rate / (1 - rate))
     assert abs(ours.mean() - theirs.mean()) < 5 * spread / np.sqrt(samples)
     assert ours.std() == pytest.approx(spread, rel=0.05)

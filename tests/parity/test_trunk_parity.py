@@ -22,7 +22,15 @@ pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-SMALL = {"n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64, "vocab_size": 11, "bos_token_id": 0, "eos_token_id": 0}
+SMALL = {
+    "n_embd": 48,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+    "vocab_size": 11,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 VARIANTS = {
     "plain": {},
     "inverse_layer_idx": {"scale_attn_by_inverse_layer_idx": True},
@@ -65,7 +73,9 @@ def torch_outputs(model, embeds: np.ndarray) -> dict[str, np.ndarray]:
 
     def keep(name):
         def hook(module, inputs, output):
-            found[name.replace(".", "/")] = (output[0] if isinstance(output, tuple) else output).detach().numpy()
+            found[name.replace(".", "/")] = (
+                (output[0] if isinstance(output, tuple) else output).detach().numpy()
+            )
 
         return hook
 
@@ -78,8 +88,13 @@ def torch_outputs(model, embeds: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def flax_outputs(trunk, embeds: np.ndarray) -> dict[str, np.ndarray]:
-    _, state = GPT2Trunk(trunk.config).apply({"params": trunk.params}, jnp.asarray(embeds), capture_intermediates=True)
-    return {path.removesuffix("/__call__"): np.asarray(leaf[0]) for path, leaf in flatten(state["intermediates"]).items()}
+    _, state = GPT2Trunk(trunk.config).apply(
+        {"params": trunk.params}, jnp.asarray(embeds), capture_intermediates=True
+    )
+    return {
+        path.removesuffix("/__call__"): np.asarray(leaf[0])
+        for path, leaf in flatten(state["intermediates"]).items()
+    }
 
 
 def assert_close(found, reference, bound: float, what: str = "") -> None:
@@ -95,7 +110,9 @@ def test_every_module_gives_torch_s_output(tmp_path, variant):
     ours, theirs = flax_outputs(trunk, embeddings()), torch_outputs(model, embeddings())
     compared = sorted(ours.keys() & theirs.keys() - {"wpe"})
     expected = ["ln_1", "ln_2", "attn", "attn/c_attn", "attn/c_proj", "mlp", "mlp/c_fc", "mlp/c_proj"]
-    assert compared == sorted([*(f"h/{i}/{name}" for i in range(3) for name in expected), *(f"h/{i}" for i in range(3)), "ln_f"])
+    assert compared == sorted(
+        [*(f"h/{i}/{name}" for i in range(3) for name in expected), *(f"h/{i}" for i in range(3)), "ln_f"]
+    )
     for path in compared:  # float32 on both sides, sums in another order: 4e-7 is usual, 1e-5 the promise
         assert_close(ours[path], theirs[path], 1e-5, path)
     np.testing.assert_array_equal(ours["wpe"], theirs["wpe"].reshape(ours["wpe"].shape))
@@ -108,9 +125,14 @@ def test_variants_are_told_apart():
     for variant, changes in VARIANTS.items():
         if variant in ("plain", "reorder_and_upcast", "gelu_pytorch_tanh", "positions_all_used", "n_inner"):
             continue
-        model = transformers.GPT2Model(transformers.GPT2Config(**(SMALL | changes), attn_implementation="eager")).eval()
+        model = transformers.GPT2Model(
+            transformers.GPT2Config(**(SMALL | changes), attn_implementation="eager")
+        ).eval()
         model.load_state_dict(base.state_dict())
-        assert np.abs(torch_outputs(model, embeddings())["ln_f"] - reference).max() > 1e-4 * np.abs(reference).max(), variant
+        assert (
+            np.abs(torch_outputs(model, embeddings())["ln_f"] - reference).max()
+            > 1e-4 * np.abs(reference).max()
+        ), variant
 
 
 def test_hidden_states_as_transformers_reports_them(tmp_path):
@@ -143,7 +165,9 @@ def test_gradient_with_respect_to_embeddings(tmp_path, variant, remat):
     inputs = torch.from_numpy(embeddings()).requires_grad_()
     (model(inputs_embeds=inputs).last_hidden_state * torch.from_numpy(weight)).sum().backward()
     module = GPT2Trunk(trunk.config, remat=remat)
-    gradient = jax.grad(lambda x: (module.apply({"params": trunk.params}, x) * weight).sum())(jnp.asarray(embeddings()))
+    gradient = jax.grad(lambda x: (module.apply({"params": trunk.params}, x) * weight).sum())(
+        jnp.asarray(embeddings())
+    )
     assert_close(gradient, inputs.grad.numpy(), 1e-4)
 
 
@@ -153,9 +177,13 @@ def test_gradient_with_respect_to_parameters(tmp_path, variant):
     model.save_pretrained(tmp_path)
     trunk = load_trunk(tmp_path)
     weight = np.random.default_rng(2).normal(size=embeddings().shape).astype(np.float32)
-    (model(inputs_embeds=torch.from_numpy(embeddings())).last_hidden_state * torch.from_numpy(weight)).sum().backward()
+    (
+        model(inputs_embeds=torch.from_numpy(embeddings())).last_hidden_state * torch.from_numpy(weight)
+    ).sum().backward()
     module = GPT2Trunk(trunk.config)
-    gradients = jax.grad(lambda params: (module.apply({"params": params}, embeddings()) * weight).sum())(trunk.params)
+    gradients = jax.grad(lambda params: (module.apply({"params": params}, embeddings()) * weight).sum())(
+        trunk.params
+    )
     ends = {"embedding": "weight", "kernel": "weight", "scale": "weight", "bias": "bias"}
     for path, gradient in flatten(gradients).items():
         *names, end = path.split("/")
@@ -171,7 +199,15 @@ def test_shards_that_transformers_writes(tmp_path):
     assert load_trunk(tmp_path / "shards").sha256 == load_trunk(tmp_path / "whole").sha256
 
 
-@pytest.mark.parametrize("cls", ["GPT2LMHeadModel", "GPT2ForSequenceClassification", "GPT2ForTokenClassification", "GPT2DoubleHeadsModel"])
+@pytest.mark.parametrize(
+    "cls",
+    [
+        "GPT2LMHeadModel",
+        "GPT2ForSequenceClassification",
+        "GPT2ForTokenClassification",
+        "GPT2DoubleHeadsModel",
+    ],
+)
 def test_models_with_heads(tmp_path, cls):
     model = make_model(getattr(transformers, cls), pad_token_id=0)
     model.save_pretrained(tmp_path / "headed")
@@ -220,7 +256,10 @@ def test_random_trunk_is_spread_as_transformers_initialises(tmp_path):
     torch.manual_seed(0)
     config = transformers.GPT2Config(**(SMALL | {"n_embd": 96}))
     transformers.GPT2Model(config).save_pretrained(tmp_path)
-    theirs, ours = flatten(load_trunk(tmp_path).params), flatten(random_trunk(read_config(tmp_path), 0).params)
+    theirs, ours = (
+        flatten(load_trunk(tmp_path).params),
+        flatten(random_trunk(read_config(tmp_path), 0).params),
+    )
     for path, leaf in theirs.items():
         if path.endswith(("kernel", "embedding")):  # 5 standard errors of a ratio of two sample deviations
             assert abs(ours[path].std() / leaf.std() - 1) < 5 / np.sqrt(leaf.size), path
@@ -228,7 +267,9 @@ def test_random_trunk_is_spread_as_transformers_initialises(tmp_path):
             np.testing.assert_array_equal(ours[path], leaf)
 
 
-@pytest.mark.parametrize("live", [("embd_pdrop",), ("attn_pdrop",), ("resid_pdrop",), ("embd_pdrop", "attn_pdrop", "resid_pdrop")])
+@pytest.mark.parametrize(
+    "live", [("embd_pdrop",), ("attn_pdrop",), ("resid_pdrop",), ("embd_pdrop", "attn_pdrop", "resid_pdrop")]
+)
 def test_dropout_has_torch_s_distribution(tmp_path, live):
     """Masks cannot be compared, their effect can: mean and spread of the output over many draws of one input."""
     draws = 4096
@@ -274,7 +315,11 @@ def test_attention_is_dot_product_attention(scale):
 
 
 def test_training_without_rates_is_evaluation():
-    config = GPT2Config(n_embd=48, n_layer=2, n_head=4, n_positions=32, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+    config = GPT2Config(
+        n_embd=48, n_layer=2, n_head=4, n_positions=32, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0
+    )
     params = {"params": random_trunk(config, 0).params}
     keys = jax.random.split(jax.random.key(2), 2)
-    np.testing.assert_array_equal(GPT2Trunk(config).apply(params, embeddings(), keys), GPT2Trunk(config).apply(params, embeddings()))
+    np.testing.assert_array_equal(
+        GPT2Trunk(config).apply(params, embeddings(), keys), GPT2Trunk(config).apply(params, embeddings())
+    )

@@ -28,7 +28,13 @@ from ofa_jax.train.loop import Evaluator
 L = 10
 
 
-def stream(train: Sequence[int] = (60,), test: Sequence[int] = (40,), *, anomalies: Sequence[int] = (7,), seed: int = 0) -> LabelledStream:
+def stream(
+    train: Sequence[int] = (60,),
+    test: Sequence[int] = (40,),
+    *,
+    anomalies: Sequence[int] = (7,),
+    seed: int = 0,
+) -> LabelledStream:
     """Two channels; recordings of so many training and test steps; ``anomalies`` are steps of the test stream."""
     draw = np.random.default_rng(seed)
     count = max(len(train), len(test))
@@ -46,7 +52,9 @@ def stream(train: Sequence[int] = (60,), test: Sequence[int] = (40,), *, anomali
     )
 
 
-def prepared(*streams: LabelledStream, protocol: Protocol = "strict", source: str = "memory", **settings: Any) -> TaskData:
+def prepared(
+    *streams: LabelledStream, protocol: Protocol = "strict", source: str = "memory", **settings: Any
+) -> TaskData:
     """The task on streams in memory; ``source="smd"`` makes them the machines of that set."""
     task = TaskConfig(**{"name": "anomaly", "input_length": L, "horizon": 0, **settings})
     with mock.patch.object(anomaly, "load_streams", return_value=(streams, None)):
@@ -58,7 +66,11 @@ class Verdict:
 
     def __init__(self, data: TaskData, error=lambda rows: rows) -> None:
         def score(table):
-            return {"step_error": np.asarray(error(table.first[:, None] + np.arange(data.task.spec.input_length)), np.float32)}
+            return {
+                "step_error": np.asarray(
+                    error(table.first[:, None] + np.arange(data.task.spec.input_length)), np.float32
+                )
+            }
 
         with mock.patch.object(anomaly, "detection_metrics", side_effect=detection_metrics) as called:
             self.metrics = data.task.final_metrics(score, "test")
@@ -98,15 +110,25 @@ def test_no_window_crosses_a_recording_and_validation_is_not_trained_on(train, t
     rows = {split: table.first[:, None] + np.arange(L) for split, table in task.tables.items()}
     assert rows["train"].max() < cut <= rows["validation"].min()
     assert rows["validation"].max() < total <= rows["test"].min()
-    for split, borders in (("train", made.train_borders), ("validation", made.train_borders), ("test", total + made.test_borders)):
+    for split, borders in (
+        ("train", made.train_borders),
+        ("validation", made.train_borders),
+        ("test", total + made.test_borders),
+    ):
         assert windows_lie_within(task.tables[split], borders)
 
-    pieces = [(begin, end) for begin, end in pairwise(np.union1d(made.train_borders, [cut]).tolist()) if end - begin >= L]
+    pieces = [
+        (begin, end)
+        for begin, end in pairwise(np.union1d(made.train_borders, [cut]).tolist())
+        if end - begin >= L
+    ]
     np.testing.assert_array_equal(
-        task.tables["train"].first, [first for begin, end in pieces if end <= cut for first in range(begin, end - L + 1, step)]
+        task.tables["train"].first,
+        [first for begin, end in pieces if end <= cut for first in range(begin, end - L + 1, step)],
     )
     np.testing.assert_array_equal(
-        np.unique(rows["validation"]), [row for begin, end in pieces if begin >= cut for row in range(begin, end)]
+        np.unique(rows["validation"]),
+        [row for begin, end in pieces if begin >= cut for row in range(begin, end)],
     )
 
 
@@ -147,14 +169,18 @@ def test_a_spike_is_scored_where_it_is_labelled(protocol):
     if protocol == "published":
         starts = np.arange(48 - L + 1)
         assert len(scores) == len(starts) * L
-        np.testing.assert_array_equal(scores > 1000, made.test_label[(starts[:, None] + np.arange(L)).reshape(-1)])
+        np.testing.assert_array_equal(
+            scores > 1000, made.test_label[(starts[:, None] + np.arange(L)).reshape(-1)]
+        )
         return
     np.testing.assert_array_equal(np.flatnonzero(scores > 1000), [22, 23, 41])
     np.testing.assert_array_equal(label, made.test_label)
     mean, std = made.train.mean(axis=0), made.train.std(axis=0)
     wanted = np.square((made.test - mean) / std).mean(axis=1)
     np.testing.assert_allclose(scores, wanted, rtol=1e-5)  # standardised and squared in float32
-    assert threshold == pytest.approx(np.percentile(np.square((made.train - mean) / std).mean(axis=1), 90), rel=1e-5)
+    assert threshold == pytest.approx(
+        np.percentile(np.square((made.train - mean) / std).mean(axis=1), 90), rel=1e-5
+    )
 
 
 def test_what_is_found_at_the_end_of_one_recording_is_not_found_in_the_next():
@@ -170,7 +196,9 @@ def test_what_is_found_at_the_end_of_one_recording_is_not_found_in_the_next():
 
 @pytest.mark.parametrize("ratio", [0.5, 1, 25])
 def test_the_published_threshold_sees_every_score_of_every_window(ratio):
-    data = prepared(stream([60, 41], [23, 30], anomalies=[3]), protocol="published", anomaly_ratio=ratio, step=7)
+    data = prepared(
+        stream([60, 41], [23, 30], anomalies=[3]), protocol="published", anomaly_ratio=ratio, step=7
+    )
     train = np.concatenate([np.arange(first, first + L) for first in range(0, 101 - L + 1, 7)])
     test = np.concatenate([np.arange(first, first + L) for first in range(101, 154 - L + 1)])
     verdict = Verdict(data)
@@ -199,9 +227,13 @@ def test_machines_are_laid_end_to_end_and_their_borders_kept():
     machines = [stream([60, 45], [23, 25]), stream([50], [28], seed=1), stream([31, 32], [11, 12], seed=2)]
     data = prepared(*machines, source="smd")
     train, test = [60, 45, 50, 31, 32], [23, 25, 28, 11, 12]
-    scaled = np.concatenate([part for name in ("train", "test") for part in [getattr(machine, name) for machine in machines]])
+    scaled = np.concatenate(
+        [part for name in ("train", "test") for part in [getattr(machine, name) for machine in machines]]
+    )
     np.testing.assert_allclose(data.task.buffer, data.scaler.transform(scaled), rtol=0, atol=0)
-    np.testing.assert_allclose(data.scaler.mean, np.concatenate([machine.train for machine in machines]).mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(
+        data.scaler.mean, np.concatenate([machine.train for machine in machines]).mean(axis=0), rtol=1e-12
+    )
     assert windows_lie_within(data.task.tables["train"], np.cumsum([0, *train]))
     assert windows_lie_within(data.task.tables["test"], np.cumsum([sum(train), *test]))
     verdict = Verdict(data)
@@ -211,7 +243,10 @@ def test_machines_are_laid_end_to_end_and_their_borders_kept():
 
 
 def test_recordings_of_one_name_on_several_machines_are_told_apart():
-    with pytest.raises(DataError, match=r"memory and 1 other\(s\): the test recording `2/part-0` has 9 steps, a window needs 10"):
+    with pytest.raises(
+        DataError,
+        match=r"memory and 1 other\(s\): the test recording `2/part-0` has 9 steps, a window needs 10",
+    ):
         prepared(stream(), stream(test=[9]), source="smd")
 
 
@@ -251,8 +286,14 @@ def test_only_the_test_part_is_judged_by_labels(protocol):
     for split in ("train", "validation"):
         assert data.task.final_metrics(score, split) == {"mse": 1.0}
     assert set(data.task.final_metrics(score, "test")) == {
-        "average_precision", "precision", "recall", "f1", "adjusted_precision", "adjusted_recall", "adjusted_f1",
-    }  # fmt: skip
+        "average_precision",
+        "precision",
+        "recall",
+        "f1",
+        "adjusted_precision",
+        "adjusted_recall",
+        "adjusted_f1",
+    }
 
 
 @pytest.mark.parametrize("protocol", ["strict", "published"])
@@ -265,7 +306,9 @@ def test_random_scores_show_what_point_adjustment_gives_away(protocol):
     assert tell("validation") is tell("train") is None
     assert found["adjusted_recall"] > 0.95
     assert found["recall"] < 0.15
-    assert found["average_precision"] == pytest.approx((200 if protocol == "strict" else 2000) / len(Verdict(data).scores), abs=0.06)
+    assert found["average_precision"] == pytest.approx(
+        (200 if protocol == "strict" else 2000) / len(Verdict(data).scores), abs=0.06
+    )
 
 
 def test_the_fingerprint_tells_labels_and_borders_apart():
@@ -292,10 +335,26 @@ def refused(kind: type[OfaError], message: str, *streams: LabelledStream, **opti
 def test_what_cannot_be_used_is_one_clear_error(protocol):
     options = {"protocol": protocol}
     every = range(40)
-    refused(DataError, r"memory: every test step is labelled normal, so nothing can be detected\.", stream(anomalies=[]), **options)
+    refused(
+        DataError,
+        r"memory: every test step is labelled normal, so nothing can be detected\.",
+        stream(anomalies=[]),
+        **options,
+    )
     refused(DataError, r"memory: every test step is labelled anomalous", stream(anomalies=every), **options)
-    refused(DataError, r"has 2 channels, task\.channels is 3\. --set task\.channels=2", stream(), channels=3, **options)
-    refused(DataError, r"the train part holds no window of 10 steps\. Shorten task\.input_length", stream([9]), **options)
+    refused(
+        DataError,
+        r"has 2 channels, task\.channels is 3\. --set task\.channels=2",
+        stream(),
+        channels=3,
+        **options,
+    )
+    refused(
+        DataError,
+        r"the train part holds no window of 10 steps\. Shorten task\.input_length",
+        stream([9]),
+        **options,
+    )
     refused(DataError, r"the train part holds no window of 10 steps", stream([1]), **options)
     huge = stream()
     huge.test[3, 1] = 1e300
@@ -303,7 +362,11 @@ def test_what_cannot_be_used_is_one_clear_error(protocol):
 
 
 def test_what_only_strict_refuses():
-    refused(DataError, r"memory: the test recording `part-1` has 9 steps, a window needs 10\. Shorten", stream([60, 60], [11, 9]))
+    refused(
+        DataError,
+        r"memory: the test recording `part-1` has 9 steps, a window needs 10\. Shorten",
+        stream([60, 60], [11, 9]),
+    )
     refused(DataError, r"memory: the validation part holds no window of 10 steps", stream([45]))
     prepared(stream([60, 60], [11, 9]), protocol="published")
 
@@ -319,7 +382,10 @@ def test_what_only_published_refuses():
 def test_scores_that_are_not_finite_are_refused():
     data = prepared(stream())
     for value in (np.nan, np.inf):
-        with pytest.raises(DataError, match=rf"memory: the scores of 2 step\(s\) are not finite, the first is {value}\. Look for values"):
+        with pytest.raises(
+            DataError,
+            match=rf"memory: the scores of 2 step\(s\) are not finite, the first is {value}\. Look for values",
+        ):
             Verdict(data, lambda rows, value=value: np.where((rows == 70) | (rows == 99), value, rows))
         with pytest.raises(DataError, match=r"the scores of 1 step"):
             Verdict(data, lambda rows, value=value: np.where(rows == 7, value, rows))
@@ -328,7 +394,10 @@ def test_scores_that_are_not_finite_are_refused():
 @pytest.mark.parametrize("ratio", [0, 100, -1, 101])
 def test_a_ratio_that_is_no_share_is_refused_with_its_path(ratio):
     content = {"data": {"source": "smap"}, "task": {"name": "anomaly", "anomaly_ratio": ratio}}
-    with pytest.raises(ConfigError, match=rf"^config: task\.anomaly_ratio: input should be (greater|less) than \d+ \(found {ratio}\)\.$"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"^config: task\.anomaly_ratio: input should be (greater|less) than \d+ \(found {ratio}\)\.$",
+    ):
         build_experiment(content)
 
 
@@ -342,14 +411,17 @@ def test_parts_are_of_known_sets_alone(tmp_path):
     own = str(tmp_path / "own.npz")
     assert prepare_anomaly(DataConfig(source=own), task).task.tables["test"].size == 4
     with pytest.raises(
-        ConfigError, match=r"data\.parts: .*own\.npz is a file of its own and has no parts to choose from\. Leave data\.parts out"
+        ConfigError,
+        match=r"data\.parts: .*own\.npz is a file of its own and has no parts to choose from\. Leave data\.parts out",
     ):
         read(own, "part-0")
     with pytest.raises(ConfigError, match=r"data\.parts: names no part"):
         read("smd")
     with pytest.raises(ConfigError, match=r"data\.parts: names a part twice"):
         read("smd", "machine-1-2", "machine-1-2")
-    with pytest.raises(DataError, match=r"the data set `smd` has no file `machine-9-9`\. It has machine-1-1, "):
+    with pytest.raises(
+        DataError, match=r"the data set `smd` has no file `machine-9-9`\. It has machine-1-1, "
+    ):
         read("smd", "machine-9-9")
 
 
@@ -357,7 +429,10 @@ def test_labels_that_are_missing_are_one_clear_error(tmp_path):
     made = stream()
     np.savez(tmp_path / "own.npz", train=made.train, test=made.test)
     with pytest.raises(DataError, match=r"own\.npz: there is no array `test_label`"):
-        prepare_anomaly(DataConfig(source=str(tmp_path / "own.npz")), TaskConfig(name="anomaly", input_length=L, horizon=0))
+        prepare_anomaly(
+            DataConfig(source=str(tmp_path / "own.npz")),
+            TaskConfig(name="anomaly", input_length=L, horizon=0),
+        )
 
 
 def test_a_network_is_scored_from_the_file_on(tmp_path):
@@ -368,7 +443,11 @@ def test_a_network_is_scored_from_the_file_on(tmp_path):
         {
             "data": {"source": str(tmp_path / "own.npz")},
             "task": {"name": "anomaly", "input_length": L, "channels": 2},
-            "trunk": {"source": "random", "n_layer": 1, "random": {"n_embd": 16, "n_head": 2, "n_positions": 16}},
+            "trunk": {
+                "source": "random",
+                "n_layer": 1,
+                "random": {"n_embd": 16, "n_head": 2, "n_positions": 16},
+            },
             "network": {"segment": 5},
         }
     )
@@ -377,17 +456,25 @@ def test_a_network_is_scored_from_the_file_on(tmp_path):
     evaluator = Evaluator(model.predict, data.task, 32)
     metrics = data.task.final_metrics(lambda table: evaluator(table, model.frozen, model.trainable), "test")
     assert all(0 <= value <= 1 for value in metrics.values())
-    assert metrics["average_precision"] > 0.5  # an untrained network does not give a jump of many standard deviations back
+    assert (
+        metrics["average_precision"] > 0.5
+    )  # an untrained network does not give a jump of many standard deviations back
 
 
 def smap(protocol: Protocol) -> TaskData:
-    return prepare_anomaly(DataConfig(source="smap"), TaskConfig(name="anomaly", input_length=100, horizon=0), protocol=protocol)
+    return prepare_anomaly(
+        DataConfig(source="smap"), TaskConfig(name="anomaly", input_length=100, horizon=0), protocol=protocol
+    )
 
 
 def test_smap_by_its_numbers(data_root: Path):
     data = smap("strict")
     assert data.task.buffer.shape == (135_183 + 427_617, 25)
-    assert {split: table.size for split, table in data.task.tables.items()} == {"train": 103_790, "validation": 275, "test": 4_306}
+    assert {split: table.size for split, table in data.task.tables.items()} == {
+        "train": 103_790,
+        "validation": 275,
+        "test": 4_306,
+    }
     verdict = Verdict(data, lambda rows: rows - 135_183)
     np.testing.assert_array_equal(verdict.scores, np.arange(427_617))
     assert int(verdict.label.sum()) == 54_696
@@ -405,7 +492,11 @@ def test_machines_of_smd(data_root: Path):
     data = DataConfig(source="smd", parts=("machine-1-2", "machine-1-3"))
     strict = prepare_anomaly(data, task)
     assert strict.settings.channels == 38
-    assert {split: table.size for split, table in strict.task.tables.items()} == {"train": 378, "validation": 95, "test": 475}
+    assert {split: table.size for split, table in strict.task.tables.items()} == {
+        "train": 378,
+        "validation": 95,
+        "test": 475,
+    }
     verdict = Verdict(strict)
     np.testing.assert_array_equal(verdict.begins, [0, 23_694])
     np.testing.assert_array_equal(verdict.scores - verdict.scores[0], np.arange(23_694 + 23_703))

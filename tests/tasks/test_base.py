@@ -36,7 +36,9 @@ def source_of(name: str, folder: Path, tiny) -> Path:
     if name == "anomaly":
         values, borders = np.random.default_rng(0).random((200, 2)), np.array([0, 200])
         label = np.arange(200) == 40
-        write_stream(folder / "own.npz", LabelledStream(values, values, label, ("a",), borders, borders, "memory"))
+        write_stream(
+            folder / "own.npz", LabelledStream(values, values, label, ("a",), borders, borders, "memory")
+        )
         return folder / "own.npz"
     if name == "classification":
         header = "@problemName p\n@timeStamps false\n@missing false\n@univariate true\n@equalLength true\n@classLabel true a b\n@data\n"
@@ -84,7 +86,8 @@ def test_published_keeps_whole_batches_and_strict_every_window(windows, batch_si
     assert whole_batches(table, batch_size, protocol="strict", where="rows") is table
     if windows < batch_size:
         with pytest.raises(
-            DataError, match=rf"rows: {windows} windows make no full batch of {batch_size}.*train\.batch_size, or protocol: strict"
+            DataError,
+            match=rf"rows: {windows} windows make no full batch of {batch_size}.*train\.batch_size, or protocol: strict",
         ):
             whole_batches(table, batch_size, protocol="published", where="rows")
         return
@@ -98,7 +101,9 @@ def test_published_keeps_whole_batches_and_strict_every_window(windows, batch_si
 def test_the_fingerprint_of_series_is_of_their_scaled_rows_alone(tiny, tmp_path):
     data = made("forecast", "strict", tmp_path, tiny)
     buffer = data.task.buffer
-    by_hand = hashlib.sha256(f"buffer {buffer.shape} <f4\n".encode() + buffer.astype("<f4").tobytes()).hexdigest()
+    by_hand = hashlib.sha256(
+        f"buffer {buffer.shape} <f4\n".encode() + buffer.astype("<f4").tobytes()
+    ).hexdigest()
     assert data.fingerprint == by_hand
 
 

@@ -29,7 +29,9 @@ from ofa_jax.train.progress import SilentReporter
 CLASSES = ("a", "b", "c", "d")
 
 
-def cases(labels: str, lengths: Sequence[int] | None = None, *, seed: int = 0, classes: Sequence[str] = CLASSES) -> LabelledCases:
+def cases(
+    labels: str, lengths: Sequence[int] | None = None, *, seed: int = 0, classes: Sequence[str] = CLASSES
+) -> LabelledCases:
     """A case of two channels for each letter; lengths go from 3 to 7 unless they are given."""
     draw = np.random.default_rng(seed)
     lengths = lengths or [3 + index % 5 for index in range(len(labels))]
@@ -37,8 +39,12 @@ def cases(labels: str, lengths: Sequence[int] | None = None, *, seed: int = 0, c
     return LabelledCases("letters", made, tuple(labels), tuple(classes), None, f"memory-{seed}")
 
 
-def prepared(train: LabelledCases, test: LabelledCases, *, protocol: Protocol = "strict", **settings: Any) -> TaskData:
-    task = TaskConfig(**{"name": "classification", "input_length": 7, "horizon": 0, "loss": "cross_entropy", **settings})
+def prepared(
+    train: LabelledCases, test: LabelledCases, *, protocol: Protocol = "strict", **settings: Any
+) -> TaskData:
+    task = TaskConfig(
+        **{"name": "classification", "input_length": 7, "horizon": 0, "loss": "cross_entropy", **settings}
+    )
     with mock.patch.object(classification, "load_cases", return_value=(train, test, None)):
         return prepare_classification(DataConfig(source="memory"), task, protocol=protocol)
 
@@ -59,7 +65,10 @@ def test_cases_are_standardised_then_padded_with_zeros_and_clipped_in_the_test_p
     train, test = train_and_test()
     data = prepared(train, test, protocol=protocol)
     steps = np.concatenate(train.cases)
-    mean, std = steps.mean(axis=0), np.sqrt(np.square(steps - steps.mean(axis=0)).sum(axis=0) / (len(steps) - 1))
+    mean, std = (
+        steps.mean(axis=0),
+        np.sqrt(np.square(steps - steps.mean(axis=0)).sum(axis=0) / (len(steps) - 1)),
+    )
     np.testing.assert_allclose(data.scaler.mean, mean, rtol=1e-12)
     np.testing.assert_allclose(data.scaler.std, std, rtol=1e-12)
     everything = (*train.cases, *test.cases)
@@ -82,7 +91,9 @@ def test_every_case_stands_in_one_part_with_its_label():
     assert not ids["train"] & ids["validation"]
     assert sorted(ids["test"]) == list(range(10, 16))
     batch = windows(task)
-    np.testing.assert_array_equal(batch.y, ["abc".index((*train.labels, *test.labels)[name]) for name in batch.window_id])
+    np.testing.assert_array_equal(
+        batch.y, ["abc".index((*train.labels, *test.labels)[name]) for name in batch.window_id]
+    )
 
 
 class_sizes = st.lists(st.integers(1, 23), min_size=2, max_size=4).filter(lambda sizes: max(sizes) > 1)
@@ -171,16 +182,37 @@ def refused(message: str, train: LabelledCases, test: LabelledCases, **options: 
 
 def test_what_cannot_be_used_is_one_clear_error():
     test = cases("ab", seed=1)
-    refused(r"memory-0: every training case is of the class `b`\. Training needs at least two classes", cases("bbb"), test)
-    refused(r"memory-1: the test part has cases of the class `c`, the training part has none\. Leave", cases("aabb"), cases("abc", seed=1))
-    message = r"memory-0: the longest training case has 7 steps, the network reads 6\. --set task\.input_length=7"
+    refused(
+        r"memory-0: every training case is of the class `b`\. Training needs at least two classes",
+        cases("bbb"),
+        test,
+    )
+    refused(
+        r"memory-1: the test part has cases of the class `c`, the training part has none\. Leave",
+        cases("aabb"),
+        cases("abc", seed=1),
+    )
+    message = (
+        r"memory-0: the longest training case has 7 steps, the network reads 6\. --set task\.input_length=7"
+    )
     refused(message, cases("aabb", [3, 7, 3, 3]), test, input_length=6)
-    refused(r"memory-0: has 2 channels, task\.channels is 12\. --set task\.channels=2", cases("aabb"), test, channels=12)
-    refused(r"memory-0: has 2 classes, task\.classes is 4\. --set task\.classes=2", cases("aabb"), test, classes=4)
+    refused(
+        r"memory-0: has 2 channels, task\.channels is 12\. --set task\.channels=2",
+        cases("aabb"),
+        test,
+        channels=12,
+    )
+    refused(
+        r"memory-0: has 2 classes, task\.classes is 4\. --set task\.classes=2", cases("aabb"), test, classes=4
+    )
     wide = cases("aabb")
     wide.cases[0][0, 1] = 1e308
     wide.cases[1][0, 1] = -1e308
-    refused(r"memory-0: channel 1 is spread too widely or too narrowly to standardise\. Change its units", wide, test)
+    refused(
+        r"memory-0: channel 1 is spread too widely or too narrowly to standardise\. Change its units",
+        wide,
+        test,
+    )
 
 
 def test_without_two_cases_of_a_class_strict_cannot_validate():
@@ -190,7 +222,14 @@ def test_without_two_cases_of_a_class_strict_cannot_validate():
 
 
 def ts_file(path: Path, part: LabelledCases) -> None:
-    lines = ["@problemName letters", "@timeStamps false", "@missing false", "@univariate false", "@dimensions 2", "@equalLength false"]
+    lines = [
+        "@problemName letters",
+        "@timeStamps false",
+        "@missing false",
+        "@univariate false",
+        "@dimensions 2",
+        "@equalLength false",
+    ]
     lines += [f"@classLabel true {' '.join(part.classes)}", "@data"]
     for case, label in zip(part.cases, part.labels, strict=True):
         lines.append(":".join([*(",".join(map(repr, channel.tolist())) for channel in case.T), label]))
@@ -205,7 +244,11 @@ def letters(folder: Path, patch: int, stride: int) -> Experiment:
         {
             "data": {"source": str(folder)},
             "task": {"name": "classification", "input_length": 6, "channels": 2, "classes": 2},
-            "trunk": {"source": "random", "n_layer": 1, "random": {"n_embd": 16, "n_head": 2, "n_positions": 8}},
+            "trunk": {
+                "source": "random",
+                "n_layer": 1,
+                "random": {"n_embd": 16, "n_head": 2, "n_positions": 8},
+            },
             "network": {"patch": patch, "stride": stride},
             "train": {"epochs": 1, "batch_size": 4, "chunk": 1},
         }
@@ -219,17 +262,25 @@ def test_test_cases_shorter_than_a_patch_are_padded_and_classified(tmp_path, pat
     data, model = prepare_classification(experiment.data, experiment.task), build_model(experiment)
     task = data.task
     sums = evaluate(model.predict, task, task.tables["test"], model.frozen, model.trainable, batch_size=3)
-    assert {name: values.shape for name, values in sums.items()} == {"cross_entropy": (4,), "right": (4,), "count": (4,)}
+    assert {name: values.shape for name, values in sums.items()} == {
+        "cross_entropy": (4,),
+        "right": (4,),
+        "count": (4,),
+    }
 
     by_hand = np.zeros((4, 6, 2), np.float32)
     for row, case in zip(by_hand, cases("abab", [1, 2, 3, 9], seed=1).cases, strict=True):
         row[: len(case)] = data.scaler.transform(case)[:6]
     logits = np.asarray(jax.jit(model.predict)(model.frozen, model.trainable, by_hand), np.float64)
     terms = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(4), [0, 1, 0, 1]]
-    np.testing.assert_allclose(sums["cross_entropy"], terms, rtol=1e-5)  # the network in float32, in batches of 3 and of 4
+    np.testing.assert_allclose(
+        sums["cross_entropy"], terms, rtol=1e-5
+    )  # the network in float32, in batches of 3 and of 4
     np.testing.assert_array_equal(sums["right"], logits.argmax(axis=1) == [0, 1, 0, 1])
     metrics = task.metrics(sums)
-    assert metrics == pytest.approx({"accuracy": sums["right"].mean(), "error": 1 - sums["right"].mean(), "cross_entropy": terms.mean()})
+    assert metrics == pytest.approx(
+        {"accuracy": sums["right"].mean(), "error": 1 - sums["right"].mean(), "cross_entropy": terms.mean()}
+    )
 
 
 @pytest.mark.parametrize("protocol", ["strict", "published"])
@@ -241,22 +292,39 @@ def test_the_epoch_is_chosen_by_the_protocols_metric(tmp_path, protocol):
         return jnp.zeros((len(x_btc), 2)) + trainable["bias"]
 
     bias = {"bias": jnp.zeros(2)}
-    result = fit(constant, data.task, frozen={}, trainable=bias, settings=experiment.train, reporter=SilentReporter())
+    result = fit(
+        constant, data.task, frozen={}, trainable=bias, settings=experiment.train, reporter=SilentReporter()
+    )
     assert set(result.progress.best_metrics) == {"accuracy", "error", "cross_entropy"}
-    assert result.progress.best == result.progress.best_metrics["cross_entropy" if protocol == "strict" else "error"]
+    assert (
+        result.progress.best
+        == result.progress.best_metrics["cross_entropy" if protocol == "strict" else "error"]
+    )
 
 
 def test_japanese_vowels_by_its_published_numbers(data_root: Path):
     task = TaskConfig(name="classification", input_length=26, horizon=0, loss="cross_entropy")
     data = prepare_classification(DataConfig(source="japanesevowels"), task)
     assert (data.settings.channels, data.settings.classes) == (12, 9)
-    assert {split: table.size for split, table in data.task.tables.items()} == {"train": 216, "validation": 54, "test": 370}
+    assert {split: table.size for split, table in data.task.tables.items()} == {
+        "train": 216,
+        "validation": 54,
+        "test": 370,
+    }
     np.testing.assert_array_equal(np.bincount(data.task.tables["validation"].label), [6] * 9)
     np.testing.assert_array_equal(np.bincount(data.task.tables["train"].label), [24] * 9)
-    np.testing.assert_array_equal(np.bincount(data.task.tables["test"].label), [31, 35, 88, 44, 29, 24, 40, 50, 29])
-    assert data.notices == ("1 test case(s) are longer than 26 steps; what is beyond is not read (protocol §2)",)
+    np.testing.assert_array_equal(
+        np.bincount(data.task.tables["test"].label), [31, 35, 88, 44, 29, 24, 40, 50, 29]
+    )
+    assert data.notices == (
+        "1 test case(s) are longer than 26 steps; what is beyond is not read (protocol §2)",
+    )
     assert int(data.task.tables["test"].x_valid.max()) == int(data.task.tables["train"].x_valid.max()) == 26
     assert data.naive["most frequent class"]("test") == {"accuracy": 31 / 370, "error": 1 - 31 / 370}
     published = prepare_classification(DataConfig(source="japanesevowels"), task, protocol="published")
-    assert {split: table.size for split, table in published.task.tables.items()} == {"train": 270, "validation": 370, "test": 370}
+    assert {split: table.size for split, table in published.task.tables.items()} == {
+        "train": 270,
+        "validation": 370,
+        "test": 370,
+    }
     assert published.fingerprint == data.fingerprint

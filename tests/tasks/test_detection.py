@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 
 from ofa_jax.errors import ConfigError
-from ofa_jax.tasks.detection import average_precision, detection_metrics, point_adjust, precision_recall_f1, threshold_at
+from ofa_jax.tasks.detection import (
+    average_precision,
+    detection_metrics,
+    point_adjust,
+    precision_recall_f1,
+    threshold_at,
+)
 
 
 @st.composite
@@ -84,13 +90,19 @@ few_values = st.sampled_from([0.0, 0.25, 0.5, 1.0])
 def test_average_precision_against_scikit_learn(pairs):
     scores, label = (np.array(column) for column in zip(*pairs, strict=True))
     label[0] = True  # scikit-learn warns where nothing is anomalous
-    assert average_precision(scores, label) == pytest.approx(average_precision_score(label, scores), rel=1e-12)
+    assert average_precision(scores, label) == pytest.approx(
+        average_precision_score(label, scores), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize(
     ("scores", "label", "wanted"),
     [
-        ([5, 5, 5, 5], [1, 0, 0, 0], 1 / 4),  # all equal: the share of anomalous steps, in whatever order they stand
+        (
+            [5, 5, 5, 5],
+            [1, 0, 0, 0],
+            1 / 4,
+        ),  # all equal: the share of anomalous steps, in whatever order they stand
         ([5, 5, 5, 5], [0, 0, 0, 1], 1 / 4),
         ([1, 2, 3, 4], [0, 0, 0, 1], 1),
         ([1, 2, 3, 4], [1, 0, 0, 0], 1 / 4),
@@ -128,7 +140,10 @@ def test_the_threshold_lies_among_the_scores(scores, ratio):
 
 @pytest.mark.parametrize("ratio", [0, 100, -1, 101, math.nan, math.inf])
 def test_a_ratio_that_is_no_share_is_one_clear_error(ratio):
-    with pytest.raises(ConfigError, match=r"task\.anomaly_ratio: the anomaly ratio is \S+ %\. Give a percentage between 0 and 100"):
+    with pytest.raises(
+        ConfigError,
+        match=r"task\.anomaly_ratio: the anomaly ratio is \S+ %\. Give a percentage between 0 and 100",
+    ):
         threshold_at(np.arange(5.0), ratio)
 
 
@@ -154,7 +169,9 @@ def test_everything_that_is_reported():
 def test_a_score_at_the_threshold_is_not_above_it():
     assert detection_metrics(np.ones(4), np.array([0, 1, 0, 0]), 1.0) == {
         "average_precision": 0.25,
-        **dict.fromkeys(("precision", "recall", "f1", "adjusted_precision", "adjusted_recall", "adjusted_f1"), 0.0),
+        **dict.fromkeys(
+            ("precision", "recall", "f1", "adjusted_precision", "adjusted_recall", "adjusted_f1"), 0.0
+        ),
     }
 
 
@@ -164,8 +181,15 @@ def test_range_based_area_is_reported_where_aeon_is_installed():
     pytest.importorskip("aeon", reason="the extra `range` is not installed")
     label = np.zeros(200, bool)
     label[50:70] = label[120:140] = True
-    late = np.roll(label, 3)  # every anomaly found three steps late: range-based precision and recall forgive most of it
+    late = np.roll(
+        label, 3
+    )  # every anomaly found three steps late: range-based precision and recall forgive most of it
     slope = np.linspace(0, 1e-6, 200)  # no ties
-    exact, shifted, turned = (detection_metrics(scores + slope, label, 0.5) for scores in (1.0 * label, 1.0 * late, -1.0 * label))
+    exact, shifted, turned = (
+        detection_metrics(scores + slope, label, 0.5) for scores in (1.0 * label, 1.0 * late, -1.0 * label)
+    )
     assert exact["range_pr_auc"] > shifted["range_pr_auc"] > 0.75 > 0.3 > turned["range_pr_auc"]
-    assert exact["average_precision"] - shifted["average_precision"] > exact["range_pr_auc"] - shifted["range_pr_auc"]
+    assert (
+        exact["average_precision"] - shifted["average_precision"]
+        > exact["range_pr_auc"] - shifted["range_pr_auc"]
+    )

@@ -36,12 +36,17 @@ def test_the_loss_is_the_mean_over_observed_targets():
     total, count = squared_error(jnp.asarray(pred), batch)
     mask = np.asarray(batch.y_mask)
     assert float(count) == mask.sum() == 10
-    np.testing.assert_allclose(float(total), np.square(pred - np.asarray(batch.y))[mask].sum(), rtol=1e-6)  # float32 sums
+    np.testing.assert_allclose(
+        float(total), np.square(pred - np.asarray(batch.y))[mask].sum(), rtol=1e-6
+    )  # float32 sums
 
 
 def test_sums_add_over_slices_and_ignore_padding():
     pred, batch = batch_of()
-    parts = [squared_error(jnp.asarray(pred[rows]), Batch(*(leaf[rows] for leaf in batch))) for rows in (slice(2), slice(2, None))]
+    parts = [
+        squared_error(jnp.asarray(pred[rows]), Batch(*(leaf[rows] for leaf in batch)))
+        for rows in (slice(2), slice(2, None))
+    ]
     whole = squared_error(jnp.asarray(pred), batch)
     np.testing.assert_allclose(np.sum(parts, axis=0), whole, rtol=1e-6)
     pred[-1] += 100  # the row of padding
@@ -54,7 +59,9 @@ def test_metrics_against_plain_formulas():
     sums = {name: np.asarray(values) for name, values in forecast_sums(jnp.asarray(pred), batch).items()}
     mask = np.asarray(batch.y_mask)
     error = (pred - np.asarray(batch.y))[mask].astype(np.float64)
-    assert forecast_metrics(sums) == pytest.approx({"mse": np.mean(error**2), "mae": np.mean(np.abs(error))}, rel=1e-6)
+    assert forecast_metrics(sums) == pytest.approx(
+        {"mse": np.mean(error**2), "mae": np.mean(np.abs(error))}, rel=1e-6
+    )
     np.testing.assert_array_equal(sums["count"], [3, 1, 3, 3, 0])
     pred[-1] = np.nan
     again = forecast_sums(jnp.asarray(pred), batch)
@@ -73,13 +80,19 @@ def test_metrics_do_not_depend_on_the_batch_size(tiny, batch_size):
     table = task.tables["validation"]
     assert table.size == 26
     sums = evaluate(persistence, task, table, {}, {}, batch_size=batch_size)
-    assert {name: values.shape for name, values in sums.items()} == dict.fromkeys(("squared_error", "absolute_error", "count"), (26,))
+    assert {name: values.shape for name, values in sums.items()} == dict.fromkeys(
+        ("squared_error", "absolute_error", "count"), (26,)
+    )
     rows = table.first[:, None] + np.arange(40)
     windows = task.buffer[rows, table.channel[:, None]].astype(np.float64)
     error = windows[:, 31:32] - windows[:, 32:]
-    np.testing.assert_allclose(sums["squared_error"], np.square(error).sum(1), rtol=1e-5)  # sums of 8 float32 squares
+    np.testing.assert_allclose(
+        sums["squared_error"], np.square(error).sum(1), rtol=1e-5
+    )  # sums of 8 float32 squares
     # rtol: the same sums in float64 whatever the batch, up to the rounding of each window's own float32 sum
-    assert task.metrics(sums) == pytest.approx({"mse": np.square(error).mean(), "mae": np.abs(error).mean()}, rel=1e-6)
+    assert task.metrics(sums) == pytest.approx(
+        {"mse": np.square(error).mean(), "mae": np.abs(error).mean()}, rel=1e-6
+    )
 
 
 def test_few_shot_scales_by_the_whole_training_part(tiny):
@@ -132,11 +145,32 @@ def frame_every(step: str, start: str = "2024-01-01") -> Frame:
 @pytest.mark.parametrize(
     ("step", "season"),
     [
-        ("h", 24), ("2h", 12), ("6h", 4), ("min", 1440), ("5min", 288), ("10min", 144), ("15min", 96), ("30min", 48),
-        ("D", 7), ("B", 5), ("W-SUN", 52), ("W-WED", 52), ("MS", 12), ("ME", 12), ("BMS", 12), ("BME", 12), ("2MS", 6), ("6MS", 2),
-        ("QS-JAN", 4), ("QE-DEC", 4), ("BQE-DEC", 4), ("YS-JAN", 1), ("YE-DEC", 1), ("2YS-JAN", 1),
+        ("h", 24),
+        ("2h", 12),
+        ("6h", 4),
+        ("min", 1440),
+        ("5min", 288),
+        ("10min", 144),
+        ("15min", 96),
+        ("30min", 48),
+        ("D", 7),
+        ("B", 5),
+        ("W-SUN", 52),
+        ("W-WED", 52),
+        ("MS", 12),
+        ("ME", 12),
+        ("BMS", 12),
+        ("BME", 12),
+        ("2MS", 6),
+        ("6MS", 2),
+        ("QS-JAN", 4),
+        ("QE-DEC", 4),
+        ("BQE-DEC", 4),
+        ("YS-JAN", 1),
+        ("YE-DEC", 1),
+        ("2YS-JAN", 1),
     ],
-)  # fmt: skip
+)
 def test_the_main_cycle_follows_from_the_frequency(step, season):
     assert season_of(frame_every(step)) == season
 

@@ -36,7 +36,11 @@ def experiment(*overrides: str, **task: Any):
         {
             "data": {"source": "memory"},
             "task": {"name": "imputation", "input_length": L, "channels": 2, "calendar": 4, **task},
-            "trunk": {"source": "random", "n_layer": 1, "random": {"n_embd": 16, "n_head": 2, "n_positions": L}},
+            "trunk": {
+                "source": "random",
+                "n_layer": 1,
+                "random": {"n_embd": 16, "n_head": 2, "n_positions": L},
+            },
         },
         overrides,
     )
@@ -63,7 +67,9 @@ def keys(count: int, seed: int = 0) -> jax.Array:
     return jax.random.split(dropout_key(seed), count)
 
 
-def batch_of(b: int = B, *, channels: int = 2, calendar: int = 4, seed: int = 0, missing: float = 0.0) -> Batch:
+def batch_of(
+    b: int = B, *, channels: int = 2, calendar: int = 4, seed: int = 0, missing: float = 0.0
+) -> Batch:
     """Windows whose last row is padding; a share of the points may be missing from the start."""
     draw = np.random.default_rng(seed)
     x = draw.normal(size=(b, L, channels + calendar)).astype(np.float32)
@@ -100,7 +106,11 @@ def test_as_many_points_are_hidden_as_asked_for(rate):
     # five standard deviations of a mean of so many draws; the keys are fixed, so this never fails by chance alone
     assert abs(hidden.mean() - rate) < 5 * deviation / math.sqrt(hidden.size)
     for axes in ((0, 1), (0, 2)):
-        spread = 5 * deviation / math.sqrt(hidden.size / np.prod([hidden.shape[axis] for axis in {0, 1, 2} - set(axes)]))
+        spread = (
+            5
+            * deviation
+            / math.sqrt(hidden.size / np.prod([hidden.shape[axis] for axis in {0, 1, 2} - set(axes)]))
+        )
         assert np.abs(hidden.mean(axis=axes) - rate).max() < spread
 
 
@@ -125,13 +135,17 @@ def masks(data: TaskData, split: str, index: np.ndarray) -> np.ndarray:
 
     task = data.task
     step = make_eval_step(nothing, lambda prediction, batch: {"hidden": batch.y_mask}, task.spec, task.inputs)
-    return np.asarray(step({}, {}, jnp.asarray(task.buffer), task.tables[split], jnp.asarray(index))["hidden"])
+    return np.asarray(
+        step({}, {}, jnp.asarray(task.buffer), task.tables[split], jnp.asarray(index))["hidden"]
+    )
 
 
 def test_a_window_hides_the_same_points_in_every_evaluation(data):
     everything = masks(data, "validation", np.arange(21))
     np.testing.assert_array_equal(masks(data, "validation", np.arange(21)), everything)
-    np.testing.assert_array_equal(masks(data, "validation", np.array([7, 3, 20, -1])), [*everything[[7, 3, 20]], np.zeros((L, 2))])
+    np.testing.assert_array_equal(
+        masks(data, "validation", np.array([7, 3, 20, -1])), [*everything[[7, 3, 20]], np.zeros((L, 2))]
+    )
     assert len({mask.tobytes() for mask in everything}) == 21
     assert 0.2 < everything.mean() < 0.3
 
@@ -143,7 +157,9 @@ def hidden_by_training(data: TaskData, step: int, *, seed: int = 2021) -> np.nda
         return trainable["prediction"]
 
     task, optimizer = data.task, optax.sgd(1.0)
-    state = init_state({"prediction": jnp.full((B, L, 2), 50.0)}, optimizer)._replace(step=jnp.asarray(step, jnp.int32))
+    state = init_state({"prediction": jnp.full((B, L, 2), 50.0)}, optimizer)._replace(
+        step=jnp.asarray(step, jnp.int32)
+    )
     table = WindowTable(*map(jnp.asarray, task.tables["train"]))
 
     @jax.jit
@@ -154,7 +170,9 @@ def hidden_by_training(data: TaskData, step: int, *, seed: int = 2021) -> np.nda
     after, loss = run(state, task.buffer, dropout_key(seed))
     moved = np.asarray(after.trainable["prediction"] != 50)
     window = np.asarray(data.task.buffer[np.arange(B - 1)[:, None] + np.arange(L), :2])
-    np.testing.assert_allclose(loss, np.square(50 - window)[moved[:-1]].mean(), rtol=1e-6)  # a mean in float32
+    np.testing.assert_allclose(
+        loss, np.square(50 - window)[moved[:-1]].mean(), rtol=1e-6
+    )  # a mean in float32
     return moved
 
 
@@ -210,7 +228,10 @@ def test_windows_are_normalised_by_their_observed_points(model):
 
 
 def test_windows_with_everything_hidden_give_finite_numbers(tiny):
-    task, model = prepared(tiny.frame(), mask_rate=0.999).task, build_model(experiment("trunk.source=none", "recipe=full"))
+    task, model = (
+        prepared(tiny.frame(), mask_rate=0.999).task,
+        build_model(experiment("trunk.source=none", "recipe=full")),
+    )
 
     @jax.jit
     def run(trainable):
@@ -227,19 +248,26 @@ def test_windows_with_everything_hidden_give_finite_numbers(tiny):
     assert hidden.all(axis=(1, 2)).sum() > 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
     assert np.isfinite(loss)
-    assert task.metrics({name: np.asarray(values) for name, values in sums.items()})["mse"] == pytest.approx(float(loss), rel=1e-6)
+    assert task.metrics({name: np.asarray(values) for name, values in sums.items()})["mse"] == pytest.approx(
+        float(loss), rel=1e-6
+    )
 
 
 def test_where_chance_hides_nothing_there_is_one_clear_error(tiny):
     data = prepared(tiny.frame(), mask_rate=1e-12)
     sums = evaluate(zeros, data.task, data.task.tables["validation"], {}, {}, batch_size=21)
-    with pytest.raises(DataError, match=r"task\.mask_rate: chance hid no point in any of 21 window\(s\)\. Raise task\.mask_rate"):
+    with pytest.raises(
+        DataError,
+        match=r"task\.mask_rate: chance hid no point in any of 21 window\(s\)\. Raise task\.mask_rate",
+    ):
         data.task.metrics(sums)
 
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1])
 def test_a_rate_that_is_no_share_is_refused_with_its_path(rate):
-    with pytest.raises(ConfigError, match=rf"task\.mask_rate: input should be (greater|less) than \d \(found {rate}\)"):
+    with pytest.raises(
+        ConfigError, match=rf"task\.mask_rate: input should be (greater|less) than \d \(found {rate}\)"
+    ):
         experiment(mask_rate=rate)
 
 
@@ -265,13 +293,18 @@ def test_calendar_features_by_literal():
 def test_the_minute_comes_first_where_steps_are_below_an_hour():
     found = calendar_features(times("2024-02-29T23:15", "2024-02-29T23:30", "2024-02-29T23:45"))
     np.testing.assert_allclose(found[:, 0], np.array([15, 30, 45]) / 59 - 0.5, rtol=1e-6)
-    np.testing.assert_allclose(found[:, 1:], [[0.5, 0, 28 / 30 - 0.5, 59 / 365 - 0.5]] * 3, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(
+        found[:, 1:], [[0.5, 0, 28 / 30 - 0.5, 59 / 365 - 0.5]] * 3, rtol=1e-6, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize(
     ("texts", "width"),
     [
-        (["2024-01-01T00", "2024-01-01T01", "2024-01-01T01", "2024-01-01T02"], 4),  # a repeated hour is no step of zero minutes
+        (
+            ["2024-01-01T00", "2024-01-01T01", "2024-01-01T01", "2024-01-01T02"],
+            4,
+        ),  # a repeated hour is no step of zero minutes
         (["2024-01-01T00:00", "2024-01-01T00:10", "2024-01-01T00:10", "2024-01-01T00:20"], 5),
         (["2024-01-01", "2024-01-02"], 4),
         (["2024-01-01"], 4),
@@ -285,7 +318,12 @@ def test_how_many_calendar_features_there_are(texts, width):
 def test_calendar_features_against_pandas():
     stamps = pd.date_range("2023-12-25", periods=600, freq="10h")
     found = calendar_features(times(*map(str, stamps.to_numpy())))
-    columns = [stamps.hour / 23, stamps.day_of_week / 6, (stamps.day - 1) / 30, (stamps.day_of_year - 1) / 365]
+    columns = [
+        stamps.hour / 23,
+        stamps.day_of_week / 6,
+        (stamps.day - 1) / 30,
+        (stamps.day_of_year - 1) / 365,
+    ]
     np.testing.assert_allclose(found, np.stack(columns, axis=1) - 0.5, rtol=1e-5, atol=1e-7)  # float32
     assert found.min() >= -0.5
     assert found.max() <= 0.5
@@ -295,11 +333,21 @@ def test_the_calendar_stands_behind_the_scaled_series(tiny, data):
     frame = tiny.frame()
     assert data.task.buffer.shape == (200, 6)
     train = frame.values[:140]
-    np.testing.assert_allclose(data.task.buffer[:, :2], (frame.values - train.mean(axis=0)) / train.std(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        data.task.buffer[:, :2], (frame.values - train.mean(axis=0)) / train.std(axis=0), rtol=1e-5, atol=1e-6
+    )
     np.testing.assert_array_equal(data.task.buffer[:, 2:], calendar_features(frame))
     assert (data.settings.channels, data.settings.calendar, data.notices) == (2, 4, ())
-    assert {split: table.size for split, table in data.task.tables.items()} == {"train": 129, "validation": 21, "test": 41}
-    assert {split: int(table.first[0]) for split, table in data.task.tables.items()} == {"train": 0, "validation": 128, "test": 148}
+    assert {split: table.size for split, table in data.task.tables.items()} == {
+        "train": 129,
+        "validation": 21,
+        "test": 41,
+    }
+    assert {split: int(table.first[0]) for split, table in data.task.tables.items()} == {
+        "train": 0,
+        "validation": 128,
+        "test": 148,
+    }
 
 
 def test_without_timestamps_there_is_no_calendar_and_that_is_said(tiny):
@@ -308,7 +356,9 @@ def test_without_timestamps_there_is_no_calendar_and_that_is_said(tiny):
     assert data.task.buffer.shape == (200, 2)
     assert data.notices == ("there are no timestamps, so the network sees no calendar",)
     small = build_model(experiment(calendar=0))
-    sums = evaluate(small.predict, data.task, data.task.tables["test"], small.frozen, small.trainable, batch_size=41)
+    sums = evaluate(
+        small.predict, data.task, data.task.tables["test"], small.frozen, small.trainable, batch_size=41
+    )
     assert np.isfinite(list(data.task.metrics(sums).values())).all()
 
 
@@ -329,7 +379,10 @@ def test_a_constant_series_is_scaled_by_one_and_said(tiny):
 
 def test_published_differs_in_its_name_alone(tiny):
     """Protocol §3 and §5 tell of no practice of GPT4TS's imputation that would have to be followed."""
-    published, strict = prepared(tiny.frame(), "protocol=published", batch_size=8).task, prepared(tiny.frame(), batch_size=8).task
+    published, strict = (
+        prepared(tiny.frame(), "protocol=published", batch_size=8).task,
+        prepared(tiny.frame(), batch_size=8).task,
+    )
     sizes = {"train": 129, "validation": 21, "test": 41}
     for task, protocol in ((published, "published"), (strict, "strict")):
         assert {split: table.size for split, table in task.tables.items()} == sizes
@@ -337,15 +390,21 @@ def test_published_differs_in_its_name_alone(tiny):
 
 
 def test_what_cannot_be_used_is_one_clear_error(tiny):
-    with pytest.raises(DataError, match=r"tiny series: has 2 series, task\.channels is 7\. --set task\.channels=2"):
+    with pytest.raises(
+        DataError, match=r"tiny series: has 2 series, task\.channels is 7\. --set task\.channels=2"
+    ):
         prepared(tiny.frame(), channels=7)
-    with pytest.raises(DataError, match=r"tiny series: has 4 calendar features, task\.calendar is 5\. --set task\.calendar=4"):
+    with pytest.raises(
+        DataError, match=r"tiny series: has 4 calendar features, task\.calendar is 5\. --set task\.calendar=4"
+    ):
         prepared(tiny.frame(), calendar=5)
     with pytest.raises(DataError, match=r"tiny series: 10 row\(s\) are too few.*need \d+"):
         prepared(tiny.frame(10))
 
 
-@pytest.mark.parametrize(("name", "calendar", "sizes"), [("etth1", 4, (8545, 2881, 2881)), ("ettm1", 5, (34465, 11521, 11521))])
+@pytest.mark.parametrize(
+    ("name", "calendar", "sizes"), [("etth1", 4, (8545, 2881, 2881)), ("ettm1", 5, (34465, 11521, 11521))]
+)
 def test_windows_of_the_published_sets(data_root: Path, name, calendar, sizes):
     task = build_experiment({"data": {"source": name}, "task": {"name": "imputation"}}).task
     data = prepare_imputation(DataConfig(source=name), task)

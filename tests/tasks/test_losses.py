@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ofa_jax.data.windows import Batch
-from ofa_jax.tasks.losses import FORECAST_LOSSES, cross_entropy, mape, reconstruction_error, smape, squared_error
+from ofa_jax.tasks.losses import (
+    FORECAST_LOSSES,
+    cross_entropy,
+    mape,
+    reconstruction_error,
+    smape,
+    squared_error,
+)
 
 REL = 2e-6
 """A term is a handful of float32 operations (each right to 6e-8) and so is the sum of at most twelve non-negative terms."""
@@ -63,14 +70,20 @@ def test_closed_forms(name, pairs, total):
 
 @pytest.mark.parametrize("name", list(FORECAST_LOSSES))
 @settings(max_examples=60, deadline=None)
-@given(cells=st.lists(st.tuples(VALUES, VALUES, st.booleans()), min_size=12, max_size=12), cut=st.integers(1, 3))
+@given(
+    cells=st.lists(st.tuples(VALUES, VALUES, st.booleans()), min_size=12, max_size=12), cut=st.integers(1, 3)
+)
 def test_every_term_is_counted_once_and_slices_add_up(name, cells, cut):
     pred, target, seen = (np.array(part, float).reshape(4, 3) for part in zip(*cells, strict=True))
     loss, batch = FORECAST_LOSSES[name], batch_of(target, seen.astype(bool))
     total, count = map(float, loss(column(pred), batch))
     wanted = math.fsum(by_hand(name, p, t) for p, t, s in cells if s)
     # |p - t| of float32 numbers is rounded to 6e-8 of the larger one: beside a tiny target mape sees that as 1e-5 points per unit
-    slack = sum(100 * 6e-8 * (abs(p) + abs(t)) / (abs(t) + 1e-8) for p, t, s in cells if s) if name == "mape" else 0
+    slack = (
+        sum(100 * 6e-8 * (abs(p) + abs(t)) / (abs(t) + 1e-8) for p, t, s in cells if s)
+        if name == "mape"
+        else 0
+    )
     assert total == pytest.approx(wanted, rel=REL, abs=slack)
     assert count == sum(s for *_, s in cells)
     slices = [slice(cut), slice(cut, None)]
@@ -86,7 +99,10 @@ def test_missing_targets_and_rows_of_padding_count_nothing(name):
     pred = np.array([[2, 2, 5], [3, 9, -9], [7, 8, 9]], np.float32)
     value, gradient = jax.value_and_grad(lambda p: loss(p, batch_of(target, seen))[0])(column(pred))
     whole = loss(column(pred), batch_of(target, seen))
-    alone = [loss(column(pred[:1]), batch_of(target[:1])), loss(column(pred[1:2, :1]), batch_of(target[1:2, :1]))]
+    alone = [
+        loss(column(pred[:1]), batch_of(target[:1])),
+        loss(column(pred[1:2, :1]), batch_of(target[1:2, :1])),
+    ]
     np.testing.assert_allclose(whole, np.sum(alone, axis=0), rtol=REL)
     assert float(whole[1]) == 4
     elsewhere = np.where(seen, pred, pred + 1000)
@@ -109,7 +125,9 @@ def test_the_gradient_of_smape_holds_the_denominator_constant():
 
 
 def test_the_gradient_of_mape():
-    gradient = jax.grad(lambda p: mape(p, batch_of([[2.0, -4.0, 5.0]]))[0])(column([[3.0, -6.0, 5.0]]))[0, :, 0]
+    gradient = jax.grad(lambda p: mape(p, batch_of([[2.0, -4.0, 5.0]]))[0])(column([[3.0, -6.0, 5.0]]))[
+        0, :, 0
+    ]
     np.testing.assert_allclose(gradient, [100 / 2, -100 / 4, 0], rtol=REL)
 
 
@@ -134,7 +152,8 @@ def test_cross_entropy_is_minus_log_softmax_at_the_class(shift):
     label = np.array([0, 1, -1], np.int32)
     batch = batch_of(np.zeros((3, 0)), np.zeros((3, 0), bool))._replace(y=label, y_mask=label >= 0)
     wanted = [
-        -math.log(math.exp(row[k] - shift) / sum(math.exp(v - shift) for v in row)) for row, k in zip(logits[:2], (0, 1), strict=True)
+        -math.log(math.exp(row[k] - shift) / sum(math.exp(v - shift) for v in row))
+        for row, k in zip(logits[:2], (0, 1), strict=True)
     ]
     total, count = cross_entropy(jnp.asarray(logits, jnp.float32), batch)
     # a shift by 80 leaves float32 logits right to 4e-6 (half a step at 80), and the terms no better than that
@@ -143,4 +162,8 @@ def test_cross_entropy_is_minus_log_softmax_at_the_class(shift):
 
 
 def test_every_name_has_its_loss():
-    assert (FORECAST_LOSSES["mse"], FORECAST_LOSSES["smape"], FORECAST_LOSSES["mape"]) == (squared_error, smape, mape)
+    assert (FORECAST_LOSSES["mse"], FORECAST_LOSSES["smape"], FORECAST_LOSSES["mape"]) == (
+        squared_error,
+        smape,
+        mape,
+    )

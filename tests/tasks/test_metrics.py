@@ -41,7 +41,10 @@ def batch_of(target: np.ndarray, mask: np.ndarray | None = None) -> Batch:
 
 def sums_of(pred: object, target: object, mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
     pred_bhc = jnp.asarray(np.asarray(pred, np.float32)[..., None])
-    return {name: np.asarray(values) for name, values in series_sums(pred_bhc, batch_of(np.asarray(target), mask)).items()}
+    return {
+        name: np.asarray(values)
+        for name, values in series_sums(pred_bhc, batch_of(np.asarray(target), mask)).items()
+    }
 
 
 def symmetric(p: float, t: float) -> float:
@@ -74,7 +77,9 @@ def test_smape_knows_neither_units_nor_which_of_the_two_is_the_forecast(cells, p
     found = series_metrics(sums_of(pred, target))
     assert series_metrics(sums_of(target, pred)) == found
     assert series_metrics(sums_of(-pred, -target)) == found
-    assert series_metrics(sums_of(pred * 2.0**power, target * 2.0**power)) == pytest.approx(found, rel=1e-12)  # powers of two are exact
+    assert series_metrics(sums_of(pred * 2.0**power, target * 2.0**power)) == pytest.approx(
+        found, rel=1e-12
+    )  # powers of two are exact
 
 
 def test_what_is_missing_counts_nothing_in_any_sum():
@@ -100,9 +105,15 @@ def test_the_sums_of_all_channels_are_a_windows_own():
 
 def test_sums_over_many_windows_do_not_drift():
     many = 200_000
-    sums = {"squared_error": np.full(many, 0.1, np.float32), "absolute_error": np.full(many, 0.3, np.float32), "count": np.ones(many)}
+    sums = {
+        "squared_error": np.full(many, 0.1, np.float32),
+        "absolute_error": np.full(many, 0.3, np.float32),
+        "count": np.ones(many),
+    }
     found = forecast_metrics(sums)
-    assert found == pytest.approx({"mse": float(np.float32(0.1)), "mae": float(np.float32(0.3))}, rel=1e-12)  # float32 sums: 1e-5
+    assert found == pytest.approx(
+        {"mse": float(np.float32(0.1)), "mae": float(np.float32(0.3))}, rel=1e-12
+    )  # float32 sums: 1e-5
     parts = {"symmetric": sums["squared_error"], "count": np.ones(many, np.float32)}
     assert series_metrics(parts)["smape"] == pytest.approx(float(np.float32(0.1)), rel=1e-12)
 
@@ -118,11 +129,15 @@ def test_mase_by_hand():
 @settings(max_examples=60, deadline=None)
 @given(
     windows=st.lists(
-        st.tuples(st.lists(VALUES, min_size=1, max_size=9), st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=2)),
-        min_size=3, max_size=3,
+        st.tuples(
+            st.lists(VALUES, min_size=1, max_size=9),
+            st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=2),
+        ),
+        min_size=3,
+        max_size=3,
     ),
     season=st.integers(1, 5),
-)  # fmt: skip
+)
 def test_mase_against_a_plain_loop(windows, season):
     ratios = []
     for insample, pairs in windows:
@@ -130,7 +145,9 @@ def test_mase_against_a_plain_loop(windows, season):
         if steps and sum(steps) > 0:
             ratios.append(sum(abs(p - t) for p, t in pairs) / len(pairs) / (sum(steps) / len(steps)))
     pred, target = (np.array([[pair[place] for pair in pairs] for _, pairs in windows]) for place in (0, 1))
-    found = mean_scaled_error(sums_of(pred, target), np.array([naive_scale(np.array(insample), season) for insample, _ in windows]))
+    found = mean_scaled_error(
+        sums_of(pred, target), np.array([naive_scale(np.array(insample), season) for insample, _ in windows])
+    )
     if ratios:
         assert found == pytest.approx(math.fsum(ratios) / len(ratios), rel=REL)
     else:
@@ -156,7 +173,10 @@ def test_mse_and_mae_are_scikit_learns():
 
     draw = np.random.default_rng(0)
     pred, target = draw.normal(size=(2, 40, 5)).astype(np.float32)
-    sums = {name: np.asarray(values) for name, values in forecast_sums(jnp.asarray(pred[..., None]), batch_of(target)).items()}
+    sums = {
+        name: np.asarray(values)
+        for name, values in forecast_sums(jnp.asarray(pred[..., None]), batch_of(target)).items()
+    }
     wanted = {"mse": mean_squared_error(target, pred), "mae": mean_absolute_error(target, pred)}
     assert forecast_metrics(sums) == pytest.approx(wanted, rel=REL)
 
@@ -168,13 +188,17 @@ def test_accuracy_and_cross_entropy_are_scikit_learns():
     logits, label = draw.normal(size=(60, 4)).astype(np.float32), draw.integers(0, 4, 60).astype(np.int32)
     # the last row fills the batch: it has the class of some case, and counts nothing
     labelled = np.append(label, 0).astype(np.int32)
-    batch = batch_of(np.zeros((61, 0)), np.zeros((61, 0), bool))._replace(y=labelled, y_mask=np.arange(61) < 60)
+    batch = batch_of(np.zeros((61, 0)), np.zeros((61, 0), bool))._replace(
+        y=labelled, y_mask=np.arange(61) < 60
+    )
     sums = classification_sums(jnp.asarray(np.concatenate([logits, [[9, 0, 0, 0]]])), batch)
     found = classification_metrics({name: np.asarray(values) for name, values in sums.items()})
     chances = np.exp(logits.astype(np.float64))
     chances /= chances.sum(axis=1, keepdims=True)
     accuracy = accuracy_score(label, logits.argmax(axis=1))
-    assert found == pytest.approx({"accuracy": accuracy, "error": 1 - accuracy, "cross_entropy": log_loss(label, chances)}, rel=REL)
+    assert found == pytest.approx(
+        {"accuracy": accuracy, "error": 1 - accuracy, "cross_entropy": log_loss(label, chances)}, rel=REL
+    )
     assert float(np.asarray(sums["count"]).sum()) == 60
 
 

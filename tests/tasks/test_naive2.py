@@ -24,7 +24,9 @@ def submission(data_root) -> dict[str, np.ndarray]:
 def training(data_root, part: str) -> SeriesCollection:
     # the catalogue knows the whole Quarterly file; a third of it is missing here, and what is there is the competition's
     whole = {"Quarterly": "m4/Quarterly-train-partial14891.csv.gz"}.get(part)
-    return read_m4_part(data_root / whole if whole else locate(CATALOG[f"m4_{part.lower()}"], data_root, role="train"))
+    return read_m4_part(
+        data_root / whole if whole else locate(CATALOG[f"m4_{part.lower()}"], data_root, role="train")
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,8 +42,14 @@ def test_the_competitions_own_forecasts(data_root, submission, part, season, hor
     made = np.stack([naive2(values, season, horizon) for values in found.values])
     wanted = np.stack([submission[name] for name in found.names])
     assert made.shape == (series, horizon)
-    np.testing.assert_allclose(made, wanted, rtol=1e-9)  # the file writes its numbers with ten significant digits
-    assert int((np.ptp(wanted, axis=1) > 0).sum()) == seasonal == sum(is_seasonal(values, season) for values in found.values)
+    np.testing.assert_allclose(
+        made, wanted, rtol=1e-9
+    )  # the file writes its numbers with ten significant digits
+    assert (
+        int((np.ptp(wanted, axis=1) > 0).sum())
+        == seasonal
+        == sum(is_seasonal(values, season) for values in found.values)
+    )
 
 
 def plain_naive2(series: list[float], season: int, horizon: int) -> list[float]:
@@ -50,7 +58,10 @@ def plain_naive2(series: list[float], season: int, horizon: int) -> list[float]:
     power = sum((v - mean) ** 2 for v in series)
     if season <= 1 or n < 3 * season or power == 0:
         return [series[-1]] * horizon
-    correlation = [sum((series[i] - mean) * (series[i - lag] - mean) for i in range(lag, n)) / power for lag in range(1, season + 1)]
+    correlation = [
+        sum((series[i] - mean) * (series[i - lag] - mean) for i in range(lag, n)) / power
+        for lag in range(1, season + 1)
+    ]
     limit = 1.645 / math.sqrt(n) * math.sqrt(1 + 2 * sum(r * r for r in correlation[:-1]))
     if abs(correlation[-1]) <= limit:
         return [series[-1]] * horizon
@@ -69,17 +80,25 @@ def plain_naive2(series: list[float], season: int, horizon: int) -> list[float]:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    season=st.integers(1, 7), cycles=st.integers(1, 6), rest=st.integers(0, 6), horizon=st.integers(1, 15),
-    noise=st.sampled_from([0.01, 0.1, 0.5]), seed=st.integers(0, 999),
-)  # fmt: skip
+    season=st.integers(1, 7),
+    cycles=st.integers(1, 6),
+    rest=st.integers(0, 6),
+    horizon=st.integers(1, 15),
+    noise=st.sampled_from([0.01, 0.1, 0.5]),
+    seed=st.integers(0, 999),
+)
 def test_naive2_against_plain_rules(season, cycles, rest, horizon, noise, seed):
     draw = np.random.default_rng(seed)
     length = season * cycles + rest % season
     pattern = draw.uniform(0.5, 1.5, season)
     series = (
-        (100 + draw.uniform(-1, 1) * np.arange(length)) * pattern[np.arange(length) % season] * draw.uniform(1 - noise, 1 + noise, length)
+        (100 + draw.uniform(-1, 1) * np.arange(length))
+        * pattern[np.arange(length) % season]
+        * draw.uniform(1 - noise, 1 + noise, length)
     )
-    np.testing.assert_allclose(naive2(series, season, horizon), plain_naive2(series.tolist(), season, horizon), rtol=1e-9)
+    np.testing.assert_allclose(
+        naive2(series, season, horizon), plain_naive2(series.tolist(), season, horizon), rtol=1e-9
+    )
     if cycles > 1:
         assert seasonal_indices(series, season).mean() == pytest.approx(1, rel=1e-12)
 
@@ -90,7 +109,9 @@ def test_a_pure_season_is_found_and_continued(season):
     for length in (4 * season, 5 * season + 1, 6 * season + 2):  # wherever in the cycle the series ends
         series = np.resize(pattern, length)
         np.testing.assert_allclose(seasonal_indices(series, season), pattern / pattern.mean(), rtol=1e-12)
-        np.testing.assert_allclose(naive2(series, season, 10), np.resize(pattern, length + 10)[length:], rtol=1e-12)
+        np.testing.assert_allclose(
+            naive2(series, season, 10), np.resize(pattern, length + 10)[length:], rtol=1e-12
+        )
 
 
 def test_less_than_three_cycles_are_never_seasonal():

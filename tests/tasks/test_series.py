@@ -22,7 +22,13 @@ from ofa_jax.data.windows import PADDING, IndexStream, gather
 from ofa_jax.errors import ConfigError, DataError, OfaError
 from ofa_jax.tasks.base import Task, TaskData
 from ofa_jax.tasks.prepare import PREPARE, prepare
-from ofa_jax.tasks.series import prepare_short_term, prepare_zero_shot, read_collection, score_forecasts, seasonal_last
+from ofa_jax.tasks.series import (
+    prepare_short_term,
+    prepare_zero_shot,
+    read_collection,
+    score_forecasts,
+    seasonal_last,
+)
 from ofa_jax.train.loop import evaluate, fit
 from ofa_jax.train.progress import SilentReporter
 
@@ -36,14 +42,19 @@ def numbered(lengths: Sequence[int], start: int = 1) -> list[list[float]]:
     return [list(map(float, range(first, last))) for first, last in pairwise(ends.tolist())]
 
 
-def tsf(path: Path, series: Sequence[Sequence[float]], *, frequency: str | None = "yearly", missing: bool = False) -> Path:
+def tsf(
+    path: Path, series: Sequence[Sequence[float]], *, frequency: str | None = "yearly", missing: bool = False
+) -> Path:
     head = [
         "@attribute series_name string",
         *([f"@frequency {frequency}"] if frequency else []),
         f"@missing {str(missing).lower()}",
         "@data",
     ]
-    body = [f"T{number}:{','.join('?' if value != value else repr(float(value)) for value in one)}" for number, one in enumerate(series)]
+    body = [
+        f"T{number}:{','.join('?' if value != value else repr(float(value)) for value in one)}"
+        for number, one in enumerate(series)
+    ]
     path.write_text("\n".join([*head, *body]) + "\n")
     return path
 
@@ -58,7 +69,9 @@ def csv(path: Path, columns: dict[str, Sequence[float]], *, step: str | None = "
     return path
 
 
-def asked(name: str, source: object, target: object = None, *, length: int = 3, horizon: int = 2, **more: Any) -> Experiment:
+def asked(
+    name: str, source: object, target: object = None, *, length: int = 3, horizon: int = 2, **more: Any
+) -> Experiment:
     data = {"source": str(source)} | ({} if target is None else {"target": str(target)})
     task = {"name": name, "input_length": length, "horizon": horizon, "loss": "smape"}
     for key, value in more.items():
@@ -66,7 +79,9 @@ def asked(name: str, source: object, target: object = None, *, length: int = 3, 
     return build_experiment({"data": data, "task": task})
 
 
-def zero_shot(source: object, target: object, *, protocol: Any = "strict", batch_size: int = 1, **more: Any) -> TaskData:
+def zero_shot(
+    source: object, target: object, *, protocol: Any = "strict", batch_size: int = 1, **more: Any
+) -> TaskData:
     experiment = asked("zero_shot", source, target, **more)
     return prepare_zero_shot(experiment.data, experiment.task, protocol=protocol, batch_size=batch_size)
 
@@ -84,7 +99,13 @@ def shown(task: Task, split: Any, rows: np.ndarray | None = None) -> list[Window
         first, cut = int(table.first[row]), int(table.first[row] + table.x_valid[row])
         assert first >= 0
         assert cut + table.y_valid[row] <= len(column)
-        found.append((int(table.window_id[row]), column[first:cut].tolist(), column[cut : cut + table.y_valid[row]].tolist()))
+        found.append(
+            (
+                int(table.window_id[row]),
+                column[first:cut].tolist(),
+                column[cut : cut + table.y_valid[row]].tolist(),
+            )
+        )
     return found
 
 
@@ -101,7 +122,11 @@ def two_collections(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(case=two_collections(), percent=st.sampled_from([100, 100, 50, 10, 1]), protocol=st.sampled_from(["strict", "published"]))
+@given(
+    case=two_collections(),
+    percent=st.sampled_from([100, 100, 50, 10, 1]),
+    protocol=st.sampled_from(["strict", "published"]),
+)
 def test_zero_shot_windows_are_those_of_plain_slices(tmp_path_factory, case, percent, protocol):
     folder = tmp_path_factory.mktemp("zero_shot")
     length, horizon = case["length"], case["horizon"]
@@ -110,18 +135,27 @@ def test_zero_shot_windows_are_those_of_plain_slices(tmp_path_factory, case, per
     train: list[Window] = []
     validation: list[Window] = []
     for number, series in enumerate(source):
-        own = series[: max(0, len(series) - 2 * horizon)]  # its test part, then its validation part, set aside
+        own = series[
+            : max(0, len(series) - 2 * horizon)
+        ]  # its test part, then its validation part, set aside
         if own:
             validation.append(last_before(series, len(own), length, horizon, number))
         if len(own) > length:
             own = own[: (len(own) - length) * percent // 100 + length]
         for start in range(len(own) - length - horizon + 1):
-            train.append((number, own[start : start + length], own[start + length : start + length + horizon]))
-    test = [last_before(series, len(series) - horizon, length, horizon, number) for number, series in enumerate(target)]
+            train.append(
+                (number, own[start : start + length], own[start + length : start + length + horizon])
+            )
+    test = [
+        last_before(series, len(series) - horizon, length, horizon, number)
+        for number, series in enumerate(target)
+    ]
 
     def made() -> TaskData:
         paths = tsf(folder / "source.tsf", source), tsf(folder / "target.tsf", target)
-        return zero_shot(*paths, percent=percent, length=length, horizon=horizon, protocol=protocol, batch_size=7)
+        return zero_shot(
+            *paths, percent=percent, length=length, horizon=horizon, protocol=protocol, batch_size=7
+        )
 
     if not train:
         with pytest.raises(DataError, match="no series has a training window"):
@@ -140,8 +174,13 @@ def test_a_source_series_of_l_and_three_h_has_one_training_window(tmp_path, leng
     least = length + 3 * horizon
     target = tsf(tmp_path / "target.tsf", numbered([horizon + 1]))
     data = zero_shot(tsf(tmp_path / "a.tsf", numbered([least])), target, length=length, horizon=horizon)
-    assert shown(data.task, "train") == [(0, list(range(1, length + 1)), list(range(length + 1, length + horizon + 1)))]
-    with pytest.raises(DataError, match=rf"b\.tsf: no series has a training window.*at least {least} steps are needed; shorten") as told:
+    assert shown(data.task, "train") == [
+        (0, list(range(1, length + 1)), list(range(length + 1, length + horizon + 1)))
+    ]
+    with pytest.raises(
+        DataError,
+        match=rf"b\.tsf: no series has a training window.*at least {least} steps are needed; shorten",
+    ) as told:
         zero_shot(tsf(tmp_path / "b.tsf", numbered([least - 1, 1])), target, length=length, horizon=horizon)
     assert "percent" not in str(told.value)
 
@@ -152,7 +191,12 @@ def test_the_length_that_the_error_asks_for_is_enough_and_the_least(tmp_path, pe
     with pytest.raises(DataError, match=rf"or raise data\.percent from {percent}\.") as told:
         zero_shot(tsf(tmp_path / "a.tsf", numbered([9])), target, percent=percent)
     least = int(str(told.value.fix).split()[4])
-    assert zero_shot(tsf(tmp_path / "b.tsf", numbered([least])), target, percent=percent).task.tables["train"].size == 1
+    assert (
+        zero_shot(tsf(tmp_path / "b.tsf", numbered([least])), target, percent=percent)
+        .task.tables["train"]
+        .size
+        == 1
+    )
     with pytest.raises(DataError, match=f"at least {least} steps"):
         zero_shot(tsf(tmp_path / "c.tsf", numbered([least - 1])), target, percent=percent)
 
@@ -163,7 +207,9 @@ def test_no_target_of_a_collection_that_is_its_own_target_is_seen_before(tmp_pat
     assert len(data.task.buffer) == 65  # read and kept once
     targets = {value for _, _, y in shown(data.task, "test") for value in y}
     assert targets == {19, 20, 30, 31, 61, 62, 64, 65}
-    read = {value for split in ("train", "validation") for _, x, y in shown(data.task, split) for value in x + y}
+    read = {
+        value for split in ("train", "validation") for _, x, y in shown(data.task, split) for value in x + y
+    }
     assert not targets & read
     validated = {value for _, _, y in shown(data.task, "validation") for value in y}
     trained = {value for _, x, y in shown(data.task, "train") for value in x + y}
@@ -179,7 +225,9 @@ def test_short_series_are_padded_before_their_start(tmp_path):
         ("test", [[0, 0, 7, 8], [0, 0, 0, 5]], [[9, 10], [6, 7]]),
     ]:
         table = data.task.tables[split]  # type: ignore[index]
-        batch = gather(jnp.asarray(data.task.buffer), table, jnp.array([0, 1, PADDING], jnp.int32), data.task.spec)
+        batch = gather(
+            jnp.asarray(data.task.buffer), table, jnp.array([0, 1, PADDING], jnp.int32), data.task.spec
+        )
         np.testing.assert_array_equal(batch.x[..., 0], [*x, [0] * 4])
         np.testing.assert_array_equal(batch.x_mask[..., 0], np.array([*x, [0] * 4]) > 0)
         np.testing.assert_array_equal(batch.y[..., 0], [*y, [0] * 2])
@@ -192,8 +240,13 @@ def test_short_series_are_padded_before_their_start(tmp_path):
 
 
 def test_the_published_transfer_drops_training_batches_and_nothing_else(tmp_path):
-    source, target = tsf(tmp_path / "a.tsf", numbered([30, 30, 30])), tsf(tmp_path / "b.tsf", numbered([9] * 5))
-    strict, published = (zero_shot(source, target, protocol=protocol, batch_size=64) for protocol in ("strict", "published"))
+    source, target = (
+        tsf(tmp_path / "a.tsf", numbered([30, 30, 30])),
+        tsf(tmp_path / "b.tsf", numbered([9] * 5)),
+    )
+    strict, published = (
+        zero_shot(source, target, protocol=protocol, batch_size=64) for protocol in ("strict", "published")
+    )
     assert (strict.task.protocol, strict.task.drop_last) == ("strict", False)
     assert (published.task.protocol, published.task.drop_last) == ("published", True)
     for split in ("train", "validation", "test"):
@@ -208,7 +261,9 @@ def test_columns_of_a_table_are_series_on_either_side(tmp_path, step):
     table = csv(tmp_path / "own.csv", {"one": series[0], "two": series[1]}, step=step)
     other = tsf(tmp_path / "a.tsf", numbered([12, 14], start=31), frequency="quarterly")
     season = {"MS": 12, "h": 24, None: 1}[step]
-    unknown = [f"{table}: the main cycle is not known, so MASE and Naive2 take one step; --set data.season=… says it"] * (step is None)
+    unknown = [
+        f"{table}: the main cycle is not known, so MASE and Naive2 take one step; --set data.season=… says it"
+    ] * (step is None)
 
     data = zero_shot(table, other, length=4)
     assert [len(shown(data.task, split)) for split in ("train", "validation", "test")] == [12, 2, 2]
@@ -236,7 +291,15 @@ def test_the_column_of_timestamps_can_be_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("frequency", "season"),
-    [("yearly", 1), ("quarterly", 4), ("monthly", 12), ("weekly", 1), ("daily", 1), ("hourly", 24), ("Hourly", 24)],
+    [
+        ("yearly", 1),
+        ("quarterly", 4),
+        ("monthly", 12),
+        ("weekly", 1),
+        ("daily", 1),
+        ("hourly", 24),
+        ("Hourly", 24),
+    ],
 )
 def test_the_cycle_of_an_archive_follows_from_its_word_for_the_frequency(tmp_path, frequency, season):
     path = tsf(tmp_path / "a.tsf", numbered([60]), frequency=frequency)
@@ -264,11 +327,15 @@ def test_a_cycle_that_nothing_tells_is_one_step_and_said(tmp_path, frequency):
     cut_range=st.sampled_from([1.0, 1.5, 10.0]),
     protocol=st.sampled_from(["strict", "published"]),
 )
-def test_short_term_windows_are_those_of_plain_slices(tmp_path_factory, lengths, length, horizon, cut_range, protocol):
+def test_short_term_windows_are_those_of_plain_slices(
+    tmp_path_factory, lengths, length, horizon, cut_range, protocol
+):
     series = numbered(lengths)
     train: list[Window] = []
     validation: list[Window] = []
-    test = [last_before(one, len(one) - horizon, length, horizon, number) for number, one in enumerate(series)]
+    test = [
+        last_before(one, len(one) - horizon, length, horizon, number) for number, one in enumerate(series)
+    ]
     borders = [0]
     for number, one in enumerate(series):
         own = one[:-horizon]
@@ -311,7 +378,9 @@ def test_nothing_that_is_held_back_trains():
 
 
 def epoch_of(task: Task, seed: int, epoch: int, batch_size: int) -> list[Window]:
-    stream = IndexStream(task.tables["train"].size, batch_size, seed=seed, drop_last=task.drop_last, groups=task.groups)
+    stream = IndexStream(
+        task.tables["train"].size, batch_size, seed=seed, drop_last=task.drop_last, groups=task.groups
+    )
     index = stream.batches(epoch * stream.steps_per_epoch, (epoch + 1) * stream.steps_per_epoch).ravel()
     return shown(task, "train", index[index != PADDING])
 
@@ -337,29 +406,41 @@ def test_targets_after_the_end_of_the_training_part_are_missing(tmp_path):
     batch = gather(jnp.asarray(task.buffer), task.tables["train"], index, task.spec)
     np.testing.assert_array_equal(batch.x[..., 0], [[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5]])
     np.testing.assert_array_equal(batch.y[..., 0], [[3, 4, 5], [4, 5, 6], [5, 6, 0], [6, 0, 0]])
-    np.testing.assert_array_equal(batch.y_mask[..., 0], np.array([[3, 4, 5], [4, 5, 6], [5, 6, 0], [6, 0, 0]]) > 0)
+    np.testing.assert_array_equal(
+        batch.y_mask[..., 0], np.array([[3, 4, 5], [4, 5, 6], [5, 6, 0], [6, 0, 0]]) > 0
+    )
 
 
 def last_value(horizon: int) -> Callable[..., Any]:
-    return lambda frozen, trainable, x_btc, x_mask=None, *, dropout_keys=None: jnp.repeat(x_btc[:, -1:], horizon, axis=1)
+    return lambda frozen, trainable, x_btc, x_mask=None, *, dropout_keys=None: jnp.repeat(
+        x_btc[:, -1:], horizon, axis=1
+    )
 
 
 @pytest.mark.parametrize("make", [zero_shot, short_term])
 @pytest.mark.parametrize("protocol", ["strict", "published"])
 def test_a_models_windows_and_its_yardstick_are_the_same(tmp_path, make, protocol):
     draw = np.random.default_rng(0)
-    series = [(10.0 ** draw.integers(0, 6) * draw.uniform(1, 2, size)).tolist() for size in (40, 9, 23, 14, 31)]
+    series = [
+        (10.0 ** draw.integers(0, 6) * draw.uniform(1, 2, size)).tolist() for size in (40, 9, 23, 14, 31)
+    ]
     path = tsf(tmp_path / "a.tsf", series)
     data = make(path, path, protocol=protocol) if make is zero_shot else make(path, protocol=protocol)
     for split in ("validation", "test"):
-        found = data.task.final_metrics(lambda table: evaluate(last_value(2), data.task, table, {}, {}, batch_size=3), split)
+        found = data.task.final_metrics(
+            lambda table: evaluate(last_value(2), data.task, table, {}, {}, batch_size=3), split
+        )
         assert set(found) == {"smape", "mase", "owa"}
         # the model reads float32 values, the yardstick float64 ones: 6e-8 of a value, some 1e-6 of a difference of two like ones
         assert found == pytest.approx(data.naive["Naive2"](split), rel=1e-5)
         assert found["owa"] == pytest.approx(1, rel=1e-5)
         assert data.naive["seasonal naive"](split) == data.naive["Naive2"](split)
     assert data.naive["Naive2"]("train") is None
-    assert set(data.task.final_metrics(lambda table: evaluate(last_value(2), data.task, table, {}, {}, batch_size=3), "train")) == {"smape"}
+    assert set(
+        data.task.final_metrics(
+            lambda table: evaluate(last_value(2), data.task, table, {}, {}, batch_size=3), "train"
+        )
+    ) == {"smape"}
 
 
 @pytest.mark.parametrize("make", [zero_shot, short_term])
@@ -367,19 +448,29 @@ def test_training_learns_and_does_not_depend_on_the_chunk(tmp_path, make):
     path = tsf(tmp_path / "a.tsf", numbered([30, 20, 25, 14, 17], start=50))
     data = make(path, path, protocol="published") if make is zero_shot else make(path)
     start = init_nlinear(3, 2)
-    before = data.task.metrics(evaluate(nlinear, data.task, data.task.tables["validation"], {}, start, batch_size=8))["smape"]
+    before = data.task.metrics(
+        evaluate(nlinear, data.task, data.task.tables["validation"], {}, start, batch_size=8)
+    )["smape"]
     results = [
         fit(
-            nlinear, data.task, frozen={}, trainable=start, reporter=SilentReporter(),
-            settings=TrainConfig(epochs=4, batch_size=3, learning_rate=0.05, schedule="constant", seed=3, chunk=chunk),
+            nlinear,
+            data.task,
+            frozen={},
+            trainable=start,
+            reporter=SilentReporter(),
+            settings=TrainConfig(
+                epochs=4, batch_size=3, learning_rate=0.05, schedule="constant", seed=3, chunk=chunk
+            ),
         )
         for chunk in (1, 3)
-    ]  # fmt: skip
+    ]
     assert results[0].progress == results[1].progress
     np.testing.assert_array_equal(results[0].best["kernel"], results[1].best["kernel"])
     assert results[0].progress.best is not None
     assert results[0].progress.best < before / 2
-    assert results[0].progress.step == 4 * (2 if make is short_term else sum(max(0, n - 8) for n in (30, 20, 25, 14, 17)) // 3)
+    assert results[0].progress.step == 4 * (
+        2 if make is short_term else sum(max(0, n - 8) for n in (30, 20, 25, 14, 17)) // 3
+    )
 
 
 def test_smape_mase_and_owa_by_hand(tmp_path):
@@ -389,10 +480,14 @@ def test_smape_mase_and_owa_by_hand(tmp_path):
     target = np.array([[8.0, 10], [3, 3]])
 
     def scored(forecast: object) -> dict[str, float]:
-        return data.task.final_metrics(lambda table: score_forecasts(np.array(forecast, float), target), "test")
+        return data.task.final_metrics(
+            lambda table: score_forecasts(np.array(forecast, float), target), "test"
+        )
 
     naive_smape, naive_mase = (200 * 2 / 14 + 200 * 4 / 16 + 0 + 0) / 4, ((2 + 4) / 2 / 2 + 0) / 2
-    assert data.naive["Naive2"]("test") == pytest.approx({"smape": naive_smape, "mase": naive_mase, "owa": 1}, rel=1e-6)
+    assert data.naive["Naive2"]("test") == pytest.approx(
+        {"smape": naive_smape, "mase": naive_mase, "owa": 1}, rel=1e-6
+    )
     # the second series' scale is (1 + 0 + 1) / 3
     smape, mase = (200 * 1 / 17 + 0 + 200 * 1 / 7 + 0) / 4, ((1 / 2) / 2 + (1 / 2) / (2 / 3)) / 2
     owa = (smape / naive_smape + mase / naive_mase) / 2
@@ -408,7 +503,9 @@ def test_the_yardstick_sees_the_whole_series_before_the_window(tmp_path):
         for name in ("seasonal naive", "Naive2"):
             found = data.naive[name](split)
             assert found is not None
-            assert found["smape"] == pytest.approx(0, abs=1e-4)  # float32 differences of Naive2's float64 products
+            assert found["smape"] == pytest.approx(
+                0, abs=1e-4
+            )  # float32 differences of Naive2's float64 products
 
 
 def test_seasonal_last_repeats_the_cycle_that_it_knows():
@@ -421,7 +518,9 @@ def test_seasonal_last_repeats_the_cycle_that_it_knows():
 def test_constant_series_have_neither_mase_nor_owa(tmp_path, value):
     data = short_term(tsf(tmp_path / "a.tsf", [[value] * 20, [value] * 15], frequency="quarterly"))
     assert data.naive["Naive2"]("test") == {"smape": 0}
-    found = data.task.final_metrics(lambda table: evaluate(last_value(2), data.task, table, {}, {}, batch_size=3), "test")
+    found = data.task.final_metrics(
+        lambda table: evaluate(last_value(2), data.task, table, {}, {}, batch_size=3), "test"
+    )
     assert found == {"smape": 0}
     assert [text for text in data.notices if text.startswith("MASE leaves out 2 of 2")] == list(data.notices)
     assert len(data.notices) == 2
@@ -433,7 +532,10 @@ def test_one_constant_series_is_left_out_of_mase_and_said(tmp_path):
     found = data.naive["Naive2"]("test")
     assert found is not None
     assert found["mase"] == pytest.approx(1.5, rel=1e-6)  # errors of 1 and 2 over steps of 1
-    assert "MASE leaves out 1 of 2 test windows: what is before them is constant or no longer than the cycle" in data.notices
+    assert (
+        "MASE leaves out 1 of 2 test windows: what is before them is constant or no longer than the cycle"
+        in data.notices
+    )
 
 
 def test_where_naive2_is_never_wrong_there_is_no_owa(tmp_path):
@@ -470,12 +572,32 @@ TOO_SHORT = "series `T{}` has {} step(s), too few to forecast its last {}. Short
         ("target short_term", [[1.0]], {}, TOO_SHORT.format(0, 1, 2)),
         ("target short_term", [range(30), [1.0, 2.0]], {}, TOO_SHORT.format(1, 2, 2)),
         ("target short_term", [range(30)], {"horizon": 30}, TOO_SHORT.format(0, 30, 30)),
-        ("source", [[1.0]], {}, "no series has a training window: 3 input, 2 target steps and 4 set aside at its end"),
+        (
+            "source",
+            [[1.0]],
+            {},
+            "no series has a training window: 3 input, 2 target steps and 4 set aside at its end",
+        ),
         ("source", [range(30)], {"horizon": 30}, "Series of at least 93 steps are needed"),
-        ("source target short_term", [range(20), HUGE], {}, "series `T1` has values beyond float32's range. Look for wrong units"),
+        (
+            "source target short_term",
+            [range(20), HUGE],
+            {},
+            "series `T1` has values beyond float32's range. Look for wrong units",
+        ),
         ("source target short_term", [HUGE, range(20)], {}, "series `T0` has values beyond float32's range."),
-        ("source target short_term", [[*range(9), float("nan"), *range(9)]], {}, "line 5, value 10: 1 value(s) are missing. Fill them"),
-        ("source target short_term", [[float("nan"), *range(9)]], {"missing": "linear"}, "line 5: the first value is missing"),
+        (
+            "source target short_term",
+            [[*range(9), float("nan"), *range(9)]],
+            {},
+            "line 5, value 10: 1 value(s) are missing. Fill them",
+        ),
+        (
+            "source target short_term",
+            [[float("nan"), *range(9)]],
+            {"missing": "linear"},
+            "line 5: the first value is missing",
+        ),
     ],
 )
 def test_a_bad_series_is_one_clear_error(tmp_path, sides, series, more, match):
@@ -495,8 +617,13 @@ def test_a_short_source_series_is_no_error_where_others_train(tmp_path):
 
 @pytest.mark.parametrize(("protocol", "least"), [("strict", 6), ("published", 4)])
 def test_short_term_needs_a_step_on_both_sides_of_a_cut(tmp_path, protocol, least):
-    assert short_term(tsf(tmp_path / "a.tsf", numbered([least])), protocol=protocol).task.tables["train"].size == 1
-    with pytest.raises(DataError, match=rf"b\.tsf: no series is long enough.*at least {least} steps are needed"):
+    assert (
+        short_term(tsf(tmp_path / "a.tsf", numbered([least])), protocol=protocol).task.tables["train"].size
+        == 1
+    )
+    with pytest.raises(
+        DataError, match=rf"b\.tsf: no series is long enough.*at least {least} steps are needed"
+    ):
         short_term(tsf(tmp_path / "b.tsf", numbered([least - 1])), protocol=protocol)
 
 
@@ -556,7 +683,9 @@ def test_windows_of_m3_yearly(data_root):
     assert data.notices[0] == "452 of 645 series are too short to train on"
 
 
-@pytest.mark.parametrize(("part", "horizon", "length", "smape"), [("yearly", 6, 9, 17.88), ("other", 8, 16, 6.30)])
+@pytest.mark.parametrize(
+    ("part", "horizon", "length", "smape"), [("yearly", 6, 9, 17.88), ("other", 8, 16, 6.30)]
+)
 def test_naive_forecasts_of_m3_have_their_published_smape(data_root, part, horizon, length, smape):
     """Makridakis and Hibon (2000), Naive2, which is the last value where there is no season."""
     data = zero_shot(f"m3_{part}", f"m3_{part}", length=length, horizon=horizon)
@@ -569,14 +698,22 @@ def test_naive_forecasts_of_m3_have_their_published_smape(data_root, part, horiz
     ("part", "series", "horizon", "cut_range", "train", "smape", "mase"),
     [
         ("weekly", 359, 13, 10, 42510, 9.161, 2.777),
-        pytest.param("yearly", 23000, 6, 1.5, 203576, 16.342, 3.974, marks=pytest.mark.slow),  # 23,000 series to read, 5 s
+        pytest.param(
+            "yearly", 23000, 6, 1.5, 203576, 16.342, 3.974, marks=pytest.mark.slow
+        ),  # 23,000 series to read, 5 s
     ],
 )
-def test_naive2_of_m4_has_its_published_figures(data_root, tmp_path, part, series, horizon, cut_range, train, smape, mase):
+def test_naive2_of_m4_has_its_published_figures(
+    data_root, tmp_path, part, series, horizon, cut_range, train, smape, mase
+):
     data = short_term(f"m4_{part}", length=2 * horizon, horizon=horizon, cut_range=cut_range)
     # as our forecasts, and as the competition's own; published with three digits
     entry, own = CATALOG[f"m4_{part}"], tmp_path / "naive2.csv"
-    wanted = [line for _, line in read_lines(locate(entry, role="naive2")) if line.startswith(("id", part[0].upper()))]
+    wanted = [
+        line
+        for _, line in read_lines(locate(entry, role="naive2"))
+        if line.startswith(("id", part[0].upper()))
+    ]
     own.write_text("\n".join(wanted) + "\n")
     submitted, actual = read_m4_part(own), read_m4_part(locate(entry, role="test"))
     forecasts = dict(zip(submitted.names, submitted.values, strict=True))
@@ -584,7 +721,9 @@ def test_naive2_of_m4_has_its_published_figures(data_root, tmp_path, part, serie
     for found in (data.naive["Naive2"]("test"), data.task.final_metrics(lambda table: sums, "test")):
         assert found == pytest.approx({"smape": smape, "mase": mase, "owa": 1}, abs=5e-4)
     assert [table.size for table in data.task.tables.values()] == [train, series, series]
-    assert train == sum(min(int(cut_range * horizon), max(0, n - 2 * horizon - 1)) for n in data.labels["lengths"].tolist())
+    assert train == sum(
+        min(int(cut_range * horizon), max(0, n - 2 * horizon - 1)) for n in data.labels["lengths"].tolist()
+    )
 
 
 @pytest.mark.slow  # 23,000 series to read, 5 s
@@ -596,7 +735,9 @@ def test_naive2_of_m4_has_its_published_figures(data_root, tmp_path, part, serie
         ("m4_yearly", "m3_yearly", 12, 10, 2723, 23000, 645),
     ],
 )
-def test_windows_of_the_transfer_between_m3_and_m4(data_root, source, target, length, percent, train, validation, test):
+def test_windows_of_the_transfer_between_m3_and_m4(
+    data_root, source, target, length, percent, train, validation, test
+):
     data = zero_shot(source, target, length=length, horizon=6, percent=percent)
     assert [table.size for table in data.task.tables.values()] == [train, validation, test]
     collection, _ = load_collection(source)
@@ -606,5 +747,8 @@ def test_windows_of_the_transfer_between_m3_and_m4(data_root, source, target, le
 
 def test_m3_yearly_is_too_short_for_a_tenth(data_root):
     """The published transfer trains on a tenth of each series from M4 only; of M3 Yearly a tenth holds no window at all."""
-    with pytest.raises(DataError, match=r"no series has a training window.*at least 81 steps are needed.*raise data\.percent from 10"):
+    with pytest.raises(
+        DataError,
+        match=r"no series has a training window.*at least 81 steps are needed.*raise data\.percent from 10",
+    ):
         zero_shot("m3_yearly", "m3_yearly", length=9, horizon=6, percent=10)

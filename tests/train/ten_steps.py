@@ -46,24 +46,45 @@ def main(out: str, *layouts: str, team: tuple[str, int, int] | None = None) -> N
     few = WindowTable(*(column[:43] for column in task.tables["validation"]))
     found = {}
     for name in layouts:
-        kind, devices, fsdp, micro = re.fullmatch(r"(jit|pmap)(\d+)(?:-fsdp(\d+))?(?:-micro(\d+))?", name).groups()
+        kind, devices, fsdp, micro = re.fullmatch(
+            r"(jit|pmap)(\d+)(?:-fsdp(\d+))?(?:-micro(\d+))?", name
+        ).groups()
         changed = {"parallel": kind, "fsdp": int(fsdp or 1), "micro_batch": int(micro) if micro else None}
         settings = experiment.train.model_copy(update=changed)
         layout = make_layout(settings, jax.devices()[: int(devices)])
         trainer = Trainer(
-            model.predict, task, model.frozen, model.trainable, settings, SilentReporter(), EventLog(None), None, None, layout
+            model.predict,
+            task,
+            model.frozen,
+            model.trainable,
+            settings,
+            SilentReporter(),
+            EventLog(None),
+            None,
+            None,
+            layout,
         )
         assert layout.devices == int(devices)
         losses = []
         for _ in range(STEPS):
             trainer.run_chunk(1)
             losses.append(trainer.progress.epoch_loss)
-        found |= {f"{name}/trained/{path}": np.asarray(leaf) for path, leaf in flatten(trainer.state.trainable).items()}
-        found |= {f"{name}/sums/{key}": value for key, value in trainer.evaluator(few, trainer.frozen, trainer.state.trainable).items()}
+        found |= {
+            f"{name}/trained/{path}": np.asarray(leaf)
+            for path, leaf in flatten(trainer.state.trainable).items()
+        }
+        found |= {
+            f"{name}/sums/{key}": value
+            for key, value in trainer.evaluator(few, trainer.frozen, trainer.state.trainable).items()
+        }
         found[f"{name}/losses"] = np.diff(losses, prepend=0) / BATCH
-        found[f"{name}/frozen_bytes"] = np.array(sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(trainer.frozen)))
+        found[f"{name}/frozen_bytes"] = np.array(
+            sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(trainer.frozen))
+        )
         if fsdp:
-            before, _, entry = trainer.chunk.lower(*trainer.arguments(0)).compile().as_text().partition("\nENTRY ")
+            before, _, entry = (
+                trainer.chunk.lower(*trainer.arguments(0)).compile().as_text().partition("\nENTRY ")
+            )
             found[f"{name}/fetched_in_the_loop"], found[f"{name}/fetched_before_it"] = (
                 before.count(" all-gather("),
                 entry.count(" all-gather("),

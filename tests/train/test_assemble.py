@@ -44,7 +44,10 @@ def save(folder: Path, experiment, model) -> Path:
         trained=model.trainable["base"],
         numbers=model.numbers,
         init=experiment.adapters.init,
-        meta={"settings": dump_experiment(experiment), "frozen": frozen_record(model, experiment.network.seed)},
+        meta={
+            "settings": dump_experiment(experiment),
+            "frozen": frozen_record(model, experiment.network.seed),
+        },
     )
     return folder
 
@@ -79,11 +82,16 @@ def test_a_bundle_brings_the_model_back_bit_for_bit(tmp_path, recipe):
     model = moved(build_model(experiment))
     restored = restore_model(experiment, read_bundle(save(tmp_path / "bundle", experiment, model)))
     for name in ("frozen", "trainable"):
-        assert fingerprint(flatten(getattr(restored, name)).items()) == fingerprint(flatten(getattr(model, name)).items())
+        assert fingerprint(flatten(getattr(restored, name)).items()) == fingerprint(
+            flatten(getattr(model, name)).items()
+        )
     assert restored.sites == model.sites
     assert restored.numbers == model.numbers
     predict = jax.jit(model.predict)
-    np.testing.assert_array_equal(predict(restored.frozen, restored.trainable, series()), predict(model.frozen, model.trainable, series()))
+    np.testing.assert_array_equal(
+        predict(restored.frozen, restored.trainable, series()),
+        predict(model.frozen, model.trainable, series()),
+    )
 
 
 def test_frozen_and_trained_leaves_are_the_network_s():
@@ -106,7 +114,10 @@ def test_rules_that_freeze_everything_are_refused():
 
 
 def test_a_geometry_that_does_not_fit_is_refused_by_both():
-    for override, named in (("network.stride=20", r"network\.stride: stride 20 is larger"), ("trunk.random.n_positions=2", "2 positions")):
+    for override, named in (
+        ("network.stride=20", r"network\.stride: stride 20 is larger"),
+        ("trunk.random.n_positions=2", "2 positions"),
+    ):
         for call in (build_model, footprint):
             with pytest.raises(ConfigError, match=named):
                 call(settings("reference", override))
@@ -114,7 +125,9 @@ def test_a_geometry_that_does_not_fit_is_refused_by_both():
 
 @pytest.fixture
 def trunk_folder(tmp_path):
-    save_trunk(random_trunk(GPT2Config(n_embd=8, n_layer=2, n_head=2, n_positions=16), seed=4), tmp_path / "trunk")
+    save_trunk(
+        random_trunk(GPT2Config(n_embd=8, n_layer=2, n_head=2, n_positions=16), seed=4), tmp_path / "trunk"
+    )
     return tmp_path / "trunk"
 
 
@@ -133,24 +146,36 @@ def test_another_trunk_is_refused(tmp_path, from_folder):
     experiment, folder = from_folder
     other = GPT2Config(n_embd=8, n_layer=2, n_head=2, n_positions=16)
     save_trunk(random_trunk(other, seed=5), tmp_path / "other")
-    moved_away = experiment.model_copy(update={"trunk": experiment.trunk.model_copy(update={"source": str(tmp_path / "other")})})
-    refused(moved_away, folder, r"the trunk .*/other is not the one the bundle was trained with .* that one came from .*random\)")
+    moved_away = experiment.model_copy(
+        update={"trunk": experiment.trunk.model_copy(update={"source": str(tmp_path / "other")})}
+    )
+    refused(
+        moved_away,
+        folder,
+        r"the trunk .*/other is not the one the bundle was trained with .* that one came from .*random\)",
+    )
 
 
 def test_the_same_trunk_elsewhere_is_accepted(tmp_path, from_folder, trunk_folder):
     experiment, folder = from_folder
     shutil.move(trunk_folder, tmp_path / "elsewhere")
-    moved_away = experiment.model_copy(update={"trunk": experiment.trunk.model_copy(update={"source": str(tmp_path / "elsewhere")})})
+    moved_away = experiment.model_copy(
+        update={"trunk": experiment.trunk.model_copy(update={"source": str(tmp_path / "elsewhere")})}
+    )
     restore_model(moved_away, read_bundle(folder))
 
 
-@pytest.mark.parametrize(("name", "value"), [("n_head", 4), ("activation_function", "relu"), ("layer_norm_epsilon", 1e-3)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("n_head", 4), ("activation_function", "relu"), ("layer_norm_epsilon", 1e-3)]
+)
 def test_the_same_weights_under_another_config_are_refused(from_folder, trunk_folder, name, value):
     """These change every forecast, but no shape and no weight."""
     experiment, folder = from_folder
     config = json.loads((trunk_folder / "config.json").read_text()) | {name: value}
     (trunk_folder / "config.json").write_text(json.dumps(config))
-    (trunk_folder / "trunk.json").unlink()  # as in a plain Hugging Face folder, where nothing guards the config
+    (
+        trunk_folder / "trunk.json"
+    ).unlink()  # as in a plain Hugging Face folder, where nothing guards the config
     refused(experiment, folder, f"has the right weights but another {name} than the bundle was trained with")
 
 
@@ -162,7 +187,11 @@ def test_another_dropout_is_no_other_trunk(from_folder):
 
 def test_another_seed_of_the_frozen_layers_is_refused_by_name(tmp_path):
     folder = save(tmp_path / "bundle", settings(), build_model(settings()))
-    refused(settings("reference", "network.seed=1"), folder, "network.seed is 1, but the bundle's frozen layers were drawn from seed 0")
+    refused(
+        settings("reference", "network.seed=1"),
+        folder,
+        "network.seed is 1, but the bundle's frozen layers were drawn from seed 0",
+    )
 
 
 def test_another_rule_of_the_frozen_layers_is_refused_by_name(tmp_path, monkeypatch):
@@ -178,14 +207,18 @@ def test_other_bits_under_the_same_rule_are_refused(tmp_path, monkeypatch):
     refused(settings(), folder, "the frozen layers around the trunk differ")
 
 
-@pytest.mark.parametrize(("name", "value", "was"), [("alpha", "8.0", "16.0"), ("scaling", "lora", "rslora"), ("rank", "4", "3")])
+@pytest.mark.parametrize(
+    ("name", "value", "was"), [("alpha", "8.0", "16.0"), ("scaling", "lora", "rslora"), ("rank", "4", "3")]
+)
 def test_another_scaling_is_refused_by_name(tmp_path, name, value, was):
     folder = save(tmp_path / "bundle", settings(), build_model(settings()))
     message = f"adapters.{name} is {value}, but the bundle was trained with {was}"
     refused(settings("reference", f"adapters.{name}={value}"), folder, message)
 
 
-@pytest.mark.parametrize("override", ["task.horizon=5", "network.patch=12", "rules=[[adapt, out_layer/kernel], [freeze, '.*']]"])
+@pytest.mark.parametrize(
+    "override", ["task.horizon=5", "network.patch=12", "rules=[[adapt, out_layer/kernel], [freeze, '.*']]"]
+)
 def test_another_network_is_refused(tmp_path, override):
     folder = save(tmp_path / "bundle", settings(), build_model(settings()))
     refused(settings("reference", override), folder, "differ|not those its settings describe")

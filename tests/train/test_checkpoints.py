@@ -24,7 +24,10 @@ def state(seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
     trainable = {
         "transformer/wpe": {"a": jnp.zeros((4, 2)), "b": jnp.asarray(rng.normal(size=(2, 6)), jnp.float32)},
-        "out_layer": {"a": jnp.asarray(rng.normal(size=(6, 2)), jnp.float32), "b": jnp.full((2, 3), np.float32(-0.0))},
+        "out_layer": {
+            "a": jnp.asarray(rng.normal(size=(6, 2)), jnp.float32),
+            "b": jnp.full((2, 3), np.float32(-0.0)),
+        },
     }
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.constant_schedule(1e-3)))
     _, moved = optimiser.update(jax.tree.map(lambda leaf: leaf + 0.125, trainable), optimiser.init(trainable))
@@ -34,13 +37,20 @@ def state(seed: int = 0) -> dict:
         "best": jax.tree.map(np.asarray, trainable),
         "key": jax.random.key_data(jax.random.key(seed)),
         "step": jnp.asarray(7, jnp.int32),
-        "odd": [np.float32(np.nan), np.array([1, -2], np.int64), jnp.ones((2,), jnp.bfloat16), np.zeros((0, 3), np.float32)],
+        "odd": [
+            np.float32(np.nan),
+            np.array([1, -2], np.int64),
+            jnp.ones((2,), jnp.bfloat16),
+            np.zeros((0, 3), np.float32),
+        ],
         "python": {"patience": 3, "loss": 0.1, "stop": False, "none": None},
     }
 
 
 def shapes(tree: dict) -> dict:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf, tree)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf, tree
+    )
 
 
 def assert_same_bits(found: object, expected: object) -> None:
@@ -162,14 +172,20 @@ def test_a_flipped_bit_anywhere_in_the_record_is_noticed(folder: Path) -> None:
 
 def test_a_truncated_or_missing_file_is_noticed(folder: Path, two_saved: Path) -> None:
     for name in [path.relative_to(two_saved) for path in files_of(two_saved, 20)]:
-        for spoil in (lambda path: os.truncate(path, path.stat().st_size // 2), lambda path: os.truncate(path, 0), os.unlink):
+        for spoil in (
+            lambda path: os.truncate(path, path.stat().st_size // 2),
+            lambda path: os.truncate(path, 0),
+            os.unlink,
+        ):
             shutil.rmtree(folder)
             shutil.copytree(two_saved, folder)
             spoil(folder / name)
             assert_passed_over(folder, name.name)
 
 
-def test_leaves_that_come_back_otherwise_are_noticed_though_the_files_are_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaves_that_come_back_otherwise_are_noticed_though_the_files_are_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = Checkpoints._read_stored
 
     def one_bit_off(self: Checkpoints, step: Path, names: list[str]) -> dict:
@@ -222,7 +238,10 @@ def test_a_damaged_step_can_be_saved_again_and_damage_is_kept(folder: Path) -> N
 def test_all_damaged_is_an_error_that_names_each_and_moves_none(folder: Path) -> None:
     (folder / "20" / "checkpoint.json").unlink()
     flip(folder / "10" / "arrays" / "manifest.ocdbt", 20)
-    with pytest.raises(CheckpointError, match=r"every checkpoint is damaged: 20 \(.* missing\); 10 \(arrays/manifest.ocdbt .*\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"every checkpoint is damaged: 20 \(.* missing\); 10 \(arrays/manifest.ocdbt .*\)",
+    ):
         Checkpoints(folder).restore(shapes(state()))
     assert entries(folder) == {"10", "20"}
 
@@ -324,7 +343,12 @@ with _quiet():
     logging.error("orbax speaks through this logger")
     warnings.warn("and through warnings", stacklevel=1)
 """
-    done = subprocess.run([sys.executable, "-W", "default", "-c", code, str(folder / "new")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", code, str(folder / "new")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -363,5 +387,8 @@ def test_a_kill_at_any_moment_leaves_whole_checkpoints(tmp_path: Path) -> None:
         assert restored.skipped == ()
         assert restored.step >= max(announced, default=1)
         assert restored.meta == {"step": restored.step}
-        assert_same_bits(restored.arrays, {"a": np.full((300, 200), restored.step, np.float32), "b": np.int32(restored.step)})
+        assert_same_bits(
+            restored.arrays,
+            {"a": np.full((300, 200), restored.step, np.float32), "b": np.int32(restored.step)},
+        )
         assert all(name.isdigit() for name in entries(tmp_path))

@@ -35,7 +35,17 @@ def trainer_of(tiny: Any, log: Path | None, *overrides: str) -> Trainer:
     experiment = tiny.experiment("unused", *overrides)
     task = prepare_frame(tiny.frame(), experiment.data, experiment.task).task
     model = build_model(experiment)
-    return Trainer(model.predict, task, model.frozen, model.trainable, experiment.train, SilentReporter(), EventLog(log), None, None)
+    return Trainer(
+        model.predict,
+        task,
+        model.frozen,
+        model.trainable,
+        experiment.train,
+        SilentReporter(),
+        EventLog(log),
+        None,
+        None,
+    )
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -55,7 +65,9 @@ def test_a_line_says_what_plain_gradients_and_updates_say(tiny, tmp_path):
 
     @jax.jit
     def step(trainable: Any, state: Any, index: jax.Array) -> Any:
-        gradient = jax.grad(mean)(trainable, gather(jnp.asarray(task.buffer), task.tables["train"], index, task.spec))
+        gradient = jax.grad(mean)(
+            trainable, gather(jnp.asarray(task.buffer), task.tables["train"], index, task.spec)
+        )
         updates, state = optimizer.update(gradient, state, trainable)
         return gradient, updates, optax.apply_updates(trainable, updates), state
 
@@ -65,7 +77,12 @@ def test_a_line_says_what_plain_gradients_and_updates_say(tiny, tmp_path):
         gradient, updates, trainable, state = step(trainable, state, jnp.asarray(index))
         gradients.append({path: np.linalg.norm(leaf) for path, leaf in flatten(gradient["adapters"]).items()})
         after = flatten(trainable["adapters"])
-        ratios.append({path: np.linalg.norm(leaf) / np.linalg.norm(after[path]) for path, leaf in flatten(updates["adapters"]).items()})
+        ratios.append(
+            {
+                path: np.linalg.norm(leaf) / np.linalg.norm(after[path])
+                for path, leaf in flatten(updates["adapters"]).items()
+            }
+        )
         clipped.append(float(optax.tree.norm(gradient)) >= 17)
     assert clipped == [True, False, False, True]
     for steps in (3, 1):
@@ -76,7 +93,9 @@ def test_a_line_says_what_plain_gradients_and_updates_say(tiny, tmp_path):
     for path, numbers in found["modules"].items():
         for name, rows in (("gradient_norm", gradients), ("update_ratio", ratios)):
             # four steps of Adam, which passes small gradients' rounding on
-            assert numbers[name] == pytest.approx(np.sqrt(np.mean([row[path] ** 2 for row in rows])), rel=1e-3), (path, name)
+            assert numbers[name] == pytest.approx(
+                np.sqrt(np.mean([row[path] ** 2 for row in rows])), rel=1e-3
+            ), (path, name)
 
 
 @pytest.mark.parametrize("overrides", [(), ("train.micro_batch=10", "train.clip_norm=0.5")])
@@ -102,7 +121,9 @@ def test_lines_do_not_depend_on_chunks_and_interruptions(tiny, tmp_path):
     assert [(line["step"], line["epoch"]) for line in whole] == [(5, 1), (10, 2)]  # seven steps an epoch
     assert all(line["clip_rate"] is None for line in whole)
     with pytest.raises(Interrupted):
-        train_run(tiny.experiment(source, *common), tmp_path / "cut", Listener(after_chunks=3))  # after 7 steps
+        train_run(
+            tiny.experiment(source, *common), tmp_path / "cut", Listener(after_chunks=3)
+        )  # after 7 steps
     train_run(tiny.experiment(source, *common, "train.chunk=2"), tmp_path / "cut", SilentReporter())
     assert lines(tmp_path / "cut" / "metrics.jsonl") == whole
 
@@ -128,7 +149,9 @@ def test_trained_leaves_are_named_by_their_own_path(tiny, tmp_path):
 
 
 def test_numbers_that_are_not_finite_are_null():
-    sums = gradient_log.add(gradient_log.add([], np.array([1, 4, 0.25], np.float32)), np.array([0, np.inf, 0.75], np.float32))
+    sums = gradient_log.add(
+        gradient_log.add([], np.array([1, 4, 0.25], np.float32)), np.array([0, np.inf, 0.75], np.float32)
+    )
     assert json.loads(json.dumps(sums, allow_nan=False)) == sums  # a checkpoint holds them
     sums = gradient_log.add(sums, np.array([0, np.nan, 0.5], np.float32))
     found = gradient_log.line(sums, ["w"], 1.0)
@@ -147,7 +170,9 @@ def test_a_leaf_of_zeros_that_stays_so_has_ratio_zero():
 
 
 def test_a_setting_below_one_is_refused():
-    with pytest.raises(ConfigError, match=r"train\.gradient_log: input should be greater than or equal to 1 \(found 0\)"):
+    with pytest.raises(
+        ConfigError, match=r"train\.gradient_log: input should be greater than or equal to 1 \(found 0\)"
+    ):
         build_experiment({"data": {"source": "etth1"}}, ["train.gradient_log=0"])
 
 
@@ -179,11 +204,15 @@ for kind, devices, fsdp, micro in (("jit", 1, 1, None), ("jit", 4, 2, None), ("p
 
 def assert_same_lines(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     assert expected
-    assert [(line["step"], line["clip_rate"]) for line in found] == [(line["step"], line["clip_rate"]) for line in expected]
+    assert [(line["step"], line["clip_rate"]) for line in found] == [
+        (line["step"], line["clip_rate"]) for line in expected
+    ]
     for one, other in zip(found, expected, strict=True):
         assert one["modules"].keys() == other["modules"].keys()
         for path, numbers in other["modules"].items():
-            assert one["modules"][path] == pytest.approx(numbers, rel=1e-3)  # float32 sums in another order, passed on by Adam
+            assert one["modules"][path] == pytest.approx(
+                numbers, rel=1e-3
+            )  # float32 sums in another order, passed on by Adam
 
 
 @pytest.mark.slow
@@ -192,8 +221,12 @@ def test_every_layout_of_devices_tells_the_same(tmp_path):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", DEVICES, here, here.parent, tmp_path],
-        env=os.environ | flags | {"PYTHONPATH": str(here)}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        env=os.environ | flags | {"PYTHONPATH": str(here)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     logs = sorted(path.name for path in tmp_path.iterdir())
     assert len(logs) == 5

@@ -43,7 +43,9 @@ def test_adam_is_that_of_torch(gradients):
         first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
         wanted = -0.1 * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
         updates, state = optimizer.update({"w": jnp.float32(gradient)}, state, params)
-        assert float(updates["w"]) == pytest.approx(wanted, rel=1e-4)  # 1 - 0.999**step loses four digits in float32
+        assert float(updates["w"]) == pytest.approx(
+            wanted, rel=1e-4
+        )  # 1 - 0.999**step loses four digits in float32
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,9 @@ def test_radam_by_its_formulas(size):
             move *= math.sqrt((length - 4) * (length - 2) * 1999 / (1995 * 1997 * length))
             move *= math.sqrt(1 - 0.999**step) / (np.sqrt(second) + 1e-8)
         wanted -= 0.1 * move
-        np.testing.assert_allclose(found[step - 1], wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())  # float32
+        np.testing.assert_allclose(
+            found[step - 1], wanted, rtol=0, atol=1e-6 * np.abs(wanted).max()
+        )  # float32
     assert rectified == 5 * [False] + 4 * [True]
 
 
@@ -130,7 +134,9 @@ def test_twenty_steps_are_those_of_torch(name, size):
         wanted = weight.detach().numpy()
         # float32 on both sides; optax.adam corrects in float32 where PyTorch takes float64: 1 - 0.999**step loses four digits
         tolerance = 1e-6 if name == "RAdam" else 1e-4
-        np.testing.assert_allclose(found[step], wanted, rtol=0, atol=tolerance * np.abs(wanted).max(), err_msg=f"step {step + 1}")
+        np.testing.assert_allclose(
+            found[step], wanted, rtol=0, atol=tolerance * np.abs(wanted).max(), err_msg=f"step {step + 1}"
+        )
 
 
 def clipped(limit: float | None, gradient: Any) -> Any:
@@ -176,7 +182,9 @@ def test_the_limit_is_that_of_torch(size):
 def test_settings_choose_the_optimiser(name, first, sixth):
     """A constant gradient of 0.5 at rate 0.1: Adam moves by the rate at once, RAdam by the gradient until it is rectified."""
     optimizer = make_optimizer(TrainConfig(optimizer=name), lambda count: 0.1)
-    found = np.array([0.0, *(float(value[0]) for value in steps_of(optimizer, [np.full(1, 0.5, np.float32)] * 6))])
+    found = np.array(
+        [0.0, *(float(value[0]) for value in steps_of(optimizer, [np.full(1, 0.5, np.float32)] * 6))]
+    )
     moves = np.diff(found)
     np.testing.assert_allclose(moves[:5], first, rtol=1e-4)  # optax.adam's corrections lose four digits
     length = 1999 - 2 * 6 * 0.999**6 / (1 - 0.999**6)

@@ -38,15 +38,23 @@ LAYOUTS = (
 )
 
 
-def assert_same(found: dict[str, Any], name: str, reference: dict[str, Any], of: str, tolerance: float = TOLERANCE) -> None:
+def assert_same(
+    found: dict[str, Any], name: str, reference: dict[str, Any], of: str, tolerance: float = TOLERANCE
+) -> None:
     """The losses, trained leaves and validation sums of two layouts of ten_steps.py."""
-    parts = [key.removeprefix(f"{of}/") for key in reference if key.startswith(f"{of}/") and "frozen" not in key and "fetched" not in key]
+    parts = [
+        key.removeprefix(f"{of}/")
+        for key in reference
+        if key.startswith(f"{of}/") and "frozen" not in key and "fetched" not in key
+    ]
     assert sum("trained" in part for part in parts) == 4
     assert "losses" in parts
     for part in parts:
         one, other = found[f"{name}/{part}"], reference[f"{of}/{part}"]
         assert np.ptp(other) > 0 or "count" in part
-        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max(), err_msg=f"{name}/{part}")
+        np.testing.assert_allclose(
+            one, other, rtol=0, atol=tolerance * np.abs(other).max(), err_msg=f"{name}/{part}"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +63,12 @@ def ten_steps(tmp_path_factory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("steps") / "found.npz"
     script = Path(__file__).parent / "ten_steps.py"
     done = subprocess.run(
-        [sys.executable, script, out, *LAYOUTS], env=os.environ | EIGHT, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, script, out, *LAYOUTS],
+        env=os.environ | EIGHT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return dict(np.load(out))
@@ -91,7 +104,9 @@ for _ in range(2):
 def test_many_small_evaluation_batches_end():
     """With all of them under way at once, eight devices on two cores waited for each other for ever."""
     words = [sys.executable, "-c", EVALUATE, Path(__file__).parents[1]]
-    done = subprocess.run(words, env=os.environ | EIGHT, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        words, env=os.environ | EIGHT, capture_output=True, text=True, timeout=120, check=True
+    )
     counts = [int(line) for line in done.stdout.split()]
     assert counts[0] == counts[1] > 2000
 
@@ -139,7 +154,9 @@ def test_one_device_is_plain_jit():
 
 
 def test_more_parts_than_devices_are_refused():
-    with pytest.raises(ConfigError, match=r"train\.fsdp: 3 does not divide the 1 device of this run\. Take a divisor"):
+    with pytest.raises(
+        ConfigError, match=r"train\.fsdp: 3 does not divide the 1 device of this run\. Take a divisor"
+    ):
         make_layout(TrainConfig(fsdp=3))
 
 
@@ -147,7 +164,10 @@ def test_more_parts_than_devices_are_refused():
     ("override", "said"),
     [
         ("train.micro_batch=257", r"micro_batch is 257, more than the 256 windows of batch_size"),
-        ("train.micro_batch=0", r"train\.micro_batch: input should be greater than or equal to 1 \(found 0\)"),
+        (
+            "train.micro_batch=0",
+            r"train\.micro_batch: input should be greater than or equal to 1 \(found 0\)",
+        ),
         ("train.fsdp=0", r"train\.fsdp: input should be greater than or equal to 1 \(found 0\)"),
         ("train.parallel=both", r"train\.parallel: input should be 'jit' or 'pmap' \(found 'both'\)"),
     ],
@@ -158,13 +178,18 @@ def test_settings_that_cannot_be_are_refused(override, said):
 
 
 def test_shared_frozen_leaves_need_jit():
-    with pytest.raises(ConfigError, match="fsdp is 2, but parallel pmap keeps all frozen parameters on every device"):
+    with pytest.raises(
+        ConfigError, match="fsdp is 2, but parallel pmap keeps all frozen parameters on every device"
+    ):
         build_experiment({"data": {"source": "etth1"}}, ["train.parallel=pmap", "train.fsdp=2"])
 
 
 def test_a_leaf_is_shared_out_along_its_longest_axis_that_divides():
     mesh = jax.sharding.AbstractMesh((2, 4), ("data", "fsdp"))
-    spec = {shape: tuple(shared_out(mesh, shape).spec) for shape in [(768, 2304), (2304, 768), (770, 768), (768,), (771, 769), (64, 96)]}
+    spec = {
+        shape: tuple(shared_out(mesh, shape).spec)
+        for shape in [(768, 2304), (2304, 768), (770, 768), (768,), (771, 769), (64, 96)]
+    }
     assert spec == {
         (768, 2304): (None, "fsdp"),
         (2304, 768): ("fsdp",),
@@ -181,7 +206,10 @@ def test_a_step_that_does_not_fit_is_refused_with_numbers(tiny, tmp_path, monkey
     numbers = r"memory: a step takes 0\.\d\d GiB on each device \(0\.\d\d GiB of it while it works on a slice\), and there are 0\.00 GiB\."
     smaller = r"Take a smaller train\.micro_batch \(now 32 windows at a time; results stay the same to rounding\)\.$"
     less = r"Take devices with more memory, or a smaller network\.$"
-    for room, advice in ((2**17, smaller), (2**10, less)):  # series and parameters alone take more than 2**10 bytes
+    for room, advice in (
+        (2**17, smaller),
+        (2**10, less),
+    ):  # series and parameters alone take more than 2**10 bytes
         monkeypatch.setattr(parallel, "room_per_device", lambda room=room: room)
         with pytest.raises(TrainError, match=f"{numbers} {advice}"):
             train_run(experiment, tmp_path / "run", SilentReporter())
@@ -196,8 +224,15 @@ def test_advice_is_only_what_can_help(monkeypatch):
         parallel._no_room("", TrainConfig(micro_batch=micro, parallel=kind), slices_help=help).fix
         for micro, kind, help in ((8, "jit", True), (1, "jit", True), (8, "jit", False), (8, "pmap", False))
     ]
-    smaller, share = "Take a smaller train.micro_batch (now 8 windows at a time; results stay the same to rounding)", "hare out the frozen"
-    assert [text.split(" parameters")[0] for text in advice[:3]] == [f"{smaller}, or s{share}", f"S{share}", f"S{share}"]
+    smaller, share = (
+        "Take a smaller train.micro_batch (now 8 windows at a time; results stay the same to rounding)",
+        "hare out the frozen",
+    )
+    assert [text.split(" parameters")[0] for text in advice[:3]] == [
+        f"{smaller}, or s{share}",
+        f"S{share}",
+        f"S{share}",
+    ]
     assert advice[3] == "Take devices with more memory, or a smaller network"
 
 
@@ -206,7 +241,9 @@ def test_room_is_that_of_the_container(tmp_path, monkeypatch):
     for content, room in (("max\n", None), ("1000000\n", 1_000_000), ("9" * 18, None)):
         monkeypatch.setattr(parallel, "CONTAINER_LIMIT", tmp_path / "memory.max")
         (tmp_path / "memory.max").write_text(content)
-        assert parallel.room_per_device() == (room or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        assert parallel.room_per_device() == (
+            room or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        )
         assert parallel.room_per_device() >= min(machine, 1_000_000)
 
 
@@ -214,7 +251,10 @@ def test_leaves_of_every_kind_are_placed():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     key = jax.random.key(3, impl="threefry2x32")
-    placed = {name: put(leaf, whole) for name, leaf in {"host": np.arange(3), "device": jax.numpy.ones(2), "key": key}.items()}
+    placed = {
+        name: put(leaf, whole)
+        for name, leaf in {"host": np.arange(3), "device": jax.numpy.ones(2), "key": key}.items()
+    }
     assert all(leaf.sharding == whole for leaf in placed.values())
     assert placed["key"].dtype == key.dtype
     np.testing.assert_array_equal(jax.random.key_data(placed["key"]), jax.random.key_data(key))
@@ -269,11 +309,17 @@ def test_a_run_goes_on_with_other_devices(tmp_path):
     here = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", RESUME, here, here.parent, tmp_path],
-        env=os.environ | EIGHT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        env=os.environ | EIGHT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     resumed, undisturbed = np.load(tmp_path / "resumed.npz"), np.load(tmp_path / "undisturbed.npz")
     assert set(resumed) == set(undisturbed)
     assert len(set(resumed)) == 5
     for name in resumed:
-        np.testing.assert_allclose(resumed[name], undisturbed[name], rtol=0, atol=TOLERANCE * np.abs(undisturbed[name]).max())
+        np.testing.assert_allclose(
+            resumed[name], undisturbed[name], rtol=0, atol=TOLERANCE * np.abs(undisturbed[name]).max()
+        )

@@ -69,7 +69,11 @@ def running(commands: list[list[Any]], **environment: str) -> Iterator[list[subp
     try:
         for command in commands:
             pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            processes.append(subprocess.Popen([sys.executable, "-c", WATCHED, *map(str, command)], env=os.environ | environment, **pipes))
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", WATCHED, *map(str, command)], env=os.environ | environment, **pipes
+                )
+            )
         yield processes
     finally:
         for process in processes:
@@ -77,14 +81,30 @@ def running(commands: list[list[Any]], **environment: str) -> Iterator[list[subp
             process.communicate()
 
 
-def training(count: int, config: Path, out: str | Path, *overrides: str, own: tuple[str, ...] = (), **environment: str) -> Any:
+def training(
+    count: int, config: Path, out: str | Path, *overrides: str, own: tuple[str, ...] = (), **environment: str
+) -> Any:
     """That many processes of tools/train_tpu.py; ``own`` settings are those of the last alone."""
     address = f"127.0.0.1:{free_port()}"
     commands = []
     for number in range(count):
         sets = [*overrides, *(own if number == count - 1 else ())]
-        team = ["--coordinator", address, "--processes", count, "--process-id", number, "--heartbeat", HEARTBEAT] if count > 1 else []
-        commands.append([TOOL, "--config", config, "--out", out, *(part for text in sets for part in ("--set", text)), *team])
+        team = (
+            ["--coordinator", address, "--processes", count, "--process-id", number, "--heartbeat", HEARTBEAT]
+            if count > 1
+            else []
+        )
+        commands.append(
+            [
+                TOOL,
+                "--config",
+                config,
+                "--out",
+                out,
+                *(part for text in sets for part in ("--set", text)),
+                *team,
+            ]
+        )
     return running(commands, JAX_PLATFORMS="cpu", **environment)
 
 
@@ -100,7 +120,9 @@ def ended(processes: list[subprocess.Popen[str]], timeout: float = 120) -> list[
 def wait_for_checkpoint(run: Path, processes: list[subprocess.Popen[str]]) -> None:
     limit = time.monotonic() + 90
     while not list((run / "checkpoints").glob("[0-9]*/checkpoint.json")):
-        assert all(process.poll() is None for process in processes), [process.communicate() for process in processes]
+        assert all(process.poll() is None for process in processes), [
+            process.communicate() for process in processes
+        ]
         assert time.monotonic() < limit
         time.sleep(0.02)
 
@@ -127,12 +149,18 @@ def assert_same_training(one: Path, other: Path) -> None:
     found, wanted = trained(one), trained(other)
     assert found.keys() == wanted.keys()
     for path, leaf in wanted.items():
-        np.testing.assert_allclose(found[path], leaf, rtol=0, atol=TOLERANCE * np.abs(leaf).max(), err_msg=path)
+        np.testing.assert_allclose(
+            found[path], leaf, rtol=0, atol=TOLERANCE * np.abs(leaf).max(), err_msg=path
+        )
     assert len(events_of(one)) == len(events_of(other)) > 3
     for event, expected in zip(events_of(one), events_of(other), strict=True):
         assert event.keys() == expected.keys()
         for name in event.keys() - {"best", "best_epoch"}:
-            assert event[name] == (pytest.approx(expected[name], rel=10 * TOLERANCE) if isinstance(event[name], float) else expected[name])
+            assert event[name] == (
+                pytest.approx(expected[name], rel=10 * TOLERANCE)
+                if isinstance(event[name], float)
+                else expected[name]
+            )
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +199,13 @@ def test_one_folder_with_one_process_s_files(config, tmp_path):
     whole(config, two, "train.epochs=2")
     assert_same_training(two, one)
     for run in (one, two):
-        assert sorted(entry.name for entry in run.iterdir()) == [".lock", "bundle", "checkpoints", "config.yaml", "metrics.jsonl"]
+        assert sorted(entry.name for entry in run.iterdir()) == [
+            ".lock",
+            "bundle",
+            "checkpoints",
+            "config.yaml",
+            "metrics.jsonl",
+        ]
         assert sorted(entry.name for entry in (run / "checkpoints").iterdir()) == ["14", "7"]
 
 
@@ -185,7 +219,11 @@ def test_a_signal_to_one_stops_all_at_the_same_step(config, of_two, tmp_path, to
         found = ended(processes)
     assert [status for status, _ in found] == [75, 75], found
     said = [errors.splitlines()[-1] for _, errors in found]
-    assert said[0] == said[1] == f"stopped; saved at step {newest(run).name}; the same command goes on from there"
+    assert (
+        said[0]
+        == said[1]
+        == f"stopped; saved at step {newest(run).name}; the same command goes on from there"
+    )
     count = 2 if told else 1
     whole(config, run, *LONG, count=count)
     if count == 2:
@@ -200,7 +238,9 @@ def test_a_lost_process_ends_the_others_with_an_error(config, tmp_path, lost):
     with training(2, config, tmp_path / "run", *ENDLESS) as processes:
         wait_for_checkpoint(tmp_path / "run", processes)
         processes[lost].kill()
-        ((status, errors),) = ended([processes[1 - lost]], timeout=HEARTBEAT + 30)  # not a hang: jax alone would end it by then
+        ((status, errors),) = ended(
+            [processes[1 - lost]], timeout=HEARTBEAT + 30
+        )  # not a hang: jax alone would end it by then
     paragraph = f"error: process {1 - lost}: a computation of all 2 processes broke off, most likely because another process ended"
     if lost == 1:
         assert status == 1
@@ -218,14 +258,20 @@ def test_what_one_refuses_ends_all(config, tmp_path):
     with training(2, config, tmp_path) as processes:
         (first, leader), (second, other) = ended(processes)
     assert (first, second) == (2, 2)
-    assert leader.splitlines()[-1].startswith(f"error: {tmp_path}: this folder holds something else than a run.")
-    assert other.splitlines()[-1].startswith("error: process 1: process 0 failed at opening the run folder. Its own message says why")
+    assert leader.splitlines()[-1].startswith(
+        f"error: {tmp_path}: this folder holds something else than a run."
+    )
+    assert other.splitlines()[-1].startswith(
+        "error: process 1: process 0 failed at opening the run folder. Its own message says why"
+    )
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
 @pytest.mark.slow
 def test_processes_that_were_started_otherwise_are_refused(config, tmp_path):
-    with training(2, config, tmp_path / "run", "train.epochs=1", own=("train.chunk=2", "train.seed=1")) as processes:
+    with training(
+        2, config, tmp_path / "run", "train.epochs=1", own=("train.chunk=2", "train.seed=1")
+    ) as processes:
         (first, leader), (second, other) = ended(processes)
     assert (first, second) == (2, 2)
     assert other.splitlines()[-1].startswith(
@@ -251,7 +297,12 @@ def test_a_run_at_a_url_survives_on_machines_that_keep_nothing(config, of_two, t
         assert not list(scratch.glob("ofa-jax-*"))
     whole(config, url, *LONG)
     assert outcome(copy) == outcome(of_two)
-    assert sorted(entry.name for entry in copy.iterdir()) == ["bundle", "checkpoints", "config.yaml", "metrics.jsonl"]
+    assert sorted(entry.name for entry in copy.iterdir()) == [
+        "bundle",
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+    ]
     assert len(list((copy / "checkpoints").iterdir())) == 2
 
 
@@ -280,10 +331,18 @@ def test_another_process_s_failure_ends_this_one(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "given", [{"coordinator": "a:1"}, {"coordinator": "a:1", "processes": 2}, {"process_id": 1}, {"processes": 2, "process_id": 1}]
+    "given",
+    [
+        {"coordinator": "a:1"},
+        {"coordinator": "a:1", "processes": 2},
+        {"process_id": 1},
+        {"processes": 2, "process_id": 1},
+    ],
 )
 def test_half_of_who_is_who_is_refused(given):
-    with pytest.raises(ConfigError, match=r"what was given does not say which process this is\. Give all three, or none"):
+    with pytest.raises(
+        ConfigError, match=r"what was given does not say which process this is\. Give all three, or none"
+    ):
         connect(**given)
 
 
@@ -321,7 +380,11 @@ def stages(tiny, tmp_path) -> list[Path]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 def test_a_mirror_brings_back_what_it_was_given(stages, tmp_path):
@@ -352,7 +415,10 @@ def test_whenever_a_mirror_is_cut_off_a_whole_run_is_left(stages, tmp_path):
         found = files(new)
         for part in ("bundle/", "checkpoints/7/", "checkpoints/14/", "checkpoints/21/"):
             inside = {name: content for name, content in found.items() if name.startswith(part)}
-            choices = [{name: content for name, content in parts.items() if name.startswith(part)} for parts in contents]
+            choices = [
+                {name: content for name, content in parts.items() if name.startswith(part)}
+                for parts in contents
+            ]
             assert inside in [*choices, {}], (left, part)
         step = max(Checkpoints(new / "checkpoints").steps())
         steps.add(step)

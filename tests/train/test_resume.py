@@ -31,7 +31,9 @@ STEPS = 21  # 3 epochs of 7
 class Listener(SilentReporter):
     """Keeps the notices, and sends this process a signal after some chunks or at the end of an epoch's validation."""
 
-    def __init__(self, *, after_chunks: int | None = None, in_epoch: int | None = None, number: int = signal.SIGTERM) -> None:
+    def __init__(
+        self, *, after_chunks: int | None = None, in_epoch: int | None = None, number: int = signal.SIGTERM
+    ) -> None:
         self.notices: list[str] = []
         self.chunks = 0
         self.after_chunks, self.in_epoch, self.number = after_chunks, in_epoch, number
@@ -50,11 +52,17 @@ class Listener(SilentReporter):
 
 
 def events_of(run: Path) -> list[dict[str, Any]]:
-    return [{name: value for name, value in event.items() if name not in CLOCK_FIELDS} for event in read_events(run / "metrics.jsonl")]
+    return [
+        {name: value for name, value in event.items() if name not in CLOCK_FIELDS}
+        for event in read_events(run / "metrics.jsonl")
+    ]
 
 
 def newest(run: Path) -> Path:
-    return max((entry for entry in (run / "checkpoints").iterdir() if entry.name.isdigit()), key=lambda entry: int(entry.name))
+    return max(
+        (entry for entry in (run / "checkpoints").iterdir() if entry.name.isdigit()),
+        key=lambda entry: int(entry.name),
+    )
 
 
 def outcome(run: Path) -> dict[str, Any]:
@@ -64,7 +72,9 @@ def outcome(run: Path) -> dict[str, Any]:
     return {
         "step": record["step"],
         "meta": record["meta"],
-        "arrays": record["leaves"],  # path, shape, dtype and sha256 of trainable tree, optimiser and best tree
+        "arrays": record[
+            "leaves"
+        ],  # path, shape, dtype and sha256 of trainable tree, optimiser and best tree
         "events": events_of(run),
         "bundle": {file.name: file.read_bytes() for file in sorted((run / "bundle").iterdir())},
     }
@@ -123,13 +133,17 @@ def test_logged_losses_are_the_means_of_their_steps(tiny, source, tmp_path):
     losses = [loss for _, loss in steps]
     events = events_of(tmp_path / "run")
     assert [(e["step"], e["epoch"]) for e in events if e["event"] == "train"] == [(4, 1), (8, 2), (12, 2)]
-    assert [e["loss"] for e in events if e["event"] == "train"] == pytest.approx([np.mean(losses[n : n + 4]) for n in (0, 4, 8)])
+    assert [e["loss"] for e in events if e["event"] == "train"] == pytest.approx(
+        [np.mean(losses[n : n + 4]) for n in (0, 4, 8)]
+    )
     means = [sum(windows * loss for windows, loss in steps[n : n + 7]) / 202 for n in (0, 7)]
     assert [e["train_loss"] for e in events if e["event"] == "epoch"] == pytest.approx(means)
 
 
 @pytest.mark.parametrize(("after_chunks", "length"), [(1, 3), (2, 1), (3, 32), (4, 2), (8, 7)])
-def test_stopped_and_resumed_ends_with_the_same_bits(tiny, source, undisturbed, tmp_path, after_chunks, length):
+def test_stopped_and_resumed_ends_with_the_same_bits(
+    tiny, source, undisturbed, tmp_path, after_chunks, length
+):
     run = tmp_path / "run"
     with pytest.raises(Interrupted) as caught:
         train_run(tiny.experiment(source), run, Listener(after_chunks=after_chunks))
@@ -197,7 +211,13 @@ def test_leftovers_of_a_kill_are_cleared(tiny, source, undisturbed, stopped):
     os.replace(stopped / "bundle", stopped / ".bundle.old")  # killed between the two renames of an exchange
     resume(tiny, source, stopped)
     assert outcome(stopped) == outcome(undisturbed)
-    assert sorted(entry.name for entry in stopped.iterdir()) == [".lock", "bundle", "checkpoints", "config.yaml", "metrics.jsonl"]
+    assert sorted(entry.name for entry in stopped.iterdir()) == [
+        ".lock",
+        "bundle",
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+    ]
 
 
 def test_a_folder_with_leftovers_alone_is_a_new_run(tiny, source, tmp_path):
@@ -219,7 +239,10 @@ def test_lost_events_are_said_and_the_rest_is_right(tiny, source, undisturbed, s
     else:
         log.unlink()
     listener = resume(tiny, source, stopped)
-    assert "metrics.jsonl is shorter than at the last checkpoint; its earlier events are lost" in listener.notices
+    assert (
+        "metrics.jsonl is shorter than at the last checkpoint; its earlier events are lost"
+        in listener.notices
+    )
     found, wanted = outcome(stopped), outcome(undisturbed)
     events = found.pop("events")
     assert events[-5:] == wanted.pop("events")[-5:]  # steps 16 and 20, epochs 2 and 3, the end
@@ -253,7 +276,10 @@ def damage(folder: Path, how: str) -> None:
     if how == "deleted":
         shutil.rmtree(folder)
         return
-    target = max((file for file in (folder / "arrays").rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    target = max(
+        (file for file in (folder / "arrays").rglob("*") if file.is_file()),
+        key=lambda file: file.stat().st_size,
+    )
     content = bytearray(target.read_bytes())
     if how == "truncated":
         content = content[: len(content) // 2]
@@ -268,21 +294,31 @@ def test_a_damaged_newest_checkpoint_falls_back(tiny, source, undisturbed, stopp
     listener = resume(tiny, source, stopped)
     *passed_over, trained_again, resumed_at = listener.notices
     assert resumed_at == "resumed at step 7"
-    assert trained_again.startswith("metrics.jsonl reached step 12, but the newest whole checkpoint is of step 7")
-    assert ["checkpoint 13 was passed over" in text for text in passed_over] == ([] if how == "deleted" else [True])
+    assert trained_again.startswith(
+        "metrics.jsonl reached step 12, but the newest whole checkpoint is of step 7"
+    )
+    assert ["checkpoint 13 was passed over" in text for text in passed_over] == (
+        [] if how == "deleted" else [True]
+    )
     assert outcome(stopped) == outcome(undisturbed)
 
 
 def test_when_every_checkpoint_is_gone_it_says_so(tiny, source, undisturbed, stopped):
     shutil.rmtree(stopped / "checkpoints")
     listener = resume(tiny, source, stopped)
-    assert listener.notices == ["metrics.jsonl reached step 12, but there is no checkpoint: the steps since are trained again"]
+    assert listener.notices == [
+        "metrics.jsonl reached step 12, but there is no checkpoint: the steps since are trained again"
+    ]
     assert outcome(stopped) == outcome(undisturbed)
 
 
 def test_a_run_goes_on_in_the_computing_type_it_was_begun_with(tiny, source, tmp_path):
     with pytest.raises(Interrupted):
-        train_run(tiny.experiment(source, "trunk.compute_dtype=bfloat16"), tmp_path / "run", Listener(after_chunks=1))
+        train_run(
+            tiny.experiment(source, "trunk.compute_dtype=bfloat16"),
+            tmp_path / "run",
+            Listener(after_chunks=1),
+        )
     resume(tiny, source, tmp_path / "run")
     assert load_bundle(tmp_path / "run").model.network.compute_dtype == "bfloat16"
     with pytest.raises(ConfigError, match=r"trunk\.compute_dtype was 'bfloat16', is now 'float32'"):
@@ -322,7 +358,9 @@ def test_a_run_goes_on_in_slices(tiny, source, undisturbed, stopped):
     assert listener.notices == ["resumed at step 13"]
     found, wanted = (flatten(load_bundle(run).model.trainable) for run in (stopped, undisturbed))
     for path, leaf in wanted.items():
-        np.testing.assert_allclose(found[path], leaf, rtol=0, atol=1e-5 * np.abs(leaf).max())  # float32 sums in another order
+        np.testing.assert_allclose(
+            found[path], leaf, rtol=0, atol=1e-5 * np.abs(leaf).max()
+        )  # float32 sums in another order
     assert any((found[path] != leaf).any() for path, leaf in wanted.items())
 
 
@@ -337,21 +375,31 @@ def test_changed_data_are_refused(tiny, source, undisturbed, tmp_path):
 
 
 def test_a_held_folder_is_refused(tiny, source, undisturbed):
-    with run_lock(undisturbed), pytest.raises(CheckpointError, match="another process is working in this run folder"):
+    with (
+        run_lock(undisturbed),
+        pytest.raises(CheckpointError, match="another process is working in this run folder"),
+    ):
         train_run(tiny.experiment(source), undisturbed, Listener())
 
 
 @pytest.mark.parametrize(
     ("batch_size", "what"),
     [
-        (202, "the validation mse"),  # of an epoch of one step, whose loss is taken before the parameters move
+        (
+            202,
+            "the validation mse",
+        ),  # of an epoch of one step, whose loss is taken before the parameters move
         pytest.param(32, "the loss", marks=pytest.mark.slow),
     ],
 )
 def test_numbers_that_explode_stop_with_the_place(tiny, source, tmp_path, batch_size, what):
     run = tmp_path / "run"
     with pytest.raises(TrainError) as caught:
-        train_run(tiny.experiment(source, "train.learning_rate=1e+38", f"train.batch_size={batch_size}"), run, Listener())
+        train_run(
+            tiny.experiment(source, "train.learning_rate=1e+38", f"train.batch_size={batch_size}"),
+            run,
+            Listener(),
+        )
     message = str(caught.value)
     assert re.search(rf"{what} became (nan|inf)", message)
     assert re.search(r"at step [1-7] \(learning rate 1e\+38\)\. Nothing was saved yet", message)
@@ -369,7 +417,8 @@ def test_a_loss_that_explodes_late_names_the_last_good_checkpoint(tiny, source, 
 
     monkeypatch.setattr(forecasting, "FORECAST_LOSSES", {"mse": unsound})
     with pytest.raises(
-        TrainError, match=r"the loss became inf at step 14 \(learning rate 0\.0075\)\. The last good checkpoint is at step 13"
+        TrainError,
+        match=r"the loss became inf at step 14 \(learning rate 0\.0075\)\. The last good checkpoint is at step 13",
     ):
         train_run(tiny.experiment(source), stopped, Listener())
 
@@ -392,7 +441,9 @@ def test_parameters_that_are_not_finite_are_never_saved(tiny, source, tmp_path, 
     broken = lambda pred, batch: (steep(sound(pred, batch)[0]), sound(pred, batch)[1])  # noqa: E731
     monkeypatch.setattr(forecasting, "FORECAST_LOSSES", {"mse": broken})
     run = tmp_path / "run"
-    with pytest.raises(TrainError, match=r"the trained parameters are no longer finite at step 1 .*Nothing was saved yet"):
+    with pytest.raises(
+        TrainError, match=r"the trained parameters are no longer finite at step 1 .*Nothing was saved yet"
+    ):
         train_run(tiny.experiment(source, "train.chunk=1"), run, Listener(after_chunks=1))
     assert not list((run / "checkpoints").glob("*"))
 
@@ -415,7 +466,9 @@ def test_a_full_disk_leaves_a_run_that_goes_on(tiny, source, undisturbed, tmp_pa
         train_run(tiny.experiment(source), run, Listener())
     monkeypatch.undo()
     trained_again, resumed_at = resume(tiny, source, run).notices
-    assert trained_again.startswith("metrics.jsonl reached step 14, but the newest whole checkpoint is of step 7")
+    assert trained_again.startswith(
+        "metrics.jsonl reached step 14, but the newest whole checkpoint is of step 7"
+    )
     assert resumed_at == "resumed at step 7"
     assert outcome(run) == outcome(undisturbed)
 
@@ -424,7 +477,10 @@ def test_a_full_disk_leaves_a_run_that_goes_on(tiny, source, undisturbed, tmp_pa
 def training(tiny: Any, config: Path, run: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
     sets = [part for override in overrides for part in ("--set", override)]
     process = subprocess.Popen(
-        tiny.arguments("train", config, "--out", run, *sets), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        tiny.arguments("train", config, "--out", run, *sets),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         yield process
@@ -441,7 +497,9 @@ MANY = ("train.epochs=40", "train.patience=40", "train.chunk=1", "train.checkpoi
 def long_run(tiny, tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("long")
     config = tiny.config(folder)
-    done = tiny.command("train", config, "--out", folder / "run", *(part for override in MANY for part in ("--set", override)))
+    done = tiny.command(
+        "train", config, "--out", folder / "run", *(part for override in MANY for part in ("--set", override))
+    )
     assert done.returncode == 0, done.stderr
     return config, folder / "run"
 
@@ -453,7 +511,9 @@ def test_killed_at_random_moments_ends_with_the_same_bits(tiny, long_run, tmp_pa
     dice = random.Random(2021)
     steps, kills = [], 0
     while True:
-        length = dice.choice([1, 2, 3, 32]) if kills else 1  # the bundle tells the settings that the run was begun with
+        length = (
+            dice.choice([1, 2, 3, 32]) if kills else 1
+        )  # the bundle tells the settings that the run was begun with
         with training(tiny, config, run, *MANY, f"train.chunk={length}") as process:
             started = wait_for_progress(process, run)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -497,7 +557,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(tiny, long_run, tmp_path, n
     assert out == ""
     assert "stopped; saved at step" in errors
     assert "Traceback" not in errors
-    done = tiny.command("train", config, "--out", run, *(part for override in MANY for part in ("--set", override)))
+    done = tiny.command(
+        "train", config, "--out", run, *(part for override in MANY for part in ("--set", override))
+    )
     assert done.returncode == 0, done.stderr
     assert "resumed at step" in done.stderr
     assert outcome(run) == outcome(undisturbed)
@@ -509,7 +571,9 @@ def test_a_second_process_is_refused(tiny, long_run, tmp_path):
     run = tmp_path / "run"
     with training(tiny, config, run, *MANY) as process:
         wait_for_progress(process, run)
-        second = tiny.command("train", config, "--out", run, *(part for override in MANY for part in ("--set", override)))
+        second = tiny.command(
+            "train", config, "--out", run, *(part for override in MANY for part in ("--set", override))
+        )
         assert process.poll() is None
     assert second.returncode == 2
     assert "another process is working in this run folder" in second.stderr

@@ -27,7 +27,9 @@ from ofa_jax.train.run import load_bundle, open_run, read_config, resolved, trai
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    train_run(tiny.experiment(tiny.csv(folder / "tiny.csv"), "train.epochs=1"), folder / "run", SilentReporter())
+    train_run(
+        tiny.experiment(tiny.csv(folder / "tiny.csv"), "train.epochs=1"), folder / "run", SilentReporter()
+    )
     return folder / "run"
 
 
@@ -40,7 +42,9 @@ def test_the_settings_read_back_as_they_were(tiny, run):
     experiment, made = read_config(run)
     assert experiment == resolved(tiny.experiment(experiment.data.source, "train.epochs=1"))
     assert set(made) == {"format", "versions", "data_sha256", "trunk_sha256", "trunk_config"}
-    assert {"ofa-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"} <= set(made["versions"])
+    assert {"ofa-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"} <= set(
+        made["versions"]
+    )
     assert Path(experiment.data.source).is_absolute()
 
 
@@ -64,7 +68,9 @@ def test_the_bundle_is_the_best_model_to_the_bit(tiny, tmp_path):
     model = build_model(experiment)
 
     def sums(model, trainable):
-        return evaluate(model.predict, data.task, data.task.tables["test"], model.frozen, trainable, batch_size=16)["squared_error"]
+        return evaluate(
+            model.predict, data.task, data.task.tables["test"], model.frozen, trainable, batch_size=16
+        )["squared_error"]
 
     np.save(tmp_path / "trained.npy", sums(model, result.best))
     script = """
@@ -84,7 +90,9 @@ print("same bits")
 
 @pytest.mark.parametrize("recipe", ["paper", "gpt4ts", "full"])
 def test_every_recipe_trains_and_reloads(tiny, tmp_path, recipe):
-    experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), f"recipe={recipe}", "train.epochs=1", "train.batch_size=101")
+    experiment = tiny.experiment(
+        tiny.csv(tmp_path / "tiny.csv"), f"recipe={recipe}", "train.epochs=1", "train.batch_size=101"
+    )
     result = train_run(experiment, tmp_path / "run", SilentReporter())
     loaded = load_bundle(tmp_path / "run" / "bundle")
     assert jax.tree.structure(loaded.model.trainable) == jax.tree.structure(result.best)
@@ -133,7 +141,9 @@ def test_a_newer_format_is_refused_by_name(run):
     content = yaml.safe_load(path.read_text())
     content["provenance"]["format"] = 2
     path.write_text(yaml.safe_dump(content))
-    with pytest.raises(CheckpointError, match=r"format 2 is newer than this version reads \(1\)\. Upgrade ofa-jax"):
+    with pytest.raises(
+        CheckpointError, match=r"format 2 is newer than this version reads \(1\)\. Upgrade ofa-jax"
+    ):
         read_config(run)
 
 
@@ -162,7 +172,9 @@ def test_there_is_no_run(tmp_path):
 
 def test_a_run_without_a_bundle_yet(run):
     shutil.rmtree(run / "bundle")
-    with pytest.raises(CheckpointError, match=r"the run has no bundle yet\. Let `ofa-jax train` finish at least one epoch"):
+    with pytest.raises(
+        CheckpointError, match=r"the run has no bundle yet\. Let `ofa-jax train` finish at least one epoch"
+    ):
         open_run(run)
 
 
@@ -180,16 +192,26 @@ def rewrite(run: Path, section: str, value: dict[str, Any]) -> None:
     model, adapters = loaded.model, loaded.experiment.adapters
     settings = {**loaded.meta["settings"], section: {**loaded.meta["settings"][section], **value}}
     write_bundle(
-        run / "bundle", adapters=model.trainable["adapters"], sites=model.sites, trained=model.trainable["base"], numbers=model.numbers,
-        init=adapters.init, meta={name: loaded.meta[name] for name in ("kind", "versions", "scaler", "frozen")} | {"settings": settings},
-    )  # fmt: skip
+        run / "bundle",
+        adapters=model.trainable["adapters"],
+        sites=model.sites,
+        trained=model.trainable["base"],
+        numbers=model.numbers,
+        init=adapters.init,
+        meta={name: loaded.meta[name] for name in ("kind", "versions", "scaler", "frozen")}
+        | {"settings": settings},
+    )
 
 
 @pytest.mark.parametrize(
     ("section", "value", "said"),
     [
         ("network", {"seed": 1}, r"network\.seed is 1, but .* seed 0"),
-        ("trunk", {"random": {"n_embd": 16, "n_head": 2, "n_positions": 8, "seed": 1}}, "the trunk random is not the one"),
+        (
+            "trunk",
+            {"random": {"n_embd": 16, "n_head": 2, "n_positions": 8, "seed": 1}},
+            "the trunk random is not the one",
+        ),
         ("adapters", {"rank": 2}, r"adapters\.rank is 2, but .* 4"),
         ("task", {"horizon": 9}, "the frozen layers around the trunk differ"),
     ],
@@ -211,7 +233,9 @@ def test_nothing_to_train_is_refused(tiny, tmp_path):
 def test_names_with_brackets_are_printed_as_they_stand(tiny, tmp_path, capsys):
     source = tiny.csv(tmp_path / "tiny.csv")
     lines = source.read_text().splitlines()
-    source.write_text("\n".join(["date,a,flow [m3/h] [/x]", *(line.rpartition(",")[0] + ",5" for line in lines[1:])]))
+    source.write_text(
+        "\n".join(["date,a,flow [m3/h] [/x]", *(line.rpartition(",")[0] + ",5" for line in lines[1:])])
+    )
     with ConsoleReporter() as reporter:
         train_run(tiny.experiment(source, "train.epochs=1"), tmp_path / "run", reporter)
     captured = capsys.readouterr()
@@ -226,7 +250,9 @@ def test_the_live_line_of_a_terminal(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     with ConsoleReporter() as reporter:
-        train_run(tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=2"), tmp_path / "run", reporter)
+        train_run(
+            tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=2"), tmp_path / "run", reporter
+        )
     shown = capsys.readouterr().err
     assert "epoch 1/2" in shown
     assert "windows/s" in shown
@@ -236,12 +262,17 @@ def test_a_target_that_moved_is_given_its_place(tiny, tmp_path):
     experiment = tiny.of_task("zero_shot", tmp_path, "train.epochs=1")
     train_run(experiment, tmp_path / "run", SilentReporter())
     there = Path(experiment.data.target).rename(tmp_path / "elsewhere.tsf")
-    with pytest.raises(DataError, match=r"target\.tsf: the data file is not there any more\. Give its place now with --target"):
+    with pytest.raises(
+        DataError,
+        match=r"target\.tsf: the data file is not there any more\. Give its place now with --target",
+    ):
         open_run(tmp_path / "run")
     assert open_run(tmp_path / "run", target=str(there))[1].task.tables["test"].size > 0
 
 
 def test_a_target_for_a_run_without_one_is_refused(tiny, tmp_path):
-    train_run(tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=1"), tmp_path / "run", SilentReporter())
+    train_run(
+        tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=1"), tmp_path / "run", SilentReporter()
+    )
     with pytest.raises(ConfigError, match="a run of the task 'forecast' has no target"):
         open_run(tmp_path / "run", target="other.tsf")

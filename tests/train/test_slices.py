@@ -34,7 +34,12 @@ def test_only_a_cpu_works_in_slices():
 
 
 def test_a_window_too_large_for_the_cache_is_a_slice_of_its_own():
-    assert windows_at_once(ForecastNetwork(replace(SMALL, n_positions=100_000), 40_000, 4, patch=1, stride=1), "cpu") == 1
+    assert (
+        windows_at_once(
+            ForecastNetwork(replace(SMALL, n_positions=100_000), 40_000, 4, patch=1, stride=1), "cpu"
+        )
+        == 1
+    )
 
 
 def test_settings_that_were_given_stay():
@@ -82,12 +87,22 @@ def test_a_network_s_tokens_are_those_its_trunk_sees(network):
 def test_estimates_are_near_what_is_kept_and_read(tiny):
     """Weights to the byte; intermediate values to a factor of two of what jax keeps for the backward pass of a deeper trunk."""
     model = build_model(tiny.experiment("unused.csv"))
-    kernels = sum(leaf.nbytes for path, leaf in jax.tree_util.tree_leaves_with_path(model.frozen["gpt2"]["h"]) if "kernel" in str(path))
+    kernels = sum(
+        leaf.nbytes
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model.frozen["gpt2"]["h"])
+        if "kernel" in str(path)
+    )
     assert weight_bytes(model.network) == kernels
     rows = 4
     x = np.zeros((rows, *model.network.example_shape[1:]), np.float32)
     keys = jax.random.split(jax.random.key(0), rows)
-    backward = jax.vjp(lambda trainable: model.predict(model.frozen, trainable, x, dropout_keys=keys), model.trainable)[1]
+    backward = jax.vjp(
+        lambda trainable: model.predict(model.frozen, trainable, x, dropout_keys=keys), model.trainable
+    )[1]
     given = {id(leaf) for leaf in jax.tree.leaves((model.frozen, model.trainable))}
-    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(backward) if isinstance(leaf, jax.Array) and id(leaf) not in given)
+    kept = sum(
+        leaf.nbytes
+        for leaf in jax.tree.leaves(backward)
+        if isinstance(leaf, jax.Array) and id(leaf) not in given
+    )
     assert 0.5 < activation_bytes(model.network) * rows / kept < 2

@@ -20,7 +20,15 @@ from ofa_jax.train.events import EventLog
 from ofa_jax.train.loop import StopRequest, Trainer, fit
 from ofa_jax.train.optim import adam, learning_rate
 from ofa_jax.train.progress import SilentReporter
-from ofa_jax.train.step import TrainState, chunk_rows, dropout_key, init_state, make_chunk, make_eval_step, sample_keys
+from ofa_jax.train.step import (
+    TrainState,
+    chunk_rows,
+    dropout_key,
+    init_state,
+    make_chunk,
+    make_eval_step,
+    sample_keys,
+)
 
 
 class Setting:
@@ -39,7 +47,17 @@ class Setting:
 
     def trainer(self) -> Trainer:
         model, settings = self.model, self.experiment.train
-        return Trainer(model.predict, self.task, self.frozen, model.trainable, settings, SilentReporter(), EventLog(None), None, None)
+        return Trainer(
+            model.predict,
+            self.task,
+            self.frozen,
+            model.trainable,
+            settings,
+            SilentReporter(),
+            EventLog(None),
+            None,
+            None,
+        )
 
     def state(self) -> TrainState:
         return init_state(self.model.trainable, self.optimizer)
@@ -62,7 +80,9 @@ def run_chunks(setting: Setting, chunk: Any, length: int, steps: int) -> tuple[T
         count = min(length, steps - first)
         index = np.full((chunk_rows(length), 32), -1, np.int32)
         index[:count] = stream.batches(first, first + count)
-        state, values = chunk(setting.frozen, state, setting.buffer, setting.table, jnp.asarray(index), count, setting.key)
+        state, values = chunk(
+            setting.frozen, state, setting.buffer, setting.table, jnp.asarray(index), count, setting.key
+        )
         losses.append(np.asarray(values)[:count])
     return state, np.concatenate(losses)
 
@@ -104,26 +124,38 @@ def test_every_frozen_leaf_keeps_its_bits(tiny, recipe):
     after = flatten(trainer.frozen)
     assert before.keys() == after.keys()
     for path, leaf in before.items():
-        np.testing.assert_array_equal(np.asarray(after[path]).view(np.uint32), leaf.view(np.uint32), err_msg=path)
+        np.testing.assert_array_equal(
+            np.asarray(after[path]).view(np.uint32), leaf.view(np.uint32), err_msg=path
+        )
     trained = flatten(trainer.state.trainable)
     assert trained.keys().isdisjoint({f"base/{path}" for path in before})
-    assert any(np.any(np.asarray(trained[path]) != leaf) for path, leaf in flatten(used.model.trainable).items())
+    assert any(
+        np.any(np.asarray(trained[path]) != leaf) for path, leaf in flatten(used.model.trainable).items()
+    )
 
 
 def test_gradients_add_over_slices_and_ignore_padding(setting):
     @jax.jit
     def gradient(frozen, trainable, batch):
         predict, loss = setting.model.predict, setting.task.loss
-        return jax.grad(lambda leaves: loss(predict(frozen, leaves, batch.x, batch.x_mask), batch)[0])(trainable)
+        return jax.grad(lambda leaves: loss(predict(frozen, leaves, batch.x, batch.x_mask), batch)[0])(
+            trainable
+        )
 
     def of(*rows):
         index = jnp.array(rows + (-1,) * (8 - len(rows)), jnp.int32)
-        return gradient(setting.frozen, setting.model.trainable, gather(setting.buffer, setting.table, index, setting.task.spec))
+        return gradient(
+            setting.frozen,
+            setting.model.trainable,
+            gather(setting.buffer, setting.table, index, setting.task.spec),
+        )
 
     whole = of(0, 1, 2, 3, 4, 5, 100, 101)
     parts = jax.tree.map(jnp.add, of(0, 1, 2, 3, 4, 5), of(100, 101))
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5 * max(float(jnp.abs(one).max()), 1e-6))  # float32 sums in another order
+        np.testing.assert_allclose(
+            one, other, atol=1e-5 * max(float(jnp.abs(one).max()), 1e-6)
+        )  # float32 sums in another order
     assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(of()))
 
 
@@ -135,15 +167,22 @@ def dropping(tiny) -> Setting:
 
 def sliced(setting: Setting, slices: int, rows: int, steps: int = 5) -> tuple[TrainState, np.ndarray]:
     """So many steps of 32 windows and of padding up to ``rows``, in slices."""
-    chunk = make_chunk(setting.model.predict, setting.task.loss, setting.optimizer, setting.task.spec, slices=slices)
+    chunk = make_chunk(
+        setting.model.predict, setting.task.loss, setting.optimizer, setting.task.spec, slices=slices
+    )
     index = np.full((chunk_rows(steps), rows), -1, np.int32)
-    index[:steps, :32] = IndexStream(202, 32, seed=2021).batches(2, 2 + steps)  # the last one is the end of an epoch: 10 windows
-    state, losses = chunk(setting.frozen, setting.state(), setting.buffer, setting.table, jnp.asarray(index), steps, setting.key)
+    index[:steps, :32] = IndexStream(202, 32, seed=2021).batches(
+        2, 2 + steps
+    )  # the last one is the end of an epoch: 10 windows
+    state, losses = chunk(
+        setting.frozen, setting.state(), setting.buffer, setting.table, jnp.asarray(index), steps, setting.key
+    )
     return state, np.asarray(losses)[:steps]
 
 
 @pytest.mark.parametrize(
-    ("slices", "rows"), [(4, 32), pytest.param(5, 35, marks=pytest.mark.slow), pytest.param(32, 32, marks=pytest.mark.slow)]
+    ("slices", "rows"),
+    [(4, 32), pytest.param(5, 35, marks=pytest.mark.slow), pytest.param(32, 32, marks=pytest.mark.slow)],
 )
 def test_slices_give_the_numbers_of_the_whole_batch(dropping, slices, rows):
     (whole, losses), (state, found) = sliced(dropping, 1, 32), sliced(dropping, slices, rows)
@@ -166,8 +205,13 @@ def test_memory_is_that_of_a_slice(setting):
     def temporary(rows: int, slices: int) -> int:
         chunk = make_chunk(predict, reconstruction_error, setting.optimizer, spec, slices=slices)
         table = WindowTable(*(jax.ShapeDtypeStruct((5000,), jnp.int32) for _ in WindowTable._fields))
-        buffer, index = jax.ShapeDtypeStruct((9000, channels), jnp.float32), jax.ShapeDtypeStruct((32, rows), jnp.int32)
-        lowered = chunk.lower(frozen, init_state(trainable, setting.optimizer), buffer, table, index, 1, setting.key)
+        buffer, index = (
+            jax.ShapeDtypeStruct((9000, channels), jnp.float32),
+            jax.ShapeDtypeStruct((32, rows), jnp.int32),
+        )
+        lowered = chunk.lower(
+            frozen, init_state(trainable, setting.optimizer), buffer, table, index, 1, setting.key
+        )
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     one_slice = temporary(32, 1)
@@ -207,7 +251,9 @@ def test_a_fit_compiles_its_chunk_once(tiny):
     trainer = used.trainer()
     trainer.run(StopRequest())
     assert trainer.progress.step == 14
-    assert trainer.chunk._cache_size() == 1  # 3 + 3 + 1 steps an epoch; the design allows two programs, one is made
+    assert (
+        trainer.chunk._cache_size() == 1
+    )  # 3 + 3 + 1 steps an epoch; the design allows two programs, one is made
 
 
 def test_the_chunk_never_takes_the_frozen_buffers(setting, chunk):
@@ -251,11 +297,17 @@ def target_sums(setting: Setting, length: int, steps: int) -> tuple[np.ndarray, 
         return jnp.sum(pred * batch.y), jnp.float32(1)
 
     chunk = make_chunk(predict, loss, optax.sgd(-1.0), setting.task.spec, random_targets)
-    state, stream, losses = init_state({"v": np.zeros(32, np.float32)}, optax.sgd(-1.0)), IndexStream(202, 32, seed=2021), []
+    state, stream, losses = (
+        init_state({"v": np.zeros(32, np.float32)}, optax.sgd(-1.0)),
+        IndexStream(202, 32, seed=2021),
+        [],
+    )
     for first in range(0, steps, length):
         index = np.full((chunk_rows(length), 32), -1, np.int32)
         index[:length] = stream.batches(first, first + length)
-        state, values = chunk({}, state, setting.buffer, setting.table, jnp.asarray(index), length, setting.key)
+        state, values = chunk(
+            {}, state, setting.buffer, setting.table, jnp.asarray(index), length, setting.key
+        )
         losses.append(np.asarray(values)[:length])
     return np.asarray(state.trainable["v"]), np.concatenate(losses)
 
@@ -267,7 +319,9 @@ def test_inputs_are_changed_anew_in_every_step_and_row(setting):
     assert abs(rows.mean() - 4) < 5 * np.sqrt(8 / 12 / 64)  # eight uniform numbers each; five standard errors
     # dropout draws from the rows' keys themselves, so those of the inputs must be others
     horizon = (setting.task.spec.horizon, 1)
-    with_dropout_s = jax.vmap(lambda key: jax.random.uniform(key, horizon).sum())(sample_keys(setting.key, jnp.int32(0), jnp.arange(32)))
+    with_dropout_s = jax.vmap(lambda key: jax.random.uniform(key, horizon).sum())(
+        sample_keys(setting.key, jnp.int32(0), jnp.arange(32))
+    )
     assert np.abs(with_dropout_s - first).min() > 1e-4
 
 
@@ -289,7 +343,13 @@ def test_evaluation_changes_each_window_in_one_way(setting):
 
     def of(*rows):
         found = step({}, {}, setting.buffer, setting.table, jnp.asarray(rows, jnp.int32))
-        return dict(zip(np.asarray(found["id"]).tolist(), map(tuple, np.asarray(found["target"]).tolist()), strict=True))
+        return dict(
+            zip(
+                np.asarray(found["id"]).tolist(),
+                map(tuple, np.asarray(found["target"]).tolist()),
+                strict=True,
+            )
+        )
 
     whole = of(*range(8))
     assert len(set(whole.values())) == 8
@@ -297,7 +357,9 @@ def test_evaluation_changes_each_window_in_one_way(setting):
         assert all(target == whole[window] for window, target in of(*rows).items() if window in whole)
     plain = make_eval_step(lambda frozen, trainable, x, x_mask: x, sums, setting.task.spec)
     batch = gather(setting.buffer, setting.table, jnp.arange(3), setting.task.spec)
-    np.testing.assert_array_equal(plain({}, {}, setting.buffer, setting.table, jnp.arange(3))["target"], batch.y[:, :, 0])
+    np.testing.assert_array_equal(
+        plain({}, {}, setting.buffer, setting.table, jnp.arange(3))["target"], batch.y[:, :, 0]
+    )
 
 
 def test_rectified_adam_behind_a_limit_trains_through_the_chunk(tiny):
@@ -307,9 +369,14 @@ def test_rectified_adam_behind_a_limit_trains_through_the_chunk(tiny):
     trainer.run_chunk(3)
     after = flatten(trainer.state.trainable)
     assert all(np.isfinite(leaf).all() for leaf in after.values())
-    assert all(np.any(np.asarray(after[path]) != leaf) for path, leaf in flatten(used.model.trainable).items())
+    assert all(
+        np.any(np.asarray(after[path]) != leaf) for path, leaf in flatten(used.model.trainable).items()
+    )
     # three steps that are not rectified: each moves by the mean of gradients whose norm is at most 0.5, at rate 0.01
-    moved = sum(np.square(np.asarray(after[path]) - leaf).sum() for path, leaf in flatten(used.model.trainable).items())
+    moved = sum(
+        np.square(np.asarray(after[path]) - leaf).sum()
+        for path, leaf in flatten(used.model.trainable).items()
+    )
     assert 0 < np.sqrt(moved) <= 3 * 0.5 * 0.01 * (1 + 1e-5)
 
 
@@ -319,9 +386,13 @@ def test_patience_counts_epochs_without_a_better_validation_and_the_best_is_kept
         task = replace(setting.task, metrics=lambda sums: {"mse": next(left)})
         settings = setting.experiment.train.model_copy(update={"epochs": epochs, "patience": 3})
         return fit(
-            setting.model.predict, task, frozen=setting.model.frozen, trainable=setting.model.trainable, settings=settings,
+            setting.model.predict,
+            task,
+            frozen=setting.model.frozen,
+            trainable=setting.model.trainable,
+            settings=settings,
             reporter=SilentReporter(),
-        )  # fmt: skip
+        )
 
     stopped = scripted(3.0, 2.0, 2.5, 2.0, 2.6, 1.0)  # an equal value is not better
     assert stopped.reason == "no better validation mse for 3 epochs"
@@ -340,9 +411,14 @@ def test_fit_keeps_the_best_epoch(setting, tiny):
     seen = []
     settings = setting.experiment.train.model_copy(update={"epochs": 2})
     result = fit(
-        setting.model.predict, setting.task, frozen=setting.model.frozen, trainable=setting.model.trainable, settings=settings,
-        reporter=SilentReporter(), keep_best=lambda best, progress: seen.append((progress.best_epoch, progress.best)),
-    )  # fmt: skip
+        setting.model.predict,
+        setting.task,
+        frozen=setting.model.frozen,
+        trainable=setting.model.trainable,
+        settings=settings,
+        reporter=SilentReporter(),
+        keep_best=lambda best, progress: seen.append((progress.best_epoch, progress.best)),
+    )
     assert result.reason == "all epochs done"
     assert result.progress.best == result.progress.best_metrics["mse"]
     assert seen[-1] == (result.progress.best_epoch, result.progress.best)

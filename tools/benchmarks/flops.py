@@ -35,7 +35,13 @@ def backward(shape: Shape, windows: int) -> int:
     """Operations of the backward pass that training with the reference recipe needs."""
     dense = 2 * trunk_parameters(shape) * windows * shape.tokens
     head = 2 * shape.tokens * shape.n_embd * shape.horizon * windows
-    return dense + 2 * _attention(shape, windows) + head + 2 * _head_adapter(shape, windows) + 2 * _position_adapter(shape)
+    return (
+        dense
+        + 2 * _attention(shape, windows)
+        + head
+        + 2 * _head_adapter(shape, windows)
+        + 2 * _position_adapter(shape)
+    )
 
 
 def training(shape: Shape, windows: int) -> int:

@@ -29,7 +29,10 @@ def machine() -> Machine:
         system=_system(),
         device=jax.devices()[0].device_kind,
         devices=jax.device_count(),
-        versions={"python": platform.python_version(), **{name: found for name in PACKAGES if (found := _version(name))}},
+        versions={
+            "python": platform.python_version(),
+            **{name: found for name in PACKAGES if (found := _version(name))},
+        },
     )
 
 
@@ -41,7 +44,11 @@ def cores() -> int:
 def commit() -> str:
     """The commit of the source, marked where files have changed since."""
     found = _git("rev-parse", "HEAD")
-    return "unknown" if not found else found[:12] + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    return (
+        "unknown"
+        if not found
+        else found[:12] + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    )
 
 
 def peak_bytes() -> int:
@@ -54,7 +61,9 @@ def peak_bytes() -> int:
     if not _on_accelerator():
         return _status("VmHWM")
     of_jax = [] if jax is None else [device.memory_stats() or {} for device in jax.local_devices()]
-    return sum(stats.get("peak_bytes_in_use", 0) for stats in of_jax) + (0 if torch is None else torch.cuda.max_memory_allocated())
+    return sum(stats.get("peak_bytes_in_use", 0) for stats in of_jax) + (
+        0 if torch is None else torch.cuda.max_memory_allocated()
+    )
 
 
 def held_bytes() -> int:
@@ -64,14 +73,17 @@ def held_bytes() -> int:
 
 def _on_accelerator() -> bool:
     jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
-    return (jax is not None and jax.default_backend() != "cpu") or (torch is not None and torch.cuda.is_available())
+    return (jax is not None and jax.default_backend() != "cpu") or (
+        torch is not None and torch.cuda.is_available()
+    )
 
 
 def _status(field: str) -> int:
     path = Path("/proc/self/status")
     if not path.exists():
         raise OfaError(
-            "peak memory is read from /proc/self/status, which this system lacks", fix="Leave `memory` and `growth` out of --only"
+            "peak memory is read from /proc/self/status, which this system lacks",
+            fix="Leave `memory` and `growth` out of --only",
         )
     (line,) = (line for line in path.read_text().splitlines() if line.startswith(f"{field}:"))
     return 1024 * int(line.split()[1])
@@ -80,7 +92,10 @@ def _status(field: str) -> int:
 def _cpu() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or "unknown")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor() or "unknown",
+    )
 
 
 def _system() -> str:
@@ -100,6 +115,8 @@ def _version(name: str) -> str | None:
 
 def _git(*words: str) -> str:
     try:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""

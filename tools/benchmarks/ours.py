@@ -45,11 +45,24 @@ def experiment_of(shape: Shape, batch: int, *overrides: str) -> Experiment:
 
 def shape_of(experiment: Experiment) -> Shape:
     """The numbers of an experiment's network."""
-    task, network, trunk, adapters = experiment.task, experiment.network, experiment.trunk, experiment.adapters
+    task, network, trunk, adapters = (
+        experiment.task,
+        experiment.network,
+        experiment.trunk,
+        experiment.adapters,
+    )
     return Shape(
-        task.input_length, task.horizon, network.patch, network.stride, trunk.random.n_embd, trunk.n_layer, trunk.random.n_head,
-        trunk.random.n_positions, adapters.rank, adapters.alpha,
-    )  # fmt: skip
+        task.input_length,
+        task.horizon,
+        network.patch,
+        network.stride,
+        trunk.random.n_embd,
+        trunk.n_layer,
+        trunk.random.n_head,
+        trunk.random.n_positions,
+        adapters.rank,
+        adapters.alpha,
+    )
 
 
 def generated_task(experiment: Experiment) -> Task:
@@ -62,7 +75,9 @@ def random_task(experiment: Experiment, *, channels: int, windows: int, univaria
     length, horizon = experiment.task.input_length, experiment.task.horizon
     rows = length + horizon - 1 + (-(-windows // channels) if univariate else windows)
     values = np.random.default_rng(0).standard_normal((rows, channels), np.float32)
-    table = sliding_windows((0, rows), input_length=length, horizon=horizon, channels=channels, univariate=univariate)
+    table = sliding_windows(
+        (0, rows), input_length=length, horizon=horizon, channels=channels, univariate=univariate
+    )
     task = forecast_task(values, {"train": table, "validation": table, "test": table}, experiment.task)
     return replace(task, spec=WindowSpec(length, horizon, univariate=univariate))
 
@@ -79,8 +94,16 @@ def training_step(experiment: Experiment, task: Task, model: Model, steps: int =
     """
     losses = LastLoss()
     trainer = Trainer(
-        model.predict, task, model.frozen, model.trainable, settled(experiment.train, model.network), losses, EventLog(None), None, None
-    )  # fmt: skip
+        model.predict,
+        task,
+        model.frozen,
+        model.trainable,
+        settled(experiment.train, model.network),
+        losses,
+        EventLog(None),
+        None,
+        None,
+    )
     check_room(trainer.chunk, trainer.arguments(0), trainer.settings)
 
     def step() -> float:
@@ -135,7 +158,9 @@ class Forecasts:
 def with_moved_adapters(model: Model) -> Model:
     """The model with adapters of which no factor is zero, so that none of them is idle."""
     draw = np.random.default_rng(0)
-    moved = jax.tree.map(lambda leaf: leaf + 0.02 * draw.standard_normal(leaf.shape, np.float32), model.trainable["adapters"])
+    moved = jax.tree.map(
+        lambda leaf: leaf + 0.02 * draw.standard_normal(leaf.shape, np.float32), model.trainable["adapters"]
+    )
     return replace(model, trainable={**model.trainable, "adapters": moved})
 
 

@@ -21,7 +21,10 @@ NONE = "—"
 
 def render(report: Report) -> str:
     """The whole page."""
-    return "\n".join([*_head(report), *(line for section in report.sections for line in _section(section))]) + "\n"
+    return (
+        "\n".join([*_head(report), *(line for section in report.sections for line in _section(section))])
+        + "\n"
+    )
 
 
 def _head(report: Report) -> Iterator[str]:
@@ -57,11 +60,19 @@ def _section(section: Section) -> Iterator[str]:
 def _table(rows: list[Row]) -> Iterator[str]:
     headings = ["", "ofa-jax", "first call", "PyTorch", "ratio", "target"]
     cells = [
-        [row.what + (f" ({row.note})" if row.note else ""), _stat(row.ours, row.unit), _first(row), _stat(row.theirs, row.unit),
-         _ratio(row.ratio), _target(row)]
+        [
+            row.what + (f" ({row.note})" if row.note else ""),
+            _stat(row.ours, row.unit),
+            _first(row),
+            _stat(row.theirs, row.unit),
+            _ratio(row.ratio),
+            _target(row),
+        ]
         for row in rows
-    ]  # fmt: skip
-    kept = [column for column in range(len(headings)) if column < 2 or any(cell[column] != NONE for cell in cells)]
+    ]
+    kept = [
+        column for column in range(len(headings)) if column < 2 or any(cell[column] != NONE for cell in cells)
+    ]
     yield "| " + " | ".join(headings[column] for column in kept) + " |"
     yield "|" + "|".join("---" if column == 0 else "---:" for column in kept) + "|"
     for cell in cells:
@@ -72,7 +83,10 @@ def _curves(curves: list[Growth]) -> Iterator[str]:
     yield "| what grows | a step, and memory, at each point | time grows as | memory grows as | |"
     yield "|---|---|---|---|---|"
     for curve in curves:
-        points = "; ".join(f"{point.x:,}: {value(point.seconds, 's')}, {value(point.bytes, 'bytes')}" for point in curve.points)
+        points = "; ".join(
+            f"{point.x:,}: {value(point.seconds, 's')}, {value(point.bytes, 'bytes')}"
+            for point in curve.points
+        )
         powers = " | ".join(f"x^{exponent:.2f}" for exponent in (curve.time_exponent, curve.memory_exponent))
         flag = "**worse than linear**: see docs/performance.md" if curve.worse_than_linear else ""
         yield f"| {curve.axis} | {points} | {powers} | {flag} |"

@@ -66,12 +66,19 @@ def check_same_training(sizes: Sizes) -> None:
     """
     from benchmarks import theirs
 
-    experiment = ours.experiment_of(sizes.shape, 2, *ours.NO_DROPOUT, "trunk.compute_dtype=float32", "train.learning_rate=1e-3")
+    experiment = ours.experiment_of(
+        sizes.shape, 2, *ours.NO_DROPOUT, "trunk.compute_dtype=float32", "train.learning_rate=1e-3"
+    )
     task, model = ours.generated_task(experiment), ours.model_of(experiment)
     training = theirs.Training(theirs.build(sizes.shape, *ours.flat_parameters(model)), 1e-3, fast=False)
-    mine, other = sum(leaf.size for leaf in jax.tree.leaves(model.trainable)), theirs.trainable(training.model)
+    mine, other = (
+        sum(leaf.size for leaf in jax.tree.leaves(model.trainable)),
+        theirs.trainable(training.model),
+    )
     if mine != other:
-        raise OfaError(f"ofa-jax trains {mine:,} parameters, PyTorch {other:,}: the comparison would mean nothing")
+        raise OfaError(
+            f"ofa-jax trains {mine:,} parameters, PyTorch {other:,}: the comparison would mean nothing"
+        )
     training.model.eval()
     with jax.default_matmul_precision("highest"):
         step = ours.training_step(experiment, task, model)
@@ -88,7 +95,9 @@ def check_same(what: str, found: np.ndarray, wanted: np.ndarray) -> None:
     """
     worst = np.abs(found - wanted).max() / np.abs(wanted).max()
     if not worst <= SAME:
-        raise OfaError(f"the {what} of ofa-jax and PyTorch differ by {worst:.2g} of their size, so the comparison would mean nothing")
+        raise OfaError(
+            f"the {what} of ofa-jax and PyTorch differ by {worst:.2g} of their size, so the comparison would mean nothing"
+        )
 
 
 def step_section(paper: Paper) -> Section:
@@ -121,7 +130,9 @@ def step_section(paper: Paper) -> Section:
         "windows within the step; PyTorch is handed batches gathered beforehand. Before it was timed, three steps without dropout from the "
         "same weights gave the same losses on both sides.",
         rows=[
-            timed_row(STEP, taken["ours"].per(sizes.dispatch), taken["theirs"].per(sizes.dispatch), STEP_TARGET),
+            timed_row(
+                STEP, taken["ours"].per(sizes.dispatch), taken["theirs"].per(sizes.dispatch), STEP_TARGET
+            ),
             timed_row("train step, recipe head_only", taken["head_only"].per(sizes.dispatch)),
             _watched_row(taken["watched"].per(sizes.dispatch), taken["ours"].per(sizes.dispatch)),
         ],
@@ -131,7 +142,9 @@ def step_section(paper: Paper) -> Section:
 def _watched_row(watched: Taken, plain: Taken) -> Row:
     compared = ratio(watched.seconds, plain.seconds, "ours/theirs")
     note = "ratio: its time over that of the step without it, in the same turns"
-    return reached(Row(what=WATCHED, unit="s", ours=watched.stat(), ratio=compared, target=WATCHED_TARGET, note=note))
+    return reached(
+        Row(what=WATCHED, unit="s", ours=watched.stat(), ratio=compared, target=WATCHED_TARGET, note=note)
+    )
 
 
 def inference_section(paper: Paper) -> Section:
@@ -155,7 +168,13 @@ def inference_section(paper: Paper) -> Section:
     thrown = alternate(_with(calls, many), sizes.inference_rounds)
     blocks = alternate_blocks(_with(calls, one), sizes.latency_rounds, sizes.latency_calls)
     rows = [
-        rate_row(f"throughput, {name}", sizes.inference_batch, thrown[name], thrown[f"theirs {name}"], THROUGHPUT_TARGET)
+        rate_row(
+            f"throughput, {name}",
+            sizes.inference_batch,
+            thrown[name],
+            thrown[f"theirs {name}"],
+            THROUGHPUT_TARGET,
+        )
         for name in ("unmerged", "merged")
     ]
     for name in ("unmerged", "merged"):
@@ -181,9 +200,21 @@ def _with(calls: Mapping[str, Callable[[np.ndarray], np.ndarray]], x_btc: np.nda
 
 def _latency_rows(name: str, mine: list[list[float]], other: list[list[float]]) -> Iterable[Row]:
     first, second = ([percentile(block, 0.5) for block in blocks] for blocks in (mine, other))
-    yield Row(what=f"latency p50, {name}", unit="s", ours=stat(first), theirs=stat(second), ratio=ratio(first, second, "theirs/ours"))
+    yield Row(
+        what=f"latency p50, {name}",
+        unit="s",
+        ours=stat(first),
+        theirs=stat(second),
+        ratio=ratio(first, second, "theirs/ours"),
+    )
     a, b = (percentile([seconds for block in blocks for seconds in block], 0.99) for blocks in (mine, other))
-    yield Row(what=f"latency p99, {name}", unit="s", ours=Stat(median=a), theirs=Stat(median=b), ratio=once(a, b, "theirs/ours"))
+    yield Row(
+        what=f"latency p99, {name}",
+        unit="s",
+        ours=Stat(median=a),
+        theirs=Stat(median=b),
+        ratio=once(a, b, "theirs/ours"),
+    )
 
 
 def roof_section(paper: Paper, before: list[Section]) -> Section:
@@ -198,17 +229,29 @@ def roof_section(paper: Paper, before: list[Section]) -> Section:
     rows: list[Row] = []
     best, fastest = {"ours": 0.0, "theirs": 0.0}, products[next(iter(products))]
     for name, (i, j, k) in products.items():
-        taken = alternate({"ours": _matmul(i, j, k, paper), "theirs": theirs.matmul(i, j, k)}, sizes.roof_rounds)
+        taken = alternate(
+            {"ours": _matmul(i, j, k, paper), "theirs": theirs.matmul(i, j, k)}, sizes.roof_rounds
+        )
         rates = {side: [2 * i * j * k / seconds for seconds in taken[side].seconds] for side in taken}
         stats = {side: stat(values) for side, values in rates.items()}
-        rows.append(Row(what=f"matmul {name}", unit="FLOP/s", ratio=ratio(rates["ours"], rates["theirs"], "ours/theirs"), **stats))
+        rows.append(
+            Row(
+                what=f"matmul {name}",
+                unit="FLOP/s",
+                ratio=ratio(rates["ours"], rates["theirs"], "ours/theirs"),
+                **stats,
+            )
+        )
         if stats["ours"].median > best["ours"]:
             fastest = (i, j, k)
         best = {side: max(best[side], stats[side].median) for side in best}
     roof = Row(
-        what="best matmul; the higher one is the roof", unit="FLOP/s", ours=Stat(median=best["ours"]), theirs=Stat(median=best["theirs"]),
+        what="best matmul; the higher one is the roof",
+        unit="FLOP/s",
+        ours=Stat(median=best["ours"]),
+        theirs=Stat(median=best["theirs"]),
         ratio=once(best["ours"], best["theirs"], "ours/theirs"),
-    )  # fmt: skip
+    )
     return Section(
         name="roof",
         title="Roof",
@@ -229,10 +272,17 @@ def _shares(paper: Paper, before: list[Section], roof: float, fastest: tuple[int
     share = stat(_steady_shares(paper, work, fastest))
     other = find(before, "step", STEP)
     theirs = None if other is None or other.theirs is None else Stat(median=work / other.theirs.median / roof)
-    yield reached(Row(what="train step's share of the roof", unit="share", ours=share, theirs=theirs, target=ROOF_TARGET))
+    yield reached(
+        Row(
+            what="train step's share of the roof", unit="share", ours=share, theirs=theirs, target=ROOF_TARGET
+        )
+    )
     for what in (UNMERGED, MERGED):
         if found := find(before, "inference", what):
-            per_window = flops.forward(sizes.shape, sizes.inference_batch, merged=what == MERGED) / sizes.inference_batch
+            per_window = (
+                flops.forward(sizes.shape, sizes.inference_batch, merged=what == MERGED)
+                / sizes.inference_batch
+            )
             yield _share(f"share of the roof: {what}", found, roof, lambda rate, work=per_window: work * rate)  # type: ignore[misc]
 
 
@@ -248,7 +298,10 @@ def _steady_shares(paper: Paper, work: float, fastest: tuple[int, int, int]) -> 
     for side in sizes.squares:
         calls[f"square {side}"] = _chain(side, side, side, done / 2, paper)
     taken = alternate({name: call for name, (call, _) in calls.items()}, sizes.rounds)
-    rates = {name: [operations / seconds for seconds in taken[name].seconds] for name, (_, operations) in calls.items()}
+    rates = {
+        name: [operations / seconds for seconds in taken[name].seconds]
+        for name, (_, operations) in calls.items()
+    }
     step = rates.pop("step")
     best = max(rates.values(), key=statistics.median)
     return [mine / highest for mine, highest in zip(step, best, strict=True)]
@@ -271,7 +324,8 @@ def _chain(rows: int, inner: int, outer: int, work: float, paper: Paper) -> tupl
     kind = paper.compute_dtype
     draw = np.random.default_rng(0)
     there, back = (
-        jnp.asarray(draw.standard_normal((many, few), np.float32) / math.sqrt(many), kind) for many, few in ((inner, outer), (outer, inner))
+        jnp.asarray(draw.standard_normal((many, few), np.float32) / math.sqrt(many), kind)
+        for many, few in ((inner, outer), (outer, inner))
     )
     count = max(1, round(work / (4 * rows * inner * outer)))
     program = jax.jit(lambda x, there, back: jax.lax.fori_loop(0, count, lambda _, x: x @ there @ back, x))
@@ -290,7 +344,10 @@ def _share(what: str, row: Row, roof: float, rate: Callable[[float], float]) -> 
 def _matmul(rows: int, inner: int, columns: int, paper: Paper) -> Call:
     kind = paper.compute_dtype
     draw = np.random.default_rng(0)
-    left, right = (jnp.asarray(draw.standard_normal(size, np.float32), kind) for size in ((rows, inner), (inner, columns)))
+    left, right = (
+        jnp.asarray(draw.standard_normal(size, np.float32), kind)
+        for size in ((rows, inner), (inner, columns))
+    )
     product = jax.jit(jnp.matmul)
     return lambda: jax.block_until_ready(product(left, right))
 

@@ -31,7 +31,10 @@ FIRST_STEP_TARGET = Target(of="ours", bound="at most", value=5.0)
 
 def memory_section(sizes: Sizes) -> Section:
     """Section 5."""
-    step = {side: run(f"step_{side}", shape=sizes.shape, batch=sizes.batch, steps=sizes.memory_steps) for side in ("ours", "theirs")}
+    step = {
+        side: run(f"step_{side}", shape=sizes.shape, batch=sizes.batch, steps=sizes.memory_steps)
+        for side in ("ours", "theirs")
+    }
     with tempfile.TemporaryDirectory() as scratch:
         settings = [*overrides(sizes, Path(scratch), 1), f"data.percent={sizes.memory_percent}"]
         experiment = load_experiment(CONFIG, settings)
@@ -41,10 +44,14 @@ def memory_section(sizes: Sizes) -> Section:
         epoch = {
             "ours": run("epoch_ours", config=str(CONFIG), overrides=settings, out=str(Path(scratch) / "run")),
             "theirs": run(
-                "epoch_theirs", shape=ours.shape_of(experiment), batch=experiment.train.batch_size, series=f"{scratch}/series.csv",
-                train=data.borders["train"], validation=data.borders["validation"],
+                "epoch_theirs",
+                shape=ours.shape_of(experiment),
+                batch=experiment.train.batch_size,
+                series=f"{scratch}/series.csv",
+                train=data.borders["train"],
+                validation=data.borders["validation"],
             ),
-        }  # fmt: skip
+        }
     part = "all" if sizes.memory_percent == 100 else f"the first {sizes.memory_percent} %"
     embedding = step["theirs"]["token_embedding"] / 1e6
     return Section(
@@ -63,7 +70,16 @@ def _memory_rows(what: str, taken: dict[str, dict[str, float]], target: Target |
     def row(name: str, of: Callable[[dict[str, float]], float], target: Target | None = None) -> Row:
         mine, other = of(taken["ours"]), of(taken["theirs"])
         compared = once(mine, other, "ours/theirs")
-        return reached(Row(what=name, unit="bytes", ours=Stat(median=mine), theirs=Stat(median=other), ratio=compared, target=target))
+        return reached(
+            Row(
+                what=name,
+                unit="bytes",
+                ours=Stat(median=mine),
+                theirs=Stat(median=other),
+                ratio=compared,
+                target=target,
+            )
+        )
 
     return [
         row(f"{what}, whole process", lambda side: side["peak"], target),
@@ -75,7 +91,9 @@ def _memory_rows(what: str, taken: dict[str, dict[str, float]], target: Target |
 def start_section(sizes: Sizes) -> Section:
     """Section 6."""
     script = Path(sys.executable).with_name("ofa-jax")
-    helped = [str(script)] if script.exists() else [sys.executable, "-c", "from ofa_jax.cli import main; main()"]
+    helped = (
+        [str(script)] if script.exists() else [sys.executable, "-c", "from ofa_jax.cli import main; main()"]
+    )
     commands = {
         "python -c pass": [sys.executable, "-c", "pass"],
         "import ofa_jax": [sys.executable, "-c", "import ofa_jax"],
@@ -100,11 +118,16 @@ def _process(words: list[str]) -> Call:
 
 
 def _first_steps(sizes: Sizes, scratch: Path) -> dict[str, Taken]:
-    settings = [*overrides(sizes, scratch, 1), "train.chunk=1"]  # the program is that of a chunk of 32 steps; one of them is run
+    settings = [
+        *overrides(sizes, scratch, 1),
+        "train.chunk=1",
+    ]  # the program is that of a chunk of 32 steps; one of them is run
     cache = {
-        "JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(scratch / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }  # fmt: skip
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(scratch / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
     runs = count()
 
     def seconds(variables: dict[str, str]) -> float:
@@ -121,7 +144,14 @@ def _until_first_step(settings: list[str], out: Path, variables: dict[str, str])
     """Seconds from the start of a process to its first step's loss."""
     start = time.perf_counter()
     words = command("first_step", config=str(CONFIG), overrides=settings, out=str(out))
-    process = subprocess.Popen(words, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     with process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -149,18 +179,36 @@ def growth_section(sizes: Sizes) -> Section:
 
 def _curve(sizes: Sizes, axis: Axis, xs: tuple[int, ...]) -> Growth:
     points = [Point(x=x, **_point(sizes, axis, x)) for x in xs]
-    of_time, of_memory = (exponent(xs, values) for values in zip(*((point.seconds, point.bytes) for point in points), strict=True))
+    of_time, of_memory = (
+        exponent(xs, values)
+        for values in zip(*((point.seconds, point.bytes) for point in points), strict=True)
+    )
     return Growth(
-        axis=axis, points=points, fitted=upper_half(len(xs)), time_exponent=of_time, memory_exponent=of_memory,
+        axis=axis,
+        points=points,
+        fitted=upper_half(len(xs)),
+        time_exponent=of_time,
+        memory_exponent=of_memory,
         worse_than_linear=max(of_time, of_memory) > WORSE,
-    )  # fmt: skip
+    )
 
 
 def _point(sizes: Sizes, axis: Axis, x: int) -> dict:
-    given = {"batch": sizes.growth_batch, "channels": 1, "windows": sizes.growth_windows, "univariate": True, "steps": sizes.growth_steps}
+    given = {
+        "batch": sizes.growth_batch,
+        "channels": 1,
+        "windows": sizes.growth_windows,
+        "univariate": True,
+        "steps": sizes.growth_steps,
+    }
     shape = sizes.growth_shape
     if axis == "channels":
-        given |= {"batch": sizes.growth_samples, "channels": x, "windows": sizes.growth_windows // 10, "univariate": False}
+        given |= {
+            "batch": sizes.growth_samples,
+            "channels": x,
+            "windows": sizes.growth_windows // 10,
+            "univariate": False,
+        }
     elif axis in ("horizon", "rank"):
         shape = replace(shape, **{axis: x})
     else:

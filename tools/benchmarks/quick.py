@@ -36,7 +36,12 @@ INPUT_TARGET = Target(of="ours", bound="at most", value=0.02)
 
 def overrides(sizes: Sizes, folder: Path, epochs: int) -> list[str]:
     """``--set`` texts for so many epochs of the quick settings, on ETTh1 or, where there is no such data, on a generated stand-in."""
-    given = [f"train.epochs={epochs}", f"train.patience={epochs}", "train.checkpoint_minutes=1000", *sizes.quick]
+    given = [
+        f"train.epochs={epochs}",
+        f"train.patience={epochs}",
+        "train.checkpoint_minutes=1000",
+        *sizes.quick,
+    ]
     if os.environ.get(DATA_VARIABLE) and sizes.real_data:
         return given
     path = folder / "generated.csv"
@@ -98,13 +103,19 @@ class TheirEpochs:
         theirs.use_all_cores()
         shape, batch = ours.shape_of(experiment), experiment.train.batch_size
         self.model = ours.model_of(experiment)
-        self._side = theirs.Training(theirs.build(shape, *ours.flat_parameters(self.model)), experiment.train.learning_rate)
+        self._side = theirs.Training(
+            theirs.build(shape, *ours.flat_parameters(self.model)), experiment.train.learning_rate
+        )
         parts: tuple[Split, ...] = ("train", "validation")
         sets = [theirs.Windows(data.task.buffer, data.borders[part], shape) for part in parts]
         found, wanted = [len(windows) for windows in sets], [data.task.tables[part].size for part in parts]
         if found != wanted:
-            raise OfaError(f"PyTorch's side sees {found} windows, ours {wanted}: the comparison would mean nothing")
-        self._train, self._validate = (theirs.loader(each, batch, shuffle=first) for each, first in zip(sets, (True, False), strict=True))
+            raise OfaError(
+                f"PyTorch's side sees {found} windows, ours {wanted}: the comparison would mean nothing"
+            )
+        self._train, self._validate = (
+            theirs.loader(each, batch, shuffle=first) for each, first in zip(sets, (True, False), strict=True)
+        )
         self.training: list[float] = []
         self.validation: list[float] = []
 
@@ -139,7 +150,11 @@ def epoch_section(sizes: Sizes) -> Section:
     steps = ours.stream_of(experiment, data.task).steps_per_epoch
     rows = [*_epoch_rows(turns, other), _input_row(experiment, data, turns, steps)]
     windows = data.task.tables["train"].size, data.task.tables["validation"].size
-    what = "ETTh1" if experiment.data.source == "etth1" else "series generated to ETTh1's size, as OFA_JAX_DATA was not set"
+    what = (
+        "ETTh1"
+        if experiment.data.source == "etth1"
+        else "series generated to ETTh1's size, as OFA_JAX_DATA was not set"
+    )
     return Section(
         name="epoch",
         title="Quick epoch",
@@ -154,7 +169,11 @@ def epoch_section(sizes: Sizes) -> Section:
 def _check_same_start(experiment: Experiment, data: ForecastData, other: TheirEpochs) -> None:
     task, model = data.task, other.model
     size = experiment.train.eval_batch_size
-    found = task.metrics(evaluate(model.predict, task, task.tables["validation"], model.frozen, model.trainable, batch_size=size))
+    found = task.metrics(
+        evaluate(
+            model.predict, task, task.tables["validation"], model.frozen, model.trainable, batch_size=size
+        )
+    )
     wanted = other.error()
     if model.network.compute_dtype == np.float32:  # in bfloat16 the two sides round apart
         check_same("validation errors before training", np.array(found["mse"]), np.array(wanted))
@@ -168,7 +187,11 @@ def _epoch_rows(turns: TakeTurns, other: TheirEpochs) -> list[Row]:
         return [sum(part) for part in zip(*parts, strict=True)]
 
     return [
-        timed_row(EPOCH, *both(added(turns.training, turns.validation), added(other.training, other.validation)), EPOCH_TARGET),
+        timed_row(
+            EPOCH,
+            *both(added(turns.training, turns.validation), added(other.training, other.validation)),
+            EPOCH_TARGET,
+        ),
         timed_row("training pass", *both(turns.training, other.training)),
         timed_row("validation pass", *both(turns.validation, other.validation)),
         timed_row("checkpoint and bundle after an epoch", Taken(None, turns.keeping)),
@@ -181,7 +204,10 @@ def _input_row(experiment: Experiment, data: ForecastData, turns: TakeTurns, ste
     shares = [seconds / some / (statistics.median(turns.training[1:]) / steps) for seconds in taken.seconds]
     return reached(
         Row(
-            what="input pipeline's share of a training step", unit="share", ours=stat(shares), target=INPUT_TARGET,
+            what="input pipeline's share of a training step",
+            unit="share",
+            ours=stat(shares),
+            target=INPUT_TARGET,
             note="index made, brought to the device, windows gathered, by themselves",
         )
-    )  # fmt: skip
+    )

@@ -21,7 +21,9 @@ class Stat(_Record):
     """One number as it was measured ``rounds`` times, in its row's unit."""
 
     median: Finite
-    low: Finite | None = Field(None, description="lower quartile; with fewer than five rounds the lowest; None for a percentile")
+    low: Finite | None = Field(
+        None, description="lower quartile; with fewer than five rounds the lowest; None for a percentile"
+    )
     high: Finite | None = Field(None, description="upper quartile, or the highest")
     rounds: int = 1
     first: Finite | None = Field(None, description="seconds of the first call, compilation included")
@@ -104,7 +106,9 @@ class Report(_Record):
 
     format: Literal[1] = 1
     command: str
-    commit: str = Field(description="the source's commit, with -dirty where files were changed since; unknown outside a checkout")
+    commit: str = Field(
+        description="the source's commit, with -dirty where files were changed since; unknown outside a checkout"
+    )
     date: str
     compute_dtype: str
     machine: Machine
@@ -151,5 +155,7 @@ def reached(row: Row) -> Row:
 
 def find(sections: Sequence[Section], name: SectionName, what: str) -> Row | None:
     """A row that was measured earlier in the same run."""
-    rows: Mapping[str, Row] = {row.what: row for section in sections if section.name == name for row in section.rows}
+    rows: Mapping[str, Row] = {
+        row.what: row for section in sections if section.name == name for row in section.rows
+    }
     return rows.get(what)

@@ -106,7 +106,14 @@ class Sizes:
 DEFAULT = Sizes()
 
 FULL = replace(
-    DEFAULT, batch=256, dispatch=2, rounds=5, epoch_rounds=5, memory_percent=100,
-    sweep_ranks=(2, 4, 8, 16, 32, 64, 128, 256, 512, 1024), sweep_seeds=3, sweep_at_once=None,
-)  # fmt: skip
+    DEFAULT,
+    batch=256,
+    dispatch=2,
+    rounds=5,
+    epoch_rounds=5,
+    memory_percent=100,
+    sweep_ranks=(2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+    sweep_seeds=3,
+    sweep_at_once=None,
+)
 """The published batch size, ranks and number of seeds (protocol §2)."""

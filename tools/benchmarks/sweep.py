@@ -26,26 +26,46 @@ def sweep_section(sizes: Sizes) -> Section:
     """Section 8: each way once, in one process; the separate runs first, so that files are read from memory by both."""
     axes = Axes(ranks=sizes.sweep_ranks, seeds=sizes.sweep_seeds)
     with tempfile.TemporaryDirectory() as scratch:
-        experiment = load_experiment(CONFIG, [*overrides(sizes, Path(scratch), 1), f"data.percent={sizes.sweep_percent}"])
+        experiment = load_experiment(
+            CONFIG, [*overrides(sizes, Path(scratch), 1), f"data.percent={sizes.sweep_percent}"]
+        )
         errors, begun = [], time.perf_counter()
         for cell in cells_of(experiment, axes):
             train_run(cell.experiment, Path(scratch) / cell.name, SilentReporter())
-            row = compare(*open_run(Path(scratch) / cell.name), split="test", controls=None, reporter=SilentReporter()).rows[0]
+            row = compare(
+                *open_run(Path(scratch) / cell.name), split="test", controls=None, reporter=SilentReporter()
+            ).rows[0]
             errors.append(row.metrics["mse"])
         middle = time.perf_counter()
         sweep = run_sweep(experiment, axes, Path(scratch) / "sweep", SilentReporter())
         ended = time.perf_counter()
         if sizes.sweep_at_once is not None:
-            run_sweep(experiment, axes, Path(scratch) / "abreast", SilentReporter(), at_once=sizes.sweep_at_once)
-        seconds = {"separate": middle - begun, "sweep": ended - middle, "abreast": time.perf_counter() - ended}
+            run_sweep(
+                experiment, axes, Path(scratch) / "abreast", SilentReporter(), at_once=sizes.sweep_at_once
+            )
+        seconds = {
+            "separate": middle - begun,
+            "sweep": ended - middle,
+            "abreast": time.perf_counter() - ended,
+        }
     for own, other in zip(sweep.cells["test_mse"], errors, strict=True):
         if abs(own - other) > ALIKE * other:
-            raise OfaError(f"a cell of the sweep has a test error of {own}, its own run {other}: the comparison would mean nothing")
+            raise OfaError(
+                f"a cell of the sweep has a test error of {own}, its own run {other}: the comparison would mean nothing"
+            )
     usual = max(sweep.record["at_once"].values())
     ranks = ", ".join(map(str, sizes.sweep_ranks))
-    rows = [Row(what=f"a sweep, {usual} at a time as chosen here", unit="s", ours=Stat(median=seconds["sweep"]))]
+    rows = [
+        Row(what=f"a sweep, {usual} at a time as chosen here", unit="s", ours=Stat(median=seconds["sweep"]))
+    ]
     if sizes.sweep_at_once is not None:
-        rows.append(Row(what=f"a sweep, {sizes.sweep_at_once} at a time", unit="s", ours=Stat(median=seconds["abreast"])))
+        rows.append(
+            Row(
+                what=f"a sweep, {sizes.sweep_at_once} at a time",
+                unit="s",
+                ours=Stat(median=seconds["abreast"]),
+            )
+        )
     rows += [
         Row(what="separate runs, one after another", unit="s", ours=Stat(median=seconds["separate"])),
         Row(what=SHARE, unit="share", ours=Stat(median=seconds["sweep"] / seconds["separate"])),
@@ -58,6 +78,10 @@ def sweep_section(sizes: Sizes) -> Section:
         "once by `train_run` and `compare` for each, in this one process; no process starts and no imports are counted. Compilation is "
         "counted on both sides: the sweep has a program per bucket of ranks, every run has its own. The longer the runs, the less of "
         "the difference is left. The test errors of the two ways were compared and agree."
-        + (" All ten ranks by three seeds: [benchmarks-sweep.md](benchmarks-sweep.md)." if sizes.sweep_seeds == 1 else ""),
+        + (
+            " All ten ranks by three seeds: [benchmarks-sweep.md](benchmarks-sweep.md)."
+            if sizes.sweep_seeds == 1
+            else ""
+        ),
         rows=rows,
     )

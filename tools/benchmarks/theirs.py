@@ -30,7 +30,9 @@ class Forecaster(torch.nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        numbers: dict[str, Any] = {name: getattr(shape, name) for name in ("n_embd", "n_layer", "n_head", "n_positions")}
+        numbers: dict[str, Any] = {
+            name: getattr(shape, name) for name in ("n_embd", "n_layer", "n_head", "n_positions")
+        }
         numbers["attn_implementation"] = "sdpa"
         self.gpt2 = GPT2Model(GPT2Config(**numbers))
         self.in_layer = torch.nn.Linear(shape.patch, shape.n_embd)
@@ -54,7 +56,9 @@ def use_all_cores() -> None:
     torch.set_num_threads(cores())
 
 
-def build(shape: Shape, base: Mapping[str, np.ndarray] | None = None, adapters: Mapping[str, Any] | None = None) -> Any:
+def build(
+    shape: Shape, base: Mapping[str, np.ndarray] | None = None, adapters: Mapping[str, Any] | None = None
+) -> Any:
     """The network under peft, on the device; with our parameters where they are given, by our paths.
 
     peft freezes everything but its own factors, ``in_layer`` and the head's base layer with it (protocol §1.7).
@@ -77,7 +81,12 @@ def trainable(model: Any) -> int:
 
 def lora(shape: Shape) -> LoraConfig:
     """The authors' adapters (protocol §1.7)."""
-    given: dict[str, Any] = {"r": shape.rank, "lora_alpha": shape.alpha, "use_rslora": True, "init_lora_weights": "gaussian"}
+    given: dict[str, Any] = {
+        "r": shape.rank,
+        "lora_alpha": shape.alpha,
+        "use_rslora": True,
+        "init_lora_weights": "gaussian",
+    }
     return LoraConfig(**given, target_modules=["wpe", "out_layer"], lora_dropout=0.01, bias="none")
 
 
@@ -99,7 +108,9 @@ def _renamed(path: str, leaf: np.ndarray) -> tuple[str, torch.Tensor]:
     """A parameter under its name in PyTorch; a linear layer's is transposed, those inside GPT-2 are stored as ours are."""
     module, _, name = path.rpartition("/")
     values = np.array(leaf).T if name == "kernel" and not module.startswith("gpt2") else np.array(leaf)
-    return f"{module.replace('/', '.')}.{'bias' if name == 'bias' else 'weight'}", torch.from_numpy(np.ascontiguousarray(values))
+    return f"{module.replace('/', '.')}.{'bias' if name == 'bias' else 'weight'}", torch.from_numpy(
+        np.ascontiguousarray(values)
+    )
 
 
 class Training:
@@ -108,7 +119,9 @@ class Training:
     def __init__(self, model: Any, learning_rate: float, *, fast: bool = True) -> None:
         self.model = model
         self.forward = _fast(model) if fast else model
-        self.optimizer = torch.optim.Adam([leaf for leaf in model.parameters() if leaf.requires_grad], lr=learning_rate)
+        self.optimizer = torch.optim.Adam(
+            [leaf for leaf in model.parameters() if leaf.requires_grad], lr=learning_rate
+        )
 
     def step(self, x_btc: torch.Tensor, y_bhc: torch.Tensor) -> float:
         self.optimizer.zero_grad()
@@ -179,7 +192,9 @@ class Windows(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         channel, start = divmod(index, self.starts)
         middle = start + self.length
-        return self.values[start:middle, channel : channel + 1], self.values[middle : middle + self.horizon, channel : channel + 1]
+        return self.values[start:middle, channel : channel + 1], self.values[
+            middle : middle + self.horizon, channel : channel + 1
+        ]
 
 
 def loader(windows: Windows, batch: int, *, shuffle: bool) -> DataLoader:

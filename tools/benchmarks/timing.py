@@ -64,12 +64,22 @@ def alternate_blocks(calls: Mapping[str, Call], rounds: int, size: int) -> dict[
     return taken
 
 
-def timed_row(what: str, ours: Taken, theirs: Taken | None = None, target: Target | None = None, note: str = "") -> Row:
+def timed_row(
+    what: str, ours: Taken, theirs: Taken | None = None, target: Target | None = None, note: str = ""
+) -> Row:
     """A row of seconds; the ratio says how many times faster we are."""
     compared = None if theirs is None else ratio(ours.seconds, theirs.seconds, "theirs/ours")
     return reached(
-        Row(what=what, unit="s", ours=ours.stat(), theirs=theirs and theirs.stat(), ratio=compared, target=target, note=note)
-    )  # fmt: skip
+        Row(
+            what=what,
+            unit="s",
+            ours=ours.stat(),
+            theirs=theirs and theirs.stat(),
+            ratio=compared,
+            target=target,
+            note=note,
+        )
+    )
 
 
 def rate_row(what: str, windows: int, ours: Taken, theirs: Taken, target: Target | None = None) -> Row:
@@ -77,8 +87,15 @@ def rate_row(what: str, windows: int, ours: Taken, theirs: Taken, target: Target
     rates = [Taken(side.first, [windows / seconds for seconds in side.seconds]) for side in (ours, theirs)]
     compared = ratio(rates[0].seconds, rates[1].seconds, "ours/theirs")
     return reached(
-        Row(what=what, unit="windows/s", ours=rates[0].stat(), theirs=rates[1].stat(), ratio=compared, target=target)
-    )  # fmt: skip
+        Row(
+            what=what,
+            unit="windows/s",
+            ours=rates[0].stat(),
+            theirs=rates[1].stat(),
+            ratio=compared,
+            target=target,
+        )
+    )
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -96,4 +113,6 @@ def exponent(xs: Sequence[float], ys: Sequence[float]) -> float:
     last = upper_half(len(xs))
     us, vs = ([math.log(value) for value in values[-last:]] for values in (xs, ys))
     mean_u, mean_v = sum(us) / last, sum(vs) / last
-    return sum((u - mean_u) * (v - mean_v) for u, v in zip(us, vs, strict=True)) / sum((u - mean_u) ** 2 for u in us)
+    return sum((u - mean_u) * (v - mean_v) for u, v in zip(us, vs, strict=True)) / sum(
+        (u - mean_u) ** 2 for u in us
+    )

@@ -36,7 +36,11 @@ def command(work: str, **given: Any) -> list[str]:
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment with the way to these modules, no compilation cache, and no memory taken on an accelerator in advance."""
     path = os.pathsep.join([str(TOOLS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    ours = {"PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    ours = {
+        "PYTHONPATH": path,
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }
     return {**os.environ, **ours, **(more or {})}
 
 
@@ -46,7 +50,9 @@ def run(work: str, **given: Any) -> dict[str, float]:
     Raises:
         OfaError: The process failed; its last words are in the message.
     """
-    done = subprocess.run(command(work, **given), env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        command(work, **given), env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         raise OfaError(f"the process that measures {work} failed: {last[0]}")
@@ -61,7 +67,9 @@ def main() -> None:
         measured = WORK[sys.argv[1]](**given)
     except Exception as error:
         traceback.print_exc()
-        print(f"{type(error).__name__}: {error}".splitlines()[0], file=sys.stderr)  # jax ends its tracebacks with a remark of its own
+        print(
+            f"{type(error).__name__}: {error}".splitlines()[0], file=sys.stderr
+        )  # jax ends its tracebacks with a remark of its own
         raise SystemExit(1) from None
     print(json.dumps(measured))
 
@@ -89,7 +97,10 @@ def step_theirs(shape: Shape, batch: int, steps: int) -> dict[str, float]:
     imported = held_bytes()
     model = theirs.build(shape)
     training = theirs.Training(model, 1e-4)
-    made = [(torch.randn(batch, shape.input_length, 1), torch.randn(batch, shape.horizon, 1)) for _ in range(steps)]
+    made = [
+        (torch.randn(batch, shape.input_length, 1), torch.randn(batch, shape.horizon, 1))
+        for _ in range(steps)
+    ]
     training.epoch(made)
     wte = model.base_model.model.gpt2.wte.weight
     return {"imported": imported, "peak": peak_bytes(), "token_embedding": wte.numel() * wte.element_size()}
@@ -106,7 +117,9 @@ def epoch_ours(config: str, overrides: list[str], out: str) -> dict[str, float]:
     return {"imported": imported, "peak": peak_bytes()}
 
 
-def epoch_theirs(shape: Shape, batch: int, series: str, train: list[int], validation: list[int]) -> dict[str, float]:
+def epoch_theirs(
+    shape: Shape, batch: int, series: str, train: list[int], validation: list[int]
+) -> dict[str, float]:
     """An epoch and its validation in PyTorch, over the standardised series in a CSV file."""
     import numpy as np
     import pandas as pd
@@ -134,13 +147,22 @@ def first_step(config: str, overrides: list[str], out: str) -> dict[str, float]:
         print(STARTED, flush=True)
         os._exit(0)
 
-    sys.argv = ["ofa-jax", "train", config, "--out", out, *(word for text in overrides for word in ("--set", text))]
+    sys.argv = [
+        "ofa-jax",
+        "train",
+        config,
+        "--out",
+        out,
+        *(word for text in overrides for word in ("--set", text)),
+    ]
     with patch.object(ConsoleReporter, "advance", advance):
         ofa_jax()
     raise OfaError("training ended without a step")
 
 
-def growth(shape: Shape, batch: int, channels: int, windows: int, univariate: bool, steps: int) -> dict[str, float]:
+def growth(
+    shape: Shape, batch: int, channels: int, windows: int, univariate: bool, steps: int
+) -> dict[str, float]:
     """Median seconds of a training step and the peak over the imported libraries."""
     from benchmarks import ours
 
@@ -157,4 +179,6 @@ def growth(shape: Shape, batch: int, channels: int, windows: int, univariate: bo
     return {"seconds": statistics.median(seconds), "bytes": peak_bytes() - imported}
 
 
-WORK = {work.__name__: work for work in (step_ours, step_theirs, epoch_ours, epoch_theirs, first_step, growth)}
+WORK = {
+    work.__name__: work for work in (step_ours, step_theirs, epoch_ours, epoch_theirs, first_step, growth)
+}
