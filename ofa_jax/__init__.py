@@ -17,8 +17,8 @@ _PUBLIC = {
     "GPT2Config": "ofa_jax.model.gpt2",
     "load_trunk": "ofa_jax.model.weights",
     "random_trunk": "ofa_jax.model.weights",
-    "ForecastNetwork": "ofa_jax.model.network",
-    "init_base": "ofa_jax.model.network",
+    "ForecastNetwork": "ofa_jax.model.networks",
+    "init_base": "ofa_jax.model.networks",
     "RECIPES": "ofa_jax.config",
     "load_experiment": "ofa_jax.config",
     "partition": "ofa_jax.adapters.partition",
@@ -28,9 +28,9 @@ _PUBLIC = {
     "with_adapters": "ofa_jax.adapters.rslora",
     "merge": "ofa_jax.adapters.rslora",
     "read_peft": "ofa_jax.adapters.bundle",
-    "train_run": "ofa_jax.train.run",
-    "load_bundle": "ofa_jax.train.run",
-    "forecast": "ofa_jax.deploy.predict",
+    "train_run": "ofa_jax.runs.train",
+    "load_bundle": "ofa_jax.runs.train",
+    "forecast": "ofa_jax.inference",
 }
 
 __all__ = ["__version__", *_PUBLIC]

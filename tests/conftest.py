@@ -102,7 +102,7 @@ class Tiny:
 
     @staticmethod
     def arguments(*arguments: object) -> list[str]:
-        return [sys.executable, "-c", "from ofa_jax.cli import main; main()", *map(str, arguments)]
+        return [sys.executable, "-c", "from ofa_jax.cli.main import main; main()", *map(str, arguments)]
 
 
 def _write_table(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ofa_jax import build as assemble
+from ofa_jax.build import Footprint, build_network, footprint, trunk_config
 from ofa_jax.config import (
     RECIPES,
     Experiment,
@@ -20,14 +22,12 @@ from ofa_jax.config import (
     load_experiment,
     settings,
 )
-from ofa_jax.data.catalog import CATALOG, load
+from ofa_jax.data.catalog.load import CATALOG, load
 from ofa_jax.data.frames import Frame
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.tasks.base import SPLITS
-from ofa_jax.tasks.forecasting import ForecastData, prepare_frame
+from ofa_jax.tasks.forecast import ForecastData, prepare_frame
 from ofa_jax.tasks.prepare import prepare
-from ofa_jax.train import assemble
-from ofa_jax.train.assemble import Footprint, build_network, footprint, trunk_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))

@@ -9,9 +9,9 @@ import pytest
 import typer
 
 import ofa_jax
-from ofa_jax.cli import app
+from ofa_jax.build import footprint
+from ofa_jax.cli.main import app
 from ofa_jax.config import RECIPES, installed_configs, load_experiment
-from ofa_jax.train.assemble import footprint
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -17,10 +17,10 @@ import yaml
 from typer.testing import CliRunner
 
 from ofa_jax.baselines.compare import compare
-from ofa_jax.data.catalog import CATALOG
+from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import TrainError, WeightsError
+from ofa_jax.runs.train import open_run, train_run
 from ofa_jax.train.progress import ConsoleReporter, SilentReporter
-from ofa_jax.train.run import open_run, train_run
 
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "tools"))

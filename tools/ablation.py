@@ -29,15 +29,15 @@ from benchmarks import ours
 from benchmarks.machine import held_bytes, machine, peak_bytes
 from benchmarks.sizes import Shape
 
+from ofa_jax.build import Model, predict_function
 from ofa_jax.config import Experiment
 from ofa_jax.model import gpt2, operations
 from ofa_jax.tasks.base import Task
-from ofa_jax.train.assemble import Model, predict_function
+from ofa_jax.train.devices import check_room
 from ofa_jax.train.events import EventLog
 from ofa_jax.train.loop import Trainer
-from ofa_jax.train.parallel import check_room
+from ofa_jax.train.memory import settled
 from ofa_jax.train.progress import SilentReporter
-from ofa_jax.train.slices import settled
 
 
 @dataclass(frozen=True)

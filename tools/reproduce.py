@@ -27,12 +27,12 @@ from reproduced import Cell, Entry, render, replace_section
 
 from ofa_jax.baselines.compare import compare
 from ofa_jax.config import Experiment, build_experiment, dump_experiment, load_experiment
-from ofa_jax.data.catalog import CATALOG, data_root, find
+from ofa_jax.data.catalog.load import CATALOG, data_root, find
 from ofa_jax.errors import DataError, Interrupted, OfaError, WeightsError
 from ofa_jax.files import read_json, write_atomic, write_json
+from ofa_jax.runs.train import CONFIG_FILE, open_run, read_config, train_run, versions
 from ofa_jax.train.loop import Reporter
 from ofa_jax.train.progress import ConsoleReporter
-from ofa_jax.train.run import CONFIG_FILE, open_run, read_config, train_run, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ofa_jax.data.catalog import CATALOG
+from ofa_jax.data.catalog.load import CATALOG
 
 Cell = dict[str, Any]
 """What is kept of one seed of one setting."""

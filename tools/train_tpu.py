@@ -1,7 +1,7 @@
 """Train one run on all devices of a TPU VM, of every VM of a slice, or of GPU nodes. docs/tpu.md shows it from nothing to the end.
 
 Start the same command on every machine; the processes find each other, and process 0 keeps the run folder or its copy in a bucket.
-What trains is :func:`ofa_jax.train.run.train_run`, as on one machine.
+What trains is :func:`ofa_jax.runs.train.train_run`, as on one machine.
 
 Exit status:
 
@@ -33,11 +33,11 @@ import typer
 from ofa_jax.adapters.bundle import META_FILE
 from ofa_jax.config import Experiment, load_experiment
 from ofa_jax.errors import ConfigError, Interrupted, OfaError
+from ofa_jax.runs.train import BUNDLE, CHECKPOINTS, CONFIG_FILE, METRICS_FILE, train_run
 from ofa_jax.train.checkpoints import RECORD
 from ofa_jax.train.loop import FitResult
 from ofa_jax.train.processes import PeerLost, connect, leads, together
 from ofa_jax.train.progress import ConsoleReporter
-from ofa_jax.train.run import BUNDLE, CHECKPOINTS, CONFIG_FILE, METRICS_FILE, train_run
 
 RESTART = os.EX_TEMPFAIL
 """Exit status that asks for a restart."""

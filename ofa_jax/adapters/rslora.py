@@ -29,7 +29,7 @@ from ofa_jax.adapters.partition import Site
 from ofa_jax.config import Init, Scaling
 from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.model import frozen_init, trees
-from ofa_jax.model.network import channel_keys
+from ofa_jax.model.networks import channel_keys
 from ofa_jax.model.operations import dropout
 
 Adapters = dict[str, dict[str, Any]]

@@ -16,14 +16,14 @@ from ofa_jax.baselines.controls import (
     trunk_remark,
     untrained_controls,
 )
+from ofa_jax.build import footprint
 from ofa_jax.config import Experiment, Protocol
-from ofa_jax.model.network import Network
+from ofa_jax.model.networks import Network
+from ofa_jax.runs.train import Loaded
 from ofa_jax.tasks.base import Split, TaskData
-from ofa_jax.train.assemble import footprint
+from ofa_jax.train.devices import as_devices_allow, make_layout
 from ofa_jax.train.loop import Evaluator, Params, Predict, Reporter
-from ofa_jax.train.parallel import as_devices_allow, make_layout
-from ofa_jax.train.run import Loaded
-from ofa_jax.train.slices import settled
+from ofa_jax.train.memory import settled
 
 
 @dataclass(frozen=True)

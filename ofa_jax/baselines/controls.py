@@ -22,17 +22,17 @@ from ofa_jax.baselines.dlinear import (
 from ofa_jax.baselines.fill import interpolate, window_mean, zeros
 from ofa_jax.baselines.nlinear import init_nlinear, nlinear
 from ofa_jax.baselines.seasonal_naive import seasonal_naive
+from ofa_jax.build import RANDOM, WITHOUT, build_model, build_network, trunk_config
 from ofa_jax.config import RECIPES, Experiment, TrainConfig
 from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.files import atomic_folder, read_json, run_lock, sha256_file, write_json
 from ofa_jax.model import trees
-from ofa_jax.model.network import Network, base_shapes
+from ofa_jax.model.networks import Network, base_shapes
+from ofa_jax.runs.train import differences
 from ofa_jax.tasks.base import TaskData
-from ofa_jax.train.assemble import RANDOM, WITHOUT, build_model, build_network, trunk_config
+from ofa_jax.train.devices import as_devices_allow
 from ofa_jax.train.loop import Params, Predict, Reporter, fit
-from ofa_jax.train.parallel import as_devices_allow
-from ofa_jax.train.run import differences
-from ofa_jax.train.slices import settled
+from ofa_jax.train.memory import settled
 
 LINEAR_TRAINING = TrainConfig(learning_rate=1e-3, epochs=10, batch_size=256, cosine_epochs=10)
 """How the linear controls of forecasting are trained, with the run's batch size up to 256.

@@ -1,6 +1,6 @@
 """The networks of the other tasks, exactly as protocol §2 has them: reconstruction, classification, short-term forecasting, imputation.
 
-Each is embed, trunk, head like :class:`~ofa_jax.model.network.ForecastNetwork`, with the trunk under ``gpt2`` and the last layer under
+Each is embed, trunk, head like :class:`~ofa_jax.model.networks.ForecastNetwork`, with the trunk under ``gpt2`` and the last layer under
 ``out_layer``, so the same rules partition and adapt all of them.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from ofa_jax.errors import ConfigError
 from ofa_jax.model.gpt2 import GPT2Config
-from ofa_jax.model.network import TrunkKind, channel_keys, through_trunk
+from ofa_jax.model.networks import TrunkKind, channel_keys, through_trunk
 from ofa_jax.model.operations import dropout
 from ofa_jax.model.patching import denormalise, instance_stats, normalise, patch_count, patchify
 

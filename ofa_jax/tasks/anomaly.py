@@ -11,14 +11,14 @@ import numpy as np
 
 from ofa_jax.config import DataConfig, Protocol, TaskConfig
 from ofa_jax.data.archives import LabelledStream
-from ofa_jax.data.catalog import CATALOG, load_streams
+from ofa_jax.data.catalog.load import CATALOG, load_streams
 from ofa_jax.data.splits import Split, fit_scaler
-from ofa_jax.data.windows import ALL_CHANNELS, WindowSpec, WindowTable
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.tasks.base import Score, Sums, Task, TaskData
 from ofa_jax.tasks.detection import detection_metrics, threshold_at
 from ofa_jax.tasks.losses import reconstruction_error
 from ofa_jax.tasks.metrics import reconstruction_metrics, reconstruction_sums
+from ofa_jax.windows.table import ALL_CHANNELS, WindowSpec, WindowTable
 
 VALIDATION_SHARE = 0.2
 """Of the training stream, at its end (the share that the published SMD code takes, protocol §5 row 5)."""

@@ -11,9 +11,10 @@ import numpy as np
 
 from ofa_jax.config import Protocol, TaskConfig
 from ofa_jax.data.splits import Scaler, Split
-from ofa_jax.data.windows import Batch, WindowSpec, WindowTable
 from ofa_jax.errors import DataError
 from ofa_jax.model import trees
+from ofa_jax.windows.batch import Batch
+from ofa_jax.windows.table import WindowSpec, WindowTable
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 

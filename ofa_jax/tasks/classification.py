@@ -8,13 +8,13 @@ import numpy as np
 
 from ofa_jax.config import DataConfig, Protocol, TaskConfig
 from ofa_jax.data.archives import LabelledCases
-from ofa_jax.data.catalog import load_cases
+from ofa_jax.data.catalog.load import load_cases
 from ofa_jax.data.splits import Scaler, Split, moments
-from ofa_jax.data.windows import ALL_CHANNELS, WindowSpec, WindowTable, lay_end_to_end
 from ofa_jax.errors import DataError
 from ofa_jax.tasks.base import Task, TaskData
 from ofa_jax.tasks.losses import cross_entropy
 from ofa_jax.tasks.metrics import classification_metrics, classification_sums
+from ofa_jax.windows.table import ALL_CHANNELS, WindowSpec, WindowTable, lay_end_to_end
 
 VALIDATION_SHARE = 0.2
 """Of each class's training cases."""

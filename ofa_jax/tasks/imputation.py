@@ -11,12 +11,13 @@ import numpy as np
 from ofa_jax.config import DataConfig, Protocol, TaskConfig
 from ofa_jax.data.frames import Frame
 from ofa_jax.data.splits import Split, borders, fit_scaler
-from ofa_jax.data.windows import Batch, WindowSpec, WindowTable, sliding_windows
 from ofa_jax.errors import DataError
 from ofa_jax.tasks.base import SPLITS, Sums, Task, TaskData
-from ofa_jax.tasks.forecasting import read_series
+from ofa_jax.tasks.forecast import read_series
 from ofa_jax.tasks.losses import squared_error
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
+from ofa_jax.windows.batch import Batch
+from ofa_jax.windows.table import WindowSpec, WindowTable, sliding_windows
 
 
 def prepare_imputation(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ofa_jax.config import LossName
-from ofa_jax.data.windows import Batch
+from ofa_jax.windows.batch import Batch
 
 MAPE_FLOOR = 1e-8
 """Added to the target's size before it divides (protocol §2)."""

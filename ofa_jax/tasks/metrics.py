@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ofa_jax.data.windows import Batch
 from ofa_jax.tasks.losses import symmetric_terms
+from ofa_jax.windows.batch import Batch
 
 
 def forecast_sums(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ofa_jax.config import DataConfig, Protocol, TaskConfig, TaskName
-from ofa_jax.tasks import anomaly, classification, forecasting, imputation, series
+from ofa_jax.tasks import anomaly, classification, imputation, series
+from ofa_jax.tasks import forecast as forecasting
 from ofa_jax.tasks.base import TaskData
 
 PREPARE: Mapping[TaskName, Callable[..., TaskData]] = {

@@ -15,16 +15,17 @@ import numpy as np
 
 from ofa_jax.config import DataConfig, Protocol, TaskConfig
 from ofa_jax.data.archives import SeriesCollection
-from ofa_jax.data.catalog import CATALOG, load_collection
+from ofa_jax.data.catalog.load import CATALOG, load_collection
 from ofa_jax.data.frames import Frame
 from ofa_jax.data.splits import Split
-from ofa_jax.data.windows import Batch, WindowSpec, WindowTable, lay_end_to_end
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.tasks.base import Score, Sums, Task, TaskData
-from ofa_jax.tasks.forecasting import read_series, season_of
+from ofa_jax.tasks.forecast import read_series, season_of
 from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import mean_scaled_error, naive_scale, series_metrics, series_sums
 from ofa_jax.tasks.naive2 import naive2
+from ofa_jax.windows.batch import Batch
+from ofa_jax.windows.table import WindowSpec, WindowTable, lay_end_to_end
 
 Naive = Callable[[np.ndarray, int, int], np.ndarray]
 """``naive(insample, season, horizon) -> [h]``."""

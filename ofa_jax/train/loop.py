@@ -8,7 +8,7 @@ The order of a resume is always the same:
 
 Losses are added up per step in float64 on the host, so neither the chunk length nor an interruption changes a logged number.
 
-Several processes run this loop side by side, on the same numbers, each with its own devices (:mod:`ofa_jax.train.parallel`). What
+Several processes run this loop side by side, on the same numbers, each with its own devices (:mod:`ofa_jax.train.devices`). What
 hangs on the clock or on a signal they agree on at the end of a chunk (:mod:`ofa_jax.train.processes`).
 """
 
@@ -28,16 +28,15 @@ import jax
 import numpy as np
 
 from ofa_jax.config import TrainConfig
-from ofa_jax.data.windows import PADDING, IndexStream, WindowTable
 from ofa_jax.errors import CheckpointError, Interrupted, TrainError
 from ofa_jax.tasks.base import Task
-from ofa_jax.train import gradient_log
+from ofa_jax.train import grad_stats as gradient_log
 from ofa_jax.train.checkpoints import Checkpoints
+from ofa_jax.train.devices import Layout, check_room, make_layout, slices_and_rows
 from ofa_jax.train.events import EventLog
+from ofa_jax.train.memory import EVAL_WINDOWS
 from ofa_jax.train.optim import learning_rate, make_optimizer
-from ofa_jax.train.parallel import Layout, check_room, make_layout, slices_and_rows
 from ofa_jax.train.processes import LedCheckpoints, largest, together
-from ofa_jax.train.slices import EVAL_WINDOWS
 from ofa_jax.train.step import (
     Params,
     Predict,
@@ -48,6 +47,8 @@ from ofa_jax.train.step import (
     make_chunk,
     make_eval_step,
 )
+from ofa_jax.windows.order import IndexStream
+from ofa_jax.windows.table import PADDING, WindowTable
 
 
 class Reporter(Protocol):

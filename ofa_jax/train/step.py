@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ofa_jax.data.windows import Batch, WindowSpec, WindowTable, gather
+from ofa_jax.windows.batch import Batch, gather
+from ofa_jax.windows.table import WindowSpec, WindowTable
 
 Params = dict[str, Any]
 Predict = Callable[..., jax.Array]
@@ -51,7 +52,7 @@ def sample_keys(key: jax.Array, step: jax.Array, row_b: jax.Array) -> jax.Array:
 
 
 class Spread(NamedTuple):
-    """How a step is spread over devices; as it stands, over one. :mod:`ofa_jax.train.parallel` makes the others.
+    """How a step is spread over devices; as it stands, over one. :mod:`ofa_jax.train.devices` makes the others.
 
     Attributes:
         rows: ``[b, …] -> [b', …]``: of all rows, those that this device works on (for a program that one compiler spreads over

@@ -20,11 +20,11 @@ from ofa_jax.adapters.bundle import (
     write_bundle,
 )
 from ofa_jax.adapters.partition import Site
+from ofa_jax.build import build_model, frozen_record
 from ofa_jax.config import dump_experiment, load_experiment
 from ofa_jax.errors import CheckpointError, WeightsError
 from ofa_jax.files import FORMAT, sha256_file
 from ofa_jax.model.trees import flatten, unflatten
-from ofa_jax.train.assemble import build_model, frozen_record
 
 SITES = {
     "gpt2/wpe": Site("embedding", (7, 4)),

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from ofa_jax.adapters.partition import Site, actions, adapter_sites, combine, partition
+from ofa_jax.build import build_model, footprint
 from ofa_jax.config import RECIPES, build_experiment
 from ofa_jax.errors import ConfigError
 from ofa_jax.model.gpt2 import GPT2Config
-from ofa_jax.model.network import ForecastNetwork, base_shapes
+from ofa_jax.model.networks import ForecastNetwork, base_shapes
 from ofa_jax.model.trees import fingerprint, flatten
-from ofa_jax.train.assemble import build_model, footprint
+from ofa_jax.runs.train import load_bundle, train_run
 from ofa_jax.train.progress import SilentReporter
-from ofa_jax.train.run import load_bundle, train_run
 
 TREE = {
     "gpt2": {

@@ -16,7 +16,7 @@ from ofa_jax.adapters.rslora import adapter_scale, init_adapters, merge, with_ad
 from ofa_jax.config import RECIPES
 from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.model.gpt2 import GPT2Config
-from ofa_jax.model.network import ForecastNetwork, init_base
+from ofa_jax.model.networks import ForecastNetwork, init_base
 from ofa_jax.model.trees import flatten
 from ofa_jax.model.weights import random_trunk
 

@@ -17,8 +17,8 @@ from ofa_jax.baselines.nlinear import init_nlinear, nlinear
 from ofa_jax.baselines.seasonal_naive import seasonal_naive
 from ofa_jax.errors import CheckpointError
 from ofa_jax.files import run_lock
+from ofa_jax.runs.train import open_run, train_run
 from ofa_jax.train.progress import SilentReporter
-from ofa_jax.train.run import open_run, train_run
 
 
 @pytest.mark.parametrize(

@@ -32,17 +32,17 @@ from ofa_jax.baselines.dlinear import (
 )
 from ofa_jax.baselines.fill import interpolate, window_mean, zeros
 from ofa_jax.baselines.nlinear import nlinear
+from ofa_jax.build import RANDOM, footprint
 from ofa_jax.config import Experiment
 from ofa_jax.errors import CheckpointError, ConfigError, Interrupted
 from ofa_jax.files import sha256_file
 from ofa_jax.model.gpt2 import GPT2Config
 from ofa_jax.model.trees import flatten
 from ofa_jax.model.weights import random_trunk, save_trunk
+from ofa_jax.runs.train import NEUTRAL, open_run, read_data, resolved, train_run
 from ofa_jax.tasks.base import TaskData
-from ofa_jax.train.assemble import RANDOM, footprint
 from ofa_jax.train.events import CLOCK_FIELDS, read_events
 from ofa_jax.train.progress import SilentReporter
-from ofa_jax.train.run import NEUTRAL, open_run, read_data, resolved, train_run
 
 TASKS = ("forecast", "zero_shot", "short_term", "anomaly", "classification", "imputation")
 

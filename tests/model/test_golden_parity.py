@@ -20,7 +20,7 @@ import pytest
 
 from ofa_jax.adapters.bundle import peft_tensors, read_peft
 from ofa_jax.adapters.rslora import merge, with_adapters
-from ofa_jax.model.network import ForecastNetwork, Network, base_shapes
+from ofa_jax.model.networks import ForecastNetwork, Network, base_shapes
 from ofa_jax.model.trees import flatten
 from ofa_jax.model.variants import ClassifyNetwork, ReconstructNetwork
 from ofa_jax.model.weights import load_trunk

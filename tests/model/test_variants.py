@@ -18,11 +18,12 @@ import pytest
 
 from ofa_jax.adapters.partition import Site
 from ofa_jax.adapters.rslora import init_adapters, merge, with_adapters
+from ofa_jax.build import build_model, footprint
 from ofa_jax.config import build_experiment
 from ofa_jax.errors import ConfigError, TrainError, WeightsError
 from ofa_jax.model import frozen_init
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
-from ofa_jax.model.network import ForecastNetwork, OneAttention, base_shapes, init_base
+from ofa_jax.model.networks import ForecastNetwork, OneAttention, base_shapes, init_base
 from ofa_jax.model.trees import fingerprint, flatten, unflatten
 from ofa_jax.model.variants import (
     ClassifyNetwork,
@@ -32,7 +33,6 @@ from ofa_jax.model.variants import (
     sinusoid,
 )
 from ofa_jax.model.weights import random_trunk
-from ofa_jax.train.assemble import build_model, footprint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONFIG = GPT2Config(n_embd=12, n_layer=1, n_head=2, n_positions=20)

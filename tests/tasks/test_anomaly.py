@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ofa_jax.baselines.fill import zeros
+from ofa_jax.build import build_model
 from ofa_jax.config import DataConfig, Protocol, TaskConfig, build_experiment
 from ofa_jax.data.archives import LabelledStream, write_stream
 from ofa_jax.errors import ConfigError, DataError, OfaError
@@ -22,7 +23,6 @@ from ofa_jax.tasks import anomaly
 from ofa_jax.tasks.anomaly import prepare_anomaly
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.tasks.detection import detection_metrics
-from ofa_jax.train.assemble import build_model
 from ofa_jax.train.loop import Evaluator
 
 L = 10

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from ofa_jax.config import Protocol, build_experiment
 from ofa_jax.data.archives import LabelledStream, write_stream
-from ofa_jax.data.windows import sliding_windows
 from ofa_jax.errors import DataError
 from ofa_jax.tasks.base import TaskData, whole_batches
 from ofa_jax.tasks.prepare import PREPARE, prepare
 from ofa_jax.train.loop import evaluate
+from ofa_jax.windows.table import sliding_windows
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "forecast": {"horizon": 4},

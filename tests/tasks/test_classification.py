@@ -15,16 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ofa_jax.build import build_model
 from ofa_jax.config import DataConfig, Experiment, Protocol, TaskConfig, build_experiment
 from ofa_jax.data.archives import LabelledCases
-from ofa_jax.data.windows import Batch, WindowTable, gather
 from ofa_jax.errors import DataError
 from ofa_jax.tasks import classification
 from ofa_jax.tasks.base import Task, TaskData
 from ofa_jax.tasks.classification import prepare_classification
-from ofa_jax.train.assemble import build_model
 from ofa_jax.train.loop import evaluate, fit
 from ofa_jax.train.progress import SilentReporter
+from ofa_jax.windows.batch import Batch, gather
+from ofa_jax.windows.table import WindowTable
 
 CLASSES = ("a", "b", "c", "d")
 

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from ofa_jax.data.frames import Frame
-from ofa_jax.data.windows import Batch
 from ofa_jax.errors import DataError
-from ofa_jax.tasks.forecasting import prepare, prepare_frame, season_of
+from ofa_jax.tasks.forecast import prepare, prepare_frame, season_of
 from ofa_jax.tasks.losses import squared_error
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
 from ofa_jax.train.loop import evaluate
+from ofa_jax.windows.batch import Batch
 
 
 def batch_of(b: int = 5, h: int = 3, *, seed: int = 0) -> tuple[np.ndarray, Batch]:

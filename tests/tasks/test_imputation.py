@@ -17,16 +17,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ofa_jax.build import Model, build_model
 from ofa_jax.config import DataConfig, build_experiment
 from ofa_jax.data.frames import Frame
-from ofa_jax.data.windows import Batch, WindowTable, gather
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.tasks import imputation
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.tasks.imputation import calendar_features, hide_points, prepare_imputation
-from ofa_jax.train.assemble import Model, build_model
 from ofa_jax.train.loop import evaluate
 from ofa_jax.train.step import dropout_key, init_state, make_eval_step, train_step
+from ofa_jax.windows.batch import Batch, gather
+from ofa_jax.windows.table import WindowTable
 
 L, B = 12, 6
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ofa_jax.data.windows import Batch
 from ofa_jax.tasks.losses import (
     FORECAST_LOSSES,
     cross_entropy,
@@ -20,6 +19,7 @@ from ofa_jax.tasks.losses import (
     smape,
     squared_error,
 )
+from ofa_jax.windows.batch import Batch
 
 REL = 2e-6
 """A term is a handful of float32 operations (each right to 6e-8) and so is the sum of at most twelve non-negative terms."""

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ofa_jax.data.windows import Batch
 from ofa_jax.tasks.metrics import (
     classification_metrics,
     classification_sums,
@@ -23,6 +22,7 @@ from ofa_jax.tasks.metrics import (
     series_metrics,
     series_sums,
 )
+from ofa_jax.windows.batch import Batch
 
 REL = 2e-6
 """Sums per window are made of a few float32 operations, each right to 6e-8; across windows they are added in float64."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ofa_jax.data.archives import SeriesCollection, read_m4_part
-from ofa_jax.data.catalog import CATALOG, locate
+from ofa_jax.data.catalog.load import CATALOG, locate
 from ofa_jax.tasks.naive2 import is_seasonal, naive2, seasonal_indices
 
 

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from ofa_jax.baselines.nlinear import init_nlinear, nlinear
 from ofa_jax.config import Experiment, TaskName, TrainConfig, build_experiment
 from ofa_jax.data.archives import read_m4_part
-from ofa_jax.data.catalog import CATALOG, load_collection, locate
-from ofa_jax.data.lines import read_lines
-from ofa_jax.data.windows import PADDING, IndexStream, gather
+from ofa_jax.data.archives.text import read_lines
+from ofa_jax.data.catalog.load import CATALOG, load_collection, locate
 from ofa_jax.errors import ConfigError, DataError, OfaError
 from ofa_jax.tasks.base import Task, TaskData
 from ofa_jax.tasks.prepare import PREPARE, prepare
@@ -31,6 +30,9 @@ from ofa_jax.tasks.series import (
 )
 from ofa_jax.train.loop import evaluate, fit
 from ofa_jax.train.progress import SilentReporter
+from ofa_jax.windows.batch import gather
+from ofa_jax.windows.order import IndexStream
+from ofa_jax.windows.table import PADDING
 
 Window = tuple[int, list[float], list[float]]
 """What a window shows: its id, its observed input steps, its observed target steps."""

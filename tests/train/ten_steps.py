@@ -21,17 +21,17 @@ def main(out: str, *layouts: str, team: tuple[str, int, int] | None = None) -> N
     import jax
     import numpy as np
 
+    from ofa_jax.build import build_model
     from ofa_jax.config import load_experiment
     from ofa_jax.data.synthetic import hourly_load
-    from ofa_jax.data.windows import WindowTable
     from ofa_jax.model.trees import flatten
-    from ofa_jax.tasks.forecasting import prepare, prepare_frame
-    from ofa_jax.train.assemble import build_model
+    from ofa_jax.tasks.forecast import prepare, prepare_frame
+    from ofa_jax.train.devices import make_layout
     from ofa_jax.train.events import EventLog
     from ofa_jax.train.loop import Trainer
-    from ofa_jax.train.parallel import make_layout
     from ofa_jax.train.processes import connect, leads
     from ofa_jax.train.progress import SilentReporter
+    from ofa_jax.windows.table import WindowTable
 
     if team is not None:
         connect(*team, heartbeat=10, wait=60)

@@ -18,19 +18,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_parallel import TOLERANCE, assert_same
+from test_devices import TOLERANCE, assert_same
 from test_resume import events_of, newest, outcome
 
+from ofa_jax.build import build_model
 from ofa_jax.config import load_experiment
 from ofa_jax.errors import ConfigError, DataError, TrainError
 from ofa_jax.model.trees import flatten
+from ofa_jax.runs.train import read_config, train_run
 from ofa_jax.train import processes
-from ofa_jax.train.assemble import build_model
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.optim import learning_rate, make_optimizer
 from ofa_jax.train.processes import PeerLost, check_alike, connect, from_leader, largest, leads, together
 from ofa_jax.train.progress import SilentReporter
-from ofa_jax.train.run import read_config, train_run
 from ofa_jax.train.step import init_state
 
 REPOSITORY = Path(__file__).parents[2]

@@ -21,9 +21,9 @@ import pytest
 from ofa_jax.errors import CheckpointError, ConfigError, Interrupted, TrainError
 from ofa_jax.files import run_lock
 from ofa_jax.model.trees import flatten
+from ofa_jax.runs.train import load_bundle, train_run
 from ofa_jax.train.events import CLOCK_FIELDS, EventLog, read_events
 from ofa_jax.train.progress import SilentReporter
-from ofa_jax.train.run import load_bundle, train_run
 
 STEPS = 21  # 3 epochs of 7
 
@@ -407,7 +407,7 @@ def test_numbers_that_explode_stop_with_the_place(tiny, source, tmp_path, batch_
 
 
 def test_a_loss_that_explodes_late_names_the_last_good_checkpoint(tiny, source, stopped, monkeypatch):
-    from ofa_jax.tasks import forecasting
+    from ofa_jax.tasks import forecast as forecasting
 
     sound = forecasting.FORECAST_LOSSES["mse"]
 
@@ -427,7 +427,7 @@ def test_parameters_that_are_not_finite_are_never_saved(tiny, source, tmp_path, 
     """The loss of a step is finite, but its gradient is not: the state after it must not become the last good checkpoint."""
     import jax
 
-    from ofa_jax.tasks import forecasting
+    from ofa_jax.tasks import forecast as forecasting
 
     @jax.custom_jvp
     def steep(value):

@@ -11,11 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from ofa_jax.data.windows import Batch, IndexStream, WindowSpec, WindowTable, gather
+from ofa_jax.build import build_model
 from ofa_jax.model.trees import flatten
-from ofa_jax.tasks.forecasting import prepare_frame
+from ofa_jax.tasks.forecast import prepare_frame
 from ofa_jax.tasks.losses import reconstruction_error
-from ofa_jax.train.assemble import build_model
 from ofa_jax.train.events import EventLog
 from ofa_jax.train.loop import StopRequest, Trainer, fit
 from ofa_jax.train.optim import adam, learning_rate
@@ -29,6 +28,9 @@ from ofa_jax.train.step import (
     make_eval_step,
     sample_keys,
 )
+from ofa_jax.windows.batch import Batch, gather
+from ofa_jax.windows.order import IndexStream
+from ofa_jax.windows.table import WindowSpec, WindowTable
 
 
 class Setting:

@@ -12,18 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.sizes import Shape
+from ofa_jax.build import Model, build_model
 from ofa_jax.config import Experiment, build_experiment
 from ofa_jax.data.synthetic import hourly_load
-from ofa_jax.data.windows import IndexStream, WindowSpec, WindowTable, gather, sliding_windows
 from ofa_jax.model import trees
 from ofa_jax.tasks.base import Task
-from ofa_jax.tasks.forecasting import forecast_task, prepare_frame
-from ofa_jax.train.assemble import Model, build_model
+from ofa_jax.tasks.forecast import forecast_task, prepare_frame
+from ofa_jax.train.devices import check_room
 from ofa_jax.train.events import EventLog
 from ofa_jax.train.loop import Trainer
-from ofa_jax.train.parallel import check_room
+from ofa_jax.train.memory import settled
 from ofa_jax.train.progress import SilentReporter
-from ofa_jax.train.slices import settled
+from ofa_jax.windows.batch import gather
+from ofa_jax.windows.order import IndexStream
+from ofa_jax.windows.table import WindowSpec, WindowTable, sliding_windows
 
 LEARNING_RATE = 1e-4
 NO_DROPOUT = ("trunk.dropout=0", "adapters.dropout=0")

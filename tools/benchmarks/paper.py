@@ -16,10 +16,10 @@ from benchmarks import flops, ours
 from benchmarks.schema import Row, Section, Stat, Target, find, once, ratio, reached, stat
 from benchmarks.sizes import Sizes
 from benchmarks.timing import Call, Taken, alternate, alternate_blocks, percentile, rate_row, timed_row
+from ofa_jax.build import Model, compute_dtype
 from ofa_jax.config import Experiment
 from ofa_jax.errors import OfaError
 from ofa_jax.tasks.base import Task
-from ofa_jax.train.assemble import Model, compute_dtype
 
 SAME = 1e-4
 """Both sides' losses and forecasts may differ by this share: float32 sums in another order, through six blocks, give about 3e-6."""

@@ -21,8 +21,8 @@ from benchmarks.timing import WORSE, Call, Taken, alternate, exponent, timed_row
 from benchmarks.worker import STARTED, command, environment, run
 from ofa_jax.config import load_experiment
 from ofa_jax.errors import OfaError
-from ofa_jax.tasks.forecasting import ForecastData
-from ofa_jax.train.run import read_data
+from ofa_jax.runs.train import read_data
+from ofa_jax.tasks.forecast import ForecastData
 
 MEMORY_TARGET = Target(of="ratio", bound="at most", value=0.6)
 HELP_TARGET = Target(of="ours", bound="at most", value=0.5)
@@ -92,7 +92,9 @@ def start_section(sizes: Sizes) -> Section:
     """Section 6."""
     script = Path(sys.executable).with_name("ofa-jax")
     helped = (
-        [str(script)] if script.exists() else [sys.executable, "-c", "from ofa_jax.cli import main; main()"]
+        [str(script)]
+        if script.exists()
+        else [sys.executable, "-c", "from ofa_jax.cli.main import main; main()"]
     )
     commands = {
         "python -c pass": [sys.executable, "-c", "pass"],

@@ -19,14 +19,14 @@ from benchmarks.schema import Row, Section, Target, reached, stat
 from benchmarks.sizes import ROOT, Sizes
 from benchmarks.timing import Taken, alternate, timed_row
 from ofa_jax.config import Experiment, load_experiment
-from ofa_jax.data.catalog import DATA_VARIABLE
+from ofa_jax.data.catalog.load import DATA_VARIABLE
 from ofa_jax.data.splits import Split
 from ofa_jax.data.synthetic import hourly_load
 from ofa_jax.errors import OfaError
 from ofa_jax.files import write_atomic
-from ofa_jax.tasks.forecasting import ForecastData
+from ofa_jax.runs.train import read_data, train_run
+from ofa_jax.tasks.forecast import ForecastData
 from ofa_jax.train.loop import evaluate
-from ofa_jax.train.run import read_data, train_run
 
 CONFIG = ROOT / "configs" / "quick" / "etth1.yaml"
 EPOCH = "epoch, training and validation"

@@ -9,13 +9,13 @@ from pathlib import Path
 from benchmarks.quick import CONFIG, overrides
 from benchmarks.schema import Row, Section, Stat
 from benchmarks.sizes import Sizes
-from ofa_jax.analysis.sweep_cells import Axes, cells_of
-from ofa_jax.analysis.sweeps import run_sweep
 from ofa_jax.baselines.compare import compare
 from ofa_jax.config import load_experiment
 from ofa_jax.errors import OfaError
+from ofa_jax.runs.train import open_run, train_run
+from ofa_jax.studies.sweep.cells import Axes, cells_of
+from ofa_jax.studies.sweep.folder import run_sweep
 from ofa_jax.train.progress import SilentReporter
-from ofa_jax.train.run import open_run, train_run
 
 SHARE = "sweep's share of the time of separate runs"
 ALIKE = 1e-3

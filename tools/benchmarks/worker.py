@@ -109,8 +109,8 @@ def step_theirs(shape: Shape, batch: int, steps: int) -> dict[str, float]:
 def epoch_ours(config: str, overrides: list[str], out: str) -> dict[str, float]:
     """Whole epochs as ``ofa-jax train`` runs them."""
     from ofa_jax.config import load_experiment
+    from ofa_jax.runs.train import train_run
     from ofa_jax.train.progress import SilentReporter
-    from ofa_jax.train.run import train_run
 
     imported = held_bytes()
     train_run(load_experiment(config, overrides), out, SilentReporter())
@@ -140,7 +140,7 @@ def first_step(config: str, overrides: list[str], out: str) -> dict[str, float]:
     """``ofa-jax train``, the whole command, up to the loss of its first step; says so on stdout and ends there."""
     from unittest.mock import patch
 
-    from ofa_jax.cli import main as ofa_jax
+    from ofa_jax.cli.main import main as ofa_jax
     from ofa_jax.train.progress import ConsoleReporter
 
     def advance(reporter: ConsoleReporter, windows: int, loss: float) -> None:

@@ -1,0 +1,369 @@
+"""The catalogue: benchmark data sets known by name, where their files lie, whether they are the published ones, and their reading."""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ofa_jax.data.archives import (
+    LabelledCases,
+    LabelledStream,
+    SeriesCollection,
+    read_m4,
+    read_stream,
+    read_ts,
+    read_tsf,
+)
+from ofa_jax.data.catalog.entries import ENTRIES, DataFile, DatasetEntry, Kind
+from ofa_jax.data.frames import Frame, Missing, read_frame
+from ofa_jax.errors import DataError
+from ofa_jax.files import sha256_file
+
+DATA_VARIABLE = "OFA_JAX_DATA"
+
+CATALOG: dict[str, DatasetEntry] = {entry.name: entry for entry in ENTRIES}
+"""Every known data set by name."""
+
+_READS: dict[Kind, str] = {
+    "frame": "load",
+    "collection": "load_collection",
+    "cases": "load_cases",
+    "stream": "load_streams",
+}
+_CALLED: dict[Kind, str] = {
+    "frame": "table of series (forecast, imputation)",
+    "collection": "collection of single series (zero_shot, short_term)",
+    "cases": "set of labelled cases (classification)",
+    "stream": "labelled stream (anomaly)",
+}
+"""What messages call each kind, with the tasks that read it."""
+
+
+def data_root() -> Path:
+    """The folder that the environment variable OFA_JAX_DATA names.
+
+    Raises:
+        DataError: It is not set, or names no folder.
+    """
+    value = os.environ.get(DATA_VARIABLE, "")
+    if not value:
+        raise DataError(
+            f"{DATA_VARIABLE} is not set",
+            fix=f"Set it to the folder that holds the data sets: export {DATA_VARIABLE}=/path/to/data",
+        )
+    root = Path(value).expanduser()
+    if not root.is_dir():
+        raise DataError(
+            f"{DATA_VARIABLE} names {value!r}, which is no folder",
+            fix="Set it to the folder that holds the data sets",
+        )
+    return root
+
+
+def find(file: DataFile, root: Path) -> Path | None:
+    """A catalogued file below ``root``, as itself or with ``.gz``; None where it is not there."""
+    for path in (root / file.path, root / f"{file.path}.gz"):
+        if path.is_file():
+            return path
+    return None
+
+
+def locate(entry: DatasetEntry, root: str | Path | None = None, *, role: str | None = None) -> Path:
+    """A file of a known data set below ``root`` (by default :func:`data_root`): the one with a role, by default the first.
+
+    Raises:
+        DataError: It is not there: where it was looked for, where to get it, where to put it.
+    """
+    file = entry.files[0] if role is None else entry.file(role)
+    try:
+        root = data_root() if root is None else Path(root)
+    except DataError as error:
+        raise DataError(
+            f"{error.what}, so `{entry.name}` cannot be looked for",
+            fix=f"Export {DATA_VARIABLE}=FOLDER; {_how_to_get(entry, file, 'that folder')}",
+        ) from None
+    path = find(file, root)
+    if path is not None:
+        return path
+    raise DataError(
+        f"the data set `{entry.name}` is not there"
+        if file.needed
+        else f"the file `{file.role}` of `{entry.name}` is not there",
+        where=str(root / file.path),
+        fix=_how_to_get(entry, file, str(root)),
+    )
+
+
+def _how_to_get(entry: DatasetEntry, file: DataFile, root: str) -> str:
+    by_hand = f"download it from {source_of(entry, file)} and put it at {file.path} below {root}"
+    return f"run `ofa-jax data fetch {entry.name}`, or {by_hand}" if file.url else by_hand
+
+
+def source_of(entry: DatasetEntry, file: DataFile) -> str:
+    """In words, where a file of a known data set comes from."""
+    if file.url is None:
+        return " or ".join(entry.pages) + (f" ({entry.note.rstrip('.')})" if entry.note else "")
+    return f"{file.url} ({file.member} in it)" if file.member else file.url
+
+
+def content_sha256(path: Path) -> str:
+    """The sha256 of a file's content in hexadecimal; of a ``.gz`` file's, unpacked.
+
+    Raises:
+        DataError: The file cannot be read or unpacked.
+    """
+    try:
+        if not path.name.endswith(".gz"):
+            return sha256_file(path)
+        digest = hashlib.sha256()
+        with gzip.open(path) as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"the file cannot be read ({error})",
+            where=str(path),
+            fix="Check that it is whole; fetch it again",
+        ) from None
+
+
+def verify(entry: DatasetEntry, path: str | Path, *, role: str | None = None) -> bool:
+    """Check a file's content against the catalogue's sha256; False where the catalogue cannot tell.
+
+    Raises:
+        DataError: The published file's sha256 is known and this is another file.
+    """
+    path = Path(path)
+    file = entry.files[0] if role is None else entry.file(role)
+    found = content_sha256(path)
+    if found in (file.sha256, file.copy_sha256):
+        return True
+    if file.sha256 is None:
+        return False
+    raise DataError(
+        f"this is not the published file of `{entry.name}`: its sha256 is {found}, expected {file.sha256}",
+        where=str(path),
+        fix=f"Download it again from {source_of(entry, file)}, or rename it to use it as a file of your own",
+    )
+
+
+def load(
+    name_or_path: str | Path, *, root: str | Path | None = None, **options: Any
+) -> tuple[Frame, DatasetEntry | None]:
+    """A known frame by name, verified and read as its protocol says, or a user's own file.
+
+    Args:
+        name_or_path: A name in :data:`CATALOG`, or a path.
+        root: Data root for known data sets; by default :func:`data_root`.
+        options: As of :func:`ofa_jax.data.frames.read_frame`; for a known data set ``timestamps`` is the catalogue's own unless given.
+
+    Returns:
+        The frame, and the catalogue's entry or None.
+
+    Raises:
+        DataError: As :func:`locate`, :func:`verify` and ``read_frame``; a name that is neither known nor a file; a known data set
+            that is no frame.
+    """
+    entry = _entry(name_or_path, "frame")
+    if entry is not None:
+        return read_frame(_checked(entry, root), **{"timestamps": entry.timestamps, **options}), entry
+    return read_frame(_own(name_or_path, "frame"), **options), None
+
+
+def load_collection(
+    name_or_path: str | Path, *, root: str | Path | None = None, missing: Missing = "error"
+) -> tuple[SeriesCollection, DatasetEntry | None]:
+    """A known collection of single series by name (M3, M4), or a user's own ``.tsf`` file; test part at each series' end.
+
+    Raises:
+        DataError: As :func:`load`, :func:`ofa_jax.data.archives.read_tsf` and :func:`ofa_jax.data.archives.read_m4`; another number
+            of series than the catalogue's.
+    """
+    entry = _entry(name_or_path, "collection")
+    if entry is None:
+        return read_tsf(_own(name_or_path, "collection"), missing=missing), None
+    roles = [file.role for file in entry.files]
+    if "train" in roles:
+        train, test = (_checked(entry, root, role) for role in ("train", "test"))
+        base = data_root() if root is None else Path(root)
+        info = _checked(entry, root, "info") if "info" in roles and find(entry.file("info"), base) else None
+        collection = read_m4(train, test, info)
+    else:
+        collection = read_tsf(_checked(entry, root), missing=missing)
+    _expect(entry, {"series": (collection.n_series, entry.n_series)}, collection.source)
+    return collection, entry
+
+
+def load_cases(
+    name_or_folder: str | Path, *, root: str | Path | None = None, missing: Missing = "error"
+) -> tuple[LabelledCases, LabelledCases, DatasetEntry | None]:
+    """The training and test cases of a known classification problem, or of a folder with one ``*_TRAIN.ts`` and one ``*_TEST.ts``.
+
+    Raises:
+        DataError: As :func:`load` and :func:`ofa_jax.data.archives.read_ts`; parts that differ in channels or classes; for a known
+            problem, other numbers of cases or channels than the catalogue's.
+    """
+    entry = _entry(name_or_folder, "cases")
+    known = [] if entry is None else [_checked(entry, root, role) for role in ("train", "test")]
+    paths = known or _case_files(_own(name_or_folder, "cases"))
+    train, test = (read_ts(path, missing=missing) for path in paths)
+    if train.n_channels != test.n_channels or train.classes != test.classes:
+        raise DataError(
+            f"training and test cases differ: {train.n_channels} and {test.n_channels} channels, "
+            f"classes {' '.join(train.classes)[:100]} and {' '.join(test.classes)[:100]}",
+            where=test.source,
+            fix="Give both parts of the same problem",
+        )
+    if entry is not None:
+        for part, count in ((train, entry.n_train), (test, entry.n_test)):
+            _expect(
+                entry,
+                {"cases": (part.n_cases, count), "channels": (part.n_channels, entry.n_channels)},
+                part.source,
+            )
+    return train, test, entry
+
+
+def load_streams(
+    name_or_path: str | Path, *, root: str | Path | None = None, only: Sequence[str] | None = None
+) -> tuple[tuple[LabelledStream, ...], DatasetEntry | None]:
+    """The streams of a known anomaly set (one, or one per machine), or the one of a user's own ``.npz``.
+
+    Args:
+        name_or_path: A name in :data:`CATALOG`, or a path.
+        root: Data root for known data sets; by default :func:`data_root`.
+        only: Roles of the files to read (``machine-1-2``, …) where not all are wanted; by default all, and all must be there.
+
+    Raises:
+        DataError: As :func:`load` and :func:`ofa_jax.data.archives.read_stream`; other channels or, when all are read, other steps
+            than the catalogue's.
+    """
+    entry = _entry(name_or_path, "stream")
+    if entry is None:
+        return (read_stream(_own(name_or_path, "stream")),), None
+    roles = [file.role for file in entry.files] if only is None else list(only)
+    streams = tuple(read_stream(_checked(entry, root, role)) for role in roles)
+    for stream in streams:
+        _expect(entry, {"channels": (stream.n_channels, entry.n_channels)}, stream.source)
+    if only is None:
+        steps = {
+            "training steps": (sum(len(stream.train) for stream in streams), entry.n_train),
+            "test steps": (sum(len(stream.test) for stream in streams), entry.n_test),
+        }
+        _expect(entry, steps, streams[0].source)
+    return streams, entry
+
+
+def known(name: str) -> DatasetEntry:
+    """A data set's entry by name.
+
+    Raises:
+        DataError: There is none of that name; the nearest ones are listed.
+    """
+    if name in CATALOG:
+        return CATALOG[name]
+    nearest = difflib.get_close_matches(name.lower(), CATALOG, n=3) or list(CATALOG)
+    raise DataError(f"`{name}` is not a known data set", fix=f"The nearest names are {', '.join(nearest)}")
+
+
+def list_entries(root: str | Path | None = None) -> list[dict[str, Any]]:
+    """Every known data set as a dictionary of plain values: name, kind, title, files, whether they are there, sources, licence, sizes.
+
+    Args:
+        root: Data root to look for the files in; None leaves ``present`` out (None) of every file.
+    """
+    return [_listing(entry, None if root is None else Path(root)) for entry in ENTRIES]
+
+
+def _listing(entry: DatasetEntry, root: Path | None) -> dict[str, Any]:
+    files = [
+        {
+            "path": file.path,
+            "role": file.role,
+            "needed": file.needed,
+            "sha256": file.sha256,
+            "url": file.url,
+            "present": None if root is None else find(file, root) is not None,
+        }
+        for file in entry.files
+    ]
+    sizes = {
+        name: getattr(entry, name)
+        for name in ("n_rows", "n_channels", "n_series", "n_train", "n_test", "length", "n_classes")
+    }
+    return {
+        "name": entry.name,
+        "kind": entry.kind,
+        "title": entry.title,
+        "present": None if root is None else all(file["present"] for file in files if file["needed"]),
+        "fetchable": all(file.url is not None for file in entry.files if file.needed),
+        "files": files,
+        "pages": list(entry.pages),
+        "licence": entry.licence,
+        "citation": entry.citation,
+        "note": entry.note,
+        "split": entry.split if entry.kind == "frame" else None,
+        "frequency": entry.frequency,
+        "season": entry.season,
+        "horizons": list(entry.horizons),
+        "sizes": {name: size for name, size in sizes.items() if size is not None},
+    }
+
+
+def _entry(name_or_path: str | Path, kind: Kind) -> DatasetEntry | None:
+    entry = CATALOG.get(str(name_or_path))
+    if entry is None or entry.kind == kind:
+        return entry
+    names = [name for name, other in CATALOG.items() if other.kind == kind]
+    raise DataError(
+        f"`{entry.name}` is a {_CALLED[entry.kind]}, here a {_CALLED[kind]} is needed",
+        fix=f"Name one of {', '.join(names)}, or set task.name to a task that reads it (in Python: `{_READS[entry.kind]}`)",
+    )
+
+
+def _own(name_or_path: str | Path, kind: Kind) -> Path:
+    path = Path(name_or_path)
+    if not path.exists() and not path.suffix:
+        nearest = difflib.get_close_matches(str(name_or_path).lower(), CATALOG, n=3) or [
+            name for name, entry in CATALOG.items() if entry.kind == kind
+        ]
+        raise DataError(
+            f"`{name_or_path}` is neither a known data set nor a file",
+            fix=f"Known names nearest to it: {', '.join(nearest)}; or give a path",
+        )
+    return path
+
+
+def _checked(entry: DatasetEntry, root: str | Path | None, role: str | None = None) -> Path:
+    path = locate(entry, root, role=role)
+    verify(entry, path, role=role)
+    return path
+
+
+def _case_files(folder: Path) -> list[Path]:
+    found = []
+    for part in ("TRAIN", "TEST"):
+        matches = sorted([*folder.glob(f"*_{part}.ts"), *folder.glob(f"*_{part}.ts.gz")])
+        if len(matches) != 1:
+            raise DataError(
+                f"there are {len(matches)} files `*_{part}.ts`",
+                where=str(folder),
+                fix="Give a folder that holds one problem's two parts",
+            )
+        found += matches
+    return found
+
+
+def _expect(entry: DatasetEntry, counts: dict[str, tuple[int, int | None]], source: str) -> None:
+    for what, (found, expected) in counts.items():
+        if expected is not None and found != expected:
+            raise DataError(
+                f"has {found} {what}, `{entry.name}` has {expected}", where=source, fix="Download it again"
+            )

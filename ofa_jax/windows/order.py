@@ -1,0 +1,99 @@
+"""The one global order of batches."""
+
+from __future__ import annotations
+
+from itertools import repeat
+
+import numpy as np
+
+from ofa_jax.errors import DataError
+from ofa_jax.windows.table import PADDING
+
+
+class IndexStream:
+    """The one order in which all processes see the windows: shuffled per epoch, cut into batches, repeated.
+
+    Batches are numbered from 0 through all epochs, so a position in the stream is one integer and no batch crosses an epoch. The
+    order is that of grain's index shuffle, a seeded permutation that gives any place of it at once. (grain's own pipeline over a range
+    makes the same kind of order at three times the cost a window, which shows beside a small network.)
+
+    Args:
+        windows: Number of windows in the table.
+        batch_size: Windows per batch; the last batch of an epoch is filled up with :data:`PADDING`.
+        seed: Seed of the order, between 0 and 2**32 - 1; every epoch has an order of its own. None keeps the table's order.
+        drop_last: Leave out an epoch's last batch where it is not full, as published code does (protocol §3).
+        groups: ``[groups + 1]``: borders of groups of rows, 0 first and ``windows`` last, of which every epoch sees one row each,
+            drawn by seed, epoch and group alone. None makes every row a group of its own.
+
+    Attributes:
+        windows: Windows that one epoch sees.
+    """
+
+    def __init__(
+        self,
+        windows: int,
+        batch_size: int,
+        *,
+        seed: int | None,
+        drop_last: bool = False,
+        groups: np.ndarray | None = None,
+    ) -> None:
+        import grain
+
+        count = windows if groups is None else len(groups) - 1
+        if count < 1 or batch_size < 1 or (drop_last and count < batch_size):
+            raise DataError(
+                f"{count} windows in batches of {batch_size} make no batch",
+                fix="The published protocol drops the last batch where it is not full; take a smaller train.batch_size"
+                if drop_last
+                else "",
+            )
+        if groups is not None and (groups[0] != 0 or groups[-1] != windows or (np.diff(groups) < 1).any()):
+            raise DataError(f"the borders of {count} groups do not divide {windows} windows", where="groups")
+        self._shuffled = grain.experimental.index_shuffle
+        self._count, self._seed = count, seed
+        self._prepared: tuple[int, int, np.ndarray] | None = None
+        self._groups = groups
+        self._drawn: tuple[int, np.ndarray] | None = None
+        self.batch_size = batch_size
+        self.steps_per_epoch = count // batch_size if drop_last else -(-count // batch_size)
+        self.windows = self.steps_per_epoch * batch_size if drop_last else count
+
+    def batches(self, start: int, stop: int) -> np.ndarray:
+        """Batches ``start`` … ``stop - 1`` as ``[stop - start, batch_size]`` int32."""
+        if self._prepared is not None and self._prepared[:2] == (start, stop):
+            return self._prepared[2]
+        index = np.full((stop - start, self.batch_size), PADDING, np.int32)
+        for row, position in enumerate(range(start, stop)):
+            epoch, number = divmod(position, self.steps_per_epoch)
+            first = number * self.batch_size
+            batch = self._order(epoch, first, min(first + self.batch_size, self._count))
+            if self._groups is not None:
+                batch = self._members(epoch)[batch]
+            index[row, : len(batch)] = batch
+        return index
+
+    def _order(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        """Rows (or groups) ``start`` … ``stop - 1`` of an epoch's order, without making the whole of it."""
+        if self._seed is None:
+            return np.arange(start, stop)
+        seed = int(
+            np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0]
+        )  # neighbouring seeds share no epoch's order
+        places = map(self._shuffled, range(start, stop), repeat(self._count - 1), repeat(seed), repeat(4))
+        return np.fromiter(places, np.int32, stop - start)
+
+    def prepare(self, start: int, stop: int) -> None:
+        """Make :meth:`batches` of the same numbers ready, which takes a microsecond or two a window."""
+        self._prepared = (start, stop, self.batches(start, stop))
+
+    def _members(self, epoch: int) -> np.ndarray:
+        """The row that each group shows in an epoch."""
+        assert self._groups is not None
+        if self._drawn is None or self._drawn[0] != epoch:
+            raw = np.random.Philox(key=np.array([self._seed or 0, epoch], np.uint64)).random_raw(
+                len(self._groups) - 1
+            )
+            sizes = np.diff(self._groups).astype(np.uint64)
+            self._drawn = (epoch, self._groups[:-1] + (raw % sizes).astype(np.int64))
+        return self._drawn[1]

@@ -1,0 +1,117 @@
+"""The window table: where the windows of a data set lie in its buffer.
+
+The frames of a data set lie end to end in one float32 buffer ``[rows, channels]``. A **window** is a row of a table that points into
+it: its first observed row, one channel or all, how many of its input and target steps are observed, and an id. That is enough for
+overlapping forecasting windows, thousands of short series, cases of unequal length and labelled cases alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ofa_jax.errors import DataError
+
+ALL_CHANNELS = -1
+"""In a table's ``channel`` column: the window takes every channel."""
+
+PADDING = -1
+"""In a batch's index: a row that is no window; its weight is 0."""
+
+
+class WindowTable(NamedTuple):
+    """One row per window; every column is ``[windows]`` int32, in NumPy on the host or in jax on a device.
+
+    Attributes:
+        first: Buffer row of the first observed input step.
+        channel: Channel of a univariate window, or :data:`ALL_CHANNELS`.
+        x_valid: Observed input steps, at most the input length; the missing ones are padded (see :class:`WindowSpec`).
+        y_valid: Observed target steps, at most the horizon; they follow the observed input steps.
+        window_id: What the window is called in outputs (its place in the protocol's order, a series or case number).
+        label: Class of the window, or -1.
+    """
+
+    first: Any
+    channel: Any
+    x_valid: Any
+    y_valid: Any
+    window_id: Any
+    label: Any
+
+    @property
+    def size(self) -> int:
+        return len(self.first)
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """What all windows of a table have in common.
+
+    Attributes:
+        input_length: Input steps, L.
+        horizon: Target steps, H; 0 where the task has none.
+        univariate: Whether each window is one channel (then batches have ``c = 1``).
+        align: Where short inputs stand: ``end`` pads before them (a forecast goes on from the last value), ``start`` after them.
+        labelled: Whether the target is the window's class label instead of steps.
+    """
+
+    input_length: int
+    horizon: int
+    univariate: bool = True
+    align: Literal["start", "end"] = "end"
+    labelled: bool = False
+
+
+def sliding_windows(
+    rows: tuple[int, int],
+    *,
+    input_length: int,
+    horizon: int,
+    channels: int,
+    univariate: bool = True,
+    step: int = 1,
+    source: str = "data",
+) -> WindowTable:
+    """Every complete window of a stretch of rows; univariate ones in channel-major order (protocol §1.1).
+
+    Args:
+        rows: First row and the row after the last.
+        input_length: L.
+        horizon: H; may be 0.
+        channels: Number of channels of the buffer.
+        univariate: One window per start and channel, index = (channel, start); otherwise one per start with all channels.
+        step: Rows from one start to the next.
+        source: Named in the error.
+
+    Raises:
+        DataError: Fewer rows than one window needs.
+    """
+    span = input_length + horizon
+    starts = np.arange(rows[0], rows[1] - span + 1, step, dtype=np.int32)
+    if not len(starts):
+        raise DataError(
+            f"{rows[1] - rows[0]} rows hold no window of {input_length} input and {horizon} target steps",
+            where=source,
+            fix=f"At least {span} rows are needed in this part; shorten task.input_length or task.horizon, or bring more rows",
+        )
+    columns = np.arange(channels, dtype=np.int32) if univariate else np.array([ALL_CHANNELS], np.int32)
+    count = len(columns) * len(starts)
+    return WindowTable(
+        first=np.tile(starts, len(columns)),
+        channel=np.repeat(columns, len(starts)),
+        x_valid=np.full(count, input_length, np.int32),
+        y_valid=np.full(count, horizon, np.int32),
+        window_id=np.arange(count, dtype=np.int32),
+        label=np.full(count, -1, np.int32),
+    )
+
+
+def lay_end_to_end(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Frames ``[T_i, C]`` as one float32 buffer ``[rows, C]``, and the first row of each, ``[frames]``."""
+    lengths = [len(part) for part in parts]
+    return np.concatenate(parts).astype(np.float32, copy=False), np.concatenate(
+        [[0], np.cumsum(lengths)[:-1]]
+    ).astype(np.int64)

@@ -1,0 +1,396 @@
+"""The command line: every command does what its help says, errors are one paragraph, JSON is alone on standard output."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from ofa_jax import __version__
+from ofa_jax.cli.main import main as cli
+
+COMMANDS = ("demo", "train", "evaluate", "predict", "params", "convert", "sweep", "gradients", "report")
+
+
+@dataclass
+class Called:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command in this process, as the console script does."""
+
+    def run(*arguments: object) -> Called:
+        monkeypatch.setattr(sys, "argv", ["ofa-jax", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            status: Any = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        captured = capsys.readouterr()
+        return Called(status, captured.out, captured.err)
+
+    return run
+
+
+def refused(called: Called, *parts: str) -> None:
+    """A deliberate error: status 2, nothing on standard output, one paragraph that holds ``parts``."""
+    assert called.status == 2, called
+    assert called.out == ""
+    assert called.err.startswith("error: ")
+    assert called.err.endswith("\n")
+    assert called.err.count("\n") == 1, called.err
+    for part in parts:
+        assert part in called.err
+
+
+def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_importing_the_package_is_cheap():
+    heavy = "('jax', 'jaxlib', 'pandas', 'numpy', 'flax', 'transformers', 'matplotlib', 'orbax', 'grain')"
+    done = python(
+        f"import sys, ofa_jax; dir(ofa_jax); print([name for name in {heavy} if name in sys.modules])"
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys\nfrom ofa_jax.cli.main import main\ntry:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "print([name for name in ('jax', 'pandas', 'flax', 'transformers', 'matplotlib') if name in sys.modules])"
+    )
+    done = python(code, *arguments)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stderr == ""
+
+
+def test_the_version(call):
+    assert call("--version") == Called(0, f"{__version__}\n", "")
+
+
+def test_help_lists_every_command(call):
+    called = call("--help")
+    assert called.status == 0
+    for command in COMMANDS:
+        assert f" {command} " in called.out
+    assert "Traceback" not in call().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(call, command):
+    called = call(command, "--help")
+    assert (called.status, called.err) == (0, "")
+    assert "Usage" in called.out
+
+
+@pytest.mark.parametrize("command", ["train", "params"])
+def test_help_ends_with_the_table_of_settings(call, command):
+    from ofa_jax.config import settings
+
+    table = call(command, "--help").out.partition("Settings for --set")[2]
+    for setting in settings():
+        assert setting.path in table
+
+
+def test_params_of_the_published_experiment(call):
+    called = call("params", "configs/long/etth1.yaml", "--json")
+    assert (called.status, called.err) == (0, "")
+    assert called.out.count("\n") == 1
+    counts = json.loads(called.out)
+    assert counts["trainable"] == counts["adapters"] == 546304
+    assert counts["bundle_bytes"] == 4 * 546304
+    text = call("params", "long/etth1", "--set", "task.horizon=720").out
+    assert "556,288  trainable parameters" in text
+
+
+@dataclass
+class Trained:
+    folder: Path
+    config: Path
+    run: Path
+    train: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> Trained:
+    """Trained by the command itself, in a process of its own and a folder with a space in its name."""
+    folder = tmp_path_factory.mktemp("with space")
+    config = tiny.config(folder)
+    done = tiny.command("train", config.name, "--out", "my run", "--set", "train.epochs=2", cwd=folder)
+    return Trained(folder, config, folder / "my run", done)
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained.run, tmp_path / "run"))
+
+
+def test_train(trained):
+    done = trained.train
+    assert done.returncode == 0, done.stderr
+    first, bundle, following = done.stdout.splitlines()
+    assert first.startswith("all epochs done; best epoch ")
+    assert (bundle, following.split()[:3]) == ("bundle: my run/bundle", ["next:", "ofa-jax", "evaluate"])
+    lines = done.stderr.splitlines()
+    assert [line[:9] for line in lines] == ["epoch 1: ", "epoch 2: "]
+    assert "arning" not in done.stderr
+
+
+def test_training_a_finished_run_again_is_quick_and_quiet(trained, call):
+    called = call("train", trained.config, "--out", trained.run, "--set", "train.epochs=2")
+    assert (called.status, called.err) == (0, "")
+    assert called.out.startswith("all epochs done")
+
+
+def test_evaluate_as_json(trained, tiny):
+    done = tiny.command("evaluate", trained.run, "--json", cwd="/")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+    content = json.loads(done.stdout)
+    assert (content["split"], content["windows"]) == ("test", 66)
+    assert [entry["method"] for entry in content["methods"]] == [
+        "One-for-All (reference, random trunk)",
+        "seasonal naive (24 steps)",
+    ]
+
+
+def test_evaluate_with_controls(run, call):
+    called = call("evaluate", run, "--control", "nlinear", "--split", "validation")
+    assert called.status == 0
+    assert "validation part, 26 windows" in called.out
+    for method in ("One-for-All (reference, random trunk)", "seasonal naive (24 steps)", "NLinear"):
+        assert method in called.out
+    first, *epochs = called.err.splitlines()
+    assert first == "training the control NLinear, which is then kept"
+    assert epochs
+    assert all(line.startswith("epoch ") for line in epochs)
+    again = call("evaluate", run, "--control", "nlinear", "--split", "validation")
+    assert (again.out, again.err) == (called.out, "")
+    assert len(json.loads(call("evaluate", run, "--control", "nlinear", "--json").out)["methods"]) == 3
+
+
+def test_predict(trained, tiny, tmp_path):
+    new = tiny.csv(tmp_path / "new rows.csv", rows=50, seed=3)
+    done = tiny.command(
+        "predict", trained.run, "--input", new, "--output", "out/f.csv", "--plot", "out/f.png", cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "8 steps of 2 series: out/f.csv\npicture: out/f.png\n"
+    table = pd.read_csv(tmp_path / "out" / "f.csv")
+    assert table.columns.tolist() == ["date", "a", "b"]
+    assert table["date"].iloc[0] == "2024-01-03 02:00:00"
+    assert len(table) == 8
+    assert (tmp_path / "out" / "f.png").stat().st_size > 5000
+
+
+def test_predict_from_the_bundle_alone_without_timestamps(trained, tmp_path, tiny, call):
+    shutil.copytree(trained.run / "bundle", tmp_path / "bundle")
+    frame = pd.read_csv(tiny.csv(tmp_path / "new.csv", rows=40)).drop(columns="date")[["b", "a"]]
+    frame.to_csv(tmp_path / "new.csv", index=False)
+    called = call(
+        "predict", tmp_path / "bundle", "--input", tmp_path / "new.csv", "--output", tmp_path / "f.csv"
+    )
+    assert (called.status, called.err) == (0, "")
+    table = pd.read_csv(tmp_path / "f.csv")
+    assert table.columns.tolist() == ["step", "a", "b"]
+    assert (table["b"] > table["a"]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda table: table.drop(columns="b"), ("new.csv", "missing: `b`")),
+        (lambda table: table.assign(c=1.0), ("new.csv", "extra: `c`")),
+        (lambda table: table.head(20), ("new.csv", "20 rows, but the model reads the last 32")),
+        (lambda table: table.drop(index=7), ("new.csv", "the step is irregular", "row 8")),
+        (lambda table: table.assign(a="text"), ("new.csv", "text")),
+    ],
+)
+def test_predict_refuses_other_rows(trained, tiny, tmp_path, call, change, parts):
+    path = tmp_path / "new.csv"
+    change(pd.read_csv(tiny.csv(path, rows=40))).to_csv(path, index=False)
+    refused(call("predict", trained.run, "--input", path, "--output", tmp_path / "f.csv"), *parts)
+    assert not (tmp_path / "f.csv").exists()
+
+
+def test_predict_refuses_an_unknown_kind_of_picture(trained, tiny, tmp_path, call):
+    new = tiny.csv(tmp_path / "new.csv", rows=40)
+    called = call(
+        "predict", trained.run, "--input", new, "--output", tmp_path / "f.csv", "--plot", tmp_path / "f.docx"
+    )
+    refused(called, "f.docx", "Use .png, .svg or .pdf")
+    assert not (tmp_path / "f.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["train", "none.yaml", "--out", "x"], ("none.yaml", "no such file", "long/{etth1")),
+        (
+            ["train", "tiny.yaml", "--out", "x", "--set", "train.epoch=3"],
+            ("no setting 'train.epoch'", "train.epochs"),
+        ),
+        (["train", "tiny.yaml", "--out", "x", "--set", "train.epochs=none"], ("train.epochs",)),
+        (["train", "tiny.yaml", "--out", "tiny.csv"], ("this is a file, not a run folder",)),
+        (["train", "tiny.yaml", "--out", "tiny.csv/run"], ("Not a directory",)),
+        (
+            ["train", "tiny.yaml", "--out", "x", "--set", "data.source=a=b c.csv"],
+            ("a=b c.csv", "no such file"),
+        ),
+        (["evaluate", "none"], ("none", "there is no run here")),
+        (["evaluate", "."], ("there is no run here",)),
+        (["predict", "none", "--input", "tiny.csv", "--output", "f.csv"], ("none",)),
+        (["params", "none"], ("none", "no such file")),
+        (["convert", "none/such", "--out", "x"], ("none/such",)),
+    ],
+)
+def test_deliberate_errors_are_one_paragraph(trained, tmp_path, monkeypatch, call, arguments, parts):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("tiny.yaml", "tiny.csv"):
+        shutil.copy(trained.folder / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    refused(call(*arguments), *parts)
+
+
+def test_wrong_usage_is_explained(call):
+    for arguments in (["nonsense"], ["train"], ["evaluate", "run", "--split", "all"]):
+        called = call(*arguments)
+        assert called.status == 2
+        assert "Traceback" not in called.err
+        assert called.out == ""
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(trained, tmp_path, call):
+    tmp_path.chmod(0o555)
+    try:
+        refused(call("train", trained.config, "--out", tmp_path / "run"), "Permission denied")
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_a_full_disk_is_one_paragraph(trained, tiny, tmp_path, call, monkeypatch):
+    import errno
+
+    from ofa_jax import inference as predict
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(predict, "write_atomic", full)
+    called = call(
+        "predict",
+        trained.run,
+        "--input",
+        tiny.csv(tmp_path / "new.csv", rows=40),
+        "--output",
+        tmp_path / "f.csv",
+    )
+    refused(called, "f.csv: No space left on device")
+
+
+def test_an_unexpected_error_keeps_its_traceback(call, monkeypatch):
+    from ofa_jax import build as assemble
+
+    def broken(experiment):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(assemble, "footprint", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        call("params", "long/etth1")
+
+
+def test_interrupting_anything_but_training_is_quiet(call, monkeypatch):
+    from ofa_jax import build as assemble
+
+    def interrupted(experiment):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(assemble, "footprint", interrupted)
+    called = call("params", "long/etth1")
+    assert called.status == 130
+    assert "Traceback" not in called.err
+
+
+def test_interrupting_the_training_of_a_control_claims_nothing(run, call, monkeypatch):
+    import signal
+
+    from ofa_jax.train.progress import ConsoleReporter
+
+    monkeypatch.setattr(
+        ConsoleReporter, "advance", lambda self, windows, loss: signal.raise_signal(signal.SIGTERM)
+    )
+    called = call("evaluate", run, "--controls")
+    assert called.status == 143
+    assert called.err.splitlines()[-1] == "stopped; nothing was kept"
+    assert called.out == ""
+    monkeypatch.undo()
+
+
+def test_interrupted_training_says_where_it_was_saved(trained, tmp_path, call, monkeypatch):
+    import signal
+
+    from ofa_jax.train.progress import ConsoleReporter
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            ConsoleReporter, "advance", lambda self, windows, loss: signal.raise_signal(signal.SIGINT)
+        )
+        called = call("train", trained.config, "--out", tmp_path / "run")
+    assert (called.status, called.out) == (130, "")
+    assert called.err == "stopped; saved at step 3; the same command goes on from there\n"
+    called = call("train", trained.config, "--out", tmp_path / "run")
+    assert called.status == 0
+    assert called.err.startswith("resumed at step 3\n")
+
+
+def test_data_list(call, monkeypatch, tmp_path):
+    monkeypatch.delenv("OFA_JAX_DATA", raising=False)
+    called = call("data", "list")
+    assert called.status == 0
+    assert "etth1" in called.out
+    assert called.err.strip() == "OFA_JAX_DATA is not set, so it is not known what is here"
+    monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path))
+    entries = json.loads(call("data", "list", "--json").out)["data"]
+    assert {entry["name"] for entry in entries} >= {"etth1", "weather", "m4_yearly", "japanesevowels", "smap"}
+    assert not any(entry["present"] for entry in entries)
+
+
+def test_data_check(call, tiny, tmp_path):
+    path = tiny.csv(tmp_path / "tiny.csv")
+    called = call("data", "check", path)
+    assert called.status == 0
+    assert {"kind: frame", "rows: 200", "channels: 2", "frequency: h"} <= set(called.out.splitlines())
+    assert json.loads(call("data", "check", path, "--json").out)["names"] == ["a", "b"]
+    path.write_text(path.read_text().replace("2024-01-03T00:00:00,", "2024-01-03T00:30:00,"))
+    called = call("data", "check", path)
+    assert (called.status, called.out) == (2, "")
+    assert "tiny.csv" in called.err
+
+
+def test_data_fetch_by_name(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path))
+    called = call("data", "fetch", "etth9")
+    assert called.status == 2
+    assert "`etth9` is not a known data set. The nearest names are etth" in called.err
+    called = call("data", "fetch", "smap")  # known, but no program can fetch it in this layout
+    assert called.status == 2
+    assert "cannot be fetched by a program" in called.err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,278 @@
+"""The run folder: what it holds, what it refuses, and that its bundle is the trained model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from ofa_jax.adapters.bundle import write_bundle
+from ofa_jax.build import build_model
+from ofa_jax.errors import CheckpointError, ConfigError, DataError, TrainError
+from ofa_jax.runs.train import load_bundle, open_run, read_config, resolved, train_run
+from ofa_jax.tasks.forecast import prepare
+from ofa_jax.train.loop import evaluate
+from ofa_jax.train.progress import ConsoleReporter, SilentReporter
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    train_run(
+        tiny.experiment(tiny.csv(folder / "tiny.csv"), "train.epochs=1"), folder / "run", SilentReporter()
+    )
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_the_settings_read_back_as_they_were(tiny, run):
+    experiment, made = read_config(run)
+    assert experiment == resolved(tiny.experiment(experiment.data.source, "train.epochs=1"))
+    assert set(made) == {"format", "versions", "data_sha256", "trunk_sha256", "trunk_config"}
+    assert {"ofa-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"} <= set(
+        made["versions"]
+    )
+    assert Path(experiment.data.source).is_absolute()
+
+
+def test_a_run_can_be_repeated_from_its_own_settings_file(tiny, run, tmp_path):
+    from ofa_jax.config import load_experiment
+
+    train_run(load_experiment(run / "config.yaml"), tmp_path / "again", SilentReporter())
+    for name in ("adapter_model.safetensors", "ofa.json"):
+        assert (tmp_path / "again" / "bundle" / name).read_bytes() == (run / "bundle" / name).read_bytes()
+
+
+def test_a_bundle_does_not_tell_where_the_data_lay(run):
+    content = json.loads((run / "bundle" / "ofa.json").read_text())
+    assert content["settings"]["data"]["source"] == "tiny.csv"
+
+
+def test_the_bundle_is_the_best_model_to_the_bit(tiny, tmp_path):
+    experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=2")
+    result = train_run(experiment, tmp_path / "run", SilentReporter())
+    data = prepare(experiment.data, experiment.task)
+    model = build_model(experiment)
+
+    def sums(model, trainable):
+        return evaluate(
+            model.predict, data.task, data.task.tables["test"], model.frozen, trainable, batch_size=16
+        )["squared_error"]
+
+    np.save(tmp_path / "trained.npy", sums(model, result.best))
+    script = """
+import sys, numpy as np
+from ofa_jax.train.loop import evaluate
+from ofa_jax.runs.train import open_run
+loaded, data = open_run(sys.argv[1])
+model = loaded.model
+found = evaluate(model.predict, data.task, data.task.tables["test"], model.frozen, model.trainable, batch_size=16)["squared_error"]
+np.testing.assert_array_equal(found.view(np.uint32), np.load(sys.argv[2]).view(np.uint32))
+print("same bits")
+"""
+    arguments = [sys.executable, "-c", script, "run", "trained.npy"]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("same bits\n", "")
+
+
+@pytest.mark.parametrize("recipe", ["paper", "gpt4ts", "full"])
+def test_every_recipe_trains_and_reloads(tiny, tmp_path, recipe):
+    experiment = tiny.experiment(
+        tiny.csv(tmp_path / "tiny.csv"), f"recipe={recipe}", "train.epochs=1", "train.batch_size=101"
+    )
+    result = train_run(experiment, tmp_path / "run", SilentReporter())
+    loaded = load_bundle(tmp_path / "run" / "bundle")
+    assert jax.tree.structure(loaded.model.trainable) == jax.tree.structure(result.best)
+    for one, other in zip(jax.tree.leaves(loaded.model.trainable), jax.tree.leaves(result.best), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_relative_paths_hold_from_any_folder(tiny, tmp_path, monkeypatch):
+    tiny.csv(tmp_path / "my data=1.csv")
+    monkeypatch.chdir(tmp_path)
+    train_run(tiny.experiment("my data=1.csv", "train.epochs=1"), "my runs/a=b", SilentReporter())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded, data = open_run("../my runs/a=b")
+    assert loaded.names == ("a", "b")
+    assert data.frame.n_rows == 200
+
+
+def test_names_of_known_data_and_hub_ids_stay(tiny):
+    experiment = tiny.experiment("etth1", "trunk.source=openai-community/gpt2")
+    assert resolved(experiment).data == experiment.data
+    assert resolved(experiment).trunk.compute_dtype == "float32"  # on the CPU, where the tests run
+
+
+def test_a_folder_with_something_else_is_refused_untouched(tiny, tmp_path):
+    source = tiny.csv(tmp_path / "tiny.csv")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("precious")
+    with pytest.raises(CheckpointError, match="holds something else than a run"):
+        train_run(tiny.experiment(source), tmp_path / "thesis", SilentReporter())
+    assert os.listdir(tmp_path / "thesis") == ["chapter.txt"]
+    with pytest.raises(CheckpointError, match="this is a file, not a run folder"):
+        train_run(tiny.experiment(source), source, SilentReporter())
+
+
+def test_a_mistake_in_the_data_leaves_a_folder_that_can_be_used(tiny, tmp_path):
+    source = tmp_path / "tiny.csv"
+    with pytest.raises(DataError, match="no such file"):
+        train_run(tiny.experiment(source, "train.epochs=1"), tmp_path / "run", SilentReporter())
+    tiny.csv(source)
+    train_run(tiny.experiment(source, "train.epochs=1"), tmp_path / "run", SilentReporter())
+
+
+def test_a_newer_format_is_refused_by_name(run):
+    path = run / "config.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["provenance"]["format"] = 2
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(
+        CheckpointError, match=r"format 2 is newer than this version reads \(1\)\. Upgrade ofa-jax"
+    ):
+        read_config(run)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a: [", "not readable as YAML"),
+        ("- 1", "no `provenance`"),
+        ("provenance: {format: one}", "no `provenance`"),
+        ("", "no `provenance`"),
+    ],
+)
+def test_a_settings_file_of_something_else_is_refused(run, content, said):
+    (run / "config.yaml").write_text(content)
+    with pytest.raises(CheckpointError, match=said):
+        read_config(run)
+
+
+def test_there_is_no_run(tmp_path):
+    for path in (tmp_path, tmp_path / "none", Path(__file__)):
+        with pytest.raises(CheckpointError, match="there is no run here"):
+            open_run(path)
+        with pytest.raises(CheckpointError):
+            load_bundle(path)
+
+
+def test_a_run_without_a_bundle_yet(run):
+    shutil.rmtree(run / "bundle")
+    with pytest.raises(
+        CheckpointError, match=r"the run has no bundle yet\. Let `ofa-jax train` finish at least one epoch"
+    ):
+        open_run(run)
+
+
+def test_data_that_changed_since_are_noticed(tiny, tmp_path):
+    source = tiny.csv(tmp_path / "tiny.csv")
+    train_run(tiny.experiment(source, "train.epochs=1"), tmp_path / "run", SilentReporter())
+    tiny.csv(source, rows=201)
+    with pytest.raises(CheckpointError, match="the data are not those the run was trained on"):
+        open_run(tmp_path / "run")
+
+
+def rewrite(run: Path, section: str, value: dict[str, Any]) -> None:
+    """Save the run's bundle again with other settings, as a whole and undamaged bundle."""
+    loaded = load_bundle(run)
+    model, adapters = loaded.model, loaded.experiment.adapters
+    settings = {**loaded.meta["settings"], section: {**loaded.meta["settings"][section], **value}}
+    write_bundle(
+        run / "bundle",
+        adapters=model.trainable["adapters"],
+        sites=model.sites,
+        trained=model.trainable["base"],
+        numbers=model.numbers,
+        init=adapters.init,
+        meta={name: loaded.meta[name] for name in ("kind", "versions", "scaler", "frozen")}
+        | {"settings": settings},
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "said"),
+    [
+        ("network", {"seed": 1}, r"network\.seed is 1, but .* seed 0"),
+        (
+            "trunk",
+            {"random": {"n_embd": 16, "n_head": 2, "n_positions": 8, "seed": 1}},
+            "the trunk random is not the one",
+        ),
+        ("adapters", {"rank": 2}, r"adapters\.rank is 2, but .* 4"),
+        ("task", {"horizon": 9}, "the frozen layers around the trunk differ"),
+    ],
+)
+def test_a_bundle_that_does_not_fit_its_settings_is_refused(run, section, value, said):
+    rewrite(run, section, {})
+    assert load_bundle(run).names == ("a", "b")
+    rewrite(run, section, value)
+    with pytest.raises(CheckpointError, match=said):
+        load_bundle(run)
+
+
+def test_nothing_to_train_is_refused(tiny, tmp_path):
+    experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "rules=[[freeze, .*]]")
+    with pytest.raises(TrainError, match="the rules freeze every parameter"):
+        train_run(experiment, tmp_path / "run", SilentReporter())
+
+
+def test_names_with_brackets_are_printed_as_they_stand(tiny, tmp_path, capsys):
+    source = tiny.csv(tmp_path / "tiny.csv")
+    lines = source.read_text().splitlines()
+    source.write_text(
+        "\n".join(["date,a,flow [m3/h] [/x]", *(line.rpartition(",")[0] + ",5" for line in lines[1:])])
+    )
+    with ConsoleReporter() as reporter:
+        train_run(tiny.experiment(source, "train.epochs=1"), tmp_path / "run", reporter)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    notice, epoch = captured.err.splitlines()
+    assert notice == "constant in the training part, so scaled by 1: flow [m3/h] [/x]"
+    assert epoch.startswith("epoch 1: train loss ")
+    assert epoch.endswith("  best")
+
+
+def test_the_live_line_of_a_terminal(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with ConsoleReporter() as reporter:
+        train_run(
+            tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=2"), tmp_path / "run", reporter
+        )
+    shown = capsys.readouterr().err
+    assert "epoch 1/2" in shown
+    assert "windows/s" in shown
+
+
+def test_a_target_that_moved_is_given_its_place(tiny, tmp_path):
+    experiment = tiny.of_task("zero_shot", tmp_path, "train.epochs=1")
+    train_run(experiment, tmp_path / "run", SilentReporter())
+    there = Path(experiment.data.target).rename(tmp_path / "elsewhere.tsf")
+    with pytest.raises(
+        DataError,
+        match=r"target\.tsf: the data file is not there any more\. Give its place now with --target",
+    ):
+        open_run(tmp_path / "run")
+    assert open_run(tmp_path / "run", target=str(there))[1].task.tables["test"].size > 0
+
+
+def test_a_target_for_a_run_without_one_is_refused(tiny, tmp_path):
+    train_run(
+        tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=1"), tmp_path / "run", SilentReporter()
+    )
+    with pytest.raises(ConfigError, match="a run of the task 'forecast' has no target"):
+        open_run(tmp_path / "run", target="other.tsf")

@@ -1,0 +1,37 @@
+"""The demo, from generated series to a picture, in the folder that it takes by itself."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+import ofa_jax.demo
+from ofa_jax.data.synthetic import hourly_load
+from ofa_jax.demo import run_demo
+from ofa_jax.errors import OfaError
+from ofa_jax.train.progress import SilentReporter
+
+
+@pytest.mark.slow
+def test_the_demo_in_its_own_default_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        ofa_jax.demo, "hourly_load", lambda seed: hourly_load(n_rows=24 * 80, n_series=2, seed=seed)
+    )
+    made = run_demo("demo", SilentReporter())
+    rows = {row.method.split(",")[0].split(" (")[0]: row for row in made.comparison.rows}
+    assert list(rows) == ["noise floor", "seasonal naive", "NLinear", "One-for-All"]
+    assert all(
+        row.metrics["mse"] > made.comparison.rows[0].metrics["mse"] * 0.5 for row in made.comparison.rows
+    )
+    assert rows["One-for-All"].trainable == 45_824
+    assert len(pd.read_csv(made.forecast)) == 48
+    assert made.picture.read_bytes().startswith(b"\x89PNG")
+    again = run_demo("demo", SilentReporter())
+    assert again.comparison == made.comparison
+
+
+def test_a_file_in_its_place_is_refused(tmp_path):
+    (tmp_path / "demo").write_text("mine")
+    with pytest.raises(OfaError, match="this is a file, so no folder can be made there"):
+        run_demo(tmp_path / "demo", SilentReporter())

@@ -1,0 +1,325 @@
+"""Many devices, the numbers of one: ten steps of a real configuration with dropout on, divided in every way there is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from ofa_jax.config import TrainConfig, build_experiment
+from ofa_jax.errors import ConfigError, TrainError
+from ofa_jax.runs.train import train_run
+from ofa_jax.train import devices as parallel
+from ofa_jax.train.devices import Layout, make_layout, put, shared_out, slices_and_rows
+from ofa_jax.train.progress import SilentReporter
+
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+TOLERANCE = 2e-5
+"""Of a leaf's largest number: float32 sums in another order, over ten steps of Adam, which passes small gradients' rounding on."""
+
+LAYOUTS = (
+    "jit1",
+    "jit2",
+    "jit4",
+    "jit8",
+    "pmap2",
+    "pmap4",
+    "jit4-fsdp2",
+    "jit8-fsdp4-micro9",
+    "jit1-micro7",
+    "jit2-micro7",
+    "pmap4-micro7",
+)
+
+
+def assert_same(
+    found: dict[str, Any], name: str, reference: dict[str, Any], of: str, tolerance: float = TOLERANCE
+) -> None:
+    """The losses, trained leaves and validation sums of two layouts of ten_steps.py."""
+    parts = [
+        key.removeprefix(f"{of}/")
+        for key in reference
+        if key.startswith(f"{of}/") and "frozen" not in key and "fetched" not in key
+    ]
+    assert sum("trained" in part for part in parts) == 4
+    assert "losses" in parts
+    for part in parts:
+        one, other = found[f"{name}/{part}"], reference[f"{of}/{part}"]
+        assert np.ptp(other) > 0 or "count" in part
+        np.testing.assert_allclose(
+            one, other, rtol=0, atol=tolerance * np.abs(other).max(), err_msg=f"{name}/{part}"
+        )
+
+
+@pytest.fixture(scope="module")
+def ten_steps(tmp_path_factory) -> dict[str, Any]:
+    """What ten_steps.py found for every layout, with eight simulated devices."""
+    out = tmp_path_factory.mktemp("steps") / "found.npz"
+    script = Path(__file__).parent / "ten_steps.py"
+    done = subprocess.run(
+        [sys.executable, script, out, *LAYOUTS],
+        env=os.environ | EIGHT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return dict(np.load(out))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS[1:])
+def test_every_layout_gives_the_numbers_of_one_device(ten_steps, name):
+    assert_same(ten_steps, name, ten_steps, "jit1")
+
+
+EVALUATE = """
+import sys
+sys.path[:0] = sys.argv[1:2]
+from conftest import Tiny
+from ofa_jax.config import TrainConfig
+from ofa_jax.tasks.forecast import prepare_frame
+from ofa_jax.build import build_model
+from ofa_jax.train.loop import Evaluator
+from ofa_jax.train.devices import make_layout
+
+tiny = Tiny()
+experiment = tiny.experiment("unused")
+task = prepare_frame(tiny.frame(rows=4000), experiment.data, experiment.task).task
+model = build_model(experiment)
+evaluator = Evaluator(model.predict, task, 8, make_layout(TrainConfig()))
+for _ in range(2):
+    print(len(evaluator(task.tables["train"], model.frozen, model.trainable)["count"]))
+"""
+
+
+@pytest.mark.slow  # many seconds of small batches
+def test_many_small_evaluation_batches_end():
+    """With all of them under way at once, eight devices on two cores waited for each other for ever."""
+    words = [sys.executable, "-c", EVALUATE, Path(__file__).parents[1]]
+    done = subprocess.run(
+        words, env=os.environ | EIGHT, capture_output=True, text=True, timeout=120, check=True
+    )
+    counts = [int(line) for line in done.stdout.split()]
+    assert counts[0] == counts[1] > 2000
+
+
+@pytest.mark.slow
+def test_large_frozen_leaves_are_shared_out(ten_steps):
+    whole = ten_steps["jit1/frozen_bytes"]
+    assert ten_steps["jit4/frozen_bytes"] == ten_steps["pmap4/frozen_bytes"] == whole
+    assert ten_steps["jit4-fsdp2/frozen_bytes"] < 0.52 * whole  # vectors and small matrices stay whole
+    assert ten_steps["jit8-fsdp4-micro9/frozen_bytes"] < 0.28 * whole
+    # fetched before the loop over steps, they would lie whole on every device all the same
+    assert ten_steps["jit4-fsdp2/fetched_in_the_loop"] > 0
+    assert ten_steps["jit4-fsdp2/fetched_before_it"] == 0
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batch", "devices", "expected"),
+    [
+        (256, None, 1, (1, 256)),
+        (30, None, 8, (1, 32)),
+        (5, None, 8, (1, 8)),
+        (256, 256, 1, (1, 256)),
+        (256, 100, 1, (3, 258)),  # three slices of 86, not two of 100 and one of 56
+        (256, 64, 8, (4, 256)),
+        (30, 7, 2, (5, 30)),
+        (30, 1, 8, (4, 32)),  # one row per device at least, so fewer slices than were asked for
+        (256, 7, 8, (32, 256)),
+        (31, 4, 3, (11, 33)),  # three windows at a time, not six
+    ],
+)
+def test_batches_are_padded_to_equal_slices(batch_size, micro_batch, devices, expected):
+    slices, rows = slices_and_rows(batch_size, micro_batch, devices)
+    assert (slices, rows) == expected
+    assert rows % (slices * devices) == 0
+    assert rows // slices <= max(micro_batch or rows, devices)
+    assert rows - batch_size < rows // slices  # no slice of padding alone
+
+
+def test_one_device_is_plain_jit():
+    layout = make_layout(TrainConfig(parallel="pmap"))
+    assert layout == make_layout(TrainConfig()) == Layout()
+    placed = layout.place({"a": np.ones(3, np.float32)})["a"]
+    assert isinstance(placed.sharding, jax.sharding.SingleDeviceSharding)
+    assert not placed.committed
+
+
+def test_more_parts_than_devices_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"train\.fsdp: 3 does not divide the 1 device of this run\. Take a divisor"
+    ):
+        make_layout(TrainConfig(fsdp=3))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.micro_batch=257", r"micro_batch is 257, more than the 256 windows of batch_size"),
+        (
+            "train.micro_batch=0",
+            r"train\.micro_batch: input should be greater than or equal to 1 \(found 0\)",
+        ),
+        ("train.fsdp=0", r"train\.fsdp: input should be greater than or equal to 1 \(found 0\)"),
+        ("train.parallel=both", r"train\.parallel: input should be 'jit' or 'pmap' \(found 'both'\)"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(override, said):
+    with pytest.raises(ConfigError, match=said):
+        build_experiment({"data": {"source": "etth1"}}, [override])
+
+
+def test_shared_frozen_leaves_need_jit():
+    with pytest.raises(
+        ConfigError, match="fsdp is 2, but parallel pmap keeps all frozen parameters on every device"
+    ):
+        build_experiment({"data": {"source": "etth1"}}, ["train.parallel=pmap", "train.fsdp=2"])
+
+
+def test_a_leaf_is_shared_out_along_its_longest_axis_that_divides():
+    mesh = jax.sharding.AbstractMesh((2, 4), ("data", "fsdp"))
+    spec = {
+        shape: tuple(shared_out(mesh, shape).spec)
+        for shape in [(768, 2304), (2304, 768), (770, 768), (768,), (771, 769), (64, 96)]
+    }
+    assert spec == {
+        (768, 2304): (None, "fsdp"),
+        (2304, 768): ("fsdp",),
+        (770, 768): (None, "fsdp"),
+        (768,): (),
+        (771, 769): (),  # neither divides by 4
+        (64, 96): (),  # small
+    }
+
+
+def test_a_step_that_does_not_fit_is_refused_with_numbers(tiny, tmp_path, monkeypatch):
+    experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=1")
+    assert parallel.room_per_device() > 2**28
+    numbers = r"memory: a step takes 0\.\d\d GiB on each device \(0\.\d\d GiB of it while it works on a slice\), and there are 0\.00 GiB\."
+    smaller = r"Take a smaller train\.micro_batch \(now 32 windows at a time; results stay the same to rounding\)\.$"
+    less = r"Take devices with more memory, or a smaller network\.$"
+    for room, advice in (
+        (2**17, smaller),
+        (2**10, less),
+    ):  # series and parameters alone take more than 2**10 bytes
+        monkeypatch.setattr(parallel, "room_per_device", lambda room=room: room)
+        with pytest.raises(TrainError, match=f"{numbers} {advice}"):
+            train_run(experiment, tmp_path / "run", SilentReporter())
+    assert not (tmp_path / "run" / "metrics.jsonl").read_text()
+    monkeypatch.undo()
+    train_run(experiment, tmp_path / "run", SilentReporter())
+
+
+def test_advice_is_only_what_can_help(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    advice = [
+        parallel._no_room("", TrainConfig(micro_batch=micro, parallel=kind), slices_help=help).fix
+        for micro, kind, help in ((8, "jit", True), (1, "jit", True), (8, "jit", False), (8, "pmap", False))
+    ]
+    smaller, share = (
+        "Take a smaller train.micro_batch (now 8 windows at a time; results stay the same to rounding)",
+        "hare out the frozen",
+    )
+    assert [text.split(" parameters")[0] for text in advice[:3]] == [
+        f"{smaller}, or s{share}",
+        f"S{share}",
+        f"S{share}",
+    ]
+    assert advice[3] == "Take devices with more memory, or a smaller network"
+
+
+def test_room_is_that_of_the_container(tmp_path, monkeypatch):
+    machine = parallel.room_per_device()
+    for content, room in (("max\n", None), ("1000000\n", 1_000_000), ("9" * 18, None)):
+        monkeypatch.setattr(parallel, "CONTAINER_LIMIT", tmp_path / "memory.max")
+        (tmp_path / "memory.max").write_text(content)
+        assert parallel.room_per_device() == (
+            room or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        )
+        assert parallel.room_per_device() >= min(machine, 1_000_000)
+
+
+def test_leaves_of_every_kind_are_placed():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    key = jax.random.key(3, impl="threefry2x32")
+    placed = {
+        name: put(leaf, whole)
+        for name, leaf in {"host": np.arange(3), "device": jax.numpy.ones(2), "key": key}.items()
+    }
+    assert all(leaf.sharding == whole for leaf in placed.values())
+    assert placed["key"].dtype == key.dtype
+    np.testing.assert_array_equal(jax.random.key_data(placed["key"]), jax.random.key_data(key))
+    assert put(placed["device"], whole) is placed["device"]
+
+
+RESUME = """
+import sys, signal, pathlib, numpy as np, jax
+sys.path[:0] = sys.argv[1:3]
+from conftest import Tiny
+from test_resume import Listener
+from ofa_jax.errors import Interrupted
+from ofa_jax.model.trees import flatten
+from ofa_jax.tasks.forecast import prepare_frame
+from ofa_jax.build import build_model
+from ofa_jax.train.checkpoints import Checkpoints
+from ofa_jax.train.loop import fit
+from ofa_jax.train.devices import make_layout
+
+tiny, out = Tiny(), pathlib.Path(sys.argv[3])
+experiment = tiny.experiment("unused", "train.batch_size=30", "trunk.dropout=0.1", "adapters.dropout=0.1", "train.epochs=2")
+task = prepare_frame(tiny.frame(), experiment.data, experiment.task).task
+model = build_model(experiment)
+
+def run(folder, kind, devices, listener):
+    settings = experiment.train.model_copy(update={"parallel": kind})
+    return fit(
+        model.predict, task, frozen=model.frozen, trainable=model.trainable, settings=settings, reporter=listener,
+        checkpoints=Checkpoints(out / folder), layout=make_layout(settings, jax.devices()[:devices]),
+    )
+
+undisturbed = run("undisturbed", "jit", 4, Listener())
+try:
+    run("resumed", "jit", 4, Listener(after_chunks=2))
+    raise SystemExit("it was not stopped")
+except Interrupted as stop:
+    assert stop.step == 6
+for step, kind, devices in ((9, "jit", 2), (12, "pmap", 2)):
+    try:
+        run("resumed", kind, devices, Listener(after_chunks=1))
+        raise SystemExit("it was not stopped")
+    except Interrupted as stop:
+        assert stop.step == (7 if step == 9 else 10), stop.step
+resumed = run("resumed", "jit", 1, Listener())
+np.savez(out / "undisturbed.npz", loss=undisturbed.progress.best, **flatten(undisturbed.best))
+np.savez(out / "resumed.npz", loss=resumed.progress.best, **flatten(resumed.best))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_devices(tmp_path):
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", RESUME, here, here.parent, tmp_path],
+        env=os.environ | EIGHT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    resumed, undisturbed = np.load(tmp_path / "resumed.npz"), np.load(tmp_path / "undisturbed.npz")
+    assert set(resumed) == set(undisturbed)
+    assert len(set(resumed)) == 5
+    for name in resumed:
+        np.testing.assert_allclose(
+            resumed[name], undisturbed[name], rtol=0, atol=TOLERANCE * np.abs(undisturbed[name]).max()
+        )
