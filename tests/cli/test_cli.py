@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from ofa_jax import __version__
-from ofa_jax.cli.main import main as cli
+from ofa_jax.cli import main as cli
 
 COMMANDS = ("demo", "train", "evaluate", "predict", "params", "convert", "sweep", "gradients", "report")
 

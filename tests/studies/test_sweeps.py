@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from ofa_jax.baselines.compare import compare
 from ofa_jax.build import build_model
-from ofa_jax.cli.main import main as cli
+from ofa_jax.cli import main as cli
 from ofa_jax.config import Experiment, load_experiment
 from ofa_jax.errors import CheckpointError, ConfigError, DataError, Interrupted, OfaError, TrainError
 from ofa_jax.files import run_lock
