@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ofa_jax.adapters.bundle import Bundle, LoraNumbers
 from ofa_jax.adapters.partition import Site, actions, adapter_sites, combine, is_trained, partition
 from ofa_jax.adapters.rslora import init_adapters, merge, with_adapters
-from ofa_jax.config import Experiment, TrunkConfig
+from ofa_jax.config.schema import Experiment, TrunkConfig
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import CheckpointError, ConfigError, TrainError
 from ofa_jax.model import frozen_init, trees

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ofa_jax.baselines.compare import Comparison, Row, compare
-from ofa_jax.config import load_experiment
+from ofa_jax.config.load import load_experiment
 from ofa_jax.data.frames import Frame
 from ofa_jax.data.synthetic import SyntheticLoad, hourly_load
 from ofa_jax.errors import OfaError

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ofa_jax.config import Experiment, build_experiment
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.data.archives import LabelledStream, write_stream
 from ofa_jax.data.frames import Frame
 

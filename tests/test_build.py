@@ -14,7 +14,8 @@ import pytest
 from ofa_jax.adapters.bundle import read_bundle, write_bundle
 from ofa_jax.adapters.partition import combine
 from ofa_jax.build import build_model, footprint, frozen_record, restore_model
-from ofa_jax.config import RECIPES, build_experiment, dump_experiment
+from ofa_jax.config.load import build_experiment, dump_experiment
+from ofa_jax.config.recipes import RECIPES
 from ofa_jax.errors import CheckpointError, ConfigError, TrainError
 from ofa_jax.model import frozen_init
 from ofa_jax.model.gpt2 import GPT2Config

@@ -30,7 +30,7 @@ from benchmarks.machine import held_bytes, machine, peak_bytes
 from benchmarks.sizes import Shape
 
 from ofa_jax.build import Model, predict_function
-from ofa_jax.config import Experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.model import gpt2, operations
 from ofa_jax.tasks.base import Task
 from ofa_jax.train.devices import check_room

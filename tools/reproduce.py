@@ -26,7 +26,8 @@ from filelock import FileLock
 from reproduced import Cell, Entry, render, replace_section
 
 from ofa_jax.baselines.compare import compare
-from ofa_jax.config import Experiment, build_experiment, dump_experiment, load_experiment
+from ofa_jax.config.load import build_experiment, dump_experiment, load_experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG, data_root, find
 from ofa_jax.errors import DataError, Interrupted, OfaError, WeightsError
 from ofa_jax.files import read_json, write_atomic, write_json

@@ -31,7 +31,8 @@ import jax
 import typer
 
 from ofa_jax.adapters.bundle import META_FILE
-from ofa_jax.config import Experiment, load_experiment
+from ofa_jax.config.load import load_experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import ConfigError, Interrupted, OfaError
 from ofa_jax.runs.train import BUNDLE, CHECKPOINTS, CONFIG_FILE, METRICS_FILE, train_run
 from ofa_jax.train.checkpoints import RECORD

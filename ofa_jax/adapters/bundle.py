@@ -27,7 +27,7 @@ import numpy as np
 
 from ofa_jax.adapters.partition import Site
 from ofa_jax.adapters.rslora import Adapters, adapter_scale
-from ofa_jax.config import Scaling
+from ofa_jax.config.schema import Scaling
 from ofa_jax.errors import CheckpointError, WeightsError
 from ofa_jax.files import atomic_folder, read_json, readable_folder, sha256_file, write_json
 from ofa_jax.model import trees

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ofa_jax.config import Action
+from ofa_jax.config.recipes import Action
 from ofa_jax.errors import ConfigError
 from ofa_jax.model.trees import flatten, unflatten
 

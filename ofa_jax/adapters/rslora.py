@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.adapters.partition import Site
-from ofa_jax.config import Init, Scaling
+from ofa_jax.config.schema import Init, Scaling
 from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.model import frozen_init, trees
 from ofa_jax.model.networks import channel_keys

@@ -17,7 +17,7 @@ from ofa_jax.baselines.controls import (
     untrained_controls,
 )
 from ofa_jax.build import footprint
-from ofa_jax.config import Experiment, Protocol
+from ofa_jax.config.schema import Experiment, Protocol
 from ofa_jax.model.networks import Network
 from ofa_jax.runs.train import Loaded
 from ofa_jax.tasks.base import Split, TaskData

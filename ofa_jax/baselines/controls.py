@@ -23,7 +23,8 @@ from ofa_jax.baselines.fill import interpolate, window_mean, zeros
 from ofa_jax.baselines.nlinear import init_nlinear, nlinear
 from ofa_jax.baselines.seasonal_naive import seasonal_naive
 from ofa_jax.build import RANDOM, WITHOUT, build_model, build_network, trunk_config
-from ofa_jax.config import RECIPES, Experiment, TrainConfig
+from ofa_jax.config.recipes import RECIPES
+from ofa_jax.config.schema import Experiment, TrainConfig
 from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.files import atomic_folder, read_json, run_lock, sha256_file, write_json
 from ofa_jax.model import trees

@@ -54,7 +54,7 @@ class CommandWithSettings(TyperCommand):
         from rich.console import Console
         from rich.table import Table
 
-        from ofa_jax.config import settings
+        from ofa_jax.config.load import settings
 
         table = Table(
             title="Settings for --set", title_justify="left", box=None, pad_edge=False, header_style="bold"
@@ -104,7 +104,7 @@ def train(
     set_: Sets = None,
 ) -> None:
     """Train in a run folder; stopped by Ctrl-C or SIGTERM it saves, and the same command goes on."""
-    from ofa_jax.config import load_experiment
+    from ofa_jax.config.load import load_experiment
     from ofa_jax.runs.train import train_run
 
     experiment = load_experiment(config, set_ or ())
@@ -201,7 +201,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Train many adapters by one program per bucket of ranks; stopped by Ctrl-C or SIGTERM it saves, and the same command goes on."""
-    from ofa_jax.config import load_experiment
+    from ofa_jax.config.load import load_experiment
     from ofa_jax.studies.sweep.cells import parse_axes
     from ofa_jax.studies.sweep.folder import run_sweep
 
@@ -246,7 +246,7 @@ def gradients(
     as_json: Json = False,
 ) -> None:
     """Measure what a few steps do to every adapter, by rank, scaling and start, beside theory (docs/theory.md)."""
-    from ofa_jax.config import load_experiment
+    from ofa_jax.config.load import load_experiment
     from ofa_jax.studies.gradients.folder import parse_grid, run_study
 
     experiment = load_experiment(config, set_ or ())
@@ -333,7 +333,7 @@ def params(config: Config, set_: Sets = None, as_json: Json = False) -> None:
     from dataclasses import asdict
 
     from ofa_jax.build import footprint
-    from ofa_jax.config import load_experiment
+    from ofa_jax.config.load import load_experiment
 
     counts = asdict(footprint(load_experiment(config, set_ or ())))
     if as_json:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ofa_jax.config import Missing, Timestamps
+from ofa_jax.config.tasks import Missing, Timestamps
 from ofa_jax.data.tables import PandasTable, TextTable, read_parquet, read_text
 from ofa_jax.data.timestamps import check_order, following, has_zone, infer_step, looks_like_date, parse_times
 from ofa_jax.errors import DataError

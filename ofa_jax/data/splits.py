@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ofa_jax.config import SplitRule
+from ofa_jax.config.tasks import SplitRule
 from ofa_jax.errors import ConfigError, DataError
 
 Split = Literal["train", "validation", "test"]

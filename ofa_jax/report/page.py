@@ -15,7 +15,7 @@ from typing import Any
 from ofa_jax.baselines.compare import Comparison, compare
 from ofa_jax.baselines.controls import trained_controls
 from ofa_jax.build import RANDOM, WITHOUT
-from ofa_jax.config import Experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import OfaError
 from ofa_jax.files import readable_folder, write_atomic
 from ofa_jax.plots import style as style

@@ -13,7 +13,8 @@ import yaml
 
 from ofa_jax.baselines.compare import Comparison
 from ofa_jax.build import RANDOM, WITHOUT, footprint
-from ofa_jax.config import Experiment, dump_experiment
+from ofa_jax.config.load import dump_experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.files import readable_folder
 from ofa_jax.plots import run as plots_run

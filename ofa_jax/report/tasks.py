@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from ofa_jax.config import TaskName
+from ofa_jax.config.tasks import TaskName
 from ofa_jax.plots import tasks as plots_tasks
 from ofa_jax.report.forecasts import Scored, channel_parts, forecast_sections, rule
 from ofa_jax.report.parts import Section, Table, number, picture, place_in_order

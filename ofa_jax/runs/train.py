@@ -25,7 +25,8 @@ from ofa_jax.build import (
     restore_model,
     trunk_mathematics,
 )
-from ofa_jax.config import Experiment, build_experiment, dump_experiment
+from ofa_jax.config.load import build_experiment, dump_experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.data.splits import Scaler
 from ofa_jax.errors import CheckpointError, ConfigError, DataError, WeightsError

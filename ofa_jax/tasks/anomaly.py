@@ -9,7 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from ofa_jax.config import DataConfig, Protocol, TaskConfig
+from ofa_jax.config.schema import Protocol
+from ofa_jax.config.tasks import DataConfig, TaskConfig
 from ofa_jax.data.archives import LabelledStream
 from ofa_jax.data.catalog.load import CATALOG, load_streams
 from ofa_jax.data.splits import Split, fit_scaler

@@ -6,7 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from ofa_jax.config import DataConfig, Protocol, TaskConfig
+from ofa_jax.config.schema import Protocol
+from ofa_jax.config.tasks import DataConfig, TaskConfig
 from ofa_jax.data.archives import LabelledCases
 from ofa_jax.data.catalog.load import load_cases
 from ofa_jax.data.splits import Scaler, Split, moments

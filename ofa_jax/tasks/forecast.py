@@ -1,20 +1,44 @@
-"""Long-term forecasting: univariate windows of every channel, standardised, all horizons' errors counted (protocol §1, §3)."""
+"""Long-term forecasting: univariate windows of every channel, standardized (protocol §1, §3)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import flax.linen as nn
 import numpy as np
 
-from ofa_jax.config import DataConfig, Protocol, TaskConfig
-from ofa_jax.data.catalog.load import DatasetEntry, load
-from ofa_jax.data.frames import Frame
+from ofa_jax.config.schema import Protocol
+from ofa_jax.config.tasks import DataConfig, ForecastSettings, NetworkConfig
+from ofa_jax.data.catalog.load import CATALOG, DatasetEntry, load
+from ofa_jax.data.frames import Frame, check_columns, read_frame
 from ofa_jax.data.splits import Borders, Scaler, borders, fit_scaler
 from ofa_jax.errors import DataError
-from ofa_jax.tasks.base import SPLITS, Split, Task, TaskData, whole_batches
+from ofa_jax.model.linear import dlinear, init_dlinear, init_nlinear, nlinear
+from ofa_jax.model.networks import ForecastNetwork
+from ofa_jax.plots.run import forecast_picture
+from ofa_jax.tasks.base import (
+    SPLITS,
+    LinearBaseline,
+    NewData,
+    Split,
+    Sums,
+    Task,
+    TaskData,
+    TaskKind,
+    TrainedOn,
+)
 from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
+from ofa_jax.tasks.naive import seasonal_naive
 from ofa_jax.windows.table import WindowSpec, WindowTable, sliding_windows
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
 
 SEASONS = {"h": 24, "min": 1440, "D": 7, "B": 5, "W": 52, "M": 12, "BM": 12, "Q": 4, "BQ": 4, "Y": 1, "BY": 1}
 """Steps of the main cycle by frequency, where neither the settings nor the catalog say."""
@@ -22,7 +46,7 @@ SEASONS = {"h": 24, "min": 1440, "D": 7, "B": 5, "W": 52, "M": 12, "BM": 12, "Q"
 
 @dataclass(frozen=True)
 class ForecastData(TaskData):
-    """A forecasting task with the series it was made from; its scaler was fitted on the whole training part, also in few-shot.
+    """A forecasting task with its series; the scaler was fitted on the complete training part, also in few-shot.
 
     Attributes:
         frame: The series in original units.
@@ -34,11 +58,11 @@ class ForecastData(TaskData):
     borders: Borders = field(kw_only=True)
 
 
-def read_series(data: DataConfig) -> tuple[Frame, DatasetEntry | None]:
+def read_series(data: DataConfig, source: str | None = None) -> tuple[Frame, DatasetEntry | None]:
     """The series that the settings name, checked."""
     options = {"timestamps": data.timestamps} if data.timestamps else {}
     return load(
-        data.source,
+        source or data.source,
         timestamp_column=data.timestamp_column,
         columns=data.columns,
         missing=data.missing,
@@ -46,57 +70,40 @@ def read_series(data: DataConfig) -> tuple[Frame, DatasetEntry | None]:
     )
 
 
-def prepare(
-    data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1
-) -> ForecastData:
+def prepare(data: DataConfig, task: ForecastSettings, protocol: Protocol = "strict") -> ForecastData:
     """Read the series, split and scale them, and lay out the windows of each split.
 
     Raises:
-        DataError: The series cannot be read, are too short for one window, or their cycle is not known.
+        DataError: The series cannot be read, are too short for one window, or their season is unknown.
         ConfigError: ``data.percent`` or ``data.ratios`` are out of range.
     """
     frame, entry = read_series(data)
-    return prepare_frame(frame, data, task, entry, protocol=protocol, batch_size=batch_size)
+    return prepare_frame(frame, data, task, entry, protocol)
 
 
 def prepare_frame(
     frame: Frame,
     data: DataConfig,
-    task: TaskConfig,
+    task: ForecastSettings,
     entry: DatasetEntry | None = None,
-    *,
     protocol: Protocol = "strict",
-    batch_size: int = 1,
 ) -> ForecastData:
-    """As :func:`prepare`, for series that are already in memory."""
+    """As :func:`prepare`, for series in memory."""
     rule = data.split or (entry.split if entry else "ratio")
-    parts = borders(
-        frame.n_rows,
-        rule,
-        input_length=task.input_length,
-        horizon=task.horizon,
-        percent=data.percent,
-        ratios=data.ratios,
-        source=frame.source,
-    )
-    whole = borders(
-        frame.n_rows, rule, input_length=task.input_length, ratios=data.ratios, source=frame.source
-    )["train"]
-    scaler = fit_scaler(frame.values[slice(*whole)], frame.names)
+    length, horizon = task.input_length, task.horizon
+    cut = partial(borders, frame.n_rows, rule, input_length=length, ratios=data.ratios, source=frame.source)
+    parts, complete = cut(horizon=horizon, percent=data.percent), cut()["train"]
+    scaler = fit_scaler(frame.values[slice(*complete)], frame.names)
     tables: dict[Split, WindowTable] = {
         split: sliding_windows(
             parts[split],
-            input_length=task.input_length,
-            horizon=task.horizon,
+            input_length=length,
+            horizon=horizon,
             channels=frame.n_channels,
             source=f"{frame.source} ({split} part)",
         )
         for split in SPLITS
     }
-    for split in ("validation", "test"):
-        tables[split] = whole_batches(
-            tables[split], batch_size, protocol=protocol, where=f"{frame.source} ({split} part)"
-        )
     season = data.season or (entry.season if entry else season_of(frame))
     return ForecastData(
         task=forecast_task(scaler.transform(frame.values), tables, task, protocol),
@@ -105,15 +112,19 @@ def prepare_frame(
         season=season,
         notices=tuple(scaler.notices),
         meta={"frequency": frame.frequency},
+        untrained={f"seasonal naive ({season} steps)": seasonal_naive(season, horizon)},
         frame=frame,
         borders=parts,
     )
 
 
 def forecast_task(
-    buffer: np.ndarray, tables: dict[Split, WindowTable], task: TaskConfig, protocol: Protocol = "strict"
+    buffer: np.ndarray,
+    tables: dict[Split, WindowTable],
+    task: ForecastSettings,
+    protocol: Protocol = "strict",
 ) -> Task:
-    """The record of a forecasting task over univariate windows of a standardised buffer ``[rows, channels]``."""
+    """The task over univariate windows of a standardized buffer ``[rows, channels]``."""
     return Task(
         name=task.name,
         spec=WindowSpec(task.input_length, task.horizon, univariate=True),
@@ -125,6 +136,7 @@ def forecast_task(
         objective="mse",
         protocol=protocol,
         drop_last=protocol == "published",
+        full_batches=protocol == "published",
     )
 
 
@@ -146,3 +158,146 @@ def season_of(frame: Frame) -> int:
             fix="Say how many steps it has with --set data.season=…, or 1 for none",
         )
     return max(1, cycle // count)
+
+
+def forecast_network(task: Any, network: NetworkConfig, trunk: nn.Module) -> ForecastNetwork:
+    """The method's own network (protocol §1)."""
+    return ForecastNetwork(
+        trunk=trunk,
+        input_length=task.input_length,
+        horizon=task.horizon,
+        patch=network.patch,
+        stride=network.stride,
+    )
+
+
+def read_new(trained: TrainedOn, source: str | Path | pd.DataFrame, *, missing: str | None = None) -> Frame:
+    """New rows, read as the training data were; their columns must be the model's where it knows them.
+
+    Raises:
+        DataError: The rows cannot be read, or their columns or frequency are not those of training.
+    """
+    data, entry = trained.data, CATALOG.get(trained.data.source)
+    names = None if trained.scaler is None else trained.scaler.names
+    frame = read_frame(
+        source,
+        timestamp_column=data.timestamp_column,
+        columns=names if data.columns else None,
+        missing=missing or data.missing,
+        timestamps=data.timestamps or (entry.timestamps if entry else "error"),
+    )
+    frame = frame if names is None else check_columns(frame, names)
+    expected, found = trained.meta.get("frequency"), frame.frequency
+    if expected and found and expected.split("-")[0] != found.split("-")[0]:
+        raise DataError(
+            f"the rows are {found!r} apart, but the model was trained on steps of {expected!r}",
+            where=frame.source,
+            fix="Resample the rows to the model's step",
+        )
+    return frame
+
+
+def scaled(trained: TrainedOn, frame: Frame) -> np.ndarray:
+    """Values ``[T, C]`` as the network reads them, float32.
+
+    Raises:
+        DataError: A value beyond float32's range.
+    """
+    if trained.scaler is not None:
+        return trained.scaler.transform(frame.values)
+    with np.errstate(over="ignore"):
+        values = frame.values.astype(np.float32)
+    if not np.isfinite(values).all():
+        name = frame.names[int(np.argwhere(~np.isfinite(values))[0][-1])]
+        what = f"series `{name}` has values beyond float32's range"
+        raise DataError(what, where=frame.source, fix="Give it in larger units")
+    return values
+
+
+def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
+    """The horizon after the last row of new series.
+
+    The table has one row per step: its timestamp under the input's name (in UTC where the input had a time zone) or its
+    number, and a column per series in original units.
+
+    Raises:
+        DataError: Other columns than the model's, too few rows, or a frequency that does not determine what comes next.
+    """
+    frame = read_new(trained, source)
+    length, horizon = trained.task.input_length, getattr(trained.task, "horizon", 0)
+    if frame.n_rows < length:
+        what = f"{frame.n_rows} rows, but the model reads the last {length}"
+        raise DataError(what, where=frame.source, fix=f"Give at least {length} rows")
+    last = replace(frame, values=frame.values[-length:], timestamps=None)
+    index = _future_index(frame, horizon)
+
+    def to_table(outputs: Sums) -> pd.DataFrame:
+        import pandas as pd
+
+        pred_hc = outputs["forecast"][0]
+        values = pred_hc.astype(np.float64) if trained.scaler is None else trained.scaler.invert(pred_hc)
+        table = pd.DataFrame(values if trained.scaler else pred_hc, columns=list(frame.names))
+        table.insert(0, index.name, index)
+        return table
+
+    def plot(table: pd.DataFrame, note: str) -> Figure:
+        title, history = f"{frame.source}: the next {horizon} steps", min(length, 3 * horizon)
+        return forecast_picture(frame, table, title=title, history=history, note=note)
+
+    return NewData(
+        spec=WindowSpec(length, 0, univariate=False),
+        buffer=scaled(trained, last),
+        table=WindowTable.of(np.zeros(1), x_valid=length),
+        outputs=lambda prediction, batch: {"forecast": prediction},
+        to_table=to_table,
+        plot=plot,
+        summary=lambda table: f"{horizon} steps of {frame.n_channels} series",
+    )
+
+
+def time_index(frame: Frame) -> pd.Index:
+    """Timestamps of all rows under a name that no series has, or the rows' numbers from 1."""
+    return _index(frame, frame.timestamps, frame.n_rows)
+
+
+def _future_index(frame: Frame, horizon: int) -> pd.Index:
+    return _index(frame, None if frame.timestamps is None else frame.future_timestamps(horizon), horizon)
+
+
+def _index(frame: Frame, times: np.ndarray | None, count: int) -> pd.Index:
+    import pandas as pd
+
+    name = "step" if times is None else frame.time_name
+    while name in frame.names:
+        name += "_"
+    if times is None:
+        return pd.RangeIndex(1, count + 1, name=name)
+    dates = pd.DatetimeIndex(times, name=name)
+    return dates.tz_localize("UTC") if frame.zoned else dates
+
+
+def _nlinear(task: Any) -> tuple[Any, dict[str, Any]]:
+    return nlinear, init_nlinear(task.input_length, task.horizon)
+
+
+def _dlinear(task: Any) -> tuple[Any, dict[str, Any]]:
+    return dlinear, init_dlinear(task.input_length, task.horizon)
+
+
+def linear_baselines(**training: Any) -> tuple[LinearBaseline, ...]:
+    """NLinear and DLinear with these training settings."""
+    return (
+        LinearBaseline("nlinear", "NLinear", _nlinear, training),
+        LinearBaseline("dlinear", "DLinear", _dlinear, training),
+    )
+
+
+FORECAST = TaskKind(
+    settings=ForecastSettings,
+    title="Long-term forecasting",
+    prepare=prepare,
+    network=forecast_network,
+    apply=apply,
+    # The learning rate was chosen for NLinear on ETTh1's validation part.
+    baselines=linear_baselines(learning_rate=1e-3, epochs=10, batch_size=256, cosine_epochs=10),
+)

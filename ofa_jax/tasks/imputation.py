@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax.config import DataConfig, Protocol, TaskConfig
+from ofa_jax.config.schema import Protocol
+from ofa_jax.config.tasks import DataConfig, TaskConfig
 from ofa_jax.data.frames import Frame
 from ofa_jax.data.splits import Split, borders, fit_scaler
 from ofa_jax.errors import DataError

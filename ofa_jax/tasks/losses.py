@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ofa_jax.config import LossName
+from ofa_jax.config.tasks import LossName
 from ofa_jax.windows.batch import Batch
 
 MAPE_FLOOR = 1e-8

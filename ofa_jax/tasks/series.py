@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ofa_jax.config import DataConfig, Protocol, TaskConfig
+from ofa_jax.config.schema import Protocol
+from ofa_jax.config.tasks import DataConfig, TaskConfig
 from ofa_jax.data.archives import SeriesCollection
 from ofa_jax.data.catalog.load import CATALOG, load_collection
 from ofa_jax.data.frames import Frame

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ofa_jax.config import TrainConfig
+from ofa_jax.config.schema import TrainConfig
 from ofa_jax.errors import ConfigError, TrainError
 from ofa_jax.train.step import ONE_DEVICE, Params, Spread, jit_donating_state
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from ofa_jax.config import TrainConfig
+from ofa_jax.config.schema import TrainConfig
 from ofa_jax.errors import CheckpointError, Interrupted, TrainError
 from ofa_jax.tasks.base import Task
 from ofa_jax.train import grad_stats as gradient_log

@@ -12,7 +12,7 @@ import math
 
 import jax
 
-from ofa_jax.config import TrainConfig
+from ofa_jax.config.schema import TrainConfig
 from ofa_jax.model.networks import Network
 
 CACHE_BYTES = 16 * 2**20

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ofa_jax.config import TrainConfig
+from ofa_jax.config.schema import TrainConfig
 
 
 def learning_rate(settings: TrainConfig, steps_per_epoch: int) -> optax.Schedule:

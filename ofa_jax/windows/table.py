@@ -43,7 +43,28 @@ class WindowTable(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Number of windows."""
         return len(self.first)
+
+    @classmethod
+    def of(
+        cls,
+        first: np.ndarray,
+        *,
+        x_valid: Any,
+        y_valid: Any = 0,
+        channel: Any = ALL_CHANNELS,
+        window_id: Any = None,
+        label: Any = -1,
+    ) -> WindowTable:
+        """A table on the host; numbers are repeated for every window, ids count from 0 by default."""
+        ids = np.arange(len(first)) if window_id is None else window_id
+        columns = (first, channel, x_valid, y_valid, ids, label)
+        return cls(*(np.broadcast_to(column, len(first)).astype(np.int32) for column in columns))
+
+    def take(self, rows: Any) -> WindowTable:
+        """The windows of some rows: an index array, a mask or a slice."""
+        return WindowTable(*(column[rows] for column in self))
 
 
 @dataclass(frozen=True)
@@ -97,15 +118,12 @@ def sliding_windows(
             where=source,
             fix=f"At least {span} rows are needed in this part; shorten task.input_length or task.horizon, or bring more rows",
         )
-    columns = np.arange(channels, dtype=np.int32) if univariate else np.array([ALL_CHANNELS], np.int32)
-    count = len(columns) * len(starts)
-    return WindowTable(
-        first=np.tile(starts, len(columns)),
+    columns = np.arange(channels) if univariate else np.array([ALL_CHANNELS])
+    return WindowTable.of(
+        np.tile(starts, len(columns)),
         channel=np.repeat(columns, len(starts)),
-        x_valid=np.full(count, input_length, np.int32),
-        y_valid=np.full(count, horizon, np.int32),
-        window_id=np.arange(count, dtype=np.int32),
-        label=np.full(count, -1, np.int32),
+        x_valid=input_length,
+        y_valid=horizon,
     )
 
 

@@ -21,7 +21,7 @@ from ofa_jax.adapters.bundle import (
 )
 from ofa_jax.adapters.partition import Site
 from ofa_jax.build import build_model, frozen_record
-from ofa_jax.config import dump_experiment, load_experiment
+from ofa_jax.config.load import dump_experiment, load_experiment
 from ofa_jax.errors import CheckpointError, WeightsError
 from ofa_jax.files import FORMAT, sha256_file
 from ofa_jax.model.trees import flatten, unflatten

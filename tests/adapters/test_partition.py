@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from ofa_jax.adapters.partition import Site, actions, adapter_sites, combine, partition
 from ofa_jax.build import build_model, footprint
-from ofa_jax.config import RECIPES, build_experiment
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.recipes import RECIPES
 from ofa_jax.errors import ConfigError
 from ofa_jax.model.gpt2 import GPT2Config
 from ofa_jax.model.networks import ForecastNetwork, base_shapes

@@ -13,7 +13,7 @@ import pytest
 
 from ofa_jax.adapters.partition import Site, partition
 from ofa_jax.adapters.rslora import adapter_scale, init_adapters, merge, with_adapters
-from ofa_jax.config import RECIPES
+from ofa_jax.config.recipes import RECIPES
 from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.model.gpt2 import GPT2Config
 from ofa_jax.model.networks import ForecastNetwork, init_base

@@ -33,7 +33,7 @@ from ofa_jax.baselines.dlinear import (
 from ofa_jax.baselines.fill import interpolate, window_mean, zeros
 from ofa_jax.baselines.nlinear import nlinear
 from ofa_jax.build import RANDOM, footprint
-from ofa_jax.config import Experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, ConfigError, Interrupted
 from ofa_jax.files import sha256_file
 from ofa_jax.model.gpt2 import GPT2Config

@@ -19,7 +19,7 @@ import pytest
 from ofa_jax.adapters.partition import Site
 from ofa_jax.adapters.rslora import init_adapters, merge, with_adapters
 from ofa_jax.build import build_model, footprint
-from ofa_jax.config import build_experiment
+from ofa_jax.config.load import build_experiment
 from ofa_jax.errors import ConfigError, TrainError, WeightsError
 from ofa_jax.model import frozen_init
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk

@@ -18,7 +18,7 @@ import pytest
 from ofa_jax.baselines.compare import compare
 from ofa_jax.build import build_model
 from ofa_jax.cli import main as cli
-from ofa_jax.config import Experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, OfaError
 from ofa_jax.plots.run import error_by_step
 from ofa_jax.report.forecasts import Scored, _forecast_table, forecast_sections

@@ -49,7 +49,7 @@ def test_the_settings_read_back_as_they_were(tiny, run):
 
 
 def test_a_run_can_be_repeated_from_its_own_settings_file(tiny, run, tmp_path):
-    from ofa_jax.config import load_experiment
+    from ofa_jax.config.load import load_experiment
 
     train_run(load_experiment(run / "config.yaml"), tmp_path / "again", SilentReporter())
     for name in ("adapter_model.safetensors", "ofa.json"):

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from ofa_jax.baselines.compare import compare
 from ofa_jax.build import build_model
 from ofa_jax.cli import main as cli
-from ofa_jax.config import Experiment, load_experiment
+from ofa_jax.config.load import load_experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, ConfigError, DataError, Interrupted, OfaError, TrainError
 from ofa_jax.files import run_lock
 from ofa_jax.model.trees import flatten

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from ofa_jax.baselines.fill import zeros
 from ofa_jax.build import build_model
-from ofa_jax.config import DataConfig, Protocol, TaskConfig, build_experiment
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.schema import Protocol
+from ofa_jax.config.tasks import DataConfig, TaskConfig
 from ofa_jax.data.archives import LabelledStream, write_stream
 from ofa_jax.errors import ConfigError, DataError, OfaError
 from ofa_jax.tasks import anomaly

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ofa_jax.config import Protocol, build_experiment
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.schema import Protocol
 from ofa_jax.data.archives import LabelledStream, write_stream
 from ofa_jax.errors import DataError
 from ofa_jax.tasks.base import TaskData, whole_batches

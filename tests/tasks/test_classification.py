@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ofa_jax.build import build_model
-from ofa_jax.config import DataConfig, Experiment, Protocol, TaskConfig, build_experiment
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.schema import Experiment, Protocol
+from ofa_jax.config.tasks import DataConfig, TaskConfig
 from ofa_jax.data.archives import LabelledCases
 from ofa_jax.errors import DataError
 from ofa_jax.tasks import classification

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ofa_jax.build import Model, build_model
-from ofa_jax.config import DataConfig, build_experiment
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.tasks import DataConfig
 from ofa_jax.data.frames import Frame
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.tasks import imputation

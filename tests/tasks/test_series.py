@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ofa_jax.baselines.nlinear import init_nlinear, nlinear
-from ofa_jax.config import Experiment, TaskName, TrainConfig, build_experiment
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.schema import Experiment, TrainConfig
+from ofa_jax.config.tasks import TaskName
 from ofa_jax.data.archives import read_m4_part
 from ofa_jax.data.archives.text import read_lines
 from ofa_jax.data.catalog.load import CATALOG, load_collection, locate

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from ofa_jax.config import TrainConfig, build_experiment
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.schema import TrainConfig
 from ofa_jax.errors import ConfigError, TrainError
 from ofa_jax.runs.train import train_run
 from ofa_jax.train import devices as parallel

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ofa_jax.build import build_model, build_network, trunk_config
-from ofa_jax.config import TrainConfig, load_experiment
+from ofa_jax.config.load import load_experiment
+from ofa_jax.config.schema import TrainConfig
 from ofa_jax.model.gpt2 import Blocks, GPT2Config
 from ofa_jax.model.networks import ForecastNetwork
 from ofa_jax.model.variants import ClassifyNetwork, ImputeNetwork, ReconstructNetwork, ShortTermNetwork

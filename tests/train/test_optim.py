@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from ofa_jax.config import TrainConfig
+from ofa_jax.config.schema import TrainConfig
 from ofa_jax.train.optim import adam, learning_rate, make_optimizer, radam
 
 TORCH_COSINE = [1e-2, 7.5000025e-3, 2.5000075e-3, 1e-8, 2.5000075e-3]

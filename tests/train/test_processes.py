@@ -22,7 +22,7 @@ from test_devices import TOLERANCE, assert_same
 from test_resume import events_of, newest, outcome
 
 from ofa_jax.build import build_model
-from ofa_jax.config import load_experiment
+from ofa_jax.config.load import load_experiment
 from ofa_jax.errors import ConfigError, DataError, TrainError
 from ofa_jax.model.trees import flatten
 from ofa_jax.runs.train import read_config, train_run

@@ -13,7 +13,8 @@ import numpy as np
 
 from benchmarks.sizes import Shape
 from ofa_jax.build import Model, build_model
-from ofa_jax.config import Experiment, build_experiment
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.data.synthetic import hourly_load
 from ofa_jax.model import trees
 from ofa_jax.tasks.base import Task

@@ -17,7 +17,7 @@ from benchmarks.schema import Row, Section, Stat, Target, find, once, ratio, rea
 from benchmarks.sizes import Sizes
 from benchmarks.timing import Call, Taken, alternate, alternate_blocks, percentile, rate_row, timed_row
 from ofa_jax.build import Model, compute_dtype
-from ofa_jax.config import Experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import OfaError
 from ofa_jax.tasks.base import Task
 

@@ -19,7 +19,7 @@ from benchmarks.schema import Growth, Point, Row, Section, Stat, Target, once, r
 from benchmarks.sizes import Axis, Sizes
 from benchmarks.timing import WORSE, Call, Taken, alternate, exponent, timed_row, upper_half
 from benchmarks.worker import STARTED, command, environment, run
-from ofa_jax.config import load_experiment
+from ofa_jax.config.load import load_experiment
 from ofa_jax.errors import OfaError
 from ofa_jax.runs.train import read_data
 from ofa_jax.tasks.forecast import ForecastData

@@ -18,7 +18,8 @@ from benchmarks.paper import check_same
 from benchmarks.schema import Row, Section, Target, reached, stat
 from benchmarks.sizes import ROOT, Sizes
 from benchmarks.timing import Taken, alternate, timed_row
-from ofa_jax.config import Experiment, load_experiment
+from ofa_jax.config.load import load_experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import DATA_VARIABLE
 from ofa_jax.data.splits import Split
 from ofa_jax.data.synthetic import hourly_load

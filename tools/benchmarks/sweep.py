@@ -10,7 +10,7 @@ from benchmarks.quick import CONFIG, overrides
 from benchmarks.schema import Row, Section, Stat
 from benchmarks.sizes import Sizes
 from ofa_jax.baselines.compare import compare
-from ofa_jax.config import load_experiment
+from ofa_jax.config.load import load_experiment
 from ofa_jax.errors import OfaError
 from ofa_jax.runs.train import open_run, train_run
 from ofa_jax.studies.sweep.cells import Axes, cells_of

@@ -108,7 +108,7 @@ def step_theirs(shape: Shape, batch: int, steps: int) -> dict[str, float]:
 
 def epoch_ours(config: str, overrides: list[str], out: str) -> dict[str, float]:
     """Whole epochs as ``ofa-jax train`` runs them."""
-    from ofa_jax.config import load_experiment
+    from ofa_jax.config.load import load_experiment
     from ofa_jax.runs.train import train_run
     from ofa_jax.train.progress import SilentReporter
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ofa_jax.config import SplitRule
+from ofa_jax.config.tasks import SplitRule
 from ofa_jax.data.frames import Timestamps
 from ofa_jax.errors import DataError
 

@@ -40,7 +40,7 @@ import optax
 from ofa_jax.adapters.partition import Site, combine
 from ofa_jax.adapters.rslora import Adapters, adapter_scale, init_adapters
 from ofa_jax.build import Model, build_model, predict_function
-from ofa_jax.config import Experiment, Scaling
+from ofa_jax.config.schema import Experiment, Scaling
 from ofa_jax.errors import ConfigError
 from ofa_jax.model import trees
 from ofa_jax.runs.train import read_data

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar, get_args
 
 from ofa_jax.adapters.bundle import LoraNumbers
-from ofa_jax.config import Experiment, Init, Scaling, build_experiment, dump_experiment
+from ofa_jax.config.load import build_experiment, dump_experiment
+from ofa_jax.config.schema import Experiment, Init, Scaling
 from ofa_jax.errors import ConfigError
 from ofa_jax.model.networks import Network
 from ofa_jax.studies.sweep.program import bucket

@@ -29,7 +29,8 @@ import jax
 from ofa_jax.baselines.compare import control_rows
 from ofa_jax.baselines.controls import trained_controls
 from ofa_jax.build import Model, build_model
-from ofa_jax.config import Experiment, build_experiment, dump_experiment
+from ofa_jax.config.load import build_experiment, dump_experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, ConfigError, Interrupted
 from ofa_jax.files import clear_leftovers, read_json, run_lock, write_atomic, write_json
 from ofa_jax.runs.train import (

@@ -23,7 +23,7 @@ import numpy as np
 
 from ofa_jax.adapters.rslora import init_adapters
 from ofa_jax.build import Model
-from ofa_jax.config import TrainConfig
+from ofa_jax.config.schema import TrainConfig
 from ofa_jax.data.splits import Split
 from ofa_jax.errors import Interrupted, OfaError, TrainError
 from ofa_jax.studies.sweep.cells import Cell, Group

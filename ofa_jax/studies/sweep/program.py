@@ -30,7 +30,7 @@ import optax
 
 from ofa_jax.adapters.rslora import Adapters
 from ofa_jax.build import predict_function
-from ofa_jax.config import TrainConfig
+from ofa_jax.config.schema import TrainConfig
 from ofa_jax.model.networks import Network
 from ofa_jax.tasks.base import Task
 from ofa_jax.train.optim import learning_rate, make_optimizer
