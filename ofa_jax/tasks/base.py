@@ -131,6 +131,21 @@ class TaskData:
         return trees.fingerprint([("buffer", self.task.buffer), *sorted(self.labels.items())])
 
 
+def check_size(name: str, found: int, expected: int | None, source: str) -> int:
+    """``found``, if the setting ``task.NAME`` does not say otherwise.
+
+    Raises:
+        DataError: The setting is another number.
+    """
+    if expected not in (None, found):
+        raise DataError(
+            f"has {found} {name}, but task.{name} is {expected}",
+            where=source,
+            fix=f"Set task.{name} to {found}",
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class TrainedOn:
     """What applying a model to new data needs to know about its training."""

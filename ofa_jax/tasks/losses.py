@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ofa_jax.config.tasks import LossName
+from ofa_jax.config.tasks import ForecastLoss
 from ofa_jax.windows.batch import Batch
 
 MAPE_FLOOR = 1e-8
@@ -63,7 +63,7 @@ def _count(mask: jax.Array) -> jax.Array:
     return jnp.sum(mask).astype(jnp.float32)
 
 
-FORECAST_LOSSES: Mapping[LossName, Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]] = {
+FORECAST_LOSSES: Mapping[ForecastLoss, Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]] = {
     "mse": squared_error,
     "smape": smape,
     "mape": mape,

@@ -10,20 +10,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
 from ofa_jax.config.schema import Protocol
-from ofa_jax.config.tasks import DataConfig, TaskConfig
+from ofa_jax.config.tasks import DataConfig, NetworkConfig, ShortTermSettings, ZeroShotSettings
 from ofa_jax.data.archives import SeriesCollection
 from ofa_jax.data.catalog.load import CATALOG, load_collection
 from ofa_jax.data.frames import Frame
 from ofa_jax.data.splits import Split
 from ofa_jax.errors import ConfigError, DataError
-from ofa_jax.tasks.base import Score, Sums, Task, TaskData
-from ofa_jax.tasks.forecast import read_series, season_of
+from ofa_jax.model.networks import ShortTermNetwork
+from ofa_jax.tasks.base import Score, Sums, Task, TaskData, TaskKind
+from ofa_jax.tasks.forecast import apply, forecast_network, linear_baselines, read_series, season_of
 from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import mean_scaled_error, naive_scale, series_metrics, series_sums
+from ofa_jax.tasks.naive import last_cycle
 from ofa_jax.tasks.naive2 import naive2
 from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowSpec, WindowTable, lay_end_to_end
@@ -35,9 +39,7 @@ ARCHIVE_SEASONS = {"yearly": 1, "quarterly": 4, "monthly": 12, "weekly": 1, "dai
 """Steps m of the cycle by an archive's word for the frequency, as the M4 competition takes them (protocol §3)."""
 
 
-def prepare_zero_shot(
-    data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1
-) -> TaskData:
+def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protocol = "strict") -> TaskData:
     """Training and validation windows of ``data.source``, test windows of ``data.target``, one model.
 
     Of a source series of n steps the last H are set aside (its own test part), the H before them are its validation target, and every
@@ -72,25 +74,23 @@ def prepare_zero_shot(
         "validation": _last_windows(first, ends, length, horizon),
         "test": _last_windows(far, origin, length, horizon),
     }
-    yardsticks: dict[Split, Yardstick] = {
-        "validation": _yardstick(source, ends, tables["validation"], source_season or 1, horizon),
-        "test": _yardstick(target, origin, tables["test"], target_season or 1, horizon),
+    references: dict[Split, NaiveReference] = {
+        "validation": _reference(source, ends, tables["validation"], source_season or 1, horizon),
+        "test": _reference(target, origin, tables["test"], target_season or 1, horizon),
     }
     notices = [
         *_too_short(source, counts),
         *_unknown_season(source, source_season),
         *(_unknown_season(target, target_season) if target is not source else ()),
-        *_without_scale(yardsticks),
+        *_without_scale(references),
     ]
-    made = _series_task(buffer, tables, yardsticks, task, protocol, drop_last=protocol == "published")
+    made = _series_task(buffer, tables, references, task, protocol, drop_last=protocol == "published")
     lengths = {"source_lengths": source.lengths, "target_lengths": target.lengths}
-    naive = _naive_rows(yardsticks)
+    naive = _naive_rows(references)
     return TaskData(made, task, None, target_season or 1, tuple(notices), labels=lengths, naive=naive)
 
 
-def prepare_short_term(
-    data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1
-) -> TaskData:
+def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Protocol = "strict") -> TaskData:
     """The M4 competition's way: in every epoch each series is cut once at random near its end, and its last H steps are forecast.
 
     The cut lies within ``task.cut_range`` horizons of the end of the training part. ``strict`` holds back the last H training
@@ -128,18 +128,18 @@ def prepare_short_term(
         "validation": _last_windows(first, ends, length, horizon) if protocol == "strict" else test,
         "test": test,
     }
-    yardsticks: dict[Split, Yardstick] = {
-        "validation": _yardstick(collection, ends, tables["validation"], season or 1, horizon),
-        "test": _yardstick(collection, origin, tables["test"], season or 1, horizon),
+    references: dict[Split, NaiveReference] = {
+        "validation": _reference(collection, ends, tables["validation"], season or 1, horizon),
+        "test": _reference(collection, origin, tables["test"], season or 1, horizon),
     }
     notices = [
         *_too_short(collection, counts),
         *_unknown_season(collection, season),
-        *_without_scale(yardsticks),
+        *_without_scale(references),
     ]
     groups = np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64)
-    made = _series_task(buffer, tables, yardsticks, task, protocol, groups=groups)
-    naive = _naive_rows(yardsticks)
+    made = _series_task(buffer, tables, references, task, protocol, groups=groups)
+    naive = _naive_rows(references)
     return TaskData(
         made, task, None, season or 1, tuple(notices), labels={"lengths": collection.lengths}, naive=naive
     )
@@ -160,14 +160,14 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
         return collection, data.season or (
             entry.season if entry else ARCHIVE_SEASONS.get((collection.frequency or "").lower())
         )
-    frame, entry = read_series(data.model_copy(update={"source": name}))
+    frame, entry = read_series(data, name)
     columns = tuple(np.ascontiguousarray(column) for column in frame.values.T)
     collection = SeriesCollection(frame.names, columns, frame.frequency, None, None, None, {}, frame.source)
     return collection, data.season or (entry.season if entry else _season_of(frame))
 
 
 @dataclass(frozen=True, eq=False)
-class Yardstick:
+class NaiveReference:
     """What a split's forecasts are measured by: the steps before each window, and the naive forecasts from them.
 
     Attributes:
@@ -202,10 +202,10 @@ class Yardstick:
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         """sMAPE, MASE, and OWA: the mean of both over Naive2's (protocol §3). What is not defined is left out."""
-        found, yard = self.plain(sums), self.naive2_metrics
-        if not all(yard.get(name) for name in ("smape", "mase")):
+        found, reference = self.plain(sums), self.naive2_metrics
+        if not all(reference.get(name) for name in ("smape", "mase")):
             return found
-        return found | {"owa": (found["smape"] / yard["smape"] + found["mase"] / yard["mase"]) / 2}
+        return found | {"owa": (found["smape"] / reference["smape"] + found["mase"] / reference["mase"]) / 2}
 
 
 def score_forecasts(forecast: np.ndarray, target: np.ndarray) -> Sums:
@@ -217,16 +217,15 @@ def score_forecasts(forecast: np.ndarray, target: np.ndarray) -> Sums:
 
 
 def seasonal_last(insample: np.ndarray, season: int, horizon: int) -> np.ndarray:
-    """The last cycle, repeated; the last value where there is no whole cycle."""
-    cycle = season if season <= len(insample) else 1
-    return insample[len(insample) - cycle + np.arange(horizon) % cycle]
+    """Seasonal naive forecast ``[h]``."""
+    return insample[last_cycle(len(insample), season, horizon)]
 
 
 def _naive_rows(
-    yardsticks: Mapping[Split, Yardstick],
+    references: Mapping[Split, NaiveReference],
 ) -> dict[str, Callable[[Split], dict[str, float] | None]]:
     def row(naive: Naive, split: Split) -> dict[str, float] | None:
-        return yardsticks[split].metrics(yardsticks[split].naive_sums(naive)) if split in yardsticks else None
+        return references[split].metrics(references[split].naive_sums(naive)) if split in references else None
 
     return {"seasonal naive": partial(row, seasonal_last), "Naive2": partial(row, naive2)}
 
@@ -244,8 +243,11 @@ def _unknown_season(collection: SeriesCollection, season: int | None) -> list[st
     ]
 
 
-def _without_scale(yardsticks: Mapping[Split, Yardstick]) -> list[str]:
-    missing = {split: (len(yard.scale), int((~(yard.scale > 0)).sum())) for split, yard in yardsticks.items()}
+def _without_scale(references: Mapping[Split, NaiveReference]) -> list[str]:
+    missing = {
+        split: (len(reference.scale), int((~(reference.scale > 0)).sum()))
+        for split, reference in references.items()
+    }
     return [
         f"MASE leaves out {missed:,} of {total:,} {split} windows: what is before them is constant or no longer than the cycle"
         for split, (total, missed) in missing.items()
@@ -263,8 +265,8 @@ def _season_of(frame: Frame) -> int | None:
 def _series_task(
     buffer: np.ndarray,
     tables: dict[Split, WindowTable],
-    yardsticks: Mapping[Split, Yardstick],
-    task: TaskConfig,
+    references: Mapping[Split, NaiveReference],
+    task: ZeroShotSettings | ShortTermSettings,
     protocol: Protocol,
     *,
     drop_last: bool = False,
@@ -272,7 +274,7 @@ def _series_task(
 ) -> Task:
     def report(score: Score, split: Split) -> dict[str, float]:
         sums = score(tables[split])
-        return yardsticks[split].metrics(sums) if split in yardsticks else series_metrics(sums)
+        return references[split].metrics(sums) if split in references else series_metrics(sums)
 
     return Task(
         name=task.name,
@@ -321,18 +323,22 @@ def _forecastable(collection: SeriesCollection, horizon: int) -> np.ndarray:
     return origin
 
 
+def _windows(first: np.ndarray, x_valid: Any, y_valid: Any, series: np.ndarray) -> WindowTable:
+    return WindowTable.of(first, channel=0, x_valid=x_valid, y_valid=y_valid, window_id=series)
+
+
 def _sliding(first: np.ndarray, counts: np.ndarray, length: int, horizon: int) -> WindowTable:
     """``counts[s]`` windows of series s, one step apart from its first row."""
     series = np.repeat(np.arange(len(counts)), counts)
     offset = np.arange(len(series)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return _table(first[series] + offset, np.full(len(series), length), np.full(len(series), horizon), series)
+    return _windows(first[series] + offset, length, horizon, series)
 
 
 def _last_windows(first: np.ndarray, origin: np.ndarray, length: int, horizon: int) -> WindowTable:
     """One window per series that has a step before ``origin``: at most L input steps before it, H target steps after."""
     series = np.flatnonzero(origin >= 1)
     valid = np.minimum(origin[series], length)
-    return _table(first[series] + origin[series] - valid, valid, np.full(len(series), horizon), series)
+    return _windows(first[series] + origin[series] - valid, valid, horizon, series)
 
 
 def _cut_windows(
@@ -343,17 +349,45 @@ def _cut_windows(
     series = np.repeat(np.arange(len(counts)), counts)
     cut = lowest[series] + np.arange(len(series)) - np.repeat(np.cumsum(counts) - counts, counts)
     valid = np.minimum(cut, length)
-    return _table(first[series] + cut - valid, valid, np.minimum(ends[series] - cut, horizon), series)
+    return _windows(first[series] + cut - valid, valid, np.minimum(ends[series] - cut, horizon), series)
 
 
-def _table(first: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray, series: np.ndarray) -> WindowTable:
-    columns = (first, np.zeros(len(first)), x_valid, y_valid, series, np.full(len(first), -1))
-    return WindowTable(*(np.asarray(column).astype(np.int32) for column in columns))
-
-
-def _yardstick(
+def _reference(
     collection: SeriesCollection, origin: np.ndarray, table: WindowTable, season: int, horizon: int
-) -> Yardstick:
+) -> NaiveReference:
     pairs = [(collection.values[index], int(origin[index])) for index in table.window_id]
     target = np.stack([series[cut : cut + horizon] for series, cut in pairs])
-    return Yardstick([series[:cut] for series, cut in pairs], target, season)
+    return NaiveReference([series[:cut] for series, cut in pairs], target, season)
+
+
+def _short_term_network(
+    task: ShortTermSettings, network: NetworkConfig, trunk: nn.Module
+) -> ShortTermNetwork:
+    return ShortTermNetwork(
+        trunk=trunk,
+        input_length=task.input_length,
+        horizon=task.horizon,
+        embed_width=network.embed_width,
+        read_width=network.read_width,
+    )
+
+
+# Chosen on validation of M3 Yearly and M4 Weekly.
+_BASELINES = linear_baselines(learning_rate=1e-2, epochs=10, batch_size=256, schedule="decay", decay=0.5)
+
+ZERO_SHOT = TaskKind(
+    settings=ZeroShotSettings,
+    title="Zero-shot transfer",
+    prepare=prepare_zero_shot,
+    network=forecast_network,
+    apply=apply,
+    baselines=_BASELINES,
+)
+SHORT_TERM = TaskKind(
+    settings=ShortTermSettings,
+    title="Short-term forecasting",
+    prepare=prepare_short_term,
+    network=_short_term_network,
+    apply=apply,
+    baselines=_BASELINES,
+)
