@@ -14,7 +14,8 @@ from ofa_jax.data.frames import Frame
 from ofa_jax.data.synthetic import SyntheticLoad, hourly_load
 from ofa_jax.errors import OfaError
 from ofa_jax.files import write_atomic
-from ofa_jax.inference import forecast, plot_forecast, save_figure, write_forecast
+from ofa_jax.inference import forecast, plot_forecast, write_forecast
+from ofa_jax.plots.style import save_figure
 from ofa_jax.runs.train import open_run, train_run
 from ofa_jax.tasks.forecast import ForecastData
 from ofa_jax.train.loop import Reporter

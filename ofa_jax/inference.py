@@ -144,69 +144,30 @@ def plot_forecast(
     actual: np.ndarray | None = None,
     note: str = "",
 ) -> Figure:
-    """A panel per series (at most six): the last ``history`` rows, then the forecast.
+    """A panel per series: the last ``history`` rows, then the forecast.
 
     Args:
         frame: The rows before the forecast.
         table: From :func:`forecast`.
         title: Above the panels.
         history: Rows shown before the forecast.
-        actual: What really came, ``[h, c]`` in original units, where it is known.
+        actual: The values that were forecast, ``[h, c]`` in original units, where they are known.
         note: A line below the panels.
     """
-    from matplotlib.dates import ConciseDateFormatter
-    from matplotlib.figure import Figure
+    import pandas as pd
 
-    shown = min(frame.n_channels, 6)
-    history = min(history, frame.n_rows)
-    dated = frame.timestamps is not None
-    past = frame.timestamps[-history:] if frame.timestamps is not None else np.arange(-history + 1, 1)
-    ahead = frame.future_timestamps(len(table)) if dated else np.arange(1, len(table) + 1)
-    figure = Figure(figsize=(10, 1.2 + 1.9 * shown), layout="constrained")
-    axes = figure.subplots(shown, 1, sharex=True, squeeze=False)[:, 0]
-    for index, (axis, name) in enumerate(zip(axes, frame.names[:shown], strict=True)):
-        axis.plot(past, frame.values[-history:, index], color="0.35", linewidth=1, label="history")
-        if actual is not None:
-            axis.plot(ahead, actual[:, index], color="0.35", linewidth=1, linestyle=":", label="what came")
-        joined = np.concatenate([frame.values[-1:, index], table[name].to_numpy()])
-        axis.plot(
-            np.concatenate([past[-1:], ahead]), joined, color="#0072b2", linewidth=1.8, label="forecast"
-        )
-        axis.axvline(past[-1], color="0.8", linewidth=0.8)
-        axis.set_ylabel(name, fontsize=9)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=8, frameon=False
-    )
-    if dated:
-        axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(axes[-1].xaxis.get_major_locator()))
-    else:
-        axes[-1].set_xlabel("steps from the last row")
-    hidden = frame.n_channels - shown
-    figure.suptitle(title + (f" (first {shown} of {frame.n_channels} series)" if hidden else ""), fontsize=11)
-    if note:
-        figure.supxlabel(note, fontsize=8, color="0.4")
-    return figure
+    from ofa_jax.plots import run as plots
 
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure atomically, in the format that the file's ending names.
-
-    Raises:
-        DataError: The ending names no format that can be drawn.
-    """
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    kind = Path(path).suffix.lstrip(".").lower()
-    if kind not in FigureCanvasAgg.get_supported_filetypes():
-        raise DataError(
-            f"pictures cannot be written as {kind or 'a file without an ending'!r}",
-            where=str(path),
-            fix="Use .png, .svg or .pdf",
-        )
-    content = io.BytesIO()
-    figure.savefig(content, format=kind, dpi=150)
-    write_atomic(path, content.getvalue())
+    rows, history = len(table), min(history, frame.n_rows)
+    past, ahead = np.arange(-history + 1, 1), np.arange(1, rows + 1)
+    if frame.timestamps is not None:
+        past, ahead = frame.timestamps[-history:], frame.future_timestamps(rows)
+    after = np.full((rows, frame.n_channels), np.nan) if actual is None else actual
+    values = np.concatenate([frame.values[-history:], after])
+    panels = {
+        name: {"time": np.concatenate([past, ahead]), "actual": values[:, index]}
+        | {"forecast": np.concatenate([np.full(history, np.nan), table[name]])}
+        for index, name in enumerate(frame.names)
+    }
+    long = pd.concat({name: pd.DataFrame(own) for name, own in panels.items()}, names=["panel"])
+    return plots.forecast(long.reset_index("panel"), title=title, note=note)

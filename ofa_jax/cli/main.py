@@ -292,7 +292,7 @@ def report(
 
     with _reporter() as reporter:
         written = write_report(
-            run, reporter, out=out, controls=controls, trunk=trunk, source=data_file, target=target_file
+            run, reporter, out=out, baselines=controls, trunk=trunk, source=data_file, target=target_file
         )
     print(f"report: {written}")
 
@@ -308,7 +308,8 @@ def predict(
     trunk: Trunk = None,
 ) -> None:
     """Forecast what comes after the last row of a file."""
-    from ofa_jax.inference import forecast, plot_forecast, read_input, save_figure, write_forecast
+    from ofa_jax.inference import forecast, plot_forecast, read_input, write_forecast
+    from ofa_jax.plots.style import save_figure
     from ofa_jax.runs.train import load_bundle
 
     loaded = load_bundle(run, trunk=trunk)

@@ -14,7 +14,7 @@ from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.files import atomic_folder, write_atomic, write_json
 from ofa_jax.runs.train import versions
 from ofa_jax.studies.gradients.study import Grid, Study, study
-from ofa_jax.studies.gradients.theory import slopes
+from ofa_jax.studies.gradients.theory import MEANS, slopes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,7 +127,7 @@ def write_study(found: Study, out: str | Path, figures: Sequence[str] = FIGURES)
         ConfigError: The study has a single rank.
     """
     from ofa_jax.plots.studies import slopes as drawn
-    from ofa_jax.plots.style import as_png
+    from ofa_jax.plots.style import save_figure
 
     check_free(out)
     fitted = slopes(found.table, found.curves)
@@ -137,7 +137,8 @@ def write_study(found: Study, out: str | Path, figures: Sequence[str] = FIGURES)
         for quantity in figures:
             own = found.table[(found.table["quantity"] == quantity) & (found.table["steps"] > 0)]
             if (own["value"] > 0).any():
-                write_atomic(scratch / f"{quantity}.png", as_png(drawn(own, fitted, quantity)))
+                figure = drawn(own, fitted, quantity, power=1 if quantity in MEANS else 2)
+                save_figure(figure, scratch / f"{quantity}.png")
         write_json(
             scratch / "study.json",
             {

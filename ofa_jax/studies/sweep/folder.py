@@ -436,8 +436,7 @@ class _Work:
             ("accuracy_by_bytes", plots.accuracy_by_bytes),
         ):
             write_atomic(
-                self.out / f"{name}.png",
-                plots_style.as_png(figure(cells, made.metric, controls=made.controls)),
+                self.out / f"{name}.png", plots_style.as_png(figure(cells, made.metric, made.controls))
             )
 
 
