@@ -18,7 +18,7 @@ from ofa_jax.data.splits import Borders, Scaler, borders, fit_scaler
 from ofa_jax.errors import DataError
 from ofa_jax.model.linear import dlinear, init_dlinear, init_nlinear, nlinear
 from ofa_jax.model.networks import ForecastNetwork
-from ofa_jax.plots.run import forecast_picture
+from ofa_jax.plots import run as plots
 from ofa_jax.tasks.base import (
     SPLITS,
     LinearBaseline,
@@ -241,8 +241,8 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         return table
 
     def plot(table: pd.DataFrame, note: str) -> Figure:
-        title, history = f"{frame.source}: the next {horizon} steps", min(length, 3 * horizon)
-        return forecast_picture(frame, table, title=title, history=history, note=note)
+        title = f"{frame.source}: the next {horizon} steps"
+        return plots.forecast(forecast_panels(frame, table, min(length, 3 * horizon)), title=title, note=note)
 
     return NewData(
         spec=WindowSpec(length, 0, univariate=False),
@@ -253,6 +253,35 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         plot=plot,
         summary=lambda table: f"{horizon} steps of {frame.n_channels} series",
     )
+
+
+def forecast_panels(
+    frame: Frame, table: pd.DataFrame, history: int, actual: np.ndarray | None = None
+) -> pd.DataFrame:
+    """The last ``history`` rows and the forecast after them, as :func:`ofa_jax.plots.run.forecast` draws them.
+
+    ``actual`` are the values that were forecast, ``[h, c]`` in original units, where they are known.
+    """
+    import pandas as pd
+
+    rows, history = len(table), min(history, frame.n_rows)
+    past, ahead = np.arange(-history + 1, 1), np.arange(1, rows + 1)
+    if frame.timestamps is not None:
+        past, ahead = frame.timestamps[-history:], frame.future_timestamps(rows)
+    after = np.full((rows, frame.n_channels), np.nan) if actual is None else actual
+    values = np.concatenate([frame.values[-history:], after])
+    empty = np.full(history, np.nan)
+    panels = {
+        name: pd.DataFrame(
+            {
+                "time": np.concatenate([past, ahead]),
+                "actual": values[:, index],
+                "forecast": np.concatenate([empty, table[name]]),
+            }
+        )
+        for index, name in enumerate(frame.names)
+    }
+    return pd.concat(panels, names=["panel"]).reset_index("panel")
 
 
 def time_index(frame: Frame) -> pd.Index:
