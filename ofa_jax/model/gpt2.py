@@ -194,6 +194,7 @@ class GPT2Trunk(nn.Module):
     positions: bool = True
     compute_dtype: jnp.dtype = jnp.dtype(jnp.float32)
     remat: bool = False
+    path_name = "gpt2"
 
     @nn.compact
     def __call__(self, embeds_mnd: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ofa_jax.build import Model
 from ofa_jax.errors import ConfigError
-from ofa_jax.model.gpt2 import Attention
+from ofa_jax.model.gpt2 import Attention, GPT2Trunk
 
 
 def attention_weights(
@@ -32,12 +32,12 @@ def attention_weights(
     Raises:
         ConfigError: The network has no GPT-2.
     """
-    if model.network.kind != "gpt2":
+    if not isinstance(model.network.trunk, GPT2Trunk):
         raise ConfigError(
             "the network has no GPT-2, so there is no causal attention to show", where="trunk.source"
         )
-    network: Any = model.network
-    network = network.clone(remat=False)  # within a recomputed block nothing can be read off
+    trunk = model.network.trunk.clone(remat=False)  # within a recomputed block nothing can be read off
+    network = model.network.clone(trunk=trunk)
 
     def run(params: dict[str, Any], x_btc: jax.Array, x_mask: jax.Array | None) -> jax.Array:
         layers: dict[int, jax.Array] = {}

@@ -16,6 +16,7 @@ from ofa_jax.build import RANDOM, WITHOUT, footprint
 from ofa_jax.config import Experiment, dump_experiment
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.files import readable_folder
+from ofa_jax.model.gpt2 import GPT2Trunk
 from ofa_jax.plots import run as plots_run
 from ofa_jax.plots import studies as plots
 from ofa_jax.plots import style as style
@@ -204,7 +205,7 @@ def controls_section(comparison: Comparison) -> Section:
 def attention_section(loaded: Loaded, data: TaskData) -> Section:
     """Where the trunk's attention goes on some test windows."""
     title = "Attention"
-    if loaded.model.network.kind != "gpt2":
+    if not isinstance(loaded.model.network.trunk, GPT2Trunk):
         return Section(
             "attention", title, ["The network has no GPT-2, so there is no causal attention to show."]
         )
