@@ -16,8 +16,8 @@ import numpy as np
 
 from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.model import frozen_init, trees
+from ofa_jax.model.dropout import dropout
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
-from ofa_jax.model.operations import dropout
 from ofa_jax.model.patching import denormalize, instance_stats, normalize, patch_count, patchify
 
 Params = dict[str, Any]
