@@ -15,6 +15,7 @@ _PUBLIC = {
     "Frame": "ofa_jax.data.frames",
     "read_frame": "ofa_jax.data.frames",
     "GPT2Config": "ofa_jax.model.gpt2",
+    "GPT2Trunk": "ofa_jax.model.gpt2",
     "load_trunk": "ofa_jax.model.weights",
     "random_trunk": "ofa_jax.model.weights",
     "ForecastNetwork": "ofa_jax.model.networks",

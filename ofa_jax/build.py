@@ -18,15 +18,26 @@ from ofa_jax.config.schema import Experiment, TrunkConfig
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import CheckpointError, ConfigError, TrainError
 from ofa_jax.model import frozen_init, trees
-from ofa_jax.model.gpt2 import GPT2Config
-from ofa_jax.model.networks import ForecastNetwork, Network, TrunkKind, base_shapes, init_base
-from ofa_jax.model.variants import ClassifyNetwork, ImputeNetwork, ReconstructNetwork, ShortTermNetwork
+from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
+from ofa_jax.model.networks import (
+    AttentionTrunk,
+    ClassifyNetwork,
+    ForecastNetwork,
+    ImputeNetwork,
+    Network,
+    NoTrunk,
+    ReconstructNetwork,
+    ShortTermNetwork,
+    TrunkModule,
+    base_shapes,
+    init_base,
+)
 from ofa_jax.model.weights import Trunk, load_trunk, random_trunk, read_config
 
 RANDOM = "random"
 """The value of ``trunk.source`` that asks for random weights."""
 
-WITHOUT: dict[str, TrunkKind] = {"attention": "attention", "none": "none"}
+WITHOUT: dict[str, type[AttentionTrunk] | type[NoTrunk]] = {"attention": AttentionTrunk, "none": NoTrunk}
 """Values of ``trunk.source`` that put one attention layer, or nothing, in the trunk's place: controls, of ``trunk.random``'s width."""
 
 
@@ -119,14 +130,7 @@ def build_network(experiment: Experiment, config: GPT2Config) -> Network:
         ConfigError: The task's channels or classes are not known without its data.
     """
     task, network = experiment.task, experiment.network
-    shared: dict[str, Any] = {
-        "trunk": config,
-        "input_length": task.input_length,
-        "positions": network.positions,
-        "compute_dtype": jnp.dtype(compute_dtype(experiment.trunk)),
-        "remat": experiment.trunk.remat,
-        "kind": WITHOUT.get(experiment.trunk.source, "gpt2"),
-    }
+    shared: dict[str, Any] = {"trunk": build_trunk(experiment, config), "input_length": task.input_length}
     patches: dict[str, Any] = {"patch": network.patch, "stride": network.stride}
     if task.name in ("forecast", "zero_shot"):
         return ForecastNetwork(**shared, **patches, horizon=task.horizon)
@@ -142,6 +146,13 @@ def build_network(experiment: Experiment, config: GPT2Config) -> Network:
     if task.name == "imputation":
         return ImputeNetwork(**shared, channels=channels, calendar=_size(experiment, "calendar"))
     return ClassifyNetwork(**shared, **patches, channels=channels, classes=_size(experiment, "classes"))
+
+
+def build_trunk(experiment: Experiment, config: GPT2Config) -> TrunkModule:
+    dtype = jnp.dtype(compute_dtype(experiment.trunk))
+    if experiment.trunk.source in WITHOUT:
+        return WITHOUT[experiment.trunk.source](config, dtype)
+    return GPT2Trunk(config, experiment.network.positions, dtype, experiment.trunk.remat)
 
 
 def _size(experiment: Experiment, name: Literal["channels", "classes", "calendar"]) -> int:
@@ -206,7 +217,7 @@ def frozen_record(model: Model, seed: int) -> dict[str, Any]:
     return {
         "trunk_source": model.trunk_source,
         "trunk_sha256": model.trunk_sha256,
-        "trunk_config": trunk_mathematics(model.network.trunk),
+        "trunk_config": trunk_mathematics(model.network.trunk.config),
         "rule": frozen_init.RULE,
         "seed": seed,
         "sha256": trees.fingerprint(trees.flatten(model.frozen).items()),
@@ -240,7 +251,7 @@ def restore_model(experiment: Experiment, bundle: Bundle, *, where: str = "bundl
             where=where,
             fix="Give the original trunk's folder or hub id with --trunk",
         )
-    mathematics = trunk_mathematics(model.network.trunk)
+    mathematics = trunk_mathematics(model.network.trunk.config)
     changed = [
         name for name, value in mathematics.items() if saved.get("trunk_config", {}).get(name) != value
     ]

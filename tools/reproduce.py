@@ -287,7 +287,7 @@ class Bench:
             "methods": comparison.to_dict()["methods"],
             "controls": case.controls,
             "best_epoch": loaded.meta["best_epoch"],
-            "compute_dtype": str(loaded.model.network.compute_dtype),
+            "compute_dtype": str(loaded.model.network.trunk.compute_dtype),
             **{name: provenance[name] for name in ("data_sha256", "trunk_sha256")},
             "versions": {"python": platform.python_version(), **versions()},
             "machine": self.machine,

@@ -57,14 +57,14 @@ def instance_stats(x_btc: jax.Array, mask_btc: jax.Array | None = None) -> Insta
     return InstanceStats(mean, jnp.sqrt(variance + VARIANCE_FLOOR))
 
 
-def normalise(x_btc: jax.Array, stats: InstanceStats, mask_btc: jax.Array | None = None) -> jax.Array:
+def normalize(x_btc: jax.Array, stats: InstanceStats, mask_btc: jax.Array | None = None) -> jax.Array:
     """Values less their window's mean, over its standard deviation; masked values become 0. ``[b, t, c]`` float32."""
     normed = (x_btc.astype(jnp.float32) - stats.mean) / stats.std
     return normed if mask_btc is None else jnp.where(mask_btc, normed, 0)
 
 
-def denormalise(y_bhc: jax.Array, stats: InstanceStats) -> jax.Array:
-    """The inverse of :func:`normalise` on any number of steps ``[b, h, c]``."""
+def denormalize(y_bhc: jax.Array, stats: InstanceStats) -> jax.Array:
+    """The inverse of :func:`normalize` on any number of steps ``[b, h, c]``."""
     return y_bhc * stats.std + stats.mean
 
 

@@ -17,6 +17,7 @@ from ofa_jax.config.load import dump_experiment
 from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.files import readable_folder
+from ofa_jax.model.gpt2 import GPT2Trunk
 from ofa_jax.plots import run as plots_run
 from ofa_jax.plots import studies as plots
 from ofa_jax.plots import style as style
@@ -205,7 +206,7 @@ def controls_section(comparison: Comparison) -> Section:
 def attention_section(loaded: Loaded, data: TaskData) -> Section:
     """Where the trunk's attention goes on some test windows."""
     title = "Attention"
-    if loaded.model.network.kind != "gpt2":
+    if not isinstance(loaded.model.network.trunk, GPT2Trunk):
         return Section(
             "attention", title, ["The network has no GPT-2, so there is no causal attention to show."]
         )

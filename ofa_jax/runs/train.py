@@ -206,7 +206,7 @@ def provenance(model: Model, data: TaskData) -> dict[str, Any]:
         "versions": versions(),
         "data_sha256": data.fingerprint,
         "trunk_sha256": model.trunk_sha256,
-        "trunk_config": trunk_mathematics(model.network.trunk),
+        "trunk_config": trunk_mathematics(model.network.trunk.config),
     }
 
 

@@ -17,7 +17,7 @@ from ofa_jax.build import build_model, footprint
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.recipes import RECIPES
 from ofa_jax.errors import ConfigError
-from ofa_jax.model.gpt2 import GPT2Config
+from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
 from ofa_jax.model.networks import ForecastNetwork, base_shapes
 from ofa_jax.model.trees import fingerprint, flatten
 from ofa_jax.runs.train import load_bundle, train_run
@@ -176,14 +176,8 @@ def test_combine_leaves_its_arguments_alone_and_refuses_a_common_leaf():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_rules_of_every_recipe_cover_its_network(recipe):
     positions = RECIPES[recipe]["network"]["positions"]
-    network = ForecastNetwork(
-        GPT2Config(n_embd=8, n_layer=2, n_head=2, n_positions=9),
-        24,
-        3,
-        patch=8,
-        stride=8,
-        positions=positions,
-    )
+    trunk = GPT2Trunk(GPT2Config(n_embd=8, n_layer=2, n_head=2, n_positions=9), positions)
+    network = ForecastNetwork(trunk, 24, 3, patch=8, stride=8)
     decided = actions(base_shapes(network), [tuple(rule) for rule in RECIPES[recipe]["rules"]])
     acted = {path for path, action in decided.items() if action != "freeze"}
     head = {"out_layer/bias", "out_layer/kernel"}

@@ -15,7 +15,7 @@ from ofa_jax.adapters.partition import Site, partition
 from ofa_jax.adapters.rslora import adapter_scale, init_adapters, merge, with_adapters
 from ofa_jax.config.recipes import RECIPES
 from ofa_jax.errors import ConfigError, WeightsError
-from ofa_jax.model.gpt2 import GPT2Config
+from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
 from ofa_jax.model.networks import ForecastNetwork, init_base
 from ofa_jax.model.trees import flatten
 from ofa_jax.model.weights import random_trunk
@@ -30,7 +30,7 @@ ADAPTING = {
 
 
 def build(rules=EVERYWHERE, positions=True):
-    network = ForecastNetwork(CONFIG, input_length=24, horizon=4, patch=8, stride=4, positions=positions)
+    network = ForecastNetwork(GPT2Trunk(CONFIG, positions), input_length=24, horizon=4, patch=8, stride=4)
     base = init_base(network, random_trunk(CONFIG, 0).params, seed=1)
 
     def apply(params, x, *, dropout_keys=None):
@@ -306,10 +306,10 @@ def test_a_seed_decides_the_bits_and_each_layer_has_its_own():
 
 
 def test_adapters_inside_recomputed_blocks():
-    network = ForecastNetwork(CONFIG, input_length=24, horizon=4, patch=8, stride=4)
+    network = ForecastNetwork(GPT2Trunk(CONFIG), input_length=24, horizon=4, patch=8, stride=4)
     adapters = moved(init_adapters(SITES, 4), 0.1)
     gradients = []
-    for module in (network, replace(network, remat=True)):
+    for module in (network, replace(network, trunk=GPT2Trunk(CONFIG, remat=True))):
 
         def apply(params, x, *, dropout_keys=None, module=module):
             return module.apply({"params": params}, x, dropout_keys=dropout_keys)

@@ -320,7 +320,7 @@ def test_a_run_goes_on_in_the_computing_type_it_was_begun_with(tiny, source, tmp
             Listener(after_chunks=1),
         )
     resume(tiny, source, tmp_path / "run")
-    assert load_bundle(tmp_path / "run").model.network.compute_dtype == "bfloat16"
+    assert load_bundle(tmp_path / "run").model.network.trunk.compute_dtype == "bfloat16"
     with pytest.raises(ConfigError, match=r"trunk\.compute_dtype was 'bfloat16', is now 'float32'"):
         train_run(tiny.experiment(source, "trunk.compute_dtype=float32"), tmp_path / "run", Listener())
 

@@ -176,7 +176,7 @@ def _check_same_start(experiment: Experiment, data: ForecastData, other: TheirEp
         )
     )
     wanted = other.error()
-    if model.network.compute_dtype == np.float32:  # in bfloat16 the two sides round apart
+    if model.network.trunk.compute_dtype == np.float32:  # in bfloat16 the two sides round apart
         check_same("validation errors before training", np.array(found["mse"]), np.array(wanted))
 
 
