@@ -38,7 +38,7 @@ class Task:
         metrics: ``{name: [windows, …]} -> {metric: value}``.
         objective: The metric that validation chooses by; smaller is better.
         protocol: Whose practice splits, batches and thresholds follow (protocol §5); every metric is told with it.
-        inputs: ``(batch, keys_b) -> batch``, where the windows are changed before the network sees them (points are hidden).
+        corrupt: ``(batch, keys_b) -> batch``, where points are hidden before the network sees the windows.
         drop_last: Whether an epoch's last batch is left out where it is not full.
         groups: Borders ``[groups + 1]`` of groups of training windows of which every epoch sees one each, or None.
         report: ``(score, split) -> {metric: value}`` where a split's final metrics need more than its own windows (a threshold
@@ -54,7 +54,7 @@ class Task:
     metrics: Callable[[Sums], dict[str, float]]
     objective: str
     protocol: Protocol = "strict"
-    inputs: Callable[[Batch, jax.Array], Batch] | None = None
+    corrupt: Callable[[Batch, jax.Array], Batch] | None = None
     drop_last: bool = False
     groups: np.ndarray | None = None
     report: Callable[[Score, Split], dict[str, float]] | None = None

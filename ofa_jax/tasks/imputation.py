@@ -72,7 +72,7 @@ def prepare_imputation(
         metrics=imputation_metrics,
         objective="mse",
         protocol=protocol,
-        inputs=partial(hide_points, rate=task.mask_rate, channels=frame.n_channels),
+        corrupt=partial(hide_points, rate=task.mask_rate, channels=frame.n_channels),
     )
     settings = task.model_copy(update={"channels": frame.n_channels, "calendar": features.shape[1]})
     return TaskData(made, settings, scaler, 1, tuple(notices), meta={"frequency": frame.frequency})

@@ -18,7 +18,7 @@ from ofa_jax.data.archives import LabelledStream, write_stream
 from ofa_jax.errors import DataError
 from ofa_jax.tasks.base import TaskData, whole_batches
 from ofa_jax.tasks.prepare import PREPARE, prepare
-from ofa_jax.train.loop import evaluate
+from ofa_jax.train.evaluate import evaluate
 from ofa_jax.windows.table import sliding_windows
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -28,7 +28,8 @@ from ofa_jax.tasks.series import (
     score_forecasts,
     seasonal_last,
 )
-from ofa_jax.train.loop import evaluate, fit
+from ofa_jax.train.evaluate import evaluate
+from ofa_jax.train.loop import fit
 from ofa_jax.train.progress import SilentReporter
 from ofa_jax.windows.batch import gather
 from ofa_jax.windows.order import IndexStream
