@@ -210,7 +210,7 @@ def sweep(
         ranks, seeds, alphas=alphas, scalings=scalings, inits=inits, learning_rates=learning_rates
     )
     with _reporter() as reporter:
-        made = run_sweep(experiment, axes, out, reporter, at_once=at_once, controls=controls)
+        made = run_sweep(experiment, axes, out, reporter, at_once=at_once, baselines=controls)
     if as_json:
         print(json.dumps(made.record))
     else:
@@ -521,7 +521,7 @@ def _print_sweep(made: Sweep) -> None:
 
     from ofa_jax.studies.sweep.folder import summary
 
-    cells, controls = summary(made.cells), made.controls
+    cells, controls = summary(made.cells), made.baselines
     told = [
         "rank",
         *(name for name in ("alpha", "scaling", "init", "learning_rate") if cells[name].nunique() > 1),

@@ -6,7 +6,7 @@ Every function takes a :class:`Scored` and returns two sections, ``windows`` and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax

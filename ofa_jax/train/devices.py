@@ -40,6 +40,10 @@ SHARDED_FROM = 8192
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+def _as_arrays(tree: Any) -> Any:
+    return jax.tree.map(jnp.asarray, tree)
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a run is distributed over devices; by default on one.
@@ -55,7 +59,7 @@ class Layout:
     """
 
     devices: int = 1
-    place: Callable[[Any], Any] = partial(jax.tree.map, jnp.asarray)
+    place: Callable[[Any], Any] = _as_arrays
     place_frozen: Callable[[Any], Any] = jax.device_put
     sharding: StepSharding = ONE_DEVICE
     compile_chunk: Compiler = jit_donating_state

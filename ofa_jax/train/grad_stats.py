@@ -39,7 +39,7 @@ class GradStatsState(NamedTuple):
     """
 
     inner: optax.OptState
-    sums: jax.Array
+    sums: Any
 
 
 def with_grad_stats(
@@ -55,13 +55,13 @@ def with_grad_stats(
     ) -> tuple[Params, GradStatsState]:
         updates, inner = optimizer.update(gradient, state.inner, params)
         # behind a barrier, so that XLA compiles the step itself as it does without statistics
-        seen = jax.lax.optimization_barrier((gradient, updates, params))
-        return updates, GradStatsState(inner, state.sums + _of_step(*seen, clip_norm))
+        seen: tuple[Any, ...] = jax.lax.optimization_barrier((gradient, updates, params))
+        return updates, GradStatsState(inner, state.sums + _of_step(*seen, clip_norm=clip_norm))
 
     return optax.GradientTransformation(init, update)
 
 
-def _of_step(gradient: Params, updates: Params, params: Params, clip_norm: float | None) -> jax.Array:
+def _of_step(gradient: Params, updates: Params, params: Params, *, clip_norm: float | None) -> jax.Array:
     after = optax.apply_updates(params, updates)
     squares, changes, sizes = (_squared_norms(tree) for tree in (gradient, updates, after))
     clipped = 0 if clip_norm is None else optax.tree.norm(gradient) >= clip_norm
@@ -75,7 +75,7 @@ def _squared_norms(tree: Params) -> jax.Array:
 
 def as_json(sums: np.ndarray) -> list[float]:
     """Sums as a checkpoint's JSON stores them."""
-    return np.nan_to_num(np.float64(sums), nan=LARGEST, posinf=LARGEST).tolist()
+    return [float(number) for number in np.nan_to_num(sums, nan=LARGEST, posinf=LARGEST)]
 
 
 def log_fields(sums: Sequence[float], trainable: Params, clip_norm: float | None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ import numpy as np
 
 from ofa_jax.config import TrainConfig
 from ofa_jax.errors import Interrupted, TrainError
-from ofa_jax.tasks.base import Task
+from ofa_jax.tasks.base import Sums, Task
 from ofa_jax.train.checkpoints import Checkpoints, Restored
 from ofa_jax.train.devices import Layout
 from ofa_jax.train.events import EventLog
@@ -41,7 +41,7 @@ from ofa_jax.train.program import LaneInputs, Program
 from ofa_jax.train.progress import SilentReporter
 from ofa_jax.train.signals import StopRequest, stop_on_signal
 from ofa_jax.train.step import Params, Predict, TrainState, chunk_rows, dropout_key, init_state
-from ofa_jax.windows.table import PADDING
+from ofa_jax.windows.table import PADDING, WindowTable
 
 
 class Reporter(Protocol):
@@ -286,7 +286,7 @@ class Trainer:
         cleared = self.program.layout.place(self._without_axis(np.zeros_like(sums)))
         self.state = self.state._replace(opt_state=self.state.opt_state._replace(sums=cleared))
 
-    def _gradient_sums(self) -> np.ndarray | None:
+    def _gradient_sums(self) -> Any:
         """Statistics of gradients since the last line, ``[v, …]`` float32; None where they are not logged."""
         opt_state = self.state.opt_state
         if not isinstance(opt_state, GradStatsState):
@@ -308,7 +308,7 @@ class Trainer:
         raise TrainError(reason, where="training", fix=f"{saved}; {advice}")
 
     def _check_finite(self, number: int, trainable: Params) -> None:
-        # a finite loss may still give an infinite gradient; such parameters must not be kept
+        # A finite loss may still give an infinite gradient; such parameters must not be kept
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trainable)):
             self._diverged(number, "the trained parameters are no longer finite", self.step - 1)
 
@@ -328,6 +328,10 @@ class Trainer:
         clock = {"time": time.time(), "seconds": round(seconds, 3), "windows_per_second": speed}
         for number in self.running:
             self._close_lane(number, epoch, self.task.metrics(sums[number]), clock)
+
+    def evaluate_best(self, table: WindowTable) -> Sequence[Sums]:
+        """For each lane the task's sums of every window with its best tree, ``{name: [windows, …]}``."""
+        return self.program.evaluate(table, stack([lane.best for lane in self._slots()]), self.inputs.scale)
 
     def _close_lane(
         self, number: int, epoch: int, metrics: dict[str, float], clock: dict[str, float]

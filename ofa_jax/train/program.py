@@ -98,16 +98,15 @@ class Program:
 
     def stream(self, seed: int) -> IndexStream:
         """The order of training windows that a seed gives."""
-        task, batch_size = self.task, self.settings.batch_size
-        size, options = task.tables["train"].size, {"drop_last": task.drop_last, "groups": task.groups}
-        return IndexStream(size, batch_size, seed=seed, **options)
+        task, size, batch_size = self.task, self.task.tables["train"].size, self.settings.batch_size
+        return IndexStream(size, batch_size, seed=seed, drop_last=task.drop_last, groups=task.groups)
 
     def schedule(self, learning_rate: Any = None) -> optax.Schedule:
         """Learning rate by step, from the given one or the settings' own."""
         s = self.settings
         chosen = s.learning_rate if learning_rate is None else learning_rate
-        rest = {"cosine_epochs": s.cosine_epochs, "min_learning_rate": s.lowest_rate}
-        return make_schedule(s.schedule, chosen, self.epoch_steps, decay=s.decay, **rest)
+        cosine: dict[str, Any] = {"cosine_epochs": s.cosine_epochs, "min_learning_rate": s.lowest_rate}
+        return make_schedule(s.schedule, chosen, self.epoch_steps, decay=s.decay, **cosine)
 
     def optimizer(self, learning_rate: Any = None) -> optax.GradientTransformation:
         """The optimizer, which also sums statistics of gradients if they are logged."""

@@ -32,7 +32,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
         request.signal_number = number
         signal.signal(number, previous[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in map(int, (signal.SIGINT, signal.SIGTERM)):
         handler = signal.getsignal(number)
         previous[number] = signal.SIG_DFL if handler is None else handler  # None: not set from Python
         signal.signal(number, handle)

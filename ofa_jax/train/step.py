@@ -113,10 +113,7 @@ def train_step(
         return total, count, gradient
 
     numbered = (jnp.arange(jax.tree.leaves(rows)[0].shape[0]), rows)
-    if slices == 1:
-        sums = sums_of(numbered)
-    else:
-        sums = _sum_over_slices(sums_of, numbered, slices, state.trainable)
+    sums = sums_of(numbered) if slices == 1 else _over_slices(sums_of, numbered, slices, state.trainable)
     total, count, gradient = sharding.total(sums)
     count = jnp.maximum(count, 1)
     gradient = jax.tree.map(lambda leaf: leaf / count, gradient)
@@ -125,7 +122,7 @@ def train_step(
     return TrainState(state.step + 1, trainable, opt_state), total / count
 
 
-def _sum_over_slices(
+def _over_slices(
     sums_of: Callable[[Any], Any], rows: Any, slices: int, trainable: Params
 ) -> tuple[jax.Array, jax.Array, Params]:
     parts = jax.tree.map(lambda leaf: leaf.reshape(slices, -1, *leaf.shape[1:]), rows)
