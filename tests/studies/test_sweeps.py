@@ -29,6 +29,7 @@ from ofa_jax.studies.sweep.cells import Axes, adapters_at_once, cells_of, groups
 from ofa_jax.studies.sweep.folder import read_sweep, run_sweep, summary
 from ofa_jax.studies.sweep.program import SweepPrograms, bucket
 from ofa_jax.tasks.base import Task
+from ofa_jax.train import memory
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import CLOCK_FIELDS, EventLog, read_events
 from ofa_jax.train.lanes import Lane
@@ -37,7 +38,7 @@ from ofa_jax.train.program import Program
 from ofa_jax.train.progress import SilentReporter
 
 PLAIN = "trunk.dropout=0"  # compiles in half the time
-DROPPING = ("adapters.dropout=0.2", PLAIN)
+DROPPING = ("adapters.dropout=0.2", PLAIN, "train.gradient_log=5")
 AXES = Axes(
     ranks=(1, 4, 20), seeds=3
 )  # two buckets; 20 is more than the head's 8 outputs and the trunk's width of 16
@@ -124,11 +125,13 @@ def test_cells_are_the_runs_of_their_settings(
         assert (cell / "config.yaml").read_bytes() == (run / "config.yaml").read_bytes()
         assert_same_tree(load_bundle(cell).model.trainable, result.best, **CLOSE)
         for ours, theirs in zip(events_of(cell), events_of(run), strict=True):
+            ours, theirs = flatten(ours), flatten(theirs)
             assert ours.keys() == theirs.keys()
             for key, value in theirs.items():
-                assert ours[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), (
-                    key
-                )
+                if isinstance(value, float):
+                    # norms of small gradients, after steps of Adam that pass their rounding on
+                    value = pytest.approx(value, rel=1e-3 if key.startswith("modules/") else 1e-4)
+                assert ours[key] == value, key
         row, wanted = table.loc[name], result.progress
         assert (row["best_epoch"], row["epochs"], row["ended"]) == (wanted.best_epoch, 3, "all epochs done")
         assert row["validation_mse"] == pytest.approx(wanted.best_metrics["mse"], rel=1e-4)
@@ -649,16 +652,12 @@ def test_folders_of_something_else_are_refused(tiny: Any, source: Path, tmp_path
         read_sweep(tmp_path)
 
 
-def test_no_room_names_both_ways_out(
+def test_no_room_suggests_fewer_adapters(
     tiny: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ofa_jax.train.memory as memory
-
     monkeypatch.setattr(memory, "room_per_device", lambda: 1000)
-    with pytest.raises(
-        TrainError,
-        match=r"memory: a step needs .* Train fewer adapters at a time \(at_once, now 2\), or lower train\.micro_batch",
-    ):
+    said = r"memory: a step needs .* Train fewer adapters at a time \(at_once, now 2\)\."
+    with pytest.raises(TrainError, match=said):
         trainer_of(tiny.experiment(source), Axes(ranks=(2, 3)), tmp_path, lanes=2).check_room()
 
 
