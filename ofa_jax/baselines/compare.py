@@ -21,9 +21,9 @@ from ofa_jax.config.schema import Experiment, Protocol
 from ofa_jax.model.networks import Network
 from ofa_jax.runs.train import Loaded
 from ofa_jax.tasks.base import Split, TaskData
-from ofa_jax.train.devices import as_devices_allow, make_layout
-from ofa_jax.train.loop import Evaluator, Params, Predict, Reporter
-from ofa_jax.train.memory import settled
+from ofa_jax.train.evaluate import WindowPredictor
+from ofa_jax.train.loop import Params, Predict, Reporter
+from ofa_jax.train.program import evaluation_options
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,11 @@ class _Scores:
     """Scores a method on a split, as the experiment's devices and batch sizes allow."""
 
     def __init__(self, experiment: Experiment, network: Network, data: TaskData, split: Split) -> None:
-        self._settings = settled(experiment.train, network)
-        self._layout = make_layout(as_devices_allow(self._settings))
+        self._options = evaluation_options(experiment.train, network)
         self._task, self._split = data.task, split
 
     def __call__(self, predict: Predict, frozen: Params, trainable: Params) -> dict[str, float]:
-        evaluator = Evaluator(predict, self._task, self._settings.eval_batch_size, self._layout)
+        evaluator = WindowPredictor(predict, self._task, self._task.sums, **self._options)
         return self._task.final_metrics(lambda table: evaluator(table, frozen, trainable), self._split)
 
 

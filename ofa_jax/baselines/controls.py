@@ -31,9 +31,9 @@ from ofa_jax.model import trees
 from ofa_jax.model.networks import Network, base_shapes
 from ofa_jax.runs.train import differences
 from ofa_jax.tasks.base import TaskData
-from ofa_jax.train.devices import as_devices_allow
+from ofa_jax.train.devices import make_layout, usable_fsdp
 from ofa_jax.train.loop import Params, Predict, Reporter, fit
-from ofa_jax.train.memory import settled
+from ofa_jax.train.program import resolve_auto_batch_sizes
 
 LINEAR_TRAINING = TrainConfig(learning_rate=1e-3, epochs=10, batch_size=256, cosine_epochs=10)
 """How the linear controls of forecasting are trained, with the run's batch size up to 256.
@@ -181,7 +181,9 @@ def _network_controls(experiment: Experiment, data: TaskData) -> list[Control]:
             ("gpt4ts", f"gpt4ts{trunk_remark(trunk.source)}", experiment.model_copy(update={"rules": tuned}))
         )
     return [
-        Control(name, title, partial(_built, variant), settled(variant.train, _network(variant)))
+        Control(
+            name, title, partial(_built, variant), resolve_auto_batch_sizes(variant.train, _network(variant))
+        )
         for name, title, variant in variants
     ]
 
@@ -267,7 +269,8 @@ def kept_or_trained(
             data.task,
             frozen=frozen,
             trainable=start,
-            settings=as_devices_allow(control.settings),
+            settings=control.settings,
+            layout=make_layout(control.settings.parallel, usable_fsdp(control.settings.fsdp)),
             reporter=reporter,
         )
         best = {path: np.ascontiguousarray(leaf) for path, leaf in trees.flatten(result.best).items()}

@@ -6,7 +6,7 @@ Every function takes a :class:`Scored` and returns two sections, ``windows`` and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,9 +21,9 @@ from ofa_jax.report.parts import Picture, Section, Table, number, picture, place
 from ofa_jax.runs.train import Loaded
 from ofa_jax.tasks.base import Sums, TaskData
 from ofa_jax.tasks.losses import symmetric_terms
-from ofa_jax.train.devices import as_devices_allow, make_layout
-from ofa_jax.train.loop import Evaluator, Predict
-from ofa_jax.train.memory import settled
+from ofa_jax.train.evaluate import WindowPredictor
+from ofa_jax.train.program import evaluation_options
+from ofa_jax.train.step import Predict
 from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowTable
 
@@ -49,11 +49,9 @@ class Scored:
 
     def asker(self, told: Told, predict: Predict | None = None) -> Callable[[WindowTable], Sums]:
         """What ``told`` says of every window of a table, by the model or another predict function without parameters."""
-        model, settings = self.loaded.model, settled(self.loaded.experiment.train, self.loaded.model.network)
-        task = replace(self.data.task, sums=told)
-        evaluator = Evaluator(
-            predict or model.predict, task, settings.eval_batch_size, make_layout(as_devices_allow(settings))
-        )
+        model = self.loaded.model
+        options = evaluation_options(self.loaded.experiment.train, model.network)
+        evaluator = WindowPredictor(predict or model.predict, self.data.task, told, **options)
         frozen, trainable = (model.frozen, model.trainable) if predict is None else ({}, {})
         return lambda table: evaluator(table, frozen, trainable)
 

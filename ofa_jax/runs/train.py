@@ -36,8 +36,8 @@ from ofa_jax.tasks.prepare import prepare
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import EventLog, read_events
 from ofa_jax.train.loop import FitResult, Params, Progress, Reporter, fit
-from ofa_jax.train.memory import settled
 from ofa_jax.train.processes import LedCheckpoints, check_alike, from_leader, leads, peers_needed, together
+from ofa_jax.train.program import resolve_auto_batch_sizes
 from ofa_jax.train.progress import SilentReporter
 
 CONFIG_FILE = "config.yaml"
@@ -129,7 +129,7 @@ def train_run(
                 data.task,
                 frozen=model.frozen,
                 trainable=model.trainable,
-                settings=settled(experiment.train, model.network),
+                settings=resolve_auto_batch_sizes(experiment.train, model.network),
                 reporter=reporter,
                 log=EventLog(out / METRICS_FILE if leader else None),
                 checkpoints=LedCheckpoints(checkpoints),

@@ -1,4 +1,4 @@
-"""The training step and the evaluation step as pure functions, and the program that runs a chunk of steps in one dispatch."""
+"""The training step and the evaluation step as pure functions, and the program that runs a chunk of steps."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ Params = dict[str, Any]
 Predict = Callable[..., jax.Array]
 """``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None) -> prediction``."""
 Loss = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
-Tell = Callable[[Params, Params, Params], jax.Array]
-"""``tell(gradient, updates, trainable) -> numbers``: what a step tells of itself, ``trainable`` being the tree after it."""
-Inputs = Callable[[Batch, jax.Array], Batch]
-"""``inputs(batch, keys_b) -> batch``: what a task makes of the gathered windows, with one key per sample."""
+"""``loss(prediction, batch) -> (sum of losses, their number)``."""
+Outputs = Callable[[Any, Batch], dict[str, jax.Array]]
+"""``outputs(prediction, batch) -> {name: [b, …]}``: what an evaluation keeps of every window."""
+Corrupt = Callable[[Batch, jax.Array], Batch]
+"""``corrupt(batch, keys_b) -> batch``: hides points of gathered windows, with one key per sample."""
 
-_INPUTS_PLACE = 0x1D
-"""Sets the keys of :data:`Inputs` apart from those of dropout."""
+_CORRUPT_STREAM = 0x1D
+"""Separates the keys of :data:`Corrupt` from those of dropout."""
 
 
 class TrainState(NamedTuple):
-    """What training changes: the number of steps taken, the trainable tree, the optimiser's state over that tree alone."""
+    """What training changes: the step count, the trainable tree and the optimizer's state over it."""
 
     step: jax.Array
     trainable: Params
@@ -35,38 +36,38 @@ class TrainState(NamedTuple):
 
 
 def init_state(trainable: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, with copies of the leaves: the chunk donates its state."""
+    """The state before the first step; leaves are copied, since the chunk donates its state."""
     trainable = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), trainable)
     return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
 
 
 def dropout_key(seed: int) -> jax.Array:
-    """The key of a run. The generator is named, so that no environment setting changes a run's numbers."""
+    """The key of a run. The generator is named, so no environment setting changes a run's numbers."""
     return jax.random.key(seed, impl="threefry2x32")
 
 
 def sample_keys(key: jax.Array, step: jax.Array, row_b: jax.Array) -> jax.Array:
-    """One key per row of the global batch, ``[b]``: a function of step and row number alone, not of slicing or device."""
-    at_step = jax.random.fold_in(key, step)
-    return jax.vmap(lambda row: jax.random.fold_in(at_step, row))(row_b)
+    """One key per row of the global batch, ``[b]``: depends on step and row number, not on slice or device."""
+    step_key = jax.random.fold_in(key, step)
+    return jax.vmap(lambda row: jax.random.fold_in(step_key, row))(row_b)
 
 
-class Spread(NamedTuple):
-    """How a step is spread over devices; as it stands, over one. :mod:`ofa_jax.train.devices` makes the others.
+class StepSharding(NamedTuple):
+    """How a step is distributed over devices; by default over one. :mod:`ofa_jax.train.devices` has the others.
 
     Attributes:
-        rows: ``[b, …] -> [b', …]``: of all rows, those that this device works on (for a program that one compiler spreads over
-            all devices: all rows, and where each of them lies).
-        total: Adds up a tree of sums over the devices.
-        frozen: The frozen tree as a step uses it; the second argument is something of this step, for which it may wait.
+        local_rows: ``[b, …] -> [b', …]``: the rows that this device processes (in a program that XLA partitions: all
+            rows, with a sharding constraint).
+        total: Sums a tree of partial sums over the devices.
+        gather_frozen: The frozen tree as a step uses it; the second argument is any value that depends on the step.
     """
 
-    rows: Callable[[jax.Array], jax.Array] = lambda rows: rows
+    local_rows: Callable[[jax.Array], jax.Array] = lambda rows: rows
     total: Callable[[Any], Any] = lambda sums: sums
-    frozen: Callable[[Params, jax.Array], Params] = lambda frozen, step: frozen
+    gather_frozen: Callable[[Params, jax.Array], Params] = lambda frozen, step: frozen
 
 
-ONE_DEVICE = Spread()
+ONE_DEVICE = StepSharding()
 
 
 def train_step(
@@ -75,86 +76,71 @@ def train_step(
     optimizer: optax.GradientTransformation,
     frozen: Params,
     state: TrainState,
-    batch: Any,
+    rows: Any,
     key: jax.Array,
-    inputs: Callable[[Any, jax.Array], Batch] | None = None,
+    read_batch: Callable[[Any, jax.Array], Batch] | None = None,
     *,
     slices: int = 1,
-    spread: Spread = ONE_DEVICE,
-    tell: Tell | None = None,
-) -> tuple[TrainState, Any]:
-    """One step: gradient of the mean loss over the trainable tree alone, then the optimiser's update.
+    sharding: StepSharding = ONE_DEVICE,
+) -> tuple[TrainState, jax.Array]:
+    """One step: gradient of the mean loss over the trainable tree, then the optimizer's update.
 
-    The gradient is that of the *sum* of losses, slice by slice and device by device; all of it is added up and divided by the
-    number of losses once. So neither slices nor devices change more than rounding, and rows of padding count for nothing.
+    The gradient is that of the *sum* of losses; slices and devices are summed, then divided by the number of losses
+    once. So neither slices nor devices change more than rounding, and masked padding rows do not count.
 
     Args:
-        predict: The network.
-        loss: Its sum of losses and their number.
-        optimizer: What makes updates of gradients.
-        frozen: Parameters that never change.
-        state: Where the step starts.
-        batch: The global batch, leaves ``[b, …]``: a :class:`Batch`, or what ``inputs`` makes one of, slice by slice.
+        rows: The global batch, leaves ``[b, …]``: a :class:`Batch`, or what ``read_batch`` turns into one.
         key: The run's key.
-        inputs: Changes rows of the batch first, with a key for each; a task hides points so.
-        slices: Number of equal parts, which divides b, that are worked on one after the other; memory is that of one part.
-        spread: Which rows are this device's, and how devices add up.
-        tell: What else the step tells of itself.
+        read_batch: ``(rows, keys_b) -> batch``, applied slice by slice.
+        slices: Number of equal parts of the batch that are processed one after the other; it divides b.
+        sharding: Which rows are this device's, and how devices are summed.
 
     Returns:
-        The next state and this step's loss, a float32 scalar; with ``tell`` the loss and what was told, as a pair.
+        The next state, and this step's loss, a float32 scalar.
     """
-    frozen = spread.frozen(frozen, state.step)
+    frozen = sharding.gather_frozen(frozen, state.step)
 
-    def sums_of(rows: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array, Params]:
-        row_b, part = jax.tree.map(spread.rows, rows)
+    def sums_of(numbered: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array, Params]:
+        row_b, batch = jax.tree.map(sharding.local_rows, numbered)
         keys = sample_keys(key, state.step, row_b)
-        if inputs is not None:
-            part = inputs(part, jax.vmap(lambda one: jax.random.fold_in(one, _INPUTS_PLACE))(keys))
+        if read_batch is not None:
+            batch = read_batch(batch, jax.vmap(lambda one: jax.random.fold_in(one, _CORRUPT_STREAM))(keys))
 
         def objective(trainable: Params) -> tuple[jax.Array, jax.Array]:
-            prediction = predict(frozen, trainable, part.x, part.x_mask, dropout_keys=keys)
-            return loss(prediction, part)
+            return loss(predict(frozen, trainable, batch.x, batch.x_mask, dropout_keys=keys), batch)
 
         (total, count), gradient = jax.value_and_grad(objective, has_aux=True)(state.trainable)
         return total, count, gradient
 
-    numbered = (jnp.arange(jax.tree.leaves(batch)[0].shape[0]), batch)
-    total, count, gradient = spread.total(
-        sums_of(numbered) if slices == 1 else _sum_of_slices(sums_of, numbered, slices, state.trainable)
-    )
+    numbered = (jnp.arange(jax.tree.leaves(rows)[0].shape[0]), rows)
+    sums = sums_of(numbered) if slices == 1 else _over_slices(sums_of, numbered, slices, state.trainable)
+    total, count, gradient = sharding.total(sums)
     count = jnp.maximum(count, 1)
     gradient = jax.tree.map(lambda leaf: leaf / count, gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
-    after = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state)
-    value = total / count
-    return after, value if tell is None else (value, tell(gradient, updates, after.trainable))
+    trainable = optax.apply_updates(state.trainable, updates)
+    return TrainState(state.step + 1, trainable, opt_state), total / count
 
 
-def _sum_of_slices(
+def _over_slices(
     sums_of: Callable[[Any], Any], rows: Any, slices: int, trainable: Params
 ) -> tuple[jax.Array, jax.Array, Params]:
-    """``sums_of`` every slice of the rows, one after the other, added up in float32."""
     parts = jax.tree.map(lambda leaf: leaf.reshape(slices, -1, *leaf.shape[1:]), rows)
 
     def add(number: jax.Array, before: Any) -> Any:
         return jax.tree.map(jnp.add, before, sums_of(jax.tree.map(lambda leaf: leaf[number], parts)))
 
-    nothing = (
-        jnp.float32(0),
-        jnp.float32(0),
-        jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trainable),
-    )
-    return jax.lax.fori_loop(0, slices, add, nothing)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trainable)
+    return jax.lax.fori_loop(0, slices, add, (jnp.float32(0), jnp.float32(0), zeros))
 
 
 def chunk_rows(steps: int) -> int:
-    """The k of :func:`make_chunk` for chunks of ``steps`` steps: the next multiple of 32, so that shorter chunks share one program."""
+    """The k of :func:`make_chunk` for chunks of ``steps`` steps: a multiple of 32, so that shorter ones share it."""
     return -(-steps // 32) * 32
 
 
 jit_donating_state = partial(jax.jit, donate_argnums=1)
-"""Makes a program of a chunk."""
+"""Compiles a chunk."""
 
 
 def make_chunk(
@@ -162,22 +148,22 @@ def make_chunk(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     spec: WindowSpec,
-    inputs: Inputs | None = None,
+    corrupt: Corrupt | None = None,
     *,
     slices: int = 1,
-    spread: Spread = ONE_DEVICE,
+    sharding: StepSharding = ONE_DEVICE,
     compiled: Callable[..., Any] = jit_donating_state,
-    tell: Tell | None = None,
 ) -> Callable[..., Any]:
-    """The compiled program ``chunk(frozen, state, buffer, table, index_kb, steps, key) -> (state, losses_k)``.
+    """The program ``chunk(frozen, state, buffer, table, index_kb, steps, key) -> (state, losses_k)``.
 
-    ``steps`` (at most k) of the k batches are run. It is a traced number, so full and partial chunks share one program and one
-    compiled loop body: results do not depend on how the steps are grouped. For another k the program is compiled anew and may
-    round otherwise (k = 1 does), so let k come from :func:`chunk_rows`. ``state`` is donated, ``frozen`` never is.
-
-    ``slices`` and ``spread`` are those of :func:`train_step`; ``compiled`` is what makes a program of the pure function. With ``tell``
-    the second result is the pair ``(losses_k, told_k)``, ``[k, …]``.
+    The first ``steps`` of the k batches are trained on. It is a traced number, so full and partial chunks share one
+    program and one compiled loop body: results do not depend on how steps are grouped. Another k is another program,
+    which may round otherwise (k = 1 does), so take k from :func:`chunk_rows`. ``state`` is donated, ``frozen`` never is.
     """
+
+    def read_batch(buffer: jax.Array, table: WindowTable, index_b: jax.Array, keys_b: jax.Array) -> Batch:
+        batch = gather(buffer, table, index_b, spec)
+        return batch if corrupt is None else corrupt(batch, keys_b)
 
     def chunk(
         frozen: Params,
@@ -187,58 +173,41 @@ def make_chunk(
         index_kb: jax.Array,
         steps: int,
         key: jax.Array,
-    ) -> tuple[TrainState, Any]:
-        def windows(index_b: jax.Array, keys_b: jax.Array) -> Batch:
-            batch = gather(buffer, table, index_b, spec)
-            return batch if inputs is None else inputs(batch, keys_b)
+    ) -> tuple[TrainState, jax.Array]:
+        read = partial(read_batch, buffer, table)
+        step = partial(train_step, predict, loss, optimizer, frozen, slices=slices, sharding=sharding)
 
-        def body(position: jax.Array, carry: tuple[TrainState, Any]) -> tuple[TrainState, Any]:
-            state, values = carry
-            state, value = train_step(
-                predict,
-                loss,
-                optimizer,
-                frozen,
-                state,
-                index_kb[position],
-                key,
-                windows,
-                slices=slices,
-                spread=spread,
-                tell=tell,
-            )
-            return state, jax.tree.map(lambda column, new: column.at[position].set(new), values, value)
+        def body(number: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
+            state, value = step(carry[0], index_kb[number], key, read)
+            return state, carry[1].at[number].set(value)
 
-        values: Any = jnp.zeros(index_kb.shape[0], jnp.float32)
-        if tell is not None:
-            told = jax.eval_shape(tell, state.trainable, state.trainable, state.trainable)
-            values = (values, jnp.zeros((index_kb.shape[0], *told.shape), told.dtype))
-        return jax.lax.fori_loop(0, steps, body, (state, values))
+        return jax.lax.fori_loop(0, steps, body, (state, jnp.zeros(index_kb.shape[0], jnp.float32)))
 
     return compiled(chunk)
 
 
 def make_eval_step(
     predict: Predict,
-    sums: Callable[..., dict[str, jax.Array]],
+    outputs: Outputs,
     spec: WindowSpec,
-    inputs: Inputs | None = None,
+    corrupt: Corrupt | None = None,
     *,
-    spread: Spread = ONE_DEVICE,
+    sharding: StepSharding = ONE_DEVICE,
     compiled: Callable[..., Any] = jax.jit,
 ) -> Callable[..., dict[str, jax.Array]]:
-    """The compiled ``evaluate(frozen, trainable, buffer, table, index_b) -> {name: [b, …]}``, dropout off.
+    """The program ``evaluate(frozen, trainable, buffer, table, index_b) -> {name: [b, …]}``, without dropout.
 
-    ``inputs`` has a key per window id, so that a window looks the same in every evaluation.
+    ``corrupt`` gets a key per window id, so that a window looks the same in every evaluation.
     """
     key = dropout_key(0)
 
     def evaluate(
         frozen: Params, trainable: Params, buffer: jax.Array, table: WindowTable, index_b: jax.Array
     ) -> dict[str, jax.Array]:
-        batch = gather(buffer, table, spread.rows(index_b), spec)
-        if inputs is not None:
-            batch = inputs(batch, jax.vmap(lambda window: jax.random.fold_in(key, window))(batch.window_id))
-        return sums(predict(spread.frozen(frozen, index_b), trainable, batch.x, batch.x_mask), batch)
+        batch = gather(buffer, table, sharding.local_rows(index_b), spec)
+        if corrupt is not None:
+            batch = corrupt(batch, jax.vmap(lambda window: jax.random.fold_in(key, window))(batch.window_id))
+        frozen = sharding.gather_frozen(frozen, index_b)
+        return outputs(predict(frozen, trainable, batch.x, batch.x_mask), batch)
 
     return compiled(evaluate)

@@ -10,11 +10,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ofa_jax.baselines.nlinear import init_nlinear, nlinear
+from ofa_jax.baselines.seasonal_naive import seasonal_naive
 
 from ofa_jax.baselines.compare import compare, model_name
 from ofa_jax.baselines.controls import LINEAR_TRAINING
-from ofa_jax.baselines.nlinear import init_nlinear, nlinear
-from ofa_jax.baselines.seasonal_naive import seasonal_naive
 from ofa_jax.errors import CheckpointError
 from ofa_jax.files import run_lock
 from ofa_jax.runs.train import open_run, train_run

@@ -18,10 +18,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
-
-from ofa_jax.baselines.compare import compare, model_name
-from ofa_jax.baselines.controls import trained_controls, untrained_controls
 from ofa_jax.baselines.dlinear import (
     dlinear,
     filled_dlinear,
@@ -32,6 +28,10 @@ from ofa_jax.baselines.dlinear import (
 )
 from ofa_jax.baselines.fill import interpolate, window_mean, zeros
 from ofa_jax.baselines.nlinear import nlinear
+from safetensors.numpy import load_file, save_file
+
+from ofa_jax.baselines.compare import compare, model_name
+from ofa_jax.baselines.controls import trained_controls, untrained_controls
 from ofa_jax.build import RANDOM, footprint
 from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, ConfigError, Interrupted

@@ -31,7 +31,7 @@ from ofa_jax.model.networks import (
 )
 from ofa_jax.model.trees import flatten
 from ofa_jax.model.weights import load_trunk
-from ofa_jax.train.optim import adam
+from ofa_jax.train.optim import make_optimizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ["forecast_small", "anomaly_small", "classify_small"]
@@ -145,7 +145,7 @@ def test_adapters_are_those_of_the_method(case):
 def test_three_adam_steps(case):
     """Four evaluations: before each step, and after the third."""
     adapters, sites, numbers = read_peft(case.folder / "adapter_init")
-    golden, optimizer = case.golden, adam(optax.constant_schedule(1e-3))
+    golden, optimizer = case.golden, make_optimizer("adam", optax.constant_schedule(1e-3))
     opt_state = optimizer.init(adapters)
 
     def objective(adapters):

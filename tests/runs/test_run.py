@@ -20,7 +20,7 @@ from ofa_jax.build import build_model
 from ofa_jax.errors import CheckpointError, ConfigError, DataError, TrainError
 from ofa_jax.runs.train import load_bundle, open_run, read_config, resolved, train_run
 from ofa_jax.tasks.forecast import prepare
-from ofa_jax.train.loop import evaluate
+from ofa_jax.train.evaluate import evaluate
 from ofa_jax.train.progress import ConsoleReporter, SilentReporter
 
 
@@ -75,7 +75,7 @@ def test_the_bundle_is_the_best_model_to_the_bit(tiny, tmp_path):
     np.save(tmp_path / "trained.npy", sums(model, result.best))
     script = """
 import sys, numpy as np
-from ofa_jax.train.loop import evaluate
+from ofa_jax.train.evaluate import evaluate
 from ofa_jax.runs.train import open_run
 loaded, data = open_run(sys.argv[1])
 model = loaded.model

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from ofa_jax.tasks.prepare import prepare
 from typer.testing import CliRunner
 
 from ofa_jax.adapters.partition import Site
@@ -27,7 +28,6 @@ from ofa_jax.studies.gradients.theory import KEYS, LKR, MEANS, Expected, slopes,
 from ofa_jax.studies.sweep.program import bucket, padded
 from ofa_jax.tasks.base import Task
 from ofa_jax.tasks.forecast import prepare_frame
-from ofa_jax.tasks.prepare import prepare
 from ofa_jax.windows.batch import gather
 
 FEW = Grid(

@@ -28,16 +28,18 @@ from ofa_jax.runs.train import load_bundle, open_run, read_data, resolved, train
 from ofa_jax.studies.sweep import folder as sweeps
 from ofa_jax.studies.sweep.cells import Axes, adapters_at_once, cells_of, groups_of, parse_axes
 from ofa_jax.studies.sweep.folder import read_sweep, run_sweep, summary
-from ofa_jax.studies.sweep.loop import Bench, GroupTrainer
-from ofa_jax.studies.sweep.program import bucket
+from ofa_jax.studies.sweep.program import SweepPrograms, bucket
 from ofa_jax.tasks.base import Task
+from ofa_jax.train import memory
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import CLOCK_FIELDS, EventLog, read_events
+from ofa_jax.train.lanes import Lane
 from ofa_jax.train.loop import FitResult, Trainer
+from ofa_jax.train.program import Program
 from ofa_jax.train.progress import SilentReporter
 
 PLAIN = "trunk.dropout=0"  # compiles in half the time
-DROPPING = ("adapters.dropout=0.2", PLAIN)
+DROPPING = ("adapters.dropout=0.2", PLAIN, "train.gradient_log=5")
 AXES = Axes(
     ranks=(1, 4, 20), seeds=3
 )  # two buckets; 20 is more than the head's 8 outputs and the trunk's width of 16
@@ -124,11 +126,13 @@ def test_cells_are_the_runs_of_their_settings(
         assert (cell / "config.yaml").read_bytes() == (run / "config.yaml").read_bytes()
         assert_same_tree(load_bundle(cell).model.trainable, result.best, **CLOSE)
         for ours, theirs in zip(events_of(cell), events_of(run), strict=True):
+            ours, theirs = flatten(ours), flatten(theirs)
             assert ours.keys() == theirs.keys()
             for key, value in theirs.items():
-                assert ours[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), (
-                    key
-                )
+                if isinstance(value, float):
+                    # norms of small gradients, after steps of Adam that pass their rounding on
+                    value = pytest.approx(value, rel=1e-3 if key.startswith("modules/") else 1e-4)
+                assert ours[key] == value, key
         row, wanted = table.loc[name], result.progress
         assert (row["best_epoch"], row["epochs"], row["ended"]) == (wanted.best_epoch, 3, "all epochs done")
         assert row["validation_mse"] == pytest.approx(wanted.best_metrics["mse"], rel=1e-4)
@@ -198,18 +202,15 @@ def test_a_summary_is_over_the_seeds_that_have_numbers() -> None:
     np.testing.assert_allclose(found["test_mse_std"], [2**0.5, np.nan])
 
 
-def trainer_of(
-    experiment: Experiment, axes: Axes, folder: Path, *, lanes: int, group: int = 0
-) -> GroupTrainer:
+def trainer_of(experiment: Experiment, axes: Axes, folder: Path, *, lanes: int, group: int = 0) -> Trainer:
     """A group of a sweep outside a folder of its own."""
     experiment = resolved(experiment)
     data, model = read_data(experiment), build_model(experiment)
     cells = cells_of(experiment, axes)
     chosen = groups_of(cells, dict.fromkeys(map(bucket, axes.ranks), lanes))[group]
-    bench = Bench(model, data.task, experiment.train)
-    return GroupTrainer(
-        bench, chosen, [EventLog(None)] * len(chosen.cells), Checkpoints(folder), SilentReporter()
-    )
+    logs = [EventLog(None)] * len(chosen.cells)
+    programs = SweepPrograms(model, data.task, experiment.train)
+    return programs.trainer(chosen, logs, Checkpoints(folder), SilentReporter())
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "radam"])
@@ -262,7 +263,7 @@ def test_an_adapter_that_has_ended_changes_no_more(tiny: Any, source: Path, tmp_
     assert not any(changed[1])
     assert all(changed[0])
     assert all(changed[2])
-    assert [progress.step for progress in trainer.progress] == [6, 3, 6]
+    assert [lane.progress.step for lane in trainer.lanes] == [6, 3, 6]
 
 
 @pytest.mark.slow  # three training programs
@@ -353,12 +354,12 @@ def test_fewer_at_once_are_taken_while_nothing_is_trained(
         raise TrainError("no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr(sweeps._Work, "train", no_room)
+        patched.setattr(sweeps._Work, "train_group", no_room)
         with pytest.raises(TrainError, match="no room"):
             run_sweep(experiment, Axes(ranks=(2,), seeds=2), tmp_path / "sweep", SilentReporter(), at_once=2)
     made = run_sweep(experiment, Axes(ranks=(2,), seeds=2), tmp_path / "sweep", SilentReporter(), at_once=1)
     assert made.record["at_once"] == {"16": 1}
-    with pytest.raises(ConfigError, match="--at-once was 1, is now 2"):
+    with pytest.raises(ConfigError, match="at_once was 1, is now 2"):
         run_sweep(experiment, Axes(ranks=(2,), seeds=2), tmp_path / "sweep", SilentReporter(), at_once=2)
 
 
@@ -443,12 +444,12 @@ def test_a_finished_sweep_is_left_as_it_is(
 
 def test_one_program_is_compiled_for_each_bucket(tiny: Any, source: Path, tmp_path: Path) -> None:
     experiment = resolved(tiny.experiment(source, PLAIN))
-    bench = Bench(build_model(experiment), read_data(experiment).task, experiment.train)
+    programs = SweepPrograms(build_model(experiment), read_data(experiment).task, experiment.train)
     groups = groups_of(cells_of(experiment, Axes(ranks=(1, 16, 17, 40), seeds=2)), {16: 1, 128: 1})
     for group in groups:
-        GroupTrainer(bench, group, [EventLog(None)], Checkpoints(tmp_path), SilentReporter()).run_chunk(1)
+        programs.trainer(group, [EventLog(None)], Checkpoints(tmp_path), SilentReporter()).run_chunk(1)
     assert len(groups) == 8
-    assert [programs.chunk._cache_size() for programs in bench._programs.values()] == [1, 1]
+    assert programs.program(1).chunk._cache_size() == 2
 
 
 @pytest.mark.slow
@@ -461,29 +462,18 @@ def test_the_published_ranks_equal_separate_runs(
     experiment = resolved(load_experiment("quick/etth1"))
     data, model = read_data(experiment), build_model(experiment)
     cells = cells_of(experiment, Axes(ranks=ranks, seeds=3))
-    bench = Bench(model, data.task, experiment.train)
+    programs = SweepPrograms(model, data.task, experiment.train)
     for group in groups_of(cells, {bucket(ranks[0]): lanes}):
         logs = [EventLog(None)] * len(group.cells)
-        trainer = GroupTrainer(bench, group, logs, Checkpoints(tmp_path / group.name), SilentReporter())
+        trainer = programs.trainer(group, logs, Checkpoints(tmp_path / group.name), SilentReporter())
         trainer.run_chunk(20)
         for place, cell in enumerate(group.cells):
             own = build_model(cell.experiment)
-            single = Trainer(
-                own.predict,
-                data.task,
-                own.frozen,
-                own.trainable,
-                bench.settings.model_copy(update={"seed": cell.experiment.train.seed}),
-                SilentReporter(),
-                EventLog(None),
-                None,
-                None,
-            )
+            program = Program(own.predict, data.task, own.frozen, programs.settings)
+            single = Trainer(program, [Lane(own.trainable, cell.experiment.train.seed)])
             single.run_chunk(20)
-            found = jax.tree.map(
-                lambda leaf, place=place: np.asarray(leaf[place]), trainer.state.trainable["adapters"]
-            )
-            wanted = jax.tree.map(np.asarray, single.state.trainable["adapters"])
+            found = trainer.trainable(place)["adapters"]
+            wanted = single.trainable(0)["adapters"]
             for path in wanted:
                 a, b = found[path]["a"][:, : cell.rank], found[path]["b"][: cell.rank]
                 assert not found[path]["a"][:, cell.rank :].any()
@@ -494,8 +484,8 @@ def test_the_published_ranks_equal_separate_runs(
                 np.testing.assert_allclose(
                     b, wanted[path]["b"], rtol=0, atol=1e-4, err_msg=f"{cell.name} {path}"
                 )
-    assert bench.programs(group).chunk._cache_size() == 1
-    assert len(bench._programs) == 1
+    assert programs.program(group.lanes).chunk._cache_size() == 1
+    assert len(programs._programs) == 1
 
 
 @pytest.mark.parametrize(
@@ -522,7 +512,7 @@ def test_every_task_is_swept(tiny: Any, tmp_path: Path, task: str) -> None:
         assert found[f"test_{name}"] == pytest.approx(value, rel=1e-4), name
 
 
-def test_controls_stand_beside(
+def test_baselines_are_trained_and_kept(
     tiny: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ofa_jax.studies.sweep.folder as module
@@ -532,13 +522,12 @@ def test_controls_stand_beside(
         module, "trained_controls", lambda experiment, data: all_of_them(experiment, data, only=("nlinear",))
     )
     experiment = tiny.experiment(source, "train.epochs=1", PLAIN)
-    assert run_sweep(experiment, Axes(ranks=(2,)), tmp_path / "sweep", SilentReporter()).controls is None
-    sweep = run_sweep(experiment, Axes(ranks=(2,)), tmp_path / "sweep", SilentReporter(), controls=True)
-    assert sweep.controls is not None
-    assert sweep.controls["method"].tolist() == ["seasonal naive (24 steps)", "NLinear"]
-    assert np.isfinite(sweep.controls[["test_mse", "test_mae"]]).all(axis=None)
+    assert run_sweep(experiment, Axes(ranks=(2,)), tmp_path / "sweep", SilentReporter()).baselines is None
+    sweep = run_sweep(experiment, Axes(ranks=(2,)), tmp_path / "sweep", SilentReporter(), baselines=True)
+    assert sweep.baselines["method"].tolist() == ["seasonal naive (24 steps)", "NLinear"]
+    assert np.isfinite(sweep.baselines[["test_mse", "test_mae"]]).all(axis=None)
     assert (tmp_path / "sweep" / "controls" / "nlinear" / "control.json").exists()
-    assert read_sweep(tmp_path / "sweep").record == {"format": 1, **sweep.record}
+    assert read_sweep(tmp_path / "sweep").record == sweep.record
 
 
 def test_alpha_0_one_window_and_one_channel_work(tiny: Any, tmp_path: Path) -> None:
@@ -577,9 +566,9 @@ def test_alpha_0_one_window_and_one_channel_work(tiny: Any, tmp_path: Path) -> N
     ("axes", "said"),
     [
         (Axes(ranks=(4, 0)), r"adapters\.rank: .*greater than or equal to 1 \(found 0\)"),
-        (Axes(ranks=()), r"--ranks: there is no value"),
-        (Axes(ranks=(4, 8, 4)), r"--ranks: 4 stands twice"),
-        (Axes(ranks=(4,), seeds=0), r"--seeds: 0 seeds are no sweep"),
+        (Axes(ranks=()), r"ranks: there is no value"),
+        (Axes(ranks=(4, 8, 4)), r"ranks: \[4, 8, 4\] lists a value twice"),
+        (Axes(ranks=(4,), seeds=0), r"seeds: 0 is less than 1"),
         (Axes(ranks=(4,), alphas=(-1.0,)), r"adapters\.alpha"),
         (Axes(ranks=(4,), learning_rates=(0.1, 0.0)), r"train\.learning_rate"),
     ],
@@ -595,14 +584,11 @@ def test_a_wrong_axis_is_one_error_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"ranks": "2,x"}, "--ranks: 'x' is not a whole number"),
-        ({"ranks": "2.5"}, "--ranks: '2.5' is not a whole number"),
-        ({"ranks": "2", "alphas": "a"}, "--alphas: 'a' is not a number"),
-        ({"ranks": "2", "scalings": "rslora,dora"}, "--scalings: 'dora' is not one of rslora, lora, none"),
-        (
-            {"ranks": "2", "inits": "normal"},
-            "--inits: 'normal' is not one of peft_gaussian, theorem, kaiming",
-        ),
+        ({"ranks": "2,x"}, "ranks: 'x' is not an integer"),
+        ({"ranks": "2.5"}, "ranks: '2.5' is not an integer"),
+        ({"ranks": "2", "alphas": "a"}, "alphas: 'a' is not a number"),
+        ({"ranks": "2", "scalings": "rslora,dora"}, "scalings: 'dora' is not one of rslora, lora, none"),
+        ({"ranks": "2", "inits": "normal"}, "inits: 'normal' is not one of peft_gaussian, theorem, kaiming"),
     ],
 )
 def test_a_wrong_text_is_named(given: dict[str, str], said: str) -> None:
@@ -617,8 +603,7 @@ def test_texts_become_axes() -> None:
 
 def test_a_recipe_without_adapters_is_refused(tiny: Any, source: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError,
-        match=r"recipe head_only: the rules adapt no layer, so there is no rank to sweep\. Take a recipe",
+        ConfigError, match=r"rules: there is no adapted layer, so no rank to sweep\. Use a recipe"
     ):
         run_sweep(
             tiny.experiment(source, "recipe=head_only"),
@@ -633,9 +618,9 @@ def test_a_recipe_without_adapters_is_refused(tiny: Any, source: Path, tmp_path:
     ("settings", "axes", "at_once", "said"),
     [
         (("train.batch_size=16",), PAIRS, None, r"train\.batch_size was 32, is now 16"),
-        ((), Axes(ranks=(2, 4), seeds=2), None, r"--ranks was \[2, 3\], is now \[2, 4\]"),
-        ((), Axes(ranks=(2, 3), seeds=3), None, r"--seeds was 2, is now 3"),
-        ((), PAIRS, 7, r"--at-once was 2, is now 7"),
+        ((), Axes(ranks=(2, 4), seeds=2), None, r"ranks was \[2, 3\], is now \[2, 4\]"),
+        ((), Axes(ranks=(2, 3), seeds=3), None, r"seeds was 2, is now 3"),
+        ((), PAIRS, 7, r"at_once was 2, is now 7"),
     ],
 )
 def test_another_sweep_in_the_same_folder_is_refused(
@@ -653,42 +638,28 @@ def test_another_sweep_in_the_same_folder_is_refused(
     assert outcome(undisturbed) == before
 
 
-def test_gradients_are_not_logged_in_silence(tiny: Any, source: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train\.gradient_log: a sweep logs no gradients"):
-        run_sweep(
-            tiny.experiment(source, "train.gradient_log=5"),
-            Axes(ranks=(2,)),
-            tmp_path / "sweep",
-            SilentReporter(),
-        )
-
-
 def test_folders_of_something_else_are_refused(tiny: Any, source: Path, tmp_path: Path) -> None:
     experiment = tiny.experiment(source, "train.epochs=1")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("precious")
-    with pytest.raises(CheckpointError, match="holds something else than a sweep"):
+    with pytest.raises(CheckpointError, match="not empty and not a sweep folder"):
         run_sweep(experiment, Axes(ranks=(2,)), tmp_path / "thesis", SilentReporter())
     assert os.listdir(tmp_path / "thesis") == ["chapter.txt"]
     with run_lock(tmp_path / "held"), pytest.raises(CheckpointError, match="another process is working"):
         run_sweep(experiment, Axes(ranks=(2,)), tmp_path / "held", SilentReporter())
-    with pytest.raises(ConfigError, match="--at-once: 0 adapters at a time"):
+    with pytest.raises(ConfigError, match="at_once: 0 is less than 1"):
         run_sweep(experiment, Axes(ranks=(2,)), tmp_path / "new", SilentReporter(), at_once=0)
     with pytest.raises(OfaError, match=r"no sweep\.json here"):
         read_sweep(tmp_path)
 
 
-def test_no_room_names_both_ways_out(
+def test_no_room_suggests_fewer_adapters(
     tiny: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ofa_jax.train.devices as parallel
-
-    monkeypatch.setattr(parallel, "room_per_device", lambda: 1000)
-    with pytest.raises(
-        TrainError,
-        match=r"memory: a step takes .* Take fewer adapters than 2 at a time with --at-once, or else: take ",
-    ):
-        trainer_of(tiny.experiment(source), Axes(ranks=(2, 3)), tmp_path, lanes=2)._check_room()
+    monkeypatch.setattr(memory, "room_per_device", lambda: 1000)
+    said = r"memory: a step needs .* Train fewer adapters at a time \(at_once, now 2\)\."
+    with pytest.raises(TrainError, match=said):
+        trainer_of(tiny.experiment(source), Axes(ranks=(2, 3)), tmp_path, lanes=2).check_room()
 
 
 def test_adapters_side_by_side_fit_into_memory(

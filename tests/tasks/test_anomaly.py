@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-
 from ofa_jax.baselines.fill import zeros
+
 from ofa_jax.build import build_model
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Protocol
@@ -25,7 +25,7 @@ from ofa_jax.tasks import anomaly
 from ofa_jax.tasks.anomaly import prepare_anomaly
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.tasks.detection import detection_metrics
-from ofa_jax.train.loop import Evaluator
+from ofa_jax.train.evaluate import WindowPredictor
 
 L = 10
 
@@ -163,7 +163,7 @@ def test_a_spike_is_scored_where_it_is_labelled(protocol):
     made = stream([60], [23, 25], anomalies=[22, 23, 41])
     made.test[[22, 23, 41], 1] += 1e4
     data = prepared(made, protocol=protocol, anomaly_ratio=10)
-    evaluator = Evaluator(zeros, data.task, 4)
+    evaluator = WindowPredictor(zeros, data.task, data.task.sums, batch_size=4)
     with mock.patch.object(anomaly, "detection_metrics", side_effect=detection_metrics) as called:
         metrics = data.task.final_metrics(lambda table: evaluator(table, {}, {}), "test")
     scores, label, threshold, _ = called.call_args.args
@@ -455,7 +455,7 @@ def test_a_network_is_scored_from_the_file_on(tmp_path):
     )
     data = prepare_anomaly(experiment.data, experiment.task)
     model = build_model(experiment)
-    evaluator = Evaluator(model.predict, data.task, 32)
+    evaluator = WindowPredictor(model.predict, data.task, data.task.sums, batch_size=32)
     metrics = data.task.final_metrics(lambda table: evaluator(table, model.frozen, model.trainable), "test")
     assert all(0 <= value <= 1 for value in metrics.values())
     assert (

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ofa_jax.tasks.prepare import PREPARE, prepare
 
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Protocol
 from ofa_jax.data.archives import LabelledStream, write_stream
 from ofa_jax.errors import DataError
 from ofa_jax.tasks.base import TaskData, whole_batches
-from ofa_jax.tasks.prepare import PREPARE, prepare
-from ofa_jax.train.loop import evaluate
+from ofa_jax.train.evaluate import evaluate
 from ofa_jax.windows.table import sliding_windows
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from ofa_jax.errors import DataError
 from ofa_jax.tasks.forecast import prepare, prepare_frame, season_of
 from ofa_jax.tasks.losses import squared_error
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
-from ofa_jax.train.loop import evaluate
+from ofa_jax.train.evaluate import evaluate
 from ofa_jax.windows.batch import Batch
 
 

@@ -25,7 +25,7 @@ from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.tasks import imputation
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.tasks.imputation import calendar_features, hide_points, prepare_imputation
-from ofa_jax.train.loop import evaluate
+from ofa_jax.train.evaluate import evaluate
 from ofa_jax.train.step import dropout_key, init_state, make_eval_step, train_step
 from ofa_jax.windows.batch import Batch, gather
 from ofa_jax.windows.table import WindowTable
@@ -136,7 +136,9 @@ def masks(data: TaskData, split: str, index: np.ndarray) -> np.ndarray:
         return x_btc
 
     task = data.task
-    step = make_eval_step(nothing, lambda prediction, batch: {"hidden": batch.y_mask}, task.spec, task.inputs)
+    step = make_eval_step(
+        nothing, lambda prediction, batch: {"hidden": batch.y_mask}, task.spec, task.corrupt
+    )
     return np.asarray(
         step({}, {}, jnp.asarray(task.buffer), task.tables[split], jnp.asarray(index))["hidden"]
     )
@@ -167,7 +169,7 @@ def hidden_by_training(data: TaskData, step: int, *, seed: int = 2021) -> np.nda
     @jax.jit
     def run(state, buffer, key):
         batch = gather(buffer, table, jnp.append(jnp.arange(B - 1), -1), task.spec)
-        return train_step(parameter, task.loss, optimizer, {}, state, batch, key, task.inputs)
+        return train_step(parameter, task.loss, optimizer, {}, state, batch, key, task.corrupt)
 
     after, loss = run(state, task.buffer, dropout_key(seed))
     moved = np.asarray(after.trainable["prediction"] != 50)
@@ -237,7 +239,7 @@ def test_windows_with_everything_hidden_give_finite_numbers(tiny):
 
     @jax.jit
     def run(trainable):
-        batch = task.inputs(batch_of(), keys(B))
+        batch = task.corrupt(batch_of(), keys(B))
 
         def objective(trainable):
             prediction = model.predict(model.frozen, trainable, batch.x, batch.x_mask)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from ofa_jax.baselines.nlinear import init_nlinear, nlinear
+from ofa_jax.tasks.prepare import PREPARE, prepare
+
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Experiment, TrainConfig
 from ofa_jax.config.tasks import TaskName
@@ -22,7 +23,6 @@ from ofa_jax.data.archives.text import read_lines
 from ofa_jax.data.catalog.load import CATALOG, load_collection, locate
 from ofa_jax.errors import ConfigError, DataError, OfaError
 from ofa_jax.tasks.base import Task, TaskData
-from ofa_jax.tasks.prepare import PREPARE, prepare
 from ofa_jax.tasks.series import (
     prepare_short_term,
     prepare_zero_shot,
@@ -30,7 +30,8 @@ from ofa_jax.tasks.series import (
     score_forecasts,
     seasonal_last,
 )
-from ofa_jax.train.loop import evaluate, fit
+from ofa_jax.train.evaluate import evaluate
+from ofa_jax.train.loop import fit
 from ofa_jax.train.progress import SilentReporter
 from ofa_jax.windows.batch import gather
 from ofa_jax.windows.order import IndexStream

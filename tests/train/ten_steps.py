@@ -22,15 +22,20 @@ def main(out: str, *layouts: str, team: tuple[str, int, int] | None = None) -> N
     import numpy as np
 
     from ofa_jax.build import build_model
+<<<<<<< HEAD
     from ofa_jax.config.load import load_experiment
+=======
+    from ofa_jax.config import TrainConfig, load_experiment
+>>>>>>> train
     from ofa_jax.data.synthetic import hourly_load
     from ofa_jax.model.trees import flatten
     from ofa_jax.tasks.forecast import prepare, prepare_frame
     from ofa_jax.train.devices import make_layout
-    from ofa_jax.train.events import EventLog
+    from ofa_jax.train.evaluate import WindowPredictor
+    from ofa_jax.train.lanes import Lane
     from ofa_jax.train.loop import Trainer
     from ofa_jax.train.processes import connect, leads
-    from ofa_jax.train.progress import SilentReporter
+    from ofa_jax.train.program import Program
     from ofa_jax.windows.table import WindowTable
 
     if team is not None:
@@ -50,40 +55,29 @@ def main(out: str, *layouts: str, team: tuple[str, int, int] | None = None) -> N
             r"(jit|pmap)(\d+)(?:-fsdp(\d+))?(?:-micro(\d+))?", name
         ).groups()
         changed = {"parallel": kind, "fsdp": int(fsdp or 1), "micro_batch": int(micro) if micro else None}
-        settings = experiment.train.model_copy(update=changed)
-        layout = make_layout(settings, jax.devices()[: int(devices)])
-        trainer = Trainer(
-            model.predict,
-            task,
-            model.frozen,
-            model.trainable,
-            settings,
-            SilentReporter(),
-            EventLog(None),
-            None,
-            None,
-            layout,
-        )
+        settings = TrainConfig.model_validate(experiment.train.model_dump() | changed)
+        layout = make_layout(kind, settings.fsdp, jax.devices()[: int(devices)])
+        program = Program(model.predict, task, model.frozen, settings, layout=layout)
+        trainer = Trainer(program, [Lane(model.trainable, settings.seed)])
         assert layout.devices == int(devices)
         losses = []
         for _ in range(STEPS):
             trainer.run_chunk(1)
-            losses.append(trainer.progress.epoch_loss)
+            losses.append(trainer.lanes[0].progress.epoch_loss)
         found |= {
             f"{name}/trained/{path}": np.asarray(leaf)
             for path, leaf in flatten(trainer.state.trainable).items()
         }
-        found |= {
-            f"{name}/sums/{key}": value
-            for key, value in trainer.evaluator(few, trainer.frozen, trainer.state.trainable).items()
-        }
+        evaluator = WindowPredictor(model.predict, task, task.sums, batch_size=BATCH, layout=layout)
+        sums = evaluator(few, program.frozen, trainer.state.trainable)
+        found |= {f"{name}/sums/{key}": value for key, value in sums.items()}
         found[f"{name}/losses"] = np.diff(losses, prepend=0) / BATCH
         found[f"{name}/frozen_bytes"] = np.array(
-            sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(trainer.frozen))
+            sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(program.frozen))
         )
         if fsdp:
             before, _, entry = (
-                trainer.chunk.lower(*trainer.arguments(0)).compile().as_text().partition("\nENTRY ")
+                program.chunk.lower(*trainer.arguments(0)).compile().as_text().partition("\nENTRY ")
             )
             found[f"{name}/fetched_in_the_loop"], found[f"{name}/fetched_before_it"] = (
                 before.count(" all-gather("),

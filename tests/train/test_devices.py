@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+<<<<<<< HEAD
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import TrainConfig
 from ofa_jax.errors import ConfigError, TrainError
@@ -19,6 +20,11 @@ from ofa_jax.runs.train import train_run
 from ofa_jax.train import devices as parallel
 from ofa_jax.train.devices import Layout, make_layout, put, shared_out, slices_and_rows
 from ofa_jax.train.progress import SilentReporter
+=======
+from ofa_jax.config import build_experiment
+from ofa_jax.errors import ConfigError
+from ofa_jax.train.devices import Layout, frozen_sharding, make_layout, put
+>>>>>>> train
 
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
 TOLERANCE = 2e-5
@@ -85,17 +91,15 @@ EVALUATE = """
 import sys
 sys.path[:0] = sys.argv[1:2]
 from conftest import Tiny
-from ofa_jax.config import TrainConfig
 from ofa_jax.tasks.forecast import prepare_frame
 from ofa_jax.build import build_model
-from ofa_jax.train.loop import Evaluator
-from ofa_jax.train.devices import make_layout
+from ofa_jax.train.evaluate import WindowPredictor
 
 tiny = Tiny()
 experiment = tiny.experiment("unused")
 task = prepare_frame(tiny.frame(rows=4000), experiment.data, experiment.task).task
 model = build_model(experiment)
-evaluator = Evaluator(model.predict, task, 8, make_layout(TrainConfig()))
+evaluator = WindowPredictor(model.predict, task, task.sums, batch_size=8)
 for _ in range(2):
     print(len(evaluator(task.tables["train"], model.frozen, model.trainable)["count"]))
 """
@@ -113,7 +117,7 @@ def test_many_small_evaluation_batches_end():
 
 
 @pytest.mark.slow
-def test_large_frozen_leaves_are_shared_out(ten_steps):
+def test_large_frozen_leaves_are_sharded(ten_steps):
     whole = ten_steps["jit1/frozen_bytes"]
     assert ten_steps["jit4/frozen_bytes"] == ten_steps["pmap4/frozen_bytes"] == whole
     assert ten_steps["jit4-fsdp2/frozen_bytes"] < 0.52 * whole  # vectors and small matrices stay whole
@@ -123,32 +127,9 @@ def test_large_frozen_leaves_are_shared_out(ten_steps):
     assert ten_steps["jit4-fsdp2/fetched_before_it"] == 0
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "micro_batch", "devices", "expected"),
-    [
-        (256, None, 1, (1, 256)),
-        (30, None, 8, (1, 32)),
-        (5, None, 8, (1, 8)),
-        (256, 256, 1, (1, 256)),
-        (256, 100, 1, (3, 258)),  # three slices of 86, not two of 100 and one of 56
-        (256, 64, 8, (4, 256)),
-        (30, 7, 2, (5, 30)),
-        (30, 1, 8, (4, 32)),  # one row per device at least, so fewer slices than were asked for
-        (256, 7, 8, (32, 256)),
-        (31, 4, 3, (11, 33)),  # three windows at a time, not six
-    ],
-)
-def test_batches_are_padded_to_equal_slices(batch_size, micro_batch, devices, expected):
-    slices, rows = slices_and_rows(batch_size, micro_batch, devices)
-    assert (slices, rows) == expected
-    assert rows % (slices * devices) == 0
-    assert rows // slices <= max(micro_batch or rows, devices)
-    assert rows - batch_size < rows // slices  # no slice of padding alone
-
-
 def test_one_device_is_plain_jit():
-    layout = make_layout(TrainConfig(parallel="pmap"))
-    assert layout == make_layout(TrainConfig()) == Layout()
+    layout = make_layout("pmap")
+    assert layout == make_layout() == Layout()
     placed = layout.place({"a": np.ones(3, np.float32)})["a"]
     assert isinstance(placed.sharding, jax.sharding.SingleDeviceSharding)
     assert not placed.committed
@@ -156,9 +137,9 @@ def test_one_device_is_plain_jit():
 
 def test_more_parts_than_devices_are_refused():
     with pytest.raises(
-        ConfigError, match=r"train\.fsdp: 3 does not divide the 1 device of this run\. Take a divisor"
+        ConfigError, match=r"train\.fsdp: 3 does not divide the 1 device of this run\. Use a divisor"
     ):
-        make_layout(TrainConfig(fsdp=3))
+        make_layout(fsdp=3)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +169,7 @@ def test_shared_frozen_leaves_need_jit():
 def test_a_leaf_is_shared_out_along_its_longest_axis_that_divides():
     mesh = jax.sharding.AbstractMesh((2, 4), ("data", "fsdp"))
     spec = {
-        shape: tuple(shared_out(mesh, shape).spec)
+        shape: tuple(frozen_sharding(mesh, shape).spec)
         for shape in [(768, 2304), (2304, 768), (770, 768), (768,), (771, 769), (64, 96)]
     }
     assert spec == {
@@ -199,53 +180,6 @@ def test_a_leaf_is_shared_out_along_its_longest_axis_that_divides():
         (771, 769): (),  # neither divides by 4
         (64, 96): (),  # small
     }
-
-
-def test_a_step_that_does_not_fit_is_refused_with_numbers(tiny, tmp_path, monkeypatch):
-    experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=1")
-    assert parallel.room_per_device() > 2**28
-    numbers = r"memory: a step takes 0\.\d\d GiB on each device \(0\.\d\d GiB of it while it works on a slice\), and there are 0\.00 GiB\."
-    smaller = r"Take a smaller train\.micro_batch \(now 32 windows at a time; results stay the same to rounding\)\.$"
-    less = r"Take devices with more memory, or a smaller network\.$"
-    for room, advice in (
-        (2**17, smaller),
-        (2**10, less),
-    ):  # series and parameters alone take more than 2**10 bytes
-        monkeypatch.setattr(parallel, "room_per_device", lambda room=room: room)
-        with pytest.raises(TrainError, match=f"{numbers} {advice}"):
-            train_run(experiment, tmp_path / "run", SilentReporter())
-    assert not (tmp_path / "run" / "metrics.jsonl").read_text()
-    monkeypatch.undo()
-    train_run(experiment, tmp_path / "run", SilentReporter())
-
-
-def test_advice_is_only_what_can_help(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 2)
-    advice = [
-        parallel._no_room("", TrainConfig(micro_batch=micro, parallel=kind), slices_help=help).fix
-        for micro, kind, help in ((8, "jit", True), (1, "jit", True), (8, "jit", False), (8, "pmap", False))
-    ]
-    smaller, share = (
-        "Take a smaller train.micro_batch (now 8 windows at a time; results stay the same to rounding)",
-        "hare out the frozen",
-    )
-    assert [text.split(" parameters")[0] for text in advice[:3]] == [
-        f"{smaller}, or s{share}",
-        f"S{share}",
-        f"S{share}",
-    ]
-    assert advice[3] == "Take devices with more memory, or a smaller network"
-
-
-def test_room_is_that_of_the_container(tmp_path, monkeypatch):
-    machine = parallel.room_per_device()
-    for content, room in (("max\n", None), ("1000000\n", 1_000_000), ("9" * 18, None)):
-        monkeypatch.setattr(parallel, "CONTAINER_LIMIT", tmp_path / "memory.max")
-        (tmp_path / "memory.max").write_text(content)
-        assert parallel.room_per_device() == (
-            room or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        )
-        assert parallel.room_per_device() >= min(machine, 1_000_000)
 
 
 def test_leaves_of_every_kind_are_placed():
@@ -281,10 +215,9 @@ task = prepare_frame(tiny.frame(), experiment.data, experiment.task).task
 model = build_model(experiment)
 
 def run(folder, kind, devices, listener):
-    settings = experiment.train.model_copy(update={"parallel": kind})
     return fit(
-        model.predict, task, frozen=model.frozen, trainable=model.trainable, settings=settings, reporter=listener,
-        checkpoints=Checkpoints(out / folder), layout=make_layout(settings, jax.devices()[:devices]),
+        model.predict, task, frozen=model.frozen, trainable=model.trainable, settings=experiment.train, reporter=listener,
+        checkpoints=Checkpoints(out / folder), layout=make_layout(kind, devices=jax.devices()[:devices]),
     )
 
 undisturbed = run("undisturbed", "jit", 4, Listener())

@@ -21,9 +21,11 @@ from ofa_jax.errors import ConfigError, Interrupted
 from ofa_jax.model.trees import flatten
 from ofa_jax.runs.train import train_run
 from ofa_jax.tasks.forecast import prepare_frame
-from ofa_jax.train import grad_stats as gradient_log
 from ofa_jax.train.events import EventLog, read_events
+from ofa_jax.train.grad_stats import LARGEST, as_json, log_fields, with_grad_stats
+from ofa_jax.train.lanes import Lane
 from ofa_jax.train.loop import Trainer
+from ofa_jax.train.program import Program
 from ofa_jax.train.progress import SilentReporter
 from ofa_jax.windows.batch import gather
 
@@ -35,17 +37,8 @@ def trainer_of(tiny: Any, log: Path | None, *overrides: str) -> Trainer:
     experiment = tiny.experiment("unused", *overrides)
     task = prepare_frame(tiny.frame(), experiment.data, experiment.task).task
     model = build_model(experiment)
-    return Trainer(
-        model.predict,
-        task,
-        model.frozen,
-        model.trainable,
-        experiment.train,
-        SilentReporter(),
-        EventLog(log),
-        None,
-        None,
-    )
+    program = Program(model.predict, task, model.frozen, experiment.train)
+    return Trainer(program, [Lane(model.trainable, experiment.train.seed, log=EventLog(log))])
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -73,7 +66,7 @@ def test_a_line_says_what_plain_gradients_and_updates_say(tiny, tmp_path):
 
     trainable, state = model.trainable, optimizer.init(model.trainable)
     gradients, ratios, clipped = [], [], []
-    for index in trainer.stream.batches(0, 4):
+    for index in trainer.streams[0].batches(0, 4):
         gradient, updates, trainable, state = step(trainable, state, jnp.asarray(index))
         gradients.append({path: np.linalg.norm(leaf) for path, leaf in flatten(gradient["adapters"]).items()})
         after = flatten(trainable["adapters"])
@@ -100,15 +93,15 @@ def test_a_line_says_what_plain_gradients_and_updates_say(tiny, tmp_path):
 
 @pytest.mark.parametrize("overrides", [(), ("train.micro_batch=10", "train.clip_norm=0.5")])
 def test_watching_changes_no_bit(tiny, tmp_path, overrides):
-    plain, watched = (trainer_of(tiny, None, *overrides, *more) for more in ((), ("train.gradient_log=2",)))
+    plain, watched = (trainer_of(tiny, None, *overrides, *more) for more in ((), ("train.gradient_log=50",)))
     for steps in (3, 3, 1):
         plain.run_chunk(steps)
         watched.run_chunk(steps)
-    assert plain.progress.logged_loss == watched.progress.logged_loss != 0
-    for one, other in zip(jax.tree.leaves(watched.state), jax.tree.leaves(plain.state), strict=True):
+    assert plain.lanes[0].progress.logged_loss == watched.lanes[0].progress.logged_loss != 0
+    assert watched.state.opt_state.sums[0] == 7  # steps
+    state = watched.state._replace(opt_state=watched.state.opt_state.inner)
+    for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(plain.state), strict=True):
         np.testing.assert_array_equal(np.asarray(one).view(np.uint32), np.asarray(other).view(np.uint32))
-    assert plain.progress.gradients == []
-    assert watched.progress.gradients[0] == 1
 
 
 def test_lines_do_not_depend_on_chunks_and_interruptions(tiny, tmp_path):
@@ -149,24 +142,23 @@ def test_trained_leaves_are_named_by_their_own_path(tiny, tmp_path):
 
 
 def test_numbers_that_are_not_finite_are_null():
-    sums = gradient_log.add(
-        gradient_log.add([], np.array([1, 4, 0.25], np.float32)), np.array([0, np.inf, 0.75], np.float32)
-    )
-    assert json.loads(json.dumps(sums, allow_nan=False)) == sums  # a checkpoint holds them
-    sums = gradient_log.add(sums, np.array([0, np.nan, 0.5], np.float32))
-    found = gradient_log.line(sums, ["w"], 1.0)
-    assert found == {
-        "clip_rate": pytest.approx(1 / 3),
-        "modules": {"w": {"gradient_norm": None, "update_ratio": pytest.approx(np.sqrt(0.5))}},
-    }
-    assert json.loads(json.dumps(found, allow_nan=False))["modules"]["w"]["gradient_norm"] is None
+    sums = as_json(np.array([3, 1, np.inf, 0.5 + 1], np.float32))
+    assert json.loads(json.dumps(sums, allow_nan=False)) == sums == [3, 1, LARGEST, 1.5]
+    assert as_json(np.array([np.nan], np.float32)) == [LARGEST]
+    wanted = {"gradient_norm": None, "update_ratio": pytest.approx(np.sqrt(0.5))}
+    assert log_fields(sums, {"w": 0}, 1.0) == {"clip_rate": pytest.approx(1 / 3), "modules": {"w": wanted}}
+    assert log_fields(sums, {"w": 0}, None)["clip_rate"] is None
 
 
 def test_a_leaf_of_zeros_that_stays_so_has_ratio_zero():
-    tell = gradient_log.make_teller(None)
-    zeros, ones = {"w": jnp.zeros(3)}, {"w": jnp.ones(3)}
-    np.testing.assert_array_equal(tell(ones, zeros, zeros), [0, 3, 0])
-    np.testing.assert_array_equal(tell(ones, ones, ones), [0, 3, 1])
+    ones = {"w": jnp.ones(3)}
+    for update, ratio in ((0, 0), (1, 1)):
+        optimizer = with_grad_stats(
+            optax.stateless(lambda gradient, params, by=update: {"w": jnp.full(3, by)}), None
+        )
+        params = {"w": jnp.zeros(3)}
+        _, state = optimizer.update(ones, optimizer.init(params), params)
+        np.testing.assert_array_equal(state.sums, [1, 0, 3, ratio])
 
 
 def test_a_setting_below_one_is_refused():
@@ -180,24 +172,27 @@ DEVICES = """
 import sys, json, pathlib, jax, numpy as np
 sys.path[:0] = sys.argv[1:3]
 from conftest import Tiny
-from test_gradient_log import lines
+from test_grad_stats import lines
 from ofa_jax.tasks.forecast import prepare_frame
 from ofa_jax.build import build_model
 from ofa_jax.train.events import EventLog
-from ofa_jax.train.loop import Trainer
 from ofa_jax.train.devices import make_layout
-from ofa_jax.train.progress import SilentReporter
+from ofa_jax.train.lanes import Lane
+from ofa_jax.train.loop import Trainer
+from ofa_jax.train.program import Program
 
 tiny, out = Tiny(), pathlib.Path(sys.argv[3])
-for kind, devices, fsdp, micro in (("jit", 1, 1, None), ("jit", 4, 2, None), ("pmap", 4, 1, None), ("jit", 2, 1, 7), ("pmap", 2, 1, 7)):
-    experiment = tiny.experiment("unused", "train.gradient_log=3", "train.clip_norm=17", f"train.parallel={kind}", f"train.fsdp={fsdp}")
-    settings = experiment.train.model_copy(update={"micro_batch": micro})
+layouts = [("jit", 1, 1, None), ("jit", 4, 2, None), ("pmap", 4, 1, None), ("jit", 2, 1, 7), ("pmap", 2, 1, 7)]
+for kind, devices, fsdp, micro in layouts:
+    micro = [f"train.micro_batch={micro}"] * (micro is not None)
+    parallel = [f"train.parallel={kind}", f"train.fsdp={fsdp}", *micro]
+    experiment = tiny.experiment("unused", "train.gradient_log=3", "train.clip_norm=17", *parallel)
+    settings = experiment.train
     task, model = prepare_frame(tiny.frame(), experiment.data, experiment.task).task, build_model(experiment)
-    log = out / f"{kind}{devices}{micro}"
-    trainer = Trainer(
-        model.predict, task, model.frozen, model.trainable, settings, SilentReporter(), EventLog(log), None, None,
-        make_layout(settings, jax.devices()[:devices]),
-    )
+    layout = make_layout(kind, fsdp, jax.devices()[:devices])
+    program = Program(model.predict, task, model.frozen, settings, layout=layout)
+    log = EventLog(out / f"{kind}{devices}-{len(micro)}")
+    trainer = Trainer(program, [Lane(model.trainable, settings.seed, log=log)])
     trainer.run_chunk(3)
 """
 
@@ -231,7 +226,7 @@ def test_every_layout_of_devices_tells_the_same(tmp_path):
     logs = sorted(path.name for path in tmp_path.iterdir())
     assert len(logs) == 5
     for name in logs:
-        assert_same_lines(lines(tmp_path / name), lines(tmp_path / "jit1None"))
+        assert_same_lines(lines(tmp_path / name), lines(tmp_path / "jit1-0"))
 
 
 @pytest.mark.slow

@@ -239,10 +239,7 @@ def test_lost_events_are_said_and_the_rest_is_right(tiny, source, undisturbed, s
     else:
         log.unlink()
     listener = resume(tiny, source, stopped)
-    assert (
-        "metrics.jsonl is shorter than at the last checkpoint; its earlier events are lost"
-        in listener.notices
-    )
+    assert "metrics.jsonl is shorter than at the last checkpoint; earlier events are lost" in listener.notices
     found, wanted = outcome(stopped), outcome(undisturbed)
     events = found.pop("events")
     assert events[-5:] == wanted.pop("events")[-5:]  # steps 16 and 20, epochs 2 and 3, the end
@@ -295,7 +292,7 @@ def test_a_damaged_newest_checkpoint_falls_back(tiny, source, undisturbed, stopp
     *passed_over, trained_again, resumed_at = listener.notices
     assert resumed_at == "resumed at step 7"
     assert trained_again.startswith(
-        "metrics.jsonl reached step 12, but the newest whole checkpoint is of step 7"
+        "metrics.jsonl reached step 12, but the newest intact checkpoint is of step 7"
     )
     assert ["checkpoint 13 was passed over" in text for text in passed_over] == (
         [] if how == "deleted" else [True]
@@ -307,7 +304,7 @@ def test_when_every_checkpoint_is_gone_it_says_so(tiny, source, undisturbed, sto
     shutil.rmtree(stopped / "checkpoints")
     listener = resume(tiny, source, stopped)
     assert listener.notices == [
-        "metrics.jsonl reached step 12, but there is no checkpoint: the steps since are trained again"
+        "metrics.jsonl reached step 12, but there is no checkpoint: repeating the steps since"
     ]
     assert outcome(stopped) == outcome(undisturbed)
 
@@ -467,7 +464,7 @@ def test_a_full_disk_leaves_a_run_that_goes_on(tiny, source, undisturbed, tmp_pa
     monkeypatch.undo()
     trained_again, resumed_at = resume(tiny, source, run).notices
     assert trained_again.startswith(
-        "metrics.jsonl reached step 14, but the newest whole checkpoint is of step 7"
+        "metrics.jsonl reached step 14, but the newest intact checkpoint is of step 7"
     )
     assert resumed_at == "resumed at step 7"
     assert outcome(run) == outcome(undisturbed)

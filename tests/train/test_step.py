@@ -15,10 +15,11 @@ from ofa_jax.build import build_model
 from ofa_jax.model.trees import flatten
 from ofa_jax.tasks.forecast import prepare_frame
 from ofa_jax.tasks.losses import reconstruction_error
-from ofa_jax.train.events import EventLog
-from ofa_jax.train.loop import StopRequest, Trainer, fit
-from ofa_jax.train.optim import adam, learning_rate
-from ofa_jax.train.progress import SilentReporter
+from ofa_jax.train.lanes import Lane
+from ofa_jax.train.loop import Trainer, fit
+from ofa_jax.train.optim import make_optimizer, make_schedule
+from ofa_jax.train.program import Program
+from ofa_jax.train.signals import StopRequest
 from ofa_jax.train.step import (
     TrainState,
     chunk_rows,
@@ -41,25 +42,16 @@ class Setting:
         self.task = prepare_frame(tiny.frame(), self.experiment.data, self.experiment.task).task
         self.model = build_model(self.experiment)
         self.frozen = jax.tree.map(jnp.asarray, self.model.frozen)
-        self.schedule = learning_rate(self.experiment.train, 7)
-        self.optimizer = adam(self.schedule)
+        settings = self.experiment.train
+        schedule = make_schedule("cosine", settings.learning_rate, 7, cosine_epochs=settings.cosine_epochs)
+        self.optimizer = make_optimizer("adam", schedule)
         self.table = WindowTable(*map(jnp.asarray, self.task.tables["train"]))
         self.buffer = jnp.asarray(self.task.buffer)
         self.key = dropout_key(2021)
 
     def trainer(self) -> Trainer:
-        model, settings = self.model, self.experiment.train
-        return Trainer(
-            model.predict,
-            self.task,
-            self.frozen,
-            model.trainable,
-            settings,
-            SilentReporter(),
-            EventLog(None),
-            None,
-            None,
-        )
+        program = Program(self.model.predict, self.task, self.frozen, self.experiment.train)
+        return Trainer(program, [Lane(self.model.trainable, self.experiment.train.seed)])
 
     def state(self) -> TrainState:
         return init_state(self.model.trainable, self.optimizer)
@@ -123,7 +115,7 @@ def test_every_frozen_leaf_keeps_its_bits(tiny, recipe):
     before = {path: np.array(leaf) for path, leaf in flatten(used.frozen).items()}
     trainer = used.trainer()
     trainer.run_chunk(3)
-    after = flatten(trainer.frozen)
+    after = flatten(trainer.program.frozen)
     assert before.keys() == after.keys()
     for path, leaf in before.items():
         np.testing.assert_array_equal(
@@ -252,9 +244,9 @@ def test_a_fit_compiles_its_chunk_once(tiny):
     used = Setting(tiny, "train.epochs=2")
     trainer = used.trainer()
     trainer.run(StopRequest())
-    assert trainer.progress.step == 14
+    assert trainer.lanes[0].progress.step == 14
     assert (
-        trainer.chunk._cache_size() == 1
+        trainer.program.chunk._cache_size() == 1
     )  # 3 + 3 + 1 steps an epoch; the design allows two programs, one is made
 
 
@@ -314,12 +306,12 @@ def target_sums(setting: Setting, length: int, steps: int) -> tuple[np.ndarray, 
     return np.asarray(state.trainable["v"]), np.concatenate(losses)
 
 
-def test_inputs_are_changed_anew_in_every_step_and_row(setting):
+def test_windows_are_corrupted_anew_in_every_step_and_row(setting):
     first, second = target_sums(setting, 1, 1)[0], target_sums(setting, 1, 2)[0]
     rows = np.concatenate([first, second - first])
     assert len(np.unique(rows.round(4))) == 64
     assert abs(rows.mean() - 4) < 5 * np.sqrt(8 / 12 / 64)  # eight uniform numbers each; five standard errors
-    # dropout draws from the rows' keys themselves, so those of the inputs must be others
+    # dropout draws from the rows' keys themselves, so those of corruption must differ
     horizon = (setting.task.spec.horizon, 1)
     with_dropout_s = jax.vmap(lambda key: jax.random.uniform(key, horizon).sum())(
         sample_keys(setting.key, jnp.int32(0), jnp.arange(32))
@@ -327,7 +319,7 @@ def test_inputs_are_changed_anew_in_every_step_and_row(setting):
     assert np.abs(with_dropout_s - first).min() > 1e-4
 
 
-def test_changed_inputs_do_not_depend_on_the_length_of_chunks(setting):
+def test_corruption_does_not_depend_on_the_length_of_chunks(setting):
     (one, losses), (other, other_losses) = (target_sums(setting, length, 4) for length in (1, 4))
     np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(losses, other_losses)
@@ -393,7 +385,6 @@ def test_patience_counts_epochs_without_a_better_validation_and_the_best_is_kept
             frozen=setting.model.frozen,
             trainable=setting.model.trainable,
             settings=settings,
-            reporter=SilentReporter(),
         )
 
     stopped = scripted(3.0, 2.0, 2.5, 2.0, 2.6, 1.0)  # an equal value is not better
@@ -418,7 +409,6 @@ def test_fit_keeps_the_best_epoch(setting, tiny):
         frozen=setting.model.frozen,
         trainable=setting.model.trainable,
         settings=settings,
-        reporter=SilentReporter(),
         keep_best=lambda best, progress: seen.append((progress.best_epoch, progress.best)),
     )
     assert result.reason == "all epochs done"

@@ -20,7 +20,7 @@ def machine() -> Machine:
     """What the numbers hang on besides the source."""
     import jax
 
-    from ofa_jax.train.devices import host_bytes
+    from ofa_jax.train.memory import host_bytes
 
     return Machine(
         cpu=_cpu(),

@@ -48,7 +48,7 @@ from ofa_jax.studies.gradients.taps import Tap, numbers, tap
 from ofa_jax.studies.gradients.theory import Expected, Optimizer, StudyInit, start_std
 from ofa_jax.studies.sweep.program import bucket, padded, stacked
 from ofa_jax.tasks.base import Task
-from ofa_jax.train.optim import adam
+from ofa_jax.train.optim import make_optimizer
 from ofa_jax.train.step import Params, TrainState, chunk_rows, dropout_key, init_state, make_chunk
 from ofa_jax.windows.batch import Batch, gather
 from ofa_jax.windows.order import IndexStream
@@ -253,7 +253,7 @@ class Bench:
         self._key = dropout_key(experiment.train.seed)
         self._rates = {"sgd": grid.sgd_rate, "adam": grid.adam_rate or experiment.train.learning_rate}
         rates = {name: optax.constant_schedule(rate) for name, rate in self._rates.items()}
-        self._optimizers = {"sgd": optax.sgd(rates["sgd"]), "adam": adam(rates["adam"])}
+        self._optimizers = {"sgd": optax.sgd(rates["sgd"]), "adam": make_optimizer("adam", rates["adam"])}
         task = _same_inputs(task, self._key)
         self._advance = {
             name: jax.jit(partial(_advance, model, task, optimizer))
@@ -375,19 +375,19 @@ def _told(values: Mapping[str, np.ndarray], steps: int) -> Iterator[tuple[str, f
 
 def _same_inputs(task: Task, key: jax.Array) -> Task:
     """The task whose windows look the same whenever they come: what it hides hangs on the window alone, as in evaluation."""
-    hide = task.inputs
+    hide = task.corrupt
     if hide is None:
         return task
 
     def inputs(batch: Batch, keys_b: jax.Array) -> Batch:
         return hide(batch, jax.vmap(lambda window: jax.random.fold_in(key, window))(batch.window_id))
 
-    return replace(task, inputs=inputs)
+    return replace(task, corrupt=inputs)
 
 
 def _windows(task: Task, buffer: jax.Array, table: WindowTable, index: jax.Array) -> Batch:
     batch = gather(buffer, table, index, task.spec)
-    return batch if task.inputs is None else task.inputs(batch, index)
+    return batch if task.corrupt is None else task.corrupt(batch, index)
 
 
 def _advance(
@@ -401,7 +401,7 @@ def _advance(
 ) -> TrainState:
     """Some steps of training from every start, as ``ofa-jax train`` takes them but for dropout; pure."""
     predict = predict_function(model.network, scale, 0.0)
-    chunk = make_chunk(predict, task.loss, optimizer, task.spec, task.inputs, compiled=lambda pure: pure)
+    chunk = make_chunk(predict, task.loss, optimizer, task.spec, task.corrupt, compiled=lambda pure: pure)
     return jax.vmap(lambda one: chunk(frozen, one, *rest)[0])(state)
 
 

@@ -1,0 +1,83 @@
+"""Applying a model to windows: predictions, or whatever is computed from them, for every window of a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from ofa_jax.tasks.base import Task
+from ofa_jax.train.devices import Layout, make_layout
+from ofa_jax.train.memory import EVAL_WINDOWS, slices_and_rows
+from ofa_jax.train.step import Outputs, Params, Predict, make_eval_step
+from ofa_jax.windows.order import IndexStream
+from ofa_jax.windows.table import WindowTable
+
+
+class WindowPredictor:
+    """A compiled model, to be applied to any number of tables.
+
+    Args:
+        predict: ``predict(frozen, trainable, x_btc, x_mask) -> prediction``.
+        task: Whose buffer and windows are read.
+        outputs: ``outputs(prediction, batch) -> {name: [b, …]}``; default: ``{"prediction": prediction}``.
+        batch_size: Windows at a time; default: 512.
+        layout: The devices; default: all.
+    """
+
+    def __init__(
+        self,
+        predict: Predict,
+        task: Task,
+        outputs: Outputs | None = None,
+        *,
+        batch_size: int | None = None,
+        layout: Layout | None = None,
+    ) -> None:
+        self._layout = layout = layout or make_layout()
+        compiled: dict[str, Any] = {"sharding": layout.eval_sharding, "compiled": layout.compile_eval}
+        outputs = outputs or (lambda prediction, batch: {"prediction": prediction})
+        self._step = make_eval_step(predict, outputs, task.spec, task.corrupt, **compiled)
+        self.buffer = layout.place(task.buffer)
+        self._batch_size = batch_size or EVAL_WINDOWS
+
+    def __call__(self, table: WindowTable, frozen: Params, trainable: Params) -> dict[str, np.ndarray]:
+        """``{name: [windows, …]}``: every window of the table once, in its order."""
+        layout = self._layout
+        _, rows = slices_and_rows(min(self._batch_size, table.size), None, layout.devices)
+        stream = IndexStream(table.size, rows, seed=None)
+        frozen, trainable, columns = layout.place_frozen(frozen), layout.place(trainable), layout.place(table)
+        parts = []
+        for index in stream.batches(0, stream.steps_per_epoch):
+            outputs = self._step(frozen, trainable, self.buffer, columns, layout.place(index))
+            # fetched batch by batch: with many batches in flight, simulated devices that share few threads deadlock
+            parts.append(jax.tree.map(np.asarray, outputs))
+        return {name: np.concatenate([part[name] for part in parts])[: table.size] for name in parts[0]}
+
+
+def predict_windows(
+    predict: Predict,
+    task: Task,
+    table: WindowTable,
+    frozen: Params,
+    trainable: Params,
+    outputs: Outputs | None = None,
+    *,
+    batch_size: int | None = None,
+) -> dict[str, np.ndarray]:
+    """The outputs of a :class:`WindowPredictor` for one table, ``{name: [windows, …]}``."""
+    return WindowPredictor(predict, task, outputs, batch_size=batch_size)(table, frozen, trainable)
+
+
+def evaluate(
+    predict: Predict,
+    task: Task,
+    table: WindowTable,
+    frozen: Params,
+    trainable: Params,
+    *,
+    batch_size: int | None = None,
+) -> dict[str, np.ndarray]:
+    """The task's sums of every window, which its metrics are computed from: ``{name: [windows, …]}``."""
+    return predict_windows(predict, task, table, frozen, trainable, task.sums, batch_size=batch_size)
