@@ -152,7 +152,7 @@ def test_defaults_are_these():
             "schedule": "cosine",
             "decay": 0.5,
             "cosine_epochs": 20,
-            "lowest_rate": 1e-8,
+            "min_learning_rate": 1e-8,
             "patience": 3,
             "seed": 2021,
             "chunk": 32,

@@ -28,14 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-<<<<<<< HEAD
-from ofa_jax.config.schema import TrainConfig
-from ofa_jax.errors import ConfigError, TrainError
-from ofa_jax.train.step import ONE_DEVICE, Params, Spread, jit_donating_state
-=======
 from ofa_jax.errors import ConfigError
 from ofa_jax.train.step import ONE_DEVICE, Params, StepSharding, jit_donating_state
->>>>>>> train
 
 DATA, FSDP = "data", "fsdp"
 """The mesh's axes; rows are sharded over both, large frozen leaves over the second."""

@@ -27,20 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-<<<<<<< HEAD
 from ofa_jax.config.schema import TrainConfig
-from ofa_jax.errors import CheckpointError, Interrupted, TrainError
-from ofa_jax.tasks.base import Task
-from ofa_jax.train import grad_stats as gradient_log
-from ofa_jax.train.checkpoints import Checkpoints
-from ofa_jax.train.devices import Layout, check_room, make_layout, slices_and_rows
-=======
-from ofa_jax.config import TrainConfig
 from ofa_jax.errors import Interrupted, TrainError
 from ofa_jax.tasks.base import Sums, Task
 from ofa_jax.train.checkpoints import Checkpoints, Restored
 from ofa_jax.train.devices import Layout
->>>>>>> train
 from ofa_jax.train.events import EventLog
 from ofa_jax.train.grad_stats import LARGEST, GradStatsState, as_json, log_fields
 from ofa_jax.train.lanes import Lane, Progress, column, stack, take

@@ -18,12 +18,8 @@ from typing import Any
 
 import jax
 
-<<<<<<< HEAD
-from ofa_jax.config.schema import TrainConfig
-from ofa_jax.model.gpt2 import GPT2Trunk
-=======
 from ofa_jax.errors import TrainError
->>>>>>> train
+from ofa_jax.model.gpt2 import GPT2Trunk
 from ofa_jax.model.networks import Network
 
 CACHE_BYTES = 16 * 2**20

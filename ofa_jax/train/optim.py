@@ -8,10 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-<<<<<<< HEAD
-from ofa_jax.config.schema import TrainConfig
-=======
->>>>>>> train
 
 def make_schedule(
     kind: Literal["cosine", "decay", "constant"],

@@ -22,11 +22,8 @@ def main(out: str, *layouts: str, team: tuple[str, int, int] | None = None) -> N
     import numpy as np
 
     from ofa_jax.build import build_model
-<<<<<<< HEAD
     from ofa_jax.config.load import load_experiment
-=======
-    from ofa_jax.config import TrainConfig, load_experiment
->>>>>>> train
+    from ofa_jax.config.schema import TrainConfig
     from ofa_jax.data.synthetic import hourly_load
     from ofa_jax.model.trees import flatten
     from ofa_jax.tasks.forecast import prepare, prepare_frame

@@ -12,19 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-<<<<<<< HEAD
 from ofa_jax.config.load import build_experiment
-from ofa_jax.config.schema import TrainConfig
-from ofa_jax.errors import ConfigError, TrainError
-from ofa_jax.runs.train import train_run
-from ofa_jax.train import devices as parallel
-from ofa_jax.train.devices import Layout, make_layout, put, shared_out, slices_and_rows
-from ofa_jax.train.progress import SilentReporter
-=======
-from ofa_jax.config import build_experiment
 from ofa_jax.errors import ConfigError
 from ofa_jax.train.devices import Layout, frozen_sharding, make_layout, put
->>>>>>> train
 
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
 TOLERANCE = 2e-5

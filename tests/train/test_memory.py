@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ofa_jax.model.variants import ClassifyNetwork, ImputeNetwork, ReconstructNetwork, ShortTermNetwork
 
 from ofa_jax.build import build_model, build_network, trunk_config
-<<<<<<< HEAD
 from ofa_jax.config.load import load_experiment
 from ofa_jax.config.schema import TrainConfig
+from ofa_jax.errors import TrainError
 from ofa_jax.model.gpt2 import Blocks, GPT2Config, GPT2Trunk
 from ofa_jax.model.networks import (
     ClassifyNetwork,
@@ -23,13 +24,6 @@ from ofa_jax.model.networks import (
     ReconstructNetwork,
     ShortTermNetwork,
 )
-from ofa_jax.train.memory import EVAL_WINDOWS, activation_bytes, settled, weight_bytes, windows_at_once
-=======
-from ofa_jax.config import TrainConfig, load_experiment
-from ofa_jax.errors import TrainError
-from ofa_jax.model.gpt2 import Blocks, GPT2Config
-from ofa_jax.model.networks import ForecastNetwork
-from ofa_jax.model.variants import ClassifyNetwork, ImputeNetwork, ReconstructNetwork, ShortTermNetwork
 from ofa_jax.runs.train import train_run
 from ofa_jax.train import memory
 from ofa_jax.train.memory import (
@@ -42,7 +36,6 @@ from ofa_jax.train.memory import (
 )
 from ofa_jax.train.program import resolve_auto_batch_sizes
 from ofa_jax.train.progress import SilentReporter
->>>>>>> train
 
 SMALL = GPT2Trunk(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64))
 

@@ -11,12 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-<<<<<<< HEAD
-from ofa_jax.config.schema import TrainConfig
-from ofa_jax.train.optim import adam, learning_rate, make_optimizer, radam
-=======
 from ofa_jax.train.optim import make_optimizer, make_schedule
->>>>>>> train
 
 TORCH_COSINE = [1e-2, 7.5000025e-3, 2.5000075e-3, 1e-8, 2.5000075e-3]
 """``CosineAnnealingLR(T_max=3, eta_min=1e-8)`` from 1e-2, epochs 0 to 4: lowest + (highest - lowest) (1 + cos(pi epoch / 3)) / 2."""

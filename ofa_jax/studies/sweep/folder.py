@@ -30,14 +30,9 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from ofa_jax.baselines.compare import control_rows
 from ofa_jax.baselines.controls import trained_controls
-<<<<<<< HEAD
-from ofa_jax.build import Model, build_model
+from ofa_jax.build import build_model, lora_numbers
 from ofa_jax.config.load import build_experiment, dump_experiment
 from ofa_jax.config.schema import Experiment
-=======
-from ofa_jax.build import build_model, lora_numbers
-from ofa_jax.config import Experiment, build_experiment, dump_experiment
->>>>>>> train
 from ofa_jax.errors import CheckpointError, ConfigError, Interrupted
 from ofa_jax.files import clear_leftovers, read_json, run_lock, write_atomic, write_json
 from ofa_jax.runs.train import (
@@ -372,77 +367,6 @@ class _Work:
         wanted, network = trained_controls(experiment, self.data), self.programs.model.network
         how: dict[str, Any] = {"wanted": wanted, "folder": self.sweep.folder / BASELINES}
         try:
-<<<<<<< HEAD
-            rows = control_rows(
-                self.experiment,
-                self.model.network,
-                self.data,
-                split="test",
-                wanted=wanted,
-                folder=self.out / CONTROLS,
-                reporter=self.reporter,
-            )
-        except Interrupted as stop:
-            raise Interrupted(
-                stop.signal_number, stop.step, saved=True
-            ) from None  # the cells are, and every control that had ended
-        self.record["controls"] = [
-            {
-                "method": row.method,
-                "trainable": row.trainable,
-                "bytes": row.bytes,
-                **{f"test_{name}": v for name, v in row.metrics.items()},
-            }
-            for row in rows
-        ]
-        self.write()
-
-    def write(self) -> None:
-        """Write the record and the table, each whole."""
-        write_json(self.out / RECORD, self.record)
-        if self.record["cells"]:
-            write_atomic(self.out / TABLE, _table(self.record["cells"]).to_csv(index=False))
-
-    def draw(self) -> None:
-        """The figures, of the cells that have numbers."""
-        from ofa_jax.plots import studies as plots
-        from ofa_jax.plots import style as plots_style
-
-        made = Sweep(self.out, self.record)
-        if all(not name.startswith("test_") for name in made.cells.columns):
-            return
-        cells = made.cells.dropna(subset=[made.metric])
-        for name, figure in (
-            ("accuracy_by_rank", plots.accuracy_by_rank),
-            ("accuracy_by_bytes", plots.accuracy_by_bytes),
-        ):
-            write_atomic(
-                self.out / f"{name}.png", plots_style.as_png(figure(cells, made.metric, made.controls))
-            )
-
-
-def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    import pandas as pd
-
-    names = dict.fromkeys(name for row in rows for name in row)
-    metrics = [name for start in ("validation_", "test_") for name in names if name.startswith(start)]
-    return pd.DataFrame(rows, columns=[*_NUMBERS, *metrics, "cell", "ended"])
-
-
-def read_sweep(folder: str | Path) -> Sweep:
-    """A sweep's record, with the cells that have ended so far.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    folder = Path(folder)
-    record = read_json(folder / RECORD, kind="sweep")
-    if record.get("kind") != _KIND:
-        raise CheckpointError(
-            f"is not the record of a sweep (kind {record.get('kind')!r})", where=str(folder / RECORD)
-        )
-    return Sweep(folder, record)
-=======
             rows = control_rows(experiment, network, self.data, split="test", reporter=self.reporter, **how)
         except Interrupted as stop:  # the cells are saved, and every baseline that had ended
             raise Interrupted(stop.signal_number, stop.step, saved=True) from None
@@ -450,7 +374,6 @@ def read_sweep(folder: str | Path) -> Sweep:
         metrics = [{f"test_{name}": value for name, value in row.metrics.items()} for row in rows]
         self.sweep.content.baselines = [one | other for one, other in zip(counts, metrics, strict=True)]
         self.sweep.write()
->>>>>>> train
 
 
 def summary(cells: pd.DataFrame) -> pd.DataFrame:

@@ -28,18 +28,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-<<<<<<< HEAD
-from ofa_jax.adapters.rslora import Adapters
-from ofa_jax.build import predict_function
-from ofa_jax.config.schema import TrainConfig
-from ofa_jax.model.networks import Network
-from ofa_jax.tasks.base import Task
-from ofa_jax.train.optim import learning_rate, make_optimizer
-from ofa_jax.train.step import Params, TrainState, init_state, make_chunk, make_eval_step
-=======
 from ofa_jax.adapters.rslora import Adapters, init_adapters
 from ofa_jax.build import Model, lora_numbers, predict_function
-from ofa_jax.config import TrainConfig
+from ofa_jax.config.schema import TrainConfig
 from ofa_jax.data.splits import Split
 from ofa_jax.errors import OfaError
 from ofa_jax.tasks.base import Sums, Task
@@ -50,7 +41,6 @@ from ofa_jax.train.lanes import Lane
 from ofa_jax.train.loop import Reporter, Trainer
 from ofa_jax.train.program import Program, resolve_auto_batch_sizes
 from ofa_jax.train.step import Params
->>>>>>> train
 from ofa_jax.windows.table import WindowTable
 
 if TYPE_CHECKING:
