@@ -1,7 +1,7 @@
-"""Runs, bundles, checkpoints and sweeps written in format 1 are still read, and give the numbers that they gave then.
+"""Runs, bundles, checkpoints and sweeps in format 1 are still read, and give the numbers they gave then.
 
-``tests/golden/README.md`` says what is in ``tests/golden/v1``. What a file holds is compared exactly. What is computed from
-it is not: XLA compiles other kernels for other processors, which add and multiply in another order.
+``tests/golden/README.md`` says what is in ``tests/golden/v1``. Parameters are compared bit for bit. What is
+computed from them is not: XLA compiles other kernels for other processors, which sum in another order.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ SOURCES = {
     "classification": "cases",
 }
 
-# Of a tensor's largest value. Measured between SSE4.2, AVX, AVX2 and AVX-512 (XLA_FLAGS=--xla_cpu_max_isa=…): at most
-# 3e-7 for predictions, 2e-7 for adapters after eleven more steps of Adam, 3e-7 for metrics.
+# Of a tensor's largest value. Measured between SSE4.2, AVX, AVX2 and AVX-512 (XLA_FLAGS=--xla_cpu_max_isa=…):
+# at most 3e-7 for predictions, 2e-7 for adapters after eleven more steps of Adam, 3e-7 for metrics.
 TOLERANCE = 1e-5
 METRIC_TOLERANCE = 1e-6
 
@@ -192,7 +192,7 @@ def assert_same_comparison(found: Mapping[str, Any], wanted: Mapping[str, Any]) 
 
 
 @pytest.fixture(scope="module", params=RUNS)
-def golden(request, tmp_path_factory) -> tuple[str, Opened]:
+def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Opened]:
     name = request.param
     run = copied(name, tmp_path_factory.mktemp("golden"))
     target = V1 / "data" / "target.tsf" if name == "zero_shot" else None
