@@ -15,7 +15,7 @@ from ofa_jax.plots.style import as_svg
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TEMPLATE = "report.html.j2"
+TEMPLATE = "page.html.j2"
 
 
 @dataclass(frozen=True)
