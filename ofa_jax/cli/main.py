@@ -236,16 +236,20 @@ def gradients(
     ] = "theorem,peft_gaussian,kaiming",
     optimizers: Annotated[str, typer.Option(metavar="NAMES", help="Some of sgd, adam.")] = "sgd,adam",
     steps: Annotated[str, typer.Option(metavar="STEPS", help="After how many steps to measure.")] = "0,1,10",
-    seeds: Annotated[int, typer.Option(help="Starts of the adapters for every combination.")] = 5,
-    windows: Annotated[int, typer.Option(help="Windows of a step, and that are measured on.")] = 64,
-    sgd_rate: Annotated[float, typer.Option(help="Step size of SGD; theory is about small ones.")] = 1e-6,
-    adam_rate: Annotated[
-        float | None, typer.Option(help="Step size of Adam; train.learning_rate when not given.")
+    seeds: Annotated[int, typer.Option(help="Random initializations per configuration.")] = 5,
+    windows: Annotated[int, typer.Option(help="Windows per step, also measured on.")] = 64,
+    sgd_learning_rate: Annotated[
+        float, typer.Option(help="Learning rate of SGD; the theory covers small ones.")
+    ] = 1e-6,
+    adam_learning_rate: Annotated[
+        float | None, typer.Option(help="Learning rate of Adam; default: train.learning_rate.")
     ] = None,
+    sgd_rate: Annotated[float | None, typer.Option(hidden=True)] = None,
+    adam_rate: Annotated[float | None, typer.Option(hidden=True)] = None,
     set_: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what a few steps do to every adapter, by rank, scaling and start, beside theory (docs/theory.md)."""
+    """Measure what a few steps do to every adapter, by rank, scaling and init, against theory (docs/theory.md)."""
     from ofa_jax.config import load_experiment
     from ofa_jax.studies.gradients.folder import parse_grid, run_study
 
@@ -258,8 +262,8 @@ def gradients(
         steps,
         seeds=seeds,
         windows=windows,
-        sgd_rate=sgd_rate,
-        adam_rate=adam_rate,
+        sgd_learning_rate=sgd_learning_rate if sgd_rate is None else sgd_rate,
+        adam_learning_rate=adam_learning_rate if adam_rate is None else adam_rate,
     )
     with _reporter() as reporter:
         made = run_study(experiment, grid, out, reporter.notice)

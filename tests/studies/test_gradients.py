@@ -21,9 +21,9 @@ from ofa_jax.cli.main import app
 from ofa_jax.config import load_experiment
 from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.studies.gradients import study as gradients
-from ofa_jax.studies.gradients.study import RANKS, Grid, Study, start, study
-from ofa_jax.studies.gradients.taps import Tap, numbers, tap
-from ofa_jax.studies.gradients.theory import KEYS, LKR, MEANS, Expected, slopes, start_std
+from ofa_jax.studies.gradients.study import RANKS, Grid, Study, draw_adapters, study
+from ofa_jax.studies.gradients.taps import Tap, quantities, tap
+from ofa_jax.studies.gradients.theory import KEYS, LKR, MEANS, FirstStep, init_std, slopes
 from ofa_jax.studies.sweep.program import bucket, padded
 from ofa_jax.tasks.base import Task
 from ofa_jax.tasks.forecast import prepare_frame
@@ -146,13 +146,13 @@ def test_the_first_step_makes_the_loss_smaller_by_its_gradient(small, module):
     change = own[(own["quantity"] == "first_order_change") & (own["steps"] == 1)]["value"]
     assert len(change) == 2 * 2 * 2 * 64
     # the other adapter's step moves this one's input by a millionth or so
-    np.testing.assert_allclose(change, small.grid.sgd_rate * gradient.reindex(change.index) ** 2, rtol=1e-3)
+    np.testing.assert_allclose(change, small.grid.sgd_learning_rate * gradient.reindex(change.index) ** 2, rtol=1e-3)
 
 
 def test_the_first_step_of_adam_moves_by_the_sum_of_sizes(tiny):
     """``-<G, out> = eta sum |dL/dzero|``, whose slope is higher by a half of ``beta² r sigma²``'s root: rslora is not stable under it."""
     experiment, task = task_of(tiny)
-    grid = replace(FEW, ranks=(8, 16), steps=(1,), seeds=32, adam_rate=1e-6)
+    grid = replace(FEW, ranks=(8, 16), steps=(1,), seeds=32, adam_learning_rate=1e-6)
     found = study(experiment, grid, task=task)
     values = (
         found.table[found.table["quantity"] == "first_order_change"]
@@ -195,7 +195,7 @@ def test_numbers_are_those_of_autodiff(kind):
 
     d_x, d_a, d_b = jax.grad(lambda x, a, b: jnp.sum(gradient * out(x, a, b)), argnums=(0, 1, 2))(x, a, b)
     y = np.asarray(out(x, a, b), np.float64)
-    found = numbers(
+    found = quantities(
         Tap(index if kind == "embedding" else x, gradient),
         first,
         {"a": old, "b": b},
@@ -244,7 +244,7 @@ def test_taps_hand_on_the_gradients_of_the_loss(tiny):
     seen, gradient = both(model.frozen, moved)
     assert seen.keys() == MODULES.keys()
     for path, factors in moved["adapters"].items():
-        found = numbers(
+        found = quantities(
             seen[path],
             seen[path].gradient,
             factors,
@@ -264,11 +264,11 @@ def test_taps_hand_on_the_gradients_of_the_loss(tiny):
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_padding_changes_nothing_and_never_moves(tiny, monkeypatch, optimizer):
     experiment, task = task_of(tiny)
-    grid = replace(FEW, ranks=(3,), optimizers=(optimizer,), steps=(3,), sgd_rate=1e-3)
-    after, measure = [], gradients.numbers
+    grid = replace(FEW, ranks=(3,), optimizers=(optimizer,), steps=(3,), sgd_learning_rate=1e-3)
+    after, measure = [], gradients.quantities
     assert bucket(3) == 16
     monkeypatch.setattr(
-        gradients, "numbers", lambda *given: jax.debug.callback(after.append, given[3]) or measure(*given)
+        gradients, "quantities", lambda *given: jax.debug.callback(after.append, given[3]) or measure(*given)
     )
     wide = study(experiment, grid, task=task).table
     assert len(after) >= 2 * grid.seeds
@@ -302,18 +302,18 @@ def test_seeds_at_a_time_change_nothing(tiny, monkeypatch):
 def test_the_package_starts_are_taken_as_they_are():
     sites = {"gpt2/wpe": Site("embedding", (40, 30)), "out_layer": Site("dense", (50, 20))}
     for init in ("theorem", "peft_gaussian", "kaiming", "inverse_rank"):
-        found = start(sites, 200, init, seed=7)
+        found = draw_adapters(sites, 200, init, seed=7)
         for path, zero, other in (("gpt2/wpe", "a", "b"), ("out_layer", "b", "a")):
             assert not found[path][zero].any()
             # 6,000 and 10,000 draws: five standard errors are 5 %
-            assert found[path][other].std() == pytest.approx(start_std(sites[path], init, 200), rel=0.05)
+            assert found[path][other].std() == pytest.approx(init_std(sites[path], init, 200), rel=0.05)
             if init != "inverse_rank":
                 np.testing.assert_array_equal(
                     found[path][other], init_adapters(sites, 200, init=init, seed=7)[path][other]
                 )
     assert (
-        start_std(sites["gpt2/wpe"], "inverse_rank", 200)
-        == start_std(sites["out_layer"], "peft_gaussian", 200)
+        init_std(sites["gpt2/wpe"], "inverse_rank", 200)
+        == init_std(sites["out_layer"], "peft_gaussian", 200)
         == 1 / 200
     )
 
@@ -335,11 +335,11 @@ def test_moments_of_finite_ranks_are_those_of_many_draws():
 def test_the_curve_of_an_embedding_knows_positions_that_come_twice():
     draw = np.random.default_rng(2)
     index, gradient, rank = np.array([0, 3, 3]), draw.normal(size=(3, 4)), 3
-    expected = Expected.of(Site("embedding", (5, 4)), index, gradient, np.ones((5, 4)))
+    expected = FirstStep.of(Site("embedding", (5, 4)), index, gradient, np.ones((5, 4)))
     x = np.eye(5)[index]
     b = draw.normal(size=(100_000, rank, 4))
     out = x @ (x.T @ gradient @ b.transpose(0, 2, 1)) @ b
-    values = dict(expected.values(rank, 1.0, 1.0, 1.0, 1))
+    values = dict(expected.expected(rank, 1.0, 1.0, 1.0, 1))
     assert values["output_rms"] == pytest.approx(np.sqrt(np.mean(out**2)), rel=0.01)
     assert values["first_order_change"] == pytest.approx(
         np.mean(np.sum(gradient * out, axis=(1, 2))), rel=0.02
@@ -483,7 +483,7 @@ def test_a_study_of_nothing_is_refused(tiny, overrides, said):
         ({"scalings": ("rs",)}, "scalings: 'rs' is not one of rslora, lora, none"),
         ({"inits": ("zero",)}, "inits: 'zero' is not one of theorem, peft_gaussian, kaiming, inverse_rank"),
         ({"optimizers": ("lion",)}, "optimizers: 'lion' is not one of sgd, adam"),
-        ({"sgd_rate": 0.0}, "the step size 0.0 is not a positive number"),
+        ({"sgd_learning_rate": 0.0}, "the step size 0.0 is not a positive number"),
     ],
 )
 def test_a_grid_that_cannot_be_is_refused(given, said):
