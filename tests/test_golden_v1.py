@@ -117,7 +117,7 @@ class Opened:
 
 def resume(run: Path) -> list[str]:
     """Train a run to its end by its own settings; returns the notices."""
-    from ofa_jax.config import load_experiment
+    from ofa_jax.config.load import load_experiment
     from ofa_jax.runs.train import train_run
 
     reporter = Notices()
@@ -127,7 +127,7 @@ def resume(run: Path) -> list[str]:
 
 def sweep_again(folder: Path, ranks: str) -> dict[str, Any]:
     """Repeat the command that made a sweep; returns its record."""
-    from ofa_jax.config import build_experiment
+    from ofa_jax.config.load import build_experiment
     from ofa_jax.studies.sweep.cells import parse_axes
     from ofa_jax.studies.sweep.folder import run_sweep
 

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ofa_jax.model.variants import ClassifyNetwork, ImputeNetwork, ReconstructNetwork, ShortTermNetwork
 
 from ofa_jax.build import build_model, build_network, trunk_config
 from ofa_jax.config.load import load_experiment
