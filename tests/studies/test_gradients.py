@@ -17,8 +17,8 @@ from ofa_jax.adapters.partition import Site
 from ofa_jax.adapters.rslora import init_adapters
 from ofa_jax.build import build_model
 from ofa_jax.cli.main import app
-from ofa_jax.config.schema import Experiment
 from ofa_jax.config.load import load_experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.studies.gradients import study as gradients
 from ofa_jax.studies.gradients.study import RANKS, Grid, Study, StudyRunner, draw_adapters, study

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from ofa_jax.config.schema import Experiment, Scaling
 from ofa_jax.config.load import dump_experiment
+from ofa_jax.config.schema import Experiment, Scaling
 from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.files import atomic_folder, write_atomic, write_json
 from ofa_jax.runs.train import versions
