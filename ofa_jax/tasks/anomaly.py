@@ -66,10 +66,10 @@ def step_scores(windows: ScoredWindows, sums: Sums, source: str) -> np.ndarray:
 def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "strict") -> TaskData:
     """Windows of the training stream, and of both streams for the scores.
 
-    ``strict``: the last 20 % of the training stream validate; every test step is scored once; no window spans two
-    recordings; the threshold is a percentile of training scores alone. ``published``: validation on the test stream
-    (SMD: on the last 20 % of what is trained on), overlapping windows across recordings whose steps all count, a
-    threshold that sees the test scores (protocol §5 rows 5 and 9).
+    ``strict``: the last 20 % of the training stream validate; every test step is scored once; no window
+    spans two recordings; the threshold is a percentile of training scores alone. ``published``: validation on
+    the test stream (SMD: on the last 20 % of what is trained on), overlapping windows across recordings whose
+    steps all count, a threshold that sees the test scores (protocol §5 rows 5 and 9).
 
     Raises:
         ConfigError: ``data.parts`` is empty, names a part twice, or is given for a file outside the catalog.
@@ -253,12 +253,12 @@ def _cut_borders(borders: np.ndarray, cut: int) -> tuple[np.ndarray, np.ndarray]
 def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     """A score for every row of a table of channels; labels are not needed.
 
-    The table has a row per input row: its timestamp or number, ``score`` (mean squared error) and ``anomaly``, whether
-    the score exceeds the threshold that was computed after training.
+    The table has a row per input row: its timestamp or number, ``score`` (mean squared error) and ``anomaly``,
+    whether the score exceeds the threshold computed after training.
 
     Raises:
-        DataError: The rows cannot be read, are too few, or have another number of channels than the model reads; the
-            bundle has no threshold.
+        DataError: The rows cannot be read, are too few, or have another number of channels than the model
+            reads; the bundle has no threshold.
     """
     frame = read_frame(source)
     assert trained.scaler is not None

@@ -50,11 +50,11 @@ class Task:
         metrics: ``{name: [windows, …]} -> {metric: value}``.
         objective: The metric that validation minimizes.
         protocol: The practice that splits, batches and thresholds follow (protocol §5).
-        corrupt: ``(batch, keys_b) -> batch``, hides points before the network sees them; None changes nothing.
+        corrupt: ``(batch, keys_b) -> batch``, hides points before the network sees them.
         drop_last: Whether an epoch leaves out a partial last batch.
         full_batches: Whether validation and test leave it out too.
         groups: Borders ``[groups + 1]`` of groups of training windows; every epoch sees one window of each.
-        report: ``(score, split) -> metrics`` where final metrics need more than the split's windows (a threshold).
+        report: ``(score, split) -> metrics`` where final metrics need more than the split (a threshold).
     """
 
     name: str
@@ -110,7 +110,7 @@ class TaskData:
         meta: What a bundle stores about the data: names of classes, frequency.
         labels: Arrays that metrics depend on besides the buffer, by name.
         untrained: Baselines without parameters, by title: predict functions on the task's windows.
-        naive: Baselines that need no windows: ``title -> (split -> metrics)``, None where undefined for a split.
+        naive: Baselines that need no windows: ``title -> (split -> metrics)``, None where undefined.
         calibrate: ``score -> values`` that a bundle stores after training, to apply the model to new data.
     """
 

@@ -116,13 +116,11 @@ def _notices(
     notices = []
     if task.input_length > longest:
         notices.append(
-            f"the longest training case has {longest} steps, so all are padded with zeros to {task.input_length}"
+            f"the longest training case has {longest} steps; all are zero-padded to {task.input_length}"
         )
     clipped = int((test.lengths > task.input_length).sum())
     if clipped:
-        notices.append(
-            f"{clipped} test case(s) are longer than {task.input_length} steps; what is beyond is not read (protocol §2)"
-        )
+        notices.append(f"{clipped} test case(s) are clipped to {task.input_length} steps (protocol §2)")
     return notices + scaler.notices
 
 
@@ -142,7 +140,7 @@ def _fit_scaler(train: LabelledCases) -> Scaler:
 
 
 def _held_out(label: np.ndarray) -> np.ndarray:
-    """Places of a fifth of each class's cases, at least one of every class that has two; the same in every run."""
+    """Indices of a fifth of each class's cases, at least one where a class has two; the same in every run."""
     held = []
     for index in range(int(label.max()) + 1):
         members = np.flatnonzero(label == index)
@@ -165,10 +163,10 @@ def _most_frequent(tables: dict[Split, WindowTable], split: Split) -> dict[str, 
 def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     """Cases of a ``.ts`` file, to classify them; labels in the file are ignored.
 
-    The table has a row per case: its number from 0, the ``predicted`` class and the probability of every class.
+    The table has a row per case: its number from 0, the ``predicted`` class, the probability of every class.
 
     Raises:
-        DataError: The cases cannot be read, or have another number of channels or more steps than the model reads.
+        DataError: The cases cannot be read, or have other channels or more steps than the model reads.
     """
     if not isinstance(source, str | Path):
         raise DataError("cases are read from a .ts file", where="source", fix="Give the path of a .ts file")

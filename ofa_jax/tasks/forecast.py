@@ -46,7 +46,7 @@ SEASONS = {"h": 24, "min": 1440, "D": 7, "B": 5, "W": 52, "M": 12, "BM": 12, "Q"
 
 @dataclass(frozen=True)
 class ForecastData(TaskData):
-    """A forecasting task with its series; the scaler was fitted on the complete training part, also in few-shot.
+    """A forecasting task with its series; few-shot, too, fits the scaler on the complete training part.
 
     Attributes:
         frame: The series in original units.
@@ -217,11 +217,11 @@ def scaled(trained: TrainedOn, frame: Frame) -> np.ndarray:
 def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     """The horizon after the last row of new series.
 
-    The table has one row per step: its timestamp under the input's name (in UTC where the input had a time zone) or its
-    number, and a column per series in original units.
+    The table has one row per step: its timestamp under the input's name (in UTC where the input had a time
+    zone) or its number, and a column per series in original units.
 
     Raises:
-        DataError: Other columns than the model's, too few rows, or a frequency that does not determine what comes next.
+        DataError: Other columns than the model's, too few rows, or an unknown frequency.
     """
     frame = read_new(trained, source)
     length, horizon = trained.task.input_length, getattr(trained.task, "horizon", 0)
@@ -258,7 +258,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
 def forecast_panels(
     frame: Frame, table: pd.DataFrame, history: int, actual: np.ndarray | None = None
 ) -> pd.DataFrame:
-    """The last ``history`` rows and the forecast after them, as :func:`ofa_jax.plots.run.forecast` draws them.
+    """The last ``history`` rows and the forecast, as :func:`ofa_jax.plots.run.forecast` draws them.
 
     ``actual`` are the values that were forecast, ``[h, c]`` in original units, where they are known.
     """

@@ -1,4 +1,4 @@
-"""Imputation: points of multivariate windows are hidden and filled in (the protocol of GPT4TS; protocol §2)."""
+"""Imputation: points of multivariate windows are hidden and filled in, as in GPT4TS (protocol §2)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 def prepare(data: DataConfig, task: ImputationSettings, protocol: Protocol = "strict") -> TaskData:
-    """Windows of all channels with points hidden at random: new ones in every training step, fixed ones in evaluation.
+    """Windows of all channels with points hidden at random: redrawn each step in training, fixed in evaluation.
 
     Raises:
         DataError: The series cannot be read or are too short, or their sizes contradict the settings.
@@ -123,7 +123,8 @@ def hide_points(batch: Batch, keys_b: jax.Array, *, rate: float, channels: int) 
         channels: Columns that can be hidden, from the first.
 
     Returns:
-        ``x`` with 0 where hidden, ``x_mask`` False there; ``y`` the windows' own values ``[b, t, channels]``, ``y_mask`` True where hidden.
+        ``x`` with 0 where hidden, ``x_mask`` False there; ``y`` the true values ``[b, t, channels]``,
+        ``y_mask`` True where hidden.
     """
     threshold = jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
     shape = (*batch.x.shape[1:-1], channels)
@@ -139,7 +140,7 @@ def hide_points(batch: Batch, keys_b: jax.Array, *, rate: float, channels: int) 
 
 
 def calendar_features(frame: Frame) -> np.ndarray:
-    """Hour of day, day of week, day of month and day of year of each row; minute of hour before them where most steps are below an hour.
+    """Hour, day of week, day of month and day of year of each row, preceded by minute for sub-hourly steps.
 
     Returns:
         ``[T, 4]`` or ``[T, 5]`` float32 between -0.5 and 0.5; ``[T, 0]`` where there are no timestamps.
@@ -158,10 +159,10 @@ def calendar_features(frame: Frame) -> np.ndarray:
 
 
 def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
-    """Series with missing values, to fill them; the table has the input's rows with the gaps filled, in original units.
+    """Series with missing values, to fill them; the table has the input's rows with the gaps filled.
 
     Raises:
-        DataError: The rows cannot be read, are too few, or have other columns than the model's; nothing is missing.
+        DataError: The rows cannot be read, are too few or have other columns; nothing is missing.
     """
     frame = read_new(trained, source, missing="keep")
     length, channels, features = trained.task.input_length, frame.n_channels, calendar_features(frame)

@@ -12,7 +12,7 @@ from ofa_jax.tasks.base import Predict
 
 
 def last_cycle(length: int, season: int, horizon: int) -> np.ndarray:
-    """Places ``[h]`` in a series of ``length`` steps that seasonal naive repeats; the last one where no cycle fits."""
+    """Steps ``[h]`` of a series of ``length`` that seasonal naive repeats; the last one where no cycle fits."""
     cycle = season if season <= length else 1
     return length - cycle + np.arange(horizon) % cycle
 
@@ -29,7 +29,7 @@ def seasonal_naive(season: int, horizon: int) -> Predict:
 
 
 def interpolate(channels: int) -> Predict:
-    """Hidden points by a line between the nearest observed ones; at the ends the nearest value, 0 where there is none."""
+    """Linear interpolation of hidden points; at the ends the nearest value, 0 where nothing is observed."""
 
     def predict(
         frozen: Any, trainable: Any, x_btc: Any, x_mask: Any, *, dropout_keys: Any = None

@@ -1,7 +1,7 @@
-"""Forecasting of many single series by one model: transfer to another collection (zero-shot), and the M4 competition (short-term).
+"""Forecasting single series with one model: transfer to another collection (zero-shot), and M4 (short-term).
 
-Series are read in their own units, one window each for validation and test; they differ in length, so short inputs are padded at their
-start and missing targets are masked (protocol §2, §3).
+Series keep their units and differ in length; each has one validation and one test window. Short inputs are padded at
+their start and missing targets are masked (protocol §2, §3).
 """
 
 from __future__ import annotations
@@ -36,19 +36,18 @@ Naive = Callable[[np.ndarray, int, int], np.ndarray]
 """``naive(insample, season, horizon) -> [h]``."""
 
 ARCHIVE_SEASONS = {"yearly": 1, "quarterly": 4, "monthly": 12, "weekly": 1, "daily": 1, "hourly": 24}
-"""Steps m of the cycle by an archive's word for the frequency, as the M4 competition takes them (protocol §3)."""
+"""Season length m by an archive's word for the frequency, as in the M4 competition (protocol §3)."""
 
 
 def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protocol = "strict") -> TaskData:
     """Training and validation windows of ``data.source``, test windows of ``data.target``, one model.
 
-    Of a source series of n steps the last H are set aside (its own test part), the H before them are its validation target, and every
-    window of L + H steps before those trains; ``data.percent`` keeps the first part of them. A target series is forecast over its
-    last H steps from the L before. ``published`` leaves out an epoch's last training batch where it is not full; every series is
-    validated on and forecast under both protocols (protocol §3), so ``batch_size`` changes nothing here.
+    The last H steps of a source series are held out (its own test part), the H before them are its validation
+    target, and every window of L + H steps before those trains; ``data.percent`` keeps the first of them. A target
+    series is forecast over its last H steps. ``published`` drops an epoch's partial last batch (protocol §3).
 
     Raises:
-        DataError: A collection cannot be read, no series is long enough to train on, or a target series is too short to forecast.
+        DataError: A collection cannot be read, or its series are too short to train on or to forecast.
     """
     assert data.target is not None, "the settings make sure of it"
     source, source_season = read_collection(data.source, data)
@@ -61,7 +60,7 @@ def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protoc
     counts = np.maximum(kept - length - horizon + 1, 0)
     if not counts.any():
         raise DataError(
-            f"no series has a training window: {length} input, {horizon} target steps and {2 * horizon} set aside at its end",
+            f"no series has {length} input, {horizon} target and {2 * horizon} held-out steps",
             where=source.source,
             fix=f"Series of at least {length + 2 * horizon - (-100 * horizon // data.percent)} steps are needed; shorten task.input_length "
             "or task.horizon"
@@ -91,11 +90,10 @@ def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protoc
 
 
 def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Protocol = "strict") -> TaskData:
-    """The M4 competition's way: in every epoch each series is cut once at random near its end, and its last H steps are forecast.
+    """Short-term forecasting: every epoch cuts each series once at random near its end; its last H steps are tested.
 
-    The cut lies within ``task.cut_range`` horizons of the end of the training part. ``strict`` holds back the last H training
-    steps for validation; ``published`` trains on them and validates on the test part (protocol §5 row 5). No batch is left out
-    under either, so ``batch_size`` changes nothing here.
+    The cut is within ``task.cut_range`` horizons of the end of the training part. ``strict`` holds out the last H
+    training steps for validation; ``published`` trains on them and validates on the test part (protocol §5 row 5).
 
     Raises:
         DataError: The collection cannot be read, or a series is too short.
@@ -117,7 +115,7 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
     if not counts.any():
         held = 2 * horizon if protocol == "strict" else horizon
         raise DataError(
-            f"no series is long enough to train on: the last {held} steps of each are set aside, and a cut needs a step on both sides",
+            f"no series is long enough to train on: the last {held} steps of each are held out",
             where=collection.source,
             fix=f"Series of at least {held + 2} steps are needed; shorten task.horizon",
         )
@@ -148,8 +146,8 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
 def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int | None]:
     """A collection of single series, and the steps of its main cycle where anything tells them.
 
-    The series are those of a known collection or of a ``.tsf`` file, or the columns of a known or own table. The cycle is that of
-    the settings, else the catalogue's, else the frequency's.
+    The series are those of a catalogued collection or ``.tsf`` file, or the columns of a table. The season length is
+    that of the settings, else the catalog's, else the frequency's.
 
     Raises:
         DataError: It cannot be read.
@@ -168,7 +166,7 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
 
 @dataclass(frozen=True, eq=False)
 class NaiveReference:
-    """What a split's forecasts are measured by: the steps before each window, and the naive forecasts from them.
+    """What scales a split's errors: the steps before each window, and naive forecasts from them.
 
     Attributes:
         insample: The observed steps before each window's target, ``[T_w]``.
@@ -201,7 +199,7 @@ class NaiveReference:
         return series_metrics(sums) | mase
 
     def metrics(self, sums: Sums) -> dict[str, float]:
-        """sMAPE, MASE, and OWA: the mean of both over Naive2's (protocol §3). What is not defined is left out."""
+        """sMAPE, MASE, and OWA, the mean of both relative to Naive2 (protocol §3), where defined."""
         found, reference = self.plain(sums), self.naive2_metrics
         if not all(reference.get(name) for name in ("smape", "mase")):
             return found
@@ -238,9 +236,7 @@ def _too_short(collection: SeriesCollection, counts: np.ndarray) -> list[str]:
 def _unknown_season(collection: SeriesCollection, season: int | None) -> list[str]:
     if season:
         return []
-    return [
-        f"{collection.source}: the main cycle is not known, so MASE and Naive2 take one step; --set data.season=… says it"
-    ]
+    return [f"{collection.source}: unknown season length, so MASE and Naive2 use 1; set data.season"]
 
 
 def _without_scale(references: Mapping[Split, NaiveReference]) -> list[str]:
@@ -249,7 +245,7 @@ def _without_scale(references: Mapping[Split, NaiveReference]) -> list[str]:
         for split, reference in references.items()
     }
     return [
-        f"MASE leaves out {missed:,} of {total:,} {split} windows: what is before them is constant or no longer than the cycle"
+        f"MASE omits {missed:,} of {total:,} {split} windows whose input is constant or shorter than a season"
         for split, (total, missed) in missing.items()
         if missed
     ]
@@ -316,7 +312,7 @@ def _forecastable(collection: SeriesCollection, horizon: int) -> np.ndarray:
     if (origin < 1).any():
         index = int(np.flatnonzero(origin < 1)[0])
         raise DataError(
-            f"series `{collection.names[index]}` has {collection.lengths[index]} step(s), too few to forecast its last {horizon}",
+            f"series `{collection.names[index]}` has {collection.lengths[index]} step(s), horizon is {horizon}",
             where=collection.source,
             fix="Shorten task.horizon, or leave such series out",
         )
@@ -335,7 +331,7 @@ def _sliding(first: np.ndarray, counts: np.ndarray, length: int, horizon: int) -
 
 
 def _last_windows(first: np.ndarray, origin: np.ndarray, length: int, horizon: int) -> WindowTable:
-    """One window per series that has a step before ``origin``: at most L input steps before it, H target steps after."""
+    """One window per series with a step before ``origin``: up to L input steps, then H target steps."""
     series = np.flatnonzero(origin >= 1)
     valid = np.minimum(origin[series], length)
     return _windows(first[series] + origin[series] - valid, valid, horizon, series)
@@ -344,7 +340,7 @@ def _last_windows(first: np.ndarray, origin: np.ndarray, length: int, horizon: i
 def _cut_windows(
     first: np.ndarray, lowest: np.ndarray, ends: np.ndarray, length: int, horizon: int
 ) -> WindowTable:
-    """A window for every cut from ``lowest`` to before the end of each series: what was, and what of H steps is left."""
+    """A window for every cut from ``lowest`` to the end of each series, with up to H target steps."""
     counts = np.maximum(ends - lowest, 0)
     series = np.repeat(np.arange(len(counts)), counts)
     cut = lowest[series] + np.arange(len(series)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -17,7 +17,7 @@ class ScoredWindows:
 
     Attributes:
         table: Windows of L steps.
-        scored: ``[windows]``: how many of a window's last steps count; the others belong to the window before.
+        scored: ``[windows]``: how many of its last steps count; the others belong to the window before.
         length: L.
     """
 

@@ -14,7 +14,7 @@ from ofa_jax.files import atomic_folder, write_atomic, write_json
 from ofa_jax.runs.train import versions
 from ofa_jax.studies import parse_list
 from ofa_jax.studies.gradients.study import Grid, Study, study
-from ofa_jax.studies.gradients.theory import Optimizer, StudyInit, slopes
+from ofa_jax.studies.gradients.theory import MEANS, Optimizer, StudyInit, slopes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,7 @@ def run_study(experiment: Experiment, grid: Grid, out: str | Path, say: Callable
         OfaError: As :func:`~ofa_jax.studies.gradients.study.study`.
     """
     from ofa_jax.plots.studies import slopes as slope_figure
-    from ofa_jax.plots.style import as_png
+    from ofa_jax.plots.style import save_figure
 
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -92,6 +92,7 @@ def run_study(experiment: Experiment, grid: Grid, out: str | Path, say: Callable
         for quantity in FIGURES:
             own = found.table[(found.table["quantity"] == quantity) & (found.table["steps"] > 0)]
             if (own["value"] > 0).any():
-                write_atomic(scratch / f"{quantity}.png", as_png(slope_figure(own, fitted, quantity)))
+                figure = slope_figure(own, fitted, quantity, power=1 if quantity in MEANS else 2)
+                save_figure(figure, scratch / f"{quantity}.png")
         write_json(scratch / "study.json", record)
     return Written(out, found, fitted)
