@@ -11,9 +11,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ofa_jax.adapters.bundle import Bundle, LoraNumbers
-from ofa_jax.adapters.partition import Site, actions, adapter_sites, combine, is_trained, partition
-from ofa_jax.adapters.rslora import init_adapters, merge, with_adapters
+from ofa_jax.adapters.bundle import Bundle
+from ofa_jax.adapters.partition import AdapterTarget, actions, adapter_targets, combine, is_trained, partition
+from ofa_jax.adapters.rslora import LoraConfig, init_adapters, merge, with_adapters
 from ofa_jax.config import Experiment, TrunkConfig
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import CheckpointError, ConfigError, TrainError
@@ -38,8 +38,8 @@ class Model:
         network: The Flax module.
         frozen: Parameters that never change, nested.
         trainable: ``{"adapters": {module path: {a, b}}, "base": nested}``; what is optimised and saved.
-        sites: The adapted layers.
-        numbers: The adapters' rank, alpha, scaling and dropout.
+        targets: The adapted layers.
+        lora: The adapters' rank, scale, dropout and initialization.
         trunk_sha256: Fingerprint of the trunk's weights as loaded.
         trunk_source: Where they came from.
     """
@@ -47,32 +47,34 @@ class Model:
     network: Network
     frozen: dict[str, Any]
     trainable: dict[str, Any]
-    sites: dict[str, Site]
-    numbers: LoraNumbers
+    targets: dict[str, AdapterTarget]
+    lora: LoraConfig
     trunk_sha256: str
     trunk_source: str
 
     @cached_property
     def predict(self) -> Callable[..., jax.Array]:
         """:func:`predict_function` of this network; one function, so that jax compiles it once however often it is asked for."""
-        return predict_function(self.network, self.numbers.scale, self.numbers.dropout)
+        return predict_function(self.network, self.lora)
 
     def merged(self) -> dict[str, Any]:
         """The network's parameters with the adapters folded in, for serving."""
-        return merge(
-            combine(self.frozen, self.trainable["base"]), self.trainable["adapters"], self.numbers.scale
-        )
+        base = combine(self.frozen, self.trainable["base"])
+        return merge(base, self.trainable["adapters"], self.lora)
 
 
 def predict_function(
-    network: Network, scale: float | jax.Array, dropout_rate: float
+    network: Network, lora: LoraConfig, *, scale: jax.Array | None = None
 ) -> Callable[..., jax.Array]:
-    """``predict(frozen, trainable, x_btc, x_mask=None, dropout_keys=None)`` of a network with adapters of that scale."""
+    """``predict(frozen, trainable, x_btc, x_mask=None, dropout_keys=None)`` of a network with adapters.
+
+    ``scale`` replaces ``lora.scale`` and may be traced.
+    """
 
     def apply(params, x_btc, x_mask, *, dropout_keys=None):
         return network.apply({"params": params}, x_btc, x_mask, dropout_keys=dropout_keys)
 
-    adapted = with_adapters(apply, scale, dropout_rate=dropout_rate)
+    adapted = with_adapters(apply, lora, scale=scale)
 
     def predict(frozen, trainable, x_btc, x_mask=None, *, dropout_keys=None):
         return adapted(
@@ -169,9 +171,9 @@ def compute_dtype(settings: TrunkConfig) -> Literal["float32", "bfloat16"]:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def lora_numbers(experiment: Experiment) -> LoraNumbers:
+def lora_config(experiment: Experiment) -> LoraConfig:
     adapters = experiment.adapters
-    return LoraNumbers(adapters.rank, adapters.alpha, adapters.scaling, adapters.dropout)
+    return LoraConfig(adapters.rank, adapters.alpha, adapters.scaling, adapters.dropout, adapters.init)
 
 
 def build_model(experiment: Experiment) -> Model:
@@ -185,17 +187,16 @@ def build_model(experiment: Experiment) -> Model:
     trunk = obtain_trunk(experiment.trunk)
     network = build_network(experiment, trunk.config)
     split = partition(init_base(network, trunk.params, experiment.network.seed), experiment.rules)
-    adapters = init_adapters(
-        split.sites, experiment.adapters.rank, init=experiment.adapters.init, seed=experiment.adapters.seed
-    )
+    lora = lora_config(experiment)
+    adapters = init_adapters(split.targets, lora, seed=experiment.adapters.seed)
     if not adapters and not split.trained:
         raise TrainError("the rules freeze every parameter", where="rules", fix="Adapt or train at least one")
     return Model(
         network=network,
         frozen=split.frozen,
         trainable={"adapters": adapters, "base": split.trained},
-        sites=split.sites,
-        numbers=lora_numbers(experiment),
+        targets=split.targets,
+        lora=lora,
         trunk_sha256=trunk.sha256,
         trunk_source=trunk.source,
     )
@@ -231,26 +232,24 @@ def restore_model(experiment: Experiment, bundle: Bundle, *, where: str = "bundl
             parameters do not fit.
     """
     _check_settings(experiment, bundle, where)
-    saved = bundle.meta["frozen"]
+    saved = bundle.record.frozen
     model = build_model(experiment)
-    if model.trunk_sha256 != saved["trunk_sha256"]:
+    if model.trunk_sha256 != saved.trunk_sha256:
         raise CheckpointError(
             f"the trunk {experiment.trunk.source} is not the one the bundle was trained with (its weights' sha256 differs; "
-            f"that one came from {saved['trunk_source']})",
+            f"that one came from {saved.trunk_source})",
             where=where,
             fix="Give the original trunk's folder or hub id with --trunk",
         )
     mathematics = trunk_mathematics(model.network.trunk)
-    changed = [
-        name for name, value in mathematics.items() if saved.get("trunk_config", {}).get(name) != value
-    ]
+    changed = [name for name, value in mathematics.items() if saved.trunk_config.get(name) != value]
     if changed:
         raise CheckpointError(
             f"the trunk {experiment.trunk.source} has the right weights but another {', '.join(changed)} than the bundle was trained with",
             where=where,
             fix="Restore the trunk's original config.json",
         )
-    if frozen_record(model, saved["seed"])["sha256"] != saved["sha256"]:
+    if frozen_record(model, saved.seed)["sha256"] != saved.sha256:
         raise CheckpointError(
             "the frozen layers around the trunk differ from those the bundle was trained with",
             where=where,
@@ -267,22 +266,21 @@ def restore_model(experiment: Experiment, bundle: Bundle, *, where: str = "bundl
 
 
 def _check_settings(experiment: Experiment, bundle: Bundle, where: str) -> None:
-    saved, fix = bundle.meta["frozen"], "Use the settings that the bundle was made with"
-    if saved["rule"] != frozen_init.RULE:
+    saved, fix = bundle.record.frozen, "Use the settings that the bundle was made with"
+    if saved.rule != frozen_init.RULE:
         raise CheckpointError(
-            f"the frozen layers were drawn by rule {saved['rule']!r}, this version draws them by {frozen_init.RULE!r}",
+            f"the frozen layers were drawn by rule {saved.rule!r}, this version draws them by {frozen_init.RULE!r}",
             where=where,
             fix="Use the version of ofa-jax that made the bundle",
         )
-    if experiment.network.seed != saved["seed"]:
-        what = f"network.seed is {experiment.network.seed}, but the bundle's frozen layers were drawn from seed {saved['seed']}"
+    if experiment.network.seed != saved.seed:
+        what = f"network.seed is {experiment.network.seed}, but the bundle's frozen layers were drawn from seed {saved.seed}"
         raise CheckpointError(what, where=where, fix=fix)
-    if bundle.adapters:
-        given = experiment.adapters
-        for name in ("rank", "alpha", "scaling"):
-            if getattr(given, name) != bundle.meta["adapters"][name]:
-                what = f"adapters.{name} is {getattr(given, name)}, but the bundle was trained with {bundle.meta['adapters'][name]}"
-                raise CheckpointError(what, where=where, fix=fix)
+    for name in ("rank", "alpha", "scaling") if bundle.record.adapters else ():
+        given, trained = getattr(experiment.adapters, name), getattr(bundle.record.adapters, name)
+        if given != trained:
+            what = f"adapters.{name} is {given}, but the bundle was trained with {trained}"
+            raise CheckpointError(what, where=where, fix=fix)
 
 
 def _shapes(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -310,9 +308,9 @@ def footprint(experiment: Experiment) -> Footprint:
     network = build_network(experiment, trunk_config(experiment.trunk))
     shapes = base_shapes(network)
     decided = actions(shapes, experiment.rules)
-    sites = adapter_sites(shapes, decided)
+    targets = adapter_targets(shapes, decided)
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-    adapters = sum(experiment.adapters.rank * sum(site.shape) for site in sites.values())
+    adapters = sum(experiment.adapters.rank * sum(target.shape) for target in targets.values())
     trained = sum(size for path, size in sizes.items() if is_trained(decided[path]))
     return Footprint(
         trainable=adapters + trained,

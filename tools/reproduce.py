@@ -285,7 +285,7 @@ class Bench:
             "windows": comparison.windows,
             "methods": comparison.to_dict()["methods"],
             "controls": case.controls,
-            "best_epoch": loaded.meta["best_epoch"],
+            "best_epoch": loaded.record.best_epoch,
             "compute_dtype": str(loaded.model.network.compute_dtype),
             **{name: provenance[name] for name in ("data_sha256", "trunk_sha256")},
             "versions": {"python": platform.python_version(), **versions()},

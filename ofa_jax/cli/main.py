@@ -150,7 +150,7 @@ def evaluate(
     with _reporter() as reporter:
         if not is_finished(run):
             reporter.notice(
-                f"the run is not finished; this is its best epoch so far, {loaded.meta['best_epoch']}"
+                f"the run is not finished; this is its best epoch so far, {loaded.record.best_epoch}"
             )
         comparison = compare(
             loaded,

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 
-from ofa_jax.adapters.bundle import peft_tensors, read_peft
+from ofa_jax.adapters.peft import peft_tensors, read_peft
 from ofa_jax.adapters.rslora import merge, with_adapters
 from ofa_jax.model.networks import ForecastNetwork, Network, base_shapes
 from ofa_jax.model.trees import flatten
@@ -55,8 +55,8 @@ class Case:
         def apply(params, x, *, dropout_keys=None):
             return self.network.apply({"params": params}, x, dropout_keys=dropout_keys)
 
-        _, _, numbers = read_peft(self.folder / "adapter_init")
-        return with_adapters(apply, numbers.scale)(self.base, adapters, self.golden["x"])
+        _, _, lora = read_peft(self.folder / "adapter_init")
+        return with_adapters(apply, lora)(self.base, adapters, self.golden["x"])
 
 
 @cache
@@ -119,8 +119,8 @@ def test_the_base_is_complete(case):
 
 
 def test_adapters_are_those_of_the_method(case):
-    adapters, sites, numbers = read_peft(case.folder / "adapter_init")
-    assert {path: site.kind for path, site in sites.items()} == {
+    adapters, targets, lora = read_peft(case.folder / "adapter_init")
+    assert {path: target.kind for path, target in targets.items()} == {
         "gpt2/wpe": "embedding",
         "out_layer": "dense",
     }
@@ -129,15 +129,15 @@ def test_adapters_are_those_of_the_method(case):
         == case.numbers["trainable"]
         == case.golden["trainable"]
     )
-    assert (numbers.rank, numbers.alpha, numbers.scaling, numbers.dropout) == (4, 16, "rslora", 0.01)
-    assert numbers.scale == 8
+    assert (lora.rank, lora.alpha, lora.scaling, lora.dropout) == (4, 16, "rslora", 0.01)
+    assert lora.scale == 8
     assert not adapters["gpt2/wpe"]["a"].any()
     assert not adapters["out_layer"]["b"].any()
 
 
 def test_three_adam_steps(case):
     """Four evaluations: before each step, and after the third."""
-    adapters, sites, numbers = read_peft(case.folder / "adapter_init")
+    adapters, targets, lora = read_peft(case.folder / "adapter_init")
     golden, optimizer = case.golden, adam(optax.constant_schedule(1e-3))
     opt_state = optimizer.init(adapters)
 
@@ -159,7 +159,7 @@ def test_three_adam_steps(case):
             assert_close(value, golden["loss_init"], OUTPUT_TOLERANCE, "loss_init")
         found = {
             name.removeprefix("base_model.model."): leaf
-            for name, leaf in peft_tensors(gradients, sites).items()
+            for name, leaf in peft_tensors(gradients, targets).items()
         }
         wanted = {
             name.removeprefix(f"grad{index}/"): leaf
@@ -177,8 +177,8 @@ def test_three_adam_steps(case):
     assert_close(out, golden["out_step3"], OUTPUT_TOLERANCE, "out_step3")
     assert_close(value, golden["loss_step3"], OUTPUT_TOLERANCE, "loss_step3")
 
-    stepped, _, stepped_numbers = read_peft(case.folder / "adapter_step3")
-    assert stepped_numbers == numbers
+    stepped, _, stepped_lora = read_peft(case.folder / "adapter_step3")
+    assert stepped_lora == lora
     wanted = flatten(stepped)
     found = flatten(adapters)
     assert found.keys() == wanted.keys()
@@ -187,9 +187,9 @@ def test_three_adam_steps(case):
 
 
 def test_adapters_that_peft_stepped_and_their_merged_weights_give_its_output(case):
-    adapters, _, numbers = read_peft(case.folder / "adapter_step3")
+    adapters, _, lora = read_peft(case.folder / "adapter_step3")
     assert_close(jax.jit(case.predict)(adapters), case.golden["out_step3"], OUTPUT_TOLERANCE, "out_step3")
-    merged = merge(case.base, adapters, numbers.scale)
+    merged = merge(case.base, adapters, lora)
     out = jax.jit(case.network.apply)({"params": merged}, case.golden["x"])
     assert_close(out, case.golden["out_step3"], OUTPUT_TOLERANCE, "merged")
 

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from ofa_jax.adapters.partition import Site
-from ofa_jax.adapters.rslora import init_adapters
+from ofa_jax.adapters.partition import AdapterTarget
+from ofa_jax.adapters.rslora import LoraConfig, init_adapters
 from ofa_jax.build import build_model, predict_function
 from ofa_jax.cli.main import app
 from ofa_jax.config import load_experiment
@@ -239,7 +239,9 @@ def test_taps_hand_on_the_gradients_of_the_loss(tiny):
             total, count = task.loss(model.predict(frozen, trainable, batch.x, batch.x_mask), batch)
             return total / count
 
-        return tap(model.predict, task.loss, model.sites, frozen, trainable, batch), jax.grad(mean)(trainable)
+        return tap(model.predict, task.loss, model.targets, frozen, trainable, batch), jax.grad(mean)(
+            trainable
+        )
 
     seen, gradient = both(model.frozen, moved)
     assert seen.keys() == MODULES.keys()
@@ -250,7 +252,7 @@ def test_taps_hand_on_the_gradients_of_the_loss(tiny):
             factors,
             factors,
             np.ones((2, 2), np.float32),
-            jnp.float32(model.numbers.scale),
+            jnp.float32(model.lora.scale),
         )
         for name in ("a", "b"):
             expected = np.linalg.norm(gradient["adapters"][path][name])
@@ -300,20 +302,24 @@ def test_seeds_at_a_time_change_nothing(tiny, monkeypatch):
 
 
 def test_the_package_starts_are_taken_as_they_are():
-    sites = {"gpt2/wpe": Site("embedding", (40, 30)), "out_layer": Site("dense", (50, 20))}
+    targets = {
+        "gpt2/wpe": AdapterTarget("embedding", (40, 30)),
+        "out_layer": AdapterTarget("dense", (50, 20)),
+    }
     for init in ("theorem", "peft_gaussian", "kaiming", "inverse_rank"):
-        found = start(sites, 200, init, seed=7)
+        found = start(targets, 200, init, seed=7)
         for path, zero, other in (("gpt2/wpe", "a", "b"), ("out_layer", "b", "a")):
             assert not found[path][zero].any()
             # 6,000 and 10,000 draws: five standard errors are 5 %
-            assert found[path][other].std() == pytest.approx(start_std(sites[path], init, 200), rel=0.05)
+            assert found[path][other].std() == pytest.approx(start_std(targets[path], init, 200), rel=0.05)
             if init != "inverse_rank":
                 np.testing.assert_array_equal(
-                    found[path][other], init_adapters(sites, 200, init=init, seed=7)[path][other]
+                    found[path][other],
+                    init_adapters(targets, LoraConfig(200, 1, init=init), seed=7)[path][other],
                 )
     assert (
-        start_std(sites["gpt2/wpe"], "inverse_rank", 200)
-        == start_std(sites["out_layer"], "peft_gaussian", 200)
+        start_std(targets["gpt2/wpe"], "inverse_rank", 200)
+        == start_std(targets["out_layer"], "peft_gaussian", 200)
         == 1 / 200
     )
 
@@ -335,7 +341,7 @@ def test_moments_of_finite_ranks_are_those_of_many_draws():
 def test_the_curve_of_an_embedding_knows_positions_that_come_twice():
     draw = np.random.default_rng(2)
     index, gradient, rank = np.array([0, 3, 3]), draw.normal(size=(3, 4)), 3
-    expected = Expected.of(Site("embedding", (5, 4)), index, gradient, np.ones((5, 4)))
+    expected = Expected.of(AdapterTarget("embedding", (5, 4)), index, gradient, np.ones((5, 4)))
     x = np.eye(5)[index]
     b = draw.normal(size=(100_000, rank, 4))
     out = x @ (x.T @ gradient @ b.transpose(0, 2, 1)) @ b
@@ -445,7 +451,7 @@ def test_one_window_one_channel_rank_one_and_a_rank_above_the_layer(tiny):
     grid = Grid(
         ranks=(1, 12), scalings=("none",), inits=("theorem",), optimizers=("adam",), steps=(0, 1), seeds=1
     )
-    assert {min(site.shape) for site in build_model(experiment).sites.values()} == {8}
+    assert {min(target.shape) for target in build_model(experiment).targets.values()} == {8}
     found = study(experiment, grid, task=one)
     assert found.windows == 1
     assert np.isfinite(found.table["value"]).all()
@@ -515,7 +521,7 @@ def test_scale_enters_as_the_adapters_have_it(tiny):
     moved = jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(0.1), model.trainable["adapters"])
     plain = jax.jit(model.predict)(model.frozen, {"adapters": moved, "base": {}}, batch.x, batch.x_mask)
     wide = {"adapters": padded(moved, 16), "base": {}}
-    found = jax.jit(predict_function(model.network, jnp.float32(model.numbers.scale), 0.0))(
+    found = jax.jit(predict_function(model.network, model.lora, scale=jnp.float32(model.lora.scale)))(
         model.frozen, wide, batch.x, batch.x_mask
     )
     np.testing.assert_allclose(

@@ -37,10 +37,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ofa_jax.adapters.partition import Site, combine
-from ofa_jax.adapters.rslora import Adapters, adapter_scale, init_adapters
+from ofa_jax.adapters.partition import AdapterTarget, combine
+from ofa_jax.adapters.rslora import Adapters, LoraConfig, init_adapters
 from ofa_jax.build import Model, build_model, predict_function
-from ofa_jax.config import Experiment, Scaling
+from ofa_jax.config import Experiment, Init, Scaling
 from ofa_jax.errors import ConfigError
 from ofa_jax.model import trees
 from ofa_jax.runs.train import read_data
@@ -181,18 +181,20 @@ def study(
             drawn_by = np.random.SeedSequence([experiment.adapters.seed, rank]).generate_state(
                 grid.seeds
             )  # no rank shares another's draw
-            starts = [start(bench.model.sites, rank, init, int(seed)) for seed in drawn_by]
+            starts = [start(bench.model.targets, rank, init, int(seed)) for seed in drawn_by]
             for scaling in grid.scalings:
-                scale = adapter_scale(rank, experiment.adapters.alpha, scaling)
+                scale = LoraConfig(rank, experiment.adapters.alpha, scaling).scale
                 for optimizer in grid.optimizers:
                     place = (rank, scaling, init, optimizer)
                     found = bench.fit(starts, rank, scale, optimizer)
                     for steps, seed, path, quantity, value in sorted(found, key=lambda row: row[:2]):
                         measured.append(
-                            (path, bench.model.sites[path].kind, *place, steps, seed, quantity, value)
+                            (path, bench.model.targets[path].kind, *place, steps, seed, quantity, value)
                         )
                     for steps, path, quantity, value in bench.expect(rank, scale, init, optimizer):
-                        expected.append((path, bench.model.sites[path].kind, *place, steps, quantity, value))
+                        expected.append(
+                            (path, bench.model.targets[path].kind, *place, steps, quantity, value)
+                        )
         say(f"rank {rank}: {len(grid.inits) * len(grid.scalings) * len(grid.optimizers) * grid.seeds} starts")
     columns = ["module", "kind", "rank", "scaling", "init", "optimizer", "steps", "seed", "quantity", "value"]
     return Study(
@@ -213,12 +215,13 @@ def _still(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"trunk": trunk, "adapters": adapters})
 
 
-def start(sites: Mapping[str, Site], rank: int, init: StudyInit, seed: int) -> Adapters:
+def start(targets: Mapping[str, AdapterTarget], rank: int, init: StudyInit, seed: int) -> Adapters:
     """Fresh adapters, as :func:`~ofa_jax.adapters.rslora.init_adapters` and with ``inverse_rank``: peft's, the embedding's ``b`` over r."""
-    adapters = init_adapters(sites, rank, init="peft_gaussian" if init == "inverse_rank" else init, seed=seed)
+    drawn: Init = "peft_gaussian" if init == "inverse_rank" else init
+    adapters = init_adapters(targets, LoraConfig(rank, 1, init=drawn), seed=seed)
     if init == "inverse_rank":
-        for path, site in sites.items():
-            if site.kind == "embedding":
+        for path, target in targets.items():
+            if target.kind == "embedding":
                 adapters[path]["b"] = adapters[path]["b"] / np.float32(rank)
     return adapters
 
@@ -236,7 +239,7 @@ class Bench:
 
     def __init__(self, experiment: Experiment, grid: Grid, task: Task) -> None:
         self.model = model = build_model(experiment)
-        if not model.sites:
+        if not model.targets:
             raise ConfigError(
                 "the rules give no layer an adapter",
                 where="rules",
@@ -275,14 +278,14 @@ class Bench:
         trainable = {**self.model.trainable, "adapters": adapters}
         look = jax.jit(
             lambda frozen, trainable, batch: tap(
-                self.model.predict, task.loss, self.model.sites, frozen, trainable, batch
+                self.model.predict, task.loss, self.model.targets, frozen, trainable, batch
             )
         )
         return look(self._frozen, trainable, batch)
 
     def _expectation(self, path: str, seen: Tap) -> Expected:
         return Expected.of(
-            self.model.sites[path],
+            self.model.targets[path],
             np.asarray(seen.entered),
             np.asarray(seen.gradient),
             np.asarray(_weight(self.model, path)),
@@ -294,7 +297,7 @@ class Bench:
         """What theory has: ``(steps, module, quantity, value)``."""
         for steps in self._steps:
             for path, expected in self._expected.items():
-                sigma = start_std(self.model.sites[path], init, rank)
+                sigma = start_std(self.model.targets[path], init, rank)
                 for quantity, value in expected.values(
                     rank, scale, sigma, self._rates[optimizer], steps, optimizer
                 ):
@@ -400,7 +403,7 @@ def _advance(
     *rest: Any,
 ) -> TrainState:
     """Some steps of training from every start, as ``ofa-jax train`` takes them but for dropout; pure."""
-    predict = predict_function(model.network, scale, 0.0)
+    predict = predict_function(model.network, model.lora, scale=scale)
     chunk = make_chunk(predict, task.loss, optimizer, task.spec, task.inputs, compiled=lambda pure: pure)
     return jax.vmap(lambda one: chunk(frozen, one, *rest)[0])(state)
 
@@ -416,26 +419,31 @@ def _measure(
     first: dict[str, Tap],
 ) -> dict[str, dict[str, jax.Array]]:
     """Every adapter's numbers by module, ``[starts]`` each; pure."""
-    predict = predict_function(model.network, scale, 0.0)
+    predict = predict_function(model.network, model.lora, scale=scale)
 
     def of_one(before: Params, after: Params) -> dict[str, dict[str, jax.Array]]:
-        seen = tap(predict, task.loss, model.sites, frozen, after, batch)
+        seen = tap(predict, task.loss, model.targets, frozen, after, batch)
         base, old, new = trees.flatten(combine(frozen, after["base"])), before["adapters"], after["adapters"]
         return {
             path: numbers(
-                seen[path], first[path].gradient, old[path], new[path], base[_weight_name(site, path)], scale
+                seen[path],
+                first[path].gradient,
+                old[path],
+                new[path],
+                base[_weight_name(target, path)],
+                scale,
             )
-            for path, site in model.sites.items()
+            for path, target in model.targets.items()
         }
 
     return jax.vmap(of_one)(before, after)
 
 
-def _weight_name(site: Site, path: str) -> str:
-    return f"{path}/{'embedding' if site.kind == 'embedding' else 'kernel'}"
+def _weight_name(target: AdapterTarget, path: str) -> str:
+    return f"{path}/{'embedding' if target.kind == 'embedding' else 'kernel'}"
 
 
 def _weight(model: Model, path: str) -> np.ndarray:
     return trees.flatten(combine(model.frozen, model.trainable["base"]))[
-        _weight_name(model.sites[path], path)
+        _weight_name(model.targets[path], path)
     ]

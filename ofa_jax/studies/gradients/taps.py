@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ofa_jax.adapters.partition import Site
+from ofa_jax.adapters.partition import AdapterTarget
 from ofa_jax.errors import ConfigError
 from ofa_jax.train.step import Loss, Params, Predict
 from ofa_jax.windows.batch import Batch
@@ -40,14 +40,19 @@ class Tap(NamedTuple):
 
 
 def tap(
-    predict: Predict, loss: Loss, sites: Mapping[str, Site], frozen: Params, trainable: Params, batch: Batch
+    predict: Predict,
+    loss: Loss,
+    targets: Mapping[str, AdapterTarget],
+    frozen: Params,
+    trainable: Params,
+    batch: Batch,
 ) -> dict[str, Tap]:
     """Input and output gradient of every adapter on one batch, dropout off; pure and traceable.
 
     Args:
         predict: The network with its adapters.
         loss: Its sum of losses and their number; the gradient is that of their ratio.
-        sites: The adapted layers.
+        targets: The adapted layers.
         frozen, trainable: Its parameters.
         batch: The windows.
 
@@ -63,7 +68,7 @@ def tap(
 
         def listen(call: Callable[..., jax.Array], args: tuple, kwargs: dict, context: Any) -> jax.Array:
             out, path = call(*args, **kwargs), "/".join(context.module.path)
-            if path not in sites or context.method_name != "__call__":
+            if path not in targets or context.method_name != "__call__":
                 return out
             if path in entered:
                 raise ConfigError(
@@ -81,13 +86,13 @@ def tap(
     probes = {path: jnp.zeros(out.shape, jnp.float32) for path, out in shapes.items()}
     gradients, (entered, _) = jax.grad(run, has_aux=True)(probes)
     return {
-        path: Tap(_by_token(sites[path], entered[path]), _rows(gradient))
+        path: Tap(_by_token(targets[path], entered[path]), _rows(gradient))
         for path, gradient in gradients.items()
     }
 
 
-def _by_token(site: Site, entered: jax.Array) -> jax.Array:
-    return entered.reshape(-1) if site.kind == "embedding" else _rows(entered).astype(jnp.float32)
+def _by_token(target: AdapterTarget, entered: jax.Array) -> jax.Array:
+    return entered.reshape(-1) if target.kind == "embedding" else _rows(entered).astype(jnp.float32)
 
 
 def _rows(values: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ofa_jax.adapters.partition import Site
+from ofa_jax.adapters.partition import AdapterTarget
 from ofa_jax.errors import ConfigError
 from ofa_jax.studies.gradients.taps import MOMENTS
 
@@ -30,13 +30,13 @@ MEANS = ("first_order_change", *(f"output_moment_{m}" for m in MOMENTS))
 """Quantities that are averaged over seeds as they are; of the others, which are roots or norms, the root of the mean square is taken."""
 
 
-def start_std(site: Site, init: StudyInit, rank: int) -> float:
+def start_std(target: AdapterTarget, init: StudyInit, rank: int) -> float:
     """Standard deviation ``sigma`` of the factor that is not zero."""
-    if init == "inverse_rank" or (init == "peft_gaussian" and site.kind == "dense"):
+    if init == "inverse_rank" or (init == "peft_gaussian" and target.kind == "dense"):
         return 1 / rank
-    if site.kind == "embedding":
-        return 1 / math.sqrt(site.shape[1]) if init == "theorem" else 1.0
-    return 1 / math.sqrt(site.shape[0] * (3 if init == "kaiming" else 1))
+    if target.kind == "embedding":
+        return 1 / math.sqrt(target.shape[1]) if init == "theorem" else 1.0
+    return 1 / math.sqrt(target.shape[0] * (3 if init == "kaiming" else 1))
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Expected:
         weight: The length of the layer's own weight.
     """
 
-    site: Site
+    target: AdapterTarget
     output: LKR
     input_gradient: LKR
     flow: float
@@ -95,32 +95,34 @@ class Expected:
     weight: float
 
     @classmethod
-    def of(cls, site: Site, entered: np.ndarray, gradient: np.ndarray, weight: np.ndarray) -> Expected:
+    def of(
+        cls, target: AdapterTarget, entered: np.ndarray, gradient: np.ndarray, weight: np.ndarray
+    ) -> Expected:
         """From the adapter's input ``[t, in]`` or indices ``[t]``, its output gradient ``[t, out]`` and the weight ``[in, out]``."""
         g = gradient.astype(np.float64)
-        if site.kind == "embedding":
-            flow = np.zeros(site.shape)
+        if target.kind == "embedding":
+            flow = np.zeros(target.shape)
             np.add.at(flow, entered, g)
-            left, width = flow[entered], site.shape[1]
+            left, width = flow[entered], target.shape[1]
             output = LKR(_lengths(left, 1), np.ones(width), left)
             back = LKR(_lengths(g, 1), _lengths(flow, 1), g @ flow.T)
         else:
-            x, width = entered.astype(np.float64), site.shape[0]
+            x, width = entered.astype(np.float64), target.shape[0]
             flow = x.T @ g
             output = LKR(_lengths(x, 1), _lengths(flow, 0), x @ flow)
             left = g @ flow.T
             back = LKR(_lengths(left, 1), np.ones(width), left)
         small = flow.T @ flow if flow.shape[1] <= flow.shape[0] else flow @ flow.T
-        summed = float(np.sum(_lengths(flow, 1 if site.kind == "embedding" else 0)))
+        summed = float(np.sum(_lengths(flow, 1 if target.kind == "embedding" else 0)))
         return cls(
-            site, output, back, _norm(flow), summed, _norm(small), width, _norm(weight.astype(np.float64))
+            target, output, back, _norm(flow), summed, _norm(small), width, _norm(weight.astype(np.float64))
         )
 
     def values(
         self, rank: int, scale: float, sigma: float, rate: float, steps: int, optimizer: Optimizer = "sgd"
     ) -> Iterator[tuple[str, float]]:
         """Quantity and expected value before any step (0) and after one (1); a root or norm is that of the mean square."""
-        zero, other = ("a", "b") if self.site.kind == "embedding" else ("b", "a")
+        zero, other = ("a", "b") if self.target.kind == "embedding" else ("b", "a")
         if steps > 1:
             return
         if steps == 0 or optimizer == "sgd":

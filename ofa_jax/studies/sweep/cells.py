@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar, get_args
 
-from ofa_jax.adapters.bundle import LoraNumbers
+from ofa_jax.adapters.rslora import LoraConfig
 from ofa_jax.config import Experiment, Init, Scaling, build_experiment, dump_experiment
 from ofa_jax.errors import ConfigError
 from ofa_jax.model.networks import Network
@@ -67,9 +67,9 @@ class Cell:
         return self.experiment.adapters.rank
 
     @property
-    def numbers(self) -> LoraNumbers:
+    def lora(self) -> LoraConfig:
         adapters = self.experiment.adapters
-        return LoraNumbers(adapters.rank, adapters.alpha, adapters.scaling, adapters.dropout)
+        return LoraConfig(adapters.rank, adapters.alpha, adapters.scaling, adapters.dropout, adapters.init)
 
     def columns(self) -> dict[str, Any]:
         """What tells the cell from others, as the first columns of the table."""

@@ -164,7 +164,7 @@ def run_sweep(
         for notice in data.notices:
             reporter.notice(notice)
         model = build_model(experiment)
-        if not model.sites:
+        if not model.targets:
             raise ConfigError(
                 "the rules adapt no layer, so there is no rank to sweep",
                 where=f"recipe {experiment.recipe}",
@@ -362,7 +362,7 @@ class _Work:
         ):
             best = trainer.best_of(place)
             if not progress.diverged:
-                own = replace(self.model, trainable=best, numbers=cell.numbers)
+                own = replace(self.model, trainable=best, lora=cell.lora)
                 BundleWriter(self._folder(cell) / BUNDLE, cell.experiment, own, self.data)(best, progress)
             trainable = sum(leaf.size for leaf in jax.tree.leaves(best))
             found = (

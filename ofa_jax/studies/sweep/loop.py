@@ -86,7 +86,7 @@ class Bench:
         if key not in self._programs:
             self._programs[key] = make_programs(
                 self.model.network,
-                self.model.numbers.dropout,
+                self.model.lora,
                 self.task,
                 self.settings,
                 self.epoch_steps,
@@ -97,8 +97,7 @@ class Bench:
 
     def start(self, cell: Cell) -> Params:
         """The trainable tree that the cell starts from, as a run of its own would."""
-        adapters = cell.experiment.adapters
-        drawn = init_adapters(self.model.sites, cell.rank, init=adapters.init, seed=adapters.seed)
+        drawn = init_adapters(self.model.targets, cell.lora, seed=cell.experiment.adapters.seed)
         return {"adapters": drawn, "base": self.model.trainable["base"]}
 
     def sums(self, group: Group, trainables: Params, table: WindowTable) -> dict[str, np.ndarray]:
@@ -120,7 +119,7 @@ class Bench:
 
 def scales(group: Group) -> jax.Array:
     """The factor before ``a b`` of every lane, ``[v]``."""
-    return jnp.asarray([cell.numbers.scale for cell in lanes_of(group)], jnp.float32)
+    return jnp.asarray([cell.lora.scale for cell in lanes_of(group)], jnp.float32)
 
 
 def lanes_of(group: Group) -> list[Cell]:

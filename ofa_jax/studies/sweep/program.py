@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ofa_jax.adapters.rslora import Adapters
+from ofa_jax.adapters.rslora import Adapters, LoraConfig
 from ofa_jax.build import predict_function
 from ofa_jax.config import TrainConfig
 from ofa_jax.model.networks import Network
@@ -96,7 +96,7 @@ class Programs(NamedTuple):
 
 def make_programs(
     network: Network,
-    dropout_rate: float,
+    lora: LoraConfig,
     task: Task,
     settings: TrainConfig,
     steps_per_epoch: int,
@@ -108,7 +108,7 @@ def make_programs(
 
     Args:
         network: Their common network.
-        dropout_rate: Dropout of the adapters' inputs.
+        lora: Dropout of the adapters; rank and scale are each adapter's own.
         task: Windows, loss and sums.
         settings: How they are trained; the learning rate is each adapter's own.
         steps_per_epoch: For the schedule.
@@ -128,7 +128,7 @@ def make_programs(
         active: jax.Array,
     ) -> tuple[TrainState, jax.Array]:
         run = make_chunk(
-            predict_function(network, numbers.scale, dropout_rate),
+            predict_function(network, lora, scale=numbers.scale),
             task.loss,
             optimizer(settings, numbers.learning_rate, steps_per_epoch),
             task.spec,
@@ -150,7 +150,7 @@ def make_programs(
         index_b: jax.Array,
     ) -> dict[str, jax.Array]:
         run = make_eval_step(
-            predict_function(network, scale, dropout_rate),
+            predict_function(network, lora, scale=scale),
             task.sums,
             task.spec,
             task.inputs,
