@@ -84,7 +84,7 @@ def forecast(loaded: Loaded, frame: Frame) -> pd.DataFrame:
             where=frame.source,
             fix=f"Give at least {length} rows",
         )
-    expected, found = loaded.meta.get("frequency"), frame.frequency
+    expected, found = loaded.record.frequency, frame.frequency
     if expected and found and expected.split("-")[0] != found.split("-")[0]:
         raise DataError(
             f"the rows are {found!r} apart, but the model was trained on steps of {expected!r}",

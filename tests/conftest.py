@@ -224,6 +224,31 @@ def tiny() -> Tiny:
     return Tiny()
 
 
+@pytest.fixture
+def bundle_meta() -> dict[str, Any]:
+    """The fields of a bundle's record that its writer gives, of a forecaster of two series."""
+    frozen = {
+        "trunk_source": "random",
+        "trunk_sha256": "0" * 64,
+        "trunk_config": {"n_embd": 8, "n_inner": None, "layer_norm_epsilon": 1e-5, "scale_attn_weights": True},
+        "rule": "philox-1",
+        "seed": 0,
+        "sha256": "f" * 64,
+    }
+    return {
+        "kind": "ofa-jax bundle",
+        "versions": {"jax": "0.10.2"},
+        "settings": {"task": {"name": "forecast"}},
+        "scaler": {"names": ["a", "ö"], "mean": [0.1, 1 / 3], "std": [1e-9, 2.5], "constant": []},
+        "season": 24,
+        "protocol": "strict",
+        "frozen": frozen,
+        "frequency": "h",
+        "best_epoch": 3,
+        "validation": {"mse": 0.25},
+    }
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of the published data sets; tests that need it are skipped where there is none."""

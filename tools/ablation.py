@@ -147,7 +147,7 @@ def trainer_of(
         else min(int(settings.micro_batch * variant.slice_share), settings.batch_size)
     )
     settings = settings.model_copy(update={"micro_batch": max(size, 1)})
-    predict = predict_function(model.network, model.numbers.scale, model.numbers.dropout)
+    predict = predict_function(model.network, model.lora)
     jax.clear_caches()  # jax keeps what it traced of a function, and would take that for a variant's
     with variant.in_place():
         trainer = Trainer(

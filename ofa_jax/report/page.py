@@ -80,7 +80,7 @@ def write_report(
         report_run.gradient_section(events, loaded.experiment.adapters.rank),
     ]
     title = f"{_task_title(loaded.experiment)}: {report_run.shown_place(loaded.experiment.data.source)}"
-    footer = f"Written by ofa-jax {metadata.version('ofa-jax')}{_commit()}, from the bundle of epoch {loaded.meta['best_epoch']}."
+    footer = f"Written by ofa-jax {metadata.version('ofa-jax')}{_commit()}, from the bundle of epoch {loaded.record.best_epoch}."
     write_atomic(
         out, page(title, _summary(comparison, loaded), _warnings(loaded, data, events), sections, footer)
     )
@@ -123,7 +123,7 @@ def _summary(comparison: Comparison, loaded: Loaded) -> list[str]:
     found = ", ".join(f"{style.spelled(name)} {number(value)}" for name, value in model.metrics.items())
     return [
         f"{model.method}, on {comparison.windows:,} test windows under the protocol “{comparison.protocol}”: {found}.",
-        f"{model.trainable:,} trainable parameters, as they were after epoch {loaded.meta['best_epoch']}, which the validation part chose.",
+        f"{model.trainable:,} trainable parameters, as they were after epoch {loaded.record.best_epoch}, which the validation part chose.",
     ]
 
 

@@ -109,9 +109,9 @@ def _summary_rows(loaded: Loaded, data: TaskData) -> list[tuple[str, str]]:
         ("trunk", _trunk_text(experiment)),
         (
             "adapters",
-            f"rank {adapters.rank}, alpha {adapters.alpha:g}, {scale}" if loaded.model.sites else "none",
+            f"rank {adapters.rank}, alpha {adapters.alpha:g}, {scale}" if loaded.model.targets else "none",
         ),
-        ("adapted layers", ", ".join(loaded.model.sites) or "none"),
+        ("adapted layers", ", ".join(loaded.model.targets) or "none"),
         ("training", f"at most {train.epochs} epochs of batches of {train.batch_size}, {how}"),
         ("computed in", experiment.trunk.compute_dtype),
     ]

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ofa_jax import __version__
-from ofa_jax.adapters.bundle import META_FILE, read_bundle, write_bundle
+from ofa_jax.adapters.bundle import META_FILE, BundleRecord, read_bundle, write_bundle
 from ofa_jax.build import (
     RANDOM,
     WITHOUT,
@@ -75,7 +75,7 @@ class Loaded:
     experiment: Experiment
     model: Model
     scaler: Scaler | None
-    meta: dict[str, Any]
+    record: BundleRecord
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -356,10 +356,9 @@ class BundleWriter:
         write_bundle(
             self._folder,
             adapters=best["adapters"],
-            sites=self._model.sites,
+            targets=self._model.targets,
             trained=best["base"],
-            numbers=self._model.numbers,
-            init=self._experiment.adapters.init,
+            lora=self._model.lora,
             meta={**self._meta, "best_epoch": progress.best_epoch, "validation": progress.best_metrics},
         )
 
@@ -378,10 +377,10 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> Loaded:
     path = Path(path)
     folder = path if (path / META_FILE).exists() else path / BUNDLE
     bundle = read_bundle(folder)
-    settings = dict(bundle.meta["settings"])
+    experiment = build_experiment(bundle.record.settings, where=str(folder / META_FILE))
     if trunk is not None:
-        settings["trunk"] = {**settings["trunk"], "source": trunk}
-    experiment = build_experiment(settings, where=str(folder / META_FILE))
+        moved = experiment.trunk.model_copy(update={"source": trunk})
+        experiment = experiment.model_copy(update={"trunk": moved})
     try:
         model = restore_model(experiment, bundle, where=str(folder))
     except WeightsError as error:
@@ -390,8 +389,9 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> Loaded:
         raise WeightsError(
             error.what, where=error.where, fix="If the trunk's weights moved, give their place with --trunk"
         ) from None
-    scaler = bundle.meta["scaler"]
-    return Loaded(experiment, model, None if scaler is None else Scaler.from_dict(scaler), bundle.meta)
+    saved = bundle.record.scaler
+    scaler = None if saved is None else Scaler.from_dict(saved.model_dump())
+    return Loaded(experiment, model, scaler, bundle.record)
 
 
 def open_run(

@@ -12,26 +12,26 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ofa_jax.adapters.bundle import (
-    LoraNumbers,
+    LoraConfig,
     peft_config,
     peft_tensors,
     read_bundle,
     read_peft,
     write_bundle,
 )
-from ofa_jax.adapters.partition import Site
+from ofa_jax.adapters.partition import AdapterTarget
 from ofa_jax.build import build_model, frozen_record
 from ofa_jax.config.load import dump_experiment, load_experiment
 from ofa_jax.errors import CheckpointError, WeightsError
 from ofa_jax.files import FORMAT, sha256_file
 from ofa_jax.model.trees import flatten, unflatten
 
-SITES = {
-    "gpt2/wpe": Site("embedding", (7, 4)),
-    "gpt2/h/0/attn/c_attn": Site("dense", (4, 12)),
-    "out_layer": Site("dense", (9, 3)),
+TARGETS = {
+    "gpt2/wpe": AdapterTarget("embedding", (7, 4)),
+    "gpt2/h/0/attn/c_attn": AdapterTarget("dense", (4, 12)),
+    "out_layer": AdapterTarget("dense", (9, 3)),
 }
-NUMBERS = LoraNumbers(rank=5, alpha=16, scaling="rslora", dropout=0.01)
+NUMBERS = LoraConfig(rank=5, alpha=16, scaling="rslora", dropout=0.01)
 META = {
     "task": "forecast",
     "scaler": {"mean": [0.1, 1 / 3], "std": [1e-30, 2.5]},
@@ -43,10 +43,10 @@ META = {
 def adapters() -> dict:
     rng = np.random.default_rng(0)
     made = {}
-    for path, site in SITES.items():
+    for path, target in TARGETS.items():
         made[path] = {
-            "a": rng.normal(size=(site.shape[0], 5)).astype(np.float32),
-            "b": rng.normal(size=(5, site.shape[1])).astype(np.float32),
+            "a": rng.normal(size=(target.shape[0], 5)).astype(np.float32),
+            "b": rng.normal(size=(5, target.shape[1])).astype(np.float32),
         }
     made["out_layer"]["a"].ravel()[:4] = [
         -0.0,
@@ -78,7 +78,7 @@ def write(
     meta=META,
 ) -> Path:
     write_bundle(
-        folder, adapters=adapters, sites=SITES, trained=trained, numbers=numbers, init=init, meta=meta
+        folder, adapters=adapters, targets=TARGETS, trained=trained, numbers=numbers, init=init, meta=meta
     )
     return folder
 
@@ -260,27 +260,27 @@ def edit(folder: Path, change: dict) -> None:
     ("numbers", "peft", "scale"),
     [
         (
-            LoraNumbers(5, 16, "rslora", 0.01),
+            LoraConfig(5, 16, "rslora", 0.01),
             {"r": 5, "lora_alpha": 16, "use_rslora": True, "lora_dropout": 0.01},
             16 / 5**0.5,
         ),
         (
-            LoraNumbers(5, 16.0, "lora"),
+            LoraConfig(5, 16.0, "lora"),
             {"r": 5, "lora_alpha": 16, "use_rslora": False, "lora_dropout": 0.0},
             3.2,
         ),
         (
-            LoraNumbers(5, 0.3, "lora"),
+            LoraConfig(5, 0.3, "lora"),
             {"r": 5, "lora_alpha": 0.3, "use_rslora": False, "lora_dropout": 0.0},
             0.06,
         ),
         (
-            LoraNumbers(5, 0.3, "none"),
+            LoraConfig(5, 0.3, "none"),
             {"r": 5, "lora_alpha": 1.5, "use_rslora": False, "lora_dropout": 0.0},
             0.3,
         ),
         (
-            LoraNumbers(5, 0, "rslora"),
+            LoraConfig(5, 0, "rslora"),
             {"r": 5, "lora_alpha": 0, "use_rslora": True, "lora_dropout": 0.0},
             0.0,
         ),
@@ -315,7 +315,7 @@ def test_peft_config_as_a_literal():
 
 
 def test_peft_tensors_have_peft_s_names_and_orientation():
-    tensors = peft_tensors(adapters(), SITES)
+    tensors = peft_tensors(adapters(), TARGETS)
     assert {name: tensor.shape for name, tensor in tensors.items()} == {
         "base_model.model.gpt2.wpe.lora_embedding_A": (5, 7),
         "base_model.model.gpt2.wpe.lora_embedding_B": (4, 5),
@@ -331,9 +331,9 @@ def test_peft_tensors_have_peft_s_names_and_orientation():
 
 
 def test_sites_and_numbers_are_read_back(tmp_path):
-    found, sites, numbers = read_peft(write(tmp_path / "bundle"))
+    found, targets, numbers = read_peft(write(tmp_path / "bundle"))
     assert_same_bits(found, adapters())
-    assert sites == SITES
+    assert targets == TARGETS
     assert numbers == NUMBERS
 
 
@@ -343,7 +343,7 @@ def test_what_peft_leaves_out_takes_its_defaults(tmp_path):
         adapters={"out_layer": {"a": np.ones((9, 8), np.float32), "b": np.ones((8, 3), np.float32)}},
     )
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    assert read_peft(folder)[2] == LoraNumbers(rank=8, alpha=8, scaling="lora", dropout=0.0)
+    assert read_peft(folder)[2] == LoraConfig(rank=8, alpha=8, scaling="lora", dropout=0.0)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -422,7 +422,7 @@ def test_numbers_that_are_none_are_refused(tmp_path, change):
 
 
 def foreign(folder: Path, changes: dict) -> Path:
-    tensors = peft_tensors(adapters(), SITES) | changes
+    tensors = peft_tensors(adapters(), TARGETS) | changes
     save_file(
         {name: tensor for name, tensor in tensors.items() if tensor is not None},
         folder / "adapter_model.safetensors",
@@ -450,7 +450,7 @@ def test_tensors_that_are_no_factors_or_do_not_fit_are_named(tmp_path):
     with pytest.raises(WeightsError, match="out_layer mixes factors of a dense layer and of an embedding"):
         read_peft(foreign(folder, swapped))
     with pytest.raises(WeightsError, match="there is no adapter tensor"):
-        read_peft(foreign(folder, dict.fromkeys(peft_tensors(adapters(), SITES))))
+        read_peft(foreign(folder, dict.fromkeys(peft_tensors(adapters(), TARGETS))))
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
@@ -469,9 +469,9 @@ def test_the_bundle_of_the_published_shape_is_small(tmp_path):
     write_bundle(
         tmp_path / "bundle",
         adapters=model.trainable["adapters"],
-        sites=model.sites,
+        targets=model.targets,
         trained={},
-        numbers=model.numbers,
+        lora=model.lora,
         init=experiment.adapters.init,
         meta={"settings": dump_experiment(experiment), "frozen": frozen_record(model, 0)},
     )

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from ofa_jax.adapters.partition import Site, actions, adapter_sites, combine, partition
+from ofa_jax.adapters.partition import AdapterTarget, actions, adapter_targets, combine, partition
 from ofa_jax.build import build_model, footprint
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.recipes import RECIPES
@@ -85,7 +85,7 @@ def test_an_adapter_where_none_fits_is_refused(path):
 
 def test_a_kernel_that_is_no_matrix_cannot_be_adapted():
     with pytest.raises(ConfigError, match=r"'conv/kernel' of shape \(3, 4, 8\) cannot carry an adapter"):
-        adapter_sites({"conv/kernel": (3, 4, 8)}, {"conv/kernel": "adapt"})
+        adapter_targets({"conv/kernel": (3, 4, 8)}, {"conv/kernel": "adapt"})
 
 
 def test_the_parts_of_a_partition():
@@ -102,10 +102,10 @@ def test_the_parts_of_a_partition():
         "gpt2/h/0/mlp/c_fc/bias",
         "out_layer/bias",
     ]
-    assert split.sites == {
-        "gpt2/wpe": Site("embedding", (7, 4)),
-        "gpt2/h/0/mlp/c_fc": Site("dense", (4, 8)),
-        "out_layer": Site("dense", (4, 3)),
+    assert split.targets == {
+        "gpt2/wpe": AdapterTarget("embedding", (7, 4)),
+        "gpt2/h/0/mlp/c_fc": AdapterTarget("dense", (4, 8)),
+        "out_layer": AdapterTarget("dense", (4, 3)),
     }
     assert split.frozen["out_layer"]["kernel"] is TREE["out_layer"]["kernel"]
 
@@ -120,7 +120,7 @@ def test_a_layer_can_be_trained_and_adapted_at_once():
         ],
     )
     assert list(flatten(split.trained)) == ["gpt2/wpe/embedding", "out_layer/kernel"]
-    assert split.sites == {"gpt2/wpe": Site("embedding", (7, 4)), "out_layer": Site("dense", (4, 3))}
+    assert split.targets == {"gpt2/wpe": AdapterTarget("embedding", (7, 4)), "out_layer": AdapterTarget("dense", (4, 3))}
     assert flatten(split.frozen).keys() == set(PATHS) - {"gpt2/wpe/embedding", "out_layer/kernel"}
     with pytest.raises(
         ConfigError, match=r"rules: 'gpt2/h/0/ln_1/scale' of shape \(4,\) cannot carry an adapter"
@@ -230,7 +230,7 @@ def short_term(tiny, tmp_path_factory):
 def test_a_layer_that_is_trained_and_adapted_moves_in_both(short_term):
     experiment, run = short_term
     start, trained = build_model(experiment), load_bundle(run).model
-    assert list(trained.sites) == ["gpt2/wpe"]
+    assert list(trained.targets) == ["gpt2/wpe"]
     before, after = flatten(start.trainable), flatten(trained.trainable)
     assert before.keys() == after.keys()
     assert {"adapters/gpt2/wpe/a", "adapters/gpt2/wpe/b", "base/gpt2/wpe/embedding"} <= after.keys()
@@ -259,7 +259,7 @@ def test_merging_adds_the_adapter_to_the_trained_weight(short_term):
     model = load_bundle(short_term[1]).model
     merged, factors = model.merged(), model.trainable["adapters"]["gpt2/wpe"]
     table = model.trainable["base"]["gpt2"]["wpe"]["embedding"]
-    wanted = table + model.numbers.scale * factors["a"].astype(np.float64) @ factors["b"]
+    wanted = table + model.lora.scale * factors["a"].astype(np.float64) @ factors["b"]
     np.testing.assert_allclose(
         merged["gpt2"]["wpe"]["embedding"], wanted, rtol=0, atol=1e-6 * np.abs(wanted).max()
     )  # float32

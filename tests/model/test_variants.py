@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax.adapters.partition import Site
-from ofa_jax.adapters.rslora import init_adapters, merge, with_adapters
+from ofa_jax.adapters.partition import AdapterTarget
+from ofa_jax.adapters.rslora import LoraConfig, init_adapters, merge, with_adapters
 from ofa_jax.build import build_model, footprint
 from ofa_jax.config.load import build_experiment
 from ofa_jax.errors import ConfigError, TrainError, WeightsError
@@ -51,6 +51,8 @@ CHANNELS = {"reconstruct": 3, "classify": 3, "short_term": 2, "impute": 5}
 
 # float32 against float64, of the largest value; measured: at most 2e-6
 TOLERANCE = 1e-5
+
+LORA = LoraConfig(rank=4, alpha=16)
 
 
 def moved(network: Any, seed: int = 1) -> dict[str, Any]:
@@ -595,10 +597,10 @@ def torch_case(name: str) -> dict[str, Any]:
     }[name]
     params = moved(network, seed=4)
     out = params["out_layer"]["kernel"].shape
-    sites = {"gpt2/wpe": Site("embedding", (30, 24)), "out_layer": Site("dense", out)}
+    targets = {"gpt2/wpe": AdapterTarget("embedding", (30, 24)), "out_layer": AdapterTarget("dense", out)}
     draw = np.random.default_rng(6)
     adapters = jax.tree.map(
-        lambda leaf: leaf + 0.1 * draw.normal(size=leaf.shape).astype("f4"), init_adapters(sites, 4)
+        lambda leaf: leaf + 0.1 * draw.normal(size=leaf.shape).astype("f4"), init_adapters(targets, LORA)
     )
     shapes = {
         "n_embd": 24,
@@ -626,7 +628,6 @@ def torch_case(name: str) -> dict[str, Any]:
         "trunk": trunk,
         "tensors": tensors,
         "factors": factors,
-        "scale": 8.0,
     }
 
 
@@ -634,7 +635,7 @@ def torch_linear(case: dict[str, Any], name: str, x: Any) -> Any:
     kernel, bias = case["tensors"][f"{name}/kernel"], case["tensors"].get(f"{name}/bias")
     out = case["torch"].nn.functional.linear(x, kernel.T, bias)
     pair = case["factors"].get(name)
-    return out if pair is None else out + case["scale"] * (x @ pair["a"]) @ pair["b"]
+    return out if pair is None else out + LORA.scale * (x @ pair["a"]) @ pair["b"]
 
 
 def torch_tokens(case: dict[str, Any], tokens: Any) -> Any:
@@ -652,7 +653,7 @@ def torch_tokens(case: dict[str, Any], tokens: Any) -> Any:
 def torch_trunk(case: dict[str, Any], embeds: Any) -> Any:
     pair = case["factors"]["gpt2/wpe"]
     positions = (
-        case["scale"] * pair["a"][: embeds.shape[1]] @ pair["b"]
+        LORA.scale * pair["a"][: embeds.shape[1]] @ pair["b"]
     )  # on top of wpe, which the trunk adds itself
     return case["trunk"](inputs_embeds=embeds + positions, use_cache=False).last_hidden_state
 
@@ -706,7 +707,7 @@ def test_outputs_and_gradients_are_those_of_pytorch(name):
         def call(params, x, mask, *, dropout_keys=None):
             return network.apply({"params": params}, x, mask, dropout_keys=dropout_keys)
 
-        return with_adapters(call, case["scale"])(case["params"], adapters, x, mask)
+        return with_adapters(call, LORA)(case["params"], adapters, x, mask)
 
     gradients, ours = jax.jit(
         jax.grad(lambda a: (jnp.square(predict(a) - target).mean(), predict(a)), has_aux=True)
@@ -717,5 +718,5 @@ def test_outputs_and_gradients_are_those_of_pytorch(name):
         for factor, tensor in pair.items():
             assert np.abs(tensor.grad.numpy()).max() > 0
             assert_close(gradients[path][factor], tensor.grad.numpy(), 1e-4)
-    merged = merge(case["params"], case["adapters"], case["scale"])
+    merged = merge(case["params"], case["adapters"], LORA)
     assert_close(apply(network, merged, x, mask), theirs.detach().numpy(), 1e-5)

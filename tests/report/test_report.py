@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ofa_jax.adapters.bundle import BundleRecord
 from ofa_jax.baselines.compare import compare
 from ofa_jax.build import build_model
 from ofa_jax.cli import main as cli
@@ -373,8 +374,8 @@ def untrained(experiment: Experiment) -> Scored:
     """A model before its first step on its data."""
     data = read_data(experiment)
     experiment = experiment.model_copy(update={"task": data.settings})
-    meta = {"best_epoch": 0, **data.meta}
-    return Scored(Loaded(experiment, build_model(experiment), data.scaler, meta), data)
+    record = BundleRecord.model_construct(best_epoch=0, **data.meta)
+    return Scored(Loaded(experiment, build_model(experiment), data.scaler, record), data)
 
 
 @pytest.mark.parametrize("protocol", ["strict", "published"])

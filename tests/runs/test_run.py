@@ -189,17 +189,16 @@ def test_data_that_changed_since_are_noticed(tiny, tmp_path):
 def rewrite(run: Path, section: str, value: dict[str, Any]) -> None:
     """Save the run's bundle again with other settings, as a whole and undamaged bundle."""
     loaded = load_bundle(run)
-    model, adapters = loaded.model, loaded.experiment.adapters
-    settings = {**loaded.meta["settings"], section: {**loaded.meta["settings"][section], **value}}
+    model, own = loaded.model, {"format", "adapters", "files", "sha256"}
+    meta = loaded.record.model_dump(exclude=own)
+    meta["settings"] = {**meta["settings"], section: {**meta["settings"][section], **value}}
     write_bundle(
         run / "bundle",
         adapters=model.trainable["adapters"],
-        sites=model.sites,
+        targets=model.targets,
         trained=model.trainable["base"],
-        numbers=model.numbers,
-        init=adapters.init,
-        meta={name: loaded.meta[name] for name in ("kind", "versions", "scaler", "frozen")}
-        | {"settings": settings},
+        lora=model.lora,
+        meta=meta,
     )
 
 
