@@ -53,6 +53,7 @@ from ofa_jax.model import trees
 
 TRAINED_FILE = "trained.safetensors"
 META_FILE = "ofa.json"
+BUNDLE_FORMAT = 2
 
 _Spread = Annotated[float, Field(ge=1e-30, le=1e30)]
 _STANDARDIZED = 1e12
@@ -102,7 +103,9 @@ class AdaptersRecord(Record):
 
 
 class BundleRecord(FileRecord):
-    """``ofa.json``. ``settings`` are checked where an experiment is built from them."""
+    """``ofa.json``. ``settings`` are checked where an experiment is built from them; format 2 changed their names."""
+
+    newest = BUNDLE_FORMAT
 
     kind: Literal["ofa-jax bundle"]
     versions: dict[str, str]
@@ -113,6 +116,7 @@ class BundleRecord(FileRecord):
     frozen: FrozenRecord
     frequency: str | None = None
     classes: list[str] | None = None
+    threshold: float | None = None
     best_epoch: int = Field(ge=1)
     validation: dict[str, float]
     adapters: AdaptersRecord | None
@@ -168,7 +172,7 @@ def write_bundle(
             save_file(flat, scratch / TRAINED_FILE)
         content = {**meta, "adapters": asdict(lora) if adapters else None, "files": file_digests(scratch)}
         content["sha256"] = json_digest(content)
-        write_json(scratch / META_FILE, content)
+        write_json(scratch / META_FILE, content, version=BUNDLE_FORMAT)
         _read_meta(scratch)
 
 

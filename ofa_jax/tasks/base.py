@@ -36,7 +36,7 @@ Score = Callable[[WindowTable], Sums]
 """Evaluates a model on a table."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """A task on one data set. Training loop, step and checkpoints know nothing else of it.
 
@@ -156,7 +156,7 @@ class TrainedOn:
     meta: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NewData:
     """New data laid out for a trained model.
 

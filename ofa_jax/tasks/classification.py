@@ -23,6 +23,7 @@ from ofa_jax.tasks import base
 from ofa_jax.tasks.base import LinearBaseline, NewData, Predict, Sums, Task, TaskData, TaskKind, TrainedOn
 from ofa_jax.tasks.losses import cross_entropy
 from ofa_jax.tasks.metrics import classification_metrics, classification_sums
+from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowSpec, WindowTable, lay_end_to_end
 
 if TYPE_CHECKING:
@@ -194,11 +195,15 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         spec=WindowSpec(length, 0, univariate=False, align="start", labelled=True),
         buffer=buffer,
         table=WindowTable.of(first, x_valid=cases.lengths),
-        outputs=lambda logits_bk, batch: {"probability": jax.nn.softmax(logits_bk, axis=1)},
+        outputs=_probabilities,
         to_table=to_table,
         plot=lambda table, note: class_probabilities(table),
         summary=lambda table: f"{len(table)} cases of {len(classes)} classes",
     )
+
+
+def _probabilities(logits_bk: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    return {"probability": jax.nn.softmax(logits_bk, axis=1)}
 
 
 def _network(task: ClassificationSettings, network: NetworkConfig, trunk: nn.Module) -> ClassifyNetwork:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 from ofa_jax.config.schema import Protocol
@@ -33,6 +34,7 @@ from ofa_jax.tasks.base import (
 from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
 from ofa_jax.tasks.naive import seasonal_naive
+from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowSpec, WindowTable, sliding_windows
 
 if TYPE_CHECKING:
@@ -171,7 +173,7 @@ def forecast_network(task: Any, network: NetworkConfig, trunk: nn.Module) -> For
     )
 
 
-def read_new(trained: TrainedOn, source: str | Path | pd.DataFrame, *, missing: str | None = None) -> Frame:
+def read_new(trained: TrainedOn, source: Any, *, missing: Any = None) -> Frame:
     """New rows, read as the training data were; their columns must be the model's where it knows them.
 
     Raises:
@@ -248,7 +250,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         spec=WindowSpec(length, 0, univariate=False),
         buffer=scaled(trained, last),
         table=WindowTable.of(np.zeros(1), x_valid=length),
-        outputs=lambda prediction, batch: {"forecast": prediction},
+        outputs=_outputs,
         to_table=to_table,
         plot=plot,
         summary=lambda table: f"{horizon} steps of {frame.n_channels} series",
@@ -282,6 +284,10 @@ def forecast_panels(
         for index, name in enumerate(frame.names)
     }
     return pd.concat(panels, names=["panel"]).reset_index("panel")
+
+
+def _outputs(prediction: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    return {"forecast": prediction}
 
 
 def time_index(frame: Frame) -> pd.Index:

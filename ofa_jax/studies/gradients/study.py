@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ofa_jax.adapters.partition import Site, combine
+from ofa_jax.adapters.partition import AdapterTarget, combine
 from ofa_jax.adapters.rslora import Adapters, adapter_scale, init_adapters
 from ofa_jax.build import build_model, predict_function
 from ofa_jax.config.schema import Experiment, Scaling
@@ -165,7 +165,7 @@ def study(
         data = read_data(experiment)
         task, experiment = data.task, experiment.model_copy(update={"task": data.settings})
     runner = StudyRunner(experiment, grid, task)
-    targets = runner.model.sites
+    targets = runner.model.targets
     measured, curves = [], []
     for rank in grid.ranks:
         seeds = np.random.SeedSequence([experiment.adapters.seed, rank]).generate_state(grid.seeds)
@@ -197,7 +197,7 @@ def _deterministic(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"trunk": trunk, "adapters": adapters})
 
 
-def draw_adapters(targets: Mapping[str, Site], rank: int, init: StudyInit, seed: int) -> Adapters:
+def draw_adapters(targets: Mapping[str, AdapterTarget], rank: int, init: StudyInit, seed: int) -> Adapters:
     """Fresh adapters as :func:`~ofa_jax.adapters.rslora.init_adapters` draws them.
 
     ``inverse_rank`` is ``peft_gaussian`` with an embedding's ``b`` divided by the rank.
@@ -224,7 +224,7 @@ class StudyRunner:
 
     def __init__(self, experiment: Experiment, grid: Grid, task: Task) -> None:
         self.model = model = build_model(experiment)
-        if not model.sites:
+        if not model.targets:
             fix = "Adapt one, as recipe `reference` does"
             raise ConfigError("the rules give no layer an adapter", where="rules", fix=fix)
         self._task, self._steps = task, set(grid.steps)
@@ -241,13 +241,13 @@ class StudyRunner:
         self._step = {name: jax.jit(partial(self._take_step, name)) for name in self._optimizers}
         self._measure = jax.jit(self._quantities)
         self._batch = self._gather(*self._data, self._stream.batches(0, 1)[0])
-        look = jax.jit(partial(tap, model.predict, task.loss, model.sites))
+        look = jax.jit(partial(tap, model.predict, task.loss, model.targets))
         # before the first step every adapter's output is 0, as without adapters
         self._first = look(self._frozen, {**model.trainable, "adapters": {}}, self._batch)
         weights = self._weights(model.frozen, model.trainable["base"])
         self._theory = {
             path: FirstStep.of(target, *map(np.asarray, (*self._first[path], weights[path])))
-            for path, target in model.sites.items()
+            for path, target in model.targets.items()
         }
 
     def expect(
@@ -311,7 +311,7 @@ class StudyRunner:
         self, frozen: Params, before: Params, after: Params, scale: jax.Array, batch: Batch, first: Taps
     ) -> Quantities:
         """Every adapter's quantities by module, ``[draws]`` each; pure."""
-        targets = self.model.sites
+        targets = self.model.targets
         look = partial(tap, predict_function(self.model.network, scale, 0.0), self._task.loss, targets)
 
         def of_one(before: Params, after: Params) -> Quantities:
@@ -327,7 +327,7 @@ class StudyRunner:
     def _weights(self, frozen: Params, base: Params) -> dict[str, jax.Array]:
         """The own weight of every adapted layer."""
         flat, leaf = trees.flatten(combine(frozen, base)), {"dense": "kernel", "embedding": "embedding"}
-        return {path: flat[f"{path}/{leaf[target.kind]}"] for path, target in self.model.sites.items()}
+        return {path: flat[f"{path}/{leaf[target.kind]}"] for path, target in self.model.targets.items()}
 
 
 def _reported(columns: Mapping[str, np.ndarray], steps: int) -> Iterator[tuple[str, np.ndarray]]:

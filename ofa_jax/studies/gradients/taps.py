@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ofa_jax.adapters.partition import Site
+from ofa_jax.adapters.partition import AdapterTarget
 from ofa_jax.errors import ConfigError
 from ofa_jax.train.step import Loss, Params, Predict
 from ofa_jax.windows.batch import Batch
@@ -45,7 +45,12 @@ Taps = dict[str, Tap]
 
 
 def tap(
-    predict: Predict, loss: Loss, targets: Mapping[str, Site], frozen: Params, trainable: Params, batch: Batch
+    predict: Predict,
+    loss: Loss,
+    targets: Mapping[str, AdapterTarget],
+    frozen: Params,
+    trainable: Params,
+    batch: Batch,
 ) -> Taps:
     """Input and output gradient of every adapter on one batch, dropout off; pure and traceable.
 
@@ -87,7 +92,7 @@ def tap(
     }
 
 
-def _by_token(target: Site, x: jax.Array) -> jax.Array:
+def _by_token(target: AdapterTarget, x: jax.Array) -> jax.Array:
     return x.reshape(-1) if target.kind == "embedding" else _rows(x).astype(jnp.float32)
 
 

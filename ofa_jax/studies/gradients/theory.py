@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.linalg import norm
 
-from ofa_jax.adapters.partition import Site
+from ofa_jax.adapters.partition import AdapterTarget
 from ofa_jax.studies.gradients.taps import MOMENTS
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ MEANS = ("first_order_change", *(f"output_moment_{m}" for m in MOMENTS))
 """Quantities averaged over seeds as they are. The others are roots or norms: root mean square over seeds."""
 
 
-def init_std(target: Site, init: StudyInit, rank: int) -> float:
+def init_std(target: AdapterTarget, init: StudyInit, rank: int) -> float:
     """Standard deviation ``sigma`` of the nonzero factor."""
     if init == "inverse_rank" or (init == "peft_gaussian" and target.kind == "dense"):
         return 1 / rank
@@ -88,7 +88,7 @@ class FirstStep:
         weight: Norm of the layer's own weight.
     """
 
-    target: Site
+    target: AdapterTarget
     output: LKR
     input_gradient: LKR
     flow: float
@@ -97,7 +97,7 @@ class FirstStep:
     weight: float
 
     @classmethod
-    def of(cls, target: Site, x: np.ndarray, gradient: np.ndarray, weight: np.ndarray) -> FirstStep:
+    def of(cls, target: AdapterTarget, x: np.ndarray, gradient: np.ndarray, weight: np.ndarray) -> FirstStep:
         """From input ``[t, in]`` or indices ``[t]``, output gradient ``[t, out]``, weight ``[in, out]``."""
         g, ones = gradient.astype(np.float64), np.ones(_width(target))
         if target.kind == "embedding":
@@ -144,7 +144,7 @@ class FirstStep:
         yield "weight_ratio", once * spread * self.flow / self.weight
 
 
-def _width(target: Site) -> int:
+def _width(target: AdapterTarget) -> int:
     return target.shape[1] if target.kind == "embedding" else target.shape[0]
 
 

@@ -205,7 +205,7 @@ def run_sweep(
         for notice in data.notices:
             reporter.notice(notice)
         model = build_model(experiment)
-        if not model.sites:
+        if not model.targets:
             fix = "Use a recipe with adapters (reference, paper, uniform), or adapt a layer by a rule"
             raise ConfigError("there is no adapted layer, so no rank to sweep", where="rules", fix=fix)
         cells = cells_of(experiment, axes)

@@ -106,7 +106,7 @@ class SweepPrograms:
     def initial(self, cell: Cell) -> Params:
         """The trainable tree that the cell starts from, as a run with its settings would."""
         settings = cell.experiment.adapters
-        adapters = init_adapters(self.model.sites, cell.rank, init=settings.init, seed=settings.seed)
+        adapters = init_adapters(self.model.targets, cell.rank, init=settings.init, seed=settings.seed)
         return {"adapters": adapters, "base": self.model.trainable["base"]}
 
     def trainer(
