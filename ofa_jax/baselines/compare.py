@@ -76,6 +76,7 @@ def compare(
     controls: Path | None,
     reporter: Reporter,
     only: tuple[str, ...] | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> Comparison:
     """Score the model beside methods that need no training; with a folder for controls also trained ones, trained once and kept there.
 
@@ -86,11 +87,15 @@ def compare(
         controls: The run's folder of trained controls, or None to train none.
         reporter: What tells a person how it goes.
         only: Names of the trained controls that are wanted; all when None.
+        metrics: The model's own metrics, if they are known; default: evaluate the model.
     """
     task, experiment, model = data.task, loaded.experiment, loaded.model
     wanted = trained_controls(experiment, data, only=only) if controls is not None else []
-    own = _Scores(experiment, model.network, data, split)(model.predict, model.frozen, model.trainable)
-    rows = [Row(model_name(loaded), own, footprint(experiment).trainable)]
+    if metrics is None:
+        metrics = _Scores(experiment, model.network, data, split)(
+            model.predict, model.frozen, model.trainable
+        )
+    rows = [Row(model_name(loaded), metrics, footprint(experiment).trainable)]
     rows += control_rows(
         experiment, model.network, data, split=split, wanted=wanted, folder=controls, reporter=reporter
     )

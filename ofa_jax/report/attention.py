@@ -1,4 +1,4 @@
-"""Where the trunk's attention goes, read off a network as it runs."""
+"""Where the trunk's attention goes on some test windows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,40 @@ import numpy as np
 from ofa_jax.build import Model
 from ofa_jax.errors import ConfigError
 from ofa_jax.model.gpt2 import Attention
+from ofa_jax.plots.run import attention_by_patch
+from ofa_jax.report.forecasts import Evaluation
+from ofa_jax.report.parts import Section, number, picture
+
+ATTENTION_WINDOWS = 32
+"""Test windows, evenly spaced, over which attention is averaged."""
+
+
+def attention_section(evaluation: Evaluation) -> Section:
+    """Attention between patches, averaged over some test windows."""
+    model, size, title = evaluation.loaded.model, evaluation.table.size, "Attention"
+    if model.network.kind != "gpt2":
+        return Section("attention", title, ["The network has no GPT-2, so there is no causal attention."])
+    count = min(ATTENTION_WINDOWS, size)
+    windows = evaluation.windows(np.linspace(0, size - 1, count).astype(int))
+    x, x_mask = (np.stack([window[name] for window in windows]) for name in ("x", "x_mask"))
+    weights = attention_weights(model, x, x_mask)
+    layers, heads, patches, _ = weights.shape
+    received = weights.mean(axis=(0, 1)).sum(axis=0) / np.arange(patches, 0, -1)
+    place = int(received.argmax())
+    uniform = float(np.mean(1 / np.arange(place + 1, patches + 1)))
+    said = (
+        f"Of {patches} patches, patch {place} receives most: {number(received[place])} of the attention of the "
+        f"patches that see it; with uniform attention it would be {number(uniform)}."
+    )
+    alt = (
+        f"Attention of {layers} layers with {heads} heads: a map over patches, and what each receives. {said}"
+    )
+    caption = (
+        f"Mean over {count} test windows, evenly spaced. Patches are counted from 0, the oldest; a patch sees "
+        "itself and those before it."
+    )
+    shown = picture(attention_by_patch(weights), alt, caption)
+    return Section("attention", title, [said], pictures=[shown])
 
 
 def attention_weights(
@@ -19,7 +53,7 @@ def attention_weights(
 ) -> np.ndarray:
     """The trunk's attention weights on some windows, dropout off, averaged over the windows.
 
-    They are worked out again from the queries and keys that each layer makes, with the adapters folded into the weights.
+    They are recomputed from the queries and keys of each layer, with the adapters merged into the weights.
 
     Args:
         model: A network with GPT-2 in it.
@@ -27,7 +61,7 @@ def attention_weights(
         x_mask: ``[b, t, c]``, True where a value is observed; None where all are.
 
     Returns:
-        ``[layers, heads, n, n]`` float32, query before key; every row adds up to 1, and no query sees a later key.
+        ``[layers, heads, n, n]`` float32, query before key; rows sum to 1, no query sees a later key.
 
     Raises:
         ConfigError: The network has no GPT-2.
