@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,16 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     }.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)  # for commands in processes of their own
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """After a module its compiled programs go: no other module calls them, and they would fill gigabytes."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
