@@ -92,7 +92,7 @@ class Program:
             chunk = jax.vmap(chunk, in_axes=(None, 0, None, None, 0, None, 0))
             predict_lanes = jax.vmap(predict_lanes, in_axes=(None, 0, None, None))
             sums = jax.vmap(sums, in_axes=(0, None), out_axes=1)  # [b, v, …]
-        self.chunk = layout.compile_chunk(chunk)
+        self.chunk: Any = layout.compile_chunk(chunk)
         size = max((settings.eval_batch_size or EVAL_WINDOWS) // lanes, 1)
         self._predictor = WindowPredictor(predict_lanes, task, sums, batch_size=size, layout=layout)
         self.frozen, self.table = layout.place_frozen(frozen), layout.place(task.tables["train"])

@@ -34,8 +34,8 @@ from ofa_jax.report.tasks import (
 )
 from ofa_jax.runs.train import METRICS_FILE, Loaded, open_run, read_data, train_run
 from ofa_jax.tasks.detection import detection_metrics
-from ofa_jax.train.events import read_events
 from ofa_jax.train.evaluate import evaluate
+from ofa_jax.train.events import read_events
 from ofa_jax.train.progress import SilentReporter
 
 NAMES = ("<script>alert(1)</script>", '"&quot;&" $x$ <img src=http://evil.test/a.png>')
