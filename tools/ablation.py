@@ -33,11 +33,9 @@ from ofa_jax.build import Model, predict_function
 from ofa_jax.config.schema import Experiment
 from ofa_jax.model import gpt2, operations
 from ofa_jax.tasks.base import Task
-from ofa_jax.train.devices import check_room
-from ofa_jax.train.events import EventLog
+from ofa_jax.train.lanes import Lane
 from ofa_jax.train.loop import Trainer
-from ofa_jax.train.memory import settled
-from ofa_jax.train.progress import SilentReporter
+from ofa_jax.train.program import Program, resolve_auto_batch_sizes
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def trainer_of(
     variant: Variant, experiment: Experiment, task: Task, model: Model
 ) -> tuple[Callable[[], None], int]:
     """A call that makes the variant's steps, compiled, and the bytes of its intermediate values."""
-    settings = settled(experiment.train, model.network)
+    settings = resolve_auto_batch_sizes(experiment.train, model.network)
     assert settings.micro_batch is not None
     size = (
         settings.batch_size
@@ -150,19 +148,9 @@ def trainer_of(
     predict = predict_function(model.network, model.lora)
     jax.clear_caches()  # jax keeps what it traced of a function, and would take that for a variant's
     with variant.in_place():
-        trainer = Trainer(
-            predict,
-            task,
-            model.frozen,
-            model.trainable,
-            settings,
-            SilentReporter(),
-            EventLog(None),
-            None,
-            None,
-        )
-        program: Any = trainer.chunk
-        trainer.chunk = compiled = program.lower(*trainer.arguments(0)).compile()
+        program = Program(predict, task, model.frozen, settings)
+        trainer = Trainer(program, [Lane(model.trainable, settings.seed)])
+        program.chunk = compiled = program.chunk.lower(*trainer.arguments(0)).compile()
     trainer.run_chunk(variant.dispatch)
     return lambda: trainer.run_chunk(variant.dispatch), compiled.memory_analysis().temp_size_in_bytes
 
@@ -200,23 +188,13 @@ def memory_by_stage(experiment: Experiment) -> str:
     note("imports")
     task, model = ours.generated_task(experiment), ours.model_of(experiment)
     note("weights drawn")
-    settings = settled(experiment.train, model.network)
-    trainer = Trainer(
-        model.predict,
-        task,
-        model.frozen,
-        model.trainable,
-        settings,
-        SilentReporter(),
-        EventLog(None),
-        None,
-        None,
-    )
+    settings = resolve_auto_batch_sizes(experiment.train, model.network)
+    program = Program(model.predict, task, model.frozen, settings)
+    trainer = Trainer(program, [Lane(model.trainable, settings.seed)])
     note("weights, state and windows handed to jax")
-    program: Any = trainer.chunk
-    size = program.lower(*trainer.arguments(0)).compile().memory_analysis().temp_size_in_bytes
+    size = program.chunk.lower(*trainer.arguments(0)).compile().memory_analysis().temp_size_in_bytes
     note("program compiled")
-    check_room(trainer.chunk, trainer.arguments(0), settings)
+    trainer.check_room()
     note("the compiler's memory given back")
     trainer.run_chunk(4)
     note(f"four steps, whose intermediate values take {size / 1e6:.0f} MB")

@@ -1,18 +1,19 @@
 """One step on many devices: placement of arrays, distribution of rows, compilation.
 
-The step is the same pure function on any number of devices (:mod:`ofa_jax.train.step`). A :class:`Layout` says the rest:
+The step is the same pure function on any number of devices (:mod:`ofa_jax.train.step`). A :class:`Layout`
+says the rest:
 
-=========  ==============================================  ======================================================
-           ``parallel: jit`` (default)                     ``parallel: pmap``
-=========  ==============================================  ======================================================
-program    one for all devices, partitioned by XLA         one per device, for its own rows
-rows       a sharding constraint on the index              selected by the device's number
-sums       XLA adds them where a sum crosses devices       ``psum``, after the gradient
-frozen     replicated, or sharded (``fsdp``)               replicated
-=========  ==============================================  ======================================================
+=========  ============================================  ============================================
+           ``parallel: jit`` (default)                   ``parallel: pmap``
+=========  ============================================  ============================================
+program    one for all devices, partitioned by XLA       one per device, for its own rows
+rows       a sharding constraint on the index            selected by the device's number
+sums       XLA adds them where a sum crosses devices     ``psum``, after the gradient
+frozen     replicated, or sharded (``fsdp``)             replicated
+=========  ============================================  ============================================
 
-Every process places the complete index, table and series on its devices; each device gathers its own rows. On one device
-none of this applies: plain arrays, plain ``jit``.
+Every process places the complete index, table and series on its devices; each device gathers its own rows.
+On one device none of this applies: plain arrays, plain ``jit``.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def _by_jit(devices: Sequence[jax.Device], fsdp: int = 1) -> Layout:
     replicated, by_row = (NamedSharding(mesh, PartitionSpec(*axis)) for axis in ((), (tuple(axes),)))
 
     def gather_frozen(frozen: Params, step: jax.Array) -> Params:
-        # step by step: gathered before the loop over steps, the leaves would stay on every device all the time
+        # in every step: gathered before the loop over steps, the leaves would always occupy every device
         frozen, _ = jax.lax.optimization_barrier((frozen, step))
         return jax.lax.with_sharding_constraint(frozen, replicated)
 
@@ -141,7 +142,7 @@ def _by_pmap(devices: Sequence[jax.Device]) -> Layout:
 
 
 def frozen_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Of a frozen leaf: along its longest axis that divides; replicated where it is small or no axis divides."""
+    """Of a frozen leaf: along its longest axis that divides; replicated if it is small or none divides."""
     parts = mesh.shape.get(FSDP, 1)
     fitting = [axis for axis, length in enumerate(shape) if length % parts == 0]
     if parts == 1 or math.prod(shape) < SHARDED_FROM or not fitting:

@@ -1,4 +1,4 @@
-"""Applying a model to windows: predictions, or whatever is computed from them, for every window of a table."""
+"""Predictions, or what is computed from them, for every window of a table."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class WindowPredictor:
         parts = []
         for index in stream.batches(0, stream.steps_per_epoch):
             outputs = self._step(frozen, trainable, self.buffer, columns, layout.place(index))
-            # fetched batch by batch: with many batches in flight, simulated devices that share few threads deadlock
+            # fetched batch by batch: with many in flight, simulated devices that share few threads deadlock
             parts.append(jax.tree.map(np.asarray, outputs))
         return {name: np.concatenate([part[name] for part in parts])[: table.size] for name in parts[0]}
 

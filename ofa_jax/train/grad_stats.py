@@ -9,9 +9,9 @@ A line of metrics.jsonl covers the N = ``train.gradient_log`` steps since the pr
 - ``update_ratio``: root mean square of the norm of the leaf's update over its norm after the update;
 - ``clip_rate``: share of those steps in which the global norm reached ``train.clip_norm``; null without it.
 
-Norms are Frobenius norms. A leaf is an adapter factor (``a`` or ``b``) or a trained parameter, named by its path.
-A number that is not finite is null. A checkpoint keeps the sums apart from its arrays, so the log may be switched
-on or off, or N changed, when a run is resumed: the next line covers the steps since the last one.
+Norms are Frobenius norms. A leaf is an adapter factor (``a`` or ``b``) or a trained parameter, named by its
+path. A number that is not finite is null. A checkpoint keeps the sums apart from its arrays, so the log may
+be switched on or off, or N changed, when a run is resumed: the next line covers the steps since the last one.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
 """Fit: epochs of chunks, validation, early stopping, checkpoints, an exact resume, a clean stop.
 
-A :class:`Trainer` advances v *lanes* in lockstep: trainings on the same task that differ in their initial parameters,
-seed, learning rate or adapter scale. A run is one lane; a sweep (:mod:`ofa_jax.studies.sweep`) trains several at a
-time. Each lane has its own order of windows, dropout keys, log and counters, and ends by its own patience.
+A :class:`Trainer` advances v *lanes* in lockstep: trainings on the same task that differ in their initial
+parameters, seed, learning rate or adapter scale. A run is one lane; a sweep (:mod:`ofa_jax.studies.sweep`)
+trains several at a time. Each lane has its own order of windows, dropout keys, log and counters, and ends by
+its own patience.
 
 A resume always has the same order:
 
-1. restore the newest intact checkpoint: trainable trees, optimizer, best trees so far, counters, position in the data;
+1. restore the newest intact checkpoint: trainable trees, optimizer, best trees, counters, data position;
 2. cut every metrics.jsonl back to its length at that time;
 3. continue at that position of each lane's index stream, which depends on its seed and the position alone.
 
-Losses are summed step by step in float64 on the host, so neither the chunk length nor an interruption changes a
-logged number. Several processes run this loop on the same numbers, each with its own devices; on what depends on the
-clock or on a signal they agree at the end of a chunk (:mod:`ofa_jax.train.processes`).
+Losses are summed step by step in float64 on the host, so neither the chunk length nor an interruption changes
+a logged number. Several processes run this loop on the same numbers, each with its own devices; on what
+depends on the clock or on a signal they agree at the end of a chunk (:mod:`ofa_jax.train.processes`).
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class FitResult(NamedTuple):
 
 
 class Trainer:
-    """Advances lanes from the first or the restored step to the end of the last one; for a single run use :func:`fit`.
+    """Advances lanes from the first or restored step to their end; for a single run use :func:`fit`.
 
     Args:
         program: Compiled for at least as many lanes; the others stay idle.
@@ -95,9 +96,9 @@ class Trainer:
             scale=column([lane.scale for lane in slots]),
         )
         optimizer = program.optimizer()
-        self.state: TrainState = program.layout.place(
-            stack([init_state(lane.best, optimizer) for lane in slots])
-        )
+        states = [init_state(lane.best, optimizer) for lane in slots]
+        self.state: TrainState = program.layout.place(stack(states))
+        self._needs_axis = program.lanes == 1 and bool(lanes[0].name)
         self.step = 0
         self.saved_at = time.monotonic()
 
@@ -122,13 +123,9 @@ class Trainer:
         for text in restored.skipped if restored else ():
             self.reporter.notice(text)
         logs = [f"the metrics.jsonl of {lane.name}" if lane.name else "metrics.jsonl" for lane in self.lanes]
+        newest = f"the newest intact checkpoint is of step {found}" if restored else "there is no checkpoint"
         for lane, log in zip(self.lanes, logs, strict=True):
             if (reached := lane.log.last_step()) > found:
-                newest = (
-                    f"the newest intact checkpoint is of step {found}"
-                    if restored
-                    else "there is no checkpoint"
-                )
                 self.reporter.notice(f"{log} reached step {reached}, but {newest}: repeating the steps since")
         if restored:
             self._load(restored)
@@ -139,16 +136,12 @@ class Trainer:
             self.reporter.notice(f"resumed at step {found}")
 
     def _arrays(self) -> dict[str, Any]:
-        """The arrays of a checkpoint: the same with and without statistics of gradients; a sweep's have a lane axis."""
+        """The arrays of a checkpoint, without statistics of gradients; those of a sweep have a lane axis."""
         state = self.state
         if isinstance(state.opt_state, GradStatsState):
             state = state._replace(opt_state=state.opt_state.inner)
         arrays = {"state": state, "best": stack([lane.best for lane in self._slots()])}
         return jax.tree.map(lambda leaf: np.asarray(leaf)[None], arrays) if self._needs_axis else arrays
-
-    @property
-    def _needs_axis(self) -> bool:
-        return self.program.lanes == 1 and bool(self.lanes[0].name)
 
     def _load(self, restored: Restored) -> None:
         arrays = jax.tree.map(lambda leaf: leaf[0], restored.arrays) if self._needs_axis else restored.arrays
@@ -173,9 +166,8 @@ class Trainer:
             lane.progress.events_size = lane.log.sync()
             lane.progress.gradients = [] if sums is None else as_json(sums[number])
         counters = [asdict(lane.progress) for lane in self.lanes]
-        self.checkpoints.save(
-            self.step, self._arrays(), {"cells": counters} if self.lanes[0].name else counters[0]
-        )
+        meta = {"cells": counters} if self.lanes[0].name else counters[0]
+        self.checkpoints.save(self.step, self._arrays(), meta)
 
     def run(self, request: StopRequest) -> None:
         """Train until every lane has ended or a signal asks for a stop."""
@@ -195,7 +187,7 @@ class Trainer:
             self.stop(*largest(request.signal_number))
 
     def check_room(self) -> None:
-        """Refuse a step that does not fit into memory, before training; see :func:`~ofa_jax.train.memory.check_room`."""
+        """Refuse a step that does not fit into memory (:func:`~ofa_jax.train.memory.check_room`)."""
         settings, lanes = self.settings, self.program.lanes
         shardable = settings.parallel == "jit" and jax.device_count() > 1 and not self.lanes[0].name
         windows = settings.micro_batch or settings.batch_size
@@ -262,14 +254,12 @@ class Trainer:
         """Add a chunk's losses to a lane's counters, and log the mean loss every ``log_every`` steps."""
         lane, every = self.lanes[number], self.settings.log_every
         progress = lane.progress
-        for step, loss, windows in zip(
-            range(first, self.step), losses_k.tolist(), windows_k.tolist(), strict=True
-        ):
+        for step, loss in enumerate(losses_k.tolist(), start=first):
             if not math.isfinite(loss):
                 self._diverged(number, f"the loss became {loss}", step)
                 return
             progress.step = step + 1
-            progress.epoch_loss += loss * windows
+            progress.epoch_loss += loss * int(windows_k[step - first])
             progress.logged_loss += loss
             if progress.step % every == 0:
                 rate, epoch = float(self.schedules[number](step)), step // self.epoch_steps + 1
@@ -294,7 +284,7 @@ class Trainer:
         return np.array(opt_state.sums).reshape(self.program.lanes, -1)
 
     def _diverged(self, number: int, what: str, step: int) -> None:
-        """End a lane whose numbers are no longer finite at a step, counted from 0; for a run this is an error."""
+        """End a lane whose numbers are no longer finite at a step, from 0; for a run this is an error."""
         lane, rate = self.lanes[number], float(self.schedules[number](step))
         reason = f"{what} at step {step + 1} (learning rate {rate:.3g})"
         if lane.name:
@@ -304,24 +294,22 @@ class Trainer:
             return
         kept = self.checkpoints.steps() if self.checkpoints else []
         saved = f"The last good checkpoint is at step {kept[-1]}" if kept else "Nothing was saved yet"
-        advice = "start again in another folder with a lower train.learning_rate, or check the data for extreme values"
+        advice = "use another folder and a lower train.learning_rate, or check the data for extreme values"
         raise TrainError(reason, where="training", fix=f"{saved}; {advice}")
 
     def _check_finite(self, number: int, trainable: Params) -> None:
-        # A finite loss may still give an infinite gradient; such parameters must not be kept
+        # a finite loss may still give an infinite gradient; such parameters must not be kept
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trainable)):
             self._diverged(number, "the trained parameters are no longer finite", self.step - 1)
 
     def end(self, number: int, reason: str) -> None:
         """End a lane."""
-        lane = self.lanes[number]
-        lane.progress.finished = reason
-        lane.log.append(
-            "finished", step=lane.progress.step, reason=reason, best_epoch=lane.progress.best_epoch
-        )
+        log, progress = self.lanes[number].log, self.lanes[number].progress
+        progress.finished = reason
+        log.append("finished", step=progress.step, reason=reason, best_epoch=progress.best_epoch)
 
     def close_epoch(self, epoch: int, windows: int, seconds: float) -> None:
-        """Validate all lanes after an epoch, of which this process trained ``windows`` windows in ``seconds``."""
+        """Validate after an epoch, of which this process trained ``windows`` windows in ``seconds``."""
         table = self.task.tables["validation"]
         sums = self.program.evaluate(table, self.state.trainable, self.inputs.scale)
         speed = round(windows / max(seconds, 1e-9), 1)
@@ -333,9 +321,7 @@ class Trainer:
         """For each lane the task's sums of every window with its best tree, ``{name: [windows, …]}``."""
         return self.program.evaluate(table, stack([lane.best for lane in self._slots()]), self.inputs.scale)
 
-    def _close_lane(
-        self, number: int, epoch: int, metrics: dict[str, float], clock: dict[str, float]
-    ) -> None:
+    def _close_lane(self, number: int, epoch: int, metrics: dict[str, float], clock: dict[str, Any]) -> None:
         """Keep the best tree, log the epoch, and end the lane if its patience or its epochs are used up."""
         lane, settings, name = self.lanes[number], self.settings, self.task.objective
         progress, objective, trainable = lane.progress, metrics[name], self.trainable(number)
@@ -389,11 +375,8 @@ def fit(
 
     Args:
         predict: ``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None)``.
-        task: Windows, loss and metrics.
         frozen: Parameters that never change.
         trainable: The initial parameters to train.
-        settings: Epochs, batch size, learning rates and so on.
-        reporter: Progress reporter.
         log: Where events are written.
         checkpoints: Where given, the newest one is resumed and new ones are written.
         keep_best: Called with the best tree whenever validation improves, and once more at the end.

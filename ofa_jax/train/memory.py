@@ -1,9 +1,10 @@
 """How many windows to process at a time, and whether a training step fits into memory.
 
-On a CPU a batch is faster in slices: intermediate values that fit into the cache are read from there, and memory that is
-reused need not be requested from the system. But each slice reads all weights once more. So a slice's intermediate values
-are about as large as the cache and half the weights together; with all of the weights, a step of GPT-2's width is 4 %
-faster and needs twice the memory for these values (docs/performance.md). Other devices process the batch at once.
+On a CPU a batch is faster in slices: intermediate values that fit into the cache are read from there, and
+memory that is reused need not be requested from the system. But each slice reads all weights once more. So a
+slice's intermediate values are about as large as the cache and half the weights together; with all of the
+weights, a step of GPT-2's width is 4 % faster and needs twice the memory for these values
+(docs/performance.md). Other devices process the batch at once.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 def activation_bytes(network: Network) -> int:
     """Bytes of intermediate values that one window's backward pass needs, to a factor of two.
 
-    Per token and block: the inputs of two layer norms, the residual stream, query, key, value and attention output (8 d),
-    GELU's input (f), and two rows of attention weights per head. A trunk that is not GPT-2 counts as one block.
+    Per token and block: the inputs of two layer norms, the residual stream, query, key, value and attention
+    output (8 d), GELU's input (f), and two rows of attention weights per head. A trunk that is not GPT-2
+    counts as one block.
     """
     config = network.trunk.config
     per_token = config.mlp_width + 8 * config.n_embd + 2 * config.n_head * network.tokens
@@ -59,7 +61,7 @@ def windows_at_once(network: Network, backend: str) -> int | None:
 
 
 def slices_and_rows(batch_size: int, micro_batch: int | None, devices: int) -> tuple[int, int]:
-    """Slices of a step, and rows of its batch once padded so that every device has equally many rows per slice."""
+    """Slices of a step, and rows of its batch, padded so that devices and slices have equally many."""
     rows = -(-batch_size // devices)  # of each device
     slices = 1 if micro_batch is None else -(-rows // max(micro_batch // devices, 1))
     return slices, slices * devices * -(-rows // slices)
@@ -68,7 +70,7 @@ def slices_and_rows(batch_size: int, micro_batch: int | None, devices: int) -> t
 def check_room(
     program: Callable[..., Any], arguments: tuple[Any, ...], *, windows: int, shardable: bool, lanes: int = 1
 ) -> None:
-    """Refuse a training program that does not fit into its devices' memory; this compiles it, and running it does not.
+    """Refuse a training program that does not fit into its devices' memory; it is compiled here, once.
 
     A program of ``pmap`` cannot be checked; memory that other programs use is not known.
 
@@ -105,13 +107,15 @@ def check_room(
     arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     working, room = memory.temp_size_in_bytes, room_per_device()
     if arrays + working > room:
-        total, own, there = (f"{size / 2**30:.2f} GiB" for size in (arrays + working, working, room))
-        what = f"a step needs {total} per device ({own} of it for intermediate values), and {there} are available"
+        need, own, there = (f"{size / 2**30:.2f} GiB" for size in (arrays + working, working, room))
+        what = (
+            f"a step needs {need} per device ({own} of it for intermediate values), and {there} are available"
+        )
         raise refuse(what, smaller_slices=arrays < room)
 
 
 def _return_compiler_memory() -> None:
-    # glibc keeps what the compiler freed, 150 MB for six blocks of GPT-2; jax does not take its arrays from there
+    # glibc keeps what the compiler freed, 150 MB for six blocks of GPT-2, where jax's arrays do not go
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
@@ -124,7 +128,7 @@ def room_per_device() -> int:
 
 
 def host_bytes() -> int:
-    """Memory of this machine or of the container that this process is in; no limit where the system has no answer."""
+    """Memory of this machine, or of the container of this process; no limit if that is not known."""
     known = hasattr(os, "sysconf")
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else sys.maxsize
     try:

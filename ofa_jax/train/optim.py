@@ -41,8 +41,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Adam or rectified Adam with PyTorch's defaults, after clipping the gradient's global norm.
 
-    Rectified Adam is optax's: it adds epsilon after the bias correction, PyTorch before, and computes the rectification
-    in float32, which is 0.6 % off at its first step, the sixth.
+    Rectified Adam is optax's: it adds epsilon after the bias correction, PyTorch before, and computes the
+    rectification in float32, which is 0.6 % off at its first step, the sixth.
     """
     optimizer = optax.adam(schedule) if name == "adam" else optax.radam(schedule)
     return optimizer if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)

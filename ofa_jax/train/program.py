@@ -25,7 +25,7 @@ from ofa_jax.windows.table import WindowTable
 
 
 def resolve_auto_batch_sizes(settings: TrainConfig, network: Network) -> TrainConfig:
-    """The settings with ``micro_batch`` and ``eval_batch_size`` chosen where absent; both change rounding only."""
+    """Settings with ``micro_batch`` and ``eval_batch_size`` chosen if absent; this changes rounding only."""
     chosen, given = windows_at_once(network, jax.default_backend()), settings.model_dump()
     if settings.micro_batch is None and chosen is not None:
         given["micro_batch"] = min(chosen, settings.batch_size)
@@ -55,7 +55,8 @@ class Program:
     A single lane has no axis: XLA's matrix products for CPUs are slower with an axis of length one.
 
     Args:
-        predict: ``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None)``; also ``scale=`` if lanes have one.
+        predict: ``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None)``; also ``scale=`` if lanes
+            have one.
         task: Windows, loss and metrics.
         frozen: Parameters that never change.
         settings: How to train; seed, learning rate and adapter scale may be each lane's own.
@@ -63,8 +64,9 @@ class Program:
         layout: The devices; default: all, as the settings say.
 
     Attributes:
-        chunk: ``(frozen, state, buffer, table, index_kb, steps, lane inputs) -> (state, losses_k)``, compiled; state,
-            index, inputs and losses are ``[v, …]`` for several lanes. Lanes that are not active keep their state.
+        chunk: ``(frozen, state, buffer, table, index_kb, steps, lane inputs) -> (state, losses_k)``,
+            compiled; state, index, inputs and losses are ``[v, …]`` for several lanes. Lanes that are not
+            active keep their state.
         rows: Rows of a padded batch, per lane.
     """
 
@@ -90,7 +92,7 @@ class Program:
             chunk = jax.vmap(chunk, in_axes=(None, 0, None, None, 0, None, 0))
             predict_lanes = jax.vmap(predict_lanes, in_axes=(None, 0, None, None))
             sums = jax.vmap(sums, in_axes=(0, None), out_axes=1)  # [b, v, …]
-        self.chunk = layout.compile_chunk(chunk)
+        self.chunk: Any = layout.compile_chunk(chunk)
         size = max((settings.eval_batch_size or EVAL_WINDOWS) // lanes, 1)
         self._predictor = WindowPredictor(predict_lanes, task, sums, batch_size=size, layout=layout)
         self.frozen, self.table = layout.place_frozen(frozen), layout.place(task.tables["train"])

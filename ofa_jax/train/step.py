@@ -47,19 +47,19 @@ def dropout_key(seed: int) -> jax.Array:
 
 
 def sample_keys(key: jax.Array, step: jax.Array, row_b: jax.Array) -> jax.Array:
-    """One key per row of the global batch, ``[b]``: depends on step and row number, not on slice or device."""
+    """One key per row of the global batch, ``[b]``: depends on step and row, not on slice or device."""
     step_key = jax.random.fold_in(key, step)
     return jax.vmap(lambda row: jax.random.fold_in(step_key, row))(row_b)
 
 
 class StepSharding(NamedTuple):
-    """How a step is distributed over devices; by default over one. :mod:`ofa_jax.train.devices` has the others.
+    """How a step is distributed over devices; default: one. :mod:`ofa_jax.train.devices` has the others.
 
     Attributes:
-        local_rows: ``[b, …] -> [b', …]``: the rows that this device processes (in a program that XLA partitions: all
-            rows, with a sharding constraint).
+        local_rows: ``[b, …] -> [b', …]``: the rows that this device processes (in a program that XLA
+            partitions: all rows, with a sharding constraint).
         total: Sums a tree of partial sums over the devices.
-        gather_frozen: The frozen tree as a step uses it; the second argument is any value that depends on the step.
+        gather_frozen: The frozen tree as a step uses it; the second argument is any value of that step.
     """
 
     local_rows: Callable[[jax.Array], jax.Array] = lambda rows: rows
@@ -85,8 +85,9 @@ def train_step(
 ) -> tuple[TrainState, jax.Array]:
     """One step: gradient of the mean loss over the trainable tree, then the optimizer's update.
 
-    The gradient is that of the *sum* of losses; slices and devices are summed, then divided by the number of losses
-    once. So neither slices nor devices change more than rounding, and masked padding rows do not count.
+    The gradient is that of the *sum* of losses; slices and devices are summed, then divided by the number of
+    losses once. So neither slices nor devices change more than rounding, and masked padding rows do not
+    count.
 
     Args:
         rows: The global batch, leaves ``[b, …]``: a :class:`Batch`, or what ``read_batch`` turns into one.
@@ -135,7 +136,7 @@ def _over_slices(
 
 
 def chunk_rows(steps: int) -> int:
-    """The k of :func:`make_chunk` for chunks of ``steps`` steps: a multiple of 32, so that shorter ones share it."""
+    """The k of :func:`make_chunk` for chunks of ``steps`` steps: a multiple of 32, so that many share it."""
     return -(-steps // 32) * 32
 
 
@@ -156,9 +157,11 @@ def make_chunk(
 ) -> Callable[..., Any]:
     """The program ``chunk(frozen, state, buffer, table, index_kb, steps, key) -> (state, losses_k)``.
 
-    The first ``steps`` of the k batches are trained on. It is a traced number, so full and partial chunks share one
-    program and one compiled loop body: results do not depend on how steps are grouped. Another k is another program,
-    which may round otherwise (k = 1 does), so take k from :func:`chunk_rows`. ``state`` is donated, ``frozen`` never is.
+    The first ``steps`` of the k batches are trained on. It is a traced number, so full and partial chunks
+    share one
+    program and one compiled loop body: results do not depend on how steps are grouped. Another k is another
+    program, which may round otherwise (k = 1 does), so take k from :func:`chunk_rows`. ``state`` is donated,
+    ``frozen`` never is.
     """
 
     def read_batch(buffer: jax.Array, table: WindowTable, index_b: jax.Array, keys_b: jax.Array) -> Batch:

@@ -1,4 +1,4 @@
-"""A sweep's cells are the runs that their settings describe, whatever the padding, the places in a program and interruptions."""
+"""A sweep's cells are the runs that their settings describe, whatever padding, lanes and interruptions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ AXES = Axes(
     ranks=(1, 4, 20), seeds=3
 )  # two buckets; 20 is more than the head's 8 outputs and the trunk's width of 16
 
-# Twenty-one steps of Adam turn a last digit into a part of a step where a gradient is near zero; a step is 0.01. Another batch order,
+# Twenty-one steps of Adam turn a last digit into a part of a step where a gradient is near zero; a step is
+# 0.01. Another batch order,
 # another dropout key or another scale gives differences above 0.05.
 CLOSE = {"rtol": 0, "atol": 1e-4}
 
@@ -96,7 +97,7 @@ def alone(
 def swept(
     request: pytest.FixtureRequest, tiny: Any, source: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """AXES, one adapter at a time, and two: three groups of the first bucket, two of the second, of which one has an idle place."""
+    """AXES, one adapter at a time, and two: three and two groups, of which the last has an idle lane."""
     out = tmp_path_factory.mktemp("swept") / "sweep"
     run_sweep(tiny.experiment(source, *DROPPING), AXES, out, SilentReporter(), at_once=request.param)
     return out
@@ -215,7 +216,7 @@ def trainer_of(experiment: Experiment, axes: Axes, folder: Path, *, lanes: int, 
 
 @pytest.mark.parametrize("optimizer", ["adam", "radam"])
 def test_padding_never_moves(tiny: Any, source: Path, tmp_path: Path, optimizer: str) -> None:
-    """Eight steps: rectified Adam takes its first rectified one as the sixth. Dropout and the limit on the norm are on."""
+    """Eight steps, of which rectified Adam rectifies from the sixth on, with dropout and clipping."""
     experiment = tiny.experiment(
         source, *DROPPING, f"train.optimizer={optimizer}", "train.clip_norm=0.1", "train.chunk=7"
     )
@@ -268,7 +269,7 @@ def test_an_adapter_that_has_ended_changes_no_more(tiny: Any, source: Path, tmp_
 
 @pytest.mark.slow  # three training programs
 def test_each_cell_has_its_own_patience_and_best_epoch(tiny: Any, source: Path, tmp_path: Path) -> None:
-    """The first overshoots in its last epoch; a step size of 1e-30 changes no number, so its first epoch stays the best."""
+    """The first overshoots in its last epoch; with a rate of 1e-30 the first epoch stays the best."""
     rates, settings = (0.01, 1e-30), ("train.patience=2", "train.epochs=6", "train.schedule=constant", PLAIN)
     axes, out = Axes(ranks=(4,), learning_rates=rates), tmp_path / "sweep"
     table = run_sweep(tiny.experiment(source, *settings), axes, out, SilentReporter(), at_once=2).cells
@@ -407,7 +408,7 @@ def undisturbed(tiny: Any, source: Path, tmp_path_factory: pytest.TempPathFactor
 def test_stopped_or_killed_and_continued_ends_with_the_same_bits(
     tiny: Any, source: Path, undisturbed: Path, tmp_path: Path, how: str, chunks: int, lost: int
 ) -> None:
-    """Three chunks an epoch, nine a group. A kill loses the chunks since the last checkpoint, and logs are cut back to it."""
+    """Three chunks an epoch, nine a group. A kill loses the chunks since the last checkpoint."""
     out, experiment = tmp_path / "sweep", tiny.experiment(source)
     with pytest.raises((Interrupted, Killed)) as caught:
         run_sweep(experiment, PAIRS, out, Listener(**{f"{how}_after": chunks}), at_once=2)
@@ -531,7 +532,7 @@ def test_baselines_are_trained_and_kept(
 
 
 def test_alpha_0_one_window_and_one_channel_work(tiny: Any, tmp_path: Path) -> None:
-    """Scale 0 gives gradient 0: the adapters stay where they started, and so the first epoch stays the best."""
+    """Scale 0 gives gradient 0: the adapters keep their initial values, the first epoch stays the best."""
     source = tmp_path / "one.csv"
     times = pd.date_range("2024-01-01", periods=64, freq="h").strftime("%Y-%m-%dT%H:%M:%S")
     pd.DataFrame({"date": times, "a": np.sin(np.arange(64))}).to_csv(source, index=False)

@@ -1,4 +1,4 @@
-"""Ten steps of a real configuration with dropout on, in a process of its own: how the tests see several devices and processes.
+"""Ten steps of a real configuration with dropout, as a script for several devices and processes.
 
     python ten_steps.py OUT.npz LAYOUT …            each layout such as jit4, pmap2, jit4-fsdp2, jit2-micro7
     python ten_steps.py OUT.npz LAYOUT ADDRESS 2 1  the same as process 1 of 2

@@ -1,4 +1,4 @@
-"""Many devices, the numbers of one: ten steps of a real configuration with dropout on, divided in every way there is."""
+"""Many devices, the numbers of one: ten steps of a real configuration with dropout, in every layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ofa_jax.train.devices import Layout, frozen_sharding, make_layout, put
 
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
 TOLERANCE = 2e-5
-"""Of a leaf's largest number: float32 sums in another order, over ten steps of Adam, which passes small gradients' rounding on."""
+"""Of a leaf's largest number: float32 sums in another order over ten steps of Adam."""
 
 LAYOUTS = (
     "jit1",
@@ -200,14 +200,15 @@ from ofa_jax.train.loop import fit
 from ofa_jax.train.devices import make_layout
 
 tiny, out = Tiny(), pathlib.Path(sys.argv[3])
-experiment = tiny.experiment("unused", "train.batch_size=30", "trunk.dropout=0.1", "adapters.dropout=0.1", "train.epochs=2")
-task = prepare_frame(tiny.frame(), experiment.data, experiment.task).task
-model = build_model(experiment)
+experiment = tiny.experiment("unused", "train.batch_size=30", "trunk.dropout=0.1", "adapters.dropout=0.1",
+"train.epochs=2") task = prepare_frame(tiny.frame(), experiment.data, experiment.task).task model =
+build_model(experiment)
 
 def run(folder, kind, devices, listener):
     return fit(
-        model.predict, task, frozen=model.frozen, trainable=model.trainable, settings=experiment.train, reporter=listener,
-        checkpoints=Checkpoints(out / folder), layout=make_layout(kind, devices=jax.devices()[:devices]),
+        model.predict, task, frozen=model.frozen, trainable=model.trainable, settings=experiment.train,
+        reporter=listener, checkpoints=Checkpoints(out / folder), layout=make_layout(kind,
+        devices=jax.devices()[:devices]),
     )
 
 undisturbed = run("undisturbed", "jit", 4, Listener())

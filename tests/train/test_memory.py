@@ -107,7 +107,7 @@ def test_a_network_s_tokens_are_those_its_trunk_sees(network):
 
 
 def test_estimates_are_near_what_is_kept_and_read(tiny):
-    """Weights to the byte; intermediate values to a factor of two of what jax keeps for the backward pass of a deeper trunk."""
+    """Weights to the byte; intermediate values to a factor of two of what jax keeps for the backward pass."""
     model = build_model(tiny.experiment("unused.csv"))
     kernels = sum(
         leaf.nbytes

@@ -14,7 +14,7 @@ import pytest
 from ofa_jax.train.optim import make_optimizer, make_schedule
 
 TORCH_COSINE = [1e-2, 7.5000025e-3, 2.5000075e-3, 1e-8, 2.5000075e-3]
-"""``CosineAnnealingLR(T_max=3, eta_min=1e-8)`` from 1e-2, epochs 0 to 4: lowest + (highest - lowest) (1 + cos(pi epoch / 3)) / 2."""
+"""``CosineAnnealingLR(T_max=3, eta_min=1e-8)`` from 1e-2, epochs 0 to 4."""
 
 
 def test_the_cosine_is_that_of_torch():
@@ -96,13 +96,14 @@ def test_twenty_steps_of_adam_are_those_of_torch(size):
         weight.grad = torch.from_numpy(gradient)
         optimizer.step()
         wanted = weight.detach().numpy()
-        # float32 on both sides; optax corrects in float32, PyTorch in float64: 1 - 0.999**step loses four digits
+        # float32 on both sides; optax corrects in float32, PyTorch in float64: 1 - 0.999**step loses four
+        # digits
         atol = 1e-4 * np.abs(wanted).max()
         np.testing.assert_allclose(found[step], wanted, rtol=0, atol=atol, err_msg=f"step {step + 1}")
 
 
 def clipped(limit: float | None, gradient: Any) -> Any:
-    """The first update over minus the rate, which is so low that only gradients meet limits: RAdam's first step is the gradient."""
+    """The first update over minus the rate: RAdam's first step is the gradient."""
     optimizer = make_optimizer("radam", lambda count: 2.0**-20, limit)
     gradient = jax.tree.map(jnp.float32, gradient)
     updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(gradient), gradient)
@@ -141,7 +142,7 @@ def test_the_limit_is_that_of_torch(size):
 
 @pytest.mark.parametrize(("name", "first"), [("adam", -0.1), ("radam", -0.05)])
 def test_names_choose_the_optimizer(name, first):
-    """A constant gradient of 0.5 at rate 0.1: Adam moves by the rate at once, RAdam by the gradient until it is rectified."""
+    """A constant gradient of 0.5 at rate 0.1: Adam moves by the rate, RAdam first by the gradient."""
     optimizer = make_optimizer(name, lambda count: 0.1)
     moves = np.diff(steps_of(optimizer, [np.full(1, 0.5, np.float32)] * 6), axis=0, prepend=0)[:, 0]
     np.testing.assert_allclose(moves[:5], first, rtol=1e-4)  # the corrections of optax.adam lose four digits

@@ -1,4 +1,4 @@
-"""Stopped, killed, damaged: whatever happens to a run, going on gives the bits of the undisturbed one, or an error that says why not."""
+"""Stopped, killed, damaged: a resumed run gives the bits of the undisturbed one, or a clear error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STEPS = 21  # 3 epochs of 7
 
 
 class Listener(SilentReporter):
-    """Keeps the notices, and sends this process a signal after some chunks or at the end of an epoch's validation."""
+    """Keeps the notices, and sends a signal after some chunks or at the end of an epoch's validation."""
 
     def __init__(
         self, *, after_chunks: int | None = None, in_epoch: int | None = None, number: int = signal.SIGTERM
@@ -415,13 +415,13 @@ def test_a_loss_that_explodes_late_names_the_last_good_checkpoint(tiny, source, 
     monkeypatch.setattr(forecasting, "FORECAST_LOSSES", {"mse": unsound})
     with pytest.raises(
         TrainError,
-        match=r"the loss became inf at step 14 \(learning rate 0\.0075\)\. The last good checkpoint is at step 13",
+        match=r"the loss became inf at step 14 \(learning rate 0\.0075\)\. The last good .* step 13; use",
     ):
         train_run(tiny.experiment(source), stopped, Listener())
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tiny, source, tmp_path, monkeypatch):
-    """The loss of a step is finite, but its gradient is not: the state after it must not become the last good checkpoint."""
+    """The loss of a step is finite, its gradient is not: the state after it must not be saved."""
     import jax
 
     from ofa_jax.tasks import forecast as forecasting

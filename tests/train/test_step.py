@@ -187,7 +187,7 @@ def test_slices_give_the_numbers_of_the_whole_batch(dropping, slices, rows):
 
 
 def test_memory_is_that_of_a_slice(setting):
-    """Compiled, not run: a batch of 2048 windows of 862 channels, 32 at a time, needs little more than one of 32."""
+    """Compiled, not run: 2048 windows of 862 channels, 32 at a time, need little more than 32 windows."""
     channels, length = 862, 96
     spec = WindowSpec(length, 0, univariate=False)
     frozen = {"kernel": jax.ShapeDtypeStruct((channels, 64), jnp.float32)}
@@ -223,8 +223,9 @@ def test_golden_metrics_of_one_step(setting, chunk):
     for path, factors in state.trainable["adapters"].items():
         found[path] = float(sum(np.abs(np.asarray(leaf, np.float64)).sum() for leaf in factors.values()))
     assert found == pytest.approx(GOLDEN, rel=1e-6), (
-        "one step gives other numbers than before. If that is meant (another initialisation, order, dropout or optimiser), say so in "
-        f"CHANGELOG.md and write these as GOLDEN: { {name: float(f'{value:.7g}') for name, value in found.items()} }"
+        "one step gives other numbers than before. If that is meant (another initialization, order, dropout, "
+        "optimizer), say so in CHANGELOG.md and write these as GOLDEN: "
+        f"{ {name: float(f'{value:.7g}') for name, value in found.items()} }"
     )
 
 
@@ -282,7 +283,7 @@ def random_targets(batch: Batch, keys_b: jax.Array) -> Batch:
 
 
 def target_sums(setting: Setting, length: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of each row's random targets after so many steps, ``[32]``, and the losses: a row's gradient is its target."""
+    """The sum of each row's random targets after so many steps, ``[32]``, and the losses."""
 
     def predict(frozen, trainable, x, x_mask, *, dropout_keys=None):
         return jnp.broadcast_to(trainable["v"][:, None, None], (32, setting.task.spec.horizon, 1))
@@ -366,7 +367,8 @@ def test_rectified_adam_behind_a_limit_trains_through_the_chunk(tiny):
     assert all(
         np.any(np.asarray(after[path]) != leaf) for path, leaf in flatten(used.model.trainable).items()
     )
-    # three steps that are not rectified: each moves by the mean of gradients whose norm is at most 0.5, at rate 0.01
+    # three steps that are not rectified: each moves by the mean of gradients whose norm is at most 0.5, at
+    # rate 0.01
     moved = sum(
         np.square(np.asarray(after[path]) - leaf).sum()
         for path, leaf in flatten(used.model.trainable).items()

@@ -19,10 +19,9 @@ from ofa_jax.data.synthetic import hourly_load
 from ofa_jax.model import trees
 from ofa_jax.tasks.base import Task
 from ofa_jax.tasks.forecast import forecast_task, prepare_frame
-from ofa_jax.train.devices import check_room
-from ofa_jax.train.events import EventLog
+from ofa_jax.train.lanes import Lane
 from ofa_jax.train.loop import Trainer
-from ofa_jax.train.memory import settled
+from ofa_jax.train.program import Program, resolve_auto_batch_sizes
 from ofa_jax.train.progress import SilentReporter
 from ofa_jax.windows.batch import gather
 from ofa_jax.windows.order import IndexStream
@@ -96,18 +95,10 @@ def training_step(experiment: Experiment, task: Task, model: Model, steps: int =
     This is the one place where the suite meets the package's step.
     """
     losses = LastLoss()
-    trainer = Trainer(
-        model.predict,
-        task,
-        model.frozen,
-        model.trainable,
-        settled(experiment.train, model.network),
-        losses,
-        EventLog(None),
-        None,
-        None,
-    )
-    check_room(trainer.chunk, trainer.arguments(0), trainer.settings)
+    settings = resolve_auto_batch_sizes(experiment.train, model.network)
+    program = Program(model.predict, task, model.frozen, settings)
+    trainer = Trainer(program, [Lane(model.trainable, settings.seed)], reporter=losses)
+    trainer.check_room()
 
     def step() -> float:
         trainer.run_chunk(steps)

@@ -1,4 +1,4 @@
-"""What a sweep trains: combinations of rank, seed and other settings of the adapters, each as a run's settings."""
+"""The cells of a sweep: combinations of rank, seed and other settings, each as the settings of a run."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Axes:
 
     Attributes:
         ranks: Values of ``adapters.rank``.
-        seeds: Number of seeds. Seed k, from 0, adds k to ``train.seed`` (batch order, dropout) and ``adapters.seed``
-            (initial adapters). Frozen random layers and a random trunk, drawn from ``network.seed`` and
-            ``trunk.random.seed``, are the same in all cells.
+        seeds: Number of seeds. Seed k, from 0, adds k to ``train.seed`` (batch order, dropout) and
+            ``adapters.seed`` (initial adapters). Frozen random layers and a random trunk, drawn from
+            ``network.seed`` and ``trunk.random.seed``, are the same in all cells.
         alphas: Values of ``adapters.alpha``.
         scalings: Values of ``adapters.scaling``.
         inits: Values of ``adapters.init``.
@@ -161,7 +161,7 @@ def parse_axes(
 
 
 def groups_of(cells: Sequence[Cell], at_once: Mapping[int, int]) -> list[Group]:
-    """The cells by bucket, from small ranks to large, in groups of one size per bucket with as few idle lanes as possible.
+    """The cells by bucket, from small ranks to large, in groups of one size with few idle lanes.
 
     Args:
         cells: All cells.
@@ -181,9 +181,9 @@ def groups_of(cells: Sequence[Cell], at_once: Mapping[int, int]) -> list[Group]:
 def adapters_at_once(network: Network, trainable_bytes: int, batch: int, backend: str) -> int:
     """Default number of adapters to train together.
 
-    One on a CPU: several gain nothing there (tools/bench.py, section ``sweep``), and idle or ended ones would cost time.
-    Elsewhere as many as fit into half the device's memory, by estimate: of each the parameters, two moments, the
-    gradient and the best tree, and the intermediate values of a batch.
+    One on a CPU: several gain nothing there (tools/bench.py, section ``sweep``), and idle or ended ones would
+    cost time. Elsewhere as many as fit into half the device's memory, by estimate: of each the parameters,
+    two moments, the gradient and the best tree, and the intermediate values of a batch.
 
     Args:
         network: Their common network.

@@ -1,4 +1,4 @@
-"""A sweep: many adapters on one network and one data set, trained by one program per bucket of ranks, in one folder.
+"""A sweep: many adapters on one network and one data set, in one folder.
 
 ::
 
@@ -10,10 +10,10 @@
       checkpoints/        of the group of cells that is being trained
       controls/           trained baselines, if requested
 
-A sweep uses one device. A cell that diverges ends alone, without metrics or bundle. Any other cell is the run that
-``ofa-jax train`` makes of its config.yaml: the same batches, dropout, steps, patience and choice of the best epoch.
-Parameters differ by rounding, since a product over padded ranks is summed in another order; where two epochs score
-almost the same, rounding may decide which is the best.
+A sweep uses one device. A cell that diverges ends alone, without metrics or bundle. Any other cell is the run
+that ``ofa-jax train`` makes of its config.yaml: the same batches, dropout, steps, patience and choice of the
+best epoch. Parameters differ by rounding, since a product over padded ranks is summed in another order; where
+two epochs score almost the same, rounding may decide which is the best.
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ class Sweep:
     def cells(self) -> pd.DataFrame:
         """A row per finished cell, in the order of the axes.
 
-        Columns are ``rank, alpha, scaling, init, learning_rate, seed, trainable, bytes, best_epoch, epochs``, then the
-        ``validation_`` and ``test_`` metrics of the best epoch (NaN where the cell diverged), ``cell`` (its folder) and
-        ``ended`` (why).
+        Columns are ``rank, alpha, scaling, init, learning_rate, seed, trainable, bytes, best_epoch, epochs``,
+        then the ``validation_`` and ``test_`` metrics of the best epoch (NaN where the cell diverged),
+        ``cell`` (its folder) and ``ended`` (why).
         """
         import pandas as pd
 
@@ -117,7 +117,7 @@ class Sweep:
 
     @property
     def metric(self) -> str:
-        """The column that figures show: the test value of the validation objective, or the first test metric."""
+        """The column that figures show: the objective on the test part, or the first test metric."""
         columns = [name for name in self.cells.columns if name.startswith("test_")]
         objective = f"test_{self.content.objective}"
         return objective if objective in columns else columns[0]
@@ -179,7 +179,7 @@ def run_sweep(
         baselines: Also train the task's baselines, once, and keep them.
 
     Raises:
-        ConfigError: A value of an axis is wrong, the rules adapt no layer, or the folder's sweep has other settings.
+        ConfigError: An axis is wrong, the rules adapt no layer, or the folder's sweep has other settings.
         CheckpointError: The folder is locked or not a sweep's, or its checkpoints are damaged.
         TrainError: A step does not fit into memory.
         Interrupted: A signal asked for a stop; everything is saved.
@@ -380,8 +380,8 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation (n − 1) over the seeds: a row per combination of the other axes.
 
     Returns:
-        Columns ``rank, alpha, scaling, init, learning_rate, trainable, bytes, seeds`` and, for each metric, ``NAME`` (mean)
-        and ``NAME_std``. Diverged cells count in none of them.
+        Columns ``rank, alpha, scaling, init, learning_rate, trainable, bytes, seeds`` and, for each metric,
+        ``NAME`` (mean) and ``NAME_std``. Diverged cells count in none of them.
     """
     metrics = [name for name in cells.columns if name.startswith(("validation_", "test_"))]
     grouped = cells.groupby([*_COLUMNS, "trainable", "bytes"], sort=False)

@@ -1,21 +1,22 @@
 """Adapters of different rank in one program: padded to one width, trained as lanes.
 
 **Padding.** Adapters of ranks r ≤ w are brought to one width w: ``a: [in, r]`` gets w − r columns of zeros,
-``b: [r, out]`` as many rows of zeros. They change no number and never move, whatever else is trained, dropped out or
-clipped. For a dense layer with input ``x`` (after dropout), output gradient ``g`` and scale ``s``, and padded column j:
+``b: [r, out]`` as many rows of zeros. They change no number and never move, whatever else is trained, dropped
+out or clipped. For a dense layer with input ``x`` (after dropout), output gradient ``g`` and scale ``s``, and
+padded column j:
 
 - forward, ``s (x a) b`` receives ``s (x a_j) b_j``, where ``a_j`` and ``b_j`` are zeros: nothing is added;
-- backward, ``∂a_j = s xᵀ (g b_jᵀ)`` has the factor ``b_j`` and ``∂b_j = s (x a_j)ᵀ g`` the factor ``x a_j``: sums of
-  products with zero, so exactly zero while x and g are finite. In an embedding a row of ``a`` replaces ``x a``, with
-  the same result;
+- backward, ``∂a_j = s xᵀ (g b_jᵀ)`` has the factor ``b_j`` and ``∂b_j = s (x a_j)ᵀ g`` the factor ``x a_j``:
+  sums of products with zero, so exactly zero while x and g are finite. In an embedding a row of ``a``
+  replaces ``x a``, with the same result;
 - a zero gradient leaves the global norm as it is, and clipping multiplies it by a number;
-- Adam's and RAdam's means of gradients that were always zero are zero, and so is their update for any denominator.
+- the moments of Adam and RAdam of gradients that were always zero are zero, and so are their updates.
 
-By induction over the steps the zeros stay. Only the order in which a product over w columns is summed may differ from
-that over r columns: rounding.
+By induction over the steps the zeros stay. Only the order in which a product over w columns is summed may
+differ from that over r columns: rounding.
 
-**Buckets.** Padding costs time, so ranks share a width within a bucket (:func:`bucket`), and every bucket has its own
-program.
+**Buckets.** Padding costs time, so ranks share a width within a bucket (:func:`bucket`), and every bucket has
+its own program.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class SweepPrograms:
 
 
 def final_metrics(trainer: Trainer, split: Split) -> list[dict[str, float] | None]:
-    """The metrics of a split for each lane's best tree, None where it diverged; all lanes are evaluated together."""
+    """The metrics of a split for each lane's best tree, None where it diverged; evaluated together."""
     known: dict[int, tuple[WindowTable, Sequence[Sums]]] = {}
 
     def score(number: int) -> Callable[[WindowTable], Sums]:
