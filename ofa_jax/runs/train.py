@@ -36,7 +36,14 @@ from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import EventLog, read_events
 from ofa_jax.train.loop import FitResult, Params, Progress, Reporter, fit
 from ofa_jax.train.memory import settled
-from ofa_jax.train.processes import LedCheckpoints, check_alike, from_leader, leads, peers_needed, together
+from ofa_jax.train.processes import (
+    MultiProcessCheckpoints,
+    broadcast_from_main,
+    check_alike,
+    detect_lost_peers,
+    is_main_process,
+    raise_together,
+)
 from ofa_jax.train.progress import SilentReporter
 
 CONFIG_FILE = "config.yaml"
@@ -102,24 +109,24 @@ def train_run(
         OfaError: As :func:`~ofa_jax.tasks.prepare.prepare`, :func:`~ofa_jax.build.build_model` and
             :func:`~ofa_jax.train.loop.fit`.
     """
-    out, leader = Path(out), leads()
+    out, leader = Path(out), is_main_process()
     reporter = reporter if leader else SilentReporter()
-    with peers_needed(), contextlib.ExitStack() as held:
+    with detect_lost_peers(), contextlib.ExitStack() as held:
         begun = None
-        with together("opening the run folder"):
+        with raise_together("opening the run folder"):
             if leader:
                 held.enter_context(run_folder(out))
                 begun = dump_experiment(read_config(out)[0]) if (out / CONFIG_FILE).exists() else None
-        begun = json.loads(from_leader(json.dumps(begun).encode()))
+        begun = json.loads(broadcast_from_main(json.dumps(begun).encode()))
         experiment = resolved(experiment, None if begun is None else build_experiment(begun))
-        with together("reading data and trunk"):
+        with raise_together("reading data and trunk"):
             data = read_data(experiment)
             experiment = experiment.model_copy(update={"task": data.settings})
             for notice in data.notices:
                 reporter.notice(notice)
             model = build_model(experiment)
         check_alike(_told_apart_by(experiment, provenance(model, data)))
-        with together("beginning the run"):
+        with raise_together("beginning the run"):
             recorded = begin_or_check(out, experiment, model, data, reporter) if leader else experiment
         checkpoints = Checkpoints(out / CHECKPOINTS, saved=saved) if leader else None
         try:
@@ -131,13 +138,13 @@ def train_run(
                 settings=settled(experiment.train, model.network),
                 reporter=reporter,
                 log=EventLog(out / METRICS_FILE if leader else None),
-                checkpoints=LedCheckpoints(checkpoints),
+                checkpoints=MultiProcessCheckpoints(checkpoints),
                 keep_best=BundleWriter(out / BUNDLE, recorded, model, data) if leader else None,
             )
         finally:
             if checkpoints is not None:
                 checkpoints.close()
-        with together("keeping the bundle"):
+        with raise_together("keeping the bundle"):
             if leader and saved is not None:
                 saved()
         return result

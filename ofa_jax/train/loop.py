@@ -36,7 +36,7 @@ from ofa_jax.train.devices import Layout, check_room, make_layout, slices_and_ro
 from ofa_jax.train.events import EventLog
 from ofa_jax.train.memory import EVAL_WINDOWS
 from ofa_jax.train.optim import learning_rate, make_optimizer
-from ofa_jax.train.processes import LedCheckpoints, largest, together
+from ofa_jax.train.processes import MultiProcessCheckpoints, max_over_processes, raise_together
 from ofa_jax.train.step import (
     Params,
     Predict,
@@ -166,7 +166,7 @@ class Evaluator:
 
 def keep(keep_best: Callable[[Params, Progress], None] | None, best: Params, progress: Progress) -> None:
     """Hand the best tree to whoever keeps it; with several processes only the leader has somebody, and all wait for it."""
-    with together("writing the bundle"):
+    with raise_together("writing the bundle"):
         if keep_best is not None:
             keep_best(best, progress)
 
@@ -183,7 +183,7 @@ class Trainer:
         settings: TrainConfig,
         reporter: Reporter,
         log: EventLog,
-        checkpoints: Checkpoints | LedCheckpoints | None,
+        checkpoints: Checkpoints | MultiProcessCheckpoints | None,
         keep_best: Callable[[Params, Progress], None] | None,
         layout: Layout | None = None,
     ) -> None:
@@ -272,7 +272,7 @@ class Trainer:
         """Train until the last epoch, until patience ends, or until a signal asks to stop."""
         last = self.settings.epochs * self.epoch_steps
         if not self.progress.finished:
-            with together("finding room for a step"):
+            with raise_together("finding room for a step"):
                 check_room(self.chunk, self.arguments(0), self.settings)
         while not self.progress.finished:
             epoch, position = divmod(self.progress.step, self.epoch_steps)
@@ -298,7 +298,7 @@ class Trainer:
                     best_epoch=self.progress.best_epoch,
                 )
             self.save()
-            self.stop(*largest(request.signal_number))
+            self.stop(*max_over_processes(request.signal_number))
 
     def run_epoch(self, position: int, request: StopRequest) -> None:
         """Train from a step of the epoch to its end, saving when it is time or a signal asks for it."""
@@ -308,7 +308,7 @@ class Trainer:
             position += steps
             if position < self.epoch_steps:
                 overdue = time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes
-                signal_number, due = largest(request.signal_number, overdue)
+                signal_number, due = max_over_processes(request.signal_number, overdue)
                 if signal_number or due:
                     self.save()
                 self.stop(signal_number)
@@ -430,7 +430,7 @@ def fit(
     settings: TrainConfig,
     reporter: Reporter,
     log: EventLog | None = None,
-    checkpoints: Checkpoints | LedCheckpoints | None = None,
+    checkpoints: Checkpoints | MultiProcessCheckpoints | None = None,
     keep_best: Callable[[Params, Progress], None] | None = None,
     layout: Layout | None = None,
 ) -> FitResult:
