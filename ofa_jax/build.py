@@ -74,7 +74,7 @@ def _predict(
     dropout_keys: jax.Array | None = None,
     scale: jax.Array | None = None,
 ) -> jax.Array:
-    def apply(params: Any, *xs: Any, dropout_keys: jax.Array | None = None) -> jax.Array:
+    def apply(params: Any, *xs: Any, dropout_keys: jax.Array | None = None) -> Any:
         return network.apply({"params": params}, *xs, dropout_keys=dropout_keys)
 
     adapted = with_adapters(apply, lora, scale=scale)

@@ -68,6 +68,7 @@ def compare(
     baselines: Path | None = None,
     reporter: Reporter = SILENT,
     only: tuple[str, ...] | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> Comparison:
     """Score the model, baselines without parameters and, given a folder for them, trained baselines.
 
@@ -78,10 +79,12 @@ def compare(
         baselines: Folder where trained baselines are kept; default: none are trained.
         reporter: Progress reporter; default: silent.
         only: Names of trained baselines; default: all.
+        metrics: The model's metrics, if they are known already.
     """
     task, experiment, network = data.task, loaded.experiment, loaded.model.network
     wanted = trained_baselines(experiment, data, only=only) if baselines is not None else []
-    rows = [Row(model_name(loaded), evaluate(loaded, data, split), footprint(experiment).trainable)]
+    metrics = evaluate(loaded, data, split) if metrics is None else metrics
+    rows = [Row(model_name(loaded), metrics, footprint(experiment).trainable)]
     rows += baseline_rows(
         experiment, network, data, split=split, wanted=wanted, folder=baselines, reporter=reporter
     )

@@ -86,7 +86,7 @@ def evaluate(
     folder = run / BASELINES if baselines or controls or only else None
     with console_reporter() as reporter:
         if not is_finished(run):
-            epoch = loaded.meta["best_epoch"]
+            epoch = loaded.record.best_epoch
             reporter.notice(f"training has not finished; scoring the best epoch so far, {epoch}")
         comparison = compare(
             loaded, data, split=split, baselines=folder, reporter=reporter, only=only or None

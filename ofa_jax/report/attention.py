@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.build import Model
 from ofa_jax.errors import ConfigError
-from ofa_jax.model.gpt2 import Attention
+from ofa_jax.model.gpt2 import GPT2Trunk
 from ofa_jax.plots.run import attention_by_patch
 from ofa_jax.report.forecasts import Evaluation
 from ofa_jax.report.parts import Section, number, picture
@@ -23,7 +22,7 @@ ATTENTION_WINDOWS = 32
 def attention_section(evaluation: Evaluation) -> Section:
     """Attention between patches, averaged over some test windows."""
     model, size, title = evaluation.loaded.model, evaluation.table.size, "Attention"
-    if model.network.kind != "gpt2":
+    if not isinstance(model.network.trunk, GPT2Trunk):
         return Section("attention", title, ["The network has no GPT-2, so there is no causal attention."])
     count = min(ATTENTION_WINDOWS, size)
     windows = evaluation.windows(np.linspace(0, size - 1, count).astype(int))
@@ -53,7 +52,7 @@ def attention_weights(
 ) -> np.ndarray:
     """The trunk's attention weights on some windows, dropout off, averaged over the windows.
 
-    They are recomputed from the queries and keys of each layer, with the adapters merged into the weights.
+    The adapters are merged into the weights.
 
     Args:
         model: A network with GPT-2 in it.
@@ -66,45 +65,20 @@ def attention_weights(
     Raises:
         ConfigError: The network has no GPT-2.
     """
-    if model.network.kind != "gpt2":
-        raise ConfigError(
-            "the network has no GPT-2, so there is no causal attention to show", where="trunk.source"
-        )
-    network: Any = model.network
-    network = network.clone(remat=False)  # within a recomputed block nothing can be read off
+    network = model.network
+    if not isinstance(network.trunk, GPT2Trunk):
+        what = "the network has no GPT-2, so there is no causal attention to show"
+        raise ConfigError(what, where="trunk.source")
+    network = network.clone(
+        trunk=network.trunk.clone(remat=False)
+    )  # a recomputed block keeps no intermediates
 
     def run(params: dict[str, Any], x_btc: jax.Array, x_mask: jax.Array | None) -> jax.Array:
-        layers: dict[int, jax.Array] = {}
+        _, kept = network.apply({"params": params}, x_btc, x_mask, mutable=["intermediates"])
+        blocks = kept["intermediates"]["gpt2"]["h"]
+        return jnp.stack(
+            [blocks[name]["attn"]["weights"][0].mean(axis=0) for name in sorted(blocks, key=int)]
+        )
 
-        def read_off(call: Any, args: tuple, kwargs: dict, context: Any) -> jax.Array:
-            output = call(*args, **kwargs)
-            parent = context.module.parent
-            if (
-                context.method_name == "__call__"
-                and context.module.name == "c_attn"
-                and isinstance(parent, Attention)
-            ):
-                layers[parent.index] = _weights(output, parent)
-            return output
-
-        with nn.intercept_methods(read_off):
-            network.apply({"params": params}, x_btc, x_mask)
-        return jnp.stack([layers[index].mean(axis=0) for index in sorted(layers)])
-
-    return np.asarray(
-        jax.jit(run)(model.merged(), jnp.asarray(x_btc), None if x_mask is None else jnp.asarray(x_mask))
-    )
-
-
-def _weights(qkv_mnd: jax.Array, layer: Attention) -> jax.Array:
-    """``[m, heads, n, n]`` float32 from a layer's queries, keys and values side by side ``[m, n, 3 d]``."""
-    config = layer.config
-    query, key = (
-        part.reshape(*part.shape[:2], config.n_head, -1) for part in jnp.split(qkv_mnd, 3, axis=-1)[:2]
-    )
-    scale = query.shape[-1] ** -0.5 if config.scale_attn_weights else 1.0
-    if config.scale_attn_by_inverse_layer_idx:
-        scale /= layer.index + 1
-    scores = scale * jnp.einsum("mqae,mkae->maqk", query, key, preferred_element_type=jnp.float32)
-    causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
-    return jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1)
+    mask = None if x_mask is None else jnp.asarray(x_mask)
+    return np.asarray(jax.jit(run)(model.merged(), jnp.asarray(x_btc), mask))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -12,15 +12,13 @@ import numpy as np
 import pandas as pd
 
 from ofa_jax.baselines.compare import model_name
-from ofa_jax.baselines.controls import untrained_controls
 from ofa_jax.plots import run as plots
 from ofa_jax.report.parts import Picture, Section, Table, best_median_worst, number, picture
-from ofa_jax.runs.train import Loaded
-from ofa_jax.tasks.base import Score, Sums, Task, TaskData
+from ofa_jax.runs.bundle import LoadedModel
+from ofa_jax.tasks.base import Outputs, Predict, Score, Sums, Task, TaskData
 from ofa_jax.tasks.losses import symmetric_terms
-from ofa_jax.train.devices import as_devices_allow, make_layout
-from ofa_jax.train.loop import Evaluator, Predict
-from ofa_jax.train.memory import settled
+from ofa_jax.train.evaluate import WindowPredictor
+from ofa_jax.train.program import evaluation_options
 from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowTable
 
@@ -30,14 +28,12 @@ SLICE = 8192
 HISTORY = 3
 """Horizons of history in a figure, at most."""
 
-Outputs = Callable[[Any, Batch], dict[str, jax.Array]]
-
 
 @dataclass(frozen=True)
 class Evaluation:
     """A model and the data that it is evaluated on."""
 
-    loaded: Loaded
+    loaded: LoadedModel
     data: TaskData
 
     @property
@@ -51,11 +47,11 @@ class Evaluation:
 
     def predictor(self, outputs: Outputs, predict: Predict | None = None) -> Score:
         """Outputs for every window of a table, by the model or by a function without parameters."""
-        model, settings = self.loaded.model, settled(self.loaded.experiment.train, self.loaded.model.network)
-        task, layout = replace(self.task, sums=outputs), make_layout(as_devices_allow(settings))
-        evaluator = Evaluator(predict or model.predict, task, settings.eval_batch_size, layout)
+        model = self.loaded.model
+        options = evaluation_options(self.loaded.experiment.train, model.network)
+        predictor = WindowPredictor(predict or model.predict, self.task, outputs, **options)
         frozen, trainable = (model.frozen, model.trainable) if predict is None else ({}, {})
-        return lambda table: evaluator(table, frozen, trainable)
+        return lambda table: predictor(table, frozen, trainable)
 
     def windows(self, places: Iterable[int]) -> list[dict[str, np.ndarray]]:
         """Some test windows as the network saw them: ``x, x_mask, y, y_mask, prediction``."""
@@ -65,7 +61,7 @@ class Evaluation:
             return {**{name: getattr(batch, name) for name in shown}, "prediction": prediction}
 
         rows = np.asarray(list(places))
-        found = self.predictor(outputs)(take(self.table, rows))
+        found = self.predictor(outputs)(self.table.take(rows))
         return [{name: values[index] for name, values in found.items()} for index in range(len(rows))]
 
 
@@ -75,11 +71,6 @@ class Results(NamedTuple):
     metrics: Mapping[str, float]
     windows: Section
     errors: Section
-
-
-def take(table: WindowTable, rows: np.ndarray | slice) -> WindowTable:
-    """Some rows of a table."""
-    return WindowTable(*(np.asarray(column)[rows] for column in table))
 
 
 def forecast_results(evaluation: Evaluation) -> Results:
@@ -92,9 +83,8 @@ def forecast_results(evaluation: Evaluation) -> Results:
     per_window = ratio(sums[key], sums["count"])
 
     curves = {model_name(loaded): curve}
-    if task.name == "forecast":
-        for title, predict in untrained_controls(evaluation.data).items():
-            curves[title] = _evaluate(evaluation, terms, predict)[1]
+    for title, predict in evaluation.data.untrained.items():
+        curves[title] = _evaluate(evaluation, terms, predict)[1]
     steps = pd.DataFrame(curves, index=pd.RangeIndex(1, len(curve) + 1, name="step"))
     over = "over all test windows, " + ("on the standardized scale" if standardized else "in percent")
     least, most = number(curve[0]), number(curve.max())
@@ -131,7 +121,7 @@ def _evaluate(
     predictor, table = evaluation.predictor(outputs, predict), evaluation.table
     parts, error, count = [], np.zeros(()), np.zeros(())
     for start in range(0, table.size, SLICE):
-        part = dict(predictor(take(table, slice(start, start + SLICE))))
+        part = dict(predictor(table.take(slice(start, start + SLICE))))
         error = error + part.pop("step_error").sum(axis=0, dtype=np.float64)
         count = count + part.pop("step_count").sum(axis=0, dtype=np.float64)
         parts.append(part)

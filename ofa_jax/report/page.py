@@ -10,9 +10,9 @@ from importlib import metadata
 from pathlib import Path
 
 from ofa_jax.baselines.compare import Comparison, compare
-from ofa_jax.baselines.controls import trained_controls
-from ofa_jax.build import RANDOM, WITHOUT
-from ofa_jax.config import Experiment
+from ofa_jax.baselines.trained import RECORD, trained_baselines
+from ofa_jax.build import RANDOM, REPLACED
+from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import OfaError
 from ofa_jax.files import readable_folder, write_atomic
 from ofa_jax.plots import style as style
@@ -22,13 +22,15 @@ from ofa_jax.report.forecasts import Evaluation
 from ofa_jax.report.parts import number, page
 from ofa_jax.report.run import Events
 from ofa_jax.report.tasks import RESULTS
-from ofa_jax.runs.train import METRICS_FILE, Loaded, open_run, read_config
+from ofa_jax.runs.bundle import LoadedModel
+from ofa_jax.runs.folder import BASELINES, METRICS_FILE, read_config
+from ofa_jax.runs.train import open_run
 from ofa_jax.tasks.base import TaskData
+from ofa_jax.tasks.table import TASKS
 from ofa_jax.train.events import read_events
 from ofa_jax.train.loop import Reporter
 
 REPORT_FILE = "report.html"
-BASELINES = "controls"  # name in run folders
 
 
 def write_report(
@@ -66,9 +68,9 @@ def write_report(
     events, evaluation = read_events(run / METRICS_FILE), Evaluation(loaded, data)
     results = RESULTS[loaded.experiment.task.name](evaluation)
     comparison = _compared(run, evaluation, results.metrics, baselines, reporter)
-    place, epoch = sections.shown_place(loaded.experiment.data.source), loaded.meta["best_epoch"]
+    place, epoch = sections.shown_place(loaded.experiment.data.source), loaded.record.best_epoch
     content = page(
-        title=f"{_task_title(loaded.experiment)}: {place}",
+        title=f"{_task_title(loaded.experiment, data)}: {place}",
         summary=_summary(comparison, epoch),
         warnings=_warnings(loaded, data, events),
         sections=[
@@ -92,27 +94,17 @@ def _compared(
 ) -> Comparison:
     """The model's test metrics with those of the baselines that the run has, or of all."""
     loaded, data, folder = evaluation.loaded, evaluation.data, run / BASELINES
-    names = [control.name for control in trained_controls(loaded.experiment, data)]
-    kept = tuple(name for name in names if (readable_folder(folder / name) / "control.json").exists())
-    wanted = None if train else kept
-    controls = folder if train or kept else None
-    return compare(
-        loaded, data, split="test", controls=controls, reporter=reporter, only=wanted, metrics=metrics
-    )
+    names = [baseline.name for baseline in trained_baselines(loaded.experiment, data)]
+    kept = tuple(name for name in names if (readable_folder(folder / name) / RECORD).exists())
+    wanted, place = None if train else kept, folder if train or kept else None
+    return compare(loaded, data, baselines=place, reporter=reporter, only=wanted, metrics=metrics)
 
 
-def _task_title(experiment: Experiment) -> str:
-    task, percent = experiment.task, experiment.data.percent
+def _task_title(experiment: Experiment, data: TaskData) -> str:
+    horizon, percent = data.task.spec.horizon, experiment.data.percent
+    steps = f" of {horizon} steps" if horizon else ""
     few = f", {percent} % of the training part" if percent < 100 else ""
-    titles = {
-        "forecast": f"Forecasting {task.horizon} steps{few}",
-        "zero_shot": f"Zero-shot forecasting of {task.horizon} steps",
-        "short_term": f"Short-term forecasting of {task.horizon} steps",
-        "anomaly": "Anomaly detection",
-        "classification": "Classification",
-        "imputation": "Imputation",
-    }
-    return titles[task.name]
+    return f"{TASKS[experiment.task.name].title}{steps}{few}"
 
 
 def _summary(comparison: Comparison, epoch: int) -> list[str]:
@@ -124,11 +116,11 @@ def _summary(comparison: Comparison, epoch: int) -> list[str]:
     ]
 
 
-def _warnings(loaded: Loaded, data: TaskData, events: Events) -> list[str]:
+def _warnings(loaded: LoadedModel, data: TaskData, events: Events) -> list[str]:
     source, found = loaded.experiment.trunk.source, []
     if source == RANDOM:
         found.append("The trunk's weights are random: this run says nothing about a pretrained GPT-2.")
-    if source in WITHOUT:
+    if source in REPLACED:
         found.append("There is no GPT-2 in this network: it is a baseline.")
     if not any(event["event"] == "finished" for event in events):
         found.append("Training has not finished; this is the best epoch so far.")

@@ -11,15 +11,17 @@ import pandas as pd
 import yaml
 
 from ofa_jax.baselines.compare import Comparison
-from ofa_jax.build import RANDOM, WITHOUT, footprint
-from ofa_jax.config import Experiment, dump_experiment
+from ofa_jax.build import RANDOM, REPLACED, footprint
+from ofa_jax.config.load import dump_experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.files import readable_folder
 from ofa_jax.plots import run as plots_run
 from ofa_jax.plots import studies as plots
 from ofa_jax.plots import style as style
 from ofa_jax.report.parts import Section, Table, number, picture
-from ofa_jax.runs.train import BUNDLE, Loaded
+from ofa_jax.runs.bundle import LoadedModel
+from ofa_jax.runs.folder import BUNDLE, Provenance
 from ofa_jax.tasks.base import TaskData
 
 Events = Sequence[Mapping[str, Any]]
@@ -40,7 +42,7 @@ def shown_place(place: str) -> str:
     return Path(place).name if is_path else place
 
 
-def settings_section(loaded: Loaded, data: TaskData, made: Mapping[str, Any]) -> Section:
+def settings_section(loaded: LoadedModel, data: TaskData, made: Provenance) -> Section:
     """Settings, data, trunk and versions; ``made`` is the run's ``provenance``."""
     settings = json.loads(json.dumps(dump_experiment(loaded.experiment)))
     for section, name in (("data", "source"), ("data", "target"), ("trunk", "source")):
@@ -48,10 +50,10 @@ def settings_section(loaded: Loaded, data: TaskData, made: Mapping[str, Any]) ->
             settings[section][name] = shown_place(settings[section][name])
     rows = [
         *_summary_rows(loaded, data),
-        ("sha256 of the data", str(made.get("data_sha256", "—"))),
+        ("sha256 of the data", made.data_sha256),
         ("sha256 of the trunk", loaded.model.trunk_sha256 or "—"),
     ]
-    versions = [(name, str(version)) for name, version in made["versions"].items()]
+    versions = [(name, str(version)) for name, version in made.versions.items()]
     return Section(
         "settings",
         "Settings",
@@ -62,7 +64,7 @@ def settings_section(loaded: Loaded, data: TaskData, made: Mapping[str, Any]) ->
     )
 
 
-def _summary_rows(loaded: Loaded, data: TaskData) -> list[tuple[str, str]]:
+def _summary_rows(loaded: LoadedModel, data: TaskData) -> list[tuple[str, str]]:
     experiment, task, names = loaded.experiment, data.settings, loaded.names
     adapters, train, target = experiment.adapters, experiment.train, experiment.data.target
     series = "any"
@@ -77,17 +79,17 @@ def _summary_rows(loaded: Loaded, data: TaskData) -> list[tuple[str, str]]:
         f"at most {train.epochs} epochs of batches of {train.batch_size}, {train.optimizer}, learning rate "
         f"{train.learning_rate:g} ({train.schedule}), seed {train.seed}"
     )
-    steps = f"{task.name}, {task.input_length} input steps"
+    steps, horizon = f"{task.name}, {task.input_length} input steps", data.task.spec.horizon
     return [
-        ("task", steps + (f", horizon {task.horizon}" if task.horizon else "")),
+        ("task", steps + (f", horizon {horizon}" if horizon else "")),
         ("data", shown_place(experiment.data.source) + (f" → {shown_place(target)}" if target else "")),
         ("series", series),
         ("windows", ", ".join(f"{table.size:,} {split}" for split, table in data.task.tables.items())),
         ("protocol", experiment.protocol),
         ("recipe", experiment.recipe),
         ("trunk", _trunk_text(experiment)),
-        ("adapters", rank if loaded.model.sites else "none"),
-        ("adapted layers", ", ".join(loaded.model.sites) or "none"),
+        ("adapters", rank if loaded.model.targets else "none"),
+        ("adapted layers", ", ".join(loaded.model.targets) or "none"),
         ("training", training),
         ("compute type", experiment.trunk.compute_dtype),
     ]
@@ -95,7 +97,7 @@ def _summary_rows(loaded: Loaded, data: TaskData) -> list[tuple[str, str]]:
 
 def _trunk_text(experiment: Experiment) -> str:
     trunk, shape = experiment.trunk, experiment.trunk.random
-    if trunk.source in WITHOUT:
+    if trunk.source in REPLACED:
         return {"attention": "none; one attention layer in its place", "none": "none"}[trunk.source]
     if trunk.source == RANDOM:
         blocks = f"{trunk.n_layer} blocks of width {shape.n_embd} with {shape.n_head} heads"
@@ -147,7 +149,7 @@ def baselines_section(comparison: Comparison) -> Section:
     return Section("baselines", "Comparison with baselines", sentences, [Table(caption, head, rows)])
 
 
-def footprint_section(run: Path, loaded: Loaded, events: Events) -> Section:
+def footprint_section(run: Path, loaded: LoadedModel, events: Events) -> Section:
     """Parameters, bytes and seconds."""
     counts = footprint(loaded.experiment)
     bundle = sorted(path for path in readable_folder(run / BUNDLE).iterdir() if path.is_file())

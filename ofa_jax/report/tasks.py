@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from ofa_jax.config import TaskName
 from ofa_jax.plots import tasks as plots
 from ofa_jax.report.forecasts import Evaluation, Results, channel_parts, forecast_results, ratio, rule
 from ofa_jax.report.parts import Section, Table, best_median_worst, number, picture
@@ -181,7 +180,7 @@ def _first_cover(table: WindowTable, error_bt: np.ndarray) -> tuple[np.ndarray, 
     return rows, error_bt.ravel()[where].astype(np.float64)
 
 
-RESULTS: Mapping[TaskName, Callable[[Evaluation], Results]] = {
+RESULTS: Mapping[str, Callable[[Evaluation], Results]] = {
     "forecast": forecast_results,
     "zero_shot": forecast_results,
     "short_term": forecast_results,

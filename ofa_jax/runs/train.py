@@ -35,7 +35,14 @@ from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.events import EventLog
 from ofa_jax.train.loop import SILENT, FitResult, Reporter, fit
-from ofa_jax.train.processes import LedCheckpoints, check_alike, from_leader, leads, peers_needed, together
+from ofa_jax.train.processes import (
+    MultiProcessCheckpoints,
+    broadcast_from_main,
+    check_alike,
+    detect_lost_peers,
+    is_main_process,
+    raise_together,
+)
 from ofa_jax.train.program import evaluation_options, resolve_auto_batch_sizes
 
 
@@ -64,17 +71,17 @@ def train_run(
         OfaError: As :func:`~ofa_jax.tasks.table.prepare`, :func:`~ofa_jax.build.build_model` and
             :func:`~ofa_jax.train.loop.fit`.
     """
-    out, leader = Path(out), leads()
+    out, leader = Path(out), is_main_process()
     reporter = reporter if leader else SILENT
-    with peers_needed(), contextlib.ExitStack() as held:
+    with detect_lost_peers(), contextlib.ExitStack() as held:
         begun = None
-        with together("opening the run folder"):
+        with raise_together("opening the run folder"):
             if leader:
                 held.enter_context(locked_folder(out, CONFIG_FILE, [BUNDLE], kind="run folder"))
                 begun = dump_experiment(read_config(out)[0]) if (out / CONFIG_FILE).exists() else None
-        begun = json.loads(from_leader(json.dumps(begun).encode()))
+        begun = json.loads(broadcast_from_main(json.dumps(begun).encode()))
         experiment = resolved(experiment, None if begun is None else build_experiment(begun))
-        with together("reading data and trunk"):
+        with raise_together("reading data and trunk"):
             data = read_data(experiment)
             experiment = experiment.replace({"task": data.settings})
             for notice in data.notices:
@@ -82,7 +89,7 @@ def train_run(
             model = build_model(experiment)
         facts = {**dump_experiment(experiment), **provenance(model, data).model_dump()}
         check_alike({name: value for name, value in leaves(facts) if name not in PLACES})
-        with together("starting the run"):
+        with raise_together("starting the run"):
             recorded = begin_or_check(out, experiment, model, data, reporter) if leader else experiment
         writer = BundleWriter(out / BUNDLE, recorded, model, data) if leader else None
         checkpoints = Checkpoints(out / CHECKPOINTS, saved=saved) if leader else None
@@ -95,7 +102,7 @@ def train_run(
                 settings=resolve_auto_batch_sizes(experiment.train, model.network),
                 reporter=reporter,
                 log=EventLog(out / METRICS_FILE if leader else None),
-                checkpoints=LedCheckpoints(checkpoints),
+                checkpoints=MultiProcessCheckpoints(checkpoints),
                 keep_best=writer,
             )
         finally:
@@ -105,10 +112,10 @@ def train_run(
             options = evaluation_options(experiment.train, model.network)
             evaluator = WindowPredictor(model.predict, data.task, data.task.sums, **options)
             values = data.calibrate(lambda table: evaluator(table, model.frozen, result.best))
-            with together("writing the bundle"):
+            with raise_together("writing the bundle"):
                 if writer is not None:
                     writer(result.best, result.progress, values)
-        with together("saving the bundle"):
+        with raise_together("saving the bundle"):
             if leader and saved is not None:
                 saved()
         return result

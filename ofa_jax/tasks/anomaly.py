@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import numpy as np
 
 from ofa_jax.config.schema import Protocol
@@ -18,7 +17,7 @@ from ofa_jax.data.frames import read_frame
 from ofa_jax.data.splits import Split, fit_scaler
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.model.linear import dlinear, init_dlinear
-from ofa_jax.model.networks import ReconstructNetwork
+from ofa_jax.model.networks import ReconstructNetwork, TrunkModule
 from ofa_jax.plots.tasks import anomaly_scores
 from ofa_jax.tasks.base import (
     LinearBaseline,
@@ -295,7 +294,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     )
 
 
-def _network(task: AnomalySettings, network: NetworkConfig, trunk: nn.Module) -> ReconstructNetwork:
+def _network(task: AnomalySettings, network: NetworkConfig, trunk: TrunkModule) -> ReconstructNetwork:
     return ReconstructNetwork(
         trunk=trunk,
         input_length=task.input_length,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -16,7 +15,7 @@ from ofa_jax.config.tasks import DataConfig, NetworkConfig, TaskSettings
 from ofa_jax.data.splits import Scaler, Split
 from ofa_jax.errors import DataError
 from ofa_jax.model import trees
-from ofa_jax.model.networks import Network
+from ofa_jax.model.networks import Network, TrunkModule
 from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
@@ -212,6 +211,6 @@ class TaskKind:
     settings: type[TaskSettings]
     title: str
     prepare: Callable[[DataConfig, Any, Protocol], TaskData]
-    network: Callable[[Any, NetworkConfig, nn.Module], Network]
+    network: Callable[[Any, NetworkConfig, TrunkModule], Network]
     apply: Callable[[TrainedOn, str | Path | pd.DataFrame], NewData]
     baselines: tuple[LinearBaseline, ...] = ()

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -17,7 +16,7 @@ from ofa_jax.data.catalog.load import load_cases
 from ofa_jax.data.splits import Scaler, Split, moments
 from ofa_jax.errors import DataError
 from ofa_jax.model.linear import init_linear_classifier, linear_classifier
-from ofa_jax.model.networks import ClassifyNetwork
+from ofa_jax.model.networks import ClassifyNetwork, TrunkModule
 from ofa_jax.plots.tasks import class_probabilities
 from ofa_jax.tasks import base
 from ofa_jax.tasks.base import LinearBaseline, NewData, Predict, Sums, Task, TaskData, TaskKind, TrainedOn
@@ -206,7 +205,7 @@ def _probabilities(logits_bk: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     return {"probability": jax.nn.softmax(logits_bk, axis=1)}
 
 
-def _network(task: ClassificationSettings, network: NetworkConfig, trunk: nn.Module) -> ClassifyNetwork:
+def _network(task: ClassificationSettings, network: NetworkConfig, trunk: TrunkModule) -> ClassifyNetwork:
     return ClassifyNetwork(
         trunk=trunk,
         input_length=task.input_length,

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -18,7 +17,7 @@ from ofa_jax.data.frames import Frame, check_columns, read_frame
 from ofa_jax.data.splits import Borders, Scaler, borders, fit_scaler
 from ofa_jax.errors import DataError
 from ofa_jax.model.linear import dlinear, init_dlinear, init_nlinear, nlinear
-from ofa_jax.model.networks import ForecastNetwork
+from ofa_jax.model.networks import ForecastNetwork, TrunkModule
 from ofa_jax.plots import run as plots
 from ofa_jax.tasks.base import (
     SPLITS,
@@ -162,7 +161,7 @@ def season_of(frame: Frame) -> int:
     return max(1, cycle // count)
 
 
-def forecast_network(task: Any, network: NetworkConfig, trunk: nn.Module) -> ForecastNetwork:
+def forecast_network(task: Any, network: NetworkConfig, trunk: TrunkModule) -> ForecastNetwork:
     """The method's own network (protocol §1)."""
     return ForecastNetwork(
         trunk=trunk,

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,7 @@ from ofa_jax.data.frames import Frame
 from ofa_jax.data.splits import Split, borders, fit_scaler
 from ofa_jax.errors import DataError
 from ofa_jax.model.linear import init_dlinear, masked_dlinear
-from ofa_jax.model.networks import ImputeNetwork
+from ofa_jax.model.networks import ImputeNetwork, TrunkModule
 from ofa_jax.plots.tasks import filled_table
 from ofa_jax.tasks.base import (
     SPLITS,
@@ -209,7 +208,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     )
 
 
-def _network(task: ImputationSettings, network: NetworkConfig, trunk: nn.Module) -> ImputeNetwork:
+def _network(task: ImputationSettings, network: NetworkConfig, trunk: TrunkModule) -> ImputeNetwork:
     return ImputeNetwork(
         trunk=trunk, input_length=task.input_length, channels=task.channels or 1, calendar=task.calendar or 0
     )

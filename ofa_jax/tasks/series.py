@@ -12,7 +12,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 
 from ofa_jax.config.schema import Protocol
@@ -22,7 +21,7 @@ from ofa_jax.data.catalog.load import CATALOG, load_collection
 from ofa_jax.data.frames import Frame
 from ofa_jax.data.splits import Split
 from ofa_jax.errors import ConfigError, DataError
-from ofa_jax.model.networks import ShortTermNetwork
+from ofa_jax.model.networks import ShortTermNetwork, TrunkModule
 from ofa_jax.tasks.base import Score, Sums, Task, TaskData, TaskKind
 from ofa_jax.tasks.forecast import apply, forecast_network, linear_baselines, read_series, season_of
 from ofa_jax.tasks.losses import FORECAST_LOSSES
@@ -357,7 +356,7 @@ def _reference(
 
 
 def _short_term_network(
-    task: ShortTermSettings, network: NetworkConfig, trunk: nn.Module
+    task: ShortTermSettings, network: NetworkConfig, trunk: TrunkModule
 ) -> ShortTermNetwork:
     return ShortTermNetwork(
         trunk=trunk,

@@ -120,7 +120,10 @@ def test_a_layer_can_be_trained_and_adapted_at_once():
         ],
     )
     assert list(flatten(split.trained)) == ["gpt2/wpe/embedding", "out_layer/kernel"]
-    assert split.targets == {"gpt2/wpe": AdapterTarget("embedding", (7, 4)), "out_layer": AdapterTarget("dense", (4, 3))}
+    assert split.targets == {
+        "gpt2/wpe": AdapterTarget("embedding", (7, 4)),
+        "out_layer": AdapterTarget("dense", (4, 3)),
+    }
     assert flatten(split.frozen).keys() == set(PATHS) - {"gpt2/wpe/embedding", "out_layer/kernel"}
     with pytest.raises(
         ConfigError, match=r"rules: 'gpt2/h/0/ln_1/scale' of shape \(4,\) cannot carry an adapter"
@@ -169,7 +172,7 @@ def test_combine_leaves_its_arguments_alone_and_refuses_a_common_leaf():
     assert combine(frozen, trained) == {"a": {"x": 1, "y": 2}, "b": 3}
     assert (frozen, trained) == ({"a": {"x": 1}}, {"a": {"y": 2}, "b": 3})
     for other in ({"a": {"x": 5}}, {"a": 5}):
-        with pytest.raises(ConfigError, match=r"both trees hold '[ax]'"):
+        with pytest.raises(ConfigError, match=r"both trees contain '[ax]'"):
             combine(frozen, other)
 
 

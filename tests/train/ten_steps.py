@@ -31,7 +31,7 @@ def main(out: str, *layouts: str, team: tuple[str, int, int] | None = None) -> N
     from ofa_jax.train.evaluate import WindowPredictor
     from ofa_jax.train.lanes import Lane
     from ofa_jax.train.loop import Trainer
-    from ofa_jax.train.processes import connect, leads
+    from ofa_jax.train.processes import connect, is_main_process
     from ofa_jax.train.program import Program
     from ofa_jax.windows.table import WindowTable
 
@@ -80,7 +80,7 @@ def main(out: str, *layouts: str, team: tuple[str, int, int] | None = None) -> N
                 before.count(" all-gather("),
                 entry.count(" all-gather("),
             )
-    if leads():
+    if is_main_process():
         np.savez(out, **found)
     if team is not None:
         jax.distributed.shutdown()
