@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -61,14 +62,14 @@ def print_sweep(made: Sweep) -> None:
         *varied,
         *(["seeds"] if cells["seeds"].min() < seeds else []),
     ]  # fewer where some diverged
-    objective = f"validation_{made.objective}"
+    objective = f"validation_{made.content.objective}"
     shown = [
         name
         for name in cells.columns
         if (name == objective or name.startswith("test_")) and not name.endswith("_std")
     ]
     mean = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
-    table = _table(f"{mean}, protocol {made.protocol}")
+    table = _table(f"{mean}, protocol {made.content.protocol}")
     for name in (*keys, *map(_part_heading, shown), "trainable", "kB"):
         table.add_column(name, justify="right")
     for row in cells.to_dict("records"):
@@ -100,7 +101,7 @@ def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
 
 
-def _number(row: dict[str, Any], name: str, std: float = float("nan")) -> str:
+def _number(row: Mapping[Any, Any], name: str, std: float = float("nan")) -> str:
     value = row.get(name, float("nan"))
     return "—" if value != value else f"{value:.4f}" + ("" if std != std else f" ± {std:.4f}")
 

@@ -1,4 +1,4 @@
-"""Lanes: the trainings that a Trainer advances raise_together, their counters, and their trees side by side."""
+"""Lanes: the trainings that a Trainer advances together, their counters, and their trees side by side."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Progress:
 
 @dataclass
 class Lane:
-    """One of the trainings that a Trainer advances raise_together.
+    """One of the trainings that a Trainer advances together.
 
     Attributes:
         best: The trainable tree, NumPy leaves: the initial one, later the best one on validation.

@@ -11,7 +11,7 @@ from ofa_jax.config.load import dump_experiment
 from ofa_jax.config.schema import Experiment, Scaling
 from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.files import atomic_folder, write_atomic, write_json
-from ofa_jax.runs.train import versions
+from ofa_jax.runs.folder import versions
 from ofa_jax.studies import parse_list
 from ofa_jax.studies.gradients.study import Grid, Study, study
 from ofa_jax.studies.gradients.theory import MEANS, Optimizer, StudyInit, slopes

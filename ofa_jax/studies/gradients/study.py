@@ -39,8 +39,8 @@ import numpy as np
 import optax
 
 from ofa_jax.adapters.partition import AdapterTarget, combine
-from ofa_jax.adapters.rslora import Adapters, adapter_scale, init_adapters
-from ofa_jax.build import build_model, predict_function
+from ofa_jax.adapters.rslora import Adapters, LoraConfig, init_adapters
+from ofa_jax.build import build_model
 from ofa_jax.config.schema import Experiment, Scaling
 from ofa_jax.errors import ConfigError
 from ofa_jax.model import trees
@@ -49,7 +49,6 @@ from ofa_jax.studies.gradients.taps import Taps, quantities, tap
 from ofa_jax.studies.gradients.theory import FirstStep, Optimizer, StudyInit, init_std
 from ofa_jax.studies.sweep.program import bucket, padded, stacked
 from ofa_jax.tasks.base import Task
-from ofa_jax.train.optim import adam
 from ofa_jax.train.step import Params, TrainState, dropout_key, init_state, train_step
 from ofa_jax.windows.batch import Batch, gather
 from ofa_jax.windows.order import IndexStream
@@ -163,7 +162,7 @@ def study(
     experiment = _deterministic(experiment)
     if task is None:
         data = read_data(experiment)
-        task, experiment = data.task, experiment.model_copy(update={"task": data.settings})
+        task, experiment = data.task, experiment.replace({"task": data.settings})
     runner = StudyRunner(experiment, grid, task)
     targets = runner.model.targets
     measured, curves = [], []
@@ -172,7 +171,7 @@ def study(
         for init in grid.inits:
             drawn = [draw_adapters(targets, rank, init, int(seed)) for seed in seeds]
             for scaling, optimizer in itertools.product(grid.scalings, grid.optimizers):
-                cell, scale = (rank, scaling, init, optimizer), adapter_scale(rank, alpha, scaling)
+                cell, scale = (rank, scaling, init, optimizer), LoraConfig(rank, alpha, scaling).scale
                 for path, *values in runner.measure(drawn, rank, scale, optimizer):
                     measured.append((path, targets[path].kind, *cell, *values))
                 for path, *values in runner.expect(rank, scale, init, optimizer):
@@ -192,9 +191,7 @@ def study(
 
 def _deterministic(experiment: Experiment) -> Experiment:
     """Without dropout, and without rematerialized blocks, whose values no tap can reach."""
-    trunk = experiment.trunk.model_copy(update={"dropout": 0.0, "remat": False})
-    adapters = experiment.adapters.model_copy(update={"dropout": 0.0})
-    return experiment.model_copy(update={"trunk": trunk, "adapters": adapters})
+    return experiment.replace({"trunk.dropout": 0.0, "trunk.remat": False, "adapters.dropout": 0.0})
 
 
 def draw_adapters(targets: Mapping[str, AdapterTarget], rank: int, init: StudyInit, seed: int) -> Adapters:
@@ -203,8 +200,8 @@ def draw_adapters(targets: Mapping[str, AdapterTarget], rank: int, init: StudyIn
     ``inverse_rank`` is ``peft_gaussian`` with an embedding's ``b`` divided by the rank.
     """
     if init != "inverse_rank":
-        return init_adapters(targets, rank, init=init, seed=seed)
-    adapters = init_adapters(targets, rank, init="peft_gaussian", seed=seed)
+        return init_adapters(targets, LoraConfig(rank, 1, init=init), seed=seed)
+    adapters = init_adapters(targets, LoraConfig(rank, 1), seed=seed)
     for path, target in targets.items():
         if target.kind == "embedding":
             adapters[path]["b"] = adapters[path]["b"] / np.float32(rank)
@@ -236,7 +233,7 @@ class StudyRunner:
         self._data = jnp.asarray(task.buffer), WindowTable(*map(jnp.asarray, table))
         adam_rate = grid.adam_learning_rate or experiment.train.learning_rate
         self._rates = {"sgd": grid.sgd_learning_rate, "adam": adam_rate}
-        self._optimizers = {"sgd": optax.sgd(grid.sgd_learning_rate), "adam": adam(adam_rate)}
+        self._optimizers = {"sgd": optax.sgd(grid.sgd_learning_rate), "adam": optax.adam(adam_rate)}
         self._gather = jax.jit(self._windows)
         self._step = {name: jax.jit(partial(self._take_step, name)) for name in self._optimizers}
         self._measure = jax.jit(self._quantities)
@@ -294,16 +291,16 @@ class StudyRunner:
     def _windows(self, buffer: jax.Array, table: WindowTable, index_b: jax.Array) -> Batch:
         """Windows of the table; a task hides the same points of a window in every step, as in evaluation."""
         batch = gather(buffer, table, index_b, self._task.spec)
-        if self._task.inputs is None:
+        if self._task.corrupt is None:
             return batch
         keys = jax.vmap(partial(jax.random.fold_in, self._key))(batch.window_id)
-        return self._task.inputs(batch, keys)
+        return self._task.corrupt(batch, keys)
 
     def _take_step(
         self, optimizer: str, frozen: Params, states: TrainState, scale: jax.Array, batch: Batch
     ) -> TrainState:
         """One training step of every draw, as ``ofa-jax train`` takes it but for dropout; pure."""
-        predict, chosen = predict_function(self.model.network, scale, 0.0), self._optimizers[optimizer]
+        predict, chosen = partial(self.model.predict, scale=scale), self._optimizers[optimizer]
         step = partial(train_step, predict, self._task.loss, chosen, frozen)
         return jax.vmap(lambda state: step(state, batch, self._key)[0])(states)
 
@@ -312,7 +309,7 @@ class StudyRunner:
     ) -> Quantities:
         """Every adapter's quantities by module, ``[draws]`` each; pure."""
         targets = self.model.targets
-        look = partial(tap, predict_function(self.model.network, scale, 0.0), self._task.loss, targets)
+        look = partial(tap, partial(self.model.predict, scale=scale), self._task.loss, targets)
 
         def of_one(before: Params, after: Params) -> Quantities:
             seen, weights = look(frozen, after, batch), self._weights(frozen, after["base"])
