@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ofa_jax.tasks.prepare import prepare
 
 from ofa_jax import build as assemble
 from ofa_jax.build import Footprint, build_network, footprint, trunk_config
@@ -28,6 +27,7 @@ from ofa_jax.data.frames import Frame
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.tasks.base import SPLITS
 from ofa_jax.tasks.forecast import ForecastData, prepare_frame
+from ofa_jax.tasks.table import prepare
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))

@@ -80,7 +80,7 @@ class Opened:
     @cached_property
     def _evaluate(self) -> Callable[[Any], dict[str, np.ndarray]]:
         """Gives of every window of a table what metrics need, and the network's output, by one program."""
-        from ofa_jax.train.loop import Evaluator
+        from ofa_jax.train.evaluate import WindowPredictor
 
         loaded, data = self._opened
         model, sums = loaded.model, data.task.sums
@@ -103,13 +103,15 @@ class Opened:
         loaded, data = self._opened
         reporter = Notices()
         folder = self.run / "controls" if controls else None
-        found = compare(loaded, data, split="test", controls=folder, reporter=reporter, only=controls or None)
+        found = compare(
+            loaded, data, split="test", baselines=folder, reporter=reporter, only=controls or None
+        )
         return found.to_dict(), reporter.said
 
     def forecast(self, table: Path) -> pd.DataFrame:
         """What ``ofa-jax predict`` writes; reads nothing of the run but its bundle."""
         from ofa_jax.inference import forecast, read_input
-        from ofa_jax.runs.train import load_bundle
+        from ofa_jax.runs.bundle import load_bundle
 
         loaded = load_bundle(self.run / "bundle")
         return forecast(loaded, read_input(loaded, table))

@@ -16,7 +16,9 @@ from ofa_jax.build import build_model
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.inference import forecast, plot_forecast, read_input, write_forecast
-from ofa_jax.runs.train import BundleWriter, Loaded, load_bundle, read_data, resolved, train_run
+from ofa_jax.runs.bundle import BundleWriter, LoadedModel, load_bundle
+from ofa_jax.runs.folder import resolved
+from ofa_jax.runs.train import read_data, train_run
 from ofa_jax.train.loop import Progress
 from ofa_jax.train.progress import SilentReporter
 
@@ -31,7 +33,7 @@ def folder(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(folder) -> Loaded:
+def loaded(folder) -> LoadedModel:
     return load_bundle(folder / "run")
 
 
@@ -172,18 +174,18 @@ def test_rows_at_another_step_are_refused(loaded, tiny):
         forecast(loaded, replace(frame, timestamps=days))
 
 
-def untrained(tiny, task: str, folder: Path, *overrides: str) -> Loaded:
+def untrained(tiny, task: str, folder: Path, *overrides: str) -> LoadedModel:
     """A bundle of a task as training would begin it, written and read back."""
     experiment = resolved(tiny.of_task(task, folder, *overrides))
     data = read_data(experiment)
-    experiment = experiment.model_copy(update={"task": data.settings})
+    experiment = experiment.replace({"task": data.settings})
     model = build_model(experiment)
     BundleWriter(folder / "bundle", experiment, model, data)(model.trainable, Progress())
     return load_bundle(folder / "bundle")
 
 
 @pytest.fixture(scope="module", params=["zero_shot", "short_term"])
-def of_any_series(request, tiny, tmp_path_factory) -> Loaded:
+def of_any_series(request, tiny, tmp_path_factory) -> LoadedModel:
     return untrained(tiny, request.param, tmp_path_factory.mktemp(request.param))
 
 

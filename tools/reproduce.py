@@ -31,7 +31,8 @@ from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG, data_root, find
 from ofa_jax.errors import DataError, Interrupted, OfaError, WeightsError
 from ofa_jax.files import read_json, write_atomic, write_json
-from ofa_jax.runs.train import CONFIG_FILE, open_run, read_config, train_run, versions
+from ofa_jax.runs.folder import CONFIG_FILE, read_config, versions
+from ofa_jax.runs.train import open_run, train_run
 from ofa_jax.train.loop import Reporter
 from ofa_jax.train.progress import ConsoleReporter
 

@@ -33,8 +33,8 @@ from ofa_jax.adapters.partition import AdapterTarget
 from ofa_jax.config.schema import Init, Scaling
 from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.model import frozen_init, trees
+from ofa_jax.model.dropout import dropout
 from ofa_jax.model.networks import channel_keys
-from ofa_jax.model.operations import dropout
 
 Adapters = dict[str, dict[str, Any]]
 """``{module path: {"a": [in, r], "b": [r, out]}}``."""

@@ -20,7 +20,8 @@ from ofa_jax.errors import ConfigError
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
 from ofa_jax.model.networks import ForecastNetwork, base_shapes
 from ofa_jax.model.trees import fingerprint, flatten
-from ofa_jax.runs.train import load_bundle, train_run
+from ofa_jax.runs.bundle import load_bundle
+from ofa_jax.runs.train import train_run
 from ofa_jax.train.progress import SilentReporter
 
 TREE = {

@@ -33,7 +33,9 @@ from ofa_jax.report.tasks import (
     classification_sections,
     imputation_sections,
 )
-from ofa_jax.runs.train import METRICS_FILE, Loaded, open_run, read_data, train_run
+from ofa_jax.runs.bundle import LoadedModel
+from ofa_jax.runs.folder import METRICS_FILE
+from ofa_jax.runs.train import open_run, read_data, train_run
 from ofa_jax.tasks.detection import detection_metrics
 from ofa_jax.train.evaluate import evaluate
 from ofa_jax.train.events import read_events
@@ -200,7 +202,7 @@ def test_the_page_says_what_was_run(report, run):
 
 def test_the_numbers_are_those_of_the_run(report, run):
     loaded, data = open_run(run)
-    rows = compare(loaded, data, split="test", controls=None, reporter=SilentReporter()).rows
+    rows = compare(loaded, data, split="test", baselines=None, reporter=SilentReporter()).rows
     for row in rows:
         assert f"{row.method} {row.metrics['mse']:.4g} {row.metrics['mae']:.4g}" in report.said
     assert f"MSE {rows[0].metrics['mse']:.4g}, MAE {rows[0].metrics['mae']:.4g}" in report.said
@@ -290,7 +292,7 @@ def test_controls_that_the_run_holds_are_in_the_table(run, report):
         loaded,
         data,
         split="validation",
-        controls=run / "controls",
+        baselines=run / "controls",
         reporter=SilentReporter(),
         only=("nlinear",),
     )
@@ -373,9 +375,9 @@ def test_the_commit_of_a_checkout_and_of_an_installation(monkeypatch):
 def untrained(experiment: Experiment) -> Scored:
     """A model before its first step on its data."""
     data = read_data(experiment)
-    experiment = experiment.model_copy(update={"task": data.settings})
+    experiment = experiment.replace({"task": data.settings})
     record = BundleRecord.model_construct(best_epoch=0, **data.meta)
-    return Scored(Loaded(experiment, build_model(experiment), data.scaler, record), data)
+    return Scored(LoadedModel(experiment, build_model(experiment), data.scaler, record), data)
 
 
 @pytest.mark.parametrize("protocol", ["strict", "published"])
@@ -447,9 +449,9 @@ def test_series_are_scored_in_percent(tiny, tmp_path, task):
 
 
 def test_every_task_has_its_sections():
-    from ofa_jax.tasks.prepare import PREPARE
+    from ofa_jax.tasks.table import TASKS
 
-    assert SECTIONS.keys() == PREPARE.keys()
+    assert SECTIONS.keys() == TASKS.keys()
 
 
 @pytest.mark.slow  # six runs, each trained and told

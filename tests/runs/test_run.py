@@ -18,7 +18,9 @@ import yaml
 from ofa_jax.adapters.bundle import write_bundle
 from ofa_jax.build import build_model
 from ofa_jax.errors import CheckpointError, ConfigError, DataError, TrainError
-from ofa_jax.runs.train import load_bundle, open_run, read_config, resolved, train_run
+from ofa_jax.runs.bundle import load_bundle
+from ofa_jax.runs.folder import read_config, resolved
+from ofa_jax.runs.train import open_run, train_run
 from ofa_jax.tasks.forecast import prepare
 from ofa_jax.train.evaluate import evaluate
 from ofa_jax.train.progress import ConsoleReporter, SilentReporter

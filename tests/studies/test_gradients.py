@@ -392,7 +392,7 @@ def test_one_window_one_channel_rank_one_and_a_rank_above_the_layer(experiment, 
     grid = replace(
         FEW, ranks=(1, 12), scalings=("none",), optimizers=("adam",), steps=(0, 1), seeds=1, windows=64
     )
-    assert {min(site.shape) for site in build_model(experiment).sites.values()} == {8}
+    assert {min(site.shape) for site in build_model(experiment).targets.values()} == {8}
     found = study(experiment, grid, task=one)
     assert found.windows == 1
     assert np.isfinite(found.table["value"]).all()

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from ofa_jax.baselines.fill import zeros
 
 from ofa_jax.build import build_model
 from ofa_jax.config.load import build_experiment
@@ -25,6 +24,7 @@ from ofa_jax.tasks import anomaly
 from ofa_jax.tasks.anomaly import prepare_anomaly
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.tasks.detection import detection_metrics
+from ofa_jax.tasks.naive import zeros
 from ofa_jax.train.evaluate import WindowPredictor
 
 L = 10

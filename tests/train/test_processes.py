@@ -25,7 +25,8 @@ from ofa_jax.build import build_model
 from ofa_jax.config.load import load_experiment
 from ofa_jax.errors import ConfigError, DataError, TrainError
 from ofa_jax.model.trees import flatten
-from ofa_jax.runs.train import read_config, train_run
+from ofa_jax.runs.folder import read_config
+from ofa_jax.runs.train import train_run
 from ofa_jax.train import processes
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.optim import learning_rate, make_optimizer

@@ -21,7 +21,8 @@ import pytest
 from ofa_jax.errors import CheckpointError, ConfigError, Interrupted, TrainError
 from ofa_jax.files import run_lock
 from ofa_jax.model.trees import flatten
-from ofa_jax.runs.train import load_bundle, train_run
+from ofa_jax.runs.bundle import load_bundle
+from ofa_jax.runs.train import train_run
 from ofa_jax.train.events import CLOCK_FIELDS, EventLog, read_events
 from ofa_jax.train.progress import SilentReporter
 

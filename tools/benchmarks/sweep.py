@@ -33,7 +33,7 @@ def sweep_section(sizes: Sizes) -> Section:
         for cell in cells_of(experiment, axes):
             train_run(cell.experiment, Path(scratch) / cell.name, SilentReporter())
             row = compare(
-                *open_run(Path(scratch) / cell.name), split="test", controls=None, reporter=SilentReporter()
+                *open_run(Path(scratch) / cell.name), split="test", baselines=None, reporter=SilentReporter()
             ).rows[0]
             errors.append(row.metrics["mse"])
         middle = time.perf_counter()
