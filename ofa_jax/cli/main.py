@@ -367,9 +367,9 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Hugging Face GPT-2 weights to a checked trunk folder that loads fast."""
-    from ofa_jax.model import weights
+    from ofa_jax.model.convert import convert as convert_trunk
 
-    report = weights.convert(source, out, n_layer=layers, revision=revision, dtype=dtype)
+    report = convert_trunk(source, out, n_layer=layers, revision=revision, dtype=dtype)
     if as_json:
         print(json.dumps(report))
     else:
@@ -378,7 +378,7 @@ def convert(
             f"{report['parameters']:,} parameters in {report['layers']} layers, {report['dtype']}, {report['bytes']:,} bytes: {out}"
         )
         if dropped:
-            print(f"{dropped} tensors are not part of the trunk and were left out; trunk.json names them")
+            print(f"{dropped} tensors are not part of the trunk and were left out")
         print(f"use it: --set trunk.source={out} --set trunk.n_layer={report['layers']}")
 
 

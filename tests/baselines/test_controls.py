@@ -36,9 +36,10 @@ from ofa_jax.build import RANDOM, footprint
 from ofa_jax.config import Experiment
 from ofa_jax.errors import CheckpointError, ConfigError, Interrupted
 from ofa_jax.files import sha256_file
+from ofa_jax.model.convert import save_trunk
 from ofa_jax.model.gpt2 import GPT2Config
 from ofa_jax.model.trees import flatten
-from ofa_jax.model.weights import random_trunk, save_trunk
+from ofa_jax.model.weights import random_trunk
 from ofa_jax.runs.train import NEUTRAL, open_run, read_data, resolved, train_run
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.train.events import CLOCK_FIELDS, read_events
