@@ -30,6 +30,7 @@ FORMAT = 1
 """The version that a file format carries where it does not name its own; a newer one is refused by name."""
 
 MAX_JSON_BYTES = 2**26
+DAMAGED = "The file is damaged or was edited; restore the original or create it again"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -71,6 +72,7 @@ def parse_record(
     *,
     where: str,
     error: type[OfaError] = CheckpointError,
+    fix: str = DAMAGED,
 ) -> R:
     """Check a JSON text, or an object that was parsed from one, against a record.
 
@@ -91,10 +93,7 @@ def parse_record(
         field = ".".join(map(str, first["loc"])) or "the object"
         found = "" if first["type"] == "missing" else f" (found {reprlib.repr(first['input'])})"
         message = first["msg"][:1].lower() + first["msg"][1:]
-        raise error(f"{field}: {message}{found}", where=where, fix=_DAMAGED) from None
-
-
-_DAMAGED = "The file is damaged or was edited; restore the original or create it again"
+        raise error(f"{field}: {message}{found}", where=where, fix=fix) from None
 
 
 def read_json(path: str | Path, *, kind: str, error: type[OfaError] = CheckpointError) -> dict[str, Any]:
@@ -117,13 +116,13 @@ def read_json(path: str | Path, *, kind: str, error: type[OfaError] = Checkpoint
 
 def _parse_json(data: str | bytes, where: str, error: type[OfaError]) -> dict[str, Any]:
     if len(data) > MAX_JSON_BYTES:
-        raise error(f"larger than {MAX_JSON_BYTES // 2**20} MiB", where=where, fix=_DAMAGED)
+        raise error(f"larger than {MAX_JSON_BYTES // 2**20} MiB", where=where, fix=DAMAGED)
     try:
         content = from_json(data, allow_inf_nan=False)
     except ValueError as failure:
-        raise error(f"not readable as JSON ({failure})", where=where, fix=_DAMAGED) from None
+        raise error(f"not readable as JSON ({failure})", where=where, fix=DAMAGED) from None
     if not isinstance(content, dict):
-        raise error(f"{reprlib.repr(content)} is not a JSON object", where=where, fix=_DAMAGED)
+        raise error(f"{reprlib.repr(content)} is not a JSON object", where=where, fix=DAMAGED)
     return content
 
 

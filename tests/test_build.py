@@ -18,9 +18,10 @@ from ofa_jax.config.load import build_experiment, dump_experiment
 from ofa_jax.config.recipes import RECIPES
 from ofa_jax.errors import CheckpointError, ConfigError, TrainError
 from ofa_jax.model import frozen_init
+from ofa_jax.model.convert import save_trunk
 from ofa_jax.model.gpt2 import GPT2Config
 from ofa_jax.model.trees import fingerprint, flatten
-from ofa_jax.model.weights import random_trunk, save_trunk
+from ofa_jax.model.weights import random_trunk
 
 SMALL = {
     "data": {"source": "etth1"},

@@ -26,6 +26,7 @@ from ofa_jax.build import RANDOM, footprint
 from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, ConfigError, Interrupted
 from ofa_jax.files import sha256_file
+from ofa_jax.model.convert import save_trunk
 from ofa_jax.model.gpt2 import GPT2Config
 from ofa_jax.model.linear import (
     dlinear,

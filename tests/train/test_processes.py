@@ -250,7 +250,7 @@ def test_a_lost_process_ends_the_others_with_an_error(config, tmp_path, lost):
         ((status, errors),) = ended(
             [processes[1 - lost]], timeout=HEARTBEAT + 30
         )  # not a hang: jax alone would end it by then
-    paragraph = f"error: process {1 - lost}: a computation of all 2 processes was aborted, most likely because another process ended"
+    paragraph = f"error: process {1 - lost}: a computation over all 2 processes was aborted, most likely because another process ended"
     if lost == 1:
         assert status == 1
         assert errors.splitlines()[-1].startswith(paragraph)
