@@ -24,7 +24,7 @@ def attention_weights(
         x_mask: ``[b, t, c]``, True where a value is observed; None where all are.
 
     Returns:
-        ``[layers, heads, n, n]`` float32, query before key; every row sums to 1, and no query sees a later key.
+        ``[layers, heads, n, n]`` float32, query before key; every row sums to 1, no query sees a later key.
 
     Raises:
         ConfigError: The network has no GPT-2.
