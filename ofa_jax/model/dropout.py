@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 def dropout(x: jax.Array, rate: float, keys_m: jax.Array | None, site: str) -> jax.Array:
-    """Inverted dropout; a row's mask depends on its key and on ``site`` alone, not on the batch that the row is in.
+    """Inverted dropout; a row's mask depends on its key and on ``site`` alone, not on the rest of the batch.
 
     The backward pass draws the mask again instead of keeping it.
 
@@ -33,10 +33,10 @@ def _dropped(x: jax.Array, words_m2: jax.Array, rate: float) -> jax.Array:
 
 
 def random_bits(words_m2: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Uniform uint32 ``[m, *shape]``, a function of the row's two words and the element's place in the row alone.
+    """Uniform uint32 ``[m, *shape]``, a function of the row's two words and the element's place in the row.
 
-    A hash of a counter: the place is mixed with the first word, the result with the second. Threefry, jax's own generator,
-    makes a training step up to 1.94 times as long (docs/performance.md). Good enough for dropout, not for cryptography.
+    A hash of a counter: the place is mixed with the first word, the result with the second. Good enough for
+    dropout, not for cryptography, and far cheaper than jax's own generator (docs/performance.md).
     """
     counter = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
@@ -47,7 +47,7 @@ def random_bits(words_m2: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _mixed(bits: jax.Array) -> jax.Array:
-    # a bijection of 32 bits in which each input bit flips each output bit about half the time; constants of Wellons' lowbias32
+    # a bijection in which each input bit flips each output bit about half the time; Wellons' lowbias32
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
     return bits ^ (bits >> 16)

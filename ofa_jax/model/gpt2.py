@@ -1,6 +1,6 @@
 """GPT-2's transformer in Flax over input embeddings, with Hugging Face's module names.
 
-Only what One-for-All reads of GPT-2 is here: position embedding, the first ``n_layer`` blocks and the last layer norm
+Only what One-for-All reads of GPT-2: position embedding, the first ``n_layer`` blocks and the last layer norm
 (protocol §1.5). There is no token embedding and no language-model head.
 
 Dropout takes one key per sample (``dropout_keys``, ``[m]``); without keys it is off.
@@ -20,7 +20,7 @@ from ofa_jax.errors import ConfigError
 from ofa_jax.model.dropout import dropout
 
 gelu_new: Callable[[jax.Array], jax.Array] = jax.checkpoint(partial(jax.nn.gelu, approximate=True))
-"""GELU in GPT-2's tanh form. The backward pass recomputes it, so that only its input is kept (docs/performance.md)."""
+"""GELU in GPT-2's tanh form; only its input is kept for the backward pass (docs/performance.md)."""
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": gelu_new,
@@ -36,7 +36,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The part of Hugging Face's GPT-2 configuration that changes the mathematics; the same names and defaults."""
+    """The part of Hugging Face's GPT-2 config that changes the mathematics; same names and defaults."""
 
     n_embd: int = 768
     n_layer: int = 12
@@ -81,27 +81,17 @@ PRESETS = {
 """Shapes of the published GPT-2 sizes by hub name, so that parameters can be counted without a download."""
 
 
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
-    """Layer norm over the last axis, ``[..., d]``."""
-    centered = x - x.mean(axis=-1, keepdims=True)
-    factor = jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=-1, keepdims=True) + epsilon)
-    return centered * factor * scale + bias
+_einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def attention_weights(config: GPT2Config, layer: int, query: jax.Array, key: jax.Array) -> jax.Array:
-    """Causal attention weights ``[m, a, n, n]`` (query before key) in float32, of queries and keys ``[m, a, n, e]``."""
+    """Causal attention weights ``[m, a, n, n]``, query before key, in float32, of heads ``[m, a, n, e]``."""
     scale = query.shape[-1] ** -0.5 if config.scale_attn_weights else 1.0
     if config.scale_attn_by_inverse_layer_idx:
         scale /= layer + 1
-    scores = _product(query, key, 3) * scale
+    scores = _einsum("maqe,make->maqk", query, key) * scale
     causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
     return jax.nn.softmax(jnp.where(causal, scores, jnp.finfo(jnp.float32).min), axis=-1)
-
-
-def _product(left: jax.Array, right: jax.Array, right_axis: int) -> jax.Array:
-    """A product per window and head over the last axis of ``left`` and one of ``right``, summed in float32."""
-    dimensions = (((3,), (right_axis,)), ((0, 1), (0, 1)))
-    return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
 
 
 class LayerNorm(nn.Module):
@@ -114,7 +104,10 @@ class LayerNorm(nn.Module):
         width = hidden_mnd.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
-        return layer_norm(hidden_mnd.astype(jnp.float32), scale, bias, self.epsilon)
+        hidden_mnd = hidden_mnd.astype(jnp.float32)
+        centered = hidden_mnd - hidden_mnd.mean(axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
+        return centered * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
 
 
 class Attention(nn.Module):
@@ -135,8 +128,8 @@ class Attention(nn.Module):
         weights = attention_weights(config, self.index, query, key)
         self.sow("intermediates", "weights", weights)  # kept only where a caller asks for intermediates
         weights = dropout(weights, config.attn_pdrop, dropout_keys, f"{path}/weights").astype(value.dtype)
-        mixed = _product(weights, value, 2).astype(value.dtype).transpose(0, 2, 1, 3)
-        out = nn.Dense(d, dtype=self.dtype, name="c_proj")(mixed.reshape(m, n, d))
+        mixed = _einsum("maqk,make->maqe", weights, value).astype(value.dtype)
+        out = nn.Dense(d, dtype=self.dtype, name="c_proj")(mixed.transpose(0, 2, 1, 3).reshape(m, n, d))
         return dropout(out, config.resid_pdrop, dropout_keys, f"{path}/out")
 
 
@@ -186,12 +179,12 @@ class Blocks(nn.Module):
 
 
 class GPT2Trunk(nn.Module):
-    """GPT-2 over input embeddings ``[m, n, d]``; returns the last hidden states ``[m, n, d]`` after ``ln_f``, in float32.
+    """GPT-2 over input embeddings ``[m, n, d]``; returns the last hidden states, ``[m, n, d]`` float32.
 
     Attributes:
         config: Shapes and mathematics; ``config.n_layer`` blocks are run.
         positions: Whether ``wpe[:n]`` is added; without it the trunk has no position parameters at all.
-        compute_dtype: Type of matrix products and of the residual stream. Norms and softmax are always float32.
+        compute_dtype: Type of matrix products and residual stream. Norms and softmax are always float32.
         remat: Recompute each block in the backward pass instead of keeping its activations.
 
     Raises:

@@ -1,11 +1,12 @@
 """The five networks: an embedding, a trunk module that is passed in, and a head (protocol §1, §2).
 
-The parameters are one nested dict of arrays: the trunk's under ``gpt2`` or ``attention``, the last layer's under ``out_layer``,
-so that one set of rules partitions and adapts every network.
+The parameters are one nested dict of arrays: the trunk's under ``gpt2`` or ``attention``, the last layer's
+under ``out_layer``, so that one set of rules partitions and adapts every network.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,10 +26,10 @@ Params = dict[str, Any]
 
 
 class AttentionTrunk(nn.Module):
-    """Baseline trunk: one layer of self-attention over all tokens, a residual sum and a layer norm, ``[m, n, d]`` to the same.
+    """Baseline trunk: self-attention over all tokens, residual sum, layer norm, ``[m, n, d]`` to the same.
 
-    It replaces GPT-2 as PAttn does (Tan et al., arXiv 2406.16964): not causal, no dropout. Only the width and the number of
-    heads are read of ``config``.
+    As in PAttn (Tan et al., arXiv 2406.16964): one layer, not causal, no dropout. Only the
+    width and the number of heads of ``config`` are read.
     """
 
     config: GPT2Config
@@ -49,7 +50,7 @@ class AttentionTrunk(nn.Module):
 
 
 class NoTrunk(nn.Module):
-    """Baseline trunk: hands the embedding to the head. Only the width is read of ``config``."""
+    """Baseline trunk: passes the embedding on to the head. Only the width of ``config`` is read."""
 
     config: GPT2Config
     compute_dtype: jnp.dtype = jnp.dtype(jnp.float32)
@@ -65,9 +66,12 @@ TrunkModule = GPT2Trunk | AttentionTrunk | NoTrunk
 class Network(nn.Module):
     """What the networks share.
 
+    A network is called with windows ``x_btc`` ``[b, t, c]``, optionally an ``x_mask`` of that shape, True where
+    a value is observed, and in training ``dropout_keys``, one per sample ``[b]``.
+
     Attributes:
-        trunk: The module between embedding and head. Its ``compute_dtype`` is the type of every matrix product, and its
-            ``path_name``, not its Flax name, is where its parameters are.
+        trunk: The module between embedding and head. Its ``compute_dtype`` applies to every product. Its
+            parameters are under its ``path_name``, whatever its Flax name.
         input_length: Input steps, L.
     """
 
@@ -94,18 +98,15 @@ class Network(nn.Module):
     def _pad_width(self, x_mnq: jax.Array, setting: str) -> jax.Array:
         missing = self.width - x_mnq.shape[-1]
         if missing < 0:
-            raise ConfigError(
-                f"{x_mnq.shape[-1]} values per step exceed the trunk's width {self.width}",
-                where=setting,
-                fix="Choose a wider trunk",
-            )
+            what = f"{x_mnq.shape[-1]} values per step exceed the trunk's width {self.width}"
+            raise ConfigError(what, where=setting, fix="Choose a wider trunk")
         return jnp.pad(x_mnq, ((0, 0), (0, 0), (0, missing)))
 
     def _dense(self, width: int, name: str, *, bias: bool = True) -> Callable[[jax.Array], jax.Array]:
         return nn.Dense(width, use_bias=bias, dtype=self.trunk.compute_dtype, name=name)
 
     def _token_embedding(self, tokens_mnq: jax.Array, width: int) -> jax.Array:
-        """Circular convolution of three tokens without bias, plus sinusoid, ``[m, n, q]`` to ``[m, n, width]``."""
+        """Circular convolution of three tokens plus sinusoid, ``[m, n, q]`` to ``[m, n, width]``."""
         dtype = self.trunk.compute_dtype
         conv = nn.Conv(width, (3,), padding="CIRCULAR", use_bias=False, dtype=dtype, name="token_conv")
         return conv(tokens_mnq) + sinusoid(tokens_mnq.shape[1], width)
@@ -113,18 +114,15 @@ class Network(nn.Module):
     def _embed_dropout(self, embeds_mnd: jax.Array, keys_m: jax.Array | None) -> jax.Array:
         return dropout(embeds_mnd, self.trunk.config.embd_pdrop, keys_m, "embed")
 
-    def _first_dimensions(self, hidden_mnd: jax.Array, read_width: int | None) -> jax.Array:
+    def _read(self, hidden_mnd: jax.Array, read_width: int | None) -> jax.Array:
         if read_width is not None and read_width > self.width:
-            raise ConfigError(
-                f"{read_width} hidden dimensions cannot be read from a trunk of width {self.width}",
-                where="network.read_width",
-                fix=f"Read at most {self.width}",
-            )
+            what = f"{read_width} hidden dimensions cannot be read from a trunk of width {self.width}"
+            raise ConfigError(what, where="network.read_width", fix=f"Read at most {self.width}")
         return hidden_mnd[..., :read_width].astype(self.trunk.compute_dtype)
 
 
 class ForecastNetwork(Network):
-    """Channel-independent forecaster of protocol §1: instance norm, patches, ``in_layer``, trunk, ``out_layer``.
+    """Channel-independent forecasting (protocol §1): instance norm, patches, Dense, trunk, Dense.
 
     Attributes:
         horizon: Forecast steps, H.
@@ -140,13 +138,7 @@ class ForecastNetwork(Network):
     def __call__(
         self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
-        """Forecast ``[b, h, c]`` in the units of ``x_btc`` ``[b, t, c]``; every channel is forecast on its own.
-
-        Args:
-            x_btc: Input windows.
-            x_mask: ``[b, t, c]``, True where a value is observed; None where all are.
-            dropout_keys: One key per sample ``[b]`` in training, None otherwise.
-        """
+        """Forecast ``[b, h, c]`` in the units of ``x_btc``, each channel independently."""
         c = x_btc.shape[2]
         stats = instance_stats(x_btc, x_mask)
         x_mt = _split_channels(normalize(x_btc, stats, x_mask))
@@ -163,7 +155,7 @@ class ForecastNetwork(Network):
 
 
 class ReconstructNetwork(Network):
-    """Anomaly detection: every step is a token, its channels zero-padded to the trunk's width; the head returns the channels.
+    """Anomaly detection: every step a token, its channels zero-padded to the trunk's width; trunk; Dense.
 
     Attributes:
         channels: C, at most the trunk's width.
@@ -182,17 +174,14 @@ class ReconstructNetwork(Network):
         """Reconstruction ``[b, t, c]`` of ``x_btc`` in its units."""
         b, t, c = x_btc.shape
         if t % self.segment:
-            raise ConfigError(
-                f"{t} steps are not a multiple of the segment of {self.segment}",
-                where="network.segment",
-                fix="Choose a divisor of the steps",
-            )
+            what = f"{t} steps are not a multiple of the segment of {self.segment}"
+            raise ConfigError(what, where="network.segment", fix=f"Choose a divisor of {t}")
         x_gsc = x_btc.reshape(-1, self.segment, c)
         mask_gsc = None if x_mask is None else x_mask.reshape(x_gsc.shape)
         stats = instance_stats(x_gsc, mask_gsc)
         tokens_btc = normalize(x_gsc, stats, mask_gsc).reshape(b, t, c)
         hidden_btd = self._run_trunk(self._pad_width(tokens_btc, "task.channels"), dropout_keys)
-        out_btc = self._dense(c, "out_layer")(self._first_dimensions(hidden_btd, self.read_width))
+        out_btc = self._dense(c, "out_layer")(self._read(hidden_btd, self.read_width))
         return denormalize(out_btc.astype(jnp.float32).reshape(x_gsc.shape), stats).reshape(b, t, c)
 
     @property
@@ -201,7 +190,7 @@ class ReconstructNetwork(Network):
 
 
 class ClassifyNetwork(Network):
-    """Classification: multivariate patches, token convolution and sinusoid, trunk, GELU (erf), layer norm, Dense.
+    """Classification: multivariate patches, token convolution, sinusoid, trunk, erf GELU, layer norm, Dense.
 
     Attributes:
         channels: C.
@@ -219,7 +208,7 @@ class ClassifyNetwork(Network):
     def __call__(
         self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
-        """Logits ``[b, k]`` of cases ``x_btc``, which are zero-padded after their end; ``x_mask`` is not read."""
+        """Logits ``[b, k]`` of cases ``x_btc``, zero-padded after their end; ``x_mask`` is not read."""
         b, _, c = x_btc.shape
         patches = patchify(_split_channels(x_btc), self.patch, self.stride)
         n = patches.shape[1]
@@ -239,7 +228,7 @@ class ClassifyNetwork(Network):
 
 
 class ShortTermNetwork(Network):
-    """Short-term forecasting: token convolution and sinusoid, a Dense over time from L to L + H steps, trunk, one value per step.
+    """Short-term forecasting: token convolution, sinusoid, Dense over time from L to L + H, trunk, Dense.
 
     Attributes:
         horizon: H.
@@ -255,7 +244,7 @@ class ShortTermNetwork(Network):
     def __call__(
         self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
-        """Forecast ``[b, h, c]`` in the units of ``x_btc``; every channel is forecast on its own."""
+        """Forecast ``[b, h, c]`` in the units of ``x_btc``, each channel independently."""
         c = x_btc.shape[2]
         stats = instance_stats(x_btc, x_mask)
         x_mt = _split_channels(normalize(x_btc, stats, x_mask))
@@ -264,7 +253,7 @@ class ShortTermNetwork(Network):
         embeds_mdt = self._embed_dropout(embeds_mtd, keys_m).swapaxes(1, 2)
         longer_mnd = self._dense(self.tokens, "time_layer")(embeds_mdt).swapaxes(1, 2)
         hidden_mnd = self._run_trunk(self._pad_width(longer_mnd, "network.embed_width"), keys_m)
-        read_mnd = self._first_dimensions(hidden_mnd, self.read_width)
+        read_mnd = self._read(hidden_mnd, self.read_width)
         pred_mn = self._dense(1, "out_layer")(read_mnd)[..., 0].astype(jnp.float32)
         return denormalize(_join_channels(pred_mn[:, -self.horizon :], c), stats)
 
@@ -274,7 +263,7 @@ class ShortTermNetwork(Network):
 
 
 class ImputeNetwork(Network):
-    """Imputation: token convolution of the values, linear embedding of calendar features, sinusoid, trunk, layer norm, Dense.
+    """Imputation: token convolution, embedding of calendar features, sinusoid, trunk, layer norm, Dense.
 
     Attributes:
         channels: C.
@@ -288,13 +277,7 @@ class ImputeNetwork(Network):
     def __call__(
         self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
-        """All values ``[b, t, channels]`` in their units from the observed ones.
-
-        Args:
-            x_btc: ``[b, t, channels + calendar]``.
-            x_mask: Of the same shape, True where a value is observed; None where all are.
-            dropout_keys: One key per sample ``[b]`` in training.
-        """
+        """All values ``[b, t, channels]`` in their units from the observed ones."""
         values, features = x_btc[..., : self.channels], x_btc[..., self.channels :]
         mask = None if x_mask is None else x_mask[..., : self.channels]
         stats = instance_stats(values, mask)
@@ -311,29 +294,24 @@ class ImputeNetwork(Network):
 
 
 def channel_keys(dropout_keys: jax.Array | None, channels: int) -> jax.Array | None:
-    """One key per univariate window ``[b * c]`` from one per sample ``[b]``; a sample of one channel keeps its key."""
+    """One key per univariate window ``[b * c]`` from one per sample ``[b]``; one channel keeps the key."""
     if dropout_keys is None or channels == 1:
         return dropout_keys
-    indices = jnp.arange(channels)
-    return jax.vmap(lambda key: jax.vmap(lambda c: jax.random.fold_in(key, c))(indices))(
-        dropout_keys
-    ).reshape(-1)
+    fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+    return fold_in(dropout_keys, jnp.arange(channels)).reshape(-1)
 
 
 def sinusoid(tokens: int, width: int) -> np.ndarray:
-    """Fixed positions ``[tokens, width]``: sine in even, cosine in odd columns, wavelengths from 2π to 10000 · 2π.
+    """Fixed positions ``[tokens, width]``: sine in even, cosine in odd columns, wavelengths 2π to 10000 · 2π.
 
-    Computed in float32, as PyTorch code does.
+    Computed in float32, as in the published code.
 
     Raises:
         ConfigError: An odd width.
     """
     if width % 2:
-        raise ConfigError(
-            f"sinusoidal positions need an even width, not {width}",
-            where="network",
-            fix="Choose an even network.embed_width or trunk width",
-        )
+        what = f"sinusoidal positions need an even width, not {width}"
+        raise ConfigError(what, where="network", fix="Choose an even network.embed_width or trunk width")
     rates = np.exp(np.arange(0, width, 2, dtype=np.float32) * -(np.log(1e4) / width))
     angles = np.arange(tokens, dtype=np.float32)[:, None] * rates
     return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(tokens, width).astype(np.float32)
@@ -364,12 +342,12 @@ def base_shapes(network: Network) -> dict[str, tuple[int, ...]]:
 def init_base(network: Network, trunk_params: Params, seed: int) -> Params:
     """The network's base parameters: GPT-2's as given, every other layer drawn from ``seed``.
 
-    The other layers follow PyTorch's default distributions by the rule of :mod:`~ofa_jax.model.frozen_init`, so the same seed
-    gives the same bits everywhere. Token convolutions have the normal distribution of protocol §2.
+    The other layers follow PyTorch's default distributions by the rule of :mod:`~ofa_jax.model.frozen_init`:
+    the same seed gives the same bits everywhere. Token convolutions are normally distributed (protocol §2).
 
     Args:
         network: The network.
-        trunk_params: GPT-2's parameters, as in ``load_trunk(...).params``; not read by a network without GPT-2.
+        trunk_params: GPT-2's parameters, ``load_trunk(...).params``; ignored by a network without GPT-2.
         seed: Seed of the other layers.
 
     Returns:
@@ -379,42 +357,27 @@ def init_base(network: Network, trunk_params: Params, seed: int) -> Params:
         WeightsError: ``trunk_params`` are not those that the network reads.
     """
     shapes = base_shapes(network)
-    modules: dict[str, dict[str, tuple[int, ...]]] = {}
-    for path, shape in shapes.items():
-        module, _, leaf = path.rpartition("/")
-        if not path.startswith("gpt2/"):
-            modules.setdefault(module, {})[leaf] = shape
-    drawn = {module: _draw_layer(seed, module, leaves) for module, leaves in modules.items()}
-    base = trees.unflatten(
-        {f"{m}/{leaf}": array for m, layer in drawn.items() for leaf, array in layer.items()}
-    )
-    if not isinstance(network.trunk, GPT2Trunk):
-        return base
-
-    flat = trees.flatten(trunk_params)
-    given = {f"gpt2/{path}": trees.aligned(np.asarray(leaf)) for path, leaf in flat.items()}
-    if not network.trunk.positions:
+    given = trees.flatten({"gpt2": trunk_params}) if isinstance(network.trunk, GPT2Trunk) else {}
+    if "gpt2/wpe/embedding" not in shapes:
         given.pop("gpt2/wpe/embedding", None)
+    found = {path: np.shape(leaf) for path, leaf in given.items()}
     wanted = {path: shape for path, shape in shapes.items() if path.startswith("gpt2/")}
-    found = {path: leaf.shape for path, leaf in given.items()}
     wrong = sorted(path for path in wanted | found if wanted.get(path) != found.get(path))
     if wrong:
-        more = " and others" if len(wrong) > 5 else ""
-        raise WeightsError(
-            f"the trunk does not fit the network at {', '.join(wrong[:5])}{more}",
-            where="gpt2",
-            fix="Load the trunk with the configuration that the network was built with",
-        )
-    return base | trees.unflatten(given)
+        listed = ", ".join(wrong[:5]) + (" and others" if wrong[5:] else "")
+        what = f"the trunk does not fit the network at {listed}"
+        fix = "Load the trunk with the configuration that the network was built with"
+        raise WeightsError(what, where="gpt2", fix=fix)
+    trunk = {path: trees.aligned(np.asarray(leaf)) for path, leaf in given.items()}
+    return trees.unflatten(trunk | {path: _draw(seed, path, shapes) for path in shapes if path not in trunk})
 
 
-def _draw_layer(seed: int, module: str, leaves: dict[str, tuple[int, ...]]) -> Params:
-    """The parameters of one layer, ``{leaf: array}`` for the leaves it has."""
-    kernel = leaves.get("kernel")
+def _draw(seed: int, path: str, shapes: dict[str, tuple[int, ...]]) -> np.ndarray:
+    """A parameter outside GPT-2, by the kernel of its layer."""
+    module, _, leaf = path.rpartition("/")
+    kernel = shapes.get(f"{module}/kernel")
     if kernel is None:  # a layer norm
-        return {leaf: np.full(shape, float(leaf == "scale"), np.float32) for leaf, shape in leaves.items()}
+        return np.full(shapes[path], float(leaf == "scale"), np.float32)
     if len(kernel) == 3:  # a token convolution, [3, in, d] (protocol §2)
-        std = float(np.sqrt(2 / np.float64(kernel[0] * kernel[1])))
-        return {"kernel": frozen_init.normal(seed, f"{module}/kernel", kernel, std)}
-    drawn = frozen_init.linear(seed, module, *kernel)
-    return {leaf: drawn[leaf] for leaf in leaves}
+        return frozen_init.normal(seed, path, kernel, math.sqrt(2 / (kernel[0] * kernel[1])))
+    return frozen_init.uniform(seed, path, shapes[path], 1 / math.sqrt(kernel[0]))
