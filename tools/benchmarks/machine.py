@@ -1,4 +1,4 @@
-"""The machine, the commit and this process's memory, from the operating system."""
+"""The machine, the source and this process's memory, as the operating system tells them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ PACKAGES = ("jax", "jaxlib", "flax", "ofa-jax", "numpy", "torch", "transformers"
 
 
 def machine() -> Machine:
-    """Hardware, system and package versions."""
+    """What the numbers hang on besides the source."""
     import jax
 
-    from ofa_jax.train.devices import host_bytes
+    from ofa_jax.train.memory import host_bytes
 
-    versions = {name: found for name in PACKAGES if (found := _version(name))}
     return Machine(
         cpu=_cpu(),
         cores=cores(),
@@ -30,23 +29,30 @@ def machine() -> Machine:
         system=_system(),
         device=jax.devices()[0].device_kind,
         devices=jax.device_count(),
-        versions={"python": platform.python_version(), **versions},
+        versions={
+            "python": platform.python_version(),
+            **{name: found for name in PACKAGES if (found := _version(name))},
+        },
     )
 
 
 def cores() -> int:
-    """Cores that this process may use, as XLA counts them; PyTorch gets as many threads."""
+    """The cores that this process may use, as XLA counts them; PyTorch is given as many threads."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def commit() -> str:
-    """The current commit, marked if files have changed."""
-    found, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
-    return f"{found[:12]}{'-dirty' if changed else ''}" if found else "unknown"
+    """The commit of the source, marked where files have changed since."""
+    found = _git("rev-parse", "HEAD")
+    return (
+        "unknown"
+        if not found
+        else found[:12] + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    )
 
 
 def peak_bytes() -> int:
-    """Peak memory of this process: the accelerator's if there is one, else resident.
+    """The most memory that this process held at once: of the accelerator where there is one, else resident in main memory.
 
     Raises:
         OfaError: The system has no /proc.
@@ -54,27 +60,31 @@ def peak_bytes() -> int:
     jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
     if not _on_accelerator():
         return _status("VmHWM")
-    stats = [] if jax is None else [device.memory_stats() or {} for device in jax.local_devices()]
-    of_torch = 0 if torch is None else torch.cuda.max_memory_allocated()
-    return sum(each.get("peak_bytes_in_use", 0) for each in stats) + of_torch
+    of_jax = [] if jax is None else [device.memory_stats() or {} for device in jax.local_devices()]
+    return sum(stats.get("peak_bytes_in_use", 0) for stats in of_jax) + (
+        0 if torch is None else torch.cuda.max_memory_allocated()
+    )
 
 
 def held_bytes() -> int:
-    """Memory of this process now; 0 on an accelerator, where imports take none."""
+    """The memory that this process holds now; 0 on an accelerator, where imports take none."""
     return 0 if _on_accelerator() else _status("VmRSS")
 
 
 def _on_accelerator() -> bool:
     jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
-    by_jax = jax is not None and jax.default_backend() != "cpu"
-    return by_jax or (torch is not None and torch.cuda.is_available())
+    return (jax is not None and jax.default_backend() != "cpu") or (
+        torch is not None and torch.cuda.is_available()
+    )
 
 
 def _status(field: str) -> int:
     path = Path("/proc/self/status")
     if not path.exists():
-        fix = "Leave `memory` and `growth` out of --only"
-        raise OfaError("this system has no /proc/self/status to read peak memory from", fix=fix)
+        raise OfaError(
+            "peak memory is read from /proc/self/status, which this system lacks",
+            fix="Leave `memory` and `growth` out of --only",
+        )
     (line,) = (line for line in path.read_text().splitlines() if line.startswith(f"{field}:"))
     return 1024 * int(line.split()[1])
 
@@ -82,8 +92,10 @@ def _status(field: str) -> int:
 def _cpu() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or "unknown")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor() or "unknown",
+    )
 
 
 def _system() -> str:
@@ -102,8 +114,9 @@ def _version(name: str) -> str | None:
 
 
 def _git(*words: str) -> str:
-    command = ["git", "-C", str(ROOT), *words]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
