@@ -131,11 +131,8 @@ def check_columns(frame: Frame, expected_names: Sequence[str]) -> Frame:
     if absent or extra:
         kinds = (("missing", absent), ("extra", extra))
         listed = "; ".join(f"{kind}: {_listed(names, len(names))}" for kind, names in kinds if names)
-        raise DataError(
-            f"the columns are not the {len(expected)} used in training ({listed})",
-            where=frame.source,
-            fix="Give the same columns; their order does not matter",
-        )
+        what = f"the columns are not the {len(expected)} used in training ({listed})"
+        raise DataError(what, where=frame.source, fix="Give the same columns; their order does not matter")
     order = [frame.names.index(name) for name in expected]
     return dataclasses.replace(frame, values=np.ascontiguousarray(frame.values[:, order]), names=expected)
 

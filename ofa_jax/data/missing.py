@@ -35,11 +35,9 @@ def fill_missing(values: np.ndarray, missing: Missing, place: Callable[[int, int
     row, column = (int(index) for index in np.argwhere(gone)[0])
     if missing == "error":
         kind = "missing" if np.isnan(values[row, column]) else "infinite"
-        raise DataError(
-            f"{int(gone.sum())} value(s) are missing or infinite, the first one is {kind}",
-            where=place(column, row),
-            fix="Fill them, or set `missing: linear` or `missing: ffill`",
-        )
+        what = f"{int(gone.sum())} value(s) are missing or infinite, the first one is {kind}"
+        fix = "Fill them, or set `missing: linear` or `missing: ffill`"
+        raise DataError(what, where=place(column, row), fix=fix)
     known = pd.DataFrame(np.where(gone, np.nan, values))
     filled = (known.ffill() if missing == "ffill" else known.interpolate(limit_area="inside")).to_numpy()
     if np.isnan(filled).any():
@@ -47,9 +45,6 @@ def fill_missing(values: np.ndarray, missing: Missing, place: Callable[[int, int
         edge, fix = "first", "Remove the rows up to the first complete one"
         if row > 0:
             edge, fix = "last", "Remove the last rows, or set `missing: ffill`"
-        raise DataError(
-            f"the {edge} value is missing or infinite and `missing: {missing}` has nothing to fill it from",
-            where=place(column, row),
-            fix=fix,
-        )
+        what = f"the {edge} value is missing or infinite and `missing: {missing}` has nothing to fill it from"
+        raise DataError(what, where=place(column, row), fix=fix)
     return filled

@@ -169,10 +169,8 @@ class Scaler:
             scaled = ((values - self.mean) / self.std).astype(np.float32)
         if not np.isfinite(scaled).all():
             name = self.names[int(np.argwhere(~np.isfinite(scaled))[0][-1])]
-            raise DataError(
-                f"series `{name}` has values that cannot be standardised",
-                fix="Look for infinities and wrong units in it",
-            )
+            what = f"series `{name}` has values that cannot be standardised"
+            raise DataError(what, fix="Look for infinities and wrong units in it")
         return scaled
 
     def invert(self, values: np.ndarray) -> np.ndarray:
@@ -199,15 +197,11 @@ class Scaler:
             names, constant = tuple(content["names"]), tuple(content["constant"])
             mean, std = (np.array(content[key], dtype=np.float64) for key in ("mean", "std"))
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"the stored scaler cannot be read ({type(error).__name__}: {error})",
-                fix="Make the file anew",
-            ) from None
+            what = f"the stored scaler cannot be read ({type(error).__name__}: {error})"
+            raise DataError(what, fix="Make the file anew") from None
         if not (mean.shape == std.shape == (len(names),)) or not (std > 0).all():
-            raise DataError(
-                "the stored scaler does not hold one mean and one positive std for each name",
-                fix="Make the file anew",
-            )
+            what = "the stored scaler does not hold one mean and one positive std for each name"
+            raise DataError(what, fix="Make the file anew")
         return cls(mean, std, names, constant)
 
 
@@ -233,8 +227,6 @@ def fit_scaler(values: np.ndarray, names: Sequence[str]) -> Scaler:
     mean, std, constant = moments(values)
     bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std > 0)))
     if len(bad):
-        raise DataError(
-            f"series `{names[bad[0]]}` is spread too widely or too narrowly to standardise",
-            fix="Give it in other units",
-        )
+        what = f"series `{names[bad[0]]}` is spread too widely or too narrowly to standardise"
+        raise DataError(what, fix="Give it in other units")
     return Scaler(mean, std, names, tuple(name for name, flat in zip(names, constant, strict=True) if flat))

@@ -147,11 +147,9 @@ def as_table(frame: pd.DataFrame, source: str) -> Table:
         frame = frame.copy(deep=False)
         frame.insert(0, "index" if index.name is None else index.name, index, allow_duplicates=True)
     elif len(index) and not pd.api.types.is_integer_dtype(index.dtype):
-        raise DataError(
-            f"the index contains {shorten(index[0])}, neither timestamps nor row numbers",
-            where=source,
-            fix="Set a DatetimeIndex, or turn the index into a column with `reset_index()`",
-        )
+        what = f"the index contains {shorten(index[0])}, neither timestamps nor row numbers"
+        fix = "Set a DatetimeIndex, or turn the index into a column with `reset_index()`"
+        raise DataError(what, where=source, fix=fix)
     first = frame.iat[0, 0] if frame.size else ""
     first_cell = str(first) if isinstance(first, str) or hasattr(first, "year") else ""
     names = tuple(map(str, frame.columns))
@@ -203,11 +201,9 @@ def read_text(path: Path) -> Table:
             first_cell = fields[0].strip() if fields and len(lines) == 1 else first_cell
             width = max(len(fields), 1)
             if width != len(names):
-                raise DataError(
-                    f"has {width} field(s) where the header has {len(names)}",
-                    where=f"{path}, row {len(lines)} (line {lines[-1]})",
-                    fix="Correct the row; a text with the delimiter in it needs quotes",
-                )
+                what = f"has {width} field(s) where the header has {len(names)}"
+                fix = "Correct the row; a text with the delimiter in it needs quotes"
+                raise DataError(what, where=f"{path}, row {len(lines)} (line {lines[-1]})", fix=fix)
     except csv.Error as error:
         raise _not_text(path, error) from None
 
@@ -286,17 +282,11 @@ def _decode(content: bytes, path: Path) -> str:
 def _check_header(names: tuple[str, ...], where: str) -> None:
     broken = next((name for name in names if "\n" in name), None)
     if broken is not None:
-        raise DataError(
-            f"the column name {shorten(broken)} runs over several lines",
-            where=where,
-            fix="Close the quote that was left open, or take the line break out of the name",
-        )
+        fix = "Close the quote that was left open, or take the line break out of the name"
+        raise DataError(f"the column name {shorten(broken)} runs over several lines", where=where, fix=fix)
     numeric = [_NUMBER.fullmatch(name) is not None for name in names]
     counted = any(names == tuple(str(i + start) for i in range(len(names))) for start in (0, 1))
     dated = bool(re.match(r"\d{4}-\d\d-\d\d|\d{1,2}[/.]\d{1,2}[/.]\d{4}", names[0])) and all(numeric[1:])
     if (all(numeric) and not counted) or dated:
-        raise DataError(
-            f"the first line contains values ({', '.join(names[:3])}), not column names",
-            where=where,
-            fix="Add a header line with the names of the columns",
-        )
+        what = f"the first line contains values ({', '.join(names[:3])}), not column names"
+        raise DataError(what, where=where, fix="Add a header line with the names of the columns")

@@ -116,11 +116,8 @@ def _parse_year_last(texts: list[str], place: Place) -> np.ndarray:
     if len(complete) == 2 and not np.array_equal(*complete):
         complete = [times for times in complete if _is_regular(times)]
         if len(complete) != 1:
-            raise DataError(
-                f"{texts[0]!r} can be read day first or month first, and the other rows do not decide it",
-                where=place(0),
-                fix="Write dates with the year first, such as 2024-01-31",
-            )
+            what = f"{texts[0]!r} can be read day first or month first, and the other rows do not decide it"
+            raise DataError(what, where=place(0), fix="Write dates with the year first, such as 2024-01-31")
     return complete[0] if complete else _complete(longest, texts, place)
 
 

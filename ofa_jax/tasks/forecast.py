@@ -153,11 +153,9 @@ def season_of(frame: Frame) -> int:
     count, unit = (int(match[1] or 1), match[2]) if match else (1, "")
     cycle = SEASONS.get(unit)
     if cycle is None or (cycle > 1 and cycle % count):
-        raise DataError(
-            f"the main cycle is not known for steps of {frame.frequency or 'no known length'}",
-            where=frame.source,
-            fix="Say how many steps it has with --set data.season=…, or 1 for none",
-        )
+        what = f"the main cycle is not known for steps of {frame.frequency or 'no known length'}"
+        fix = "Say how many steps it has with --set data.season=…, or 1 for none"
+        raise DataError(what, where=frame.source, fix=fix)
     return max(1, cycle // count)
 
 
@@ -190,11 +188,8 @@ def read_new(trained: TrainedOn, source: Any, *, missing: Any = None) -> Frame:
     frame = frame if names is None else check_columns(frame, names)
     expected, found = trained.meta.get("frequency"), frame.frequency
     if expected and found and expected.split("-")[0] != found.split("-")[0]:
-        raise DataError(
-            f"the rows are {found!r} apart, but the model was trained on steps of {expected!r}",
-            where=frame.source,
-            fix="Resample the rows to the model's step",
-        )
+        what = f"the rows are {found!r} apart, but the model was trained on steps of {expected!r}"
+        raise DataError(what, where=frame.source, fix="Resample the rows to the model's step")
     return frame
 
 

@@ -101,11 +101,8 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
     length, horizon = task.input_length, task.horizon
     reach = int(task.cut_range * horizon)
     if reach < 1:
-        raise ConfigError(
-            f"a range of {task.cut_range:g} horizons of {horizon} step(s) holds no cut",
-            where="task.cut_range",
-            fix="Widen it",
-        )
+        what = f"a range of {task.cut_range:g} horizons of {horizon} step(s) holds no cut"
+        raise ConfigError(what, where="task.cut_range", fix="Widen it")
     collection, season = read_collection(data.source, data)
     origin = _forecastable(collection, horizon)
     ends = origin - horizon if protocol == "strict" else origin
@@ -113,11 +110,9 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
     counts = np.maximum(ends - lowest, 0)
     if not counts.any():
         held = 2 * horizon if protocol == "strict" else horizon
-        raise DataError(
-            f"no series is long enough to train on: the last {held} steps of each are held out",
-            where=collection.source,
-            fix=f"Series of at least {held + 2} steps are needed; shorten task.horizon",
-        )
+        what = f"no series is long enough to train on: the last {held} steps of each are held out"
+        fix = f"Series of at least {held + 2} steps are needed; shorten task.horizon"
+        raise DataError(what, where=collection.source, fix=fix)
     buffer, first, _ = _lay(collection, collection)
     test = _last_windows(first, origin, length, horizon)
     tables: dict[Split, WindowTable] = {
@@ -297,11 +292,8 @@ def _lay(source: SeriesCollection, target: SeriesCollection) -> tuple[np.ndarray
         row = int(np.argwhere(~np.isfinite(buffer))[0][0])
         place = int(np.searchsorted(first, row, side="right")) - 1
         collection, index = (source, place) if place < source.n_series else (target, place - source.n_series)
-        raise DataError(
-            f"series `{collection.names[index]}` has values beyond float32's range",
-            where=collection.source,
-            fix="Look for wrong units in it, or scale it",
-        )
+        what = f"series `{collection.names[index]}` has values beyond float32's range"
+        raise DataError(what, where=collection.source, fix="Look for wrong units in it, or scale it")
     return buffer, first[: source.n_series], first[-target.n_series :]
 
 

@@ -51,25 +51,16 @@ def read_stream(path: str | Path) -> LabelledStream:
     arrays = _load(path)
     for name in _NEEDED:
         if name not in arrays:
-            raise DataError(
-                f"there is no array `{name}` (found: {', '.join(sorted(arrays)) or 'none'})",
-                where=str(path),
-                fix="Give an .npz with train, test and test_label",
-            )
+            what = f"there is no array `{name}` (found: {', '.join(sorted(arrays)) or 'none'})"
+            raise DataError(what, where=str(path), fix="Give an .npz with train, test and test_label")
     given = [name for name in _BORDERS if name in arrays]
     if given and len(given) != len(_BORDERS):
-        raise DataError(
-            f"of the segments' arrays there is only {', '.join(given)}",
-            where=str(path),
-            fix=f"Give all of {', '.join(_BORDERS)}",
-        )
+        what = f"of the segments' arrays there is only {', '.join(given)}"
+        raise DataError(what, where=str(path), fix=f"Give all of {', '.join(_BORDERS)}")
     train, test = (_values(arrays[name], f"{path}, array `{name}`") for name in ("train", "test"))
     if train.shape[1] != test.shape[1]:
-        raise DataError(
-            f"train has {train.shape[1]} channels, test {test.shape[1]}",
-            where=str(path),
-            fix="Give both the same channels",
-        )
+        what = f"train has {train.shape[1]} channels, test {test.shape[1]}"
+        raise DataError(what, where=str(path), fix="Give both the same channels")
     label = _labels(arrays["test_label"], len(test), f"{path}, array `test_label`")
     segments: tuple[str, ...]
     segments, lengths = (path.name.removesuffix(".npz"),), (np.array([len(train)]), np.array([len(test)]))
@@ -149,11 +140,8 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> np.n
         or min(shape, default=0) < 0
         or not 0 <= entry.file_size - math.prod(shape) * dtype.itemsize < 2 * _LARGEST_HEADER
     ):
-        raise DataError(
-            f"its header says {dtype} {shape}, which its {entry.file_size} bytes do not hold",
-            where=where,
-            fix="Fetch the file again",
-        )
+        what = f"its header says {dtype} {shape}, which its {entry.file_size} bytes do not hold"
+        raise DataError(what, where=where, fix="Fetch the file again")
     with archive.open(entry) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         array: np.ndarray = np.lib.format.read_array(
@@ -173,28 +161,19 @@ def _values(array: np.ndarray, where: str) -> np.ndarray:
     wrong = np.argwhere(~np.isfinite(values))
     if len(wrong):
         row, column = (int(position) + 1 for position in wrong[0])
-        raise DataError(
-            f"{len(wrong)} value(s) are missing or infinite",
-            where=f"{where}, row {row}, channel {column}",
-            fix="Fill them before saving",
-        )
+        what = f"{len(wrong)} value(s) are missing or infinite"
+        raise DataError(what, where=f"{where}, row {row}, channel {column}", fix="Fill them before saving")
     return values
 
 
 def _labels(array: np.ndarray, steps: int, where: str) -> np.ndarray:
     if array.shape != (steps,) or array.dtype.kind not in "biuf":
-        raise DataError(
-            f"is {array.dtype} {array.shape} where the test stream has {steps} steps",
-            where=where,
-            fix="Give one label per step",
-        )
+        what = f"is {array.dtype} {array.shape} where the test stream has {steps} steps"
+        raise DataError(what, where=where, fix="Give one label per step")
     wrong = np.flatnonzero((array != 0) & (array != 1))
     if len(wrong):
-        raise DataError(
-            f"the label is {array[wrong[0]]}",
-            where=f"{where}, row {int(wrong[0]) + 1}",
-            fix="Write 1 for anomalous, else 0",
-        )
+        what = f"the label is {array[wrong[0]]}"
+        raise DataError(what, where=f"{where}, row {int(wrong[0]) + 1}", fix="Write 1 for anomalous, else 0")
     return array.astype(bool)
 
 
@@ -203,11 +182,8 @@ def _segments(
 ) -> tuple[tuple[str, ...], tuple[np.ndarray, np.ndarray]]:
     names = arrays["channels"]
     if names.ndim != 1 or names.dtype.kind != "U" or not len(names):
-        raise DataError(
-            f"is {names.dtype} {names.shape}",
-            where=f"{path}, array `channels`",
-            fix="Give the segments' names as text",
-        )
+        what = f"is {names.dtype} {names.shape}"
+        raise DataError(what, where=f"{path}, array `channels`", fix="Give the segments' names as text")
     if len(set(names.tolist())) != len(names):
         raise DataError(
             "a segment's name stands twice", where=f"{path}, array `channels`", fix="Name each segment once"
@@ -216,16 +192,10 @@ def _segments(
     for name, total in zip(("train_len", "test_len"), totals, strict=True):
         rows, where = arrays[name], f"{path}, array `{name}`"
         if rows.shape != names.shape or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() > total:
-            raise DataError(
-                f"is {rows.dtype} {rows.shape}",
-                where=where,
-                fix=f"Give the rows of each of the {len(names)} segments",
-            )
+            what = f"is {rows.dtype} {rows.shape}"
+            raise DataError(what, where=where, fix=f"Give the rows of each of the {len(names)} segments")
         if int(rows.sum()) != total:
-            raise DataError(
-                f"the segments' rows add up to {int(rows.sum())} of {total}",
-                where=where,
-                fix="Correct the rows",
-            )
+            what = f"the segments' rows add up to {int(rows.sum())} of {total}"
+            raise DataError(what, where=where, fix="Correct the rows")
         lengths.append(rows)
     return tuple(names.tolist()), (lengths[0], lengths[1])

@@ -72,11 +72,8 @@ class ResumingDownloader:
         size, resumable = self._size(), self._mark() is not None
         if not resumable:
             self._start_over("")
-        raise DataError(
-            f"the download broke off after {size} bytes ({reason[:200]})",
-            where=url,
-            fix="Try again: it goes on from there" if resumable else "Try again",
-        )
+        what = f"the download broke off after {size} bytes ({reason[:200]})"
+        raise DataError(what, where=url, fix="Try again: it goes on from there" if resumable else "Try again")
 
     def _attempt(self, url: str) -> str:
         """One connection; says why the file is not whole after it, or nothing."""
@@ -90,17 +87,11 @@ class ResumingDownloader:
             if response.status_code == 416:
                 return self._start_over("the server does not have the rest of this file")
             if response.status_code not in (200, 206):
-                raise DataError(
-                    f"the server answers {response.status_code} {response.reason}",
-                    where=url,
-                    fix="See the data set's pages",
-                )
+                what = f"the server answers {response.status_code} {response.reason}"
+                raise DataError(what, where=url, fix="See the data set's pages")
             if response.headers.get("Content-Encoding", "identity") != "identity":
-                raise DataError(
-                    "the server sends the file encoded although asked not to",
-                    where=url,
-                    fix="Download it by hand",
-                )
+                what = "the server sends the file encoded although asked not to"
+                raise DataError(what, where=url, fix="Download it by hand")
             if response.status_code == 206:
                 total = _range_total(response.headers.get("Content-Range", ""), start)
                 if "Range" not in headers or total is None:
@@ -108,11 +99,8 @@ class ResumingDownloader:
             else:
                 start, total = 0, _whole(response.headers.get("Content-Length"))
             if total is not None and total > self._limit:
-                raise DataError(
-                    f"the file has {total} bytes, more than the {self._limit} allowed",
-                    where=url,
-                    fix="Download it by hand",
-                )
+                what = f"the file has {total} bytes, more than the {self._limit} allowed"
+                raise DataError(what, where=url, fix="Download it by hand")
             self._keep_mark(response.headers)
             done = self._receive(response, url, start, total)
         return f"{done} of {total} bytes came" if total is not None and done != total else ""
@@ -126,11 +114,8 @@ class ResumingDownloader:
                 done += len(block)
                 if done > (self._limit if total is None else total):
                     self._start_over("")
-                    raise DataError(
-                        f"the server sends more than {done - len(block)} bytes",
-                        where=url,
-                        fix="Download it by hand",
-                    )
+                    what = f"the server sends more than {done - len(block)} bytes"
+                    raise DataError(what, where=url, fix="Download it by hand")
                 file.write(block)
                 if self._progress is not None:
                     self._progress(name, done, total)

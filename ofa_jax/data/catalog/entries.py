@@ -93,10 +93,8 @@ class DatasetEntry:
         for file in self.files:
             if file.role == role:
                 return file
-        raise DataError(
-            f"the data set `{self.name}` has no file `{role}`",
-            fix=f"It has {', '.join(file.role for file in self.files)}",
-        )
+        what = f"the data set `{self.name}` has no file `{role}`"
+        raise DataError(what, fix=f"It has {', '.join(file.role for file in self.files)}")
 
 
 _LONG_HORIZONS = (96, 192, 336, 720)

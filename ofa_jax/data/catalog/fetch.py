@@ -60,11 +60,9 @@ def fetch(
     for file in missing:
         _inside(file, root)
         if file.url is None and file.needed:
-            raise DataError(
-                f"`{entry.name}` cannot be fetched by a program: there is no address for {file.path}",
-                where=str(root / file.path),
-                fix=f"Get it from {source_of(entry, file)} and put it at {file.path} below {root}",
-            )
+            what = f"`{entry.name}` cannot be fetched by a program: there is no address for {file.path}"
+            fix = f"Get it from {source_of(entry, file)} and put it at {file.path} below {root}"
+            raise DataError(what, where=str(root / file.path), fix=fix)
     status = {file.path: _check_present(entry, file, root) for file in entry.files if file not in missing}
     urls = list(dict.fromkeys(file.url for file in missing if file.url is not None))
     if urls:
@@ -79,11 +77,8 @@ def fetch(
 def _inside(file: DataFile, root: Path) -> None:
     path = PurePosixPath(file.path)
     if path.is_absolute() or ".." in path.parts or not (root / path).resolve().is_relative_to(root.resolve()):
-        raise DataError(
-            f"{file.path} would lie outside the data root",
-            where=str(root),
-            fix="Remove the link that leads out of it",
-        )
+        what = f"{file.path} would lie outside the data root"
+        raise DataError(what, where=str(root), fix="Remove the link that leads out of it")
 
 
 def _check_present(entry: DatasetEntry, file: DataFile, root: Path) -> Fetched:
@@ -116,22 +111,16 @@ def _staging(root: Path) -> Iterator[Path]:
             "another process is fetching into this data root", where=str(root), fix="Wait for it to end"
         ) from None
     except OSError as error:
-        raise DataError(
-            f"the data root cannot be written to ({error})",
-            where=str(root),
-            fix="Choose a folder of your own",
-        ) from None
+        what = f"the data root cannot be written to ({error})"
+        raise DataError(what, where=str(root), fix="Choose a folder of your own") from None
     try:
         for leftover in staging.iterdir():
             if not leftover.name.endswith((".part", ".part.json", ".lock")):
                 leftover.unlink()  # a killed process left it
         yield staging
     except OSError as error:
-        raise DataError(
-            f"the data root cannot be written to ({error})",
-            where=str(root),
-            fix="Make room, or choose another folder",
-        ) from None
+        what = f"the data root cannot be written to ({error})"
+        raise DataError(what, where=str(root), fix="Make room, or choose another folder") from None
     finally:
         if all(entry.name == ".lock" for entry in staging.iterdir()):
             (staging / ".lock").unlink()
@@ -193,11 +182,9 @@ def _retrieve(url: str, sha256: str | None, name: str, staging: Path, progress: 
     except ValueError as error:  # pooch's word for a wrong sha256; it has removed the file
         if sha256 is None:
             raise
-        raise DataError(
-            f"the download does not have the sha256 {sha256} of the published file; it was thrown away",
-            where=url,
-            fix="Try again; if it stays so, the published file has changed",
-        ) from error
+        what = f"the download does not have the sha256 {sha256} of the published file; it was thrown away"
+        fix = "Try again; if it stays so, the published file has changed"
+        raise DataError(what, where=url, fix=fix) from error
     finally:
         logger.setLevel(level)
 

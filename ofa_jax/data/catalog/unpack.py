@@ -88,11 +88,8 @@ def _check_safe(entry: zipfile.ZipInfo, url: str) -> None:
         or PureWindowsPath(name).anchor
         or "\0" in name
     ):
-        raise DataError(
-            f"the archive holds an entry that leads out of its folder ({name!r})",
-            where=url,
-            fix="Do not use this archive",
-        )
+        what = f"the archive holds an entry that leads out of its folder ({name!r})"
+        raise DataError(what, where=url, fix="Do not use this archive")
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise DataError(
