@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,15 +63,11 @@ def borders(
         return found
     if rule != "ratio":
         _refuse_ett(found, n_rows, rule, needed, percent, source)
-    rows = _fewest_rows(lambda n: _fits(parts(n), n, needed))
     window = f"a window of {input_length} input rows" + (
         "" if horizon is None else f" and {horizon} to forecast"
     )
-    raise DataError(
-        f"{n_rows} row(s) are too few: the rule `{rule}` {_shares(ratios, percent)} and {window} need {rows}",
-        where=source,
-        fix="Give more rows, or choose a shorter input length or horizon",
-    )
+    what = f"{n_rows} row(s) are too few for {window} in every part, by the rule `ratio` {_shares(ratios, percent)}"
+    raise DataError(what, where=source, fix="Give more rows, or choose a shorter input length or horizon")
 
 
 def _part_lengths(n_rows: int, rule: SplitRule, ratios: tuple[float, float, float]) -> tuple[int, int, int]:
@@ -120,18 +116,6 @@ def _refuse_ett(found: Borders, n_rows: int, rule: SplitRule, needed: int, perce
 def _shares(ratios: tuple[float, float, float], percent: int) -> str:
     shares = "/".join(f"{100 * share:g}" for share in ratios)
     return f"({shares} %" + (f", {percent} % of the training part kept)" if percent < 100 else ")")
-
-
-def _fewest_rows(fits: Callable[[int], bool]) -> int:
-    """The smallest n such that n rows and any larger number fit."""
-    enough = 1
-    while not fits(enough):
-        enough *= 2
-    # truncation lets a part shrink by a row as n grows, so the first fit may be followed by a misfit: come from safely above
-    rows = 4 * enough + 100
-    while fits(rows - 1):
-        rows -= 1
-    return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,24 +169,6 @@ class Scaler:
             "std": self.std.tolist(),
             "constant": list(self.constant),
         }
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Scaler:
-        """The scaler that :meth:`to_dict` wrote.
-
-        Raises:
-            DataError: A key is missing or the lengths differ.
-        """
-        try:
-            names, constant = tuple(content["names"]), tuple(content["constant"])
-            mean, std = (np.array(content[key], dtype=np.float64) for key in ("mean", "std"))
-        except (KeyError, TypeError, ValueError) as error:
-            what = f"the stored scaler cannot be read ({type(error).__name__}: {error})"
-            raise DataError(what, fix="Make the file anew") from None
-        if not (mean.shape == std.shape == (len(names),)) or not (std > 0).all():
-            what = "the stored scaler does not hold one mean and one positive std for each name"
-            raise DataError(what, fix="Make the file anew")
-        return cls(mean, std, names, constant)
 
 
 def moments(values: np.ndarray, *, ddof: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -18,12 +18,12 @@ from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, NetworkConfig, ShortTermSettings, ZeroShotSettings
 from ofa_jax.data.archives import SeriesCollection
 from ofa_jax.data.catalog.load import CATALOG, load_collection
-from ofa_jax.data.frames import Frame
+from ofa_jax.data.seasons import season_of
 from ofa_jax.data.splits import Split
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.model.networks import ShortTermNetwork, TrunkModule
 from ofa_jax.tasks.base import Score, Sums, Task, TaskData, TaskKind
-from ofa_jax.tasks.forecast import apply, forecast_network, linear_baselines, read_series, season_of
+from ofa_jax.tasks.forecast import apply, forecast_network, linear_baselines, read_series
 from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import mean_scaled_error, naive_scale, series_metrics, series_sums
 from ofa_jax.tasks.naive import last_cycle
@@ -33,9 +33,6 @@ from ofa_jax.windows.table import WindowSpec, WindowTable, lay_end_to_end
 
 Naive = Callable[[np.ndarray, int, int], np.ndarray]
 """``naive(insample, season, horizon) -> [h]``."""
-
-ARCHIVE_SEASONS = {"yearly": 1, "quarterly": 4, "monthly": 12, "weekly": 1, "daily": 1, "hourly": 24}
-"""Season length m by an archive's word for the frequency, as in the M4 competition (protocol §3)."""
 
 
 def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protocol = "strict") -> TaskData:
@@ -149,13 +146,12 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
     entry = CATALOG.get(name)
     if (entry.kind != "frame") if entry else Path(name).name.removesuffix(".gz").endswith(".tsf"):
         collection, entry = load_collection(name, missing=data.missing)
-        return collection, data.season or (
-            entry.season if entry else ARCHIVE_SEASONS.get((collection.frequency or "").lower())
-        )
+        found = entry.season if entry else season_of(collection.frequency)
+        return collection, data.season or found
     frame, entry = read_series(data, name)
     columns = tuple(np.ascontiguousarray(column) for column in frame.values.T)
     collection = SeriesCollection(frame.names, columns, frame.frequency, None, None, None, {}, frame.source)
-    return collection, data.season or (entry.season if entry else _season_of(frame))
+    return collection, data.season or (entry.season if entry else season_of(frame.frequency))
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,13 +239,6 @@ def _without_scale(references: Mapping[Split, NaiveReference]) -> list[str]:
         for split, (total, missed) in missing.items()
         if missed
     ]
-
-
-def _season_of(frame: Frame) -> int | None:
-    try:
-        return season_of(frame)
-    except DataError:
-        return None
 
 
 def _series_task(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ofa_jax.data.frames import Missing
+from ofa_jax.config.tasks import Missing
+from ofa_jax.data.missing import fill_missing
 from ofa_jax.data.timestamps import shorten
 from ofa_jax.errors import DataError
 
@@ -192,23 +193,9 @@ def _number(field: str, where: str, never_missing: str | None) -> float:
 
 
 def fill(values: np.ndarray, missing: Missing, where: str) -> np.ndarray:
-    """A series ``[T]`` with its missing values treated as asked, as :func:`ofa_jax.data.frames.read_frame` does.
+    """A series ``[T]`` with its missing values treated as asked (:func:`ofa_jax.data.missing.fill_missing`)."""
 
-    Raises:
-        DataError: A value is missing and ``missing`` is ``error``, or there is nothing to fill it from.
-    """
-    gone = np.isnan(values)
-    if not gone.any():
-        return values
-    first = int(np.flatnonzero(gone)[0]) + 1
-    if missing == "error":
-        fix = "Fill them, or set `missing: linear` or `missing: ffill`"
-        raise DataError(f"{int(gone.sum())} value(s) are missing", where=f"{where}, value {first}", fix=fix)
-    if gone[0] or (gone[-1] and missing == "linear"):
-        edge = "first" if gone[0] else "last"
-        what = f"the {edge} value is missing and `missing: {missing}` has nothing to fill it from"
-        raise DataError(what, where=where, fix="Remove it")
-    steps, known = np.arange(len(values)), np.flatnonzero(~gone)
-    if missing == "linear":
-        return np.interp(steps, known, values[known])
-    return values[known[np.searchsorted(known, steps, side="right") - 1]]
+    def place_of(column: int, row: int | None) -> str:
+        return where if row is None else f"{where}, value {row + 1}"
+
+    return fill_missing(values[:, None], missing, place_of)[:, 0]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ofa_jax.config.tasks import Missing
 from ofa_jax.data.archives.records import LabelledCases
 from ofa_jax.data.archives.text import Header, fill, numbers, place, read_lines
-from ofa_jax.data.frames import Missing
 from ofa_jax.data.timestamps import shorten
 from ofa_jax.errors import DataError
 
