@@ -455,7 +455,7 @@ def pickled() -> np.ndarray:
         ),
         (
             lambda a: {**a, "test_label": a["test_label"][:4]},
-            r"array `test_label`: is int8 \(4,\) but the test stream has 5 steps",
+            r"array `test_label`: is int8 \(4,\), but the test stream has 5 steps",
         ),
         (lambda a: {**a, "test_label": a["test_label"] * 2}, r"array `test_label`, row 2: the label is 2"),
         (
@@ -786,7 +786,7 @@ def test_anomaly_streams(data_root):
         (23694, 38),
         ("machine-1-2",),
     )
-    with pytest.raises(DataError, match="there is no array `train`"):
+    with pytest.raises(DataError, match="has the arrays test_label"):
         read_stream(data_root / "SMD" / "machine-1-1.labels_only.npz")
 
 
