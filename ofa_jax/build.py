@@ -131,11 +131,8 @@ def _with_sizes(task: TaskSettings, source: str) -> TaskSettings:
         sizes = {name: value for name, value in known.items() if value is not None}
     for name in ("channels", "classes", "calendar"):
         if getattr(task, name, 1) is None and name not in sizes:
-            raise ConfigError(
-                f"the data's {name} are not known without reading them",
-                where=f"task.{name}",
-                fix=f"Set task.{name}",
-            )
+            what = f"the data's {name} are not known without reading them"
+            raise ConfigError(what, where=f"task.{name}", fix=f"Set task.{name}")
     absent = {name: size for name, size in sizes.items() if getattr(task, name, 1) is None}
     return type(task).model_validate(task.model_dump() | absent)
 

@@ -160,7 +160,7 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Convert Hugging Face GPT-2 weights to a verified trunk folder."""
-    from ofa_jax.model.weights import convert as convert_trunk
+    from ofa_jax.model.convert import convert as convert_trunk
 
     report = convert_trunk(source, out, n_layer=layers, revision=revision, dtype=dtype)
     if as_json:

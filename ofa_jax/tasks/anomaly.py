@@ -201,17 +201,11 @@ def _read(data: DataConfig) -> tuple[LabelledStream, ...]:
     parts = data.parts
     if parts is not None:
         if data.source not in CATALOG:
-            raise ConfigError(
-                f"{data.source} is a file of its own and has no parts to choose from",
-                where="data.parts",
-                fix="Leave data.parts out",
-            )
+            what = f"{data.source} is a file of its own and has no parts to choose from"
+            raise ConfigError(what, where="data.parts", fix="Leave data.parts out")
         if not parts or len(set(parts)) < len(parts):
-            raise ConfigError(
-                "names a part twice" if parts else "names no part",
-                where="data.parts",
-                fix="Name each part once, or leave data.parts out",
-            )
+            what = "names a part twice" if parts else "names no part"
+            raise ConfigError(what, where="data.parts", fix="Name each part once, or leave data.parts out")
     return load_streams(data.source, only=parts)[0]
 
 

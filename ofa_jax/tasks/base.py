@@ -88,10 +88,8 @@ class Task:
             table = tables[split]
             kept = table.size - table.size % batch_size
             if not kept:
-                raise DataError(
-                    f"{table.size} {split} windows make no full batch of {batch_size}",
-                    fix="Use a smaller train.batch_size, or protocol: strict",
-                )
+                what = f"{table.size} {split} windows make no full batch of {batch_size}"
+                raise DataError(what, fix="Use a smaller train.batch_size, or protocol: strict")
             tables[split] = table.take(slice(kept))
         return replace(self, tables=tables)
 
@@ -137,11 +135,8 @@ def check_size(name: str, found: int, expected: int | None, source: str) -> int:
         DataError: The setting is another number.
     """
     if expected not in (None, found):
-        raise DataError(
-            f"has {found} {name}, but task.{name} is {expected}",
-            where=source,
-            fix=f"Set task.{name} to {found}",
-        )
+        what = f"has {found} {name}, but task.{name} is {expected}"
+        raise DataError(what, where=source, fix=f"Set task.{name} to {found}")
     return found
 
 

@@ -95,18 +95,13 @@ def _present_classes(train: LabelledCases, test: LabelledCases) -> tuple[str, ..
     """The classes that training has, in the header's order."""
     present = tuple(name for name in train.classes if name in set(train.labels))
     if len(present) < 2:
-        raise DataError(
-            f"every training case is of the class `{present[0]}`",
-            where=train.source,
-            fix="Training needs at least two classes",
-        )
+        what = f"every training case is of the class `{present[0]}`"
+        raise DataError(what, where=train.source, fix="Training needs at least two classes")
     unknown = next((name for name in test.labels if name not in present), None)
     if unknown is not None:
-        raise DataError(
-            f"the test part has cases of the class `{unknown}`, the training part has none",
-            where=test.source,
-            fix="Leave those cases out, or add some of that class to the training part",
-        )
+        what = f"the test part has cases of the class `{unknown}`, the training part has none"
+        fix = "Leave those cases out, or add some of that class to the training part"
+        raise DataError(what, where=test.source, fix=fix)
     return present
 
 
@@ -131,11 +126,8 @@ def _fit_scaler(train: LabelledCases) -> Scaler:
     mean, std, constant = moments(steps, ddof=1)
     bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std > 0)))
     if len(bad):
-        raise DataError(
-            f"{names[bad[0]]} is spread too widely or too narrowly to standardise",
-            where=train.source,
-            fix="Change its units",
-        )
+        what = f"{names[bad[0]]} is spread too widely or too narrowly to standardise"
+        raise DataError(what, where=train.source, fix="Change its units")
     return Scaler(mean, std, names, tuple(name for name, flat in zip(names, constant, strict=True) if flat))
 
 

@@ -21,11 +21,8 @@ def threshold_at(scores: np.ndarray, ratio: float) -> float:
         ConfigError: A ratio that is not between 0 and 100.
     """
     if not 0 < ratio < 100:
-        raise ConfigError(
-            f"the anomaly ratio is {ratio} %",
-            where="task.anomaly_ratio",
-            fix="Give a percentage between 0 and 100",
-        )
+        what = f"the anomaly ratio is {ratio} %"
+        raise ConfigError(what, where="task.anomaly_ratio", fix="Give a percentage between 0 and 100")
     return float(np.percentile(np.asarray(scores, np.float64), 100 - ratio))
 
 

@@ -14,6 +14,7 @@ from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, ForecastSettings, NetworkConfig
 from ofa_jax.data.catalog.load import CATALOG, DatasetEntry, load
 from ofa_jax.data.frames import Frame, check_columns, read_frame
+from ofa_jax.data.seasons import season_of
 from ofa_jax.data.splits import Borders, Scaler, borders, fit_scaler
 from ofa_jax.errors import DataError
 from ofa_jax.model.linear import dlinear, init_dlinear, init_nlinear, nlinear
@@ -39,10 +40,6 @@ from ofa_jax.windows.table import WindowSpec, WindowTable, sliding_windows
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-
-SEASONS = {"h": 24, "min": 1440, "D": 7, "B": 5, "W": 52, "M": 12, "BM": 12, "Q": 4, "BQ": 4, "Y": 1, "BY": 1}
-"""Steps of the main cycle by frequency, where neither the settings nor the catalog say."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def prepare_frame(
         )
         for split in SPLITS
     }
-    season = data.season or (entry.season if entry else season_of(frame))
+    season = data.season or (entry.season if entry else season_of_frame(frame))
     return ForecastData(
         task=forecast_task(scaler.transform(frame.values), tables, task, protocol),
         settings=task,
@@ -141,24 +138,17 @@ def forecast_task(
     )
 
 
-def season_of(frame: Frame) -> int:
-    """Steps of the main cycle, from the frequency: a day for hours and minutes, a week for days, a year above.
+def season_of_frame(frame: Frame) -> int:
+    """Season length from the frequency: a day for hours and minutes, a week for days, a year above.
 
     Raises:
-        DataError: The frequency is unknown or has no usual cycle of whole steps.
+        DataError: The frequency is unknown or has no usual season of whole steps.
     """
-    import re
-
-    match = re.fullmatch(r"(\d*)([A-Za-z]+?)([SE]?)(-[A-Z]+)?", frame.frequency or "")
-    count, unit = (int(match[1] or 1), match[2]) if match else (1, "")
-    cycle = SEASONS.get(unit)
-    if cycle is None or (cycle > 1 and cycle % count):
-        raise DataError(
-            f"the main cycle is not known for steps of {frame.frequency or 'no known length'}",
-            where=frame.source,
-            fix="Say how many steps it has with --set data.season=…, or 1 for none",
-        )
-    return max(1, cycle // count)
+    season = season_of(frame.frequency)
+    if season is None:
+        what = f"the season length is unknown for steps of {frame.frequency or 'unknown length'}"
+        raise DataError(what, where=frame.source, fix="Set data.season to it, or to 1 for none")
+    return season
 
 
 def forecast_network(task: Any, network: NetworkConfig, trunk: TrunkModule) -> ForecastNetwork:
@@ -190,11 +180,8 @@ def read_new(trained: TrainedOn, source: Any, *, missing: Any = None) -> Frame:
     frame = frame if names is None else check_columns(frame, names)
     expected, found = trained.meta.get("frequency"), frame.frequency
     if expected and found and expected.split("-")[0] != found.split("-")[0]:
-        raise DataError(
-            f"the rows are {found!r} apart, but the model was trained on steps of {expected!r}",
-            where=frame.source,
-            fix="Resample the rows to the model's step",
-        )
+        what = f"the rows are {found!r} apart, but the model was trained on steps of {expected!r}"
+        raise DataError(what, where=frame.source, fix="Resample the rows to the model's step")
     return frame
 
 

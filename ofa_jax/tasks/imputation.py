@@ -104,11 +104,8 @@ def imputation_metrics(sums: Sums) -> dict[str, float]:
         DataError: No point of any window was hidden.
     """
     if not sums["count"].any():
-        raise DataError(
-            f"chance hid no point in any of {len(sums['count'])} window(s)",
-            where="task.mask_rate",
-            fix="Raise task.mask_rate, or give more windows",
-        )
+        what = f"chance hid no point in any of {len(sums['count'])} window(s)"
+        raise DataError(what, where="task.mask_rate", fix="Raise task.mask_rate, or give more windows")
     return forecast_metrics(sums)
 
 

@@ -18,12 +18,12 @@ from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, NetworkConfig, ShortTermSettings, ZeroShotSettings
 from ofa_jax.data.archives import SeriesCollection
 from ofa_jax.data.catalog.load import CATALOG, load_collection
-from ofa_jax.data.frames import Frame
+from ofa_jax.data.seasons import season_of
 from ofa_jax.data.splits import Split
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.model.networks import ShortTermNetwork, TrunkModule
 from ofa_jax.tasks.base import Score, Sums, Task, TaskData, TaskKind
-from ofa_jax.tasks.forecast import apply, forecast_network, linear_baselines, read_series, season_of
+from ofa_jax.tasks.forecast import apply, forecast_network, linear_baselines, read_series
 from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import mean_scaled_error, naive_scale, series_metrics, series_sums
 from ofa_jax.tasks.naive import last_cycle
@@ -33,9 +33,6 @@ from ofa_jax.windows.table import WindowSpec, WindowTable, lay_end_to_end
 
 Naive = Callable[[np.ndarray, int, int], np.ndarray]
 """``naive(insample, season, horizon) -> [h]``."""
-
-ARCHIVE_SEASONS = {"yearly": 1, "quarterly": 4, "monthly": 12, "weekly": 1, "daily": 1, "hourly": 24}
-"""Season length m by an archive's word for the frequency, as in the M4 competition (protocol §3)."""
 
 
 def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protocol = "strict") -> TaskData:
@@ -101,11 +98,8 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
     length, horizon = task.input_length, task.horizon
     reach = int(task.cut_range * horizon)
     if reach < 1:
-        raise ConfigError(
-            f"a range of {task.cut_range:g} horizons of {horizon} step(s) holds no cut",
-            where="task.cut_range",
-            fix="Widen it",
-        )
+        what = f"a range of {task.cut_range:g} horizons of {horizon} step(s) holds no cut"
+        raise ConfigError(what, where="task.cut_range", fix="Widen it")
     collection, season = read_collection(data.source, data)
     origin = _forecastable(collection, horizon)
     ends = origin - horizon if protocol == "strict" else origin
@@ -113,11 +107,9 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
     counts = np.maximum(ends - lowest, 0)
     if not counts.any():
         held = 2 * horizon if protocol == "strict" else horizon
-        raise DataError(
-            f"no series is long enough to train on: the last {held} steps of each are held out",
-            where=collection.source,
-            fix=f"Series of at least {held + 2} steps are needed; shorten task.horizon",
-        )
+        what = f"no series is long enough to train on: the last {held} steps of each are held out"
+        fix = f"Series of at least {held + 2} steps are needed; shorten task.horizon"
+        raise DataError(what, where=collection.source, fix=fix)
     buffer, first, _ = _lay(collection, collection)
     test = _last_windows(first, origin, length, horizon)
     tables: dict[Split, WindowTable] = {
@@ -154,13 +146,12 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
     entry = CATALOG.get(name)
     if (entry.kind != "frame") if entry else Path(name).name.removesuffix(".gz").endswith(".tsf"):
         collection, entry = load_collection(name, missing=data.missing)
-        return collection, data.season or (
-            entry.season if entry else ARCHIVE_SEASONS.get((collection.frequency or "").lower())
-        )
+        found = entry.season if entry else season_of(collection.frequency)
+        return collection, data.season or found
     frame, entry = read_series(data, name)
     columns = tuple(np.ascontiguousarray(column) for column in frame.values.T)
     collection = SeriesCollection(frame.names, columns, frame.frequency, None, None, None, {}, frame.source)
-    return collection, data.season or (entry.season if entry else _season_of(frame))
+    return collection, data.season or (entry.season if entry else season_of(frame.frequency))
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,13 +241,6 @@ def _without_scale(references: Mapping[Split, NaiveReference]) -> list[str]:
     ]
 
 
-def _season_of(frame: Frame) -> int | None:
-    try:
-        return season_of(frame)
-    except DataError:
-        return None
-
-
 def _series_task(
     buffer: np.ndarray,
     tables: dict[Split, WindowTable],
@@ -297,11 +281,8 @@ def _lay(source: SeriesCollection, target: SeriesCollection) -> tuple[np.ndarray
         row = int(np.argwhere(~np.isfinite(buffer))[0][0])
         place = int(np.searchsorted(first, row, side="right")) - 1
         collection, index = (source, place) if place < source.n_series else (target, place - source.n_series)
-        raise DataError(
-            f"series `{collection.names[index]}` has values beyond float32's range",
-            where=collection.source,
-            fix="Look for wrong units in it, or scale it",
-        )
+        what = f"series `{collection.names[index]}` has values beyond float32's range"
+        raise DataError(what, where=collection.source, fix="Look for wrong units in it, or scale it")
     return buffer, first[: source.n_series], first[-target.n_series :]
 
 

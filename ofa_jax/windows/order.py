@@ -42,10 +42,8 @@ class IndexStream:
 
         count = windows if groups is None else len(groups) - 1
         if count < 1 or batch_size < 1 or (drop_last and count < batch_size):
-            raise DataError(
-                f"{count} windows in batches of {batch_size} make no batch",
-                fix="Use a smaller train.batch_size, or protocol: strict" if drop_last else None,
-            )
+            fix = "Use a smaller train.batch_size, or protocol: strict" if drop_last else None
+            raise DataError(f"{count} windows in batches of {batch_size} make no batch", fix=fix)
         if groups is not None and (groups[0] != 0 or groups[-1] != windows or (np.diff(groups) < 1).any()):
             raise DataError(f"the borders of {count} groups do not divide {windows} windows", where="groups")
         self._shuffled = grain.experimental.index_shuffle

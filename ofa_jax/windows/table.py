@@ -113,11 +113,9 @@ def sliding_windows(
     span = input_length + horizon
     starts = np.arange(rows[0], rows[1] - span + 1, step, dtype=np.int32)
     if not len(starts):
-        raise DataError(
-            f"{rows[1] - rows[0]} rows hold no window of {input_length} input and {horizon} target steps",
-            where=source,
-            fix=f"This part needs at least {span} rows; shorten task.input_length or task.horizon",
-        )
+        what = f"{rows[1] - rows[0]} rows hold no window of {input_length} input and {horizon} target steps"
+        fix = f"This part needs at least {span} rows; shorten task.input_length or task.horizon"
+        raise DataError(what, where=source, fix=fix)
     columns = np.arange(channels) if univariate else np.array([ALL_CHANNELS])
     return WindowTable.of(
         np.tile(starts, len(columns)),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ofa_jax.build import build_model
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Protocol
-from ofa_jax.config.tasks import DataConfig, AnomalySettings
+from ofa_jax.config.tasks import AnomalySettings, DataConfig
 from ofa_jax.data.archives import LabelledStream, write_stream
 from ofa_jax.errors import ConfigError, DataError, OfaError
 from ofa_jax.tasks import anomaly
@@ -431,8 +431,7 @@ def test_labels_that_are_missing_are_one_clear_error(tmp_path):
     np.savez(tmp_path / "own.npz", train=made.train, test=made.test)
     with pytest.raises(DataError, match=r"own\.npz: there is no array `test_label`"):
         anomaly.prepare(
-            DataConfig(source=str(tmp_path / "own.npz")),
-            AnomalySettings(name="anomaly", input_length=L),
+            DataConfig(source=str(tmp_path / "own.npz")), AnomalySettings(name="anomaly", input_length=L)
         )
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ofa_jax.build import build_model
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Experiment, Protocol
-from ofa_jax.config.tasks import DataConfig, ClassificationSettings
+from ofa_jax.config.tasks import ClassificationSettings, DataConfig
 from ofa_jax.data.archives import LabelledCases
 from ofa_jax.errors import DataError
 from ofa_jax.tasks import classification
@@ -45,9 +45,7 @@ def cases(
 def prepared(
     train: LabelledCases, test: LabelledCases, *, protocol: Protocol = "strict", **settings: Any
 ) -> TaskData:
-    task = ClassificationSettings(
-        **{"name": "classification", "input_length": 7, **settings}
-    )
+    task = ClassificationSettings(**{"name": "classification", "input_length": 7, **settings})
     with mock.patch.object(classification, "load_cases", return_value=(train, test, None)):
         return classification.prepare(DataConfig(source="memory"), task, protocol=protocol)
 
