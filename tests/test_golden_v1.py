@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,8 @@ class Opened:
 
         loaded, data = self._opened
         model, sums = loaded.model, data.task.sums
-        both = replace(data.task, sums=lambda output, batch: {"prediction": output, **sums(output, batch)})
-        evaluator = Evaluator(model.predict, both, 16)
+        outputs = lambda output, batch: {"prediction": output, **sums(output, batch)}  # noqa: E731
+        evaluator = WindowPredictor(model.predict, data.task, outputs, batch_size=16)
         return lambda table: evaluator(table, model.frozen, model.trainable)
 
     def predictions(self) -> np.ndarray:
@@ -109,11 +109,10 @@ class Opened:
 
     def forecast(self, table: Path) -> pd.DataFrame:
         """What ``ofa-jax predict`` writes; reads nothing of the run but its bundle."""
-        from ofa_jax.inference import forecast, read_input
+        from ofa_jax.inference import predict
         from ofa_jax.runs.bundle import load_bundle
 
-        loaded = load_bundle(self.run / "bundle")
-        return forecast(loaded, read_input(loaded, table))
+        return predict(load_bundle(self.run / "bundle"), table)
 
 
 def resume(run: Path) -> list[str]:
@@ -130,10 +129,9 @@ def sweep_again(folder: Path, ranks: str) -> dict[str, Any]:
     """Repeat the command that made a sweep; returns its record."""
     from ofa_jax.config.load import build_experiment
     from ofa_jax.studies.sweep.cells import parse_axes
-    from ofa_jax.studies.sweep.folder import run_sweep
+    from ofa_jax.studies.sweep.folder import read_sweep, run_sweep
 
-    settings = json.loads((folder / "sweep.json").read_text())["settings"]
-    experiment = build_experiment(settings, [f"data.source={TABLE}"])
+    experiment = build_experiment(read_sweep(folder).content.settings, [f"data.source={TABLE}"])
     return run_sweep(experiment, parse_axes(ranks, 1), folder, SilentReporter()).record
 
 
