@@ -128,12 +128,12 @@ def _parse_json(data: str | bytes, where: str, error: type[OfaError]) -> dict[st
 
 def write_json(path: str | Path, content: Mapping[str, Any], *, version: int = FORMAT) -> None:
     """Write a JSON object atomically, with ``format`` first."""
-    write_atomic(path, json.dumps({"format": version, **content}, indent=2) + "\n")
+    write_atomic(path, json.dumps({"format": version, **content}, indent=2, allow_nan=False) + "\n")
 
 
 def json_digest(content: Mapping[str, Any]) -> str:
     """The sha256 of a JSON object in canonical form: sorted keys, ASCII, no line breaks."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def sha256_file(path: str | Path) -> str:
@@ -151,6 +151,8 @@ def file_digests(folder: Path) -> dict[str, str]:
 def find_damage(folder: Path, digests: Mapping[str, str]) -> str | None:
     """What is wrong with the first file that does not have its sha256; None where all are intact."""
     for name, digest in digests.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"{name} is outside the folder"
         try:
             found = sha256_file(folder / name)
         except FileNotFoundError:

@@ -351,9 +351,7 @@ def test_another_process_s_failure_ends_this_one(monkeypatch):
     ],
 )
 def test_half_of_who_is_who_is_refused(given):
-    with pytest.raises(
-        ConfigError, match=r"these do not identify this process\. Give all three, or none"
-    ):
+    with pytest.raises(ConfigError, match=r"these do not identify this process\. Give all three, or none"):
         connect(**given)
 
 
