@@ -1,7 +1,8 @@
 """Files that are complete or absent, and records that are checked where they enter.
 
-Everything that is read from JSON passes :func:`read_record` or :func:`parse_record` once: bounded size and depth, finite
-numbers, then a pydantic model with types and ranges. Behind that door the fields are what the model says.
+Everything that is read from JSON passes :func:`read_record` or :func:`parse_record` once: bounded size and
+depth, finite numbers, then a pydantic model with types and ranges. Behind that door the fields are what the
+model says.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def parse_record(
     """Check a JSON text, or an object that was parsed from one, against a record.
 
     Raises:
-        OfaError: Not JSON, a newer ``format``, or a field (named) that is missing, mistyped or out of range; of class ``error``.
+        OfaError: Not JSON, a newer ``format``, or a field (named) that is missing, mistyped or out of range;
+            of class ``error``.
     """
     if isinstance(content, str | bytes):
         content = _parse_json(content, where, error)
@@ -188,10 +190,12 @@ def read_tensors(path: Path, *, error: type[OfaError] = CheckpointError) -> dict
     """Every tensor of a safetensors file, as float32.
 
     Raises:
-        OfaError: The file cannot be read, or a tensor is not of finite floating-point numbers; of class ``error``.
+        OfaError: The file cannot be read, or a tensor is not of finite floating-point numbers; of class
+            ``error``.
     """
     with open_tensors(path, error=error) as tensors:
-        return {name: read_tensor(tensors, name, path, error=error) for name in tensors.keys()}  # noqa: SIM118
+        names = tensors.keys()
+        return {name: read_tensor(tensors, name, path, error=error) for name in names}
 
 
 def read_tensor(
@@ -249,9 +253,9 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A scratch folder that becomes ``path`` (replacing it) when the block ends without an error.
 
-    Two folders cannot be exchanged in one step on most file systems, so an existing ``path`` is first renamed to
-    ``.NAME.old`` next to it; the next writer, or :func:`clear_leftovers`, repairs a kill between the two renames. Readers
-    use :func:`readable_folder`, which changes nothing.
+    Two folders cannot be exchanged in one step on most file systems, so an existing ``path`` is first renamed
+    to ``.NAME.old`` next to it; the next writer, or :func:`clear_leftovers`, repairs a kill between the two
+    renames. Readers use :func:`readable_folder`, which changes nothing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -289,7 +293,7 @@ def readable_folder(path: str | Path) -> Path:
 
 
 def clear_leftovers(path: str | Path) -> None:
-    """Repair an interrupted exchange of ``path`` and remove what killed writers left; only for the owner of the folder."""
+    """Repair an interrupted exchange of ``path`` and remove leftovers of killed writers; for its owner only."""
     path = Path(path)
     _recover_folder(path)
     for entry in path.parent.glob(f".{glob.escape(path.name)}.*"):

@@ -229,7 +229,12 @@ def bundle_meta() -> dict[str, Any]:
     frozen = {
         "trunk_source": "random",
         "trunk_sha256": "0" * 64,
-        "trunk_config": {"n_embd": 8, "n_inner": None, "layer_norm_epsilon": 1e-5, "scale_attn_weights": True},
+        "trunk_config": {
+            "n_embd": 8,
+            "n_inner": None,
+            "layer_norm_epsilon": 1e-5,
+            "scale_attn_weights": True,
+        },
         "rule": "philox-1",
         "seed": 0,
         "sha256": "f" * 64,

@@ -1,16 +1,20 @@
 """Checkpoints of a run: complete or absent, and checked bit for bit when read back.
 
-``FOLDER/STEP/`` contains ``arrays/``, which orbax writes and reads, and ``checkpoint.json`` (:class:`CheckpointRecord`),
-written last. Orbax alone restores a flipped byte without an error, so a checkpoint counts as intact only if its record
-agrees with its own digest and every file that orbax wrote is there with its sha256. Files rather than leaves are checked,
-for three reasons: orbax never parses a damaged file (its threads print tracebacks when it does), damage can be told from an
+``FOLDER/STEP/`` contains ``arrays/``, which orbax writes and reads, and ``checkpoint.json``
+(:class:`CheckpointRecord`), written last. Orbax alone restores a flipped byte without an error, so a
+checkpoint counts as intact only if its record agrees with its own digest and every file that orbax wrote is
+there with its sha256. Files rather than leaves are checked,
+for three reasons: orbax never parses a damaged file (its threads print tracebacks when it does), damage can
+    be told from an
 orbax version that cannot read the layout, and no byte is exempt.
 
-A damaged checkpoint is skipped in favor of the previous one and renamed to ``damaged-STEP``; nothing damaged is deleted. An
-intact checkpoint of another structure, or of a newer format, is an error and never a reason to go back one.
+A damaged checkpoint is skipped in favor of the previous one and renamed to ``damaged-STEP``; nothing damaged
+is deleted. An intact checkpoint of another structure, or of a newer format, is an error and never a reason to
+go back one.
 
-What a run saves is the same on every device and process, so one process writes and reads it, from and into host memory, and
-a checkpoint fits any number of devices. :mod:`ofa_jax.train.processes` brings it to the others.
+What a run saves is the same on every device and process, so one process writes and reads it, from and into
+host memory, and a checkpoint fits any number of devices. :mod:`ofa_jax.train.processes` brings it to the
+others.
 """
 
 from __future__ import annotations
@@ -87,7 +91,7 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints in ``folder``, of which the newest ``keep`` stay; leftovers of an interrupted save are removed.
+    """The checkpoints in ``folder``; leftovers of an interrupted save are removed.
 
     Only one process may use the folder at a time: take ``files.run_lock`` on the run first.
 
@@ -107,18 +111,18 @@ class Checkpoints:
                 clear_leftovers(self._folder / match[1])
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, oldest first; damaged ones count until :meth:`restore` renames them."""
+        """The steps that have a checkpoint, oldest first, damaged ones included."""
         if not self._folder.is_dir():
             return []
         names = (entry.name for entry in self._folder.iterdir() if entry.is_dir())
         return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name))
 
     def save(self, step: int, arrays: PyTree, meta: dict[str, Any]) -> None:
-        """Write ``arrays`` and the JSON object ``meta`` as the checkpoint of ``step``, then drop all but the newest ``keep``.
+        """Write the checkpoint of ``step``, then drop all but the newest ``keep``.
 
-        Leaves are NumPy arrays, or jax arrays that are complete on this process, of any numeric or boolean dtype, or Python
-        scalars; save a typed PRNG key as ``jax.random.key_data``. A checkpoint of the same step is replaced. Returns when
-        everything is on disk.
+        ``meta`` is a JSON object. Leaves of ``arrays`` are NumPy arrays, or jax arrays that are complete on this process, of any numeric or boolean
+        dtype, or Python scalars; save a typed PRNG key as ``jax.random.key_data``. A checkpoint of the same
+        step is replaced. Returns when everything is on disk.
 
         Raises:
             CheckpointError: ``meta`` is not JSON.
@@ -145,12 +149,14 @@ class Checkpoints:
         """The newest intact checkpoint, or None where there is none at all.
 
         ``like`` has the structure of what was saved, each leaf with its shape and dtype (an array or
-        ``jax.ShapeDtypeStruct``). A Python scalar comes back as a Python scalar, every other leaf as a NumPy array, bit for
-        bit whatever jax's 64-bit mode. Damaged newer checkpoints are renamed only once an intact one is found.
+        ``jax.ShapeDtypeStruct``). A Python scalar comes back as a Python scalar, every other leaf as a NumPy
+        array, bit for bit whatever jax's 64-bit mode. Damaged newer checkpoints are renamed only once an
+        intact one is found.
 
         Raises:
-            CheckpointError: Structure, shape or dtype differ from ``like``; a format is newer than this code; every
-                checkpoint is damaged (each is named, none is renamed); or orbax cannot read an intact checkpoint.
+            CheckpointError: Structure, shape or dtype differ from ``like``; a format is newer than this code;
+                every checkpoint is damaged (each is named, none is renamed); or orbax cannot read an intact
+                checkpoint.
         """
         damaged: list[tuple[Path, str]] = []
         for step in reversed(self.steps()):
@@ -201,11 +207,9 @@ class Checkpoints:
                     for index, leaf in enumerate(wanted)
                 ]
             except Exception as error:  # the files are intact, so an older checkpoint would not help
-                raise CheckpointError(
-                    f"orbax cannot read a checkpoint whose files are intact ({type(error).__name__}: {error})",
-                    where=str(folder),
-                    fix="Install the orbax-checkpoint version that wrote it",
-                ) from error
+                reason, fix = f"{type(error).__name__}: {error}", "Install the orbax version that wrote it"
+                what = f"orbax cannot read a checkpoint whose files are intact ({reason})"
+                raise CheckpointError(what, where=str(folder), fix=fix) from error
         scalars = (bool, int, float)
         leaves = [
             leaf.item() if isinstance(one, scalars) else leaf

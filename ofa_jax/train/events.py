@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per event, in the order of training, cut back to the restored step on resume."""
+"""metrics.jsonl: one JSON object per event, in order, cut back to the restored step on resume."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class EventLog:
             return os.fstat(file.fileno()).st_size
 
     def cut(self, size: int) -> bool:
-        """Drop everything after ``size`` bytes and any incomplete line; False where the file is shorter than that."""
+        """Drop everything after ``size`` bytes and any incomplete line; False where the file is shorter."""
         if not self._path:
             return True
         with open(self._path, "a+b") as file:
@@ -96,7 +96,7 @@ class EventLog:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events of a log, oldest first, each with the fields of its kind; a last line without an end is left out.
+    """The events of a log, oldest first, with the fields of their kind; an incomplete last line is left out.
 
     Raises:
         CheckpointError: A line is not such an event.

@@ -213,10 +213,8 @@ def test_a_damaged_step_can_be_saved_again_and_damage_is_kept(folder: Path) -> N
 def test_all_damaged_is_an_error_that_names_each_and_moves_none(folder: Path) -> None:
     (folder / "20" / "checkpoint.json").unlink()
     flip(folder / "10" / "arrays" / "manifest.ocdbt", 20)
-    with pytest.raises(
-        CheckpointError,
-        match=r"every checkpoint is damaged: 20 \(.* no checkpoint\.json here\); 10 \(arrays/manifest.ocdbt .*\)",
-    ):
+    each = r"20 \(.* no checkpoint\.json here\); 10 \(arrays/manifest.ocdbt .*\)"
+    with pytest.raises(CheckpointError, match=f"every checkpoint is damaged: {each}"):
         Checkpoints(folder).restore(shapes(state()))
     assert entries(folder) == {"10", "20"}
 
