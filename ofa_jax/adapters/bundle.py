@@ -76,7 +76,7 @@ class ScalerRecord(Record):
 
 
 class FrozenRecord(Record):
-    """What identifies the parameters that are not in a bundle: trunk, and rule and seed of the layers around it."""
+    """What identifies the parameters that are not in a bundle: the trunk and the frozen layers around it."""
 
     trunk_source: str
     trunk_sha256: Sha256
@@ -111,7 +111,7 @@ class BundleRecord(FileRecord):
     frozen: FrozenRecord
     frequency: str | None = None
     classes: list[str] | None = None
-    best_epoch: int = Field(ge=1)
+    best_epoch: int = Field(ge=0)
     validation: dict[str, float]
     adapters: AdaptersRecord | None
     files: dict[str, Sha256]

@@ -1,8 +1,8 @@
 """Rank-stabilized low-rank adapters as functional transforms.
 
-An adapter adds ``s · a b`` to the weight ``W`` of one layer, ``W: [in, out]``, ``a: [in, r]``, ``b: [r, out]``.
-Adapters live in a tree of their own, ``{module path: {"a": …, "b": …}}``, and reach a network in one
-of two ways that agree up to rounding::
+An adapter adds ``s · a b`` to the weight ``W: [in, out]`` of one layer, with ``a: [in, r]``, ``b: [r, out]``.
+Adapters live in a separate tree, ``{module path: {"a": …, "b": …}}``, and reach a network in one of two ways
+that agree up to rounding::
 
     lora = LoraConfig(rank=16, alpha=16)
     adapters = init_adapters(partition(params, rules).targets, lora)

@@ -44,7 +44,7 @@ def normal(seed: int, path: str, shape: Sequence[int], std: float) -> np.ndarray
 
 
 def linear(seed: int, path: str, fan_in: int, fan_out: int) -> dict[str, np.ndarray]:
-    """Kernel ``[in, out]`` and bias ``[out]`` ~ U(±1/sqrt(in)), as PyTorch's ``nn.Linear`` (protocol §1.4)."""
+    """Kernel ``[in, out]`` and bias ``[out]`` ~ U(±1/sqrt(in)), as in PyTorch's ``nn.Linear``."""
     bound = 1.0 / float(np.sqrt(np.float64(fan_in)))
     kernel = uniform(seed, f"{path}/kernel", (fan_in, fan_out), bound)
     return {"kernel": kernel, "bias": uniform(seed, f"{path}/bias", (fan_out,), bound)}
@@ -115,7 +115,7 @@ _TAIL = _coefficients(
 
 
 def _normal_quantile(p: np.ndarray) -> np.ndarray:
-    """The inverse normal distribution function, M. J. Wichura, AS 241 (1988); relative accuracy about 1e-16."""
+    """The inverse normal distribution function, Wichura, AS 241 (1988); relative accuracy about 1e-16."""
     q = p - 0.5
     central = np.abs(q) <= 0.425
     square = np.where(central, 0.180625 - q * q, 0.0)

@@ -247,7 +247,7 @@ def _keep(config: GPT2Config, n_layer: int | None, where: str) -> GPT2Config:
 
 
 def _resolve(source: str | Path, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
-    """The local folder of ``source``, downloaded from the hub if need be, and the name to keep as its origin."""
+    """The local folder of ``source``, downloaded if it is a hub id, and the name to keep as its origin."""
     folder, text = Path(os.path.expanduser(source)), str(source)
     if folder.is_dir():
         if revision is not None:
@@ -311,7 +311,7 @@ def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
 
 
 def _list_tensors(folder: Path, source: str) -> dict[str, _Stored]:
-    """Every stored tensor by name, from the headers of ``model.safetensors`` or of the shards in its index."""
+    """Every stored tensor by name, from the headers of ``model.safetensors`` or of the index's shards."""
     if (folder / WEIGHTS).exists():
         return _header(folder / WEIGHTS)
     if not (folder / _INDEX).exists():

@@ -120,9 +120,9 @@ class Checkpoints:
     def save(self, step: int, arrays: PyTree, meta: dict[str, Any]) -> None:
         """Write the checkpoint of ``step``, then drop all but the newest ``keep``.
 
-        ``meta`` is a JSON object. Leaves of ``arrays`` are NumPy arrays, or jax arrays that are complete on this process, of any numeric or boolean
-        dtype, or Python scalars; save a typed PRNG key as ``jax.random.key_data``. A checkpoint of the same
-        step is replaced. Returns when everything is on disk.
+        ``meta`` is a JSON object. Leaves of ``arrays`` are numeric or boolean: NumPy arrays, jax arrays that are
+        complete on this process, or Python scalars; save a typed PRNG key as ``jax.random.key_data``. A
+        checkpoint of the same step is replaced. Returns when everything is on disk.
 
         Raises:
             CheckpointError: ``meta`` is not JSON.

@@ -155,10 +155,10 @@ def detect_lost_peers() -> Iterator[None]:
         if jax.process_count() == 1 or not _LOST_DEVICE.match(what):
             raise
         raise PeerLost(
-            f"a computation over all {jax.process_count()} processes was aborted, most likely because another one "
-            f"ended ({what[:200]})",
+            f"a computation over all {jax.process_count()} processes was aborted, most likely because "
+            f"another process ended ({what[:200]})",
             where=f"process {jax.process_index()}",
-            fix="See the end of the other processes' output; start all again to resume from the newest checkpoint",
+            fix="See the end of the other processes' output; start all again to resume from a checkpoint",
         ) from error
 
 

@@ -119,7 +119,7 @@ def test_adapters_at_init_change_nothing(recipe, init):
     ],
 )
 def test_with_adapters_equals_merge(recipe, rank, scale):
-    """Also at a rank above the layers' smaller side (16), where ``a b`` has full rank; float32 rounds at 1e-5."""
+    """Also at a rank above the layers' smaller side (16), where ``a b`` has full rank; 1e-5 is float32."""
     rules, positions = (
         (EVERYWHERE, True)
         if recipe == "everywhere"

@@ -73,7 +73,7 @@ def test_seed_and_path_decide_and_nothing_else():
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_seeds_out_of_range_are_refused(seed):
-    with pytest.raises(ConfigError, match=rf"network\.seed: seed {seed} is not a whole number"):
+    with pytest.raises(ConfigError, match=rf"network\.seed: seed {seed} is not between"):
         uniform(seed, "a", (1,), 1)
 
 

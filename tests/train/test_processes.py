@@ -143,7 +143,7 @@ def whole(config: Path, run: str | Path, *overrides: str, count: int = 2, **envi
 
 
 def trained(run: Path) -> dict[str, np.ndarray]:
-    """The trainable leaves of the newest checkpoint: of two epochs equal but for rounding either may be best."""
+    """The trainable leaves of the newest checkpoint: the best may be of another epoch, by rounding."""
     experiment = read_config(run)[0]
     model = build_model(experiment)
     start = init_state(model.trainable, make_optimizer(experiment.train, learning_rate(experiment.train, 7)))
