@@ -1,7 +1,4 @@
-"""The authors' PyTorch classes, in numbers: outputs, gradients and three Adam steps, from Hugging Face and peft files as they are.
-
-Each case runs through the package's own network.
-"""
+"""The published PyTorch classes, in numbers: outputs, gradients and three Adam steps, from Hugging Face and peft files."""
 
 from __future__ import annotations
 
@@ -72,33 +69,18 @@ def load_case(name: str) -> Case:
     numbers = json.loads((folder / "case.json").read_text())
     with np.load(folder / "golden.npz") as archive:
         golden = {key: archive[key] for key in archive.files}
-    trunk = load_trunk(folder / "gpt2", n_layer=numbers["keep"])
-    base = {"gpt2": trunk.params, "out_layer": torch_linear(golden, "out_layer")}
+    loaded = load_trunk(folder / "gpt2", n_layer=numbers["keep"])
+    trunk, length = GPT2Trunk(loaded.config), numbers["L"]
+    base = {"gpt2": loaded.params, "out_layer": torch_linear(golden, "out_layer")}
     if numbers["kind"] == "forecast":
-        network = ForecastNetwork(
-            GPT2Trunk(trunk.config), numbers["L"], numbers["H"], patch=numbers["p"], stride=numbers["s"]
-        )
-        return Case(
-            folder,
-            numbers,
-            golden,
-            network,
-            base | {"in_layer": torch_linear(golden, "in_layer")},
-            squared_error,
-        )
+        base["in_layer"] = torch_linear(golden, "in_layer")
+        forecaster = ForecastNetwork(trunk, length, numbers["H"], patch=numbers["p"], stride=numbers["s"])
+        return Case(folder, numbers, golden, forecaster, base, squared_error)
     if numbers["kind"] == "anomaly":
-        network = ReconstructNetwork(
-            GPT2Trunk(trunk.config), numbers["L"], channels=numbers["C"], read_width=numbers["dff"]
-        )
-        return Case(folder, numbers, golden, network, base, squared_error)
-    network = ClassifyNetwork(
-        GPT2Trunk(trunk.config),
-        numbers["L"],
-        channels=numbers["C"],
-        classes=numbers["K"],
-        patch=numbers["p"],
-        stride=numbers["s"],
-    )
+        detector = ReconstructNetwork(trunk, length, numbers["C"], read_width=numbers["dff"])
+        return Case(folder, numbers, golden, detector, base, squared_error)
+    sizes = {"channels": numbers["C"], "classes": numbers["K"], "patch": numbers["p"], "stride": numbers["s"]}
+    network = ClassifyNetwork(trunk, length, **sizes)
     base["token_conv"] = {
         "kernel": golden["base/enc_embedding.value_embedding.tokenConv.weight"].transpose(2, 1, 0)
     }
@@ -204,23 +186,19 @@ def test_adapters_that_peft_stepped_and_their_merged_weights_give_its_output(cas
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("anomaly_small", {"segment": 50}),
-        ("anomaly_small", {"segment": 10}),
-        ("anomaly_small", {"trunk": "no positions"}),
-        ("anomaly_small", {"trunk": "none"}),
-        ("classify_small", {"trunk": "no positions"}),
-        ("classify_small", {"trunk": "none"}),
+        ("anomaly_small", lambda config: {"segment": 50}),
+        ("anomaly_small", lambda config: {"segment": 10}),
+        ("anomaly_small", lambda config: {"trunk": GPT2Trunk(config, positions=False)}),
+        ("anomaly_small", lambda config: {"trunk": NoTrunk(config)}),
+        ("classify_small", lambda config: {"trunk": GPT2Trunk(config, positions=False)}),
+        ("classify_small", lambda config: {"trunk": NoTrunk(config)}),
     ],
 )
-def test_the_numbers_tell_networks_apart(name, change):
+def test_another_network_misses_the_numbers(name, change):
     """Another network over the same parameters misses by far more than the tolerance, so agreement above means something."""
     case = load_case(name)
-    config = case.network.trunk.config
-    if change.get("trunk") == "none":
-        change = {"trunk": NoTrunk(config)}
-    elif "trunk" in change:
-        change = {"trunk": GPT2Trunk(config, positions=False)}
-    out = jax.jit(lambda: replace(case.network, **change).apply({"params": case.base}, case.golden["x"]))()
+    other = replace(case.network, **change(case.network.trunk.config))
+    out = jax.jit(other.apply)({"params": case.base}, case.golden["x"])
     wanted = case.golden["out_init"]
     assert np.abs(out - wanted).max() > 1000 * OUTPUT_TOLERANCE * np.abs(wanted).max()
 

@@ -1,4 +1,4 @@
-"""The networks of the other tasks: each sentence of protocol §2 written out in NumPy, in PyTorch, and its start as bits."""
+"""The networks of the other tasks: protocol §2 written out in NumPy and in PyTorch, initial bits, wrong sizes."""
 
 from __future__ import annotations
 
@@ -524,7 +524,7 @@ WRONG = {
     ),
     "positions": (
         replace(NETWORKS["short_term"], trunk=GPT2Trunk(replace(CONFIG, n_positions=8))),
-        "network: 9 patches, but the trunk has 8 positions",
+        "network: 9 tokens, but the trunk has 8 positions",
     ),
     "stride": (replace(NETWORKS["classify"], stride=5), r"network\.stride: stride 5 is larger than patch 4"),
 }
@@ -555,7 +555,7 @@ SETTINGS = {
             "task.channels=null",
             r"task\.channels: the data's channels are not known from the settings alone\. --set task\.channels=…",
         ),
-        ("trunk.random.n_positions=11", "12 patches, but the trunk has 11 positions"),
+        ("trunk.random.n_positions=11", "12 tokens, but the trunk has 11 positions"),
         ("trunk.source=none", r"rules: \[adapt, 'gpt2/wpe/embedding'\] decides no parameter"),
         ("trunk.source=attention", r"rules: \[adapt, 'gpt2/wpe/embedding'\] decides no parameter"),
     ],

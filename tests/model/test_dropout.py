@@ -1,17 +1,13 @@
-"""Dropout's generator, dropout, GELU and attention: what they compute, their derivatives, and what they keep for the backward pass."""
+"""Dropout's generator and dropout: fair, independent bits, a mask per row and site, and nothing kept for the backward pass."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
-from ofa_jax.model.operations import causal_attention, dropout, gelu_new, random_bits
-from ofa_jax.model.weights import random_trunk
+from ofa_jax.model.dropout import dropout, random_bits
 
 
 def keys(rows: int, seed: int = 0) -> jax.Array:
@@ -135,94 +131,3 @@ def test_gradient_of_dropout_has_the_mask_of_its_output():
 def test_dropout_keeps_no_mask():
     x = normal(0, 4, 64, 64)
     assert kept_bytes(lambda x: dropout(x, 0.3, keys(4), "here"), x) < 1000  # two words a row
-
-
-# GELU
-
-
-def test_gelu_and_its_gradient_are_jax_s_and_only_the_input_is_kept():
-    x = jnp.linspace(-12, 12, 4001)
-    ours, theirs = (
-        jax.value_and_grad(lambda x, f=f: (f(x) * jnp.cos(x)).sum())
-        for f in (gelu_new, partial(jax.nn.gelu, approximate=True))
-    )
-    np.testing.assert_allclose(ours(x)[1], theirs(x)[1], rtol=0, atol=1e-6)  # the same sums in another order
-    np.testing.assert_allclose(gelu_new(x), jax.nn.gelu(x, approximate=True), rtol=0, atol=1e-6)
-    assert kept_bytes(gelu_new, x) <= x.nbytes
-
-
-# attention
-
-
-def plain_attention(query, key, value, *, scale, mask_maqk=None):
-    """The textbook's formula over ``[m, n, a, e]``; ``mask_maqk`` multiplies the weights."""
-    scores = jnp.einsum("mqae,mkae->maqk", query, key) * scale
-    length = query.shape[1]
-    weights = jax.nn.softmax(jnp.where(np.tri(length, dtype=bool), scores, -jnp.inf), axis=-1)
-    return jnp.einsum("maqk,mkae->mqae", weights if mask_maqk is None else weights * mask_maqk, value)
-
-
-@pytest.mark.parametrize("rate", [None, 0.0, 0.3])
-@pytest.mark.parametrize("length", [1, 7])
-def test_attention_and_its_gradients(rate, length):
-    """Against autodiff of the formula; with dropout, the weights' own mask is read off through a value of ones and zeros."""
-    query, key, value, pull = normal(1, 4, 3, length, 2, 5)
-    keys_m = None if rate is None else keys(3)
-    ours = partial(causal_attention, scale=0.3, rate=rate or 0.0, keys_m=keys_m, site="x")
-    mask = None
-    if rate:
-        eye = jnp.broadcast_to(jnp.eye(length)[None, :, None], (3, length, 2, length))
-        weights = plain_attention(query, key, eye, scale=0.3)
-        mask = (ours(query, key, eye) / jnp.where(weights == 0, 1, weights)).transpose(0, 2, 1, 3)
-        assert length == 1 or sorted(set(np.round(np.ravel(mask), 3).tolist())) == pytest.approx(
-            [0, 1 / 0.7], abs=2e-3
-        )
-    theirs = partial(plain_attention, scale=0.3, mask_maqk=mask)
-    out, backward = jax.vjp(ours, query, key, value)
-    expected, expected_backward = jax.vjp(theirs, query, key, value)
-    np.testing.assert_allclose(
-        out, expected, rtol=0, atol=1e-5
-    )  # values of order 1: float32 sums in another order
-    for gradient, wanted in zip(backward(pull), expected_backward(pull), strict=True):
-        np.testing.assert_allclose(gradient, wanted, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("keys_m", [None, "keys"])
-def test_attention_without_dropout_is_jax_s(keys_m):
-    query, key, value = normal(6, 3, 3, 7, 2, 5)
-    ours = causal_attention(query, key, value, scale=0.3, rate=0.0, keys_m=keys_m and keys(3), site="x")
-    theirs = jax.nn.dot_product_attention(query, key, value, is_causal=True, scale=0.3)
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
-
-
-def test_attention_in_bfloat16_has_gradients_in_bfloat16():
-    qkv = normal(2, 3, 2, 6, 2, 4, dtype="bfloat16")
-    attend = partial(causal_attention, scale=0.5, rate=0.1, keys_m=keys(2), site="x")
-    out, backward = jax.vjp(attend, *qkv)
-    assert {out.dtype, *(part.dtype for part in backward(out))} == {jnp.dtype(jnp.bfloat16)}
-    wide = attend(*qkv.astype(jnp.float32))
-    np.testing.assert_allclose(
-        out.astype(jnp.float32), wide, rtol=0, atol=0.02 * float(jnp.abs(wide).max())
-    )  # 8 bits of mantissa
-
-
-# the trunk as a whole
-
-
-def test_backward_pass_of_a_block_keeps_no_more_than_this():
-    """Per token of width d and MLP width f: the inputs of two layer norms (2 d), query, key, value (3 d) and GELU's input (f); per
-    window and head n² weights. Nothing of dropout but two words a row and site, and nothing beside frozen kernels."""
-    embeds = normal(0, 4, 16, 32)
-
-    def kept(n_layer):
-        config = GPT2Config(n_embd=32, n_layer=n_layer, n_head=2, n_positions=16)
-        weights = {"params": random_trunk(config, 0).params}
-        ids = {id(leaf) for leaf in jax.tree.leaves(weights)}
-        backward = jax.vjp(lambda x: GPT2Trunk(config).apply(weights, x, keys(4)), embeds)[1]
-        leaves = [
-            leaf for leaf in jax.tree.leaves(backward) if isinstance(leaf, jax.Array) and id(leaf) not in ids
-        ]
-        return sum(leaf.nbytes for leaf in leaves if leaf.shape[:1] == (4,) or leaf.shape[:1] == (64,))
-
-    per_block = kept(2) - kept(1)
-    assert per_block <= 4 * (4 * 16 * (5 * 32 + 128) + 4 * 2 * 16 * 16) * 1.05
