@@ -1,4 +1,4 @@
-"""Dropout's generator and dropout: fair, independent bits, a mask per row and site, and nothing kept for the backward pass."""
+"""Fair, independent bits; a mask per row and site; no mask kept for the backward pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def normal(seed: int, *shape: int, dtype: str = "float32") -> jax.Array:
 
 
 def kept_bytes(function, *arguments) -> int:
-    """Bytes that the backward pass of a function keeps, beside its arguments."""
+    """Bytes that the backward pass of a function keeps in addition to its arguments."""
     given = {id(leaf) for leaf in arguments}
     leaves = jax.tree.leaves(jax.vjp(function, *arguments)[1])
     return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, jax.Array) and id(leaf) not in given)
@@ -33,7 +33,7 @@ def kept_bytes(function, *arguments) -> int:
 
 
 def test_random_bits_are_these():
-    """A resumed run goes on with the masks it began with, whatever version wrote the checkpoint: these bits never change."""
+    """A resumed run keeps its masks, whatever version wrote the checkpoint: these bits never change."""
     assert random_bits(jnp.array([[1, 2], [3, 4]], jnp.uint32), (2, 2)).tolist() == BITS
 
 
@@ -44,10 +44,10 @@ BITS = [
 
 
 def test_an_element_s_bits_depend_on_its_place_in_the_row_alone():
-    whole = random_bits(words(5), (6, 7))
-    np.testing.assert_array_equal(random_bits(words(5)[2:4], (6, 7)), whole[2:4])
-    np.testing.assert_array_equal(random_bits(words(5), (42,)).reshape(5, 6, 7), whole)
-    np.testing.assert_array_equal(random_bits(words(5), (3, 7)), whole[:, :3])
+    bits = random_bits(words(5), (6, 7))
+    np.testing.assert_array_equal(random_bits(words(5)[2:4], (6, 7)), bits[2:4])
+    np.testing.assert_array_equal(random_bits(words(5), (42,)).reshape(5, 6, 7), bits)
+    np.testing.assert_array_equal(random_bits(words(5), (3, 7)), bits[:, :3])
 
 
 def test_every_bit_is_fair():
@@ -74,7 +74,7 @@ def test_masks_of_neighbours_are_independent(lag):
 
 @pytest.mark.parametrize("differing", ["sites", "samples", "steps", "first word", "second word"])
 def test_masks_of_different_draws_are_independent(differing):
-    """Also where the words differ in one bit: their streams must not be shifts or permutations of each other that meet in place."""
+    """Also where the words differ in one bit: one stream must not be a shift or permutation of the other."""
     x = jnp.ones((64, 4096))
     key = jax.random.key(3)
     if differing == "sites":

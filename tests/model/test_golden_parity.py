@@ -1,4 +1,4 @@
-"""The published PyTorch classes, in numbers: outputs, gradients and three Adam steps, from Hugging Face and peft files."""
+"""The published PyTorch classes in numbers: outputs, gradients, three Adam steps, read from their files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ofa_jax.train.optim import adam
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ["forecast_small", "anomaly_small", "classify_small"]
 
-# float32 on both sides, sums in another order: of the tensor's largest value. Measured: at most 4e-6 and 1e-5.
+# float32 on both sides, sums in another order: of the tensor's largest value; measured: at most 4e-6 and 1e-5
 OUTPUT_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 
@@ -195,7 +195,7 @@ def test_adapters_that_peft_stepped_and_their_merged_weights_give_its_output(cas
     ],
 )
 def test_another_network_misses_the_numbers(name, change):
-    """Another network over the same parameters misses by far more than the tolerance, so agreement above means something."""
+    """The same parameters in another network miss by far more than the tolerance."""
     case = load_case(name)
     other = replace(case.network, **change(case.network.trunk.config))
     out = jax.jit(other.apply)({"params": case.base}, case.golden["x"])
@@ -204,7 +204,7 @@ def test_another_network_misses_the_numbers(name, change):
 
 
 def test_the_head_reads_the_first_hidden_dimensions():
-    """``d_ff`` is smaller than the width in the anomaly case, and the weights of ``out_layer`` fit no other number."""
+    """In the anomaly case ``d_ff`` is smaller than the width, and ``out_layer`` fits no other number."""
     case = load_case("anomaly_small")
     assert (case.numbers["dff"], case.network.trunk.config.n_embd, case.network.segment) == (32, 48, 25)
     assert base_shapes(replace(case.network, read_width=None))["out_layer/kernel"] == (48, 5)
@@ -217,7 +217,7 @@ def test_the_head_reads_the_first_hidden_dimensions():
 
 
 def test_one_window_alone_or_in_a_batch_is_the_same():
-    """Segments of different windows are normalised apart."""
+    """Segments of different windows are normalized separately."""
     case = load_case("anomaly_small")
     alone = jax.jit(case.network.apply)({"params": case.base}, case.golden["x"][1:])
     assert_close(alone, case.golden["out_init"][1:], OUTPUT_TOLERANCE, "second window")

@@ -24,9 +24,7 @@ QUIET = replace(CONFIG, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
 def moved_trunk(config=CONFIG):
     """A random trunk with every leaf moved off its initial value, so that biases and norms are not idle."""
     rng, flat = np.random.default_rng(3), flatten(random_trunk(config, 0).params)
-    return unflatten(
-        {p: leaf + np.float32(0.2) * rng.normal(size=leaf.shape).astype("f4") for p, leaf in flat.items()}
-    )
+    return unflatten({p: leaf + 0.2 * rng.normal(size=leaf.shape).astype("f4") for p, leaf in flat.items()})
 
 
 PARAMS = moved_trunk()

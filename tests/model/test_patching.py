@@ -20,7 +20,7 @@ from ofa_jax.model.patching import (
 
 
 def unfold(window: np.ndarray, patch: int, stride: int) -> np.ndarray:
-    """The published way: repeat the last value ``stride`` times, then every whole window of ``patch`` steps, ``stride`` apart."""
+    """As published: repeat the last value ``stride`` times, then take every full patch, ``stride`` apart."""
     padded = np.concatenate([window, np.repeat(window[-1:], stride)])
     cuts, first = [], 0
     while first + patch <= len(padded):

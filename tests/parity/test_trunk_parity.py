@@ -1,4 +1,4 @@
-"""The trunk against transformers' PyTorch GPT-2: every module's output, gradients, files, dropout in distribution."""
+"""The trunk against PyTorch's GPT-2: every module's output, gradients, files, dropout in distribution."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ VARIANTS = {
 
 
 def make_model(cls=None, **changes):
-    """A torch GPT-2 with every parameter moved off its initial value, so that no part of the mathematics is idle."""
+    """A torch GPT-2 with every parameter moved off its initial value, so that no part of it is idle."""
     config = transformers.GPT2Config(**(SMALL | changes), attn_implementation="eager")
     torch.manual_seed(5)
     model = (cls or transformers.GPT2Model)(config).eval()
@@ -192,10 +192,10 @@ def test_gradient_with_respect_to_parameters(tmp_path, variant):
 
 def test_shards_that_transformers_writes(tmp_path):
     model = make_model()
-    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "single")
     model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     assert (tmp_path / "shards" / "model.safetensors.index.json").exists()
-    assert load_trunk(tmp_path / "shards").sha256 == load_trunk(tmp_path / "whole").sha256
+    assert load_trunk(tmp_path / "shards").sha256 == load_trunk(tmp_path / "single").sha256
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_random_trunk_is_spread_as_transformers_initialises(tmp_path):
     "live", [("embd_pdrop",), ("attn_pdrop",), ("resid_pdrop",), ("embd_pdrop", "attn_pdrop", "resid_pdrop")]
 )
 def test_dropout_has_torch_s_distribution(tmp_path, live):
-    """Masks cannot be compared, their effect can: mean and spread of the output over many draws of one input."""
+    """Masks cannot be compared, their effect can: mean and spread of the output over draws of one input."""
     draws = 4096
     rates = {name: 0.3 if name in live else 0.0 for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
     model = make_model(n_embd=12, n_layer=2, n_head=2, **rates)
@@ -285,8 +285,8 @@ def test_dropout_has_torch_s_distribution(tmp_path, live):
     spread = theirs.std(0)
     assert spread.max() > 0.1
     assert np.abs(ours - still).max() > 0.1
-    # standard errors over 4096 draws: sqrt(2/4096) = 2 % of the spread for a difference of means, 1 to 2 % for a
-    # ratio of spreads
+    # standard errors over 4096 draws: sqrt(2/4096) = 2 % of the spread for a difference of means, 1 to 2 %
+    # for a ratio of spreads
     moving = spread > 1e-3
     assert (np.abs(ours.mean(0) - theirs.mean(0))[moving] / spread[moving]).max() < 0.11
     assert np.abs(ours.std(0)[moving] / spread[moving] - 1).max() < 0.1
