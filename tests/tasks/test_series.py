@@ -565,12 +565,7 @@ TOO_SHORT = "series `T{}` has {} step(s), horizon is {}. Shorten task.horizon, o
         ("target short_term", [[1.0]], {}, TOO_SHORT.format(0, 1, 2)),
         ("target short_term", [range(30), [1.0, 2.0]], {}, TOO_SHORT.format(1, 2, 2)),
         ("target short_term", [range(30)], {"horizon": 30}, TOO_SHORT.format(0, 30, 30)),
-        (
-            "source",
-            [[1.0]],
-            {},
-            "no series has : 3 input, 2 target steps and 4 set aside at its end",
-        ),
+        ("source", [[1.0]], {}, "no series has : 3 input, 2 target steps and 4 set aside at its end"),
         ("source", [range(30)], {"horizon": 30}, "Series of at least 93 steps are needed"),
         (
             "source target short_term",
