@@ -30,14 +30,9 @@ from benchmarks import ours
 from benchmarks.machine import held_bytes, machine, peak_bytes
 from benchmarks.sizes import Shape
 
-from ofa_jax.build import Model, predict_function
-<<<<<<< HEAD
+from ofa_jax.build import Model
 from ofa_jax.config.schema import Experiment
-from ofa_jax.model import gpt2, operations
-=======
-from ofa_jax.config import Experiment, TrainConfig
 from ofa_jax.model import dropout, gpt2
->>>>>>> net
 from ofa_jax.tasks.base import Task
 from ofa_jax.train.lanes import Lane
 from ofa_jax.train.loop import Trainer
@@ -139,7 +134,6 @@ def compile_variant(
     variant: Variant, settings: TrainConfig, task: Task, model: Model
 ) -> tuple[Callable[[], None], int]:
     """A call that makes the variant's steps, compiled, and the bytes of its intermediate values."""
-<<<<<<< HEAD
     settings = resolve_auto_batch_sizes(experiment.train, model.network)
     assert settings.micro_batch is not None
     size = (
@@ -154,17 +148,6 @@ def compile_variant(
         program = Program(predict, task, model.frozen, settings)
         trainer = Trainer(program, [Lane(model.trainable, settings.seed)])
         program.chunk = compiled = program.chunk.lower(*trainer.arguments(0)).compile()
-=======
-    assert settings.micro_batch is not None
-    size = settings.batch_size
-    if variant.slice_share is not None:
-        size = max(1, min(int(settings.micro_batch * variant.slice_share), size))
-    jax.clear_caches()  # jax keeps what it traced of a function, and would take that for a variant's
-    with variant.in_place():
-        trainer = build_trainer(task, model, settings.model_copy(update={"micro_batch": size}))
-        program: Any = trainer.chunk
-        trainer.chunk = compiled = program.lower(*trainer.arguments(0)).compile()
->>>>>>> net
     trainer.run_chunk(variant.dispatch)
     return lambda: trainer.run_chunk(variant.dispatch), compiled.memory_analysis().temp_size_in_bytes
 
@@ -202,14 +185,9 @@ def memory_by_stage(experiment: Experiment) -> str:
     note("imports")
     task, model = ours.generated_task(experiment), ours.model_of(experiment)
     note("weights drawn")
-<<<<<<< HEAD
     settings = resolve_auto_batch_sizes(experiment.train, model.network)
     program = Program(model.predict, task, model.frozen, settings)
     trainer = Trainer(program, [Lane(model.trainable, settings.seed)])
-=======
-    settings = settled(experiment.train, model.network)
-    trainer = build_trainer(task, model, settings)
->>>>>>> net
     note("weights, state and windows handed to jax")
     size = program.chunk.lower(*trainer.arguments(0)).compile().memory_analysis().temp_size_in_bytes
     note("program compiled")

@@ -11,15 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ofa_jax.model.operations import causal_attention, dropout
 
 from ofa_jax.errors import WeightsError
-<<<<<<< HEAD
 from ofa_jax.model.convert import convert
-from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
-=======
 from ofa_jax.model.gpt2 import GPT2Trunk
->>>>>>> net
 from ofa_jax.model.trees import flatten
 from ofa_jax.model.weights import load_trunk, random_trunk, read_config
 
