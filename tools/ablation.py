@@ -18,7 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -30,8 +30,8 @@ from benchmarks import ours
 from benchmarks.machine import held_bytes, machine, peak_bytes
 from benchmarks.sizes import Shape
 
-from ofa_jax.build import Model
-from ofa_jax.config.schema import Experiment
+from ofa_jax.build import Model, build_model
+from ofa_jax.config.schema import Experiment, TrainConfig
 from ofa_jax.model import dropout, gpt2
 from ofa_jax.tasks.base import Task
 from ofa_jax.train.lanes import Lane
@@ -124,25 +124,16 @@ def left_out() -> list[Variant]:
     ]
 
 
-def build_trainer(task: Task, model: Model, settings: TrainConfig) -> Trainer:
-    predict = predict_function(model.network, model.numbers.scale, model.numbers.dropout)
-    silent = SilentReporter(), EventLog(None)
-    return Trainer(predict, task, model.frozen, model.trainable, settings, *silent, None, None)
-
-
 def compile_variant(
     variant: Variant, settings: TrainConfig, task: Task, model: Model
 ) -> tuple[Callable[[], None], int]:
     """A call that makes the variant's steps, compiled, and the bytes of its intermediate values."""
-    settings = resolve_auto_batch_sizes(experiment.train, model.network)
     assert settings.micro_batch is not None
-    size = (
-        settings.batch_size
-        if variant.slice_share is None
-        else min(int(settings.micro_batch * variant.slice_share), settings.batch_size)
-    )
-    settings = settings.model_copy(update={"micro_batch": max(size, 1)})
-    predict = predict_function(model.network, model.lora)
+    size = settings.batch_size
+    if variant.slice_share is not None:
+        size = min(int(settings.micro_batch * variant.slice_share), size)
+    settings = TrainConfig.model_validate({**settings.model_dump(), "micro_batch": max(size, 1)})
+    predict = replace(model).predict  # a new function, which jax traces again
     jax.clear_caches()  # jax keeps what it traced of a function, and would take that for a variant's
     with variant.in_place():
         program = Program(predict, task, model.frozen, settings)
@@ -154,8 +145,8 @@ def compile_variant(
 
 def measure(experiment: Experiment, chosen: list[Variant], rounds: int) -> str:
     """The table."""
-    task, model = ours.generated_task(experiment), ours.model_of(experiment)
-    settings = settled(experiment.train, model.network)
+    task, model = ours.generated_task(experiment), build_model(experiment)
+    settings = resolve_auto_batch_sizes(experiment.train, model.network)
     calls = [compile_variant(variant, settings, task, model) for variant in chosen]
     order = random.Random(0)
     for _ in range(rounds):
@@ -183,7 +174,7 @@ def memory_by_stage(experiment: Experiment) -> str:
         lines.append(f"| {stage} | {held_bytes() / 1e6:.0f} MB | {peak_bytes() / 1e6:.0f} MB |")
 
     note("imports")
-    task, model = ours.generated_task(experiment), ours.model_of(experiment)
+    task, model = ours.generated_task(experiment), build_model(experiment)
     note("weights drawn")
     settings = resolve_auto_batch_sizes(experiment.train, model.network)
     program = Program(model.predict, task, model.frozen, settings)

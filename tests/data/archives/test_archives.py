@@ -500,13 +500,13 @@ def test_a_stream_header_that_claims_more_than_the_file_holds(tmp_path):
     )
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("train.npy", claim.getvalue() + b"\0" * 64)
-    with pytest.raises(DataError, match="not readable as .npz"):
+    with pytest.raises(DataError, match=r"not readable as \.npz"):
         read_stream(path)
 
 
 @pytest.mark.parametrize("read", [read_tsf, read_ts, read_m4_part, read_m4_info, read_stream])
 def test_files_that_are_not_there_or_not_files(tmp_path, read):
-    with pytest.raises(DataError, match="there is no such file|file not found"):
+    with pytest.raises(DataError, match=r"there is no such file|file not found"):
         read(tmp_path / "absent")
     with pytest.raises(DataError, match="is a folder"):
         read(tmp_path)
