@@ -82,7 +82,7 @@ def alone(
 ) -> Mapping[str, tuple[Path, FitResult]]:
     """Some cells of AXES as runs of their own."""
     runs = {}
-    for rank, seed in ((1, 1), (20, 2)):  # one padded to 4 places, one beside an idle place
+    for rank, seed in ((1, 1), (20, 2)):  # one padded to 4 columns, one with an idle lane
         settings = (f"adapters.rank={rank}", f"adapters.seed={seed}", f"train.seed={2021 + seed}", *DROPPING)
         folder = tmp_path_factory.mktemp("alone") / "run"
         runs[f"rank{rank}-seed{seed}"] = (
@@ -318,8 +318,8 @@ def test_a_sweep_of_which_nothing_is_left_says_so(
         )
     assert not [name for name in lost.cells.columns if name.startswith(("validation_", "test_"))]
     cli._print_sweep(lost)
-    told = capsys.readouterr().out.split()
-    assert told[told.index("rank") + 1] == "seeds"
+    printed = capsys.readouterr().out.split()
+    assert printed[printed.index("rank") + 1] == "seeds"
 
 
 def test_scores_that_cannot_be_used_end_their_cell_alone(
@@ -458,7 +458,7 @@ def test_one_program_is_compiled_for_each_bucket(tiny: Any, source: Path, tmp_pa
 def test_the_published_ranks_equal_separate_runs(
     data_root: Path, tmp_path: Path, ranks: tuple[int, ...], lanes: int
 ) -> None:
-    """Ten ranks by three seeds of the quick settings, twenty steps, beside thirty trainers of their own."""
+    """Ten ranks by three seeds of the quick settings, twenty steps, against thirty single trainers."""
     experiment = resolved(load_experiment("quick/etth1"))
     data, model = read_data(experiment), build_model(experiment)
     cells = cells_of(experiment, Axes(ranks=ranks, seeds=3))

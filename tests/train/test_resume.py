@@ -74,7 +74,7 @@ def outcome(run: Path) -> dict[str, Any]:
         "meta": record["meta"],
         "arrays": record[
             "leaves"
-        ],  # path, shape, dtype and sha256 of trainable tree, optimiser and best tree
+        ],  # path, shape, dtype and sha256 of trainable tree, optimizer and best tree
         "events": events_of(run),
         "bundle": {file.name: file.read_bytes() for file in sorted((run / "bundle").iterdir())},
     }
@@ -350,7 +350,7 @@ def test_neutral_settings_may_change(tiny, source, undisturbed, tmp_path):
 
 
 def test_a_run_goes_on_in_slices(tiny, source, undisturbed, stopped):
-    """How a step is divided changes rounding alone, so a run that met a smaller device can go on there."""
+    """Slices change rounding only, so a run can be resumed on a smaller device."""
     listener = resume(tiny, source, stopped, "train.micro_batch=10", "train.parallel=pmap")
     assert listener.notices == ["resumed at step 13"]
     found, wanted = (flatten(load_bundle(run).model.trainable) for run in (stopped, undisturbed))
@@ -510,7 +510,7 @@ def test_killed_at_random_moments_ends_with_the_same_bits(tiny, long_run, tmp_pa
     while True:
         length = (
             dice.choice([1, 2, 3, 32]) if kills else 1
-        )  # the bundle tells the settings that the run was begun with
+        )  # the bundle has the settings of the first start
         with training(tiny, config, run, *MANY, f"train.chunk={length}") as process:
             started = wait_for_progress(process, run)
             with contextlib.suppress(subprocess.TimeoutExpired):
