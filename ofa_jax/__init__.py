@@ -1,6 +1,6 @@
-"""One-for-All in JAX: a frozen GPT-2 adapted to time series by rank-stabilised low-rank adapters.
+"""One-for-All in JAX: a frozen GPT-2 adapted to time series by rank-stabilized low-rank adapters.
 
-The names below are the public ones; each is imported when it is first used, so that ``import ofa_jax`` is quick.
+The names below are public; each is imported on first use, so that ``import ofa_jax`` is quick.
 """
 
 from __future__ import annotations
@@ -10,28 +10,25 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
-    "OfaError": "ofa_jax.errors",
-    "Frame": "ofa_jax.data.frames",
-    "read_frame": "ofa_jax.data.frames",
-    "GPT2Config": "ofa_jax.model.gpt2",
-    "load_trunk": "ofa_jax.model.weights",
-    "random_trunk": "ofa_jax.model.weights",
-    "ForecastNetwork": "ofa_jax.model.networks",
-    "init_base": "ofa_jax.model.networks",
-    "RECIPES": "ofa_jax.config",
-    "load_experiment": "ofa_jax.config",
-    "partition": "ofa_jax.adapters.partition",
-    "combine": "ofa_jax.adapters.partition",
-    "init_adapters": "ofa_jax.adapters.rslora",
-    "adapter_scale": "ofa_jax.adapters.rslora",
-    "with_adapters": "ofa_jax.adapters.rslora",
-    "merge": "ofa_jax.adapters.rslora",
-    "read_peft": "ofa_jax.adapters.bundle",
-    "train_run": "ofa_jax.runs.train",
-    "load_bundle": "ofa_jax.runs.train",
-    "forecast": "ofa_jax.inference",
+_MODULES = {
+    "errors": ["OfaError"],
+    "config.schema": ["Experiment"],
+    "config.load": ["load_experiment"],
+    "config.recipes": ["RECIPES", "Recipe"],
+    "data.frames": ["Frame", "read_frame"],
+    "model.gpt2": ["GPT2Config", "GPT2Trunk"],
+    "model.weights": ["load_trunk", "random_trunk"],
+    "model.networks": ["ForecastNetwork", "init_base"],
+    "adapters.partition": ["combine", "partition"],
+    "adapters.rslora": ["LoraConfig", "init_adapters", "merge", "with_adapters"],
+    "adapters.peft": ["read_peft"],
+    "train.loop": ["fit"],
+    "runs.train": ["open_run", "train_run"],
+    "runs.bundle": ["load_bundle"],
+    "inference": ["evaluate", "predict"],
+    "baselines.compare": ["compare"],
 }
+_PUBLIC = {name: f"ofa_jax.{module}" for module, names in _MODULES.items() for name in names}
 
 __all__ = ["__version__", *_PUBLIC]
 

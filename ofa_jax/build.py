@@ -1,33 +1,34 @@
-"""From settings to the two parameter trees and the function that joins them."""
+"""From settings to a model: the network and its two parameter trees."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ofa_jax.adapters.bundle import Bundle, LoraNumbers
-from ofa_jax.adapters.partition import Site, actions, adapter_sites, combine, is_trained, partition
-from ofa_jax.adapters.rslora import init_adapters, merge, with_adapters
-from ofa_jax.config import Experiment, TrunkConfig
+from ofa_jax.adapters.bundle import Bundle
+from ofa_jax.adapters.partition import AdapterTarget, actions, adapter_targets, combine, is_trained, partition
+from ofa_jax.adapters.rslora import LoraConfig, init_adapters, merge, with_adapters
+from ofa_jax.config.schema import AdapterConfig, Experiment, TrunkConfig
+from ofa_jax.config.tasks import TaskSettings
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import CheckpointError, ConfigError, TrainError
 from ofa_jax.model import frozen_init, trees
-from ofa_jax.model.gpt2 import GPT2Config
-from ofa_jax.model.networks import ForecastNetwork, Network, TrunkKind, base_shapes, init_base
-from ofa_jax.model.variants import ClassifyNetwork, ImputeNetwork, ReconstructNetwork, ShortTermNetwork
+from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
+from ofa_jax.model.networks import AttentionTrunk, Network, NoTrunk, TrunkModule, base_shapes, init_base
 from ofa_jax.model.weights import Trunk, load_trunk, random_trunk, read_config
+from ofa_jax.tasks.table import TASKS
 
 RANDOM = "random"
 """The value of ``trunk.source`` that asks for random weights."""
 
-WITHOUT: dict[str, TrunkKind] = {"attention": "attention", "none": "none"}
-"""Values of ``trunk.source`` that put one attention layer, or nothing, in the trunk's place: controls, of ``trunk.random``'s width."""
+REPLACED: dict[str, type[AttentionTrunk] | type[NoTrunk]] = {"attention": AttentionTrunk, "none": NoTrunk}
+"""Values of ``trunk.source`` that replace the trunk, with the width of ``trunk.random``."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Model:
     Attributes:
         network: The Flax module.
         frozen: Parameters that never change, nested.
-        trainable: ``{"adapters": {module path: {a, b}}, "base": nested}``; what is optimised and saved.
-        sites: The adapted layers.
-        numbers: The adapters' rank, alpha, scaling and dropout.
+        trainable: ``{"adapters": {module path: {a, b}}, "base": nested}``; what is optimized and saved.
+        targets: The adapted layers.
+        lora: The adapters' configuration.
         trunk_sha256: Fingerprint of the trunk's weights as loaded.
         trunk_source: Where they came from.
     """
@@ -47,60 +48,53 @@ class Model:
     network: Network
     frozen: dict[str, Any]
     trainable: dict[str, Any]
-    sites: dict[str, Site]
-    numbers: LoraNumbers
+    targets: dict[str, AdapterTarget]
+    lora: LoraConfig
     trunk_sha256: str
     trunk_source: str
 
     @cached_property
     def predict(self) -> Callable[..., jax.Array]:
-        """:func:`predict_function` of this network; one function, so that jax compiles it once however often it is asked for."""
-        return predict_function(self.network, self.numbers.scale, self.numbers.dropout)
+        """``predict(frozen, trainable, x_btc, x_mask=None, dropout_keys=None, scale=None)``, always the same function."""
+        return partial(_predict, self.network, self.lora)
 
     def merged(self) -> dict[str, Any]:
         """The network's parameters with the adapters folded in, for serving."""
-        return merge(
-            combine(self.frozen, self.trainable["base"]), self.trainable["adapters"], self.numbers.scale
-        )
+        return merge(combine(self.frozen, self.trainable["base"]), self.trainable["adapters"], self.lora)
 
 
-def predict_function(
-    network: Network, scale: float | jax.Array, dropout_rate: float
-) -> Callable[..., jax.Array]:
-    """``predict(frozen, trainable, x_btc, x_mask=None, dropout_keys=None)`` of a network with adapters of that scale."""
+def _predict(
+    network: Network,
+    lora: LoraConfig,
+    frozen: Any,
+    trainable: Any,
+    x_btc: jax.Array,
+    x_mask: jax.Array | None = None,
+    *,
+    dropout_keys: jax.Array | None = None,
+    scale: jax.Array | None = None,
+) -> jax.Array:
+    def apply(params: Any, *xs: Any, dropout_keys: jax.Array | None = None) -> Any:
+        return network.apply({"params": params}, *xs, dropout_keys=dropout_keys)
 
-    def apply(params, x_btc, x_mask, *, dropout_keys=None):
-        return network.apply({"params": params}, x_btc, x_mask, dropout_keys=dropout_keys)
-
-    adapted = with_adapters(apply, scale, dropout_rate=dropout_rate)
-
-    def predict(frozen, trainable, x_btc, x_mask=None, *, dropout_keys=None):
-        return adapted(
-            combine(frozen, trainable["base"]),
-            trainable["adapters"],
-            x_btc,
-            x_mask,
-            dropout_keys=dropout_keys,
-        )
-
-    return predict
+    adapted = with_adapters(apply, lora, scale=scale)
+    params = combine(frozen, trainable["base"])
+    return adapted(params, trainable["adapters"], x_btc, x_mask, dropout_keys=dropout_keys)
 
 
 def trunk_config(settings: TrunkConfig) -> GPT2Config:
-    """The trunk's shapes without loading weights; for a hub id that is not a published GPT-2 its config.json is read."""
-    if settings.source == RANDOM or settings.source in WITHOUT:
-        shape = settings.random
-        config = GPT2Config(
-            n_embd=shape.n_embd, n_layer=settings.n_layer, n_head=shape.n_head, n_positions=shape.n_positions
-        )
+    """The trunk's shapes without weights; only for an unknown hub id or folder is a config.json read."""
+    if settings.source == RANDOM or settings.source in REPLACED:
+        shape = settings.random.model_dump(exclude={"seed"})
+        config = GPT2Config(n_layer=settings.n_layer, **shape)
     else:
         config = read_config(settings.source, revision=settings.revision, n_layer=settings.n_layer)
     return _with_dropout(config, settings.dropout)
 
 
 def obtain_trunk(settings: TrunkConfig) -> Trunk:
-    """The trunk's weights: from a folder or the hub, or random ones where the settings ask for them by name."""
-    if settings.source in WITHOUT:
+    """The trunk's weights from a folder or the hub; random ones only where the settings name them."""
+    if settings.source in REPLACED:
         return Trunk(trunk_config(settings), {}, settings.source)
     if settings.source == RANDOM:
         return random_trunk(trunk_config(settings), settings.random.seed)
@@ -113,100 +107,80 @@ def _with_dropout(config: GPT2Config, rate: float | None) -> GPT2Config:
 
 
 def build_network(experiment: Experiment, config: GPT2Config) -> Network:
-    """The network that an experiment describes.
+    """The network of an experiment.
 
     Raises:
-        ConfigError: The task's channels or classes are not known without its data.
+        ConfigError: Sizes of the data (channels, classes) are not known from settings and catalog.
     """
-    task, network = experiment.task, experiment.network
-    shared: dict[str, Any] = {
-        "trunk": config,
-        "input_length": task.input_length,
-        "positions": network.positions,
-        "compute_dtype": jnp.dtype(compute_dtype(experiment.trunk)),
-        "remat": experiment.trunk.remat,
-        "kind": WITHOUT.get(experiment.trunk.source, "gpt2"),
-    }
-    patches: dict[str, Any] = {"patch": network.patch, "stride": network.stride}
-    if task.name in ("forecast", "zero_shot"):
-        return ForecastNetwork(**shared, **patches, horizon=task.horizon)
-    if task.name == "short_term":
-        return ShortTermNetwork(
-            **shared, horizon=task.horizon, embed_width=network.embed_width, read_width=network.read_width
-        )
-    channels = _size(experiment, "channels")
-    if task.name == "anomaly":
-        return ReconstructNetwork(
-            **shared, channels=channels, segment=network.segment, read_width=network.read_width
-        )
-    if task.name == "imputation":
-        return ImputeNetwork(**shared, channels=channels, calendar=_size(experiment, "calendar"))
-    return ClassifyNetwork(**shared, **patches, channels=channels, classes=_size(experiment, "classes"))
+    settings, dtype = experiment.trunk, jnp.dtype(compute_dtype(experiment.trunk))
+    trunk: TrunkModule
+    if settings.source in REPLACED:
+        trunk = REPLACED[settings.source](config, dtype)
+    else:
+        trunk = GPT2Trunk(config, experiment.network.positions, dtype, settings.remat)
+    task = _with_sizes(experiment.task, experiment.data.source)
+    return TASKS[task.name].network(task, experiment.network, trunk)
 
 
-def _size(experiment: Experiment, name: Literal["channels", "classes", "calendar"]) -> int:
-    """A size of the data, from the settings or, where they do not say, from the catalogue."""
-    given = getattr(experiment.task, name)
-    entry = CATALOG.get(experiment.data.source)
-    if given is None and entry is not None:
-        if name == "calendar":
-            given = 5 if entry.frequency and entry.frequency.endswith("min") else 4
-        else:
-            given = entry.n_channels if name == "channels" else entry.n_classes
-    if given is None:
-        raise ConfigError(
-            f"the data's {name} are not known from the settings alone",
-            where=f"task.{name}",
-            fix=f"--set task.{name}=…",
-        )
-    return given
+def _with_sizes(task: TaskSettings, source: str) -> TaskSettings:
+    """The task's settings with the sizes of its data, from the catalog where they are absent."""
+    entry, sizes = CATALOG.get(source), {}
+    if entry is not None:
+        minutes = bool(entry.frequency and entry.frequency.endswith("min"))
+        known = {"channels": entry.n_channels, "classes": entry.n_classes, "calendar": 5 if minutes else 4}
+        sizes = {name: value for name, value in known.items() if value is not None}
+    for name in ("channels", "classes", "calendar"):
+        if getattr(task, name, 1) is None and name not in sizes:
+            what = f"the data's {name} are not known without reading them"
+            raise ConfigError(what, where=f"task.{name}", fix=f"Set task.{name}")
+    absent = {name: size for name, size in sizes.items() if getattr(task, name, 1) is None}
+    return type(task).model_validate(task.model_dump() | absent)
 
 
-def compute_dtype(settings: TrunkConfig) -> Literal["float32", "bfloat16"]:
-    """The type of matrix products; ``auto`` is float32 on a CPU and bfloat16 elsewhere."""
+def compute_dtype(settings: TrunkConfig) -> str:
+    """Type of matrix products; ``auto`` is float32 on a CPU and bfloat16 elsewhere."""
     if settings.compute_dtype != "auto":
         return settings.compute_dtype
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def lora_numbers(experiment: Experiment) -> LoraNumbers:
-    adapters = experiment.adapters
-    return LoraNumbers(adapters.rank, adapters.alpha, adapters.scaling, adapters.dropout)
+def lora_config(settings: AdapterConfig) -> LoraConfig:
+    """The adapters' configuration of an experiment."""
+    return LoraConfig(**settings.model_dump(exclude={"seed"}))
 
 
 def build_model(experiment: Experiment) -> Model:
-    """Load the trunk, draw the frozen layers, split by the rules, start the adapters.
+    """Load the trunk, draw the frozen layers, partition by the rules, initialize the adapters.
 
     Raises:
-        WeightsError: The trunk cannot be had.
+        WeightsError: The trunk cannot be loaded.
         ConfigError: Shapes or rules do not fit.
         TrainError: The rules leave nothing to train.
     """
     trunk = obtain_trunk(experiment.trunk)
     network = build_network(experiment, trunk.config)
     split = partition(init_base(network, trunk.params, experiment.network.seed), experiment.rules)
-    adapters = init_adapters(
-        split.sites, experiment.adapters.rank, init=experiment.adapters.init, seed=experiment.adapters.seed
-    )
+    lora = lora_config(experiment.adapters)
+    adapters = init_adapters(split.targets, lora, seed=experiment.adapters.seed)
     if not adapters and not split.trained:
         raise TrainError("the rules freeze every parameter", where="rules", fix="Adapt or train at least one")
     return Model(
         network=network,
         frozen=split.frozen,
         trainable={"adapters": adapters, "base": split.trained},
-        sites=split.sites,
-        numbers=lora_numbers(experiment),
+        targets=split.targets,
+        lora=lora,
         trunk_sha256=trunk.sha256,
         trunk_source=trunk.source,
     )
 
 
 def frozen_record(model: Model, seed: int) -> dict[str, Any]:
-    """What a bundle says of the parameters it does not hold: trunk, rule, seed and fingerprint (design of ``ofa.json``)."""
+    """What identifies the parameters that a bundle does not contain: trunk, rule, seed and fingerprints."""
     return {
         "trunk_source": model.trunk_source,
         "trunk_sha256": model.trunk_sha256,
-        "trunk_config": trunk_mathematics(model.network.trunk),
+        "trunk_config": trunk_mathematics(model.network.trunk.config),
         "rule": frozen_init.RULE,
         "seed": seed,
         "sha256": trees.fingerprint(trees.flatten(model.frozen).items()),
@@ -214,7 +188,7 @@ def frozen_record(model: Model, seed: int) -> dict[str, Any]:
 
 
 def trunk_mathematics(config: GPT2Config) -> dict[str, Any]:
-    """What a trunk computes besides its weights: another number of heads fits the same weights. Dropout is for training alone."""
+    """What a trunk computes apart from its weights (other heads fit the same weights); dropout is for training."""
     return {name: value for name, value in asdict(config).items() if not name.endswith("_pdrop")}
 
 
@@ -222,76 +196,51 @@ def restore_model(experiment: Experiment, bundle: Bundle, *, where: str = "bundl
     """Rebuild the network of a bundle and check that every frozen bit is the one it was trained with.
 
     Args:
-        experiment: The settings in the bundle; ``trunk.source`` may name another place.
+        experiment: The bundle's settings; ``trunk.source`` may be another path.
         bundle: What was read.
-        where: The bundle's place, for errors.
+        where: The bundle's path, for errors.
 
     Raises:
-        CheckpointError: The trunk, the rule or seed of the frozen layers, their bits or the scaling differ, or the bundle's
-            parameters do not fit.
+        CheckpointError: The trunk, the rule or seed of the frozen layers, or their bits differ, or the bundle's
+            parameters do not fit its settings.
     """
-    _check_settings(experiment, bundle, where)
-    saved = bundle.meta["frozen"]
+    saved, original = bundle.record.frozen, "Use the settings that the bundle was made with"
+    if saved.rule != frozen_init.RULE:
+        what = f"the frozen layers were drawn by rule {saved.rule!r}, this version uses {frozen_init.RULE!r}"
+        raise CheckpointError(what, where=where, fix="Use the version of ofa-jax that made the bundle")
+    if experiment.network.seed != saved.seed:
+        what = (
+            f"network.seed is {experiment.network.seed}, but the frozen layers were drawn from {saved.seed}"
+        )
+        raise CheckpointError(what, where=where, fix=original)
+    trained_with = bundle.record.adapters
+    for name in ("rank", "alpha", "scaling") if trained_with else ():
+        given, trained = getattr(experiment.adapters, name), getattr(trained_with, name)
+        if given != trained:
+            what = f"adapters.{name} is {given}, but the bundle was trained with {trained}"
+            raise CheckpointError(what, where=where, fix=original)
     model = build_model(experiment)
-    if model.trunk_sha256 != saved["trunk_sha256"]:
-        raise CheckpointError(
-            f"the trunk {experiment.trunk.source} is not the one the bundle was trained with (its weights' sha256 differs; "
-            f"that one came from {saved['trunk_source']})",
-            where=where,
-            fix="Give the original trunk's folder or hub id with --trunk",
-        )
-    mathematics = trunk_mathematics(model.network.trunk)
-    changed = [
-        name for name, value in mathematics.items() if saved.get("trunk_config", {}).get(name) != value
-    ]
-    if changed:
-        raise CheckpointError(
-            f"the trunk {experiment.trunk.source} has the right weights but another {', '.join(changed)} than the bundle was trained with",
-            where=where,
-            fix="Restore the trunk's original config.json",
-        )
-    if frozen_record(model, saved["seed"])["sha256"] != saved["sha256"]:
-        raise CheckpointError(
-            "the frozen layers around the trunk differ from those the bundle was trained with",
-            where=where,
-            fix="The settings in ofa.json or the rule of the frozen layers changed; use the version that made the bundle",
-        )
+    source = experiment.trunk.source
+    if model.trunk_sha256 != saved.trunk_sha256:
+        what = f"the trunk {source} is not the one of training (other sha256), which came from {saved.trunk_source}"
+        raise CheckpointError(what, where=where, fix="Pass the original trunk's folder or hub id as `trunk`")
+    mathematics = trunk_mathematics(model.network.trunk.config)
+    if changed := [name for name, value in mathematics.items() if saved.trunk_config.get(name) != value]:
+        what = f"the trunk {source} has the right weights but another {', '.join(changed)} than in training"
+        raise CheckpointError(what, where=where, fix="Restore the trunk's original config.json")
+    if frozen_record(model, saved.seed)["sha256"] != saved.sha256:
+        what = "the frozen layers around the trunk differ from those of training"
+        raise CheckpointError(what, where=where, fix="Use the version of ofa-jax that made the bundle")
     trainable = {"adapters": bundle.adapters, "base": bundle.trained}
-    if _shapes(trainable) != _shapes(model.trainable):
-        raise CheckpointError(
-            "the bundle's parameters are not those its settings describe",
-            where=where,
-            fix="Copy the bundle again",
-        )
+    if trees.shapes(trainable) != trees.shapes(model.trainable):
+        what = "the bundle's parameters do not fit its settings"
+        raise CheckpointError(what, where=where, fix="Copy the bundle again")
     return replace(model, trainable=trainable)
-
-
-def _check_settings(experiment: Experiment, bundle: Bundle, where: str) -> None:
-    saved, fix = bundle.meta["frozen"], "Use the settings that the bundle was made with"
-    if saved["rule"] != frozen_init.RULE:
-        raise CheckpointError(
-            f"the frozen layers were drawn by rule {saved['rule']!r}, this version draws them by {frozen_init.RULE!r}",
-            where=where,
-            fix="Use the version of ofa-jax that made the bundle",
-        )
-    if experiment.network.seed != saved["seed"]:
-        what = f"network.seed is {experiment.network.seed}, but the bundle's frozen layers were drawn from seed {saved['seed']}"
-        raise CheckpointError(what, where=where, fix=fix)
-    if bundle.adapters:
-        given = experiment.adapters
-        for name in ("rank", "alpha", "scaling"):
-            if getattr(given, name) != bundle.meta["adapters"][name]:
-                what = f"adapters.{name} is {getattr(given, name)}, but the bundle was trained with {bundle.meta['adapters'][name]}"
-                raise CheckpointError(what, where=where, fix=fix)
-
-
-def _shapes(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {path: tuple(leaf.shape) for path, leaf in trees.flatten(tree).items()}
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """How many parameters and bytes an experiment has; float32 is 4 bytes a parameter."""
+    """Parameter counts of an experiment, and bytes in float32."""
 
     trainable: int
     adapters: int
@@ -302,23 +251,17 @@ class Footprint:
 
 
 def footprint(experiment: Experiment) -> Footprint:
-    """Count parameters from shapes alone; no weights are loaded.
+    """Count parameters from shapes; no weights are loaded.
 
-    ``bundle_bytes`` counts the bundle's tensors (its two JSON files add a few kB); ``inference_bytes`` is everything that must be at
-    hand to forecast with merged weights: all base parameters.
+    ``bundle_bytes`` counts the bundle's tensors (its two JSON files add a few kB); ``inference_bytes`` counts all base
+    parameters, which inference with merged weights needs.
     """
-    network = build_network(experiment, trunk_config(experiment.trunk))
-    shapes = base_shapes(network)
+    shapes = base_shapes(build_network(experiment, trunk_config(experiment.trunk)))
     decided = actions(shapes, experiment.rules)
-    sites = adapter_sites(shapes, decided)
+    targets = adapter_targets(shapes, decided)
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-    adapters = sum(experiment.adapters.rank * sum(site.shape) for site in sites.values())
+    adapters = sum(experiment.adapters.rank * sum(target.shape) for target in targets.values())
     trained = sum(size for path, size in sizes.items() if is_trained(decided[path]))
-    return Footprint(
-        trainable=adapters + trained,
-        adapters=adapters,
-        trained_base=trained,
-        frozen=sum(sizes.values()) - trained,
-        bundle_bytes=4 * (adapters + trained),
-        inference_bytes=4 * sum(sizes.values()),
-    )
+    total = sum(sizes.values())
+    trainable = adapters + trained
+    return Footprint(trainable, adapters, trained, total - trained, 4 * trainable, 4 * total)

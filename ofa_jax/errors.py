@@ -1,4 +1,4 @@
-"""The one family of errors that ofa-jax raises on purpose: what was found, where, and what to do next."""
+"""The errors that ofa-jax raises on purpose: what was found, where, and what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class OfaError(Exception):
 
     Args:
         what: What was found, in one sentence, with the offending value.
-        where: The place: a file with column and row, a config path, a parameter path.
+        where: A file with column and row, a configuration path, a parameter path.
         fix: What to do next, in the imperative.
     """
 
@@ -26,15 +26,15 @@ def _sentence(text: str) -> str:
 
 
 class DataError(OfaError):
-    """A data file, frame or window that cannot be used as asked."""
+    """A data file, frame or window that cannot be used."""
 
 
 class WeightsError(OfaError):
-    """Trunk weights or adapters that are missing, unexpected, misshapen or not the ones asked for."""
+    """Trunk weights or adapters that are missing, unexpected, misshapen or not finite."""
 
 
 class ConfigError(OfaError):
-    """A setting that does not exist, does not fit, or contradicts another."""
+    """A setting that does not exist, is out of range, or contradicts another."""
 
 
 class CheckpointError(OfaError):
@@ -42,11 +42,11 @@ class CheckpointError(OfaError):
 
 
 class TrainError(OfaError):
-    """Training that cannot go on: a loss that is no longer finite, nothing to train."""
+    """Training that cannot continue: a loss that is not finite, nothing to train."""
 
 
 class Interrupted(Exception):
-    """A signal asked training to stop, and it did, after saving where checkpoints are kept. Not a mistake, so not an OfaError."""
+    """Training stopped on a signal, after saving where checkpoints are kept; not a mistake, so not an OfaError."""
 
     def __init__(self, signal_number: int, step: int, *, saved: bool) -> None:
         self.signal_number = signal_number

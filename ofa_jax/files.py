@@ -1,4 +1,8 @@
-"""Files that are either whole or not there: atomic writes, checksums, format numbers and the lock of a run folder."""
+"""Files that are complete or absent, and records that are checked where they enter.
+
+Everything that is read from JSON passes :func:`read_record` or :func:`parse_record` once: bounded size and depth, finite
+numbers, then a pydantic model with types and ranges. Behind that door the fields are what the model says.
+"""
 
 from __future__ import annotations
 
@@ -7,39 +11,221 @@ import glob
 import hashlib
 import json
 import os
+import reprlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from ofa_jax.errors import CheckpointError, OfaError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 FORMAT = 1
-"""The version that every file format of this package carries; a newer one is refused by name."""
+"""The version that a file format carries where it does not name its own; a newer one is refused by name."""
+
+MAX_JSON_BYTES = 2**26
+DAMAGED = "The file is damaged or was edited; restore the original or create it again"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+class Record(BaseModel):
+    """A JSON object with typed fields and finite numbers; fields that are not named are ignored."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+class FileRecord(Record):
+    """A record that carries the ``format`` of its file; ``newest`` is the newest that this version reads."""
+
+    newest: ClassVar[int] = FORMAT
+    format: int = Field(ge=1)
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_record(path: str | Path, model: type[R], *, kind: str, error: type[OfaError] = CheckpointError) -> R:
+    """Read a JSON file into a record.
+
+    Args:
+        path: The file.
+        model: The fields that are read.
+        kind: What the file belongs to, for errors ("bundle").
+        error: Class of the errors.
+
+    Raises:
+        OfaError: As :func:`read_json` and :func:`parse_record`; of class ``error``.
+    """
+    return parse_record(read_json(path, kind=kind, error=error), model, where=str(path), error=error)
+
+
+def parse_record(
+    content: str | bytes | Mapping[str, Any],
+    model: type[R],
+    *,
+    where: str,
+    error: type[OfaError] = CheckpointError,
+    fix: str = DAMAGED,
+) -> R:
+    """Check a JSON text, or an object that was parsed from one, against a record.
+
+    Raises:
+        OfaError: Not JSON, a newer ``format``, or a field (named) that is missing, mistyped or out of range; of class ``error``.
+    """
+    if isinstance(content, str | bytes):
+        content = _parse_json(content, where, error)
+    if issubclass(model, FileRecord):
+        version = content.get("format")
+        if isinstance(version, int) and version > model.newest:
+            what = f"format {version} is newer than this version of ofa-jax reads ({model.newest})"
+            raise error(what, where=where, fix="Upgrade ofa-jax")
     try:
-        os.fsync(handle)
-    except OSError:  # some network file systems cannot sync a folder; the rename itself is still atomic there
-        pass
-    finally:
-        os.close(handle)
+        return model.model_validate(content)
+    except ValidationError as invalid:
+        first = invalid.errors(include_url=False, include_context=False)[0]
+        field = ".".join(map(str, first["loc"])) or "the object"
+        found = "" if first["type"] == "missing" else f" (found {reprlib.repr(first['input'])})"
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        raise error(f"{field}: {message}{found}", where=where, fix=fix) from None
+
+
+def read_json(path: str | Path, *, kind: str, error: type[OfaError] = CheckpointError) -> dict[str, Any]:
+    """Read a JSON object: at most 64 MiB, at most 200 levels deep, without NaN and Infinity.
+
+    Raises:
+        OfaError: The file is missing, too large, or not such an object; of class ``error``.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        fix = f"Name a folder that contains a {kind}"
+        raise error(f"there is no {path.name} here", where=str(path.parent), fix=fix) from None
+    except OSError as failure:
+        raise error(f"cannot be read ({failure.strerror})", where=str(path)) from None
+    return _parse_json(data, str(path), error)
+
+
+def _parse_json(data: str | bytes, where: str, error: type[OfaError]) -> dict[str, Any]:
+    if len(data) > MAX_JSON_BYTES:
+        raise error(f"larger than {MAX_JSON_BYTES // 2**20} MiB", where=where, fix=DAMAGED)
+    try:
+        content = from_json(data, allow_inf_nan=False)
+    except ValueError as failure:
+        raise error(f"not readable as JSON ({failure})", where=where, fix=DAMAGED) from None
+    if not isinstance(content, dict):
+        raise error(f"{reprlib.repr(content)} is not a JSON object", where=where, fix=DAMAGED)
+    return content
+
+
+def write_json(path: str | Path, content: Mapping[str, Any], *, version: int = FORMAT) -> None:
+    """Write a JSON object atomically, with ``format`` first."""
+    write_atomic(path, json.dumps({"format": version, **content}, indent=2) + "\n")
+
+
+def json_digest(content: Mapping[str, Any]) -> str:
+    """The sha256 of a JSON object in canonical form: sorted keys, ASCII, no line breaks."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_file(path: str | Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """The sha256 of every file below a folder, by its relative path."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in found}
+
+
+def find_damage(folder: Path, digests: Mapping[str, str]) -> str | None:
+    """What is wrong with the first file that does not have its sha256; None where all are intact."""
+    for name, digest in digests.items():
+        try:
+            found = sha256_file(folder / name)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as failure:
+            return f"{name} cannot be read ({failure.strerror})"
+        if found != digest:
+            return f"{name} is not the file that was saved (its sha256 differs)"
+    return None
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path, *, error: type[OfaError] = CheckpointError) -> Iterator[Any]:
+    """A safetensors file opened for NumPy.
+
+    Raises:
+        OfaError: It is missing, truncated or something else; of class ``error``.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as tensors:
+            yield tensors
+    except FileNotFoundError:
+        fix = "Copy or download the folder again"
+        raise error(f"there is no {path.name} here", where=str(path.parent), fix=fix) from None
+    except (SafetensorError, OSError) as failure:
+        fix = "Copy or download it again; a file of some 130 bytes is a git-lfs pointer: run `git lfs pull`"
+        raise error(f"not readable as safetensors ({failure})", where=str(path), fix=fix) from None
+
+
+def read_tensors(path: Path, *, error: type[OfaError] = CheckpointError) -> dict[str, np.ndarray]:
+    """Every tensor of a safetensors file, as float32.
+
+    Raises:
+        OfaError: The file cannot be read, or a tensor is not of finite floating-point numbers; of class ``error``.
+    """
+    with open_tensors(path, error=error) as tensors:
+        return {name: read_tensor(tensors, name, path, error=error) for name in tensors.keys()}  # noqa: SIM118
+
+
+def read_tensor(
+    tensors: Any, name: str, path: Path, *, error: type[OfaError] = CheckpointError
+) -> np.ndarray:
+    """One tensor of an open safetensors file, as float32.
+
+    Raises:
+        OfaError: It is not of finite floating-point numbers; of class ``error``.
+    """
+    import numpy as np
+
+    dtype = tensors.get_slice(name).get_dtype()
+    if dtype not in FLOAT_DTYPES:
+        raise error(f"{name} is of type {dtype}, not a floating-point type", where=str(path))
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite
+        array = np.asarray(tensors.get_tensor(name), np.float32)
+    if not np.isfinite(array).all():
+        fix = "The weights are damaged or their training diverged; use others"
+        raise error(f"{name} is not finite in float32", where=str(path), fix=fix)
+    return array
+
+
+FLOAT_DTYPES = {"F16", "BF16", "F32", "F64"}
+"""Types of stored weights, as safetensors names them."""
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:
-    """Write ``content`` so that a kill at any moment leaves the old file or the new one, never a part of either.
+    """Write a file so that a kill at any moment leaves the old content or the new.
 
     Raises:
         OfaError: ``path`` is a folder.
     """
     path = Path(path)
     if path.is_dir():
-        raise OfaError(
-            "this is a folder, so no file can be written there", where=str(path), fix="Name a file"
-        )
+        raise OfaError("this is a folder, not a file", where=str(path), fix="Name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -57,19 +243,13 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
     _sync_folder(path.parent)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A scratch folder that becomes ``path`` (replacing it) when the block ends without an error.
 
-    On most file systems two folders cannot be exchanged in one step, so an existing ``path`` is first renamed to
-    ``.NAME.old`` beside it; a kill between the two renames is healed by the next writer, or by :func:`clear_leftovers`. Readers take
-    :func:`readable_folder`, which changes nothing.
+    Two folders cannot be exchanged in one step on most file systems, so an existing ``path`` is first renamed to
+    ``.NAME.old`` next to it; the next writer, or :func:`clear_leftovers`, repairs a kill between the two renames. Readers
+    use :func:`readable_folder`, which changes nothing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,30 +279,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def _old_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
-
-
 def readable_folder(path: str | Path) -> Path:
-    """``path``, or what it held before where a writer is just exchanging it or was killed in between."""
+    """``path``, or its previous content where a writer is exchanging it or was killed in between."""
     path = Path(path)
     old = _old_name(path)
     return old if not path.exists() and old.exists() else path
 
 
-def _recover_folder(path: Path) -> None:
-    """Finish or undo an exchange of folders that a kill interrupted; for writers alone."""
-    old = _old_name(path)
-    if not old.exists():
-        return
-    if path.exists():
-        shutil.rmtree(old)
-    else:
-        os.replace(old, path)
-
-
 def clear_leftovers(path: str | Path) -> None:
-    """Heal an interrupted exchange of ``path`` and remove what killed writers left beside it; for the process that holds it alone."""
+    """Repair an interrupted exchange of ``path`` and remove what killed writers left; only for the owner of the folder."""
     path = Path(path)
     _recover_folder(path)
     for entry in path.parent.glob(f".{glob.escape(path.name)}.*"):
@@ -132,53 +297,43 @@ def clear_leftovers(path: str | Path) -> None:
             entry.unlink()
 
 
-def sha256_file(path: str | Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _old_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
-def write_json(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a JSON object atomically, with ``format`` first."""
-    write_atomic(path, json.dumps({"format": FORMAT, **content}, indent=2) + "\n")
+def _recover_folder(path: Path) -> None:
+    """Finish or undo an interrupted exchange of folders."""
+    old = _old_name(path)
+    if not old.exists():
+        return
+    if path.exists():
+        shutil.rmtree(old)
+    else:
+        os.replace(old, path)
 
 
-def read_json(path: str | Path, *, kind: str) -> dict[str, Any]:
-    """Read a JSON object that :func:`write_json` wrote.
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
-    Raises:
-        CheckpointError: The file is missing, is not a JSON object, has no ``format``, or a newer one.
-    """
-    path = Path(path)
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(
-            f"there is no {path.name} here", where=str(path.parent), fix=f"Name a folder that holds a {kind}"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"not readable as JSON ({error})", where=str(path), fix=f"The {kind} is damaged; make it anew"
-        ) from None
-    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-        raise CheckpointError(
-            "has no whole-number `format`", where=str(path), fix=f"This is not a {kind} of ofa-jax"
-        )
-    if content["format"] > FORMAT:
-        raise CheckpointError(
-            f"format {content['format']} is newer than this version of ofa-jax reads ({FORMAT})",
-            where=str(path),
-            fix="Upgrade ofa-jax",
-        )
-    return content
+        os.fsync(handle)
+    except OSError:  # some network file systems cannot sync a folder; the rename itself is still atomic there
+        pass
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager
 def run_lock(folder: str | Path) -> Iterator[None]:
-    """Hold a run folder for one process; the operating system frees it when the process ends, however it ends.
+    """Reserve a run folder for one process; the operating system frees it when the process ends.
 
     Raises:
-        CheckpointError: Another process holds the folder.
+        CheckpointError: Another process uses the folder.
     """
     from filelock import FileLock, Timeout
 
@@ -188,10 +343,9 @@ def run_lock(folder: str | Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        fix = "Wait for it to end, or choose another output folder"
         raise CheckpointError(
-            "another process is working in this run folder",
-            where=str(folder),
-            fix="Wait for it to end, or choose another --out",
+            "another process is using this run folder", where=str(folder), fix=fix
         ) from None
     try:
         yield

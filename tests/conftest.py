@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ofa_jax.config import Experiment, build_experiment
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.data.archives import LabelledStream, write_stream
 from ofa_jax.data.frames import Frame
 
@@ -218,9 +220,49 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
         os.environ[name.upper()] = str(value)  # for commands in processes of their own
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """After a module its compiled programs go: no other module calls them, and they would fill gigabytes."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Tiny:
     return Tiny()
+
+
+@pytest.fixture
+def bundle_meta() -> dict[str, Any]:
+    """The fields of a bundle's record that its writer gives, of a forecaster of two series."""
+    frozen = {
+        "trunk_source": "random",
+        "trunk_sha256": "0" * 64,
+        "trunk_config": {
+            "n_embd": 8,
+            "n_inner": None,
+            "layer_norm_epsilon": 1e-5,
+            "scale_attn_weights": True,
+        },
+        "rule": "philox-1",
+        "seed": 0,
+        "sha256": "f" * 64,
+    }
+    return {
+        "kind": "ofa-jax bundle",
+        "versions": {"jax": "0.10.2"},
+        "settings": {"task": {"name": "forecast"}},
+        "scaler": {"names": ["a", "ö"], "mean": [0.1, 1 / 3], "std": [1e-9, 2.5], "constant": []},
+        "season": 24,
+        "protocol": "strict",
+        "frozen": frozen,
+        "frequency": "h",
+        "best_epoch": 3,
+        "validation": {"mse": 0.25},
+    }
 
 
 @pytest.fixture(scope="session")

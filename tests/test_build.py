@@ -14,12 +14,14 @@ import pytest
 from ofa_jax.adapters.bundle import read_bundle, write_bundle
 from ofa_jax.adapters.partition import combine
 from ofa_jax.build import build_model, footprint, frozen_record, restore_model
-from ofa_jax.config import RECIPES, build_experiment, dump_experiment
+from ofa_jax.config.load import build_experiment, dump_experiment
+from ofa_jax.config.recipes import RECIPES
 from ofa_jax.errors import CheckpointError, ConfigError, TrainError
 from ofa_jax.model import frozen_init
+from ofa_jax.model.convert import save_trunk
 from ofa_jax.model.gpt2 import GPT2Config
 from ofa_jax.model.trees import fingerprint, flatten
-from ofa_jax.model.weights import random_trunk, save_trunk
+from ofa_jax.model.weights import random_trunk
 
 SMALL = {
     "data": {"source": "etth1"},
@@ -36,20 +38,21 @@ def settings(recipe="reference", *overrides):
     return build_experiment(content, overrides)
 
 
-def save(folder: Path, experiment, model) -> Path:
-    write_bundle(
-        folder,
-        adapters=model.trainable["adapters"],
-        sites=model.sites,
-        trained=model.trainable["base"],
-        numbers=model.numbers,
-        init=experiment.adapters.init,
-        meta={
-            "settings": dump_experiment(experiment),
-            "frozen": frozen_record(model, experiment.network.seed),
-        },
-    )
-    return folder
+@pytest.fixture
+def save(bundle_meta):
+    def write(folder: Path, experiment, model) -> Path:
+        frozen = frozen_record(model, experiment.network.seed)
+        write_bundle(
+            folder,
+            adapters=model.trainable["adapters"],
+            targets=model.targets,
+            trained=model.trainable["base"],
+            lora=model.lora,
+            meta=bundle_meta | {"settings": dump_experiment(experiment), "frozen": frozen},
+        )
+        return folder
+
+    return write
 
 
 def moved(model):
@@ -63,7 +66,7 @@ def series():
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_footprint_is_what_is_built_and_saved(tmp_path, recipe):
+def test_footprint_is_what_is_built_and_saved(tmp_path, recipe, save):
     experiment = settings(recipe)
     model, counts = build_model(experiment), footprint(experiment)
     size = {name: sum(leaf.size for leaf in flatten(tree).values()) for name, tree in model.trainable.items()}
@@ -77,7 +80,7 @@ def test_footprint_is_what_is_built_and_saved(tmp_path, recipe):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_bundle_brings_the_model_back_bit_for_bit(tmp_path, recipe):
+def test_a_bundle_brings_the_model_back_bit_for_bit(tmp_path, recipe, save):
     experiment = settings(recipe)
     model = moved(build_model(experiment))
     restored = restore_model(experiment, read_bundle(save(tmp_path / "bundle", experiment, model)))
@@ -85,8 +88,8 @@ def test_a_bundle_brings_the_model_back_bit_for_bit(tmp_path, recipe):
         assert fingerprint(flatten(getattr(restored, name)).items()) == fingerprint(
             flatten(getattr(model, name)).items()
         )
-    assert restored.sites == model.sites
-    assert restored.numbers == model.numbers
+    assert restored.targets == model.targets
+    assert restored.lora == model.lora
     predict = jax.jit(model.predict)
     np.testing.assert_array_equal(
         predict(restored.frozen, restored.trainable, series()),
@@ -132,7 +135,7 @@ def trunk_folder(tmp_path):
 
 
 @pytest.fixture
-def from_folder(tmp_path, trunk_folder):
+def from_folder(tmp_path, trunk_folder, save):
     experiment = settings("reference", f"trunk.source={trunk_folder}")
     return experiment, save(tmp_path / "bundle", experiment, build_model(experiment))
 
@@ -185,7 +188,7 @@ def test_another_dropout_is_no_other_trunk(from_folder):
     restore_model(quiet, read_bundle(folder))
 
 
-def test_another_seed_of_the_frozen_layers_is_refused_by_name(tmp_path):
+def test_another_seed_of_the_frozen_layers_is_refused_by_name(tmp_path, save):
     folder = save(tmp_path / "bundle", settings(), build_model(settings()))
     refused(
         settings("reference", "network.seed=1"),
@@ -194,13 +197,13 @@ def test_another_seed_of_the_frozen_layers_is_refused_by_name(tmp_path):
     )
 
 
-def test_another_rule_of_the_frozen_layers_is_refused_by_name(tmp_path, monkeypatch):
+def test_another_rule_of_the_frozen_layers_is_refused_by_name(tmp_path, monkeypatch, save):
     folder = save(tmp_path / "bundle", settings(), build_model(settings()))
     monkeypatch.setattr(frozen_init, "RULE", "philox-2")
     refused(settings(), folder, "drawn by rule 'philox-1', this version draws them by 'philox-2'")
 
 
-def test_other_bits_under_the_same_rule_are_refused(tmp_path, monkeypatch):
+def test_other_bits_under_the_same_rule_are_refused(tmp_path, monkeypatch, save):
     folder = save(tmp_path / "bundle", settings(), build_model(settings()))
     right = frozen_init.uniform
     monkeypatch.setattr(frozen_init, "uniform", lambda *args: np.nextafter(right(*args), np.float32(1)))
@@ -210,7 +213,7 @@ def test_other_bits_under_the_same_rule_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value", "was"), [("alpha", "8.0", "16.0"), ("scaling", "lora", "rslora"), ("rank", "4", "3")]
 )
-def test_another_scaling_is_refused_by_name(tmp_path, name, value, was):
+def test_another_scaling_is_refused_by_name(tmp_path, name, value, was, save):
     folder = save(tmp_path / "bundle", settings(), build_model(settings()))
     message = f"adapters.{name} is {value}, but the bundle was trained with {was}"
     refused(settings("reference", f"adapters.{name}={value}"), folder, message)
@@ -219,6 +222,6 @@ def test_another_scaling_is_refused_by_name(tmp_path, name, value, was):
 @pytest.mark.parametrize(
     "override", ["task.horizon=5", "network.patch=12", "rules=[[adapt, out_layer/kernel], [freeze, '.*']]"]
 )
-def test_another_network_is_refused(tmp_path, override):
+def test_another_network_is_refused(tmp_path, override, save):
     folder = save(tmp_path / "bundle", settings(), build_model(settings()))
     refused(settings("reference", override), folder, "differ|not those its settings describe")

@@ -13,21 +13,21 @@ import yaml
 
 from ofa_jax import build as assemble
 from ofa_jax.build import Footprint, build_network, footprint, trunk_config
-from ofa_jax.config import (
-    RECIPES,
-    Experiment,
+from ofa_jax.config.load import (
     build_experiment,
     dump_experiment,
     installed_configs,
     load_experiment,
     settings,
 )
+from ofa_jax.config.recipes import RECIPES
+from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG, load
 from ofa_jax.data.frames import Frame
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.tasks.base import SPLITS
 from ofa_jax.tasks.forecast import ForecastData, prepare_frame
-from ofa_jax.tasks.prepare import prepare
+from ofa_jax.tasks.table import prepare
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
@@ -152,7 +152,7 @@ def test_defaults_are_these():
             "schedule": "cosine",
             "decay": 0.5,
             "cosine_epochs": 20,
-            "lowest_rate": 1e-8,
+            "min_learning_rate": 1e-8,
             "patience": 3,
             "seed": 2021,
             "chunk": 32,
@@ -928,6 +928,6 @@ def test_settings_that_contradict_the_task_are_refused(override, said):
 
 
 def test_every_setting_in_the_table_of_readers_exists():
-    from ofa_jax.config import _READ_BY
+    from ofa_jax.config.tasks import _READ_BY
 
     assert _READ_BY.keys() <= {setting.path for setting in settings()}

@@ -15,8 +15,10 @@ from matplotlib.figure import Figure
 from ofa_jax.build import build_model
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import ConfigError, DataError
-from ofa_jax.inference import forecast, plot_forecast, read_input, save_figure, write_forecast
-from ofa_jax.runs.train import BundleWriter, Loaded, load_bundle, read_data, resolved, train_run
+from ofa_jax.inference import forecast, plot_forecast, read_input, write_forecast
+from ofa_jax.runs.bundle import BundleWriter, LoadedModel, load_bundle
+from ofa_jax.runs.folder import resolved
+from ofa_jax.runs.train import read_data, train_run
 from ofa_jax.train.loop import Progress
 from ofa_jax.train.progress import SilentReporter
 
@@ -31,7 +33,7 @@ def folder(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(folder) -> Loaded:
+def loaded(folder) -> LoadedModel:
     return load_bundle(folder / "run")
 
 
@@ -81,7 +83,7 @@ def test_without_timestamps_steps_are_counted(loaded, tiny):
     table = forecast(loaded, frame)
     assert table["step"].tolist() == list(range(1, 9))
     figure = plot_forecast(frame, table, title="steps", history=10)
-    assert figure.axes[-1].get_xlabel() == "steps from the last row"
+    assert figure.axes[-1].get_xlabel() == "steps after the last observed one"
     history, line = (figure.axes[0].lines[index].get_xdata() for index in (0, 1))
     np.testing.assert_array_equal(history, np.arange(-9, 1))
     np.testing.assert_array_equal(line, np.arange(9))  # joined to the last row
@@ -141,39 +143,15 @@ def test_a_picture_of_each_series(loaded, tiny):
     )
     assert isinstance(figure, Figure)
     assert len(figure.axes) == 2
-    assert [axis.get_ylabel() for axis in figure.axes] == ["a", "b"]
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["a", "b"]
     assert figure.get_suptitle() == "Two series"
     for index, axis in enumerate(figure.axes):
         history, came, predicted, _ = axis.lines
         np.testing.assert_array_equal(history.get_ydata(), frame.values[-20:, index])
-        np.testing.assert_array_equal(came.get_ydata(), np.zeros(8))
+        np.testing.assert_array_equal(came.get_ydata(), [frame.values[-1, index], *np.zeros(8)])
         np.testing.assert_array_equal(
             predicted.get_ydata(), [frame.values[-1, index], *table[frame.names[index]]]
         )
-
-
-def test_at_most_six_series_are_drawn_and_said(tiny):
-    names = tuple("abcdefgh")
-    frame = replace(tiny.frame(10), values=np.zeros((10, 8)), names=names)
-    table = pd.DataFrame({"date": frame.future_timestamps(3), **{name: np.zeros(3) for name in names}})
-    figure = plot_forecast(frame, table, title="Many", history=50)
-    assert len(figure.axes) == 6
-    assert figure.get_suptitle() == "Many (first 6 of 8 series)"
-    assert len(figure.axes[0].lines[0].get_xdata()) == 10
-
-
-@pytest.mark.parametrize(("name", "magic"), [("f.png", b"\x89PNG"), ("f.svg", b"<?xml"), ("f.PDF", b"%PDF")])
-def test_pictures_are_written_whole(loaded, tiny, tmp_path, name, magic):
-    frame = tiny.frame(40)
-    save_figure(plot_forecast(frame, forecast(loaded, frame), title="t", history=20), tmp_path / name)
-    assert (tmp_path / name).read_bytes().startswith(magic)
-    assert [entry.name for entry in tmp_path.iterdir()] == [name]
-
-
-@pytest.mark.parametrize("name", ["f.docx", "f"])
-def test_an_unknown_kind_of_picture_is_refused(tmp_path, name):
-    with pytest.raises(DataError, match=r"Use \.png, \.svg or \.pdf"):
-        save_figure(Figure(), tmp_path / name)
 
 
 def test_a_time_zone_is_kept_as_utc_and_the_column_keeps_its_name(loaded, tiny):
@@ -196,18 +174,18 @@ def test_rows_at_another_step_are_refused(loaded, tiny):
         forecast(loaded, replace(frame, timestamps=days))
 
 
-def untrained(tiny, task: str, folder: Path, *overrides: str) -> Loaded:
+def untrained(tiny, task: str, folder: Path, *overrides: str) -> LoadedModel:
     """A bundle of a task as training would begin it, written and read back."""
     experiment = resolved(tiny.of_task(task, folder, *overrides))
     data = read_data(experiment)
-    experiment = experiment.model_copy(update={"task": data.settings})
+    experiment = experiment.replace({"task": data.settings})
     model = build_model(experiment)
     BundleWriter(folder / "bundle", experiment, model, data)(model.trainable, Progress())
     return load_bundle(folder / "bundle")
 
 
 @pytest.fixture(scope="module", params=["zero_shot", "short_term"])
-def of_any_series(request, tiny, tmp_path_factory) -> Loaded:
+def of_any_series(request, tiny, tmp_path_factory) -> LoadedModel:
     return untrained(tiny, request.param, tmp_path_factory.mktemp(request.param))
 
 

@@ -11,7 +11,8 @@ import typer
 import ofa_jax
 from ofa_jax.build import footprint
 from ofa_jax.cli.main import app
-from ofa_jax.config import RECIPES, installed_configs, load_experiment
+from ofa_jax.config.load import installed_configs, load_experiment
+from ofa_jax.config.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -137,7 +137,7 @@ def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(
 
     def quick_compare(*given: Any, **named: Any) -> Any:  # the controls have tests of their own
         controls.append(named.pop("controls"))
-        return compare(*given, controls=None, **named)
+        return compare(*given, baselines=None, **named)
 
     monkeypatch.setattr(reproduce, "PLAN", {"long": ("long", {})})
     monkeypatch.setattr(reproduce, "compare", quick_compare)
@@ -161,7 +161,7 @@ def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(
         reproduce.cases("long", reproduce.Asked())[0].experiment(0), place.root / "by_hand", SilentReporter()
     )
     expected = compare(
-        *open_run(place.root / "by_hand"), split="test", controls=None, reporter=SilentReporter()
+        *open_run(place.root / "by_hand"), split="test", baselines=None, reporter=SilentReporter()
     ).to_dict()
     cell, model = place.cell("long-tiny-seed0"), "One-for-All (reference, random trunk)"
     assert cell["methods"] == expected["methods"]

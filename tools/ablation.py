@@ -30,7 +30,7 @@ from benchmarks.machine import held_bytes, machine, peak_bytes
 from benchmarks.sizes import Shape
 
 from ofa_jax.build import Model, predict_function
-from ofa_jax.config import Experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.model import gpt2, operations
 from ofa_jax.tasks.base import Task
 from ofa_jax.train.lanes import Lane
@@ -145,7 +145,7 @@ def trainer_of(
         else min(int(settings.micro_batch * variant.slice_share), settings.batch_size)
     )
     settings = settings.model_copy(update={"micro_batch": max(size, 1)})
-    predict = predict_function(model.network, model.numbers.scale, model.numbers.dropout)
+    predict = predict_function(model.network, model.lora)
     jax.clear_caches()  # jax keeps what it traced of a function, and would take that for a variant's
     with variant.in_place():
         program = Program(predict, task, model.frozen, settings)

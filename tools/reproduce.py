@@ -26,11 +26,13 @@ from filelock import FileLock
 from reproduced import Cell, Entry, render, replace_section
 
 from ofa_jax.baselines.compare import compare
-from ofa_jax.config import Experiment, build_experiment, dump_experiment, load_experiment
+from ofa_jax.config.load import build_experiment, dump_experiment, load_experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG, data_root, find
 from ofa_jax.errors import DataError, Interrupted, OfaError, WeightsError
 from ofa_jax.files import read_json, write_atomic, write_json
-from ofa_jax.runs.train import CONFIG_FILE, open_run, read_config, train_run, versions
+from ofa_jax.runs.folder import CONFIG_FILE, read_config, versions
+from ofa_jax.runs.train import open_run, train_run
 from ofa_jax.train.loop import Reporter
 from ofa_jax.train.progress import ConsoleReporter
 
@@ -286,7 +288,7 @@ class Bench:
             "methods": comparison.to_dict()["methods"],
             "controls": case.controls,
             "best_epoch": loaded.meta["best_epoch"],
-            "compute_dtype": str(loaded.model.network.compute_dtype),
+            "compute_dtype": str(loaded.model.network.trunk.compute_dtype),
             **{name: provenance[name] for name in ("data_sha256", "trunk_sha256")},
             "versions": {"python": platform.python_version(), **versions()},
             "machine": self.machine,

@@ -31,12 +31,14 @@ import jax
 import typer
 
 from ofa_jax.adapters.bundle import META_FILE
-from ofa_jax.config import Experiment, load_experiment
+from ofa_jax.config.load import load_experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import ConfigError, Interrupted, OfaError
-from ofa_jax.runs.train import BUNDLE, CHECKPOINTS, CONFIG_FILE, METRICS_FILE, train_run
+from ofa_jax.runs.folder import BUNDLE, CHECKPOINTS, CONFIG_FILE, METRICS_FILE
+from ofa_jax.runs.train import train_run
 from ofa_jax.train.checkpoints import RECORD
 from ofa_jax.train.loop import FitResult
-from ofa_jax.train.processes import PeerLost, connect, leads, together
+from ofa_jax.train.processes import PeerLost, connect, is_main_process, raise_together
 from ofa_jax.train.progress import ConsoleReporter
 
 RESTART = os.EX_TEMPFAIL
@@ -86,7 +88,7 @@ def main(
         leave(code, f"stopped; saved at step {stop.step}; the same command goes on from there")
     except Exception:
         leave(1, traceback.format_exc(), wait=False)
-    if leads():
+    if is_main_process():
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in result.progress.best_metrics.items())
         print(
             f"{result.reason}; best epoch {result.progress.best_epoch}, validation {metrics} (protocol {experiment.protocol})"
@@ -98,7 +100,7 @@ def main(
 def train(experiment: Experiment, out: str) -> FitResult:
     """Train in a folder, or in a temporary one whose copy lies at a URL."""
     with ConsoleReporter() as reporter, ExitStack() as stack:
-        if leads():
+        if is_main_process():
             kind, number = jax.devices()[0].device_kind, jax.device_count()
             reporter.notice(
                 f"{jax.process_count()} processes, {number} devices ({kind}), parallel {experiment.train.parallel}"
@@ -107,8 +109,8 @@ def train(experiment: Experiment, out: str) -> FitResult:
             return train_run(experiment, out, reporter)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ofa-jax-"))) / "run"
         saved: Callable[[], None] | None = None
-        with together("fetching the run"):
-            if leads():
+        with raise_together("fetching the run"):
+            if is_main_process():
                 mirror = Mirror(out, folder)
                 mirror.fetch()
                 saved = mirror.push

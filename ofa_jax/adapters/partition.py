@@ -1,4 +1,4 @@
-"""Which parameters are frozen, which are trained, which carry an adapter: ordered path rules, every leaf covered once."""
+"""Which parameters are frozen, trained or adapted: ordered path rules that cover every leaf exactly once."""
 
 from __future__ import annotations
 
@@ -7,107 +7,38 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ofa_jax.config import Action
+from ofa_jax.config.recipes import Action
 from ofa_jax.errors import ConfigError
 from ofa_jax.model.trees import flatten, unflatten
 
 Rule = tuple[Action, str]
-"""An action and a regular expression that must match a leaf's whole path (``gpt2/h/0/ln_1/scale``)."""
+"""An action and a regular expression that must match a leaf's full path (``gpt2/h/0/ln_1/scale``)."""
 
-ADAPTABLE = {"kernel": "dense", "embedding": "embedding"}
-"""Leaves that can carry an adapter, by the name Flax gives them, and the kind of their layer."""
+LayerKind = Literal["dense", "embedding"]
+
+_KINDS: dict[str, LayerKind] = {"kernel": "dense", "embedding": "embedding"}
+"""Flax's name of a leaf that can carry an adapter, and the kind of its layer."""
 
 
 @dataclass(frozen=True)
-class Site:
+class AdapterTarget:
     """A layer that carries an adapter: its kind and the shape ``[in, out]`` of its weight."""
 
-    kind: Literal["dense", "embedding"]
+    kind: LayerKind
     shape: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A parameter tree in two: ``frozen`` and ``trained``, nested dicts without common leaves, and the adapted layers.
+    """A parameter tree split into ``frozen`` and ``trained``, nested dicts without common leaves, and the adapted layers.
 
-    An adapted layer's own weight is frozen unless its rule is ``train_and_adapt``; ``sites`` names the layer by its module path
-    (``gpt2/wpe``, ``out_layer``).
+    ``targets`` is keyed by module path (``gpt2/wpe``, ``out_layer``). The weight of an adapted layer is frozen unless its
+    rule is ``train_and_adapt``.
     """
 
     frozen: dict[str, Any]
     trained: dict[str, Any]
-    sites: dict[str, Site]
-
-
-def actions(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, Action]:
-    """What happens to each leaf: the first rule that matches its whole path decides.
-
-    Raises:
-        ConfigError: A leaf that no rule covers, a rule that decides nothing, or an expression that is not one.
-    """
-    patterns = []
-    for action, expression in rules:
-        try:
-            patterns.append((action, re.compile(expression)))
-        except re.error as error:
-            raise ConfigError(
-                f"{expression!r} is not a regular expression ({error})", where="rules"
-            ) from None
-    decided: dict[str, Action] = {}
-    used = [0] * len(patterns)
-    for path in paths:
-        for index, (action, pattern) in enumerate(patterns):
-            if pattern.fullmatch(path):
-                decided[path] = action
-                used[index] += 1
-                break
-        else:
-            raise ConfigError(
-                f"no rule covers the parameter {path!r}",
-                where="rules",
-                fix="Add a rule for it, or end the rules with [freeze, '.*']",
-            )
-    idle = [f"[{rules[index][0]}, {rules[index][1]!r}]" for index, count in enumerate(used) if not count]
-    if idle:
-        raise ConfigError(
-            f"{', '.join(idle)} decides no parameter",
-            where="rules",
-            fix=f"Parameters are {', '.join(sorted(decided)[:4])}, …; an earlier rule may take what this one names"
-            + (
-                ""
-                if any(path.startswith("gpt2/") for path in decided)
-                else "; there is no trunk here: use recipe head_only or full"
-            ),
-        )
-    return decided
-
-
-def is_trained(action: Action) -> bool:
-    """Whether an action changes the leaf itself."""
-    return action in ("train", "train_and_adapt")
-
-
-def adapter_sites(shapes: Mapping[str, tuple[int, ...]], decided: Mapping[str, Action]) -> dict[str, Site]:
-    """The layers that carry an adapter, by module path.
-
-    Raises:
-        ConfigError: An ``adapt`` rule names a leaf that is not a dense kernel or an embedding table.
-    """
-    sites = {}
-    for path, action in decided.items():
-        if action not in ("adapt", "train_and_adapt"):
-            continue
-        module, _, leaf = path.rpartition("/")
-        shape = shapes[path]
-        if leaf not in ADAPTABLE or len(shape) != 2:
-            raise ConfigError(
-                f"{path!r} of shape {shape} cannot carry an adapter",
-                where="rules",
-                fix="Adapt dense kernels and embedding tables only; train or freeze the rest",
-            )
-        kind: Literal["dense", "embedding"] = "dense" if leaf == "kernel" else "embedding"
-        sites[module] = Site(kind, (shape[0], shape[1]))
-    return sites
+    targets: dict[str, AdapterTarget]
 
 
 def partition(params: Mapping[str, Any], rules: Sequence[Rule]) -> Partition:
@@ -115,7 +46,7 @@ def partition(params: Mapping[str, Any], rules: Sequence[Rule]) -> Partition:
 
     Args:
         params: A nested dict of arrays.
-        rules: Pairs ``(action, path)``; the first whose expression matches a leaf's whole path decides: ``freeze`` it,
+        rules: Pairs ``(action, path)``; the first whose expression matches a leaf's full path decides: ``freeze`` it,
             ``train`` it, ``adapt`` it (freeze it and give its layer a low-rank adapter), or ``train_and_adapt`` it.
 
     Raises:
@@ -123,17 +54,17 @@ def partition(params: Mapping[str, Any], rules: Sequence[Rule]) -> Partition:
     """
     flat = flatten(params)
     decided = actions(flat, rules)
-    sites = adapter_sites({path: tuple(leaf.shape) for path, leaf in flat.items()}, decided)
+    targets = adapter_targets({path: leaf.shape for path, leaf in flat.items()}, decided)
     trained = {path: leaf for path, leaf in flat.items() if is_trained(decided[path])}
     frozen = {path: leaf for path, leaf in flat.items() if not is_trained(decided[path])}
-    return Partition(unflatten(frozen), unflatten(trained), sites)
+    return Partition(unflatten(frozen), unflatten(trained), targets)
 
 
 def combine(frozen: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
     """Join two nested dicts without common leaves; the inverse of :func:`partition`.
 
     Raises:
-        ConfigError: The two hold the same leaf.
+        ConfigError: Both contain the same leaf.
     """
     joined = dict(frozen)
     for name, node in trained.items():
@@ -142,5 +73,64 @@ def combine(frozen: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, 
         elif isinstance(joined[name], Mapping) and isinstance(node, Mapping):
             joined[name] = combine(joined[name], node)
         else:
-            raise ConfigError(f"both trees hold {name!r}", where="combine")
+            raise ConfigError(f"both trees contain {name!r}", where="combine")
     return joined
+
+
+def actions(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, Action]:
+    """What happens to each leaf: the first rule that matches its full path decides.
+
+    Raises:
+        ConfigError: A leaf that no rule covers, a rule that decides nothing, or an invalid regular expression.
+    """
+    patterns = [_compile(expression) for _, expression in rules]
+    decided: dict[str, Action] = {}
+    used = set()
+    for path in paths:
+        match = next((i for i, pattern in enumerate(patterns) if pattern.fullmatch(path)), None)
+        if match is None:
+            fix = "Add a rule for it, or end the rules with [freeze, '.*']"
+            raise ConfigError(f"no rule covers the parameter {path!r}", where="rules", fix=fix)
+        decided[path] = rules[match][0]
+        used.add(match)
+    unused = [f"[{action}, {path!r}]" for i, (action, path) in enumerate(rules) if i not in used]
+    if unused:
+        fix = f"Parameters are {', '.join(sorted(decided)[:4])}, …; an earlier rule may already match"
+        if not any(path.startswith("gpt2/") for path in decided):
+            fix += "; this network has no trunk: use recipe head_only or full"
+        raise ConfigError(f"{', '.join(unused)} decides no parameter", where="rules", fix=fix)
+    return decided
+
+
+def is_trained(action: Action) -> bool:
+    """Whether an action changes the leaf itself."""
+    return action in ("train", "train_and_adapt")
+
+
+def adapter_targets(
+    shapes: Mapping[str, tuple[int, ...]], decided: Mapping[str, Action]
+) -> dict[str, AdapterTarget]:
+    """The layers that carry an adapter, by module path.
+
+    Raises:
+        ConfigError: An ``adapt`` rule names a leaf that is not a dense kernel or an embedding table.
+    """
+    targets = {}
+    for path, action in decided.items():
+        if action not in ("adapt", "train_and_adapt"):
+            continue
+        module, _, leaf = path.rpartition("/")
+        shape = shapes[path]
+        if leaf not in _KINDS or len(shape) != 2:
+            fix = "Adapt dense kernels and embedding tables only; train or freeze the rest"
+            raise ConfigError(f"{path!r} of shape {shape} cannot carry an adapter", where="rules", fix=fix)
+        targets[module] = AdapterTarget(_KINDS[leaf], (shape[0], shape[1]))
+    return targets
+
+
+def _compile(expression: str) -> re.Pattern[str]:
+    try:
+        return re.compile(expression)
+    except re.error as error:
+        what = f"{expression!r} is not a regular expression ({error})"
+        raise ConfigError(what, where="rules") from None

@@ -1,4 +1,4 @@
-"""One table: the trained model beside honest controls, on the same windows and metrics."""
+"""One table: the trained model and baselines, on the same windows and metrics."""
 
 from __future__ import annotations
 
@@ -9,26 +9,22 @@ from typing import Any
 
 import jax
 
-from ofa_jax.baselines.controls import (
-    Control,
-    kept_or_trained,
-    trained_controls,
-    trunk_remark,
-    untrained_controls,
-)
+from ofa_jax.baselines.trained import Baseline, load_or_train, trained_baselines, trunk_remark
 from ofa_jax.build import footprint
-from ofa_jax.config import Experiment, Protocol
+from ofa_jax.config.schema import Experiment, Protocol
+from ofa_jax.inference import evaluate
 from ofa_jax.model.networks import Network
-from ofa_jax.runs.train import Loaded
-from ofa_jax.tasks.base import Split, TaskData
+from ofa_jax.runs.bundle import LoadedModel
+from ofa_jax.tasks.base import Predict, Split, TaskData
 from ofa_jax.train.evaluate import WindowPredictor
-from ofa_jax.train.loop import Params, Predict, Reporter
+from ofa_jax.train.loop import SILENT, Reporter
 from ofa_jax.train.program import evaluation_options
+from ofa_jax.train.step import Params
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method's line: its metrics and how many parameters were trained; ``bytes`` is what they take in float32."""
+    """A method: its metrics and trainable parameters; ``bytes`` is their size in float32."""
 
     method: str
     metrics: Mapping[str, float]
@@ -41,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Metrics of several methods over every window of one split, under one protocol."""
+    """Metrics of several methods on every window of one split, under one protocol."""
 
     task: str
     protocol: Protocol
@@ -51,97 +47,81 @@ class Comparison:
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Every metric that some row has, in order."""
+        """Every metric of any row, in order."""
         return tuple(dict.fromkeys(name for row in self.rows for name in row.metrics))
 
     def to_dict(self) -> dict[str, Any]:
         """As one JSON object."""
-        return {
-            "task": self.task,
-            "split": self.split,
-            "windows": self.windows,
-            "protocol": self.protocol,
-            "methods": [
-                {"method": row.method, **row.metrics, "trainable": row.trainable, "bytes": row.bytes}
-                for row in self.rows
-            ],
-        }
+        methods = [
+            {"method": row.method, **row.metrics, "trainable": row.trainable, "bytes": row.bytes}
+            for row in self.rows
+        ]
+        table = {"task": self.task, "split": self.split, "windows": self.windows}
+        return {**table, "protocol": self.protocol, "methods": methods}
 
 
 def compare(
-    loaded: Loaded,
+    loaded: LoadedModel,
     data: TaskData,
     *,
-    split: Split,
-    controls: Path | None,
-    reporter: Reporter,
+    split: Split = "test",
+    baselines: Path | None = None,
+    reporter: Reporter = SILENT,
     only: tuple[str, ...] | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> Comparison:
-    """Score the model beside methods that need no training; with a folder for controls also trained ones, trained once and kept there.
+    """Score the model, baselines without parameters and, given a folder for them, trained baselines.
 
     Args:
         loaded: The model.
         data: The data it was trained on.
         split: Which windows.
-        controls: The run's folder of trained controls, or None to train none.
-        reporter: What tells a person how it goes.
-        only: Names of the trained controls that are wanted; all when None.
+        baselines: Folder where trained baselines are kept; default: none are trained.
+        reporter: Progress reporter; default: silent.
+        only: Names of trained baselines; default: all.
+        metrics: The model's metrics, if they are known already.
     """
-    task, experiment, model = data.task, loaded.experiment, loaded.model
-    wanted = trained_controls(experiment, data, only=only) if controls is not None else []
-    own = _Scores(experiment, model.network, data, split)(model.predict, model.frozen, model.trainable)
-    rows = [Row(model_name(loaded), own, footprint(experiment).trainable)]
-    rows += control_rows(
-        experiment, model.network, data, split=split, wanted=wanted, folder=controls, reporter=reporter
+    task, experiment, network = data.task, loaded.experiment, loaded.model.network
+    wanted = trained_baselines(experiment, data, only=only) if baselines is not None else []
+    metrics = evaluate(loaded, data, split) if metrics is None else metrics
+    rows = [Row(model_name(loaded), metrics, footprint(experiment).trainable)]
+    rows += baseline_rows(
+        experiment, network, data, split=split, wanted=wanted, folder=baselines, reporter=reporter
     )
     return Comparison(task.name, task.protocol, split, task.tables[split].size, tuple(rows))
 
 
-def control_rows(
+def baseline_rows(
     experiment: Experiment,
     network: Network,
     data: TaskData,
     *,
     split: Split,
-    wanted: Sequence[Control],
+    wanted: Sequence[Baseline],
     folder: Path | None,
     reporter: Reporter,
 ) -> list[Row]:
-    """The lines of the methods beside a model: those that need no training, then the trained ones that are ``wanted``, kept in a folder."""
-    score = _Scores(experiment, network, data, split)
-    rows = [Row(title, score(predict, {}, {}), 0) for title, predict in untrained_controls(data).items()]
-    rows += [Row(title, found, 0) for title, tell in data.naive.items() if (found := tell(split)) is not None]
-    for control in wanted:
+    """The rows of baselines: those without parameters, then the trained ones that are ``wanted``."""
+    options, task = evaluation_options(experiment.train, network), data.task
+
+    def score(predict: Predict, frozen: Params, trainable: Params) -> dict[str, float]:
+        predictor = WindowPredictor(predict, task, task.sums, **options)
+        return task.final_metrics(lambda table: predictor(table, frozen, trainable), split)
+
+    rows = [Row(title, score(predict, {}, {}), 0) for title, predict in data.untrained.items()]
+    rows += [
+        Row(title, found, 0) for title, metrics in data.naive.items() if (found := metrics(split)) is not None
+    ]
+    for baseline in wanted:
         assert folder is not None
-        predict, frozen, trainable = kept_or_trained(control, data, folder, reporter)
-        rows.append(
-            Row(
-                control.title,
-                score(predict, frozen, trainable),
-                sum(leaf.size for leaf in jax.tree.leaves(trainable)),
-            )
-        )
+        predict, frozen, trainable = load_or_train(baseline, data, folder, reporter)
+        size = sum(leaf.size for leaf in jax.tree.leaves(trainable))
+        rows.append(Row(baseline.title, score(predict, frozen, trainable), size))
     return rows
 
 
-class _Scores:
-    """Scores a method on a split, as the experiment's devices and batch sizes allow."""
-
-    def __init__(self, experiment: Experiment, network: Network, data: TaskData, split: Split) -> None:
-        self._options = evaluation_options(experiment.train, network)
-        self._task, self._split = data.task, split
-
-    def __call__(self, predict: Predict, frozen: Params, trainable: Params) -> dict[str, float]:
-        evaluator = WindowPredictor(predict, self._task, self._task.sums, **self._options)
-        return self._task.final_metrics(lambda table: evaluator(table, frozen, trainable), self._split)
-
-
-def model_name(loaded: Loaded) -> str:
-    """What the table calls the model; a random trunk is always named."""
-    recipe, source = loaded.experiment.recipe, loaded.experiment.trunk.source
-    trunk = trunk_remark(source)
-    return (
-        f"One-for-All ({recipe}{trunk})"
-        if recipe in ("reference", "paper", "uniform")
-        else f"{recipe}{trunk}"
-    )
+def model_name(loaded: LoadedModel) -> str:
+    """What tables call the model; a random trunk is always named."""
+    recipe, remark = loaded.experiment.recipe, trunk_remark(loaded.experiment.trunk.source)
+    ours = recipe in ("reference", "paper", "uniform")
+    return f"One-for-All ({recipe}{remark})" if ours else f"{recipe}{remark}"

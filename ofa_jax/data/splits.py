@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from ofa_jax.config import SplitRule
+from ofa_jax.config.tasks import SplitRule
 from ofa_jax.errors import ConfigError, DataError
 
 Split = Literal["train", "validation", "test"]
@@ -63,15 +63,11 @@ def borders(
         return found
     if rule != "ratio":
         _refuse_ett(found, n_rows, rule, needed, percent, source)
-    rows = _fewest_rows(lambda n: _fits(parts(n), n, needed))
     window = f"a window of {input_length} input rows" + (
         "" if horizon is None else f" and {horizon} to forecast"
     )
-    raise DataError(
-        f"{n_rows} row(s) are too few: the rule `{rule}` {_shares(ratios, percent)} and {window} need {rows}",
-        where=source,
-        fix="Give more rows, or choose a shorter input length or horizon",
-    )
+    what = f"{n_rows} row(s) are too few for {window} in every part, by the rule `ratio` {_shares(ratios, percent)}"
+    raise DataError(what, where=source, fix="Give more rows, or choose a shorter input length or horizon")
 
 
 def _part_lengths(n_rows: int, rule: SplitRule, ratios: tuple[float, float, float]) -> tuple[int, int, int]:
@@ -122,18 +118,6 @@ def _shares(ratios: tuple[float, float, float], percent: int) -> str:
     return f"({shares} %" + (f", {percent} % of the training part kept)" if percent < 100 else ")")
 
 
-def _fewest_rows(fits: Callable[[int], bool]) -> int:
-    """The smallest n such that n rows and any larger number fit."""
-    enough = 1
-    while not fits(enough):
-        enough *= 2
-    # truncation lets a part shrink by a row as n grows, so the first fit may be followed by a misfit: come from safely above
-    rows = 4 * enough + 100
-    while fits(rows - 1):
-        rows -= 1
-    return rows
-
-
 @dataclass(frozen=True, eq=False)
 class Scaler:
     """Mean and standard deviation per series.
@@ -169,10 +153,8 @@ class Scaler:
             scaled = ((values - self.mean) / self.std).astype(np.float32)
         if not np.isfinite(scaled).all():
             name = self.names[int(np.argwhere(~np.isfinite(scaled))[0][-1])]
-            raise DataError(
-                f"series `{name}` has values that cannot be standardised",
-                fix="Look for infinities and wrong units in it",
-            )
+            what = f"series `{name}` has values that cannot be standardised"
+            raise DataError(what, fix="Look for infinities and wrong units in it")
         return scaled
 
     def invert(self, values: np.ndarray) -> np.ndarray:
@@ -187,28 +169,6 @@ class Scaler:
             "std": self.std.tolist(),
             "constant": list(self.constant),
         }
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Scaler:
-        """The scaler that :meth:`to_dict` wrote.
-
-        Raises:
-            DataError: A key is missing or the lengths differ.
-        """
-        try:
-            names, constant = tuple(content["names"]), tuple(content["constant"])
-            mean, std = (np.array(content[key], dtype=np.float64) for key in ("mean", "std"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"the stored scaler cannot be read ({type(error).__name__}: {error})",
-                fix="Make the file anew",
-            ) from None
-        if not (mean.shape == std.shape == (len(names),)) or not (std > 0).all():
-            raise DataError(
-                "the stored scaler does not hold one mean and one positive std for each name",
-                fix="Make the file anew",
-            )
-        return cls(mean, std, names, constant)
 
 
 def moments(values: np.ndarray, *, ddof: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -233,8 +193,6 @@ def fit_scaler(values: np.ndarray, names: Sequence[str]) -> Scaler:
     mean, std, constant = moments(values)
     bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std > 0)))
     if len(bad):
-        raise DataError(
-            f"series `{names[bad[0]]}` is spread too widely or too narrowly to standardise",
-            fix="Give it in other units",
-        )
+        what = f"series `{names[bad[0]]}` is spread too widely or too narrowly to standardise"
+        raise DataError(what, fix="Give it in other units")
     return Scaler(mean, std, names, tuple(name for name, flat in zip(names, constant, strict=True) if flat))

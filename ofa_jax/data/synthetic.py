@@ -69,11 +69,8 @@ class NoiseFloor:
             DataError: The scaler is of other series.
         """
         if scaler.names != self.names:
-            raise DataError(
-                f"the scaler is of {', '.join(scaler.names)}",
-                where=SOURCE,
-                fix=f"Fit it on {', '.join(self.names)}",
-            )
+            what = f"the scaler is of {', '.join(scaler.names)}"
+            raise DataError(what, where=SOURCE, fix=f"Fit it on {', '.join(self.names)}")
         return NoiseFloor(self.mse / scaler.std**2, self.mae / scaler.std, self.names)
 
 
@@ -124,11 +121,8 @@ class SyntheticLoad:
         """
         origins = np.asarray(origins)
         if origins.size and (origins.min() < 0 or origins.max() + horizon >= self.frame.n_rows):
-            raise DataError(
-                f"an origin leaves no {horizon} rows to forecast",
-                where=SOURCE,
-                fix="Choose origins within the series",
-            )
+            what = f"an origin leaves no {horizon} rows to forecast"
+            raise DataError(what, where=SOURCE, fix="Choose origins within the series")
         steps = np.arange(1, horizon + 1)
         cycles = self.cycles[origins[:, None] + steps]
         weather = self.weather_memory ** steps[:, None] * self.response * self.weather[origins][:, None, None]
@@ -146,10 +140,8 @@ def hourly_load(n_rows: int = 24 * 7 * 60, n_series: int = 4, seed: int = 0) -> 
         ConfigError: A count outside its range.
     """
     if n_rows < 1 or not 1 <= n_series <= len(_NAMES) or not 0 <= seed < 2**63:
-        raise ConfigError(
-            f"n_rows is {n_rows}, n_series {n_series}, seed {seed}",
-            fix=f"Give at least 1 row, 1 to {len(_NAMES)} series, a seed of 0 to 2**63 - 1",
-        )
+        fix = f"Give at least 1 row, 1 to {len(_NAMES)} series, a seed of 0 to 2**63 - 1"
+        raise ConfigError(f"n_rows is {n_rows}, n_series {n_series}, seed {seed}", fix=fix)
     uniform = _uniform(seed, n_series * 8).reshape(n_series, 8).T
     base = 800 + 1600 * uniform[0]
     response = -base * (0.008 + 0.006 * uniform[1])

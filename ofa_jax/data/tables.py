@@ -1,4 +1,4 @@
-"""Tables: delimited text, Parquet and DataFrames as named columns whose numbers and places can be asked for."""
+"""Tables: delimited text, Parquet and DataFrames as named columns, with the place of every cell for error messages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import io
 import numbers
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,193 +28,85 @@ _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity|nan)"
 
 
 @dataclass(frozen=True, eq=False)
-class TextTable:
-    """A text file whose rows all have as many fields as its header."""
+class Table:
+    """Named columns of text or numbers.
+
+    Attributes:
+        source: Their origin, for messages.
+        names: The columns' names.
+        n_rows: Number of data rows T.
+        first_cell: The first column of the first row as text; empty where it is a number.
+        read: ``read(positions, dtype)``: those columns as a DataFrame; text files read numbers as ``float`` (raising
+            ValueError on text) or cells as ``object``, any other source ignores ``dtype``.
+        time_index: Position of the column that was the DataFrame's index, or None.
+        lines: The file's line of each data row, 1-based; None where there are no lines.
+    """
 
     source: str
     names: tuple[str, ...]
     n_rows: int
-    text: str
-    delimiter: str
-    lines: Sequence[int]
-    """The file's line of each data row, 1-based."""
-
-    time_index = None
-
-    @property
-    def first_cell(self) -> str:
-        """The first column of the first row."""
-        return self.cells(0, n_rows=1)[0]
+    first_cell: str
+    read: Callable[[Sequence[int], type], pd.DataFrame]
+    time_index: int | None = None
+    lines: Sequence[int] | None = None
 
     def numbers(self, positions: Sequence[int]) -> np.ndarray:
         """The columns at ``positions`` as ``[T, C]`` float64, NaN where a cell is empty.
 
         Raises:
-            DataError: Text among the numbers, with column, row and line; a file that is not a table after all.
-        """
-        try:
-            return self._read(positions, [])[list(positions)].to_numpy()
-        except (
-            ValueError
-        ):  # pandas' ParserError is one; it names no column and no line, so look again cell by cell
-            columns = [self.cells(position) for position in positions]
-        return _readby_cell(columns, [self.names[position] for position in positions], self)
-
-    def cells(self, position: int, n_rows: int | None = None) -> list[str]:
-        """The cells of one column (its first ``n_rows``) as text, stripped.
-
-        Raises:
-            DataError: The file is not a table after all.
-        """
-        try:
-            return [str(cell).strip() for cell in self._read([], [position], n_rows).iloc[:, 0].tolist()]
-        except ValueError as error:
-            raise DataError(
-                f"not readable as delimited text ({' '.join(str(error).split())})",
-                where=self.source,
-                fix="Check the quotes in the file",
-            ) from None
-
-    def place(self, name: str) -> Place:
-        """Says where a row of the column ``name`` lies."""
-        return lambda row: (
-            f"{self.source}, column `{name}`"
-            + ("" if row is None else f", row {row + 1} (line {self.lines[row]})")
-        )
-
-    def _read(self, numeric: Sequence[int], text: Sequence[int], n_rows: int | None = None) -> pd.DataFrame:
-        import pandas as pd
-
-        options: dict[str, Any] = {
-            "sep": self.delimiter,
-            "header": 0,
-            "names": list(range(len(self.names))),
-            "usecols": sorted([*numeric, *text]),
-            "dtype": {**dict.fromkeys(numeric, "float64"), **dict.fromkeys(text, object)},
-            "nrows": n_rows,
-            "keep_default_na": False,
-            "na_values": {position: list(_NO_VALUE) for position in numeric},
-            "skip_blank_lines": False,
-            "skipinitialspace": True,
-            "index_col": False,
-        }
-        # from pandas 3.1 on every number is read exactly and the option that asks for it warns
-        if tuple(int(part) for part in pd.__version__.split(".")[:2]) < (3, 1):
-            options["float_precision"] = "round_trip"
-        frame: pd.DataFrame = pd.read_csv(io.StringIO(self.text), **options)
-        return frame
-
-
-@dataclass(frozen=True, eq=False)
-class PandasTable:
-    """A DataFrame whose index, where it holds timestamps, stands as the first column."""
-
-    source: str
-    names: tuple[str, ...]
-    n_rows: int
-    columns: tuple[pd.Series, ...]
-    time_index: int | None
-
-    @classmethod
-    def of(cls, frame: pd.DataFrame, source: str) -> PandasTable:
-        """Take a DataFrame's columns, and its index if that holds timestamps (row numbers are passed over).
-
-        Raises:
-            DataError: No DataFrame, levels in the columns or the index, an index of something else than timestamps or row numbers.
-        """
-        import pandas as pd
-
-        if not isinstance(frame, pd.DataFrame):
-            raise DataError(
-                f"a {type(frame).__name__} is neither a path nor a DataFrame", fix="Give one of the two"
-            )
-        if isinstance(frame.columns, pd.MultiIndex) or isinstance(frame.index, pd.MultiIndex):
-            raise DataError(
-                "the columns or the index have several levels", where=source, fix="Flatten them to one level"
-            )
-        names = [str(name) for name in frame.columns]
-        columns = [frame.iloc[:, position] for position in range(len(names))]
-        index = frame.index.to_timestamp() if isinstance(frame.index, pd.PeriodIndex) else frame.index
-        if isinstance(index, pd.DatetimeIndex) or (
-            len(index) and isinstance(index[0], str) and looks_like_date(index[0])
-        ):
-            names.insert(0, "index" if index.name is None else str(index.name))
-            columns.insert(0, index.to_series())
-            return cls(source, tuple(names), len(frame), tuple(columns), 0)
-        if len(index) and not pd.api.types.is_integer_dtype(index.dtype):
-            raise DataError(
-                f"the index holds {shorten(index[0])}, neither timestamps nor row numbers",
-                where=source,
-                fix="Set a DatetimeIndex, or turn the index into a column with `reset_index()`",
-            )
-        return cls(source, tuple(names), len(frame), tuple(columns), None)
-
-    @property
-    def first_cell(self) -> str:
-        """The first column of the first row, where that is text."""
-        cell = self.columns[0].iloc[0]
-        return cell if isinstance(cell, str) else str(cell) if hasattr(cell, "year") else ""
-
-    def numbers(self, positions: Sequence[int]) -> np.ndarray:
-        """The columns at ``positions`` as ``[T, C]`` float64, NaN where a value is missing.
-
-        Raises:
-            DataError: Something else than real numbers, with column and row.
+            DataError: A cell that is not a real number, with column and row.
         """
         from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
 
-        columns = [self.columns[position] for position in positions]
-        if all(
-            is_numeric_dtype(c.dtype) and not is_bool_dtype(c.dtype) and not is_complex_dtype(c.dtype)
-            for c in columns
+        try:
+            frame = self.read(positions, float)
+        except ValueError:  # it names neither column nor line: search cell by cell
+            frame = self.read(positions, object)
+        if all(map(is_numeric_dtype, frame.dtypes)) and not any(
+            is_bool_dtype(kind) or is_complex_dtype(kind) for kind in frame.dtypes
         ):
-            return np.stack(
-                [column.to_numpy(dtype=np.float64, na_value=np.nan) for column in columns], axis=1
-            )
-        return _readby_cell(
-            [column.tolist() for column in columns], [self.names[position] for position in positions], self
-        )
+            values: np.ndarray = frame.to_numpy(np.float64, na_value=np.nan)
+            return values
+        columns = {
+            self.names[position]: frame.iloc[:, index].tolist() for index, position in enumerate(positions)
+        }
+        return _read_cells(columns, self)
 
     def cells(self, position: int) -> pd.Series:
-        """One column as it is."""
-        return self.columns[position]
+        """The cells of one column as they are."""
+        return self.read([position], object).iloc[:, 0]
 
     def place(self, name: str) -> Place:
-        """Says where a row of the column ``name`` lies."""
-        return lambda row: f"{self.source}, column `{name}`" + ("" if row is None else f", row {row + 1}")
+        """The place of a row of the column ``name``."""
+
+        def place(row: int | None) -> str:
+            line = f" (line {self.lines[row]})" if self.lines is not None and row is not None else ""
+            return f"{self.source}, column `{name}`" + ("" if row is None else f", row {row + 1}{line}")
+
+        return place
 
 
-def _readby_cell(
-    columns: Sequence[Sequence[Any]], names: Sequence[str], table: TextTable | PandasTable
-) -> np.ndarray:
-    """The cells as ``[T, C]`` float64, or the error that names the first that is no number."""
-    values = [[_number(cell) for cell in column] for column in columns]
-    wholly_text = [all(value is None for value in column) for column in values]
-    for name, column, read, text_only in zip(names, columns, values, wholly_text, strict=True):
-        row = next((row for row, value in enumerate(read) if value is None), None)
-        if row is None:
+def _read_cells(columns: dict[str, list[Any]], table: Table) -> np.ndarray:
+    """The cells as ``[T, C]`` float64, or the error that names the first that is not a number."""
+    values = {name: [_number(cell) for cell in cells] for name, cells in columns.items()}
+    only_text = {name: all(value is None for value in column) for name, column in values.items()}
+    for name, column in values.items():
+        if None not in column:
             continue
-        if re.fullmatch(r"[+-]?[\d.]+,\d+", str(column[row]).strip()):
+        row = column.index(None)
+        cell = columns[name][row]
+        what = "the column" if only_text[name] else "among numbers the column"
+        fix = (
+            "List the columns of numbers in `columns`"
+            if only_text[name]
+            else "Correct it, or leave the cell empty"
+        )
+        if all(only_text.values()):
+            what, fix = "there is no numeric column; this one", "Give at least one column of numbers"
+        if re.fullmatch(r"[+-]?[\d.]+,\d+", str(cell).strip()):
             fix = "Write numbers with a decimal point and without thousands signs"
-        elif all(wholly_text):
-            fix = "Give at least one column of numbers"
-        else:
-            fix = (
-                "List the columns of numbers in `columns`"
-                if text_only
-                else "Correct the value, or leave the cell empty"
-            )
-        what = (
-            "there is no numeric column; this one"
-            if all(wholly_text)
-            else "the column"
-            if text_only
-            else "among numbers the column"
-        )
-        raise DataError(
-            f"{what} holds the text {shorten(column[row])}", where=table.place(name)(row), fix=fix
-        )
-    return np.array(values, dtype=np.float64).T.copy()
+        raise DataError(f"{what} contains the text {shorten(cell)}", where=table.place(name)(row), fix=fix)
+    return np.array(list(values.values()), dtype=np.float64).T.copy()
 
 
 def _number(cell: object) -> float | None:
@@ -222,23 +115,53 @@ def _number(cell: object) -> float | None:
         return float("nan") if text in _NO_VALUE else float(text) if _NUMBER.fullmatch(text) else None
     if cell is None or type(cell).__name__ == "NAType":
         return float("nan")
-    if (
-        isinstance(cell, bool | np.bool_)
-        or not isinstance(cell, numbers.Number)
-        or isinstance(cell, complex | np.complexfloating)
+    if isinstance(cell, bool | np.bool_ | complex | np.complexfloating) or not isinstance(
+        cell, numbers.Number
     ):
         return None
     try:
-        return float(cell)  # type: ignore[arg-type]  # Decimal and Fraction have __float__, which Number does not promise
+        return float(cell)  # type: ignore[arg-type]  # Decimal and Fraction have __float__, Number does not promise it
     except OverflowError:
         return None
 
 
-def read_parquet(path: Path) -> PandasTable:
+def as_table(frame: pd.DataFrame, source: str) -> Table:
+    """A DataFrame's columns, its index first if that contains timestamps (row numbers are ignored).
+
+    Raises:
+        DataError: Not a DataFrame, several levels of columns or index, an index of neither timestamps nor row numbers.
+    """
+    import pandas as pd
+
+    if not isinstance(frame, pd.DataFrame):
+        raise DataError(
+            f"a {type(frame).__name__} is neither a path nor a DataFrame", fix="Give one of the two"
+        )
+    if isinstance(frame.columns, pd.MultiIndex) or isinstance(frame.index, pd.MultiIndex):
+        what = "the columns or the index have several levels"
+        raise DataError(what, where=source, fix="Flatten them to one level")
+    index = frame.index.to_timestamp() if isinstance(frame.index, pd.PeriodIndex) else frame.index
+    text = len(index) > 0 and isinstance(index[0], str)
+    dated = isinstance(index, pd.DatetimeIndex) or (text and looks_like_date(index[0]))
+    if dated:
+        frame = frame.copy(deep=False)
+        frame.insert(0, "index" if index.name is None else index.name, index, allow_duplicates=True)
+    elif len(index) and not pd.api.types.is_integer_dtype(index.dtype):
+        what = f"the index contains {shorten(index[0])}, neither timestamps nor row numbers"
+        fix = "Set a DatetimeIndex, or turn the index into a column with `reset_index()`"
+        raise DataError(what, where=source, fix=fix)
+    first = frame.iat[0, 0] if frame.size else ""
+    first_cell = str(first) if isinstance(first, str) or hasattr(first, "year") else ""
+    names = tuple(map(str, frame.columns))
+    read = lambda positions, dtype: frame.iloc[:, list(positions)]  # noqa: E731
+    return Table(source, names, len(frame), first_cell, read, 0 if dated else None)
+
+
+def read_parquet(path: Path) -> Table:
     """Read a Parquet file, with the index that pandas stored in it.
 
     Raises:
-        DataError: The file is no Parquet or is damaged.
+        DataError: The file is not Parquet or is damaged.
     """
     import pandas as pd
     import pyarrow as pa
@@ -246,58 +169,101 @@ def read_parquet(path: Path) -> PandasTable:
     try:
         frame = pd.read_parquet(path)
     except (ValueError, OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"not readable as Parquet ({reason})", where=str(path), fix="Check that the file is whole"
-        ) from None
-    return PandasTable.of(frame, str(path))
+        what = f"not readable as Parquet ({' '.join(str(error).split())})"
+        raise DataError(what, where=str(path), fix="Check that the file is complete") from None
+    return as_table(frame, str(path))
 
 
-def read_text(path: Path) -> TextTable:
+def read_text(path: Path) -> Table:
     """Read a delimited text file (``,``, ``;`` or tab; UTF-8, UTF-16 with its mark, otherwise Latin-1; gzip by name).
 
     Raises:
-        DataError: The file is damaged, empty or not text, a row has more or fewer fields than the header, the header is missing.
+        DataError: The file is damaged, empty or not text, a row is wider or narrower than the header, there is no header.
     """
-    text = _decode(_bytes(path), path)
+    with open_data(path) as file:
+        text = _decode(file.read(), path)
     body = text.lstrip("\n")
     if not body.strip():
         raise DataError(
             "the file is empty", where=str(path), fix="Give a file with a header line and data rows"
         )
-    header_line = len(text) - len(body) + 1
-    # blank lines at the end are no rows; one in the middle is a row with nothing in it
+    skipped = len(text) - len(body)
+    # blank lines at the end are not rows; one in the middle is a row with nothing in it
     body = re.sub(r"(?:\n *)+\Z", "", body) + "\n"
-    delimiter = _delimiter(body.split("\n", 1)[0])
+    delimiter = max(_DELIMITERS, key=re.sub(r'"[^"]*"', "", body.split("\n", 1)[0]).count)
+    reader = csv.reader(io.StringIO(body), delimiter=delimiter, skipinitialspace=True)
+    lines, first_cell = [], ""
     try:
-        names, widths, lines = _fields(body, delimiter)
+        names = tuple(name.strip() for name in next(reader))
+        _check_header(names, f"{path}, line {skipped + 1}")
+        for fields in reader:
+            lines.append(skipped + reader.line_num)
+            first_cell = fields[0].strip() if fields and len(lines) == 1 else first_cell
+            width = max(len(fields), 1)
+            if width != len(names):
+                what = f"has {width} field(s) where the header has {len(names)}"
+                fix = "Correct the row; a text with the delimiter in it needs quotes"
+                raise DataError(what, where=f"{path}, row {len(lines)} (line {lines[-1]})", fix=fix)
     except csv.Error as error:
-        raise DataError(
-            f"not readable as delimited text ({error})", where=str(path), fix="Check the quotes in the file"
-        ) from None
-    lines = lines if header_line == 1 else [line + header_line - 1 for line in lines]
-    _check_header(names, path, header_line)
-    wrong = np.flatnonzero(widths != len(names))
-    if len(wrong):
-        row = int(wrong[0])
-        raise DataError(
-            f"has {widths[row]} field(s) where the header has {len(names)}",
-            where=f"{path}, row {row + 1} (line {lines[row]})",
-            fix="Correct the row; a text with the delimiter in it needs quotes",
-        )
-    return TextTable(str(path), names, len(lines), body, delimiter, lines)
+        raise _not_text(path, error) from None
+
+    def read(positions: Sequence[int], dtype: type) -> pd.DataFrame:
+        try:
+            return _read_csv(body, delimiter, len(names), positions, dtype)
+        except ValueError as error:  # pandas' ParserError is one
+            if dtype is float:
+                raise
+            raise _not_text(path, error) from None
+
+    return Table(str(path), names, len(lines), first_cell, read, lines=lines)
 
 
-def _bytes(path: Path) -> bytes:
+def _not_text(path: Path, error: Exception) -> DataError:
+    what = f"not readable as delimited text ({' '.join(str(error).split())})"
+    return DataError(what, where=str(path), fix="Check the quotes in the file")
+
+
+def _read_csv(text: str, delimiter: str, width: int, positions: Sequence[int], dtype: type) -> pd.DataFrame:
+    import pandas as pd
+
+    options: dict[str, Any] = {
+        "names": list(range(width)),
+        "usecols": sorted(positions),
+        "dtype": dict.fromkeys(positions, dtype),
+        "na_values": {position: list(_NO_VALUE) for position in positions if dtype is float},
+    }
+    # from pandas 3.1 on every number is read exactly and the option that asks for it warns
+    if tuple(int(part) for part in pd.__version__.split(".")[:2]) < (3, 1):
+        options["float_precision"] = "round_trip"
+    frame: pd.DataFrame = pd.read_csv(
+        io.StringIO(text),
+        sep=delimiter,
+        header=0,
+        keep_default_na=False,
+        skip_blank_lines=False,
+        skipinitialspace=True,
+        index_col=False,
+        **options,
+    )
+    return frame[list(positions)]
+
+
+@contextmanager
+def open_data(path: Path) -> Iterator[IO[bytes]]:
+    """Open a data file for reading bytes, unpacked where its name ends in ``.gz``.
+
+    Raises:
+        DataError: There is no such file, or it cannot be read, also while the block reads it.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise DataError(what, where=str(path), fix="Check the path")
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.name.lower().endswith(".gz") else content
+        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+            yield file
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"the file cannot be read ({error})",
-            where=str(path),
-            fix="Check that it is whole and that you may read it",
-        ) from None
+        what = f"the file cannot be read ({error})"
+        raise DataError(what, where=str(path), fix="Check that it is complete and readable") from None
 
 
 def _decode(content: bytes, path: Path) -> str:
@@ -309,45 +275,18 @@ def _decode(content: bytes, path: Path) -> str:
         except UnicodeDecodeError:
             text = content.decode("latin-1")
     if "\0" in text:
-        raise DataError("the file holds binary data, not text", where=str(path), fix="Give CSV or Parquet")
+        raise DataError("the file contains binary data, not text", where=str(path), fix="Give CSV or Parquet")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _delimiter(header: str) -> str:
-    outside_quotes = re.sub(r'"[^"]*"', "", header)
-    return max(_DELIMITERS, key=outside_quotes.count)
-
-
-def _fields(body: str, delimiter: str) -> tuple[tuple[str, ...], np.ndarray, Sequence[int]]:
-    if '"' not in body:
-        rows = body[:-1].split("\n")
-        widths = np.fromiter((row.count(delimiter) + 1 for row in rows), np.int64, len(rows))
-        return tuple(name.strip() for name in rows[0].split(delimiter)), widths[1:], range(2, len(rows) + 1)
-    reader = csv.reader(io.StringIO(body), delimiter=delimiter, skipinitialspace=True)
-    header = next(reader)
-    found, lines = [], []
-    for fields in reader:
-        found.append(max(len(fields), 1))
-        lines.append(reader.line_num)
-    return tuple(name.strip() for name in header), np.array(found, np.int64), lines
-
-
-def _check_header(names: tuple[str, ...], path: Path, line: int) -> None:
+def _check_header(names: tuple[str, ...], where: str) -> None:
     broken = next((name for name in names if "\n" in name), None)
     if broken is not None:
-        raise DataError(
-            f"the column name {shorten(broken)} runs over several lines",
-            where=f"{path}, line {line}",
-            fix="Close the quote that was left open, or take the line break out of the name",
-        )
-    numbers = [_NUMBER.fullmatch(name) is not None for name in names]
-    counted = [name for name in names if name.isdigit()] in (
-        [str(i + start) for i in range(len(names))] for start in (0, 1)
-    )
-    dated = bool(re.match(r"\d{4}-\d\d-\d\d|\d{1,2}[/.]\d{1,2}[/.]\d{4}", names[0])) and all(numbers[1:])
-    if (all(numbers) and not counted) or dated:
-        raise DataError(
-            f"the first line holds values ({', '.join(names[:3])}), not column names",
-            where=f"{path}, line {line}",
-            fix="Add a header line with the names of the columns",
-        )
+        fix = "Close the quote that was left open, or take the line break out of the name"
+        raise DataError(f"the column name {shorten(broken)} runs over several lines", where=where, fix=fix)
+    numeric = [_NUMBER.fullmatch(name) is not None for name in names]
+    counted = any(names == tuple(str(i + start) for i in range(len(names))) for start in (0, 1))
+    dated = bool(re.match(r"\d{4}-\d\d-\d\d|\d{1,2}[/.]\d{1,2}[/.]\d{4}", names[0])) and all(numeric[1:])
+    if (all(numeric) and not counted) or dated:
+        what = f"the first line contains values ({', '.join(names[:3])}), not column names"
+        raise DataError(what, where=where, fix="Add a header line with the names of the columns")

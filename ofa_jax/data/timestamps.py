@@ -1,10 +1,11 @@
-"""Timestamps: what a column of dates means, the regular step between them, and the dates that follow."""
+"""Timestamps: parsing a column of dates, the regular step between rows, and the dates that follow."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,27 +16,28 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Place = Callable[[int | None], str]
-"""Says where a data row lies (0-based; None for the whole column), for the ``where`` of an error."""
+"""The position of a data row (0-based; None for the column), for the ``where`` of an error."""
 
 _DAY = 24 * 3600 * 10**9
+_ZERO = np.timedelta64(0)
 _WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
-_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _ZONE = re.compile(r"[T ][\d:.,]+\s*(Z|[+-]\d\d?(:?\d\d)?)$", re.IGNORECASE)
-_DAY_AND_MONTH = re.compile(r"\d{1,2}([/.-])\d{1,2}\1\d{4}(.*)$")
-_CLOCKS = (
-    (re.compile(r"$"), ""),
-    (re.compile(r" \d{1,2}:\d\d$"), " %H:%M"),
-    (re.compile(r" \d{1,2}:\d\d:\d\d$"), " %H:%M:%S"),
-    (re.compile(r" \d{1,2}:\d\d:\d\d\.\d+$"), " %H:%M:%S.%f"),
-    (re.compile(r" \d{1,2}:\d\d [AP]M$", re.IGNORECASE), " %I:%M %p"),
-    (re.compile(r" \d{1,2}:\d\d:\d\d [AP]M$", re.IGNORECASE), " %I:%M:%S %p"),
+_CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p")
+_FIX_FORMAT = (
+    "Write timestamps like 2024-01-31 13:00:00, name another `timestamp_column`, "
+    "or rename this one if it contains no timestamps"
 )
-_FIX_FORMAT = "Write timestamps like 2024-01-31 13:00:00, name another `timestamp_column`, or rename this one if it holds no timestamps"
 
 
 @dataclass(frozen=True)
 class Step:
-    """The step between rows: a pandas offset, its alias (None where pandas has none), the first row that breaks it (0-based)."""
+    """The step between rows.
+
+    Attributes:
+        offset: The step as a pandas offset.
+        alias: Its pandas alias; None where pandas has none.
+        first_break: The first row (0-based) that does not follow its predecessor by one step, or None.
+    """
 
     offset: pd.offsets.BaseOffset
     alias: str | None
@@ -53,107 +55,78 @@ def looks_like_date(text: str) -> bool:
     return True
 
 
-def parse_times(cells: Sequence[Any] | pd.Series, place: Place) -> np.ndarray:
-    """Timestamps of a column as ``[T]`` datetime64[ns]; those with a time zone come out in UTC.
+def parse_times(cells: Sequence[Any] | pd.Series, place: Place) -> tuple[np.ndarray, bool]:
+    """Timestamps of a column as ``[T]`` datetime64[ns], and whether they have a time zone (then in UTC).
 
-    ISO 8601 in all its lengths (years and months included) is read first. Dates with the year last are read day first or
-    month first, whichever fits every row; where both fit, whichever gives a regular step.
+    ISO 8601 comes first, years and months included. Dates with the year last are read day first or month
+    first, whichever fits every row; where both fit, whichever gives a regular step.
 
     Raises:
-        DataError: A cell that is missing or is no date, dates that can be read in two ways, zones in some rows only.
+        DataError: A cell that is missing or not a date, ambiguous dates, time zones in some rows only.
     """
     import pandas as pd
 
     column = cells if isinstance(cells, pd.Series) else pd.Series(list(cells), dtype=object)
+    missing = np.flatnonzero(column.isna().to_numpy())
+    if len(missing):
+        raise _missing(place(int(missing[0])))
     if pd.api.types.is_datetime64_any_dtype(column.dtype):
-        missing = np.flatnonzero(column.isna().to_numpy())
-        if len(missing):
-            raise DataError(
-                "the timestamp is missing", where=place(int(missing[0])), fix="Fill it, or remove the row"
-            )
-        return _to_ns(pd.DatetimeIndex(column), place)
-    return _parse_text(_as_text(column, place), place)
-
-
-def has_zone(cells: Sequence[Any] | pd.Series) -> bool:
-    """Whether timestamps that :func:`parse_times` has read carry a time zone; all do or none."""
-    import pandas as pd
-
-    if isinstance(cells, pd.Series) and pd.api.types.is_datetime64_any_dtype(cells.dtype):
-        return cells.dt.tz is not None
-    first = cells.iloc[0] if isinstance(cells, pd.Series) else cells[0]
-    return _ZONE.search(str(first).strip()) is not None
-
-
-def _as_text(column: pd.Series, place: Place) -> list[str]:
-    missing = column.isna().to_numpy()
-    texts = ["" if gone else str(cell).strip() for cell, gone in zip(column.tolist(), missing, strict=True)]
+        return _to_ns(column, place), column.dt.tz is not None
+    texts = [str(cell).strip() for cell in column.tolist()]
     for row, text in enumerate(texts):
         if not text:
-            raise DataError("the timestamp is missing", where=place(row), fix="Fill it, or remove the row")
-        # pandas reads words such as "now" as the present moment
-        if not text[0].isdigit():
+            raise _missing(place(row))
+        if not text[0].isdigit():  # pandas reads words such as "now" as the present moment
             raise _not_a_date(text, place(row))
-    return texts
+    return _parse_text(texts, place)
 
 
-def _parse_text(texts: list[str], place: Place) -> np.ndarray:
+def _parse_text(texts: list[str], place: Place) -> tuple[np.ndarray, bool]:
     import pandas as pd
 
     zoned = [_ZONE.search(text) is not None for text in texts]
+    fix_zones = "Give every timestamp a time zone, or none"
     if any(zoned) and not all(zoned):
-        raise _mixed_zones(texts, zoned.index(not zoned[0]), place)
+        row = zoned.index(not zoned[0])
+        what = f"{texts[row]!r} and {texts[0]!r} in the first row differ in having a time zone"
+        raise DataError(what, where=place(row), fix=fix_zones)
     column = pd.Series(texts, dtype=object)
     try:
         parsed = pd.to_datetime(column, format="ISO8601", utc=zoned[0], errors="coerce")
-    except ValueError:  # a zone in a form that only pandas knows
-        kinds = [
-            pd.to_datetime(pd.Series([text], dtype=object), format="ISO8601", errors="coerce").dtype
-            for text in texts
-        ]
-        raise _mixed_zones(
-            texts, next((row for row, kind in enumerate(kinds) if kind != kinds[0]), 0), place
-        ) from None
-    if pd.notna(parsed.iloc[0]):
-        return _whole(parsed, texts, place)
-    return _parse_year_last(texts, place)
-
-
-def _mixed_zones(texts: list[str], row: int, place: Place) -> DataError:
-    return DataError(
-        f"{texts[row]!r} and {texts[0]!r} in the first row are not both with a time zone or both without",
-        where=place(row),
-        fix="Give every timestamp a time zone, or none",
-    )
+    except ValueError:  # zones in a form that only pandas recognizes
+        raise DataError("only some rows have a time zone", where=place(None), fix=fix_zones) from None
+    if pd.isna(parsed.iloc[0]):
+        return _parse_year_last(texts, place), False
+    return _complete(parsed, texts, place), zoned[0] or parsed.dt.tz is not None
 
 
 def _parse_year_last(texts: list[str], place: Place) -> np.ndarray:
     import pandas as pd
 
-    match = _DAY_AND_MONTH.match(texts[0])
-    clock = (
-        next((form for pattern, form in _CLOCKS if pattern.match(match.group(2))), None) if match else None
-    )
-    if match is None or clock is None:
+    match = re.match(r"\d{1,2}([/.-])\d{1,2}\1\d{4}", texts[0])
+    sign = match[1] if match else "/"
+    orders = (f"%d{sign}%m{sign}%Y", f"%m{sign}%d{sign}%Y")
+    formats = [order + clock for clock in _CLOCKS for order in orders if _fits(texts[0], order + clock)]
+    if not formats:
         raise _not_a_date(texts[0], place(0))
-    sign = match.group(1)
     series = pd.Series(texts, dtype=object)
-    orders = [f"%d{sign}%m{sign}%Y{clock}", f"%m{sign}%d{sign}%Y{clock}"]
-    readings = [pd.to_datetime(series, format=order, errors="coerce") for order in orders]
-    whole = [_to_ns(pd.DatetimeIndex(reading), place) for reading in readings if reading.notna().all()]
-    if not whole:
-        return _whole(
-            max(readings, key=lambda reading: reading.notna().to_numpy().cumprod().sum()), texts, place
-        )
-    if len(whole) == 2 and not np.array_equal(whole[0], whole[1]):
-        whole = [times for times in whole if _is_regular(times)]
-        if len(whole) != 1:
-            raise DataError(
-                f"{texts[0]!r} can be read day first or month first, and the rows do not tell which",
-                where=place(0),
-                fix="Write dates with the year first, such as 2024-01-31",
-            )
-    return whole[0]
+    readings = [pd.to_datetime(series, format=form, errors="coerce") for form in formats]
+    longest = max(readings, key=lambda reading: reading.notna().to_numpy().cumprod().sum())
+    complete = [_to_ns(reading, place) for reading in readings if reading.notna().all()]
+    if len(complete) == 2 and not np.array_equal(*complete):
+        complete = [times for times in complete if _is_regular(times)]
+        if len(complete) != 1:
+            what = f"{texts[0]!r} can be read day first or month first, and the other rows do not decide it"
+            raise DataError(what, where=place(0), fix="Write dates with the year first, such as 2024-01-31")
+    return complete[0] if complete else _complete(longest, texts, place)
+
+
+def _fits(text: str, form: str) -> bool:
+    try:
+        datetime.strptime(text, form)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_regular(times: np.ndarray) -> bool:
@@ -163,28 +136,28 @@ def _is_regular(times: np.ndarray) -> bool:
     return step is not None and step.first_break is None
 
 
-def _whole(parsed: pd.Series, texts: list[str], place: Place) -> np.ndarray:
-    import pandas as pd
-
+def _complete(parsed: pd.Series, texts: list[str], place: Place) -> np.ndarray:
     bad = np.flatnonzero(parsed.isna().to_numpy())
     if len(bad):
         raise _not_a_date(texts[int(bad[0])], place(int(bad[0])))
-    return _to_ns(pd.DatetimeIndex(parsed), place)
+    return _to_ns(parsed, place)
 
 
-def _to_ns(index: pd.DatetimeIndex, place: Place) -> np.ndarray:
+def _to_ns(parsed: pd.Series, place: Place) -> np.ndarray:
     import pandas as pd
 
+    index = pd.DatetimeIndex(parsed)
     if index.tz is not None:
         index = index.tz_convert("UTC").tz_localize(None)
     try:
         return index.as_unit("ns").to_numpy().astype("datetime64[ns]")
     except pd.errors.OutOfBoundsDatetime as error:
-        raise DataError(
-            f"a timestamp lies outside the years 1678 to 2262 ({error})",
-            where=place(None),
-            fix="Correct it, or leave the timestamps out",
-        ) from None
+        what = f"a timestamp lies outside the years 1678 to 2262 ({error})"
+        raise DataError(what, where=place(None), fix="Correct it, or leave the timestamps out") from None
+
+
+def _missing(where: str) -> DataError:
+    return DataError("the timestamp is missing", where=where, fix="Fill it, or remove the row")
 
 
 def _not_a_date(text: str, where: str) -> DataError:
@@ -198,49 +171,42 @@ def shorten(text: object, length: int = 40) -> str:
 
 
 def check_order(times: np.ndarray, policy: str, place: Place) -> None:
-    """Refuse timestamps ``[T]`` that run backwards and, unless ``policy`` is ``as_is``, those that repeat or skip.
+    """Check that timestamps ``[T]`` do not decrease and, unless ``policy`` is ``as_is``, that their step is regular.
 
     Months, quarters, years and business days count as regular steps.
 
     Raises:
-        DataError: Naming the first row that is out of order, a duplicate, or off the step.
+        DataError: Names the first row that is out of order, a duplicate, or off the step.
     """
-    gaps = np.diff(times)
-    backwards = np.flatnonzero(gaps < np.timedelta64(0))
-    if len(backwards):
-        row = int(backwards[0]) + 1
-        raise DataError(
-            f"timestamps are not in order: {_show(times[row])} comes after {_show(times[row - 1])}",
-            where=place(row),
-            fix="Sort the rows by time, oldest first",
-        )
-    if policy == "as_is":
-        return
-    repeated = np.flatnonzero(gaps == np.timedelta64(0))
-    if len(repeated):
-        row = int(repeated[0]) + 1
-        raise DataError(
-            f"the timestamp {_show(times[row])} stands in two rows running ({len(repeated)} such rows in all)",
-            where=place(row),
-            fix="Remove the duplicates, or set `timestamps: as_is` to count rows as they stand",
-        )
-    step = infer_step(times)
-    if step is not None and step.first_break is not None:
-        _raise_irregular(times, step, place)
-
-
-def _raise_irregular(times: np.ndarray, step: Step, place: Place) -> None:
     import pandas as pd
 
+    gaps = np.diff(times)
+    backwards, repeated = (np.flatnonzero(found) + 1 for found in (gaps < _ZERO, gaps == _ZERO))
+    if len(backwards):
+        row = int(backwards[0])
+        what = f"timestamps are not in order: {_show(times[row])} comes after {_show(times[row - 1])}"
+        raise DataError(what, where=place(row), fix="Sort the rows by time, oldest first")
+    if policy == "as_is":
+        return
+    if len(repeated):
+        row = int(repeated[0])
+        raise DataError(
+            f"the timestamp {_show(times[row])} repeats the previous row's ({len(repeated)} repeats in total)",
+            where=place(row),
+            fix="Remove the duplicates, or set `timestamps: as_is` to keep all rows",
+        )
+    step = infer_step(times)
+    if step is None or step.first_break is None:
+        return
     row = step.first_break
-    assert row is not None
-    expected = (pd.Timestamp(times[row - 1]) + step.offset).to_datetime64()
-    found, wanted = (str(pd.Timedelta(time - times[row - 1])) for time in (times[row], expected))
+    before, time = (pd.Timestamp(times[index]) for index in (row - 1, row))
+    expected = before + step.offset
     raise DataError(
-        f"the step is irregular: {_show(times[row])} follows {_show(times[row - 1])}, a step of {found}; "
-        f"expected {_show(expected)}, a step of {wanted}",
+        f"the step is irregular: {time} follows {before}, a step of {time - before}; "
+        f"expected {expected}, a step of {expected - before}",
         where=place(row),
-        fix="Insert the missing rows (they may be empty with `missing: linear`), or set `timestamps: as_is` to count rows as they stand",
+        fix="Insert the missing rows (empty ones with `missing: linear`), or set `timestamps: as_is` "
+        "to keep the rows as they are",
     )
 
 
@@ -251,12 +217,12 @@ def _show(time: np.datetime64) -> str:
 
 
 def infer_step(times: np.ndarray) -> Step | None:
-    """The most common step of non-decreasing timestamps ``[T]`` (repeated ones count once); None for fewer than three.
+    """The most common step of non-decreasing timestamps ``[T]`` (repeats count once); None for fewer than three.
 
-    Calendar steps (months, quarters, years at their start, end, first or last business day, or on one day of the month;
-    business days) are recognised where every row lies on them; otherwise the step is a fixed duration.
+    Calendar steps (months, quarters, years at their start, end, first or last business day, or on one day of
+    the month; business days) are recognized where every row fits; any other step is a fixed duration.
     """
-    first_rows = np.concatenate([[0], np.flatnonzero(np.diff(times) > np.timedelta64(0)) + 1])
+    first_rows = np.concatenate([[0], np.flatnonzero(np.diff(times) > _ZERO) + 1])
     times = times[first_rows]
     if len(times) < 3:
         return None
@@ -296,49 +262,36 @@ def _business_days(times: np.ndarray, gaps: np.ndarray) -> _Found | None:
     from pandas.tseries.frequencies import to_offset
 
     dates = times.astype("datetime64[D]")
-    # days from Monday to Friday of one week alone are plain days: only a weekend passed over tells
+    # Monday to Friday of a single week are plain days: only a skipped weekend identifies business days
     if (_weekdays(times) > 4).any() or not (gaps == 3 * _DAY).any() or (gaps % _DAY != 0).any():
         return None
     return to_offset("B"), "B", np.busday_count(dates[:-1], dates[1:]) == 1
 
 
 def _months(times: np.ndarray) -> _Found | None:
-    from pandas import DateOffset
+    import pandas as pd
     from pandas.tseries.frequencies import to_offset
 
-    dates = times.astype("datetime64[D]")
-    clocks = times - dates
-    if (clocks != clocks[0]).any():
-        return None
-    month = dates.astype("datetime64[M]")
-    moves = np.diff(month.astype(np.int64))
+    index = pd.DatetimeIndex(times)
+    moves = np.diff(12 * index.year + index.month)
     count = _most_common(moves)
-    if count == 0:
+    if count == 0 or (index - index.normalize()).nunique() > 1:
         return None
-    start, end = month.astype("datetime64[D]"), (month + 1).astype("datetime64[D]")
-    places = {
-        "S": start,
-        "E": end - 1,
-        "BS": np.busday_offset(start, 0, roll="forward"),
-        "BE": np.busday_offset(end, -1, roll="forward"),
-    }
-    kind = next((name for name, days in places.items() if (dates == days).all()), None)
-    if kind is None:
-        day = (dates - start).astype(np.int64)
-        if (day != day[0]).any():
-            return None
-        return DateOffset(months=count), None, moves == count
-    alias = _month_alias(kind, count, _MONTHS[int(month[0].astype(np.int64)) % 12])
-    return to_offset(alias), alias, moves == count
+    for kind in ("MS", "ME", "BMS", "BME"):
+        if all(map(to_offset(kind).is_on_offset, index)):
+            alias = _month_alias(kind, count, index[0].month_name()[:3].upper())
+            return to_offset(alias), alias, moves == count
+    if index.day.nunique() > 1:
+        return None
+    return pd.DateOffset(months=count), None, moves == count
 
 
 def _month_alias(kind: str, count: int, anchor: str) -> str:
-    business, side = kind[:-1], kind[-1]
     if count % 12 == 0:
-        return f"{count // 12 if count > 12 else ''}{business}Y{side}-{anchor}"
+        return f"{count // 12 if count > 12 else ''}{kind.replace('M', 'Y')}-{anchor}"
     if count == 3:
-        return f"{business}Q{side}-{anchor}"
-    return f"{count if count > 1 else ''}{business}M{side}"
+        return f"{kind.replace('M', 'Q')}-{anchor}"
+    return f"{count if count > 1 else ''}{kind}"
 
 
 def following(times: np.ndarray, step: Step, count: int) -> np.ndarray:

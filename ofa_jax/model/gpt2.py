@@ -1,10 +1,9 @@
-"""GPT-2's transformer in Flax over input embeddings, with Hugging Face's module names inside.
+"""GPT-2's transformer in Flax over input embeddings, with Hugging Face's module names.
 
-Only what One-for-All reads of GPT-2 is here: position embedding, the first ``n_layer`` blocks and the last layer norm
+Only what One-for-All reads of GPT-2: position embedding, the first ``n_layer`` blocks and the last layer norm
 (protocol §1.5). There is no token embedding and no language-model head.
 
-Dropout takes one key per sample (``dropout_keys``, ``[m]``), so that the masks of a sample depend on nothing but its key: not on
-the batch it is in, nor on how the batch is split. Without keys every dropout is off.
+Dropout takes one key per sample (``dropout_keys``, ``[m]``); without keys it is off.
 """
 
 from __future__ import annotations
@@ -18,7 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from ofa_jax.errors import ConfigError
-from ofa_jax.model.operations import causal_attention, dropout, gelu_new, layer_norm
+from ofa_jax.model.dropout import dropout
+
+gelu_new: Callable[[jax.Array], jax.Array] = jax.checkpoint(partial(jax.nn.gelu, approximate=True))
+"""GELU in GPT-2's tanh form; only its input is kept for the backward pass (docs/performance.md)."""
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": gelu_new,
@@ -29,12 +31,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }
-"""Hugging Face's ``activation_function`` names that are honoured."""
+"""Supported ``activation_function`` names of Hugging Face."""
 
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The part of Hugging Face's GPT-2 configuration that changes the mathematics; the same names, the same defaults."""
+    """The part of Hugging Face's GPT-2 config that changes the mathematics; same names and defaults."""
 
     n_embd: int = 768
     n_layer: int = 12
@@ -50,26 +52,19 @@ class GPT2Config:
     scale_attn_by_inverse_layer_idx: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("n_embd", "n_layer", "n_head", "n_positions", "mlp_width"):
-            value = getattr(self, name)
+        sizes = {name: getattr(self, name) for name in ("n_embd", "n_layer", "n_head", "n_positions")}
+        for name, value in (sizes | {"n_inner": self.mlp_width}).items():
             if not isinstance(value, int) or value < 1:
-                shown = "n_inner" if name == "mlp_width" else name
-                raise ConfigError(
-                    f"{shown} is {value!r}, but must be a whole number of at least 1", where="trunk"
-                )
+                raise ConfigError(f"{name} is {value!r}, but must be an integer of at least 1", where="trunk")
         if self.n_embd % self.n_head:
-            raise ConfigError(
-                f"n_embd {self.n_embd} cannot be divided among {self.n_head} heads", where="trunk"
-            )
+            what = f"n_embd {self.n_embd} cannot be divided among {self.n_head} heads"
+            raise ConfigError(what, where="trunk")
         if self.activation_function not in ACTIVATIONS:
-            raise ConfigError(
-                f"activation_function {self.activation_function!r} is not supported",
-                where="trunk",
-                fix=f"Supported are {', '.join(ACTIVATIONS)}",
-            )
+            what = f"activation_function {self.activation_function!r} is not supported"
+            raise ConfigError(what, where="trunk", fix=f"Supported are {', '.join(ACTIVATIONS)}")
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but must lie in [0, 1)", where="trunk")
+                raise ConfigError(f"{name} is {getattr(self, name)}, but must be in [0, 1)", where="trunk")
 
     @property
     def mlp_width(self) -> int:
@@ -83,7 +78,20 @@ PRESETS = {
     "gpt2-large": GPT2Config(n_embd=1280, n_layer=36, n_head=20),
     "gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),
 }
-"""Shapes of the published GPT-2 sizes by hub name, so that parameters can be counted without any download."""
+"""Shapes of the published GPT-2 sizes by hub name, so that parameters can be counted without a download."""
+
+
+_einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def attention_weights(config: GPT2Config, layer: int, query: jax.Array, key: jax.Array) -> jax.Array:
+    """Causal attention weights ``[m, a, n, n]``, query before key, in float32, of heads ``[m, a, n, e]``."""
+    scale = query.shape[-1] ** -0.5 if config.scale_attn_weights else 1.0
+    if config.scale_attn_by_inverse_layer_idx:
+        scale /= layer + 1
+    scores = _einsum("maqe,make->maqk", query, key) * scale
+    causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+    return jax.nn.softmax(jnp.where(causal, scores, jnp.finfo(jnp.float32).min), axis=-1)
 
 
 class LayerNorm(nn.Module):
@@ -96,11 +104,14 @@ class LayerNorm(nn.Module):
         width = hidden_mnd.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
-        return layer_norm(hidden_mnd.astype(jnp.float32), scale, bias, self.epsilon)
+        hidden_mnd = hidden_mnd.astype(jnp.float32)
+        centered = hidden_mnd - hidden_mnd.mean(axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
+        return centered * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
 
 
 class Attention(nn.Module):
-    """GPT-2's causal self-attention (``attn`` in Hugging Face's names)."""
+    """GPT-2's causal self-attention (``attn`` in Hugging Face's names); softmax in float32."""
 
     config: GPT2Config
     index: int
@@ -108,27 +119,18 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, hidden_mnd: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
-        config, site = self.config, "/".join(self.path)
+        config, path = self.config, "/".join(self.path)
         m, n, d = hidden_mnd.shape
-        head_width = d // config.n_head
-        scale = head_width**-0.5 if config.scale_attn_weights else 1.0
-        if config.scale_attn_by_inverse_layer_idx:
-            scale /= self.index + 1
         qkv = nn.Dense(3 * d, dtype=self.dtype, name="c_attn")(hidden_mnd)
         query, key, value = (
-            part.reshape(m, n, config.n_head, head_width) for part in jnp.split(qkv, 3, axis=-1)
+            part.reshape(m, n, config.n_head, -1).transpose(0, 2, 1, 3) for part in jnp.split(qkv, 3, axis=-1)
         )
-        mixed = causal_attention(
-            query,
-            key,
-            value,
-            scale=scale,
-            rate=config.attn_pdrop,
-            keys_m=dropout_keys,
-            site=f"{site}/weights",
-        )
-        out = nn.Dense(d, dtype=self.dtype, name="c_proj")(mixed.reshape(m, n, d))
-        return dropout(out, config.resid_pdrop, dropout_keys, f"{site}/out")
+        weights = attention_weights(config, self.index, query, key)
+        self.sow("intermediates", "weights", weights)  # kept only where a caller asks for intermediates
+        weights = dropout(weights, config.attn_pdrop, dropout_keys, f"{path}/weights").astype(value.dtype)
+        mixed = _einsum("maqk,make->maqe", weights, value).astype(value.dtype)
+        out = nn.Dense(d, dtype=self.dtype, name="c_proj")(mixed.transpose(0, 2, 1, 3).reshape(m, n, d))
+        return dropout(out, config.resid_pdrop, dropout_keys, f"{path}/out")
 
 
 class MLP(nn.Module):
@@ -154,12 +156,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, hidden_mnd: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
-        normed = LayerNorm(self.config.layer_norm_epsilon, name="ln_1")(hidden_mnd).astype(self.dtype)
-        hidden_mnd = hidden_mnd + Attention(self.config, self.index, self.dtype, name="attn")(
-            normed, dropout_keys
-        )
-        normed = LayerNorm(self.config.layer_norm_epsilon, name="ln_2")(hidden_mnd).astype(self.dtype)
-        return hidden_mnd + MLP(self.config, self.dtype, name="mlp")(normed, dropout_keys)
+        config, epsilon = self.config, self.config.layer_norm_epsilon
+        normed = LayerNorm(epsilon, name="ln_1")(hidden_mnd).astype(self.dtype)
+        hidden_mnd = hidden_mnd + Attention(config, self.index, self.dtype, name="attn")(normed, dropout_keys)
+        normed = LayerNorm(epsilon, name="ln_2")(hidden_mnd).astype(self.dtype)
+        return hidden_mnd + MLP(config, self.dtype, name="mlp")(normed, dropout_keys)
 
 
 class Blocks(nn.Module):
@@ -178,12 +179,12 @@ class Blocks(nn.Module):
 
 
 class GPT2Trunk(nn.Module):
-    """GPT-2 over input embeddings ``[m, n, d]``; returns the last hidden states ``[m, n, d]`` after ``ln_f``, in float32.
+    """GPT-2 over input embeddings ``[m, n, d]``; returns the last hidden states, ``[m, n, d]`` float32.
 
     Attributes:
         config: Shapes and mathematics; ``config.n_layer`` blocks are run.
         positions: Whether ``wpe[:n]`` is added; without it the trunk has no position parameters at all.
-        compute_dtype: Type of matrix products and of the residual stream. Norms and softmax are always float32.
+        compute_dtype: Type of matrix products and residual stream. Norms and softmax are always float32.
         remat: Recompute each block in the backward pass instead of keeping its activations.
 
     Raises:
@@ -194,6 +195,7 @@ class GPT2Trunk(nn.Module):
     positions: bool = True
     compute_dtype: jnp.dtype = jnp.dtype(jnp.float32)
     remat: bool = False
+    path_name = "gpt2"
 
     @nn.compact
     def __call__(self, embeds_mnd: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
@@ -201,17 +203,13 @@ class GPT2Trunk(nn.Module):
         if self.positions:
             if tokens > config.n_positions:
                 raise ConfigError(
-                    f"{tokens} patches, but the trunk has {config.n_positions} positions",
+                    f"{tokens} tokens, but the trunk has {config.n_positions} positions",
                     where="network",
-                    fix="Use a longer patch or stride, or a shorter input",
+                    fix="Use a shorter input, or a larger network.patch or network.stride",
                 )
             wpe = nn.Embed(config.n_positions, config.n_embd, name="wpe")
             embeds_mnd = embeds_mnd.astype(jnp.float32) + wpe(jnp.arange(tokens))
-        hidden = dropout(
-            embeds_mnd.astype(self.compute_dtype),
-            config.embd_pdrop,
-            dropout_keys,
-            "/".join((*self.path, "wpe")),
-        )
+        site = "/".join((*self.path, "wpe"))
+        hidden = dropout(embeds_mnd.astype(self.compute_dtype), config.embd_pdrop, dropout_keys, site)
         hidden = Blocks(config, self.compute_dtype, self.remat, name="h")(hidden, dropout_keys)
         return LayerNorm(config.layer_norm_epsilon, name="ln_f")(hidden)

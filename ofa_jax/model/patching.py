@@ -57,14 +57,14 @@ def instance_stats(x_btc: jax.Array, mask_btc: jax.Array | None = None) -> Insta
     return InstanceStats(mean, jnp.sqrt(variance + VARIANCE_FLOOR))
 
 
-def normalise(x_btc: jax.Array, stats: InstanceStats, mask_btc: jax.Array | None = None) -> jax.Array:
-    """Values less their window's mean, over its standard deviation; masked values become 0. ``[b, t, c]`` float32."""
+def normalize(x_btc: jax.Array, stats: InstanceStats, mask_btc: jax.Array | None = None) -> jax.Array:
+    """Values minus their window's mean, over its deviation, ``[b, t, c]`` float32; masked values become 0."""
     normed = (x_btc.astype(jnp.float32) - stats.mean) / stats.std
     return normed if mask_btc is None else jnp.where(mask_btc, normed, 0)
 
 
-def denormalise(y_bhc: jax.Array, stats: InstanceStats) -> jax.Array:
-    """The inverse of :func:`normalise` on any number of steps ``[b, h, c]``."""
+def denormalize(y_bhc: jax.Array, stats: InstanceStats) -> jax.Array:
+    """The inverse of :func:`normalize` on any number of steps ``[b, h, c]``."""
     return y_bhc * stats.std + stats.mean
 
 
@@ -72,27 +72,19 @@ def patch_count(input_length: int, patch: int, stride: int) -> int:
     """Number of patches, ``(L - patch) // stride + 2``, and never less than one (protocol §1.3).
 
     Raises:
-        ConfigError: A length below 1, or a stride larger than the patch (steps between patches would be lost).
+        ConfigError: A stride larger than the patch.
     """
-    if min(input_length, patch, stride) < 1:
-        raise ConfigError(
-            f"input length {input_length}, patch {patch} and stride {stride} must all be at least 1",
-            where="network",
-        )
     if stride > patch:
-        raise ConfigError(
-            f"stride {stride} is larger than patch {patch}, so steps between patches would never be read",
-            where="network.stride",
-            fix="Choose a stride between 1 and the patch length",
-        )
+        what = f"stride {stride} is larger than patch {patch}, so steps between patches would never be read"
+        raise ConfigError(what, where="network.stride", fix="Choose a stride between 1 and the patch length")
     return max(1, (input_length - patch) // stride + 2)
 
 
 def patchify(x_mt: jax.Array, patch: int, stride: int) -> jax.Array:
     """Cut windows ``[m, t]`` into patches ``[m, n, p]``, the end padded by repeating the last value.
 
-    The published code pads by ``stride`` and cannot cut a window shorter than ``patch - stride``; here such a window is
-    padded to one whole patch. For every longer window the patches are the published ones.
+    The published code pads by ``stride`` and cannot cut a window shorter than ``patch - stride``; here such a
+    window is padded to one full patch. For every longer window the patches are the published ones.
     """
     length = x_mt.shape[1]
     steps_np = np.arange(patch_count(length, patch, stride))[:, None] * stride + np.arange(patch)

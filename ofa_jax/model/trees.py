@@ -22,6 +22,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return dict(sorted(flat.items())) if not prefix else flat
 
 
+def shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shape of every leaf by path."""
+    return {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
+
+
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of :func:`flatten`."""
     tree: dict[str, Any] = {}

@@ -6,63 +6,62 @@ never a fallback; they come from :func:`random_trunk` alone.
 
 from __future__ import annotations
 
-import json
+import os
 import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
-from ofa_jax import files
-from ofa_jax.errors import WeightsError
+from ofa_jax.errors import ConfigError, WeightsError
+from ofa_jax.files import (
+    FileRecord,
+    Record,
+    Sha256,
+    find_damage,
+    open_tensors,
+    parse_record,
+    read_json,
+    read_record,
+    read_tensor,
+)
 from ofa_jax.model import frozen_init, trees
 from ofa_jax.model.gpt2 import PRESETS, GPT2Config
-from ofa_jax.model.hf_folder import (
-    CONFIG,
-    INDEX,
-    MANIFEST,
-    WEIGHTS,
-    Stored,
-    check_digest,
-    folder_config,
-    inventory,
-    listing,
-    open_tensors,
-    read_manifest,
-    resolve,
-)
 
-_OUTER = (
-    ("wpe.weight", "wpe/embedding", "nd"),
-    ("ln_f.weight", "ln_f/scale", "d"),
-    ("ln_f.bias", "ln_f/bias", "d"),
-)
-_BLOCK = (
-    ("ln_1.weight", "ln_1/scale", "d"),
-    ("ln_1.bias", "ln_1/bias", "d"),
-    ("attn.c_attn.weight", "attn/c_attn/kernel", "dq"),
-    ("attn.c_attn.bias", "attn/c_attn/bias", "q"),
-    ("attn.c_proj.weight", "attn/c_proj/kernel", "dd"),
-    ("attn.c_proj.bias", "attn/c_proj/bias", "d"),
-    ("ln_2.weight", "ln_2/scale", "d"),
-    ("ln_2.bias", "ln_2/bias", "d"),
-    ("mlp.c_fc.weight", "mlp/c_fc/kernel", "df"),
-    ("mlp.c_fc.bias", "mlp/c_fc/bias", "f"),
-    ("mlp.c_proj.weight", "mlp/c_proj/kernel", "fd"),
-    ("mlp.c_proj.bias", "mlp/c_proj/bias", "d"),
-)
-"""Hugging Face name, our path, shape in letters. Its Conv1D weight is ``[in, out]``, a Flax kernel as it stands (protocol §1.5)."""
+CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "trunk.json"
+_INDEX = "model.safetensors.index.json"
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+_OUTER = """
+wpe.weight wpe/embedding nd
+ln_f.weight ln_f/scale d
+ln_f.bias ln_f/bias d
+"""
+_BLOCK = """
+ln_1.weight ln_1/scale d
+ln_1.bias ln_1/bias d
+attn.c_attn.weight attn/c_attn/kernel dq
+attn.c_attn.bias attn/c_attn/bias q
+attn.c_proj.weight attn/c_proj/kernel dd
+attn.c_proj.bias attn/c_proj/bias d
+ln_2.weight ln_2/scale d
+ln_2.bias ln_2/bias d
+mlp.c_fc.weight mlp/c_fc/kernel df
+mlp.c_fc.bias mlp/c_fc/bias f
+mlp.c_proj.weight mlp/c_proj/kernel fd
+mlp.c_proj.bias mlp/c_proj/bias d
+"""
+"""Hugging Face name, our path, shape in letters. Its Conv1D weight is ``[in, out]``, as a Flax kernel (protocol §1.5)."""
 
 _UNUSED = re.compile(
     r"wte\.weight|h\.\d+\.attn\.(bias|masked_bias)|(lm_head|score|classifier|qa_outputs|multiple_choice_head)\..+"
 )
-"""Token embedding, mask buffers of old files and the heads of Hugging Face's GPT-2 classes: the trunk has no use for them."""
+"""Token embedding, mask buffers of old files and the heads of Hugging Face's GPT-2 classes: not part of the trunk."""
 
-_DTYPES = {"F16", "BF16", "F32", "F64"}
 _INITIALIZER_RANGE = 0.02  # Hugging Face's default `initializer_range`
 
 
@@ -73,7 +72,7 @@ class Trunk:
     Attributes:
         config: Shapes and mathematics; ``config.n_layer`` is the number of blocks kept.
         params: Nested dict of read-only float32 arrays, as :class:`~ofa_jax.model.gpt2.GPT2Trunk` takes them.
-        source: Where the weights came from (folder, ``id@commit`` of the hub, or ``random``); kept through :func:`convert`.
+        source: Where the weights came from (folder, ``id@commit`` of the hub, or ``random``); kept by conversion.
         dropped: Hugging Face names of stored tensors that the trunk does not use.
     """
 
@@ -88,86 +87,135 @@ class Trunk:
         return trees.fingerprint(trees.flatten(self.params).items())
 
 
-def _rows(config: GPT2Config) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Hugging Face name -> (path, shape), for every tensor of the trunk."""
+class _ConfigRecord(Record):
+    """Hugging Face's ``config.json``: our fields with its defaults, and fields whose other values are not supported."""
+
+    model_type: Literal["gpt2"]
+    add_cross_attention: Literal[False, None] = None
+    is_encoder_decoder: Literal[False, None] = None
+    is_causal: Literal[True, None] = None
+    pruned_heads: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    quantization_config: None = None
+    auto_map: None = None
+    n_embd: int = Field(768, ge=1, le=2**16)
+    n_layer: int = Field(12, ge=1, le=1000)
+    n_head: int = Field(12, ge=1, le=2**16)
+    n_positions: int = Field(1024, ge=1, le=2**20)
+    n_inner: Annotated[int, Field(ge=1, le=2**18)] | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = Field(1e-5, gt=0, lt=1)
+    embd_pdrop: float = Field(0.1, ge=0, lt=1)
+    attn_pdrop: float = Field(0.1, ge=0, lt=1)
+    resid_pdrop: float = Field(0.1, ge=0, lt=1)
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+
+
+_OTHER_NAMES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+"""Hugging Face's general names of GPT-2's own fields."""
+
+
+class _IndexRecord(Record):
+    """``model.safetensors.index.json``."""
+
+    weight_map: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+\.safetensors$")]]
+
+
+class TrunkRecord(FileRecord):
+    """``trunk.json`` of a converted folder: where the weights came from, and the sha256 of the two other files."""
+
+    source: str
+    sha256: Sha256
+    config_sha256: Sha256
+
+
+class _Stored(NamedTuple):
+    file: Path
+    shape: tuple[int, ...]
+
+
+def trunk_tensors(config: GPT2Config) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Hugging Face name -> (our path, shape), for every tensor of the trunk."""
     size = {"n": config.n_positions, "d": config.n_embd, "q": 3 * config.n_embd, "f": config.mlp_width}
-    table = [
-        *_OUTER,
-        *(
-            (f"h.{i}.{name}", f"h/{i}/{path}", letters)
-            for i in range(config.n_layer)
-            for name, path, letters in _BLOCK
-        ),
-    ]
-    return {name: (path, tuple(size[letter] for letter in letters)) for name, path, letters in table}
+    rows = [line.split() for line in _OUTER.split("\n") if line]
+    for i in range(config.n_layer):
+        block = (line.split() for line in _BLOCK.split("\n") if line)
+        rows += [[f"h.{i}.{name}", f"h/{i}/{path}", letters] for name, path, letters in block]
+    return {name: (path, tuple(size[letter] for letter in letters)) for name, path, letters in rows}
 
 
 def trunk_shapes(config: GPT2Config, positions: bool = True) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every trunk parameter in path order; without ``positions`` there is no ``wpe``. Needs no weights and no jax."""
-    shapes = dict(_rows(config).values())
-    return {path: shapes[path] for path in sorted(shapes) if positions or not path.startswith("wpe/")}
+    """Path -> shape of every trunk parameter in path order; without ``positions`` there is no ``wpe``."""
+    shapes = dict(sorted(trunk_tensors(config).values()))
+    return {path: shape for path, shape in shapes.items() if positions or not path.startswith("wpe/")}
 
 
 def read_config(source: str | Path, *, revision: str | None = None, n_layer: int | None = None) -> GPT2Config:
     """Shapes and mathematics of a trunk, without its weights.
 
     Args:
-        source: A folder, a hub id, or the name of a published GPT-2 (``gpt2``, ``distilgpt2``, ...; with or without
-            ``openai-community/``, ``distilbert/``), which needs neither files nor network. A folder of that name comes first.
+        source: A folder, a hub id, or the name of a published GPT-2 (``gpt2``, ``distilgpt2``, …; with or without
+            ``openai-community/``, ``distilbert/``), which needs neither files nor network. A folder of that name takes
+            precedence.
         revision: Branch, tag or commit of a hub id; the published sizes are the same in every revision.
-        n_layer: Keep the first ``n_layer`` blocks; None keeps all.
-
-    ``reorder_and_upcast_attn`` is honoured in that attention scores and softmax are float32 here, whatever it says.
+        n_layer: Keep the first ``n_layer`` blocks; default: all.
 
     Raises:
-        WeightsError: No config found, one that is not GPT-2's, fields that change the mathematics and are not supported
-            (by name), or fewer blocks than asked for.
+        WeightsError: No config found, one that is not GPT-2's, fields (named) that change the mathematics and are not
+            supported, or fewer blocks than requested. ``reorder_and_upcast_attn`` is accepted: attention scores and softmax
+            are always float32 here.
     """
     owner, _, name = str(source).rpartition("/")
-    published = (
-        PRESETS.get(name)
-        if owner in ("", "distilbert" if name == "distilgpt2" else "openai-community")
-        else None
-    )
-    if published is not None and isinstance(source, str) and not Path(source).is_dir():
-        return _keep(published, n_layer, str(source))
-    folder, _ = resolve(source, revision, [CONFIG, MANIFEST])
-    return _keep(folder_config(folder, read_manifest(folder)), n_layer, str(source))
+    owners = ("", "distilbert" if name == "distilgpt2" else "openai-community")
+    if isinstance(source, str) and owner in owners and name in PRESETS and not Path(source).is_dir():
+        return _keep(PRESETS[name], n_layer, source)
+    folder, _ = _resolve(source, revision, [CONFIG, MANIFEST])
+    return _keep(_folder_config(folder)[0], n_layer, str(source))
 
 
 def load_trunk(source: str | Path, *, n_layer: int | None = None, revision: str | None = None) -> Trunk:
-    """Read, check and convert GPT-2 weights from a folder or the hub.
+    """Read and check GPT-2 weights from a folder or the hub.
 
     Reads ``model.safetensors``, else the shards of ``model.safetensors.index.json``, with or without the ``transformer.``
-    prefix, and what :func:`convert` wrote, whose sha256 is checked. float16, bfloat16, float32 and float64 become float32.
+    prefix, and converted folders, whose sha256 is checked. float16, bfloat16 and float64 become float32.
 
     Args:
-        source: A folder of Hugging Face's or of :func:`convert`'s, or a hub id.
-        n_layer: Keep the first ``n_layer`` blocks; None keeps all.
+        source: A Hugging Face or converted folder, or a hub id.
+        n_layer: Keep the first ``n_layer`` blocks; default: all.
         revision: Branch, tag or commit of a hub id.
 
     Raises:
-        WeightsError: Nothing found, pickled weights only, damaged files, tensors that are missing, unexpected, misshapen or
-            not finite (all of them named in one error), or what :func:`read_config` refuses.
-        CheckpointError: The ``trunk.json`` of a converted folder is unreadable or newer than this version.
+        WeightsError: Nothing found, pickled weights only, damaged files, tensors that are missing, unexpected or misshapen
+            (all of them named in one error) or not finite, or what :func:`read_config` refuses.
     """
-    folder, origin = resolve(source, revision, [CONFIG, MANIFEST, WEIGHTS, INDEX, "model-*.safetensors"])
-    manifest = read_manifest(folder)
-    stored_config = folder_config(folder, manifest)
+    folder, origin = _resolve(source, revision, [CONFIG, MANIFEST, WEIGHTS, _INDEX, "model-*.safetensors"])
+    stored_config, manifest = _folder_config(folder)
     config = _keep(stored_config, n_layer, str(source))
     if manifest is not None:
-        check_digest(folder, WEIGHTS, manifest["sha256"])
-        origin = str(manifest["source"])
-    stored = inventory(folder, str(source))
+        _check_files(folder, {WEIGHTS: manifest.sha256})
+        origin = manifest.source
+    stored = _list_tensors(folder, str(source))
     names, dropped = _match(stored, stored_config, config, folder)
-    return Trunk(config, trees.unflatten(_read(stored, names)), origin, dropped)
+    flat: dict[str, np.ndarray] = {}
+    for file in sorted({stored[name].file for name in names.values()}):
+        with open_tensors(file, error=WeightsError) as tensors:
+            for path, name in names.items():
+                if stored[name].file == file:
+                    flat[path] = read_tensor(tensors, name, file, error=WeightsError)
+                    flat[path].flags.writeable = False
+    return Trunk(config, trees.unflatten(flat), origin, dropped)
 
 
 def random_trunk(config: GPT2Config, seed: int) -> Trunk:
     """A trunk with Hugging Face's initial distribution, the same bits from ``seed`` on every machine.
 
-    Kernels and positions ~ N(0, 0.02²), both ``c_proj`` kernels ~ N(0, 0.02² / (2 n_layer)), biases 0, layer norms 1 and 0; drawn
-    by :func:`ofa_jax.model.frozen_init.normal` under ``gpt2/<path>``. ``source`` is ``random``.
+    Kernels and positions ~ N(0, 0.02²), both ``c_proj`` kernels ~ N(0, 0.02² / (2 n_layer)), biases 0, layer norms 1 and
+    0; drawn by :func:`ofa_jax.model.frozen_init.normal` under ``gpt2/<path>``. ``source`` is ``random``.
     """
     residual_std = _INITIALIZER_RANGE / float(np.sqrt(np.float64(2 * config.n_layer)))
     flat: dict[str, np.ndarray] = {}
@@ -182,164 +230,152 @@ def random_trunk(config: GPT2Config, seed: int) -> Trunk:
     return Trunk(config, trees.unflatten(flat), "random")
 
 
-def save_trunk(trunk: Trunk, out: str | Path, dtype: str = "float32") -> dict[str, Any]:
-    """Write a trunk folder: Hugging Face's GPT-2 layout without ``wte``, plus ``trunk.json`` with its digests.
-
-    Args:
-        trunk: What to write.
-        out: A folder; it may be new, empty, or a trunk folder, which is replaced.
-        dtype: Stored type: ``float32``, ``bfloat16`` or ``float16``. The fingerprint is that of the trunk as it will load.
-
-    Returns:
-        What ``trunk.json`` holds (source, layers, dtype, parameters, dropped, sha256, config_sha256, fingerprint) and ``bytes``.
-
-    Raises:
-        WeightsError: ``out`` holds something else, an unknown ``dtype``, or values too large for it.
-    """
-    from safetensors.numpy import save_file
-
-    out = _writable(out)
-    leaves = trees.flatten(trunk.params)
-    stored = {name: _cast(leaves[path], dtype, name) for name, (path, _) in _rows(trunk.config).items()}
-    as_loaded = {
-        path: stored[name].astype(np.float32, copy=False) for name, (path, _) in _rows(trunk.config).items()
-    }
-    config = {"architectures": ["GPT2Model"], "model_type": "gpt2", **asdict(trunk.config), "dtype": dtype}
-    with files.atomic_folder(out) as scratch:
-        files.write_atomic(scratch / CONFIG, json.dumps(config, indent=2) + "\n")
-        save_file(stored, scratch / WEIGHTS, metadata={"format": "pt"})
-        (scratch / WEIGHTS).chmod(
-            (scratch / CONFIG).stat().st_mode
-        )  # safetensors writes 0600; a trunk may be shared
-        report = {
-            "source": trunk.source,
-            "layers": trunk.config.n_layer,
-            "dtype": dtype,
-            "parameters": sum(leaf.size for leaf in stored.values()),
-            "dropped": dict(Counter(re.sub(r"(?<=\bh\.)\d+", "*", name) for name in trunk.dropped)),
-            "sha256": files.sha256_file(scratch / WEIGHTS),
-            "config_sha256": files.sha256_file(scratch / CONFIG),
-            "fingerprint": trees.fingerprint(sorted(as_loaded.items())),
-        }
-        files.write_json(scratch / MANIFEST, report)
-        size = sum(file.stat().st_size for file in scratch.iterdir())
-    return {**report, "bytes": size}
-
-
-def convert(
-    source: str | Path,
-    out: str | Path,
-    *,
-    n_layer: int | None = None,
-    revision: str | None = None,
-    dtype: str = "float32",
-) -> dict[str, Any]:
-    """:func:`load_trunk`, then :func:`save_trunk`; returns the latter's report. Such a folder loads without ``transformers``."""
-    _writable(out)
-    return save_trunk(load_trunk(source, n_layer=n_layer, revision=revision), out, dtype)
-
-
 def _keep(config: GPT2Config, n_layer: int | None, where: str) -> GPT2Config:
     if n_layer is None:
         return config
     if not 1 <= n_layer <= config.n_layer:
-        raise WeightsError(
-            f"{n_layer} blocks are asked for, but this trunk has {config.n_layer}",
-            where=where,
-            fix=f"Set n_layer between 1 and {config.n_layer}",
-        )
+        what = f"{n_layer} blocks were requested, but this trunk has {config.n_layer}"
+        raise WeightsError(what, where=where, fix=f"Set n_layer between 1 and {config.n_layer}")
     return replace(config, n_layer=n_layer)
 
 
+def _resolve(source: str | Path, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
+    """The local folder of ``source`` and the name to keep as its origin; of a hub id, ``patterns`` are downloaded."""
+    folder, text = Path(os.path.expanduser(source)), str(source)
+    if folder.is_dir():
+        if revision is not None:
+            what = f"revision {revision!r} is for hub ids, but this is a folder"
+            raise WeightsError(what, where=text, fix="Leave the revision out")
+        return folder, text
+    if folder.exists():
+        raise WeightsError(
+            "is a file", where=text, fix=f"Name the folder that contains {CONFIG} and {WEIGHTS}"
+        )
+    is_path = isinstance(source, Path) or text.startswith((".", "~"))
+    if is_path or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
+        fix = "Name a folder of GPT-2 weights, or a hub id such as gpt2"
+        raise WeightsError("there is no such folder", where=text, fix=fix)
+
+    from huggingface_hub import snapshot_download
+
+    options: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": ["*/*"]}
+    try:
+        snapshot = Path(snapshot_download(text, revision=revision, **options))
+    except Exception as error:  # the hub, its HTTP client and its transfer tool each have their own families
+        reason = next(iter(str(error).strip().splitlines()), "no reason given").rstrip(".")
+        raise WeightsError(
+            "neither a folder of this name nor a model that can be fetched from the Hugging Face hub "
+            f"({type(error).__name__}: {reason})",
+            where=text,
+            fix="Check the spelling, the network, HF_HUB_OFFLINE and, for a gated model, `hf auth login`; or run "
+            f"`ofa-jax convert {text} --out FOLDER` on a machine with network, copy FOLDER here and name it; "
+            "or ask for random weights with `trunk.source: random`",
+        ) from error
+    return snapshot, f"{text}@{snapshot.name}"
+
+
+def _folder_config(folder: Path) -> tuple[GPT2Config, TrunkRecord | None]:
+    """``config.json`` and, in a converted folder, ``trunk.json``, against which it is checked."""
+    manifest, path = None, folder / CONFIG
+    if (folder / MANIFEST).exists():
+        manifest = read_record(folder / MANIFEST, TrunkRecord, kind="trunk", error=WeightsError)
+        _check_files(folder, {CONFIG: manifest.config_sha256})
+    elif not path.exists():
+        fix = "Name a folder of GPT-2 weights; if a folder hides a hub id, add its owner (openai-community/gpt2)"
+        raise WeightsError(f"there is no {CONFIG} here", where=str(folder), fix=fix)
+    content = read_json(path, kind="trunk", error=WeightsError)
+    for other, name in _OTHER_NAMES.items():
+        if other in content and content.setdefault(name, content[other]) != content[other]:
+            what = f"{other} is {content[other]!r}, but {name} is {content[name]!r}"
+            raise WeightsError(what, where=str(path), fix="Remove one")
+    fix = "Choose a plain GPT-2; other trunks are not supported"
+    record = parse_record(content, _ConfigRecord, where=str(path), error=WeightsError, fix=fix)
+    try:
+        return GPT2Config(**record.model_dump(include=set(GPT2Config.__dataclass_fields__))), manifest
+    except ConfigError as error:
+        raise WeightsError(error.what, where=str(path), fix=error.fix) from None
+
+
+def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
+    damage = find_damage(folder, digests)
+    if damage:
+        fix = "Copy the folder again, or run `ofa-jax convert` again"
+        raise WeightsError(damage, where=str(folder), fix=fix)
+
+
+def _list_tensors(folder: Path, source: str) -> dict[str, _Stored]:
+    """Every stored tensor by name, from the headers alone: of ``model.safetensors``, else of the shards in its index."""
+    if (folder / WEIGHTS).exists():
+        return _header(folder / WEIGHTS)
+    if not (folder / _INDEX).exists():
+        raise _no_safetensors(folder, source)
+    index = read_record(folder / _INDEX, _IndexRecord, kind="trunk", error=WeightsError).weight_map
+    stored: dict[str, _Stored] = {}
+    astray = []
+    for shard in sorted(set(index.values())):
+        found = _header(folder / shard)
+        astray += [f"{name} in {shard}" for name in found if index.get(name) != shard]
+        stored |= found
+    astray += [f"{name} not in {shard}" for name, shard in index.items() if name not in stored]
+    if astray:
+        what, fix = f"index and shards disagree: {listing(astray)}", "Download all of them again"
+        raise WeightsError(what, where=str(folder / _INDEX), fix=fix)
+    return stored
+
+
+def _header(path: Path) -> dict[str, _Stored]:
+    with open_tensors(path, error=WeightsError) as tensors:
+        names = tensors.keys()
+        return {name: _Stored(path, tuple(tensors.get_slice(name).get_shape())) for name in names}
+
+
+def _no_safetensors(folder: Path, source: str) -> WeightsError:
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+    call = f"from transformers import GPT2Model; GPT2Model.from_pretrained('{source}').save_pretrained('OUT')"
+    if pickles:
+        what = f"only pickled weights here ({listing(pickles)}), which are refused because reading them can run code"
+        fix = f'Convert them on a machine you can spare: python -c "{call}"; then name the folder OUT'
+    else:
+        what = f"neither {WEIGHTS} nor {_INDEX} is here"
+        fix = (
+            f'Name a folder with weights; for a hub model that has only pickles, first run python -c "{call}"'
+        )
+    return WeightsError(what, where=str(folder), fix=fix)
+
+
 def _match(
-    stored: Mapping[str, Stored], stored_config: GPT2Config, config: GPT2Config, folder: Path
+    stored: Mapping[str, _Stored], stored_config: GPT2Config, config: GPT2Config, folder: Path
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Path -> stored name for every parameter of ``config``, and the names that are dropped."""
-    rows, all_rows, root = _rows(config), _rows(stored_config), "transformer."
+    rows, all_rows, root = trunk_tensors(config), trunk_tensors(stored_config), "transformer."
     prefixed = [name for name in stored if name.startswith(root)]
     bare = [name for name in stored if name in all_rows or name == "wte.weight"]
     if prefixed and bare:
-        what = f"some names carry the prefix {root!r} ({listing(prefixed, 3)}) and some do not ({listing(bare, 3)})"
-        raise WeightsError(
-            what, where=str(folder), fix="The folder mixes two models; save it again with transformers"
-        )
+        what = f"some names have the prefix {root!r} ({listing(prefixed, 3)}) and some do not ({listing(bare, 3)})"
+        fix = "The folder mixes two models; save it again with transformers"
+        raise WeightsError(what, where=str(folder), fix=fix)
     names: dict[str, str] = {}
-    dropped, unexpected, unfit = [], [], []
+    dropped, unexpected, misshapen = [], [], []
     for full_name, entry in stored.items():
         name = full_name.removeprefix(root)
         if name in rows:
             path, shape = rows[name]
             names[path] = full_name
-            if entry.shape != shape or entry.dtype not in _DTYPES:
-                unfit.append(f"{full_name} is {entry.dtype} {list(entry.shape)}, not a float {list(shape)}")
+            if entry.shape != shape:
+                misshapen.append(f"{full_name} is {list(entry.shape)}, not {list(shape)}")
         elif name in all_rows or _UNUSED.fullmatch(name):
             dropped.append(full_name)
         else:
             unexpected.append(full_name)
     missing = [(root if prefixed else "") + name for name, (path, _) in rows.items() if path not in names]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape or type": unfit}
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(faults.values()):
-        what = "; ".join(f"{len(found)} {kind}: {listing(found)}" for kind, found in faults.items() if found)
-        fix = "Check that config.json and the weights belong together and are plain GPT-2, with no adapters or compression in them"
-        raise WeightsError(f"the tensors are not those of config.json: {what}", where=str(folder), fix=fix)
+        found = "; ".join(f"{len(them)} {kind}: {listing(them)}" for kind, them in faults.items() if them)
+        fix = "Check that config.json and the weights belong together and are plain GPT-2, uncompressed and without adapters"
+        raise WeightsError(f"the tensors are not those of config.json: {found}", where=str(folder), fix=fix)
     return names, tuple(sorted(dropped))
 
 
-def _read(stored: Mapping[str, Stored], names: Mapping[str, str]) -> dict[str, np.ndarray]:
-    flat: dict[str, np.ndarray] = {}
-    bad = []
-    for file in sorted({stored[name].file for name in names.values()}):
-        with open_tensors(file) as tensors:
-            for path, name in names.items():
-                if stored[name].file != file:
-                    continue
-                with np.errstate(
-                    over="ignore"
-                ):  # a float64 beyond float32 becomes infinite and is named below
-                    flat[path] = np.asarray(tensors.get_tensor(name), np.float32)
-                flat[path].flags.writeable = False
-                if not np.isfinite(flat[path]).all():
-                    bad.append(f"{name} in {file.name}")
-    if bad:
-        fix = "The weights are damaged or their training diverged; download them again, or choose others"
-        raise WeightsError(f"not finite in float32: {listing(bad)}", where=str(file.parent), fix=fix)
-    return flat
-
-
-def _cast(leaf: np.ndarray, dtype: str, name: str) -> np.ndarray:
-    import ml_dtypes
-
-    types = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-    if dtype not in types:
-        raise WeightsError(
-            f"dtype {dtype!r} is unknown", where="convert", fix=f"Choose one of {', '.join(types)}"
-        )
-    with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(leaf, types[dtype])
-    if not np.isfinite(cast.astype(np.float32)).all():
-        raise WeightsError(
-            f"{name} holds values beyond the range of {dtype}",
-            where="convert",
-            fix="Choose float32 or bfloat16",
-        )
-    return cast
-
-
-def _writable(out: str | Path) -> Path:
-    """``out`` as an absolute path, if it may be written: absent, empty, or nothing but a trunk folder."""
-    out = Path(out).expanduser().resolve()
-    if out.exists() and not out.is_dir():
-        raise WeightsError("is a file", where=str(out), fix="Name a new folder")
-    foreign = (
-        sorted(file.name for file in out.iterdir() if file.name not in (CONFIG, WEIGHTS, MANIFEST))
-        if out.exists()
-        else []
-    )
-    if foreign or (out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists()):
-        found = f" (it holds {listing(foreign, 5)})" if foreign else ""
-        raise WeightsError(
-            f"is not empty and not a trunk folder{found}; it is left alone",
-            where=str(out),
-            fix="Name a new folder",
-        )
-    return out
+def listing(names: list[str], most: int = 12) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

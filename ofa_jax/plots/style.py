@@ -1,15 +1,18 @@
-"""What all figures share: palette, axes, the check of a table, and how a figure becomes bytes."""
+"""What all figures share: palette, axes, panels, the check of a table, and writing to a file."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ofa_jax.errors import DataError
+from ofa_jax.files import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,201 +20,186 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-"""Okabe and Ito's palette without its yellow, which is too light on white; neighbours differ in lightness."""
+COLORS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+"""Okabe and Ito's palette without its yellow, which is too light on white; neighbors differ in lightness."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
 
 SHADES = "cividis"
-"""A colour map that is the same to colour-blind eyes and grows lighter all the way."""
+"""A color map that looks the same with a color vision deficiency, with lightness increasing throughout."""
+
+MAX_PANELS = 6
+"""Panels of a figure; of more series the first ones are drawn."""
 
 _WORDS = {"smape": "sMAPE", "adam": "Adam"} | {
     word: word.upper() for word in ("mse", "mae", "rms", "sgd", "owa", "mase")
 }
 
-_MINUS = "\N{MINUS SIGN}"
+
+@contextlib.contextmanager
+def theme() -> Iterator[None]:
+    """``ofa.mplstyle`` over matplotlib's defaults; also a decorator, ``@theme()``."""
+    import matplotlib.style
+
+    with matplotlib.style.context("ofa_jax.plots.ofa", after_reset=True):
+        yield
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches that belongs to no window and no list of figures."""
+    """An empty figure in inches, outside pyplot's state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def plain(axis: Axes) -> None:
-    """No frame above and at the right, small figures, a faint grid."""
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8)
-    axis.grid(True, color="0.92", linewidth=0.7, zorder=0)
-    axis.set_axisbelow(True)
+def panels(
+    table: pd.DataFrame, height: float, title: str = "", *, sharex: bool = True
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """A figure with a panel per value of the column ``panel``, or a single one, each with its rows."""
+    groups = list(table.groupby("panel", sort=False)) if "panel" in table else [("", table)]
+    shown = groups[:MAX_PANELS]
+    figure = new_figure(8.5, height * len(shown) + 0.6)
+    axes = figure.subplots(len(shown), 1, squeeze=False, sharex=sharex)[:, 0]
+    for axis, (name, _) in zip(axes, shown, strict=True):
+        axis.set_title(text(name, 90))
+        axis.margins(x=0.01)
+    if len(shown) < len(groups):
+        title = f"{title} (first {len(shown)} of {len(groups)} series)".strip()
+    if title:
+        figure.suptitle(text(title, 110))
+    return figure, [(axis, own) for axis, (_, own) in zip(axes, shown, strict=True)]
+
+
+def legend_below(figure: Figure, columns: int = 5) -> None:
+    """One legend for all axes, each label once."""
+    handles = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
 
 def log_rank(axis: Axes, ranks: Sequence[float] | pd.Series) -> None:
     """A logarithmic axis of ranks with a tick at each of them, at most a dozen."""
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import NullLocator
 
     shown = sorted({float(rank) for rank in ranks})
+    ticks = shown[:: -(-len(shown) // 12)]
     axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_locator(FixedLocator(shown[:: -(-len(shown) // 12)]))
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_xticks(ticks, [f"{rank:g}" for rank in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_minor_formatter(NullFormatter())
     if len(shown) == 1:
         axis.set_xlim(shown[0] / 2, shown[0] * 2)
-    axis.set_xlabel("rank", fontsize=9)
-    plain(axis)
+    axis.set_xlabel("rank")
 
 
-def log_heights(axis: Axes) -> None:
-    """A logarithmic height whose figures stay apart: also 2 and 5 where it spans less than two decades. To be called after drawing."""
-    from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter, NullLocator
+def log_y(axis: Axes) -> None:
+    """A logarithmic y axis, with ticks also at 2 and 5 below two decades. Call it after drawing."""
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     if high < 100 * low:
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.yaxis.set_minor_locator(NullLocator())
-    else:
-        axis.yaxis.set_major_formatter(LogFormatterMathtext())
-        axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def stroke(index: int, colour: Any) -> dict[str, Any]:
-    """Marker and line style of the line number ``index``, in a colour."""
-    return {"color": colour, "marker": MARKERS[index % len(MARKERS)], "linestyle": LINES[index % len(LINES)]}
+def stroke(index: int, color: Any) -> dict[str, Any]:
+    """Color, marker and line style of line number ``index``, distinct in grayscale print too."""
+    return {"color": color, "marker": MARKERS[index % len(MARKERS)], "linestyle": LINES[index % len(LINES)]}
 
 
-def whole_ticks(along: Axis) -> None:
-    """Ticks at whole numbers alone."""
+def integer_ticks(along: Axis) -> None:
+    """Ticks at integers only."""
     from matplotlib.ticker import MaxNLocator
 
     along.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
-def shades(count: int) -> list[tuple[float, ...]]:
-    """So many colours from dark to light, none too light for white paper."""
+def shades(count: int) -> list[Any]:
+    """``count`` colors from dark to light, none too light for white paper."""
     from matplotlib import colormaps
 
-    shades = [tuple(colormaps[SHADES](place)) for place in np.linspace(0, 0.85, count)]
-    return shades if count > 1 else [COLOURS[0]]  # type: ignore[list-item]
+    return list(colormaps[SHADES](np.linspace(0, 0.85, count))) if count > 1 else [COLORS[0]]
 
 
 def checked(
-    table: pd.DataFrame,
-    columns: Sequence[str],
-    what: str,
-    *,
-    numbers: Sequence[str] = (),
-    may_be_empty: bool = False,
+    table: pd.DataFrame, numbers: Sequence[str], names: Sequence[str] = (), *, where: str
 ) -> pd.DataFrame:
-    """The table, once it is sure that it can be drawn.
+    """The table, if it can be drawn.
 
     Raises:
-        DataError: A column is missing or holds something else than numbers, or there is no row.
+        DataError: A column is missing or not numeric, or there is no row.
     """
     from pandas.api.types import is_numeric_dtype
 
-    missing = [name for name in columns if name not in table.columns]
+    missing = [name for name in (*names, *numbers) if name not in table]
     if missing:
-        raise DataError(
-            f"the {what} has no column {', '.join(f'`{name}`' for name in missing)}",
-            where="plots",
-            fix=f"It has {', '.join(f'`{name}`' for name in table.columns) or 'none'}",
-        )
+        found = ", ".join(f"`{name}`" for name in table) or "none"
+        raise DataError(f"the table has no column `{missing[0]}`", where=where, fix=f"It has {found}")
     if not len(table):
-        if may_be_empty:
-            return table
-        raise DataError(f"the {what} has no rows", where="plots", fix="Give at least one")
-    for name in numbers:
-        if not is_numeric_dtype(table[name]):
-            raise DataError(
-                f"the column `{name}` of the {what} holds something else than numbers",
-                where="plots",
-                fix="Convert it first",
-            )
+        raise DataError("the table has no rows", where=where, fix="Give at least one")
+    wrong = [name for name in numbers if not is_numeric_dtype(table[name])]
+    if wrong:
+        raise DataError(f"the column `{wrong[0]}` is not numeric", where=where, fix="Convert it to numbers")
     return table
 
 
-def chosen(table: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows that have these values; NaN equals NaN."""
-    keep = np.ones(len(table), bool)
-    for name, value in values.items():
-        column = table[name]
-        keep &= (column.isna() if isinstance(value, float) and np.isnan(value) else column == value).to_numpy(
-            bool
-        )
-    return table[keep]
-
-
-def distinct(*columns: pd.Series) -> list[Any]:
-    """Values (or tuples of them) in the order of their first appearance."""
-    return (
-        list(dict.fromkeys(columns[0]))
-        if len(columns) == 1
-        else list(dict.fromkeys(zip(*columns, strict=True)))
-    )
-
-
 def spelled(name: object) -> str:
-    """A column's name as words."""
+    """A column's name in words."""
     return " ".join(_WORDS.get(word, word) for word in str(name).split("_"))
 
 
-def text(name: object, most: int = 40) -> str:
-    """A name from outside as a figure can show it: cut where it is long, no sign that would be read as mathematics or break an SVG."""
-    shown = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in str(name))
-    return (shown if len(shown) <= most else shown[: most - 1] + "…").replace("$", r"\$")
+def text(name: object, longest: int = 40) -> str:
+    """A name from outside, shortened, without the control characters that SVG cannot contain."""
+    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(name))
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
-def signed(number: float, form: str = ".2f") -> str:
+def signed(number: float, spec: str = "z.2f") -> str:
     """A number with a true minus sign and no negative zero."""
-    text = format(number, form)
-    return (text[1:] if float(text) == 0 else _MINUS + text[1:]) if text.startswith("-") else text
+    return format(number, spec).replace("-", "\N{MINUS SIGN}")
 
 
 def bytes_text(number: float) -> str:
-    """Bytes in the largest unit of which there is one: ``61.9 kB``."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(number) >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.3g} B"
+    """Bytes in a decimal unit: ``61.9 kB``."""
+    from matplotlib.ticker import EngFormatter
+
+    return EngFormatter("B", places=1 if number >= 1000 else 0)(number)
 
 
-def spread_out(places: Sequence[float], gap: float) -> list[float]:
-    """Ascending places, at most 1, moved apart so that neighbours are at least ``gap`` from each other."""
-    moved = list(places)
-    for index in range(1, len(moved)):
-        moved[index] = max(moved[index], moved[index - 1] + gap)
-    ceiling = 1.0
-    for index in reversed(range(len(moved))):
-        moved[index] = min(moved[index], ceiling)
-        ceiling = moved[index] - gap
-    return moved
+@theme()
+def _rendered(figure: Figure, kind: str, dpi: int | None = None) -> bytes:
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # missing from the font: drawn as boxes
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(content, format=kind, dpi=dpi or "figure", metadata=metadata)
+    return content.getvalue()
 
 
 def as_svg(figure: Figure) -> str:
-    """A figure as SVG, its letters as outlines, so that it looks the same everywhere; the same figure gives the same text."""
-    import matplotlib
-
-    content = io.StringIO()
-    with (
-        matplotlib.rc_context({"svg.hashsalt": "ofa-jax", "svg.fonttype": "path"}),
-        warnings.catch_warnings(),
-    ):
-        warnings.filterwarnings(
-            "ignore", message="Glyph"
-        )  # a name in a script that the font lacks shows as boxes
-        figure.savefig(content, format="svg", metadata={"Date": None})
-    return content.getvalue()
+    """A figure as SVG; the same figure gives the same text."""
+    return _rendered(figure, "svg").decode()
 
 
 def as_png(figure: Figure, dpi: int = 150) -> bytes:
     """A figure as PNG."""
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(content, format="png", dpi=dpi)
-    return content.getvalue()
+    return _rendered(figure, "png", dpi)
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
+    """Write a figure atomically, in the format that the file's extension names.
+
+    Raises:
+        DataError: The extension names no format that can be drawn.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    kind = Path(path).suffix.lstrip(".").lower()
+    if kind not in FigureCanvasAgg.get_supported_filetypes():
+        what = f"figures cannot be written as {kind or 'a file without an extension'!r}"
+        raise DataError(what, where=str(path), fix="Use .png, .svg or .pdf")
+    write_atomic(path, _rendered(figure, kind, dpi))

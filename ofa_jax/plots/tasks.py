@@ -1,184 +1,173 @@
-"""Figures of a run's errors that only one kind of task has: scores of anomalies, confused classes, points filled in.
-
-A table in, a matplotlib figure out, as in :mod:`~ofa_jax.plots.studies`.
-"""
+"""Figures of tasks that do not forecast: anomaly scores, class probabilities, imputed points."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from ofa_jax.errors import DataError
 from ofa_jax.plots import style as style
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_POINTS = 2000
-"""Points of a long line; of more, each group of neighbours is drawn as its largest."""
+MAX_POINTS = 2000
+"""Points of a line; of more, each group of neighbors is drawn as its maximum."""
+
+MAX_CASES = 40
+"""Cases in a figure; of more, the first ones are drawn."""
 
 
-def anomaly_scores(scores: pd.DataFrame, threshold: float) -> Figure:
-    """The score of every step, the labelled anomalies shaded, the threshold as a line; a panel per stretch.
+@style.theme()
+def anomaly_scores(table: pd.DataFrame, threshold: float) -> Figure:
+    """The score of every step with the threshold.
+
+    Labeled anomalies are shaded; without labels the steps above the threshold are marked.
 
     Args:
-        scores: Columns ``step, score, label`` (true where a step is labelled anomalous), and ``stretch``, which names the panels.
-        threshold: Scores above it count as anomalous.
+        table: The first column is the time (steps or timestamps); ``score``; where labels are known
+            ``label``, true at anomalies, with time as steps; a column ``panel`` names panels.
+        threshold: Larger scores count as anomalous.
 
     Raises:
         DataError: A column is missing, or there is no row.
     """
-    scores = style.checked(
-        scores, ("stretch", "step", "score", "label"), "table of scores", numbers=("step", "score")
-    )
-    names = style.distinct(scores["stretch"])
-    figure = style.new_figure(8.6, 1.9 * len(names) + 0.7)
-    axes = figure.subplots(len(names), 1, squeeze=False)[:, 0]
-    for axis, name in zip(axes, names, strict=True):
-        own = scores[scores["stretch"] == name]
-        size = -(-len(own) // MOST_POINTS)
-        starts = np.arange(0, len(own), size)
-        axis.plot(
-            own["step"].to_numpy()[starts],
-            np.maximum.reduceat(own["score"].to_numpy(float), starts),
-            color=style.COLOURS[0],
-            linewidth=1,
-            label="score",
-        )
-        axis.broken_barh(
-            _stretches(own),
-            (0, 1),
-            transform=axis.get_xaxis_transform(),
-            color=style.COLOURS[1],
-            alpha=0.4,
-            linewidth=0.8,
-            label="labelled anomalous",
-        )
+    style.checked(table, ("score",), where="plots.anomaly_scores")
+    figure, panels = style.panels(table, 1.8, sharex=False)
+    for axis, own in panels:
+        time, score = own.iloc[:, 0].to_numpy(), own["score"].to_numpy()
+        begins = np.arange(0, len(own), -(-len(own) // MAX_POINTS))
+        drawn = np.maximum.reduceat(score, begins)
+        axis.plot(time[begins], drawn, color=style.COLORS[0], linewidth=1, label="score")
+        if "label" in own:
+            _shade(axis, own)
+        else:
+            above = score > threshold
+            axis.plot(time[above], score[above], ".", color=style.COLORS[5], label="above the threshold")
         axis.axhline(
             threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:.3g}"
         )
-        if (own["score"] > 0).any() and threshold > 0:
-            style.log_heights(axis)
-        axis.set_title(style.text(name, 90), fontsize=9, loc="left")
-        axis.set_ylabel("score", fontsize=9)
-        axis.margins(x=0.01)
-        style.plain(axis)
-    axes[-1].set_xlabel("test step", fontsize=9)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
-    )
+        if (score > 0).any() and threshold > 0:
+            style.log_y(axis)
+        axis.set_ylabel("score")
+    if pd.api.types.is_numeric_dtype(table.iloc[:, 0]):
+        axis.set_xlabel("step")
+    style.legend_below(figure)
     return figure
 
 
-def _stretches(own: pd.DataFrame) -> list[tuple[float, float]]:
-    """Where labelled stretches begin, and how long they are; half a step wider at both ends."""
-    edges = np.diff(np.concatenate([[0], own["label"].to_numpy(bool).astype(int), [0]]))
-    step = own["step"].to_numpy(float)
-    ends = zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1) - 1, strict=True)
-    return [(step[first] - 0.5, step[last] - step[first] + 1) for first, last in ends]
+def _shade(axis: Axes, own: pd.DataFrame) -> None:
+    """Shade each run of labeled steps, half a step wider at both ends."""
+    label = own["label"].astype(bool)
+    spans = own.iloc[:, 0][label].groupby((label != label.shift()).cumsum()).agg(["min", "max"])
+    bars = [(first - 0.5, last - first + 1) for first, last in spans.itertuples(index=False)]
+    look = {"color": style.COLORS[1], "alpha": 0.4, "linewidth": 0.8}
+    axis.broken_barh(bars, (0, 1), transform=axis.get_xaxis_transform(), **look, label="labeled anomaly")
 
 
-def confusion(cases: pd.DataFrame) -> Figure:
-    """How many cases of each class were taken for which class.
+@style.theme()
+def confusion(counts: pd.DataFrame) -> Figure:
+    """The confusion matrix.
 
     Args:
-        cases: Columns ``true, predicted, count``, a row for every pair of classes.
-
-    Raises:
-        DataError: A column is missing, or there is no row.
+        counts: Indexed by true class, a column per predicted class, in the same order.
     """
-    cases = style.checked(cases, ("true", "predicted", "count"), "table of cases", numbers=("count",))
-    names = style.distinct(cases["true"])
-    table = cases.pivot(index="true", columns="predicted", values="count").reindex(index=names, columns=names)
-    if table.isna().to_numpy().any():
-        raise DataError(
-            "the table of cases lacks a pair of classes",
-            where="plots",
-            fix="Give every pair, also those that count 0",
-        )
-    counts = table.to_numpy(float)
-    size = min(1.8 + 0.45 * len(names), 8)
+    size = min(1.8 + 0.45 * len(counts), 8)
     figure = style.new_figure(size + 1.2, size)
-    axis = figure.subplots()
-    image = axis.imshow(counts, cmap=style.SHADES, vmin=0)
-    figure.colorbar(image, ax=axis, shrink=0.8).ax.tick_params(labelsize=8)
-    if len(names) <= 20:
-        for row, column in np.ndindex(counts.shape):
-            light = counts[row, column] > 0.6 * counts.max()
-            axis.text(
-                column,
-                row,
-                f"{counts[row, column]:g}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="black" if light else "white",
-            )
-    shown = [style.text(name, 14) for name in names]
-    axis.set_xticks(range(len(names)), shown, fontsize=8, rotation=0 if max(map(len, shown)) < 4 else 90)
-    axis.set_yticks(range(len(names)), shown, fontsize=8)
-    axis.set_xlabel("taken for", fontsize=9)
-    axis.set_ylabel("is", fontsize=9)
+    axis = _matrix(figure, counts, "g" if len(counts) <= 20 else None)
+    axis.set(xlabel="predicted class", ylabel="true class")
     return figure
 
 
-def filled_in(windows: pd.DataFrame, *, unit: str = "value") -> Figure:
-    """Points that were hidden and what was filled in for them, a panel per window.
+@style.theme()
+def class_probabilities(table: pd.DataFrame) -> Figure:
+    """The probability of each class for each case; of many cases the first are drawn.
 
     Args:
-        windows: Columns ``window, step, truth, filled``; ``filled`` is NaN where the point was not hidden.
-        unit: What the values are.
+        table: The first column is the case; every numeric column after it is a class. Others are left out.
+
+    Raises:
+        DataError: There is no row, or no class.
+    """
+    shown = table.set_index(table.columns[0]).select_dtypes("number").head(MAX_CASES)
+    if not shown.size:
+        what = "the table has no probabilities"
+        raise DataError(
+            what, where="plots.class_probabilities", fix="Give a row per case, a column per class"
+        )
+    figure = style.new_figure(min(3 + 0.5 * shown.shape[1], 12), 1.6 + 0.24 * len(shown))
+    axis = _matrix(figure, shown, ".2f" if shown.shape[1] <= 18 else None, top=1)
+    hidden = "" if len(shown) == len(table) else f" (first {len(shown)} of {len(table)})"
+    axis.set(xlabel="class", ylabel="case" + hidden, title="probability")
+    return figure
+
+
+def _matrix(figure: Figure, values: pd.DataFrame, spec: str | None, top: float | None = None) -> Axes:
+    """Values as shades, written in the cells where ``spec`` is given."""
+    axis = figure.subplots()
+    array = values.to_numpy(float)
+    image = axis.imshow(array, cmap=style.SHADES, vmin=0, vmax=top, aspect="auto")
+    figure.colorbar(image, ax=axis, shrink=0.8)
+    for (row, column), value in np.ndenumerate(array if spec else array[:0]):
+        color = "black" if value > 0.6 * (top or array.max()) else "white"
+        axis.text(column, row, f"{value:{spec}}", ha="center", va="center", fontsize=8, color=color)
+    names = [style.text(name, 14) for name in values.columns]
+    axis.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 90)
+    axis.set_yticks(range(len(values)), [style.text(name, 24) for name in values.index])
+    axis.grid(False)
+    return axis
+
+
+@style.theme()
+def filled_in(table: pd.DataFrame, *, unit: str = "") -> Figure:
+    """Hidden or missing points and the values imputed for them, a panel per series or window.
+
+    Args:
+        table: Columns ``time`` (steps or timestamps), ``actual``, NaN where unknown, and ``filled``, NaN
+            where the point was observed; a column ``panel`` names panels.
+        unit: Label of the values.
 
     Raises:
         DataError: A column is missing, or there is no row.
     """
-    windows = style.checked(
-        windows,
-        ("window", "step", "truth", "filled"),
-        "table of windows",
-        numbers=("step", "truth", "filled"),
-    )
-    names = style.distinct(windows["window"])
-    figure = style.new_figure(8, 2.3 * len(names) + 0.6)
-    axes = figure.subplots(len(names), 1, squeeze=False, sharex=True)[:, 0]
-    for axis, name in zip(axes, names, strict=True):
-        own = windows[windows["window"] == name]
+    style.checked(table, ("actual", "filled"), ("time",), where="plots.filled_in")
+    figure, panels = style.panels(table, 2)
+    for axis, own in panels:
         hidden = own["filled"].notna()
-        axis.plot(
-            own["step"],
-            own["truth"].where(~hidden),
-            color="0.35",
-            linewidth=1,
-            marker=".",
-            markersize=3,
-            label="what the model reads",
-        )
-        axis.plot(
-            own["step"][hidden],
-            own["truth"][hidden],
-            linestyle="none",
-            marker="o",
-            markersize=5,
-            markerfacecolor="none",
-            color="black",
-            label="hidden",
-        )
-        axis.plot(
-            own["step"][hidden],
-            own["filled"][hidden],
-            linestyle="none",
-            marker="X",
-            markersize=5,
-            color=style.COLOURS[5],
-            label="filled in",
-        )
-        axis.set_title(style.text(name, 90), fontsize=10, loc="left")
-        axis.set_ylabel(style.text(unit), fontsize=9)
-        style.plain(axis)
-    axes[-1].set_xlabel("step of the window", fontsize=9)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
-    )
+        observed, gaps = own["actual"].mask(hidden), own[hidden]
+        axis.plot(own["time"], observed, ".-", color="0.35", linewidth=1, markersize=3, label="observed")
+        if gaps["actual"].notna().any():
+            ring = {"markerfacecolor": "none", "color": "black", "markersize": 5}
+            axis.plot(gaps["time"], gaps["actual"], "o", **ring, label="hidden")
+        axis.plot(gaps["time"], gaps["filled"], "X", color=style.COLORS[5], markersize=5, label="imputed")
+        axis.set_ylabel(style.text(unit))
+    if pd.api.types.is_numeric_dtype(table["time"]):
+        axis.set_xlabel("step")
+    style.legend_below(figure)
     return figure
+
+
+def filled_table(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
+    """The imputed points of a table, a panel per series that has any.
+
+    Args:
+        before: First the time (steps or timestamps), then a column per series, NaN where missing.
+        after: The same table without gaps.
+
+    Raises:
+        DataError: ``before`` has no gap.
+    """
+    time = before.columns[0]
+    missing = before.drop(columns=time).isna()
+    parts = {
+        name: pd.DataFrame(
+            {"time": before[time], "actual": before[name], "filled": after[name].where(missing[name])}
+        )
+        for name in missing.columns[missing.any()]
+    }
+    if not parts:
+        raise DataError("no value is missing", where="plots.filled_table", fix="Give a table with gaps")
+    return filled_in(pd.concat(parts, names=["panel"]).reset_index("panel"))

@@ -1,13 +1,10 @@
-"""What a report shows of the test part: chosen windows, and where the errors are; a function per kind of task.
-
-Every function takes a :class:`Scored` and returns two sections, ``windows`` and ``errors``.
-"""
+"""A model evaluated on the test part, and what a report shows of it for tasks that forecast."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,239 +12,199 @@ import numpy as np
 import pandas as pd
 
 from ofa_jax.baselines.compare import model_name
-from ofa_jax.baselines.controls import untrained_controls
-from ofa_jax.plots import run as plots_run
-from ofa_jax.report.parts import Picture, Section, Table, number, picture, place_in_order
-from ofa_jax.runs.train import Loaded
-from ofa_jax.tasks.base import Sums, TaskData
+from ofa_jax.plots import run as plots
+from ofa_jax.report.parts import Picture, Section, Table, best_median_worst, number, picture
+from ofa_jax.runs.bundle import LoadedModel
+from ofa_jax.tasks.base import Outputs, Predict, Score, Sums, Task, TaskData
 from ofa_jax.tasks.losses import symmetric_terms
 from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.program import evaluation_options
-from ofa_jax.train.step import Predict
 from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowTable
 
 SLICE = 8192
-"""Windows whose errors per step are held at a time."""
+"""Windows whose errors per step are in memory at a time."""
 
 HISTORY = 3
-"""A picture shows so many horizons before the forecast, at most."""
-
-Told = Callable[[Any, Batch], dict[str, jax.Array]]
+"""Horizons of history in a figure, at most."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A model on its data, ready to be asked about windows."""
+class Evaluation:
+    """A model and the data that it is evaluated on."""
 
-    loaded: Loaded
+    loaded: LoadedModel
     data: TaskData
 
     @property
-    def table(self) -> WindowTable:
-        return self.data.task.tables["test"]
+    def task(self) -> Task:
+        return self.data.task
 
-    def asker(self, told: Told, predict: Predict | None = None) -> Callable[[WindowTable], Sums]:
-        """What ``told`` says of every window of a table, by the model or another predict function without parameters."""
+    @property
+    def table(self) -> WindowTable:
+        """The windows of the test part."""
+        return self.task.tables["test"]
+
+    def predictor(self, outputs: Outputs, predict: Predict | None = None) -> Score:
+        """Outputs for every window of a table, by the model or by a function without parameters."""
         model = self.loaded.model
         options = evaluation_options(self.loaded.experiment.train, model.network)
-        evaluator = WindowPredictor(predict or model.predict, self.data.task, told, **options)
+        predictor = WindowPredictor(predict or model.predict, self.task, outputs, **options)
         frozen, trainable = (model.frozen, model.trainable) if predict is None else ({}, {})
-        return lambda table: evaluator(table, frozen, trainable)
+        return lambda table: predictor(table, frozen, trainable)
 
-    def windows(self, places: list[int]) -> list[Mapping[str, np.ndarray]]:
-        """Everything about some test windows, as the network saw them: ``x, x_mask, y, y_mask, prediction``."""
+    def windows(self, places: Iterable[int]) -> list[dict[str, np.ndarray]]:
+        """Some test windows as the network saw them: ``x, x_mask, y, y_mask, prediction``."""
 
-        def told(prediction: Any, batch: Batch) -> dict[str, jax.Array]:
-            return {
-                "x": batch.x,
-                "x_mask": batch.x_mask,
-                "y": batch.y,
-                "y_mask": batch.y_mask,
-                "prediction": prediction,
-            }
+        def outputs(prediction: Any, batch: Batch) -> dict[str, jax.Array]:
+            shown = ("x", "x_mask", "y", "y_mask")
+            return {**{name: getattr(batch, name) for name in shown}, "prediction": prediction}
 
-        found = self.asker(told)(rows_of(self.table, np.asarray(places)))
-        return [{name: values[index] for name, values in found.items()} for index in range(len(places))]
+        rows = np.asarray(list(places))
+        found = self.predictor(outputs)(self.table.take(rows))
+        return [{name: values[index] for name, values in found.items()} for index in range(len(rows))]
 
 
-def rows_of(table: WindowTable, rows: np.ndarray | slice) -> WindowTable:
-    """Some rows of a table."""
-    return WindowTable(*(np.asarray(column)[rows] for column in table))
+class Results(NamedTuple):
+    """Test metrics, and what a report shows of the same evaluation."""
+
+    metrics: Mapping[str, float]
+    windows: Section
+    errors: Section
 
 
-def forecast_sections(scored: Scored) -> list[Section]:
-    """Forecasting (long-term, few-shot, zero-shot, short-term): three forecasts, errors per channel and per step."""
-    data, standardised = scored.data, scored.loaded.scaler is not None
-    measure = "MSE" if standardised else "sMAPE"
-    told = _squared if standardised else _symmetric
-    per_window, per_step = _accumulated(scored.asker(told), scored.table)
-    places = place_in_order(per_window)
-    windows = _forecast_windows(scored, places, per_window, measure)
+def forecast_results(evaluation: Evaluation) -> Results:
+    """Forecasting tasks: three forecasts, errors by channel and step."""
+    task, loaded, table = evaluation.task, evaluation.loaded, evaluation.table
+    names, standardized = loaded.names, loaded.scaler is not None
+    measure, key = ("MSE", "squared_error") if standardized else ("sMAPE", "symmetric")
+    terms = _squared if standardized else _symmetric
+    sums, curve = _evaluate(evaluation, terms)
+    per_window = ratio(sums[key], sums["count"])
 
-    curves = {model_name(scored.loaded): per_step}
-    if data.task.name == "forecast":
-        curves |= {
-            title: _accumulated(scored.asker(told, predict), scored.table)[1]
-            for title, predict in untrained_controls(data).items()
-        }
-    steps = pd.concat(
-        [
-            pd.DataFrame({"method": title, "step": np.arange(1, len(curve) + 1), "error": curve})
-            for title, curve in curves.items()
-        ]
-    )
-    first, last = per_step[0], per_step[-1]
-    scale = ", on the scale of the standardised series" if standardised else ", in percent"
-    pictures = [
-        picture(
-            plots_run.error_by_step(steps, measure),
-            f"{measure} against the step of the forecast: {number(first)} at step 1, {number(last)} at step {len(per_step)}, "
-            f"largest {number(per_step.max())} at step {int(per_step.argmax()) + 1}.",
-            f"{measure} of each step of the forecast, over all test windows{scale}.",
-        )
-    ]
-    folded = [_table_by_step(steps, measure)]
-    names = scored.loaded.names
-    if names is not None:
-        channel = np.asarray(scored.table.channel)
-        errors = pd.DataFrame(
-            {"channel": names, "error": [_mean(per_window[channel == index]) for index in range(len(names))]}
-        )
-        shown, table = channel_parts(errors, measure, "over all test windows" + scale)
-        pictures, folded = [*pictures, shown], [table, *folded]
-    sentences = (
-        ["The model treats every series alike: they have no channels to tell apart."] if names is None else []
-    )
-    return [windows, Section("errors", "Where the errors are", sentences, (), pictures, folded=folded)]
-
-
-def channel_parts(errors: pd.DataFrame, measure: str, over: str) -> tuple[Picture, Table]:
-    """A picture and a table of errors by channel."""
-    errors = errors.dropna(subset=["error"])
-    rows = [
-        (str(name), number(value))
-        for name, value in errors.sort_values("error", ascending=False, kind="stable").to_numpy().tolist()
-    ]
-    worst, best = rows[0], rows[-1]
+    curves = {model_name(loaded): curve}
+    for title, predict in evaluation.data.untrained.items():
+        curves[title] = _evaluate(evaluation, terms, predict)[1]
+    steps = pd.DataFrame(curves, index=pd.RangeIndex(1, len(curve) + 1, name="step"))
+    over = "over all test windows, " + ("on the standardized scale" if standardized else "in percent")
+    least, most = number(curve[0]), number(curve.max())
     shown = picture(
-        plots_run.error_by_channel(errors, measure),
-        f"{measure} by channel as bars: largest for {worst[0]} ({worst[1]}), smallest for {best[0]} ({best[1]}).",
-        f"{measure} by channel, {over}.",
+        plots.error_by_step(steps, measure),
+        f"{measure} by step of the forecast: {least} at step 1, {number(curve[-1])} at step {len(curve)}, "
+        f"largest {most} at step {int(curve.argmax()) + 1}.",
+        f"{measure} by step of the forecast, {over}.",
     )
-    return shown, Table(f"{measure} by channel, {over}", ("channel", measure), rows)
-
-
-def _forecast_windows(scored: Scored, places: dict[str, int], errors: np.ndarray, measure: str) -> Section:
-    parts, shown = [], scored.windows(list(places.values()))
-    for (name, place), window in zip(places.items(), shown, strict=True):
-        title = f"{name}: {_window_name(scored, place)}, {measure} {number(errors[place])}"
-        parts.append(_forecast_table(scored, place, window).assign(window=title))
-    table = pd.concat(parts)
-    horizon = scored.data.task.spec.horizon
-    original = "in original units" if scored.loaded.scaler is not None else "in the series' own units"
-    figure = plots_run.forecast(table, history=HISTORY * horizon)
-    titles = "; ".join(dict.fromkeys(table["window"]))
-    return Section(
-        "windows",
-        "Forecasts on test windows",
-        [
-            rule(scored, measure),
-            f"The picture is {original}, with the last {min(HISTORY * horizon, scored.data.task.spec.input_length)} "
-            f"of the {scored.data.task.spec.input_length} steps that the model reads.",
-        ],
-        pictures=[
-            picture(
-                figure,
-                f"Forecasts of {horizon} steps beside what came. {titles}.",
-                f"Chosen by that rule alone. {titles}.",
-            )
-        ],
-    )
-
-
-def rule(scored: Scored, measure: str) -> str:
-    """How the shown windows are chosen."""
-    return (
-        f"Of all {scored.table.size:,} test windows these are the ones with the smallest, the median and the largest {measure}; "
-        "among equal ones the first."
-    )
-
-
-def _forecast_table(scored: Scored, place: int, window: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """The columns of :func:`~ofa_jax.plots.run.forecast`, in original units."""
-    scaler, channel = scored.loaded.scaler, int(np.asarray(scored.table.channel)[place])
-
-    def units(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        values = np.where(mask, values, np.nan).astype(np.float64)[:, 0]
-        return values if scaler is None else values * scaler.std[channel] + scaler.mean[channel]
-
-    length, horizon = len(window["x"]), len(window["y"])
-    truth = np.concatenate([units(window["x"], window["x_mask"]), units(window["y"], window["y_mask"])])
-    prediction = units(window["prediction"], np.ones_like(window["y_mask"]))
-    return pd.DataFrame(
-        {
-            "step": np.arange(1 - length, horizon + 1),
-            "truth": truth,
-            "forecast": np.concatenate([np.full(length, np.nan), prediction]),
-        }
-    )
-
-
-def _window_name(scored: Scored, place: int) -> str:
-    """Series, number and time of a window's first target, as far as they are known."""
-    table, names = scored.table, scored.loaded.names
-    said = f"window {int(np.asarray(table.window_id)[place]):,}"
+    rows = [(str(step), *map(number, values)) for step, *values in steps.itertuples()]
+    listed = Table(f"{measure} by step", ("step", *steps.columns), rows)
+    title, sentences, pictures, folded = "Errors", [], [shown], [listed]
     if names is None:
-        return f"series {int(np.asarray(table.window_id)[place]):,}"
-    frame = getattr(scored.data, "frame", None)
-    row = int(np.asarray(table.first)[place]) + int(np.asarray(table.x_valid)[place])
-    when = (
-        ""
-        if frame is None or frame.timestamps is None
-        else f" from {str(frame.timestamps[row].astype('datetime64[m]')).replace('T', ' ')}"
-    )
-    return f"{names[int(np.asarray(table.channel)[place])]}, {said}{when}"
+        sentences = ["The series are not channels of one table, so there are no errors by channel."]
+    else:
+        by_channel = pd.Series(per_window).groupby(np.asarray(names)[table.channel], sort=False).mean()
+        bars, by_name = channel_parts(by_channel, measure, over)
+        pictures, folded = [shown, bars], [by_name, listed]
+    errors = Section("errors", title, sentences, pictures=pictures, folded=folded)
+    metrics = task.final_metrics(lambda _: sums, "test")
+    return Results(metrics, _windows_section(evaluation, per_window, measure), errors)
 
 
-def _squared(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    return _by_step(jnp.square(pred_bhc - batch.y), batch)
+def _evaluate(
+    evaluation: Evaluation, terms: Callable[[jax.Array, Batch], jax.Array], predict: Predict | None = None
+) -> tuple[Sums, np.ndarray]:
+    """The task's sums of every test window, and the mean error of each step of the forecast ``[h]``."""
 
+    def outputs(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        by_step = jnp.sum(jnp.where(batch.y_mask, terms(pred_bhc, batch), 0), axis=2)
+        counted = jnp.sum(batch.y_mask, axis=2)
+        return {**evaluation.task.sums(pred_bhc, batch), "step_error": by_step, "step_count": counted}
 
-def _symmetric(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    return _by_step(symmetric_terms(pred_bhc, batch.y, size=jnp.abs(pred_bhc) + jnp.abs(batch.y)), batch)
-
-
-def _by_step(terms_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    return {
-        "term": jnp.sum(jnp.where(batch.y_mask, terms_bhc, 0), axis=2),
-        "count": jnp.sum(batch.y_mask, axis=2),
-    }
-
-
-def _accumulated(ask: Callable[[WindowTable], Sums], table: WindowTable) -> tuple[np.ndarray, np.ndarray]:
-    """Mean error per window ``[windows]`` and per step ``[h]``, float64; NaN where nothing was observed."""
-    windows, total, count = [], 0.0, 0.0
+    predictor, table = evaluation.predictor(outputs, predict), evaluation.table
+    parts, error, count = [], np.zeros(()), np.zeros(())
     for start in range(0, table.size, SLICE):
-        found = ask(rows_of(table, slice(start, start + SLICE)))
-        term, seen = found["term"].astype(np.float64), found["count"].astype(np.float64)
-        windows.append(_ratio(term.sum(axis=1), seen.sum(axis=1)))
-        total, count = total + term.sum(axis=0), count + seen.sum(axis=0)
-    return np.concatenate(windows), _ratio(np.asarray(total), np.asarray(count))
+        part = dict(predictor(table.take(slice(start, start + SLICE))))
+        error = error + part.pop("step_error").sum(axis=0, dtype=np.float64)
+        count = count + part.pop("step_count").sum(axis=0, dtype=np.float64)
+        parts.append(part)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, ratio(error, count)
 
 
-def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+def _squared(pred_bhc: jax.Array, batch: Batch) -> jax.Array:
+    return jnp.square(pred_bhc - batch.y)
+
+
+def _symmetric(pred_bhc: jax.Array, batch: Batch) -> jax.Array:
+    return symmetric_terms(pred_bhc, batch.y, size=jnp.abs(pred_bhc) + jnp.abs(batch.y))
+
+
+def ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Means in float64; NaN where nothing was counted."""
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else float("nan")
+def channel_parts(errors: pd.Series, measure: str, over: str) -> tuple[Picture, Table]:
+    """A figure and a table of errors, indexed by channel."""
+    errors = errors.dropna().sort_values(ascending=False, kind="stable")
+    rows = [(str(name), number(value)) for name, value in errors.items()]
+    (worst, most), (best, least) = rows[0], rows[-1]
+    shown = picture(
+        plots.error_by_channel(errors, measure),
+        f"{measure} by channel as bars: largest for {worst} ({most}), smallest for {best} ({least}).",
+        f"{measure} by channel, {over}.",
+    )
+    return shown, Table(f"{measure} by channel", ("channel", measure), rows)
 
 
-def _table_by_step(steps: pd.DataFrame, measure: str) -> Table:
-    wide = steps.pivot(index="step", columns="method", values="error")[list(dict.fromkeys(steps["method"]))]
-    rows = [
-        (str(step), *map(number, values))
-        for step, values in zip(wide.index, wide.to_numpy().tolist(), strict=True)
-    ]
-    return Table(f"{measure} by step", ("step", *map(str, wide.columns)), rows)
+def rule(evaluation: Evaluation, measure: str) -> str:
+    """How the windows shown are chosen."""
+    return (
+        f"Of all {evaluation.table.size:,} test windows, these have the smallest, the median and the largest "
+        f"{measure}; of equal ones the first is taken."
+    )
+
+
+def _windows_section(evaluation: Evaluation, errors: np.ndarray, measure: str) -> Section:
+    places, spec = best_median_worst(errors), evaluation.task.spec
+    windows = zip(places.items(), evaluation.windows(places.values()), strict=True)
+    parts = {
+        f"{name}: {_window_name(evaluation, place)}, {measure} {number(errors[place])}": _forecast_table(
+            evaluation, place, window
+        )
+        for (name, place), window in windows
+    }
+    table, titles = pd.concat(parts, names=["panel"]).reset_index("panel"), "; ".join(parts)
+    history = min(HISTORY * spec.horizon, spec.input_length)
+    units = "original units" if evaluation.loaded.scaler is not None else "the series' own units"
+    shown = picture(
+        plots.forecast(table, history=history),
+        f"Forecasts of {spec.horizon} steps with the actual values. {titles}.",
+        f"{titles}.",
+    )
+    said = f"In {units}, with the last {history} of the {spec.input_length} input steps."
+    sentences = [rule(evaluation, measure), said]
+    return Section("windows", "Forecasts on test windows", sentences, pictures=[shown])
+
+
+def _forecast_table(evaluation: Evaluation, place: int, window: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """The columns of :func:`~ofa_jax.plots.run.forecast`, in original units."""
+    length, horizon = len(window["x"]), len(window["y"])
+    values = np.concatenate([window["x"], window["y"]])[:, 0].astype(np.float64)
+    known = np.concatenate([window["x_mask"], window["y_mask"]])[:, 0]
+    ahead = np.concatenate([np.full(length, np.nan), window["prediction"][:, 0]])
+    table = pd.DataFrame({"actual": np.where(known, values, np.nan), "forecast": ahead})
+    if (scaler := evaluation.loaded.scaler) is not None:
+        channel = evaluation.table.channel[place]
+        table = table * scaler.std[channel] + scaler.mean[channel]
+    return table.assign(time=np.arange(1 - length, horizon + 1))
+
+
+def _window_name(evaluation: Evaluation, place: int) -> str:
+    """Series, number and time of a window's first target, as far as they are known."""
+    table, names, frame = evaluation.table, evaluation.loaded.names, getattr(evaluation.data, "frame", None)
+    window_id = f"{int(table.window_id[place]):,}"
+    if names is None:
+        return f"series {window_id}"
+    when = ""
+    if frame is not None and frame.timestamps is not None:
+        begin = frame.timestamps[int(table.first[place]) + int(table.x_valid[place])]
+        when = f" from {pd.Timestamp(begin):%Y-%m-%d %H:%M}"
+    return f"{names[table.channel[place]]}, window {window_id}{when}"

@@ -1,4 +1,4 @@
-"""What a report is made of: sections of sentences, tables and pictures, and the page that holds them."""
+"""What a report is made of: sections of sentences, tables and figures, and the page around them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from ofa_jax.plots.style import as_svg
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TEMPLATE = "report.html.j2"
-
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as the address of its own SVG, what it shows in words for those who do not see it, and the line below it."""
+    """A figure as the URL of its SVG, its description for screen readers, and its caption."""
 
-    address: str
+    url: str
     alt: str
     caption: str
 
@@ -41,13 +39,13 @@ class Section:
     """A part of the page.
 
     Attributes:
-        name: What links call it.
+        name: Its anchor.
         title: Its heading.
-        sentences: Paragraphs before everything else.
+        sentences: Paragraphs, above everything else.
         tables: Tables.
-        pictures: Pictures.
-        listing: Lines as they stand in a file, folded away under ``listing_title``.
-        folded: Long tables that are folded away.
+        pictures: Figures.
+        folded: Long tables, collapsed.
+        listing: A file's text, collapsed under ``listing_title``.
     """
 
     name: str
@@ -55,48 +53,43 @@ class Section:
     sentences: Sequence[str] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
+    folded: Sequence[Table] = ()
     listing: str = ""
     listing_title: str = ""
-    folded: Sequence[Table] = ()
 
 
 def picture(figure: Figure, alt: str, caption: str) -> Picture:
-    """A figure as a part of the page; as an image of its own, its names cannot meet those of another one."""
+    """A figure as a part of the page; an image of its own, so that its ids cannot clash with another's."""
     encoded = base64.b64encode(as_svg(figure).encode()).decode()
     return Picture(f"data:image/svg+xml;base64,{encoded}", alt, caption)
 
 
-def page(
-    title: str, summary: Sequence[str], warnings: Sequence[str], sections: Sequence[Section], footer: str
-) -> str:
-    """The whole page; everything that is not part of the template is escaped."""
+def page(**content: Any) -> str:
+    """The page: ``title, summary, warnings, sections, footer``, all of it escaped."""
     from jinja2 import Environment, StrictUndefined
 
-    source = files("ofa_jax.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    source = files("ofa_jax.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return (
-        environment.from_string(source).render(
-            title=title, summary=summary, warnings=warnings, sections=sections, footer=footer
-        )
-        + "\n"
-    )
+    return environment.from_string(source).render(content) + "\n"
 
 
 def number(value: Any) -> str:
-    """A measurement with four digits that count; whole numbers whole."""
-    if value is None or (isinstance(value, float | np.floating) and not np.isfinite(value)):
+    """A measurement with four significant digits; integers as they are."""
+    if value is None or not np.isfinite(value):
         return "—"
     return f"{value:,}" if isinstance(value, int | np.integer) else f"{value:.4g}"
 
 
-def place_in_order(errors: np.ndarray) -> dict[str, int]:
-    """Where the best, the median and the worst of errors ``[windows]`` are; NaN is none, ties go to the first, none is named twice."""
+def best_median_worst(errors: np.ndarray) -> dict[str, int]:
+    """Where the smallest, the median and the largest of errors ``[windows]`` are.
+
+    NaN is left out, the first of equal errors is taken, and none is named twice.
+    """
     order = np.argsort(errors, kind="stable")
-    order = order[np.isfinite(errors[order])]
-    places: dict[str, int] = {}
-    for name, at in (("best", 0), ("median", (len(order) - 1) // 2), ("worst", len(order) - 1)):
-        if len(order) and order[at] not in places.values():
-            places[name] = int(order[at])
-    return places
+    order = order[np.isfinite(errors[order])].tolist()
+    if not order:
+        return {}
+    places = {order[-1]: "worst", order[(len(order) - 1) // 2]: "median", order[0]: "best"}
+    return {name: place for place, name in reversed(places.items())}

@@ -1,212 +1,176 @@
-"""What a report shows of the test part for tasks that do not forecast, as :mod:`~ofa_jax.report.forecasts` does for those that do."""
+"""What a report shows of the test part, by task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from ofa_jax.config import TaskName
-from ofa_jax.plots import tasks as plots_tasks
-from ofa_jax.report.forecasts import Scored, channel_parts, forecast_sections, rule
-from ofa_jax.report.parts import Section, Table, number, picture, place_in_order
+from ofa_jax.plots import tasks as plots
+from ofa_jax.report.forecasts import Evaluation, Results, channel_parts, forecast_results, ratio, rule
+from ofa_jax.report.parts import Section, Table, best_median_worst, number, picture
 from ofa_jax.tasks.base import Sums
 from ofa_jax.tasks.detection import threshold_at
 from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowTable
 
 AROUND = 100
-"""Steps before and after an anomaly that a picture shows."""
+"""Steps before and after an anomaly in a figure."""
 
 
-def imputation_sections(scored: Scored) -> list[Section]:
-    """Imputation: three windows, in each the channel with the largest error; errors per channel."""
-    found = scored.asker(_hidden_errors)(scored.table)
-    total, count = found["squared"].astype(np.float64), found["count"].astype(np.float64)
-    seen = count.sum(axis=1)
-    per_window = np.where(seen > 0, total.sum(axis=1) / np.maximum(seen, 1), np.nan)
-    places = place_in_order(per_window)
-    names, scaler = scored.loaded.names or (), scored.loaded.scaler
-    parts = []
-    for (name, place), window in zip(places.items(), scored.windows(list(places.values())), strict=True):
-        by_channel = np.where(count[place] > 0, total[place] / np.maximum(count[place], 1), -1)
-        channel = int(by_channel.argmax())
-        std, mean = (1.0, 0.0) if scaler is None else (scaler.std[channel], scaler.mean[channel])
-        truth, filled = (
-            values[:, channel].astype(np.float64) * std + mean
-            for values in (window["y"], window["prediction"])
-        )
-        title = f"{name}: window {int(np.asarray(scored.table.window_id)[place]):,}, MSE {number(per_window[place])}, shown {names[channel]}"
-        hidden = window["y_mask"][:, channel]
-        parts.append(
-            pd.DataFrame(
-                {
-                    "window": title,
-                    "step": np.arange(len(truth)),
-                    "truth": truth,
-                    "filled": np.where(hidden, filled, np.nan),
-                }
-            )
-        )
-    table = pd.concat(parts)
-    titles = "; ".join(dict.fromkeys(table["window"]))
-    windows = Section(
-        "windows",
-        "Points filled in on test windows",
-        [
-            rule(scored, "MSE of hidden points"),
-            "Of each window the series with the largest error is drawn, in original units.",
-        ],
-        pictures=[
-            picture(
-                plots_tasks.filled_in(table), f"Hidden points and what was filled in. {titles}.", f"{titles}."
-            )
-        ],
-    )
-    errors = pd.DataFrame({"channel": names, "error": total.sum(axis=0) / np.maximum(count.sum(axis=0), 1)})
-    bars, listed = channel_parts(
-        errors, "MSE", "over all hidden test points, on the scale of the standardised series"
-    )
-    sentence = "Points are hidden by chance, so no step of a window is apart from the others and errors are not told by step."
-    return [windows, Section("errors", "Where the errors are", [sentence], (), [bars], folded=[listed])]
+def imputation_results(evaluation: Evaluation) -> Results:
+    """Imputation: three windows, each with its worst channel; errors by channel."""
+    task, scaler, names = evaluation.task, evaluation.loaded.scaler, evaluation.loaded.names
+    assert scaler is not None
+    assert names is not None
 
+    def outputs(pred_btc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        squared = jnp.sum(jnp.where(batch.y_mask, jnp.square(pred_btc - batch.y), 0), axis=1)
+        return {**task.sums(pred_btc, batch), "squared": squared, "hidden": jnp.sum(batch.y_mask, axis=1)}
 
-def _hidden_errors(pred_btc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    squared = jnp.where(batch.y_mask, jnp.square(pred_btc - batch.y), 0)
-    return {"squared": jnp.sum(squared, axis=1), "count": jnp.sum(batch.y_mask, axis=1)}
-
-
-def classification_sections(scored: Scored) -> list[Section]:
-    """Classification: three cases by cross-entropy; the confusion matrix."""
-    found = scored.asker(_verdicts)(scored.table)
-    classes = [str(name) for name in scored.data.meta["classes"]]
-    true, predicted = np.asarray(scored.table.label), found["predicted"]
-    entropy = found["cross_entropy"].astype(np.float64)
-    rows = [
-        (
-            f"{name}: case {int(np.asarray(scored.table.window_id)[place]):,}",
-            classes[true[place]],
-            classes[predicted[place]],
-            number(float(np.exp(-entropy[place]))),
-            number(entropy[place]),
-        )
-        for name, place in place_in_order(entropy).items()
-    ]
-    head = ("case", "is", "taken for", "probability of its class", "cross-entropy")
-    windows = Section(
-        "windows",
-        "Three test cases",
-        [rule(scored, "cross-entropy")],
-        [Table("Chosen by that rule alone", head, rows)],
-    )
-
-    counts = np.zeros((len(classes), len(classes)), int)
-    np.add.at(counts, (true, predicted), 1)
-    cases = pd.DataFrame(
-        [(a, b, counts[i, j]) for i, a in enumerate(classes) for j, b in enumerate(classes)],
-        columns=["true", "predicted", "count"],
-    )
-    right = int(np.trace(counts))
-    by_class = [
-        (
-            name,
-            f"{counts[index].sum():,}",
-            number(counts[index, index] / counts[index].sum()) if counts[index].sum() else "—",
-        )
-        for index, name in enumerate(classes)
-    ]
-    said = f"{right:,} of {len(true):,} test cases are told right."
+    found = evaluation.predictor(outputs)(evaluation.table)
+    squared, hidden = found["squared"].astype(np.float64), found["hidden"]
+    per_window, per_channel = ratio(found["squared_error"], found["count"]), ratio(squared, hidden)
+    places, parts = best_median_worst(per_window), {}
+    for (name, place), window in zip(places.items(), evaluation.windows(places.values()), strict=True):
+        channel = int(np.nanargmax(per_channel[place]))
+        window_id = int(evaluation.table.window_id[place])
+        title = f"{name}: window {window_id:,}, MSE {number(per_window[place])}, series {names[channel]}"
+        scaled = {"actual": window["y"][:, channel], "filled": window["prediction"][:, channel]}
+        table = pd.DataFrame(scaled, dtype=float) * scaler.std[channel] + scaler.mean[channel]
+        table["filled"] = table["filled"].where(window["y_mask"][:, channel])
+        parts[title] = table.assign(time=np.arange(len(table)))
     shown = picture(
-        plots_tasks.confusion(cases),
+        plots.filled_in(pd.concat(parts, names=["panel"]).reset_index("panel")),
+        f"Hidden points and their imputed values. {'; '.join(parts)}.",
+        f"{'; '.join(parts)}.",
+    )
+    said = "Of each window, the series with the largest error is drawn, in original units."
+    sentences = [rule(evaluation, "MSE of hidden points"), said]
+    windows = Section("windows", "Imputed points on test windows", sentences, pictures=[shown])
+    errors = pd.Series(ratio(squared.sum(axis=0), hidden.sum(axis=0)), index=names)
+    over = "over all hidden test points, on the standardized scale"
+    reason = "Points are hidden at random, so errors by step would say nothing."
+    metrics = task.final_metrics(lambda _: found, "test")
+    return Results(metrics, windows, _errors_section(errors, over, reason))
+
+
+def _errors_section(errors: pd.Series, over: str, reason: str) -> Section:
+    bars, listed = channel_parts(errors, "MSE", over)
+    return Section("errors", "Errors", [reason], pictures=[bars], folded=[listed])
+
+
+def classification_results(evaluation: Evaluation) -> Results:
+    """Classification: three cases by cross-entropy; the confusion matrix."""
+    task, classes = evaluation.task, list(map(str, evaluation.data.meta["classes"]))
+
+    def outputs(logits_bk: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        return {**task.sums(logits_bk, batch), "predicted": jnp.argmax(logits_bk, axis=1)}
+
+    found = evaluation.predictor(outputs)(evaluation.table)
+    label, entropy = np.asarray(evaluation.table.label), found["cross_entropy"]
+    true, predicted = (pd.Categorical.from_codes(codes, classes) for codes in (label, found["predicted"]))
+    rows = []
+    for name, place in best_median_worst(entropy).items():
+        case = f"{name}: case {int(evaluation.table.window_id[place]):,}"
+        probability, loss = number(np.exp(-entropy[place])), number(entropy[place])
+        rows.append((case, true[place], predicted[place], probability, loss))
+    head = ("case", "true class", "predicted class", "probability of the true class", "cross-entropy")
+    cases = Table("Best, median and worst case", head, rows)
+    windows = Section("windows", "Three test cases", [rule(evaluation, "cross-entropy")], [cases])
+
+    counts = pd.crosstab(true, predicted, dropna=False)
+    right, of_class = np.diag(counts), counts.sum(axis=1)
+    by_class = [
+        (name, f"{of_class[name]:,}", number(share))
+        for name, share in zip(classes, ratio(right, of_class.to_numpy()), strict=True)
+    ]
+    said = f"{right.sum():,} of {len(label):,} test cases are classified correctly."
+    shown = picture(
+        plots.confusion(counts),
         f"Confusion matrix of {len(classes)} classes. {said}",
-        "Cases of each class, and what they were taken for.",
+        "Test cases by true and predicted class.",
     )
-    tables = [Table("Accuracy by class", ("class", "test cases", "accuracy"), by_class)]
-    sentences = [
-        said,
-        "A case has one label and no steps to forecast, so there are no errors by channel or step.",
+    table = Table("Accuracy by class", ("class", "test cases", "accuracy"), by_class)
+    errors = Section("errors", "Errors", [said], [table], [shown])
+    return Results(task.final_metrics(lambda _: found, "test"), windows, errors)
+
+
+def anomaly_results(evaluation: Evaluation) -> Results:
+    """Anomaly detection: scores of the test part and around three labeled anomalies; errors by channel."""
+    scores, threshold, errors, metrics = anomaly_scores(evaluation)
+    label = scores["label"]
+    runs = scores[label].groupby((label != label.shift()).cumsum()[label])
+    peaks, steps = runs["score"].max().to_numpy(), runs["step"].agg(["min", "max"]).to_numpy()
+    found = peaks > threshold
+    rows = [
+        (str(index + 1), f"{first:,}", f"{last:,}", f"{peak:.4g}", "yes" if hit else "no")
+        for index, ((first, last), peak, hit) in enumerate(zip(steps, peaks, found, strict=True))
     ]
-    return [windows, Section("errors", "Where the errors are", sentences, tables, [shown])]
-
-
-def _verdicts(logits_bk: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    entropy = -jnp.take_along_axis(jax.nn.log_softmax(logits_bk), jnp.maximum(batch.y, 0)[:, None], axis=1)[
-        :, 0
-    ]
-    return {"predicted": jnp.argmax(logits_bk, axis=1), "cross_entropy": entropy}
-
-
-def anomaly_sections(scored: Scored) -> list[Section]:
-    """Anomaly detection: the scores of the whole test part and around three labelled anomalies; errors per channel."""
-    found, threshold, channel_error = anomaly_results(scored)
-    stretches, rows = _labelled_stretches(found, threshold)
-    shown = pd.concat([found.assign(stretch="the whole test part"), *stretches])
-    detected = sum(row[-1] == "yes" for row in rows)
-    said = f"In {detected:,} of {len(rows):,} labelled anomalies at least one step's score is above the threshold of {number(threshold)}."
-    windows = Section(
-        "windows",
-        "Scores around labelled anomalies",
-        [
-            "Of all labelled anomalies these are the ones with the highest, the median and the lowest peak: the largest score of any of "
-            "their steps. Among equal ones the first.",
-            said,
-        ],
-        pictures=[
-            picture(
-                plots_tasks.anomaly_scores(shown, threshold),
-                f"Scores of {len(found):,} test steps, labelled anomalies and threshold; whole and around {len(stretches)} of them. {said}",
-                "Score of each step on a logarithmic height; of many neighbouring steps the largest. A step that several windows cover is "
-                "drawn with its score in the first of them.",
-            )
-        ],
-        folded=[
-            Table(
-                "Every labelled anomaly", ("anomaly", "first step", "last step", "peak score", "found"), rows
-            )
-        ],
+    words = {"best": "highest peak", "median": "median peak", "worst": "lowest peak"}
+    parts = {"the test part": scores}
+    for name, place in best_median_worst(-peaks).items():
+        first, last = steps[place]
+        title = f"{words[name]}: steps {first:,} to {last:,}, peak {number(peaks[place])}"
+        parts[title] = scores[scores["step"].between(first - AROUND, last + AROUND)]
+    drawn = pd.concat([part.assign(panel=title) for title, part in parts.items()])
+    said = (
+        f"In {found.sum():,} of {len(rows):,} labeled anomalies at least one score is above the threshold "
+        f"of {number(threshold)}."
     )
-    names = scored.loaded.names or tuple(f"channel {index}" for index in range(len(channel_error)))
-    errors = pd.DataFrame({"channel": names, "error": channel_error})
-    bars, listed = channel_parts(
-        errors, "MSE", "over all test windows, on the scale of the standardised series"
+    shown = picture(
+        plots.anomaly_scores(drawn, threshold),
+        f"Scores of {len(scores):,} test steps, labeled anomalies, threshold; three anomalies enlarged. {said}",
+        "Score of each step, logarithmic; of many neighboring steps the largest. A step in several windows has "
+        "its score in the first.",
     )
-    sentence = (
-        "Every step of a window is given back, none is forecast, so errors are not told by step of a window."
+    chosen = (
+        "Of all labeled anomalies, these have the highest, the median and the lowest peak, the largest score "
+        "of their steps; of equal ones the first is taken."
     )
-    return [windows, Section("errors", "Where the errors are", [sentence], (), [bars], folded=[listed])]
+    head = ("anomaly", "first step", "last step", "peak score", "detected")
+    folded = [Table("All labeled anomalies", head, rows)]
+    title = "Scores around labeled anomalies"
+    windows = Section("windows", title, [chosen, said], pictures=[shown], folded=folded)
+    over = "over all test windows, on the standardized scale"
+    reason = "Every step of a window is reconstructed, so errors by step would say nothing."
+    return Results(metrics, windows, _errors_section(errors, over, reason))
 
 
-def anomaly_results(scored: Scored) -> tuple[pd.DataFrame, float, np.ndarray]:
-    """Scores of the test part, the threshold, and the mean squared error per channel ``[c]``.
+def anomaly_scores(evaluation: Evaluation) -> tuple[pd.DataFrame, float, pd.Series, Mapping[str, float]]:
+    """Scores of the test part, the threshold of the metrics, mean squared errors by channel, metrics.
 
-    The first has the columns ``step, score, label``, a row per scored test step. The threshold is the one that the metrics take.
+    The scores have the columns ``step, score, label``, a row per scored test step.
     """
-    ask, seen = scored.asker(_reconstruction), []
+    task, labels = evaluation.task, evaluation.data.labels
+
+    def outputs(pred_btc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        by_channel = jnp.mean(jnp.square(pred_btc - batch.x), axis=1)
+        return {**task.sums(pred_btc, batch), "channel_error": by_channel}
+
+    predictor, seen = evaluation.predictor(outputs), []
 
     def score(table: WindowTable) -> Sums:
-        seen.append((table, ask(table)))
+        seen.append((table, predictor(table)))
         return seen[-1][1]
 
-    task, settings, labels = scored.data.task, scored.loaded.experiment.task, scored.data.labels
-    task.final_metrics(score, "test")
+    metrics = task.final_metrics(score, "test")
     (test, found), (reference, known) = seen
     rows, scores = _first_cover(test, found["step_error"])
-    if task.protocol == "strict":
-        threshold = threshold_at(_first_cover(reference, known["step_error"])[1], settings.anomaly_ratio)
-    else:
-        everything = np.concatenate([known["step_error"].ravel(), found["step_error"].ravel()])
-        threshold = threshold_at(everything, settings.anomaly_ratio)
+    basis = _first_cover(reference, known["step_error"])[1]
+    if task.protocol == "published":
+        basis = np.concatenate([known["step_error"].ravel(), found["step_error"].ravel()])
+    settings: Any = evaluation.loaded.experiment.task
+    threshold = threshold_at(basis, settings.anomaly_ratio)
     step = rows - int(labels["train_borders"][-1])
     table = pd.DataFrame({"step": step, "score": scores, "label": labels["test_label"][step].astype(bool)})
-    return table, threshold, found["channel_error"].mean(axis=0, dtype=np.float64)
-
-
-def _reconstruction(pred_btc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    squared = jnp.square(pred_btc - batch.x)
-    return {"step_error": jnp.mean(squared, axis=2), "channel_error": jnp.mean(squared, axis=1)}
+    errors = found["channel_error"].mean(axis=0, dtype=np.float64)
+    names = evaluation.loaded.names or [f"channel {index}" for index in range(len(errors))]
+    return table, threshold, pd.Series(errors, index=names), metrics
 
 
 def _first_cover(table: WindowTable, error_bt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -216,40 +180,12 @@ def _first_cover(table: WindowTable, error_bt: np.ndarray) -> tuple[np.ndarray, 
     return rows, error_bt.ravel()[where].astype(np.float64)
 
 
-def _labelled_stretches(
-    found: pd.DataFrame, threshold: float
-) -> tuple[list[pd.DataFrame], list[tuple[str, ...]]]:
-    """Scores around three labelled anomalies, and a row of text for each anomaly."""
-    label, score, step = found["label"].to_numpy(), found["score"].to_numpy(), found["step"].to_numpy()
-    edges = np.diff(np.concatenate([[0], label.astype(int), [0]]))
-    begins, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-    peaks = np.array([score[begin:end].max() for begin, end in zip(begins, ends, strict=True)])
-    rows: list[tuple[str, ...]] = [
-        (
-            str(index + 1),
-            f"{step[begin]:,}",
-            f"{step[end - 1]:,}",
-            f"{peak:.4g}",
-            "yes" if peak > threshold else "no",
-        )
-        for index, (begin, end, peak) in enumerate(zip(begins, ends, peaks, strict=True))
-    ]
-    words = {"best": "highest peak", "median": "median peak", "worst": "lowest peak"}
-    stretches = []
-    for name, place in place_in_order(-peaks).items():
-        begin, end = begins[place], ends[place]
-        around = found.iloc[max(0, begin - AROUND) : end + AROUND]
-        title = f"{words[name]}: steps {step[begin]:,} to {step[end - 1]:,}, peak {number(peaks[place])}"
-        stretches.append(around.assign(stretch=title))
-    return stretches, rows
-
-
-SECTIONS: Mapping[TaskName, Callable[[Scored], list[Section]]] = {
-    "forecast": forecast_sections,
-    "zero_shot": forecast_sections,
-    "short_term": forecast_sections,
-    "anomaly": anomaly_sections,
-    "classification": classification_sections,
-    "imputation": imputation_sections,
+RESULTS: Mapping[str, Callable[[Evaluation], Results]] = {
+    "forecast": forecast_results,
+    "zero_shot": forecast_results,
+    "short_term": forecast_results,
+    "anomaly": anomaly_results,
+    "classification": classification_results,
+    "imputation": imputation_results,
 }
-"""The sections ``windows`` and ``errors`` by ``task.name``."""
+"""What to evaluate and show, by ``task.name``."""

@@ -1,163 +1,117 @@
-"""Anomaly detection by reconstruction: what the network cannot give back is unusual (protocol §2, §3)."""
+"""Anomaly detection by reconstruction: what the network cannot reconstruct is unusual (protocol §2, §3)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import pairwise
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ofa_jax.config import DataConfig, Protocol, TaskConfig
+from ofa_jax.config.schema import Protocol
+from ofa_jax.config.tasks import AnomalySettings, DataConfig, NetworkConfig
 from ofa_jax.data.archives import LabelledStream
 from ofa_jax.data.catalog.load import CATALOG, load_streams
+from ofa_jax.data.frames import read_frame
 from ofa_jax.data.splits import Split, fit_scaler
 from ofa_jax.errors import ConfigError, DataError
-from ofa_jax.tasks.base import Score, Sums, Task, TaskData
+from ofa_jax.model.linear import dlinear, init_dlinear
+from ofa_jax.model.networks import ReconstructNetwork, TrunkModule
+from ofa_jax.plots.tasks import anomaly_scores
+from ofa_jax.tasks.base import (
+    LinearBaseline,
+    NewData,
+    Score,
+    Sums,
+    Task,
+    TaskData,
+    TaskKind,
+    TrainedOn,
+    check_size,
+)
 from ofa_jax.tasks.detection import detection_metrics, threshold_at
+from ofa_jax.tasks.forecast import time_index
 from ofa_jax.tasks.losses import reconstruction_error
 from ofa_jax.tasks.metrics import reconstruction_metrics, reconstruction_sums
-from ofa_jax.windows.table import ALL_CHANNELS, WindowSpec, WindowTable
+from ofa_jax.tasks.naive import zeros
+from ofa_jax.windows.cover import ScoredWindows, each_step_once, every_step
+from ofa_jax.windows.table import WindowSpec, WindowTable
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 VALIDATION_SHARE = 0.2
-"""Of the training stream, at its end (the share that the published SMD code takes, protocol §5 row 5)."""
+"""Of the training stream, at its end, as in the published SMD code (protocol §5 row 5)."""
 
 _SMD = "smd"
 
 
-@dataclass(frozen=True, eq=False)
-class Stretch:
-    """Rows of the buffer that windows lie in, and how their steps are scored.
-
-    Attributes:
-        table: Windows of L steps.
-        scored: ``[windows]``: how many of a window's last steps are scored; the others are scored in the window before.
-        length: L.
-    """
-
-    table: WindowTable
-    scored: np.ndarray
-    length: int
-
-    @cached_property
-    def rows(self) -> np.ndarray:
-        """``[steps]``: the buffer's row of every scored step, in the order of the scores."""
-        return (self.table.first[:, None] + np.arange(self.length))[self._counts]
-
-    @property
-    def _counts(self) -> np.ndarray:
-        """``[windows, L]``: which steps are scored."""
-        return np.arange(self.length) >= self.length - self.scored[:, None]
-
-    def scores(self, sums: Sums, source: str) -> np.ndarray:
-        """The score of every scored step, ``[steps]`` float64.
-
-        Raises:
-            DataError: A score is not a finite number.
-        """
-        found = sums["step_error"][self._counts].astype(np.float64)
-        wrong = np.flatnonzero(~np.isfinite(found))
-        if len(wrong):
-            raise DataError(
-                f"the scores of {len(wrong):,} step(s) are not finite, the first is {found[wrong[0]]}",
-                where=source,
-                fix="Look for values in the streams that are far beyond all others",
-            )
-        return found
-
-
-def prepare_anomaly(
-    data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1
-) -> TaskData:
-    """Windows of the training stream, and of both streams for the scores.
-
-    ``strict``: the last 20 % of the training stream validate; every test step is scored once; no window crosses from one recording
-    into the next; the threshold is the percentile of the training stream's scores alone. ``published``: validation on the test stream
-    (SMD: on the last 20 % of what is trained on), overlapping windows across recordings whose steps all count, a threshold that sees
-    the test scores (protocol §5 rows 5 and 9).
+def step_scores(windows: ScoredWindows, sums: Sums, source: str) -> np.ndarray:
+    """The score of every step that counts, ``[steps]`` float64.
 
     Raises:
-        ConfigError: ``data.parts`` is empty, names a part twice, or is given for a file of one's own.
+        DataError: A score is not finite.
+    """
+    found = windows.steps(sums["step_error"]).astype(np.float64)
+    wrong = np.flatnonzero(~np.isfinite(found))
+    if len(wrong):
+        what = f"the scores of {len(wrong):,} step(s) are not finite, the first is {found[wrong[0]]}"
+        raise DataError(what, where=source, fix="Look for extreme values in the streams")
+    return found
+
+
+def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "strict") -> TaskData:
+    """Windows of the training stream, and of both streams for the scores.
+
+    ``strict``: the last 20 % of the training stream validate; every test step is scored once; no window
+    spans two recordings; the threshold is a percentile of training scores alone. ``published``: validation on
+    the test stream (SMD: on the last 20 % of what is trained on), overlapping windows across recordings whose
+    steps all count, a threshold that sees the test scores (protocol §5 rows 5 and 9).
+
+    Raises:
+        ConfigError: ``data.parts`` is empty, names a part twice, or is given for a file outside the catalog.
         DataError: The streams cannot be read, are too short for a window, or their labels are all the same.
     """
     stream = _joined(_read(data))
-    if task.channels not in (None, stream.n_channels):
-        raise DataError(
-            f"has {stream.n_channels} channels, task.channels is {task.channels}",
-            where=stream.source,
-            fix=f"--set task.channels={stream.n_channels}",
-        )
-    names = tuple(f"channel {index}" for index in range(stream.n_channels))
-    scaler = fit_scaler(stream.train, names)
-    buffer = scaler.transform(np.concatenate([stream.train, stream.test]))
-    n_train, length = len(stream.train), task.input_length
-
-    notices = (
-        [f"{len(scaler.constant)} channel(s) constant in training are scaled by 1"] if scaler.constant else []
-    )
-    begins = np.zeros(0, np.int64)
-    tables: dict[Split, WindowTable]
-    if protocol == "strict":
-        cut = int(n_train * (1 - VALIDATION_SHARE))
-        fitted, held = _cut_borders(stream.train_borders, cut)
-        tables = {"train": _every(fitted, length, task.step), "validation": _once(held, length).table}
-        _check_test_lengths(stream, length)
-        reference, scored = _once(stream.train_borders, length), _once(n_train + stream.test_borders, length)
-        begins = stream.test_borders[stream.test_borders < len(stream.test)]
-        left_out = sum(int(rows[rows < length].sum()) for rows in map(np.diff, (fitted, held)))
-        if left_out:
-            notices.append(
-                f"{left_out:,} training steps lie in recordings shorter than {length} steps (or in a short rest of the one in which "
-                "validation begins): they neither train nor validate"
-            )
-    else:
-        whole = np.array([0, n_train])
-        step = task.step if data.source == _SMD else 1
-        tables = {"train": _every(whole, length, task.step)}
-        reference, scored = (
-            _all_steps(whole, length, task.step),
-            _all_steps(n_train + np.array([0, len(stream.test)]), length, step),
-        )
-        held = np.array([int(n_train * (1 - VALIDATION_SHARE)), n_train])
-        tables["validation"] = _every(held, length, task.step) if data.source == _SMD else scored.table
-        left_out = (len(stream.test) - length) % step
-        if left_out:
-            notices.append(
-                f"the last {left_out:,} test steps fill no window and are not scored, as published"
-            )
-    tables["test"] = scored.table
+    source, n_train, length = stream.source, len(stream.train), task.input_length
+    channels = check_size("channels", stream.n_channels, task.channels, source)
+    scaler = fit_scaler(stream.train, tuple(f"channel {index}" for index in range(channels)))
+    layout = _strict if protocol == "strict" else partial(_published, smd=data.source == _SMD)
+    tables, reference, scored, notices = layout(stream, length, task.step)
     for split, table in tables.items():
         if not table.size:
-            raise DataError(
-                f"the {split} part holds no window of {length} steps",
-                where=stream.source,
-                fix="Shorten task.input_length",
-            )
+            what = f"the {split} part has no window of {length} steps"
+            raise DataError(what, where=source, fix="Shorten task.input_length")
+    if scaler.constant:
+        notices.insert(0, f"{len(scaler.constant)} channel(s) constant in training are scaled by 1")
     label = stream.test_label[scored.rows - n_train]
     if label.all() or not label.any():
         kind = "anomalous" if label.all() else "normal"
-        raise DataError(
-            f"every test step is labelled {kind}, so nothing can be detected",
-            where=stream.source,
-            fix="Check the labels",
-        )
+        what = f"every test step is labeled {kind}, so nothing can be detected"
+        raise DataError(what, where=source, fix="Check the labels")
+    begins = (
+        stream.test_borders[stream.test_borders < len(stream.test)]
+        if protocol == "strict"
+        else np.zeros(0, int)
+    )
     threshold = partial(_threshold, task.anomaly_ratio, include_test=protocol == "published")
 
+    def both_scores(score: Score) -> tuple[np.ndarray, np.ndarray]:
+        known = step_scores(reference, score(reference.table), source)
+        return known, step_scores(scored, score(tables["test"]), source)
+
     def report(score: Score, split: Split) -> dict[str, float]:
-        sums = score(tables[split])
         if split != "test":
-            return reconstruction_metrics(sums)
-        found, known = (
-            scored.scores(sums, stream.source),
-            reference.scores(score(reference.table), stream.source),
-        )
+            return reconstruction_metrics(score(tables[split]))
+        known, found = both_scores(score)
         return detection_metrics(found, label, threshold(known, found), begins)
 
     made = Task(
         name=task.name,
         spec=WindowSpec(length, 0, univariate=False),
-        buffer=buffer,
+        buffer=scaler.transform(np.concatenate([stream.train, stream.test])),
         tables=tables,
         loss=reconstruction_error,
         sums=reconstruction_sums,
@@ -166,21 +120,62 @@ def prepare_anomaly(
         protocol=protocol,
         report=report,
     )
+    borders = {"train_borders": stream.train_borders, "test_borders": stream.test_borders}
+    random = partial(_random_scores, int(reference.scored.sum()), label, threshold, begins)
     return TaskData(
         made,
-        task.model_copy(update={"channels": stream.n_channels}),
+        task.model_copy(update={"channels": channels}),
         scaler,
-        1,
-        tuple(notices),
-        labels={
-            "test_label": stream.test_label.astype(np.int8),
-            "train_borders": stream.train_borders,
-            "test_borders": stream.test_borders,
-        },
-        naive={
-            "random scores": partial(_random_scores, int(reference.scored.sum()), label, threshold, begins)
-        },
+        notices=tuple(notices),
+        labels={"test_label": stream.test_label.astype(np.int8), **borders},
+        untrained={"distance from the mean": zeros},
+        naive={"random scores": random},
+        calibrate=lambda score: {"threshold": threshold(*both_scores(score))},
     )
+
+
+Layout = tuple[dict[Split, WindowTable], ScoredWindows, ScoredWindows, list[str]]
+"""Windows by split, those of the reference scores, those of the test scores, and messages for the user."""
+
+
+def _strict(stream: LabelledStream, length: int, step: int) -> Layout:
+    n_train = len(stream.train)
+    fitted, held = _cut_borders(stream.train_borders, int(n_train * (1 - VALIDATION_SHARE)))
+    for name, steps in zip(stream.segments, np.diff(stream.test_borders).tolist(), strict=True):
+        if 0 < steps < length:  # a recording without any test step has nothing to score
+            what = f"the test recording `{name}` has {steps} steps, a window needs {length}"
+            raise DataError(what, where=stream.source, fix="Shorten task.input_length, or leave it out")
+    scored = each_step_once(n_train + stream.test_borders, length)
+    tables: dict[Split, WindowTable] = {
+        "train": every_step(fitted, length, step).table,
+        "validation": each_step_once(held, length).table,
+        "test": scored.table,
+    }
+    unused = sum(int(rows[rows < length].sum()) for rows in map(np.diff, (fitted, held)))
+    notices = (
+        [f"{unused:,} training steps are in recordings shorter than {length} steps and not used"]
+        if unused
+        else []
+    )
+    return tables, each_step_once(stream.train_borders, length), scored, notices
+
+
+def _published(stream: LabelledStream, length: int, step: int, *, smd: bool) -> Layout:
+    n_train, n_test = len(stream.train), len(stream.test)
+    test_step = step if smd else 1
+    reference = every_step(np.array([0, n_train]), length, step)
+    scored = every_step(np.array([n_train, n_train + n_test]), length, test_step)
+    held = every_step(np.array([int(n_train * (1 - VALIDATION_SHARE)), n_train]), length, step)
+    tables: dict[Split, WindowTable] = {
+        "train": reference.table,
+        "validation": held.table if smd else scored.table,
+        "test": scored.table,
+    }
+    unused = (n_test - length) % test_step
+    notices = (
+        [f"the last {unused:,} test steps fill no window and are not scored, as published"] if unused else []
+    )
+    return tables, reference, scored, notices
 
 
 def _threshold(ratio: float, train: np.ndarray, test: np.ndarray, *, include_test: bool) -> float:
@@ -206,29 +201,12 @@ def _read(data: DataConfig) -> tuple[LabelledStream, ...]:
     parts = data.parts
     if parts is not None:
         if data.source not in CATALOG:
-            raise ConfigError(
-                f"{data.source} is a file of its own and has no parts to choose from",
-                where="data.parts",
-                fix="Leave data.parts out",
-            )
+            what = f"{data.source} is a file of its own and has no parts to choose from"
+            raise ConfigError(what, where="data.parts", fix="Leave data.parts out")
         if not parts or len(set(parts)) < len(parts):
-            raise ConfigError(
-                "names a part twice" if parts else "names no part",
-                where="data.parts",
-                fix="Name each part once, or leave data.parts out",
-            )
+            what = "names a part twice" if parts else "names no part"
+            raise ConfigError(what, where="data.parts", fix="Name each part once, or leave data.parts out")
     return load_streams(data.source, only=parts)[0]
-
-
-def _check_test_lengths(stream: LabelledStream, length: int) -> None:
-    """Every test recording must hold a window; one without any test step has nothing to score."""
-    for name, steps in zip(stream.segments, np.diff(stream.test_borders).tolist(), strict=True):
-        if 0 < steps < length:
-            raise DataError(
-                f"the test recording `{name}` has {steps} steps, a window needs {length}",
-                where=stream.source,
-                fix="Shorten task.input_length, or leave that recording out",
-            )
 
 
 def _joined(streams: tuple[LabelledStream, ...]) -> LabelledStream:
@@ -265,47 +243,79 @@ def _cut_borders(borders: np.ndarray, cut: int) -> tuple[np.ndarray, np.ndarray]
     )
 
 
-def _every(borders: np.ndarray, length: int, step: int) -> WindowTable:
-    """A window every ``step`` rows of each recording; none of those that are shorter than a window."""
-    starts = [np.arange(begin, end - length + 1, step) for begin, end in pairwise(borders.tolist())]
-    return _table(_concatenated(starts), length)
+def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
+    """A score for every row of a table of channels; labels are not needed.
 
+    The table has a row per input row: its timestamp or number, ``score`` (mean squared error) and ``anomaly``,
+    whether the score exceeds the threshold computed after training.
 
-def _once(borders: np.ndarray, length: int) -> Stretch:
-    """Windows side by side, and one at each recording's end for the rest, of which only the rest is scored.
-
-    Recordings that are shorter than a window have none.
+    Raises:
+        DataError: The rows cannot be read, are too few, or have another number of channels than the model
+            reads; the bundle has no threshold.
     """
-    firsts, scored = [], []
-    for begin, end in pairwise(borders.tolist()):
-        starts = np.arange(begin, end - length + 1, length)
-        firsts.append(starts)
-        scored.append(np.full(len(starts), length))
-        rest = (end - begin) % length
-        if len(starts) and rest:
-            firsts.append(np.array([end - length]))
-            scored.append(np.array([rest]))
-    return Stretch(_table(_concatenated(firsts), length), _concatenated(scored), length)
+    frame = read_frame(source)
+    assert trained.scaler is not None
+    length, threshold = trained.task.input_length, trained.meta.get("threshold")
+    if frame.n_channels != len(trained.scaler.names):
+        what = f"has {frame.n_channels} channels, the model reads {len(trained.scaler.names)}"
+        raise DataError(what, where=frame.source, fix="Give the channels of training, in their order")
+    if threshold is None:
+        what = "the bundle has no threshold; it was made by an older version"
+        raise DataError(what, where=frame.source, fix="Train the run again")
+    windows = each_step_once(np.array([0, frame.n_rows]), length)
+    if not windows.table.size:
+        what = f"{frame.n_rows} rows, but the model reads {length}"
+        raise DataError(what, where=frame.source, fix=f"Give at least {length} rows")
 
+    def to_table(outputs: Sums) -> pd.DataFrame:
+        import pandas as pd
 
-def _all_steps(borders: np.ndarray, length: int, step: int) -> Stretch:
-    """Overlapping windows of which every step counts, as often as it is covered."""
-    table = _every(borders, length, step)
-    return Stretch(table, np.full(table.size, length), length)
+        score = step_scores(windows, outputs, frame.source)
+        index = time_index(frame)
+        return pd.DataFrame({index.name: index, "score": score, "anomaly": score > threshold})
 
+    def plot(table: pd.DataFrame, note: str) -> Figure:
+        return anomaly_scores(table, threshold)
 
-def _concatenated(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.zeros(0, np.int64), *parts])
-
-
-def _table(first: np.ndarray, length: int) -> WindowTable:
-    count = len(first)
-    filled = partial(np.full, count, dtype=np.int32)
-    return WindowTable(
-        first.astype(np.int32),
-        filled(ALL_CHANNELS),
-        filled(length),
-        filled(0),
-        np.arange(count, dtype=np.int32),
-        filled(-1),
+    return NewData(
+        spec=WindowSpec(length, 0, univariate=False),
+        buffer=trained.scaler.transform(frame.values),
+        table=windows.table,
+        outputs=reconstruction_sums,
+        to_table=to_table,
+        plot=plot,
+        summary=lambda table: f"{int(table['anomaly'].sum()):,} of {len(table):,} rows above {threshold:.4g}",
     )
+
+
+def _network(task: AnomalySettings, network: NetworkConfig, trunk: TrunkModule) -> ReconstructNetwork:
+    return ReconstructNetwork(
+        trunk=trunk,
+        input_length=task.input_length,
+        channels=task.channels or 1,
+        segment=network.segment,
+        read_width=network.read_width,
+    )
+
+
+def _dlinear(task: AnomalySettings) -> tuple[Any, dict[str, Any]]:
+    return dlinear, init_dlinear(task.input_length, task.input_length)
+
+
+# The weights have to grow from 1/L to about 1. Chosen on SMAP's validation part.
+_TRAINING = {
+    "learning_rate": 1e-2,
+    "epochs": 20,
+    "batch_size": 256,
+    "schedule": "cosine",
+    "cosine_epochs": 20,
+}
+
+ANOMALY = TaskKind(
+    settings=AnomalySettings,
+    title="Anomaly detection",
+    prepare=prepare,
+    network=_network,
+    apply=apply,
+    baselines=(LinearBaseline("dlinear", "DLinear", _dlinear, _TRAINING),),
+)

@@ -1,32 +1,43 @@
-"""What a task is: windows, network, loss and metrics as one frozen record. Loop, step and checkpoints know nothing else of it."""
+"""The records of a task: its kind, the task on one data set, and new data to apply a trained model to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from ofa_jax.config import Protocol, TaskConfig
+from ofa_jax.config.schema import Protocol
+from ofa_jax.config.tasks import DataConfig, NetworkConfig, TaskSettings
 from ofa_jax.data.splits import Scaler, Split
 from ofa_jax.errors import DataError
 from ofa_jax.model import trees
+from ofa_jax.model.networks import Network, TrunkModule
 from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
+Predict = Callable[..., jax.Array]
+"""``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None) -> prediction``."""
+Outputs = Callable[[Any, Batch], dict[str, jax.Array]]
+"""``(prediction, batch) -> {name: [b, …]}``: what is kept of every window."""
 Sums = Mapping[str, np.ndarray]
-"""What an evaluation gives: ``{name: [windows, …]}``, in the order of a table."""
+"""Outputs of an evaluation, ``{name: [windows, …]}`` in the order of a table."""
 Score = Callable[[WindowTable], Sums]
 """Evaluates a model on a table."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
-    """A task on one data set.
+    """A task on one data set. Training loop, step and checkpoints know nothing else of it.
 
     Attributes:
         name: As in ``task.name``.
@@ -34,15 +45,15 @@ class Task:
         buffer: The scaled series, end to end, ``[rows, channels]`` float32.
         tables: The windows of each split.
         loss: ``(prediction, batch) -> (sum, count)``; the training loss is their ratio.
-        sums: ``(prediction, batch) -> {name: [b, …]}``, what is kept of every window.
+        sums: What an evaluation keeps of every window.
         metrics: ``{name: [windows, …]} -> {metric: value}``.
-        objective: The metric that validation chooses by; smaller is better.
-        protocol: Whose practice splits, batches and thresholds follow (protocol §5); every metric is told with it.
-        corrupt: ``(batch, keys_b) -> batch``, where points are hidden before the network sees the windows.
-        drop_last: Whether an epoch's last batch is left out where it is not full.
-        groups: Borders ``[groups + 1]`` of groups of training windows of which every epoch sees one each, or None.
-        report: ``(score, split) -> {metric: value}`` where a split's final metrics need more than its own windows (a threshold
-            from training scores); None takes ``metrics`` of the split's windows.
+        objective: The metric that validation minimizes.
+        protocol: The practice that splits, batches and thresholds follow (protocol §5).
+        corrupt: ``(batch, keys_b) -> batch``, hides points before the network sees them.
+        drop_last: Whether an epoch leaves out a partial last batch.
+        full_batches: Whether validation and test leave it out too.
+        groups: Borders ``[groups + 1]`` of groups of training windows; every epoch sees one window of each.
+        report: ``(score, split) -> metrics`` where final metrics need more than the split (a threshold).
     """
 
     name: str
@@ -50,63 +61,151 @@ class Task:
     buffer: np.ndarray
     tables: Mapping[Split, WindowTable]
     loss: Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
-    sums: Callable[[Any, Batch], dict[str, jax.Array]]
+    sums: Outputs
     metrics: Callable[[Sums], dict[str, float]]
     objective: str
     protocol: Protocol = "strict"
     corrupt: Callable[[Batch, jax.Array], Batch] | None = None
     drop_last: bool = False
+    full_batches: bool = False
     groups: np.ndarray | None = None
     report: Callable[[Score, Split], dict[str, float]] | None = None
 
     def final_metrics(self, score: Score, split: Split) -> dict[str, float]:
-        """The metrics of a split that go into tables."""
+        """The reported metrics of a split."""
         return self.metrics(score(self.tables[split])) if self.report is None else self.report(score, split)
+
+    def with_full_batches(self, batch_size: int) -> Task:
+        """Validation and test cut to full batches where the published protocol drops the rest (§5 row 6).
+
+        Raises:
+            DataError: No full batch is left.
+        """
+        if not self.full_batches:
+            return self
+        tables = dict(self.tables)
+        for split in ("validation", "test"):
+            table = tables[split]
+            kept = table.size - table.size % batch_size
+            if not kept:
+                what = f"{table.size} {split} windows make no full batch of {batch_size}"
+                raise DataError(what, fix="Use a smaller train.batch_size, or protocol: strict")
+            tables[split] = table.take(slice(kept))
+        return replace(self, tables=tables)
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task with what else was learnt from its data.
+    """A task with everything else that was read from its data.
 
     Attributes:
         task: Windows, loss and metrics.
-        settings: The task's settings, completed with the data's own numbers (channels, classes).
-        scaler: What standardised the series; None where they are read as they are.
-        season: Steps of the main cycle; 1 where there is none.
-        notices: What a person should know, one line each.
-        meta: What a bundle says of the data besides: names of classes, frequency.
-        labels: Arrays besides the buffer that results hang on, by name.
-        naive: Methods that need neither windows nor training: ``name -> (split -> metrics)``, None for a split they cannot tell.
+        settings: The task's settings, completed with sizes of the data (channels, classes).
+        scaler: What standardized the series; None where they keep their units.
+        season: Season length in steps; 1 where there is none.
+        notices: Messages for the user, one line each.
+        meta: What a bundle stores about the data: names of classes, frequency.
+        labels: Arrays that metrics depend on besides the buffer, by name.
+        untrained: Baselines without parameters, by title: predict functions on the task's windows.
+        naive: Baselines that need no windows: ``title -> (split -> metrics)``, None where undefined.
+        calibrate: ``score -> values`` that a bundle stores after training, to apply the model to new data.
     """
 
     task: Task
-    settings: TaskConfig
+    settings: TaskSettings
     scaler: Scaler | None
-    season: int
-    notices: tuple[str, ...]
+    season: int = 1
+    notices: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)
+    untrained: Mapping[str, Predict] = field(default_factory=dict)
     naive: Mapping[str, Callable[[Split], dict[str, float] | None]] = field(default_factory=dict)
+    calibrate: Callable[[Score], dict[str, Any]] | None = None
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 over everything that was read, so that a run notices when its data changed."""
+        """The sha256 of everything that was read, so that a run notices changed data."""
         return trees.fingerprint([("buffer", self.task.buffer), *sorted(self.labels.items())])
 
 
-def whole_batches(table: WindowTable, batch_size: int, *, protocol: Protocol, where: str) -> WindowTable:
-    """A table to evaluate: every window, or under the published protocol all but those of a last batch that is not full (§5 row 6).
+def check_size(name: str, found: int, expected: int | None, source: str) -> int:
+    """``found``, if the setting ``task.NAME`` does not say otherwise.
 
     Raises:
-        DataError: No full batch is left.
+        DataError: The setting is another number.
     """
-    if protocol == "strict":
-        return table
-    kept = table.size - table.size % batch_size
-    if not kept:
-        raise DataError(
-            f"{table.size} windows make no full batch of {batch_size}, and the published protocol drops the others",
-            where=where,
-            fix="Take a smaller train.batch_size, or protocol: strict",
-        )
-    return WindowTable(*(column[:kept] for column in table))
+    if expected not in (None, found):
+        what = f"has {found} {name}, but task.{name} is {expected}"
+        raise DataError(what, where=source, fix=f"Set task.{name} to {found}")
+    return found
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """What applying a model to new data needs to know about its training."""
+
+    task: TaskSettings
+    data: DataConfig
+    scaler: Scaler | None
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class NewData:
+    """New data laid out for a trained model.
+
+    Attributes:
+        spec, buffer, corrupt: As in :class:`Task`.
+        table: The windows to predict.
+        outputs: What is kept of every window.
+        to_table: Outputs of all windows as a table in original units.
+        plot: ``(table, note) -> Figure``.
+        summary: ``table -> text``: one line for the user.
+    """
+
+    spec: WindowSpec
+    buffer: np.ndarray
+    table: WindowTable
+    outputs: Outputs
+    to_table: Callable[[Sums], pd.DataFrame]
+    plot: Callable[[pd.DataFrame, str], Figure]
+    summary: Callable[[pd.DataFrame], str]
+    corrupt: Callable[[Batch, jax.Array], Batch] | None = None
+
+
+@dataclass(frozen=True)
+class LinearBaseline:
+    """A baseline with a few parameters.
+
+    Attributes:
+        name: Its folder, and what ``--baseline`` calls it.
+        title: What tables call it.
+        make: ``settings -> (predict, initial parameters)``.
+        training: Training settings that differ from the defaults; None trains it like the run.
+    """
+
+    name: str
+    title: str
+    make: Callable[[Any], tuple[Predict, dict[str, Any]]]
+    training: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """One row of the table of tasks.
+
+    Attributes:
+        settings: The settings class; ``task.name`` is the key of the row.
+        title: What people call the task.
+        prepare: ``(data, settings, protocol) -> TaskData``: reads, splits, scales, lays out windows.
+        network: ``(settings, network, trunk) -> Network``.
+        apply: ``(trained_on, source) -> NewData``: reads a file or DataFrame to apply a trained model to.
+        baselines: The trained linear baselines.
+    """
+
+    settings: type[TaskSettings]
+    title: str
+    prepare: Callable[[DataConfig, Any, Protocol], TaskData]
+    network: Callable[[Any, NetworkConfig, TrunkModule], Network]
+    apply: Callable[[TrainedOn, str | Path | pd.DataFrame], NewData]
+    baselines: tuple[LinearBaseline, ...] = ()

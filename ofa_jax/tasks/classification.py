@@ -3,63 +3,67 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 
-from ofa_jax.config import DataConfig, Protocol, TaskConfig
-from ofa_jax.data.archives import LabelledCases
+from ofa_jax.config.schema import Protocol
+from ofa_jax.config.tasks import ClassificationSettings, DataConfig, NetworkConfig
+from ofa_jax.data.archives import LabelledCases, read_ts
 from ofa_jax.data.catalog.load import load_cases
 from ofa_jax.data.splits import Scaler, Split, moments
 from ofa_jax.errors import DataError
-from ofa_jax.tasks.base import Task, TaskData
+from ofa_jax.model.linear import init_linear_classifier, linear_classifier
+from ofa_jax.model.networks import ClassifyNetwork, TrunkModule
+from ofa_jax.plots.tasks import class_probabilities
+from ofa_jax.tasks import base
+from ofa_jax.tasks.base import LinearBaseline, NewData, Predict, Sums, Task, TaskData, TaskKind, TrainedOn
 from ofa_jax.tasks.losses import cross_entropy
 from ofa_jax.tasks.metrics import classification_metrics, classification_sums
-from ofa_jax.windows.table import ALL_CHANNELS, WindowSpec, WindowTable, lay_end_to_end
+from ofa_jax.windows.batch import Batch
+from ofa_jax.windows.table import WindowSpec, WindowTable, lay_end_to_end
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VALIDATION_SHARE = 0.2
 """Of each class's training cases."""
 
 
-def prepare_classification(
-    data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1
-) -> TaskData:
-    """Every case one window from its start, zeros after its end; cases longer than L are clipped in the test part only.
+def prepare(data: DataConfig, task: ClassificationSettings, protocol: Protocol = "strict") -> TaskData:
+    """One window per case from its start, zero-padded at its end; only test cases longer than L are clipped.
 
-    ``strict`` holds back a fifth of each class's training cases and chooses the epoch by their cross-entropy; ``published``
-    trains on all of them and chooses it by the accuracy on the test cases (protocol §5 row 5).
+    ``strict`` holds out a fifth of each class's training cases and chooses the epoch by their cross-entropy;
+    ``published`` trains on all of them and chooses it by the accuracy on the test cases (protocol §5 row 5).
 
     Raises:
-        DataError: The cases cannot be read; training cases of one class only or longer than L; a class that only the test part has;
-            other channels or classes than the settings say.
+        DataError: The cases cannot be read; training cases of one class only or longer than L; a class that
+            only the test part has; sizes that contradict the settings.
     """
     train, test, _ = load_cases(data.source, missing=data.missing)
-    present = _check(train, test, task)
+    present = _present_classes(train, test)
+    channels = base.check_size("channels", train.n_channels, task.channels, train.source)
+    base.check_size("classes", len(present), task.classes, train.source)
     scaler = _fit_scaler(train)
     buffer, first = lay_end_to_end([scaler.transform(case) for case in (*train.cases, *test.cases)])
     lengths = np.concatenate([train.lengths, test.lengths])
     longest = int(train.lengths.max())
     if task.input_length < longest:
-        raise DataError(
-            f"the longest training case has {longest} steps, the network reads {task.input_length}",
-            where=train.source,
-            fix=f"--set task.input_length={longest}",
-        )
-    place = {label: index for index, label in enumerate(present)}
-    label = np.array([place[label] for label in (*train.labels, *test.labels)], np.int32)
+        what = f"the longest training case has {longest} steps, but task.input_length is {task.input_length}"
+        raise DataError(what, where=train.source, fix=f"Set task.input_length to {longest}")
+    label = np.array([present.index(name) for name in (*train.labels, *test.labels)], np.int32)
 
     def table(rows: np.ndarray) -> WindowTable:
-        valid, none = np.minimum(lengths[rows], task.input_length), np.zeros(len(rows))
-        columns = (first[rows], np.full(len(rows), ALL_CHANNELS), valid, none, rows, label[rows])
-        return WindowTable(*(np.asarray(column).astype(np.int32) for column in columns))
+        valid = np.minimum(lengths[rows], task.input_length)
+        return WindowTable.of(first[rows], x_valid=valid, window_id=rows, label=label[rows])
 
     everything, tests = np.arange(train.n_cases), np.arange(train.n_cases, len(lengths))
-    held = _held_back(label[everything]) if protocol == "strict" else np.zeros(0, np.int64)
+    held = _held_out(label[everything]) if protocol == "strict" else np.zeros(0, np.int64)
     if protocol == "strict" and not len(held):
-        raise DataError(
-            "no class has two training cases, so none can be held back for validation",
-            where=train.source,
-            fix="Use --set protocol=published",
-        )
+        what = "no class has two training cases, so none can be held out for validation"
+        raise DataError(what, where=train.source, fix="Set protocol to published")
     tables: dict[Split, WindowTable] = {
         "train": table(np.setdiff1d(everything, held)),
         "validation": table(held) if protocol == "strict" else table(tests),
@@ -78,58 +82,40 @@ def prepare_classification(
     )
     return TaskData(
         made,
-        task.model_copy(update={"channels": train.n_channels, "classes": len(present)}),
+        task.model_copy(update={"channels": channels, "classes": len(present)}),
         scaler,
-        1,
-        tuple(_notices(train, test, task, scaler, longest)),
+        notices=tuple(_notices(train, test, task, scaler, longest)),
         meta={"classes": list(present)},
         labels={"label": label, "length": lengths, "training_cases": np.array(train.n_cases)},
         naive={"most frequent class": partial(_most_frequent, tables)},
     )
 
 
-def _check(train: LabelledCases, test: LabelledCases, task: TaskConfig) -> tuple[str, ...]:
+def _present_classes(train: LabelledCases, test: LabelledCases) -> tuple[str, ...]:
     """The classes that training has, in the header's order."""
     present = tuple(name for name in train.classes if name in set(train.labels))
     if len(present) < 2:
-        raise DataError(
-            f"every training case is of the class `{present[0]}`",
-            where=train.source,
-            fix="Training needs at least two classes",
-        )
+        what = f"every training case is of the class `{present[0]}`"
+        raise DataError(what, where=train.source, fix="Training needs at least two classes")
     unknown = next((name for name in test.labels if name not in present), None)
     if unknown is not None:
-        raise DataError(
-            f"the test part has cases of the class `{unknown}`, the training part has none",
-            where=test.source,
-            fix="Leave those cases out, or add some of that class to the training part",
-        )
-    for name, found, given in (
-        ("channels", train.n_channels, task.channels),
-        ("classes", len(present), task.classes),
-    ):
-        if given not in (None, found):
-            raise DataError(
-                f"has {found} {name}, task.{name} is {given}",
-                where=train.source,
-                fix=f"--set task.{name}={found}",
-            )
+        what = f"the test part has cases of the class `{unknown}`, the training part has none"
+        fix = "Leave those cases out, or add some of that class to the training part"
+        raise DataError(what, where=test.source, fix=fix)
     return present
 
 
 def _notices(
-    train: LabelledCases, test: LabelledCases, task: TaskConfig, scaler: Scaler, longest: int
+    train: LabelledCases, test: LabelledCases, task: ClassificationSettings, scaler: Scaler, longest: int
 ) -> list[str]:
     notices = []
     if task.input_length > longest:
         notices.append(
-            f"the longest training case has {longest} steps, so all are padded with zeros to {task.input_length}"
+            f"the longest training case has {longest} steps; all are zero-padded to {task.input_length}"
         )
     clipped = int((test.lengths > task.input_length).sum())
     if clipped:
-        notices.append(
-            f"{clipped} test case(s) are longer than {task.input_length} steps; what is beyond is not read (protocol §2)"
-        )
+        notices.append(f"{clipped} test case(s) are clipped to {task.input_length} steps (protocol §2)")
     return notices + scaler.notices
 
 
@@ -140,16 +126,13 @@ def _fit_scaler(train: LabelledCases) -> Scaler:
     mean, std, constant = moments(steps, ddof=1)
     bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std > 0)))
     if len(bad):
-        raise DataError(
-            f"{names[bad[0]]} is spread too widely or too narrowly to standardise",
-            where=train.source,
-            fix="Change its units",
-        )
+        what = f"{names[bad[0]]} is spread too widely or too narrowly to standardise"
+        raise DataError(what, where=train.source, fix="Change its units")
     return Scaler(mean, std, names, tuple(name for name, flat in zip(names, constant, strict=True) if flat))
 
 
-def _held_back(label: np.ndarray) -> np.ndarray:
-    """Places of a fifth of each class's cases, at least one of every class that has two; the same in every run."""
+def _held_out(label: np.ndarray) -> np.ndarray:
+    """Indices of a fifth of each class's cases, at least one where a class has two; the same in every run."""
     held = []
     for index in range(int(label.max()) + 1):
         members = np.flatnonzero(label == index)
@@ -167,3 +150,73 @@ def _most_frequent(tables: dict[Split, WindowTable], split: Split) -> dict[str, 
     winner = int(np.bincount(tables["train"].label).argmax())
     accuracy = float((tables[split].label == winner).mean())
     return {"accuracy": accuracy, "error": 1 - accuracy}
+
+
+def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
+    """Cases of a ``.ts`` file, to classify them; labels in the file are ignored.
+
+    The table has a row per case: its number from 0, the ``predicted`` class, the probability of every class.
+
+    Raises:
+        DataError: The cases cannot be read, or have other channels or more steps than the model reads.
+    """
+    if not isinstance(source, str | Path):
+        raise DataError("cases are read from a .ts file", where="source", fix="Give the path of a .ts file")
+    cases = read_ts(source, missing=trained.data.missing)
+    assert trained.scaler is not None
+    length, classes = trained.task.input_length, [str(name) for name in trained.meta["classes"]]
+    if cases.n_channels != len(trained.scaler.names):
+        what = f"the cases have {cases.n_channels} channels, the model reads {len(trained.scaler.names)}"
+        raise DataError(what, where=cases.source, fix="Give cases of the same problem")
+    if cases.lengths.max() > length:
+        what = f"a case has {cases.lengths.max()} steps, the model reads {length}"
+        raise DataError(what, where=cases.source, fix="Shorten the cases")
+    buffer, first = lay_end_to_end([trained.scaler.transform(case) for case in cases.cases])
+
+    def to_table(outputs: Sums) -> pd.DataFrame:
+        import pandas as pd
+
+        probability = outputs["probability"].astype(np.float64)
+        table = pd.DataFrame(probability, columns=[f"p({name})" for name in classes])
+        table.insert(0, "predicted", [classes[index] for index in probability.argmax(axis=1)])
+        table.insert(0, "case", np.arange(len(table)))
+        return table
+
+    return NewData(
+        spec=WindowSpec(length, 0, univariate=False, align="start", labelled=True),
+        buffer=buffer,
+        table=WindowTable.of(first, x_valid=cases.lengths),
+        outputs=_probabilities,
+        to_table=to_table,
+        plot=lambda table, note: class_probabilities(table),
+        summary=lambda table: f"{len(table)} cases of {len(classes)} classes",
+    )
+
+
+def _probabilities(logits_bk: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    return {"probability": jax.nn.softmax(logits_bk, axis=1)}
+
+
+def _network(task: ClassificationSettings, network: NetworkConfig, trunk: TrunkModule) -> ClassifyNetwork:
+    return ClassifyNetwork(
+        trunk=trunk,
+        input_length=task.input_length,
+        channels=task.channels or 1,
+        classes=task.classes or 2,
+        patch=network.patch,
+        stride=network.stride,
+    )
+
+
+def _softmax_regression(task: ClassificationSettings) -> tuple[Predict, dict]:
+    return linear_classifier, init_linear_classifier(task.input_length, task.channels or 1, task.classes or 2)
+
+
+CLASSIFICATION = TaskKind(
+    settings=ClassificationSettings,
+    title="Classification",
+    prepare=prepare,
+    network=_network,
+    apply=apply,
+    baselines=(LinearBaseline("linear", "softmax regression", _softmax_regression),),
+)

@@ -1,8 +1,8 @@
-"""From a score per step to a verdict: thresholds, precision, recall and F1, raw and point-adjusted, and average precision.
+"""Anomaly metrics: thresholds; precision, recall and F1, raw and point-adjusted; average precision.
 
-Point adjustment counts every step of an anomalous stretch as found when one of its steps is. Even random scores do well under it (Kim
-et al., arXiv 2109.05257), so raw F1 and a score without any threshold always stand beside it. Where aeon is installed (the extra
-``range``), a second one does: the area under range-based precision and recall.
+Point adjustment counts every step of an anomaly as detected when one of its steps is. Even random scores do well
+under it (Kim et al., arXiv 2109.05257), so raw F1 and a threshold-free score are always reported too. Where aeon is
+installed (extra ``range``), so is the area under range-based precision and recall.
 """
 
 from __future__ import annotations
@@ -15,27 +15,24 @@ from ofa_jax.errors import ConfigError
 
 
 def threshold_at(scores: np.ndarray, ratio: float) -> float:
-    """The value that ``ratio`` percent of the scores exceed: their ``100 - ratio`` percentile, interpolated (protocol §3).
+    """The value that ``ratio`` percent of the scores exceed: their ``100 - ratio`` percentile (protocol §3).
 
     Raises:
         ConfigError: A ratio that is not between 0 and 100.
     """
     if not 0 < ratio < 100:
-        raise ConfigError(
-            f"the anomaly ratio is {ratio} %",
-            where="task.anomaly_ratio",
-            fix="Give a percentage between 0 and 100",
-        )
+        what = f"the anomaly ratio is {ratio} %"
+        raise ConfigError(what, where="task.anomaly_ratio", fix="Give a percentage between 0 and 100")
     return float(np.percentile(np.asarray(scores, np.float64), 100 - ratio))
 
 
 def point_adjust(found: np.ndarray, label: np.ndarray, begins: Sequence[int] | np.ndarray = ()) -> np.ndarray:
-    """Verdicts ``[T]`` bool in which a stretch of anomalous steps is found whole as soon as one of its steps is found.
+    """Flags ``[T]`` bool in which all steps of an anomaly are set if one of them is.
 
     Args:
         found: Verdicts ``[T]``.
         label: ``[T]``, True where a step is anomalous.
-        begins: Places where another recording begins; a stretch does not go on from one recording into the next.
+        begins: Steps at which a recording begins; an anomaly does not span two recordings.
     """
     found, label = np.asarray(found, bool), np.asarray(label, bool)
     before = np.concatenate([[False], label])[: len(label)]
@@ -61,7 +58,7 @@ def precision_recall_f1(found: np.ndarray, label: np.ndarray) -> tuple[float, fl
 
 
 def average_precision(scores: np.ndarray, label: np.ndarray) -> float:
-    """Area under precision over recall as a sum of steps, ties taken together; as scikit-learn's ``average_precision_score``.
+    """Area under precision over recall as a sum of steps, as scikit-learn's ``average_precision_score``.
 
     0 where no step is anomalous.
     """
@@ -77,7 +74,7 @@ def average_precision(scores: np.ndarray, label: np.ndarray) -> float:
 
 
 def range_pr_auc(scores: np.ndarray, label: np.ndarray) -> float | None:
-    """Area under range-based precision and recall (R-AUC-PR; Paparrizos et al., VLDB 2022), as aeon computes it.
+    """Area under range-based precision and recall (R-AUC-PR; Paparrizos et al., VLDB 2022), by aeon.
 
     The labels are widened by slopes of half the median anomaly's length. None where aeon is not installed.
     """
@@ -91,9 +88,9 @@ def range_pr_auc(scores: np.ndarray, label: np.ndarray) -> float | None:
 def detection_metrics(
     scores: np.ndarray, label: np.ndarray, threshold: float, begins: Sequence[int] | np.ndarray = ()
 ) -> dict[str, float]:
-    """Everything that is reported of scores ``[T]`` at a threshold: P, R and F1 raw and point-adjusted, and what needs no threshold.
+    """All metrics of scores ``[T]`` at a threshold: precision, recall, F1 raw and point-adjusted, and AP.
 
-    ``begins`` are the places where another recording begins, as in :func:`point_adjust`.
+    ``begins`` are the steps at which a recording begins, as in :func:`point_adjust`.
     """
     found = np.asarray(scores) > threshold
     names = ("precision", "recall", "f1")

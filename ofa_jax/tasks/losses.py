@@ -1,4 +1,4 @@
-"""Losses as masked sums: a numerator and a denominator, so that slices, devices and padding add up to the same number."""
+"""Losses as masked sums and counts, so that slices, devices and padding add up to the same number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ofa_jax.config import LossName
+from ofa_jax.config.tasks import ForecastLoss
 from ofa_jax.windows.batch import Batch
 
 MAPE_FLOOR = 1e-8
@@ -16,13 +16,13 @@ MAPE_FLOOR = 1e-8
 
 
 def squared_error(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Sum of squared errors over the observed targets, and how many there are; both scalars, float32. Padding rows have none."""
+    """Sum of squared errors over the observed targets and their count, float32 scalars."""
     error = jnp.where(batch.y_mask, pred_bhc - batch.y, 0)
     return jnp.sum(jnp.square(error)), _count(batch.y_mask)
 
 
 def smape(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Sum of ``200 |p - t| / (|p| + |t|)``, its denominator held constant in the gradient as published (protocol §2), and the count."""
+    """Sum of ``200 |p - t| / (|p| + |t|)`` and count; the denominator has no gradient (protocol §2)."""
     terms = symmetric_terms(
         pred_bhc, batch.y, size=jax.lax.stop_gradient(jnp.abs(pred_bhc)) + jnp.abs(batch.y)
     )
@@ -30,7 +30,7 @@ def smape(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 
 def mape(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Sum of ``100 |p - t| / (|t| + 1e-8)`` over the observed targets (protocol §2), and how many there are."""
+    """Sum of ``100 |p - t| / (|t| + 1e-8)`` over the observed targets (protocol §2), and their count."""
     terms = 100 * _distance(pred_bhc, batch.y) / (jnp.abs(batch.y) + MAPE_FLOOR)
     return jnp.sum(jnp.where(batch.y_mask, terms, 0)), _count(batch.y_mask)
 
@@ -54,7 +54,7 @@ def symmetric_terms(pred: jax.Array, target: jax.Array, *, size: jax.Array) -> j
 
 
 def _distance(pred: jax.Array, target: jax.Array) -> jax.Array:
-    """``|p - t|``; a forecast that hits has gradient 0, as in PyTorch, where ``jnp.abs`` has 1 and so pushes it away."""
+    """``|p - t|`` with gradient 0 at 0, as in PyTorch; ``jnp.abs`` has gradient 1 there."""
     error = pred - target
     return error * jax.lax.stop_gradient(jnp.sign(error))
 
@@ -63,7 +63,7 @@ def _count(mask: jax.Array) -> jax.Array:
     return jnp.sum(mask).astype(jnp.float32)
 
 
-FORECAST_LOSSES: Mapping[LossName, Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]] = {
+FORECAST_LOSSES: Mapping[ForecastLoss, Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]] = {
     "mse": squared_error,
     "smape": smape,
     "mape": mape,

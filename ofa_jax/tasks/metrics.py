@@ -1,4 +1,4 @@
-"""Metrics as sums per window that are added on the host in float64: the same number for any batch size and padding."""
+"""Metrics as sums per window, added on the host in float64: independent of batch size and padding."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def forecast_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def series_sums(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """Per window ``[b]``: sum of ``200 |p - t| / (|p| + |t|)`` (0/0 is 0), absolute error, and number of observed targets."""
+    """Per window ``[b]``: sum of ``200 |p - t| / (|p| + |t|)`` (0/0 is 0), absolute error, target count."""
     terms = symmetric_terms(pred_bhc, batch.y, size=jnp.abs(pred_bhc) + jnp.abs(batch.y))
     return {
         "symmetric": jnp.sum(jnp.where(batch.y_mask, terms, 0), axis=(1, 2)),
@@ -47,14 +47,14 @@ def series_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def naive_scale(insample: np.ndarray, season: int) -> float:
-    """What MASE divides by: ``mean |in[m:] - in[:-m]|`` of the steps before the forecast ``[T]``; NaN where T ≤ m (protocol §3)."""
+    """MASE's denominator: ``mean |in[m:] - in[:-m]|`` of the input ``[T]``; NaN where T ≤ m (protocol §3)."""
     if len(insample) <= season:
         return float("nan")
     return float(np.abs(insample[season:] - insample[:-season]).mean())
 
 
 def mean_scaled_error(sums: Mapping[str, np.ndarray], scale: np.ndarray) -> float:
-    """MASE: the mean over windows of mean absolute error over ``scale`` ``[windows]``; windows without a positive scale are left out."""
+    """MASE: mean over windows of MAE over ``scale`` ``[windows]``, without windows of scale 0 or NaN."""
     known = np.isfinite(scale) & (scale > 0)
     if not known.any():
         return float("nan")
@@ -86,7 +86,7 @@ def classification_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def reconstruction_sums(pred_btc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """Per window, ``step_error`` ``[b, t]``: the mean over channels of the squared difference to the input (protocol §3)."""
+    """Per window, ``step_error`` ``[b, t]``: mean squared error over channels (protocol §3)."""
     return {"step_error": jnp.mean(jnp.square(pred_btc - batch.x), axis=2)}
 
 

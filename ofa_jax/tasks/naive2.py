@@ -1,4 +1,4 @@
-"""Naive2, the yardstick of the M4 competition: the last value of the seasonally adjusted series, with the last cycle's indices."""
+"""Naive2, the M4 competition's reference: the last seasonally adjusted value, with seasonal indices."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _CRITICAL = 1.645
 def naive2(insample: np.ndarray, season: int, horizon: int) -> np.ndarray:
     """Forecast ``[h]`` of the steps after ``insample`` ``[T]``, as the M4 competition's ``Naive2``.
 
-    Where the series has no season of ``season`` steps by :func:`is_seasonal`, or its indices are not all positive so that it cannot
-    be divided by them, it repeats the last value.
+    Where the series is not seasonal (:func:`is_seasonal`) or an index is not positive, it repeats the last
+    value.
     """
     last = np.full(horizon, insample[-1], np.float64)
     if not is_seasonal(insample, season):
@@ -25,7 +25,7 @@ def naive2(insample: np.ndarray, season: int, horizon: int) -> np.ndarray:
 
 
 def is_seasonal(insample: np.ndarray, season: int) -> bool:
-    """The competition's test: autocorrelation at lag ``season`` beyond the 90 % limit; never for less than three cycles."""
+    """The competition's test: autocorrelation at lag ``season`` beyond the 90 % limit; needs three cycles."""
     if season <= 1 or len(insample) < 3 * season:
         return False
     centred = insample - insample.mean()
@@ -38,9 +38,9 @@ def is_seasonal(insample: np.ndarray, season: int) -> bool:
 
 
 def seasonal_indices(insample: np.ndarray, season: int) -> np.ndarray:
-    """Multiplicative indices ``[season]`` by classical decomposition, mean 1; index i belongs to steps i, i + season, …
+    """Multiplicative indices ``[season]`` by classical decomposition, mean 1; index i is that of steps i + k·season.
 
-    Needs two whole cycles. Steps where value and trend are both 0 tell nothing; an index that no step tells is NaN.
+    Needs two full cycles. Steps where value and trend are both 0 are ignored; an index without steps is NaN.
     """
     weights = np.ones(season + 1 - season % 2)
     if season % 2 == 0:

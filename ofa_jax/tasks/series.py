@@ -1,7 +1,7 @@
-"""Forecasting of many single series by one model: transfer to another collection (zero-shot), and the M4 competition (short-term).
+"""Forecasting single series with one model: transfer to another collection (zero-shot), and M4 (short-term).
 
-Series are read in their own units, one window each for validation and test; they differ in length, so short inputs are padded at their
-start and missing targets are masked (protocol §2, §3).
+Series keep their units and differ in length; each has one validation and one test window. Short inputs are padded at
+their start and missing targets are masked (protocol §2, §3).
 """
 
 from __future__ import annotations
@@ -10,19 +10,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ofa_jax.config import DataConfig, Protocol, TaskConfig
+from ofa_jax.config.schema import Protocol
+from ofa_jax.config.tasks import DataConfig, NetworkConfig, ShortTermSettings, ZeroShotSettings
 from ofa_jax.data.archives import SeriesCollection
 from ofa_jax.data.catalog.load import CATALOG, load_collection
-from ofa_jax.data.frames import Frame
+from ofa_jax.data.seasons import season_of
 from ofa_jax.data.splits import Split
 from ofa_jax.errors import ConfigError, DataError
-from ofa_jax.tasks.base import Score, Sums, Task, TaskData
-from ofa_jax.tasks.forecast import read_series, season_of
+from ofa_jax.model.networks import ShortTermNetwork, TrunkModule
+from ofa_jax.tasks.base import Score, Sums, Task, TaskData, TaskKind
+from ofa_jax.tasks.forecast import apply, forecast_network, linear_baselines, read_series
 from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import mean_scaled_error, naive_scale, series_metrics, series_sums
+from ofa_jax.tasks.naive import last_cycle
 from ofa_jax.tasks.naive2 import naive2
 from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowSpec, WindowTable, lay_end_to_end
@@ -30,22 +34,16 @@ from ofa_jax.windows.table import WindowSpec, WindowTable, lay_end_to_end
 Naive = Callable[[np.ndarray, int, int], np.ndarray]
 """``naive(insample, season, horizon) -> [h]``."""
 
-ARCHIVE_SEASONS = {"yearly": 1, "quarterly": 4, "monthly": 12, "weekly": 1, "daily": 1, "hourly": 24}
-"""Steps m of the cycle by an archive's word for the frequency, as the M4 competition takes them (protocol §3)."""
 
-
-def prepare_zero_shot(
-    data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1
-) -> TaskData:
+def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protocol = "strict") -> TaskData:
     """Training and validation windows of ``data.source``, test windows of ``data.target``, one model.
 
-    Of a source series of n steps the last H are set aside (its own test part), the H before them are its validation target, and every
-    window of L + H steps before those trains; ``data.percent`` keeps the first part of them. A target series is forecast over its
-    last H steps from the L before. ``published`` leaves out an epoch's last training batch where it is not full; every series is
-    validated on and forecast under both protocols (protocol §3), so ``batch_size`` changes nothing here.
+    The last H steps of a source series are held out (its own test part), the H before them are its validation
+    target, and every window of L + H steps before those trains; ``data.percent`` keeps the first of them. A target
+    series is forecast over its last H steps. ``published`` drops an epoch's partial last batch (protocol §3).
 
     Raises:
-        DataError: A collection cannot be read, no series is long enough to train on, or a target series is too short to forecast.
+        DataError: A collection cannot be read, or its series are too short to train on or to forecast.
     """
     assert data.target is not None, "the settings make sure of it"
     source, source_season = read_collection(data.source, data)
@@ -58,7 +56,7 @@ def prepare_zero_shot(
     counts = np.maximum(kept - length - horizon + 1, 0)
     if not counts.any():
         raise DataError(
-            f"no series has a training window: {length} input, {horizon} target steps and {2 * horizon} set aside at its end",
+            f"no series has {length} input, {horizon} target and {2 * horizon} held-out steps",
             where=source.source,
             fix=f"Series of at least {length + 2 * horizon - (-100 * horizon // data.percent)} steps are needed; shorten task.input_length "
             "or task.horizon"
@@ -71,30 +69,27 @@ def prepare_zero_shot(
         "validation": _last_windows(first, ends, length, horizon),
         "test": _last_windows(far, origin, length, horizon),
     }
-    yardsticks: dict[Split, Yardstick] = {
-        "validation": _yardstick(source, ends, tables["validation"], source_season or 1, horizon),
-        "test": _yardstick(target, origin, tables["test"], target_season or 1, horizon),
+    references: dict[Split, NaiveReference] = {
+        "validation": _reference(source, ends, tables["validation"], source_season or 1, horizon),
+        "test": _reference(target, origin, tables["test"], target_season or 1, horizon),
     }
     notices = [
         *_too_short(source, counts),
         *_unknown_season(source, source_season),
         *(_unknown_season(target, target_season) if target is not source else ()),
-        *_without_scale(yardsticks),
+        *_without_scale(references),
     ]
-    made = _series_task(buffer, tables, yardsticks, task, protocol, drop_last=protocol == "published")
+    made = _series_task(buffer, tables, references, task, protocol, drop_last=protocol == "published")
     lengths = {"source_lengths": source.lengths, "target_lengths": target.lengths}
-    naive = _naive_rows(yardsticks)
+    naive = _naive_rows(references)
     return TaskData(made, task, None, target_season or 1, tuple(notices), labels=lengths, naive=naive)
 
 
-def prepare_short_term(
-    data: DataConfig, task: TaskConfig, *, protocol: Protocol = "strict", batch_size: int = 1
-) -> TaskData:
-    """The M4 competition's way: in every epoch each series is cut once at random near its end, and its last H steps are forecast.
+def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Protocol = "strict") -> TaskData:
+    """Short-term forecasting: every epoch cuts each series once at random near its end; its last H steps are tested.
 
-    The cut lies within ``task.cut_range`` horizons of the end of the training part. ``strict`` holds back the last H training
-    steps for validation; ``published`` trains on them and validates on the test part (protocol §5 row 5). No batch is left out
-    under either, so ``batch_size`` changes nothing here.
+    The cut is within ``task.cut_range`` horizons of the end of the training part. ``strict`` holds out the last H
+    training steps for validation; ``published`` trains on them and validates on the test part (protocol §5 row 5).
 
     Raises:
         DataError: The collection cannot be read, or a series is too short.
@@ -103,11 +98,8 @@ def prepare_short_term(
     length, horizon = task.input_length, task.horizon
     reach = int(task.cut_range * horizon)
     if reach < 1:
-        raise ConfigError(
-            f"a range of {task.cut_range:g} horizons of {horizon} step(s) holds no cut",
-            where="task.cut_range",
-            fix="Widen it",
-        )
+        what = f"a range of {task.cut_range:g} horizons of {horizon} step(s) holds no cut"
+        raise ConfigError(what, where="task.cut_range", fix="Widen it")
     collection, season = read_collection(data.source, data)
     origin = _forecastable(collection, horizon)
     ends = origin - horizon if protocol == "strict" else origin
@@ -115,11 +107,9 @@ def prepare_short_term(
     counts = np.maximum(ends - lowest, 0)
     if not counts.any():
         held = 2 * horizon if protocol == "strict" else horizon
-        raise DataError(
-            f"no series is long enough to train on: the last {held} steps of each are set aside, and a cut needs a step on both sides",
-            where=collection.source,
-            fix=f"Series of at least {held + 2} steps are needed; shorten task.horizon",
-        )
+        what = f"no series is long enough to train on: the last {held} steps of each are held out"
+        fix = f"Series of at least {held + 2} steps are needed; shorten task.horizon"
+        raise DataError(what, where=collection.source, fix=fix)
     buffer, first, _ = _lay(collection, collection)
     test = _last_windows(first, origin, length, horizon)
     tables: dict[Split, WindowTable] = {
@@ -127,18 +117,18 @@ def prepare_short_term(
         "validation": _last_windows(first, ends, length, horizon) if protocol == "strict" else test,
         "test": test,
     }
-    yardsticks: dict[Split, Yardstick] = {
-        "validation": _yardstick(collection, ends, tables["validation"], season or 1, horizon),
-        "test": _yardstick(collection, origin, tables["test"], season or 1, horizon),
+    references: dict[Split, NaiveReference] = {
+        "validation": _reference(collection, ends, tables["validation"], season or 1, horizon),
+        "test": _reference(collection, origin, tables["test"], season or 1, horizon),
     }
     notices = [
         *_too_short(collection, counts),
         *_unknown_season(collection, season),
-        *_without_scale(yardsticks),
+        *_without_scale(references),
     ]
     groups = np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64)
-    made = _series_task(buffer, tables, yardsticks, task, protocol, groups=groups)
-    naive = _naive_rows(yardsticks)
+    made = _series_task(buffer, tables, references, task, protocol, groups=groups)
+    naive = _naive_rows(references)
     return TaskData(
         made, task, None, season or 1, tuple(notices), labels={"lengths": collection.lengths}, naive=naive
     )
@@ -147,8 +137,8 @@ def prepare_short_term(
 def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int | None]:
     """A collection of single series, and the steps of its main cycle where anything tells them.
 
-    The series are those of a known collection or of a ``.tsf`` file, or the columns of a known or own table. The cycle is that of
-    the settings, else the catalogue's, else the frequency's.
+    The series are those of a catalogued collection or ``.tsf`` file, or the columns of a table. The season length is
+    that of the settings, else the catalog's, else the frequency's.
 
     Raises:
         DataError: It cannot be read.
@@ -156,18 +146,17 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
     entry = CATALOG.get(name)
     if (entry.kind != "frame") if entry else Path(name).name.removesuffix(".gz").endswith(".tsf"):
         collection, entry = load_collection(name, missing=data.missing)
-        return collection, data.season or (
-            entry.season if entry else ARCHIVE_SEASONS.get((collection.frequency or "").lower())
-        )
-    frame, entry = read_series(data.model_copy(update={"source": name}))
+        found = entry.season if entry else season_of(collection.frequency)
+        return collection, data.season or found
+    frame, entry = read_series(data, name)
     columns = tuple(np.ascontiguousarray(column) for column in frame.values.T)
     collection = SeriesCollection(frame.names, columns, frame.frequency, None, None, None, {}, frame.source)
-    return collection, data.season or (entry.season if entry else _season_of(frame))
+    return collection, data.season or (entry.season if entry else season_of(frame.frequency))
 
 
 @dataclass(frozen=True, eq=False)
-class Yardstick:
-    """What a split's forecasts are measured by: the steps before each window, and the naive forecasts from them.
+class NaiveReference:
+    """What scales a split's errors: the steps before each window, and naive forecasts from them.
 
     Attributes:
         insample: The observed steps before each window's target, ``[T_w]``.
@@ -200,11 +189,11 @@ class Yardstick:
         return series_metrics(sums) | mase
 
     def metrics(self, sums: Sums) -> dict[str, float]:
-        """sMAPE, MASE, and OWA: the mean of both over Naive2's (protocol §3). What is not defined is left out."""
-        found, yard = self.plain(sums), self.naive2_metrics
-        if not all(yard.get(name) for name in ("smape", "mase")):
+        """sMAPE, MASE, and OWA, the mean of both relative to Naive2 (protocol §3), where defined."""
+        found, reference = self.plain(sums), self.naive2_metrics
+        if not all(reference.get(name) for name in ("smape", "mase")):
             return found
-        return found | {"owa": (found["smape"] / yard["smape"] + found["mase"] / yard["mase"]) / 2}
+        return found | {"owa": (found["smape"] / reference["smape"] + found["mase"] / reference["mase"]) / 2}
 
 
 def score_forecasts(forecast: np.ndarray, target: np.ndarray) -> Sums:
@@ -216,16 +205,15 @@ def score_forecasts(forecast: np.ndarray, target: np.ndarray) -> Sums:
 
 
 def seasonal_last(insample: np.ndarray, season: int, horizon: int) -> np.ndarray:
-    """The last cycle, repeated; the last value where there is no whole cycle."""
-    cycle = season if season <= len(insample) else 1
-    return insample[len(insample) - cycle + np.arange(horizon) % cycle]
+    """Seasonal naive forecast ``[h]``."""
+    return insample[last_cycle(len(insample), season, horizon)]
 
 
 def _naive_rows(
-    yardsticks: Mapping[Split, Yardstick],
+    references: Mapping[Split, NaiveReference],
 ) -> dict[str, Callable[[Split], dict[str, float] | None]]:
     def row(naive: Naive, split: Split) -> dict[str, float] | None:
-        return yardsticks[split].metrics(yardsticks[split].naive_sums(naive)) if split in yardsticks else None
+        return references[split].metrics(references[split].naive_sums(naive)) if split in references else None
 
     return {"seasonal naive": partial(row, seasonal_last), "Naive2": partial(row, naive2)}
 
@@ -238,32 +226,26 @@ def _too_short(collection: SeriesCollection, counts: np.ndarray) -> list[str]:
 def _unknown_season(collection: SeriesCollection, season: int | None) -> list[str]:
     if season:
         return []
-    return [
-        f"{collection.source}: the main cycle is not known, so MASE and Naive2 take one step; --set data.season=… says it"
-    ]
+    return [f"{collection.source}: unknown season length, so MASE and Naive2 use 1; set data.season"]
 
 
-def _without_scale(yardsticks: Mapping[Split, Yardstick]) -> list[str]:
-    missing = {split: (len(yard.scale), int((~(yard.scale > 0)).sum())) for split, yard in yardsticks.items()}
+def _without_scale(references: Mapping[Split, NaiveReference]) -> list[str]:
+    missing = {
+        split: (len(reference.scale), int((~(reference.scale > 0)).sum()))
+        for split, reference in references.items()
+    }
     return [
-        f"MASE leaves out {missed:,} of {total:,} {split} windows: what is before them is constant or no longer than the cycle"
+        f"MASE omits {missed:,} of {total:,} {split} windows whose input is constant or shorter than a season"
         for split, (total, missed) in missing.items()
         if missed
     ]
 
 
-def _season_of(frame: Frame) -> int | None:
-    try:
-        return season_of(frame)
-    except DataError:
-        return None
-
-
 def _series_task(
     buffer: np.ndarray,
     tables: dict[Split, WindowTable],
-    yardsticks: Mapping[Split, Yardstick],
-    task: TaskConfig,
+    references: Mapping[Split, NaiveReference],
+    task: ZeroShotSettings | ShortTermSettings,
     protocol: Protocol,
     *,
     drop_last: bool = False,
@@ -271,7 +253,7 @@ def _series_task(
 ) -> Task:
     def report(score: Score, split: Split) -> dict[str, float]:
         sums = score(tables[split])
-        return yardsticks[split].metrics(sums) if split in yardsticks else series_metrics(sums)
+        return references[split].metrics(sums) if split in references else series_metrics(sums)
 
     return Task(
         name=task.name,
@@ -299,11 +281,8 @@ def _lay(source: SeriesCollection, target: SeriesCollection) -> tuple[np.ndarray
         row = int(np.argwhere(~np.isfinite(buffer))[0][0])
         place = int(np.searchsorted(first, row, side="right")) - 1
         collection, index = (source, place) if place < source.n_series else (target, place - source.n_series)
-        raise DataError(
-            f"series `{collection.names[index]}` has values beyond float32's range",
-            where=collection.source,
-            fix="Look for wrong units in it, or scale it",
-        )
+        what = f"series `{collection.names[index]}` has values beyond float32's range"
+        raise DataError(what, where=collection.source, fix="Look for wrong units in it, or scale it")
     return buffer, first[: source.n_series], first[-target.n_series :]
 
 
@@ -313,46 +292,78 @@ def _forecastable(collection: SeriesCollection, horizon: int) -> np.ndarray:
     if (origin < 1).any():
         index = int(np.flatnonzero(origin < 1)[0])
         raise DataError(
-            f"series `{collection.names[index]}` has {collection.lengths[index]} step(s), too few to forecast its last {horizon}",
+            f"series `{collection.names[index]}` has {collection.lengths[index]} step(s), horizon is {horizon}",
             where=collection.source,
             fix="Shorten task.horizon, or leave such series out",
         )
     return origin
 
 
+def _windows(first: np.ndarray, x_valid: Any, y_valid: Any, series: np.ndarray) -> WindowTable:
+    return WindowTable.of(first, channel=0, x_valid=x_valid, y_valid=y_valid, window_id=series)
+
+
 def _sliding(first: np.ndarray, counts: np.ndarray, length: int, horizon: int) -> WindowTable:
     """``counts[s]`` windows of series s, one step apart from its first row."""
     series = np.repeat(np.arange(len(counts)), counts)
     offset = np.arange(len(series)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return _table(first[series] + offset, np.full(len(series), length), np.full(len(series), horizon), series)
+    return _windows(first[series] + offset, length, horizon, series)
 
 
 def _last_windows(first: np.ndarray, origin: np.ndarray, length: int, horizon: int) -> WindowTable:
-    """One window per series that has a step before ``origin``: at most L input steps before it, H target steps after."""
+    """One window per series with a step before ``origin``: up to L input steps, then H target steps."""
     series = np.flatnonzero(origin >= 1)
     valid = np.minimum(origin[series], length)
-    return _table(first[series] + origin[series] - valid, valid, np.full(len(series), horizon), series)
+    return _windows(first[series] + origin[series] - valid, valid, horizon, series)
 
 
 def _cut_windows(
     first: np.ndarray, lowest: np.ndarray, ends: np.ndarray, length: int, horizon: int
 ) -> WindowTable:
-    """A window for every cut from ``lowest`` to before the end of each series: what was, and what of H steps is left."""
+    """A window for every cut from ``lowest`` to the end of each series, with up to H target steps."""
     counts = np.maximum(ends - lowest, 0)
     series = np.repeat(np.arange(len(counts)), counts)
     cut = lowest[series] + np.arange(len(series)) - np.repeat(np.cumsum(counts) - counts, counts)
     valid = np.minimum(cut, length)
-    return _table(first[series] + cut - valid, valid, np.minimum(ends[series] - cut, horizon), series)
+    return _windows(first[series] + cut - valid, valid, np.minimum(ends[series] - cut, horizon), series)
 
 
-def _table(first: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray, series: np.ndarray) -> WindowTable:
-    columns = (first, np.zeros(len(first)), x_valid, y_valid, series, np.full(len(first), -1))
-    return WindowTable(*(np.asarray(column).astype(np.int32) for column in columns))
-
-
-def _yardstick(
+def _reference(
     collection: SeriesCollection, origin: np.ndarray, table: WindowTable, season: int, horizon: int
-) -> Yardstick:
+) -> NaiveReference:
     pairs = [(collection.values[index], int(origin[index])) for index in table.window_id]
     target = np.stack([series[cut : cut + horizon] for series, cut in pairs])
-    return Yardstick([series[:cut] for series, cut in pairs], target, season)
+    return NaiveReference([series[:cut] for series, cut in pairs], target, season)
+
+
+def _short_term_network(
+    task: ShortTermSettings, network: NetworkConfig, trunk: TrunkModule
+) -> ShortTermNetwork:
+    return ShortTermNetwork(
+        trunk=trunk,
+        input_length=task.input_length,
+        horizon=task.horizon,
+        embed_width=network.embed_width,
+        read_width=network.read_width,
+    )
+
+
+# Chosen on validation of M3 Yearly and M4 Weekly.
+_BASELINES = linear_baselines(learning_rate=1e-2, epochs=10, batch_size=256, schedule="decay", decay=0.5)
+
+ZERO_SHOT = TaskKind(
+    settings=ZeroShotSettings,
+    title="Zero-shot transfer",
+    prepare=prepare_zero_shot,
+    network=forecast_network,
+    apply=apply,
+    baselines=_BASELINES,
+)
+SHORT_TERM = TaskKind(
+    settings=ShortTermSettings,
+    title="Short-term forecasting",
+    prepare=prepare_short_term,
+    network=_short_term_network,
+    apply=apply,
+    baselines=_BASELINES,
+)

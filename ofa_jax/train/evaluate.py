@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
 
-from ofa_jax.tasks.base import Task
+from ofa_jax.tasks.base import NewData, Task
 from ofa_jax.train.devices import Layout, make_layout
 from ofa_jax.train.memory import EVAL_WINDOWS, slices_and_rows
 from ofa_jax.train.step import Outputs, Params, Predict, make_eval_step
 from ofa_jax.windows.order import IndexStream
-from ofa_jax.windows.table import WindowTable
+from ofa_jax.windows.table import WindowSpec, WindowTable
 
 
 class WindowPredictor:
@@ -29,16 +30,14 @@ class WindowPredictor:
     def __init__(
         self,
         predict: Predict,
-        task: Task,
+        task: Task | NewData,
         outputs: Outputs | None = None,
         *,
         batch_size: int | None = None,
         layout: Layout | None = None,
     ) -> None:
         self._layout = layout = layout or make_layout()
-        compiled: dict[str, Any] = {"sharding": layout.eval_sharding, "compiled": layout.compile_eval}
-        outputs = outputs or (lambda prediction, batch: {"prediction": prediction})
-        self._step = make_eval_step(predict, outputs, task.spec, task.corrupt, **compiled)
+        self._step = _compiled(predict, outputs or _prediction, task.spec, task.corrupt, layout)
         self.buffer = layout.place(task.buffer)
         self._batch_size = batch_size or EVAL_WINDOWS
 
@@ -54,6 +53,17 @@ class WindowPredictor:
             # fetched batch by batch: with many in flight, simulated devices that share few threads deadlock
             parts.append(jax.tree.map(np.asarray, outputs))
         return {name: np.concatenate([part[name] for part in parts])[: table.size] for name in parts[0]}
+
+
+def _prediction(prediction: jax.Array, batch: Any) -> dict[str, jax.Array]:
+    return {"prediction": prediction}
+
+
+@lru_cache(maxsize=64)
+def _compiled(predict: Predict, outputs: Outputs, spec: WindowSpec, corrupt: Any, layout: Layout) -> Any:
+    # cached, so that applying a model again does not compile it again
+    how: dict[str, Any] = {"sharding": layout.eval_sharding, "compiled": layout.compile_eval}
+    return make_eval_step(predict, outputs, spec, corrupt, **how)
 
 
 def predict_windows(

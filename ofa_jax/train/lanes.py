@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ofa_jax.train.events import EventLog
-from ofa_jax.train.processes import together
+from ofa_jax.train.processes import raise_together
 from ofa_jax.train.step import Params
 
 
@@ -57,7 +57,7 @@ class Lane:
 
     def keep(self) -> None:
         """Hand over the best tree; with several processes only the main one keeps it, and all wait."""
-        with together("writing the bundle"):
+        with raise_together("writing the bundle"):
             if self.keep_best is not None:
                 self.keep_best(self.best, self.progress)
 

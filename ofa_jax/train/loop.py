@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax.config import TrainConfig
+from ofa_jax.config.schema import TrainConfig
 from ofa_jax.errors import Interrupted, TrainError
 from ofa_jax.tasks.base import Sums, Task
 from ofa_jax.train.checkpoints import Checkpoints, Restored
@@ -37,7 +37,7 @@ from ofa_jax.train.events import EventLog
 from ofa_jax.train.grad_stats import LARGEST, GradStatsState, as_json, log_fields
 from ofa_jax.train.lanes import Lane, Progress, column, stack, take
 from ofa_jax.train.memory import check_room
-from ofa_jax.train.processes import LedCheckpoints, largest, together
+from ofa_jax.train.processes import MultiProcessCheckpoints, max_over_processes, raise_together
 from ofa_jax.train.program import LaneInputs, Program
 from ofa_jax.train.progress import SilentReporter
 from ofa_jax.train.signals import StopRequest, stop_on_signal
@@ -81,7 +81,7 @@ class Trainer:
         lanes: Sequence[Lane],
         *,
         reporter: Reporter = SILENT,
-        checkpoints: Checkpoints | LedCheckpoints | None = None,
+        checkpoints: Checkpoints | MultiProcessCheckpoints | None = None,
     ) -> None:
         self.program, self.lanes, self.reporter, self.checkpoints = program, lanes, reporter, checkpoints
         self.task, self.settings, self.epoch_steps = program.task, program.settings, program.epoch_steps
@@ -173,7 +173,7 @@ class Trainer:
         """Train until every lane has ended or a signal asks for a stop."""
         settings, windows = self.settings, self.program.windows
         if self.running:
-            with together("checking memory"):
+            with raise_together("checking memory"):
                 self.check_room()
         while self.running:
             epoch, position = divmod(self.step, self.epoch_steps)
@@ -184,7 +184,7 @@ class Trainer:
             if self.running:
                 self.close_epoch(epoch + 1, windows - done, time.monotonic() - began)
             self.save()
-            self.stop(*largest(request.signal_number))
+            self.stop(*max_over_processes(request.signal_number))
 
     def check_room(self) -> None:
         """Refuse a step that does not fit into memory (:func:`~ofa_jax.train.memory.check_room`)."""
@@ -200,7 +200,7 @@ class Trainer:
             if self.step % self.epoch_steps == 0:
                 return
             overdue = time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes
-            signal_number, due = largest(request.signal_number, overdue)
+            signal_number, due = max_over_processes(request.signal_number, overdue)
             if signal_number or due:
                 for number in self.running:
                     self._check_finite(number, self.trainable(number))
@@ -367,7 +367,7 @@ def fit(
     settings: TrainConfig,
     reporter: Reporter = SILENT,
     log: EventLog | None = None,
-    checkpoints: Checkpoints | LedCheckpoints | None = None,
+    checkpoints: Checkpoints | MultiProcessCheckpoints | None = None,
     keep_best: Callable[[Params, Progress], None] | None = None,
     layout: Layout | None = None,
 ) -> FitResult:

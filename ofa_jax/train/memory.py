@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from ofa_jax.errors import TrainError
+from ofa_jax.model.gpt2 import GPT2Trunk
 from ofa_jax.model.networks import Network
 
 CACHE_BYTES = 16 * 2**20
@@ -39,15 +40,15 @@ def activation_bytes(network: Network) -> int:
     output (8 d), GELU's input (f), and two rows of attention weights per head. A trunk that is not GPT-2
     counts as one block.
     """
-    config = network.trunk
+    config = network.trunk.config
     per_token = config.mlp_width + 8 * config.n_embd + 2 * config.n_head * network.tokens
-    return 4 * network.tokens * per_token * (config.n_layer if network.kind == "gpt2" else 1)
+    return 4 * network.tokens * per_token * (config.n_layer if isinstance(network.trunk, GPT2Trunk) else 1)
 
 
 def weight_bytes(network: Network) -> int:
     """Bytes of the trunk's kernels, which every slice reads."""
-    config = network.trunk
-    blocks = config.n_layer if network.kind == "gpt2" else 0
+    config = network.trunk.config
+    blocks = config.n_layer if isinstance(network.trunk, GPT2Trunk) else 0
     return 4 * blocks * config.n_embd * (4 * config.n_embd + 2 * config.mlp_width)
 
 

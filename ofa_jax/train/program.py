@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ofa_jax.config import TrainConfig
+from ofa_jax.config.schema import TrainConfig
 from ofa_jax.model.networks import Network
 from ofa_jax.tasks.base import Task
 from ofa_jax.train.devices import Layout, make_layout, usable_fsdp
@@ -107,7 +107,7 @@ class Program:
         """Learning rate by step, from the given one or the settings' own."""
         s = self.settings
         chosen = s.learning_rate if learning_rate is None else learning_rate
-        cosine: dict[str, Any] = {"cosine_epochs": s.cosine_epochs, "min_learning_rate": s.lowest_rate}
+        cosine: dict[str, Any] = {"cosine_epochs": s.cosine_epochs, "min_learning_rate": s.min_learning_rate}
         return make_schedule(s.schedule, chosen, self.epoch_steps, decay=s.decay, **cosine)
 
     def optimizer(self, learning_rate: Any = None) -> optax.GradientTransformation:

@@ -15,7 +15,7 @@ class Batch(NamedTuple):
 
     Attributes:
         x: Input ``[b, t, c]`` float32, 0 where padded.
-        y: Target ``[b, h, c]`` float32, 0 where missing; class labels ``[b]`` int32 where windows are labelled.
+        y: Target ``[b, h, c]`` float32, 0 where missing; class labels ``[b]`` int32 of labeled windows.
         x_mask: ``[b, t, c]``, True where ``x`` is observed.
         y_mask: Like ``y``, True where it counts.
         weight: ``[b]`` float32, 1 for a window and 0 for a row that only fills the batch.

@@ -11,19 +11,19 @@ from ofa_jax.windows.table import PADDING
 
 
 class IndexStream:
-    """The one order in which all processes see the windows: shuffled per epoch, cut into batches, repeated.
+    """The order in which all processes see the windows: shuffled per epoch, cut into batches, repeated.
 
-    Batches are numbered from 0 through all epochs, so a position in the stream is one integer and no batch crosses an epoch. The
-    order is that of grain's index shuffle, a seeded permutation that gives any place of it at once. (grain's own pipeline over a range
-    makes the same kind of order at three times the cost a window, which shows beside a small network.)
+    Batches are numbered from 0 through all epochs, so a position is one integer and no batch crosses an epoch. The
+    order is that of grain's index shuffle, a seeded permutation with random access. (grain's pipeline over a range
+    gives the same kind of order at three times the cost per window, which shows with a small network.)
 
     Args:
         windows: Number of windows in the table.
-        batch_size: Windows per batch; the last batch of an epoch is filled up with :data:`PADDING`.
-        seed: Seed of the order, between 0 and 2**32 - 1; every epoch has an order of its own. None keeps the table's order.
-        drop_last: Leave out an epoch's last batch where it is not full, as published code does (protocol §3).
-        groups: ``[groups + 1]``: borders of groups of rows, 0 first and ``windows`` last, of which every epoch sees one row each,
-            drawn by seed, epoch and group alone. None makes every row a group of its own.
+        batch_size: Windows per batch; an epoch's last batch is padded with :data:`PADDING`.
+        seed: Seed of the order, between 0 and 2**32 - 1; every epoch has a different order. None keeps the table's.
+        drop_last: Leave out an epoch's partial last batch, as published code does (protocol §3).
+        groups: ``[groups + 1]``: borders of groups of rows, from 0 to ``windows``; every epoch sees one row per
+            group, drawn by seed, epoch and group alone. None makes every row a group.
 
     Attributes:
         windows: Windows that one epoch sees.
@@ -42,12 +42,8 @@ class IndexStream:
 
         count = windows if groups is None else len(groups) - 1
         if count < 1 or batch_size < 1 or (drop_last and count < batch_size):
-            raise DataError(
-                f"{count} windows in batches of {batch_size} make no batch",
-                fix="The published protocol drops the last batch where it is not full; take a smaller train.batch_size"
-                if drop_last
-                else "",
-            )
+            fix = "Use a smaller train.batch_size, or protocol: strict" if drop_last else None
+            raise DataError(f"{count} windows in batches of {batch_size} make no batch", fix=fix)
         if groups is not None and (groups[0] != 0 or groups[-1] != windows or (np.diff(groups) < 1).any()):
             raise DataError(f"the borders of {count} groups do not divide {windows} windows", where="groups")
         self._shuffled = grain.experimental.index_shuffle

@@ -1,8 +1,8 @@
 """The window table: where the windows of a data set lie in its buffer.
 
-The frames of a data set lie end to end in one float32 buffer ``[rows, channels]``. A **window** is a row of a table that points into
-it: its first observed row, one channel or all, how many of its input and target steps are observed, and an id. That is enough for
-overlapping forecasting windows, thousands of short series, cases of unequal length and labelled cases alike.
+The frames of a data set are concatenated in one float32 buffer ``[rows, channels]``. A **window** is a row of a
+table that points into it: its first observed row, one channel or all, its observed input and target steps, and an
+id. That represents overlapping forecasting windows, thousands of short series and labeled cases alike.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class WindowTable(NamedTuple):
     Attributes:
         first: Buffer row of the first observed input step.
         channel: Channel of a univariate window, or :data:`ALL_CHANNELS`.
-        x_valid: Observed input steps, at most the input length; the missing ones are padded (see :class:`WindowSpec`).
+        x_valid: Observed input steps, at most the input length; the rest is padded (:class:`WindowSpec`).
         y_valid: Observed target steps, at most the horizon; they follow the observed input steps.
-        window_id: What the window is called in outputs (its place in the protocol's order, a series or case number).
+        window_id: Its name in outputs (place in the protocol's order, number of the series or case).
         label: Class of the window, or -1.
     """
 
@@ -43,7 +43,28 @@ class WindowTable(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Number of windows."""
         return len(self.first)
+
+    @classmethod
+    def of(
+        cls,
+        first: np.ndarray,
+        *,
+        x_valid: Any,
+        y_valid: Any = 0,
+        channel: Any = ALL_CHANNELS,
+        window_id: Any = None,
+        label: Any = -1,
+    ) -> WindowTable:
+        """A table on the host; numbers are repeated for every window, ids count from 0 by default."""
+        ids = np.arange(len(first)) if window_id is None else window_id
+        columns = (first, channel, x_valid, y_valid, ids, label)
+        return cls(*(np.broadcast_to(column, len(first)).astype(np.int32) for column in columns))
+
+    def take(self, rows: Any) -> WindowTable:
+        """The windows of some rows: an index array, a mask or a slice."""
+        return WindowTable(*(column[rows] for column in self))
 
 
 @dataclass(frozen=True)
@@ -54,7 +75,7 @@ class WindowSpec:
         input_length: Input steps, L.
         horizon: Target steps, H; 0 where the task has none.
         univariate: Whether each window is one channel (then batches have ``c = 1``).
-        align: Where short inputs stand: ``end`` pads before them (a forecast goes on from the last value), ``start`` after them.
+        align: Alignment of short inputs: ``end`` pads before them (forecasting), ``start`` after them.
         labelled: Whether the target is the window's class label instead of steps.
     """
 
@@ -82,7 +103,7 @@ def sliding_windows(
         input_length: L.
         horizon: H; may be 0.
         channels: Number of channels of the buffer.
-        univariate: One window per start and channel, index = (channel, start); otherwise one per start with all channels.
+        univariate: One window per channel and start, in that order; otherwise one per start with all channels.
         step: Rows from one start to the next.
         source: Named in the error.
 
@@ -92,26 +113,19 @@ def sliding_windows(
     span = input_length + horizon
     starts = np.arange(rows[0], rows[1] - span + 1, step, dtype=np.int32)
     if not len(starts):
-        raise DataError(
-            f"{rows[1] - rows[0]} rows hold no window of {input_length} input and {horizon} target steps",
-            where=source,
-            fix=f"At least {span} rows are needed in this part; shorten task.input_length or task.horizon, or bring more rows",
-        )
-    columns = np.arange(channels, dtype=np.int32) if univariate else np.array([ALL_CHANNELS], np.int32)
-    count = len(columns) * len(starts)
-    return WindowTable(
-        first=np.tile(starts, len(columns)),
+        what = f"{rows[1] - rows[0]} rows hold no window of {input_length} input and {horizon} target steps"
+        fix = f"This part needs at least {span} rows; shorten task.input_length or task.horizon"
+        raise DataError(what, where=source, fix=fix)
+    columns = np.arange(channels) if univariate else np.array([ALL_CHANNELS])
+    return WindowTable.of(
+        np.tile(starts, len(columns)),
         channel=np.repeat(columns, len(starts)),
-        x_valid=np.full(count, input_length, np.int32),
-        y_valid=np.full(count, horizon, np.int32),
-        window_id=np.arange(count, dtype=np.int32),
-        label=np.full(count, -1, np.int32),
+        x_valid=input_length,
+        y_valid=horizon,
     )
 
 
 def lay_end_to_end(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Frames ``[T_i, C]`` as one float32 buffer ``[rows, C]``, and the first row of each, ``[frames]``."""
-    lengths = [len(part) for part in parts]
-    return np.concatenate(parts).astype(np.float32, copy=False), np.concatenate(
-        [[0], np.cumsum(lengths)[:-1]]
-    ).astype(np.int64)
+    first = np.cumsum([0, *(len(part) for part in parts)])[:-1]
+    return np.concatenate(parts).astype(np.float32, copy=False), first

@@ -12,14 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from ofa_jax.adapters.partition import Site, actions, adapter_sites, combine, partition
+from ofa_jax.adapters.partition import AdapterTarget, actions, adapter_targets, combine, partition
 from ofa_jax.build import build_model, footprint
-from ofa_jax.config import RECIPES, build_experiment
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.recipes import RECIPES
 from ofa_jax.errors import ConfigError
-from ofa_jax.model.gpt2 import GPT2Config
+from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
 from ofa_jax.model.networks import ForecastNetwork, base_shapes
 from ofa_jax.model.trees import fingerprint, flatten
-from ofa_jax.runs.train import load_bundle, train_run
+from ofa_jax.runs.bundle import load_bundle
+from ofa_jax.runs.train import train_run
 from ofa_jax.train.progress import SilentReporter
 
 TREE = {
@@ -84,7 +86,7 @@ def test_an_adapter_where_none_fits_is_refused(path):
 
 def test_a_kernel_that_is_no_matrix_cannot_be_adapted():
     with pytest.raises(ConfigError, match=r"'conv/kernel' of shape \(3, 4, 8\) cannot carry an adapter"):
-        adapter_sites({"conv/kernel": (3, 4, 8)}, {"conv/kernel": "adapt"})
+        adapter_targets({"conv/kernel": (3, 4, 8)}, {"conv/kernel": "adapt"})
 
 
 def test_the_parts_of_a_partition():
@@ -101,10 +103,10 @@ def test_the_parts_of_a_partition():
         "gpt2/h/0/mlp/c_fc/bias",
         "out_layer/bias",
     ]
-    assert split.sites == {
-        "gpt2/wpe": Site("embedding", (7, 4)),
-        "gpt2/h/0/mlp/c_fc": Site("dense", (4, 8)),
-        "out_layer": Site("dense", (4, 3)),
+    assert split.targets == {
+        "gpt2/wpe": AdapterTarget("embedding", (7, 4)),
+        "gpt2/h/0/mlp/c_fc": AdapterTarget("dense", (4, 8)),
+        "out_layer": AdapterTarget("dense", (4, 3)),
     }
     assert split.frozen["out_layer"]["kernel"] is TREE["out_layer"]["kernel"]
 
@@ -119,7 +121,10 @@ def test_a_layer_can_be_trained_and_adapted_at_once():
         ],
     )
     assert list(flatten(split.trained)) == ["gpt2/wpe/embedding", "out_layer/kernel"]
-    assert split.sites == {"gpt2/wpe": Site("embedding", (7, 4)), "out_layer": Site("dense", (4, 3))}
+    assert split.targets == {
+        "gpt2/wpe": AdapterTarget("embedding", (7, 4)),
+        "out_layer": AdapterTarget("dense", (4, 3)),
+    }
     assert flatten(split.frozen).keys() == set(PATHS) - {"gpt2/wpe/embedding", "out_layer/kernel"}
     with pytest.raises(
         ConfigError, match=r"rules: 'gpt2/h/0/ln_1/scale' of shape \(4,\) cannot carry an adapter"
@@ -168,21 +173,15 @@ def test_combine_leaves_its_arguments_alone_and_refuses_a_common_leaf():
     assert combine(frozen, trained) == {"a": {"x": 1, "y": 2}, "b": 3}
     assert (frozen, trained) == ({"a": {"x": 1}}, {"a": {"y": 2}, "b": 3})
     for other in ({"a": {"x": 5}}, {"a": 5}):
-        with pytest.raises(ConfigError, match=r"both trees hold '[ax]'"):
+        with pytest.raises(ConfigError, match=r"both trees contain '[ax]'"):
             combine(frozen, other)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_rules_of_every_recipe_cover_its_network(recipe):
     positions = RECIPES[recipe]["network"]["positions"]
-    network = ForecastNetwork(
-        GPT2Config(n_embd=8, n_layer=2, n_head=2, n_positions=9),
-        24,
-        3,
-        patch=8,
-        stride=8,
-        positions=positions,
-    )
+    trunk = GPT2Trunk(GPT2Config(n_embd=8, n_layer=2, n_head=2, n_positions=9), positions)
+    network = ForecastNetwork(trunk, 24, 3, patch=8, stride=8)
     decided = actions(base_shapes(network), [tuple(rule) for rule in RECIPES[recipe]["rules"]])
     acted = {path for path, action in decided.items() if action != "freeze"}
     head = {"out_layer/bias", "out_layer/kernel"}
@@ -235,7 +234,7 @@ def short_term(tiny, tmp_path_factory):
 def test_a_layer_that_is_trained_and_adapted_moves_in_both(short_term):
     experiment, run = short_term
     start, trained = build_model(experiment), load_bundle(run).model
-    assert list(trained.sites) == ["gpt2/wpe"]
+    assert list(trained.targets) == ["gpt2/wpe"]
     before, after = flatten(start.trainable), flatten(trained.trainable)
     assert before.keys() == after.keys()
     assert {"adapters/gpt2/wpe/a", "adapters/gpt2/wpe/b", "base/gpt2/wpe/embedding"} <= after.keys()
@@ -264,7 +263,7 @@ def test_merging_adds_the_adapter_to_the_trained_weight(short_term):
     model = load_bundle(short_term[1]).model
     merged, factors = model.merged(), model.trainable["adapters"]["gpt2/wpe"]
     table = model.trainable["base"]["gpt2"]["wpe"]["embedding"]
-    wanted = table + model.numbers.scale * factors["a"].astype(np.float64) @ factors["b"]
+    wanted = table + model.lora.scale * factors["a"].astype(np.float64) @ factors["b"]
     np.testing.assert_allclose(
         merged["gpt2"]["wpe"]["embedding"], wanted, rtol=0, atol=1e-6 * np.abs(wanted).max()
     )  # float32

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax.adapters.partition import Site, partition
-from ofa_jax.adapters.rslora import adapter_scale, init_adapters, merge, with_adapters
-from ofa_jax.config import RECIPES
+from ofa_jax.adapters.partition import AdapterTarget, partition
+from ofa_jax.adapters.rslora import LoraConfig, init_adapters, merge, with_adapters
+from ofa_jax.config.recipes import RECIPES
 from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.model.gpt2 import GPT2Config
 from ofa_jax.model.networks import ForecastNetwork, init_base
@@ -36,10 +36,15 @@ def build(rules=EVERYWHERE, positions=True):
     def apply(params, x, *, dropout_keys=None):
         return network.apply({"params": params}, x, dropout_keys=dropout_keys)
 
-    return apply, base, partition(base, [tuple(rule) for rule in rules]).sites
+    return apply, base, partition(base, [tuple(rule) for rule in rules]).targets
 
 
-APPLY, BASE, SITES = build()
+def scaled(scale, dropout=0.0):
+    """A configuration whose scale is exactly this."""
+    return LoraConfig(1, scale, "none", dropout)
+
+
+APPLY, BASE, TARGETS = build()
 
 
 def series(b=3, c=2):
@@ -71,14 +76,19 @@ def keys(b=3, seed=0):
     ],
 )
 def test_scale(rank, alpha, scaling, scale):
-    assert adapter_scale(rank, alpha, scaling) == scale
+    assert LoraConfig(rank, alpha, scaling).scale == scale
 
 
 @pytest.mark.parametrize("rank", [0, -1])
 def test_ranks_below_one_are_refused(rank):
-    for call in (lambda: adapter_scale(rank, 16, "rslora"), lambda: init_adapters(SITES, rank)):
-        with pytest.raises(ConfigError, match=rf"adapters\.rank: rank {rank}"):
-            call()
+    with pytest.raises(ConfigError, match=rf"adapters\.rank: rank {rank} is not at least 1"):
+        LoraConfig(rank, 16)
+
+
+@pytest.mark.parametrize("name", ["scaling", "init"])
+def test_unknown_names_are_refused(name):
+    with pytest.raises(ConfigError, match=rf"adapters\.{name}: 'x' is not one of "):
+        LoraConfig(4, 16, **{name: "x"})
 
 
 def test_every_recipe_with_adapters_is_tested_below():
@@ -90,11 +100,11 @@ def test_every_recipe_with_adapters_is_tested_below():
     ("recipe", "init"), [("reference", "peft_gaussian"), ("paper", "theorem"), ("reference", "kaiming")]
 )
 def test_adapters_at_init_change_nothing(recipe, init):
-    apply, base, sites = build(ADAPTING[recipe], RECIPES[recipe]["network"]["positions"])
-    adapters = init_adapters(sites, 4, init=init, seed=3)
+    apply, base, targets = build(ADAPTING[recipe], RECIPES[recipe]["network"]["positions"])
+    adapters = init_adapters(targets, LoraConfig(4, 16, init=init), seed=3)
     plain = jax.jit(apply)(base, series())
-    np.testing.assert_array_equal(jax.jit(with_adapters(apply, 4.0))(base, adapters, series()), plain)
-    for path, leaf in flatten(merge(base, adapters, 4.0)).items():
+    np.testing.assert_array_equal(jax.jit(with_adapters(apply, scaled(4.0)))(base, adapters, series()), plain)
+    for path, leaf in flatten(merge(base, adapters, scaled(4.0))).items():
         np.testing.assert_array_equal(leaf, flatten(base)[path])
 
 
@@ -115,18 +125,18 @@ def test_with_adapters_equals_merge(recipe, rank, scale):
         if recipe == "everywhere"
         else (ADAPTING[recipe], RECIPES[recipe]["network"]["positions"])
     )
-    apply, base, sites = build(rules, positions)
-    adapters = moved(init_adapters(sites, rank), 0.1)
+    apply, base, targets = build(rules, positions)
+    adapters = moved(init_adapters(targets, LoraConfig(rank, 16)), 0.1)
     plain = np.asarray(jax.jit(apply)(base, series()))
-    adapted = np.asarray(jax.jit(with_adapters(apply, scale))(base, adapters, series()))
-    merged = np.asarray(jax.jit(apply)(merge(base, adapters, scale), series()))
+    adapted = np.asarray(jax.jit(with_adapters(apply, scaled(scale)))(base, adapters, series()))
+    merged = np.asarray(jax.jit(apply)(merge(base, adapters, scaled(scale)), series()))
     np.testing.assert_allclose(adapted, merged, rtol=0, atol=1e-5 * np.abs(merged).max())
     assert (np.abs(adapted - plain).max() > 0.01 * np.abs(plain).max()) == (scale > 0)
 
 
 def test_merge_is_the_sum_in_weight_space_and_passes_the_rest_on():
-    adapters = moved({"out_layer": init_adapters(SITES, 4)["out_layer"]})
-    merged = merge(BASE, adapters, 3.0)
+    adapters = moved({"out_layer": init_adapters(TARGETS, LoraConfig(4, 16))["out_layer"]})
+    merged = merge(BASE, adapters, scaled(3.0))
     a, b = adapters["out_layer"]["a"], adapters["out_layer"]["b"]
     np.testing.assert_allclose(
         merged["out_layer"]["kernel"], BASE["out_layer"]["kernel"] + 3 * a @ b, rtol=1e-5, atol=1e-6
@@ -135,10 +145,20 @@ def test_merge_is_the_sum_in_weight_space_and_passes_the_rest_on():
         assert path == "out_layer/kernel" or leaf is flatten(BASE)[path]
 
 
+def test_a_traced_scale_replaces_the_configured_one():
+    adapters = moved(init_adapters(TARGETS, LoraConfig(4, 16)), 0.1)
+
+    def predict(scale):
+        return with_adapters(APPLY, LoraConfig(4, 16), scale=scale)(BASE, adapters, series())
+
+    wanted = jax.jit(with_adapters(APPLY, scaled(0.5)))(BASE, adapters, series())
+    np.testing.assert_allclose(jax.jit(predict)(jnp.float32(0.5)), wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_every_adapter_has_an_effect():
     plain = jax.jit(APPLY)(BASE, series())
-    adapters = moved(init_adapters(SITES, 4))
-    adapted = jax.jit(with_adapters(APPLY, 1.0))
+    adapters = moved(init_adapters(TARGETS, LoraConfig(4, 16)))
+    adapted = jax.jit(with_adapters(APPLY, scaled(1.0)))
     for path in adapters:
         zeros = {name: jax.tree.map(np.zeros_like, factors) for name, factors in adapters.items()}
         assert np.abs(adapted(BASE, zeros | {path: adapters[path]}, series()) - plain).max() > 1e-4, path
@@ -152,9 +172,9 @@ def test_an_adapter_that_reaches_no_layer_is_refused(path):
     with pytest.raises(
         WeightsError, match=f"no dense or embedding layer is called {path}, so its adapter has no effect"
     ):
-        jax.eval_shape(with_adapters(APPLY, 1.0), BASE, adapters, series())
+        jax.eval_shape(with_adapters(APPLY, scaled(1.0)), BASE, adapters, series())
     with pytest.raises(WeightsError, match=f"the parameters have no layer '{path}'"):
-        merge(BASE, adapters, 1.0)
+        merge(BASE, adapters, scaled(1.0))
 
 
 @pytest.mark.parametrize(
@@ -172,8 +192,8 @@ def test_an_adapter_of_another_shape_is_refused_by_both_transforms(path, a, b):
     assert BASE["out_layer"]["kernel"].shape == (96, 4)
     adapters = {path: {"a": np.ones(a, np.float32), "b": np.ones(b, np.float32)}}
     for call in (
-        lambda: jax.eval_shape(with_adapters(APPLY, 1.0), BASE, adapters, series()),
-        lambda: merge(BASE, adapters, 1.0),
+        lambda: jax.eval_shape(with_adapters(APPLY, scaled(1.0)), BASE, adapters, series()),
+        lambda: merge(BASE, adapters, scaled(1.0)),
     ):
         with pytest.raises(WeightsError) as caught:
             call()
@@ -184,27 +204,27 @@ def test_an_adapter_of_another_shape_is_refused_by_both_transforms(path, a, b):
 
 
 def test_gradients_reach_the_adapters():
-    adapters = init_adapters(SITES, 4)
-    adapted = with_adapters(APPLY, 4.0)
+    adapters = init_adapters(TARGETS, LoraConfig(4, 16))
+    adapted = with_adapters(APPLY, scaled(4.0))
     gradients = jax.jit(jax.grad(lambda tree: jnp.square(adapted(BASE, tree, series())).sum()))(adapters)
     assert jax.tree.structure(gradients) == jax.tree.structure(adapters)
-    for path, site in SITES.items():
-        at_zero, other = ("b", "a") if site.kind == "dense" else ("a", "b")
+    for path, target in TARGETS.items():
+        at_zero, other = ("b", "a") if target.kind == "dense" else ("a", "b")
         assert np.abs(gradients[path][at_zero]).max() > 0, path
         assert not np.any(gradients[path][other]), path  # its partner is zero
 
 
 def test_dropout_acts_on_the_input_of_dense_adapters_only():
-    adapters = moved(init_adapters(SITES, 4))
-    adapted = jax.jit(with_adapters(APPLY, 1.0, dropout_rate=0.5))
+    adapters = moved(init_adapters(TARGETS, LoraConfig(4, 16)))
+    adapted = jax.jit(with_adapters(APPLY, scaled(1.0, dropout=0.5)))
     for path in ("in_layer", "gpt2/wpe"):
         only = {path: adapters[path]}
         with_keys, without = adapted(BASE, only, series(), dropout_keys=keys()), adapted(BASE, only, series())
-        if SITES[path].kind == "embedding":
+        if TARGETS[path].kind == "embedding":
             np.testing.assert_array_equal(with_keys, without)
         else:
             assert np.abs(with_keys - without).max() > 1e-4, path
-    np.testing.assert_array_equal(without, jax.jit(with_adapters(APPLY, 1.0))(BASE, only, series()))
+    np.testing.assert_array_equal(without, jax.jit(with_adapters(APPLY, scaled(1.0)))(BASE, only, series()))
 
 
 class OneLayer(nn.Module):
@@ -222,7 +242,7 @@ def test_dropout_keeps_its_rate_scale_and_sample():
 
     params = {"layer": {"kernel": np.zeros((width, 1), np.float32)}}
     adapters = {"layer": {"a": np.ones((width, 1), np.float32), "b": np.ones((1, 1), np.float32)}}
-    adapted = with_adapters(apply, 1.0, dropout_rate=rate)
+    adapted = with_adapters(apply, scaled(1.0, dropout=rate))
     x = np.ones((6, width), np.float32)
     kept = np.asarray(adapted(params, adapters, x, dropout_keys=keys(6)))[:, 0] * (1 - rate) / width
     assert np.all(
@@ -234,8 +254,8 @@ def test_dropout_keeps_its_rate_scale_and_sample():
 
 
 def test_channels_of_a_sample_have_masks_of_their_own():
-    adapters = moved({"out_layer": init_adapters(SITES, 4)["out_layer"]})
-    adapted = jax.jit(with_adapters(APPLY, 1.0, dropout_rate=0.5))
+    adapters = moved({"out_layer": init_adapters(TARGETS, LoraConfig(4, 16))["out_layer"]})
+    adapted = jax.jit(with_adapters(APPLY, scaled(1.0, dropout=0.5)))
     twins = np.repeat(series(c=1), 2, axis=2)
     out = np.asarray(adapted(BASE, adapters, twins, dropout_keys=keys()))
     assert out.shape == (3, 4, 2)
@@ -252,7 +272,7 @@ def test_the_sum_is_made_in_float32_and_cast_to_the_layer_s_type():
 
     params = {"layer": {"kernel": -np.ones((1, 1), np.float32)}}
     adapters = {"layer": {"a": np.full((1, 1), 1 + 2**-10, np.float32), "b": np.ones((1, 1), np.float32)}}
-    out = with_adapters(apply, 1.0)(params, adapters, np.ones((1, 1), np.float32))
+    out = with_adapters(apply, scaled(1.0))(params, adapters, np.ones((1, 1), np.float32))
     assert out.dtype == jnp.bfloat16
     assert float(out[0, 0]) == 2**-10
 
@@ -266,8 +286,8 @@ def test_the_sum_is_made_in_float32_and_cast_to_the_layer_s_type():
     ],
 )
 def test_distributions_of_each_init(init, dense_std, embedding_std):
-    sites = {"dense": Site("dense", (400, 5)), "table": Site("embedding", (7, 300))}
-    adapters = init_adapters(sites, 32, init=init, seed=1)
+    targets = {"dense": AdapterTarget("dense", (400, 5)), "table": AdapterTarget("embedding", (7, 300))}
+    adapters = init_adapters(targets, LoraConfig(32, 16, init=init), seed=1)
     assert {path: leaf.shape for path, leaf in flatten(adapters).items()} == {
         "dense/a": (400, 32),
         "dense/b": (32, 5),
@@ -285,20 +305,20 @@ def test_distributions_of_each_init(init, dense_std, embedding_std):
 
 
 def test_the_theorem_s_init_does_not_depend_on_the_rank():
-    sites = {"dense": Site("dense", (500, 5)), "table": Site("embedding", (7, 300))}
+    targets = {"dense": AdapterTarget("dense", (500, 5)), "table": AdapterTarget("embedding", (7, 300))}
     for rank in (4, 64):
-        adapters = init_adapters(sites, rank, init="theorem")
+        adapters = init_adapters(targets, LoraConfig(rank, 16, init="theorem"))
         assert abs(adapters["dense"]["a"].std() * math.sqrt(500) - 1) < 0.07
         assert abs(adapters["table"]["b"].std() * math.sqrt(300) - 1) < 0.07
 
 
 def test_a_seed_decides_the_bits_and_each_layer_has_its_own():
     one, same, other = (
-        init_adapters(SITES, 4, seed=1),
-        init_adapters(SITES, 4, seed=1),
-        init_adapters(SITES, 4, seed=2),
+        init_adapters(TARGETS, LoraConfig(4, 16), seed=1),
+        init_adapters(TARGETS, LoraConfig(4, 16), seed=1),
+        init_adapters(TARGETS, LoraConfig(4, 16), seed=2),
     )
-    for path in SITES:
+    for path in TARGETS:
         for factor in ("a", "b"):
             np.testing.assert_array_equal(one[path][factor], same[path][factor])
             assert not one[path][factor].any() or np.any(one[path][factor] != other[path][factor])
@@ -307,14 +327,14 @@ def test_a_seed_decides_the_bits_and_each_layer_has_its_own():
 
 def test_adapters_inside_recomputed_blocks():
     network = ForecastNetwork(CONFIG, input_length=24, horizon=4, patch=8, stride=4)
-    adapters = moved(init_adapters(SITES, 4), 0.1)
+    adapters = moved(init_adapters(TARGETS, LoraConfig(4, 16)), 0.1)
     gradients = []
     for module in (network, replace(network, remat=True)):
 
         def apply(params, x, *, dropout_keys=None, module=module):
             return module.apply({"params": params}, x, dropout_keys=dropout_keys)
 
-        adapted = with_adapters(apply, 1.0)
+        adapted = with_adapters(apply, scaled(1.0))
         gradients.append(
             jax.jit(jax.grad(lambda tree, adapted=adapted: jnp.square(adapted(BASE, tree, series())).sum()))(
                 adapters

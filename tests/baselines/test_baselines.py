@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from ofa_jax.baselines.compare import compare, model_name
-from ofa_jax.baselines.controls import LINEAR_TRAINING
-from ofa_jax.baselines.nlinear import init_nlinear, nlinear
-from ofa_jax.baselines.seasonal_naive import seasonal_naive
+from ofa_jax.baselines.trained import LINEAR_TRAINING
 from ofa_jax.errors import CheckpointError
 from ofa_jax.files import run_lock
+from ofa_jax.model.linear import init_nlinear, nlinear
 from ofa_jax.runs.train import open_run, train_run
+from ofa_jax.tasks.naive import seasonal_naive
 from ofa_jax.train.progress import SilentReporter
 
 
@@ -81,7 +81,7 @@ def scores(run: Path, *, controls: bool = True, split: Any = "test") -> tuple[An
     loaded, data = open_run(run)
     reporter = Counter()
     folder = run / "controls" if controls else None
-    comparison = compare(loaded, data, split=split, controls=folder, reporter=reporter, only=("nlinear",))
+    comparison = compare(loaded, data, split=split, baselines=folder, reporter=reporter, only=("nlinear",))
     return comparison, reporter.epochs
 
 

@@ -21,26 +21,28 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from ofa_jax.baselines.compare import compare, model_name
-from ofa_jax.baselines.controls import trained_controls, untrained_controls
-from ofa_jax.baselines.dlinear import (
+from ofa_jax.baselines.trained import trained_baselines, untrained_baselines
+from ofa_jax.build import RANDOM, footprint
+from ofa_jax.config.schema import Experiment
+from ofa_jax.errors import CheckpointError, ConfigError, Interrupted
+from ofa_jax.files import sha256_file
+from ofa_jax.model.convert import save_trunk
+from ofa_jax.model.gpt2 import GPT2Config
+from ofa_jax.model.linear import (
     dlinear,
-    filled_dlinear,
     init_dlinear,
     init_linear_classifier,
     linear_classifier,
+    masked_dlinear,
     moving_average,
+    nlinear,
 )
-from ofa_jax.baselines.fill import interpolate, window_mean, zeros
-from ofa_jax.baselines.nlinear import nlinear
-from ofa_jax.build import RANDOM, footprint
-from ofa_jax.config import Experiment
-from ofa_jax.errors import CheckpointError, ConfigError, Interrupted
-from ofa_jax.files import sha256_file
-from ofa_jax.model.gpt2 import GPT2Config
 from ofa_jax.model.trees import flatten
 from ofa_jax.model.weights import random_trunk, save_trunk
-from ofa_jax.runs.train import NEUTRAL, open_run, read_data, resolved, train_run
+from ofa_jax.runs.folder import NEUTRAL, resolved
+from ofa_jax.runs.train import open_run, read_data, train_run
 from ofa_jax.tasks.base import TaskData
+from ofa_jax.tasks.naive import interpolate, window_mean, zeros
 from ofa_jax.train.events import CLOCK_FIELDS, read_events
 from ofa_jax.train.progress import SilentReporter
 
@@ -147,7 +149,7 @@ class Listener(SilentReporter):
 def prepared(experiment: Experiment) -> tuple[Experiment, TaskData]:
     experiment = resolved(experiment)
     data = read_data(experiment)
-    return experiment.model_copy(update={"task": data.settings}), data
+    return experiment.replace({"task": data.settings}), data
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +174,7 @@ def trained(request, runs) -> tuple[str, Path]:
 def test_a_run_of_every_task_says_its_protocol_everywhere(trained):
     task, run = trained
     loaded, data = open_run(run)
-    comparison = compare(loaded, data, split="test", controls=None, reporter=Listener())
+    comparison = compare(loaded, data, split="test", baselines=None, reporter=Listener())
     content = comparison.to_dict()
     assert (content["task"], content["protocol"], content["split"], content["windows"]) == (
         task,
@@ -200,7 +202,7 @@ def test_a_run_of_every_task_says_its_protocol_everywhere(trained):
 def test_the_validation_score_is_the_one_of_training(trained):
     task, run = trained
     loaded, data = open_run(run)
-    comparison = compare(loaded, data, split="validation", controls=None, reporter=Listener())
+    comparison = compare(loaded, data, split="validation", baselines=None, reporter=Listener())
     stored = json.loads((run / "bundle" / "ofa.json").read_text())["validation"]
     found = comparison.rows[0].metrics
     assert {name: found[name] for name in stored} == stored
@@ -214,7 +216,7 @@ def test_the_validation_score_is_the_one_of_training(trained):
 def test_controls_of_every_task(tiny, tmp_path, task):
     """Names, titles, order, how many parameters each trains, and with which settings."""
     experiment, data = prepared(tiny.of_task(task, tmp_path))
-    controls = {control.name: control for control in trained_controls(experiment, data)}
+    controls = {control.name: control for control in trained_baselines(experiment, data)}
     assert list(controls) == list(TRAINABLE[task])
     assert {name: control.title for name, control in controls.items()} == {
         name: (LINEAR | NETWORKS)[name] for name in TRAINABLE[task]
@@ -236,8 +238,8 @@ def test_controls_of_every_task(tiny, tmp_path, task):
             )  # as slices.settled chose them on a CPU
         if name in ("attention", "no_trunk"):
             assert not [path for path in flatten({"f": frozen, "t": trainable}) if "gpt2" in path]
-    assert list(untrained_controls(data)) + list(data.naive) == UNTRAINED[task]
-    (chosen,) = trained_controls(experiment, data, only=("no_trunk",))
+    assert list(untrained_baselines(data)) + list(data.naive) == UNTRAINED[task]
+    (chosen,) = trained_baselines(experiment, data, only=("no_trunk",))
     assert chosen.name == "no_trunk"
 
 
@@ -247,7 +249,7 @@ def test_an_unknown_control_is_one_error(tiny, tmp_path, task):
     names = ", ".join(TRAINABLE[task])
     for wrong in ("patchtst", "", "DLinear", "random_trunk"):
         with pytest.raises(ConfigError) as caught:
-            trained_controls(experiment, data, only=("no_trunk", wrong))
+            trained_baselines(experiment, data, only=("no_trunk", wrong))
         assert str(caught.value) == f"--control: the task {task!r} has no control {wrong!r}. Name {names}."
 
 
@@ -257,7 +259,7 @@ def test_controls_of_a_real_trunk(tiny, tmp_path):
         random_trunk(GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=40), seed=9), tmp_path / "trunk"
     )
     experiment, data = prepared(tiny.of_task("forecast", tmp_path, f"trunk.source={tmp_path / 'trunk'}"))
-    controls = {control.name: control for control in trained_controls(experiment, data)}
+    controls = {control.name: control for control in trained_baselines(experiment, data)}
     assert list(controls) == ["nlinear", "dlinear", "attention", "no_trunk", "random_trunk", "gpt4ts"]
     assert [controls[name].title for name in ("random_trunk", "gpt4ts")] == [
         "random trunk, same recipe",
@@ -294,7 +296,7 @@ def test_controls_of_a_real_trunk(tiny, tmp_path):
 )
 def test_rules_fit_each_control(tiny, tmp_path, overrides, left_out):
     experiment, data = prepared(tiny.of_task("forecast", tmp_path, *overrides))
-    controls = {control.name: control for control in trained_controls(experiment, data)}
+    controls = {control.name: control for control in trained_baselines(experiment, data)}
     without = experiment.trunk.source != RANDOM
     assert (
         controls.keys()
@@ -327,7 +329,7 @@ def scores(run: Path, *names: str, split: Any = "test") -> tuple[Any, int]:
     loaded, data = open_run(run)
     listener = Listener()
     return compare(
-        loaded, data, split=split, controls=run / "controls", reporter=listener, only=names or None
+        loaded, data, split=split, baselines=run / "controls", reporter=listener, only=names or None
     ), listener.epochs
 
 
@@ -409,7 +411,7 @@ def test_a_control_is_trained_on_fewer_devices_than_the_run(runs, tmp_path):
     train = loaded.experiment.train.model_copy(update={"fsdp": 4, "epochs": 1})
     loaded = replace(loaded, experiment=loaded.experiment.model_copy(update={"train": train}))
     found = compare(
-        loaded, data, split="test", controls=copied / "controls", reporter=Listener(), only=("no_trunk",)
+        loaded, data, split="test", baselines=copied / "controls", reporter=Listener(), only=("no_trunk",)
     )
     assert found.rows[-1].method == NETWORKS["no_trunk"]
     assert (
@@ -637,7 +639,7 @@ def test_a_short_window_is_filled_with_its_first_value(method):
 def test_dlinear_with_hidden_points_reads_the_mean_of_the_others():
     (x, mask), weights = windows(), random_dlinear(12, 12)
     mask[1, :, 0] = False
-    found = filled_dlinear({}, weights, jnp.asarray(np.where(mask, x, 33)), jnp.asarray(mask))
+    found = masked_dlinear({}, weights, jnp.asarray(np.where(mask, x, 33)), jnp.asarray(mask))
     filled = np.zeros_like(x)
     for b, c in each(x):
         seen = mask[b, :, c]
@@ -649,7 +651,7 @@ def test_dlinear_with_hidden_points_reads_the_mean_of_the_others():
 
 def test_the_imputing_dlinear_sees_no_calendar(tiny, tmp_path):
     experiment, data = prepared(tiny.of_task("imputation", tmp_path))
-    predict, frozen, start = trained_controls(experiment, data, only=("dlinear",))[0].build()
+    predict, frozen, start = trained_baselines(experiment, data, only=("dlinear",))[0].build()
     x, mask = windows(t=8, c=6)
     mask[..., 2:] = True
     found = predict(frozen, start, jnp.asarray(x), jnp.asarray(mask))

@@ -102,7 +102,7 @@ def test_every_command_has_help(call, command):
 
 @pytest.mark.parametrize("command", ["train", "params"])
 def test_help_ends_with_the_table_of_settings(call, command):
-    from ofa_jax.config import settings
+    from ofa_jax.config.load import settings
 
     table = call(command, "--help").out.partition("Settings for --set")[2]
     for setting in settings():

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
-from ofa_jax.data.splits import Scaler, borders, fit_scaler
+from ofa_jax.data.splits import borders, fit_scaler
 from ofa_jax.errors import ConfigError, DataError
 
 
@@ -37,8 +33,8 @@ def test_etth1_has_the_published_number_of_windows():
     assert windows == {"train": 8209, "validation": 2785, "test": 2785}
 
 
-def test_too_few_rows_say_how_many_are_needed():
-    with pytest.raises(DataError, match=r"mine.csv: 100 row\(s\) are too few.*need 951"):
+def test_too_few_rows_are_refused():
+    with pytest.raises(DataError, match=r"mine.csv: 100 row\(s\) are too few for a window of 336"):
         borders(100, "ratio", input_length=336, horizon=96, source="mine.csv")
     with pytest.raises(DataError, match="needs 14400"):
         borders(14399, "ett_hour", input_length=336)
@@ -55,23 +51,6 @@ def test_an_ett_part_that_no_number_of_rows_can_lengthen():
         borders(17420, "ett_hour", input_length=336, horizon=3000)
     with pytest.raises(DataError, match="part of the rule"):
         borders(17420, "ett_hour", input_length=9000)
-
-
-@given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 100), st.integers(0, 300))
-@example(5, 8, 100, 6)  # 64 rows would do, but 70 would not: truncation takes a validation row away
-@settings(max_examples=200, deadline=None)
-def test_the_number_of_rows_asked_for_suffices_and_is_the_least(input_length, horizon, percent, more):
-    options = {"input_length": input_length, "horizon": horizon, "percent": percent}
-    with pytest.raises(DataError) as caught:
-        borders(1, "ratio", **options)
-    needed = int(str(caught.value).split(" need ")[1].split(".")[0])
-    found = borders(needed + more, "ratio", **options)
-    assert all(
-        start >= 0 and stop <= needed + more and stop - start >= input_length + horizon
-        for start, stop in found.values()
-    )
-    with pytest.raises(DataError, match="too few"):
-        borders(needed - 1, "ratio", **options)
 
 
 @pytest.mark.parametrize(
@@ -102,29 +81,3 @@ def test_a_constant_series_gets_std_1_and_is_named():
     assert scaler.std[0] == 1
     np.testing.assert_array_equal(scaler.transform(values)[:, 0], 0)
     np.testing.assert_array_equal(scaler.transform(np.array([[2.1, 0.0]]))[0, 0], 2)
-
-
-def test_scaler_survives_json_exactly():
-    scaler = fit_scaler(
-        np.random.default_rng(1).normal(size=(50, 4)) * [1e-5, 1, 1e8, 0], ["a", "b", "c", "d"]
-    )
-    back = Scaler.from_dict(json.loads(json.dumps(scaler.to_dict())))
-    np.testing.assert_array_equal(back.mean, scaler.mean)
-    np.testing.assert_array_equal(back.std, scaler.std)
-    assert (back.names, back.constant) == (scaler.names, scaler.constant) == (("a", "b", "c", "d"), ("d",))
-
-
-def test_scalers_that_make_no_sense_are_refused():
-    good = fit_scaler(np.arange(6.0).reshape(3, 2), ["a", "b"]).to_dict()
-    for change in ({"mean": [1.0]}, {"std": [1.0, 0.0]}, {"std": [1.0, None]}, {"names": ["a"]}):
-        with pytest.raises(DataError, match="stored scaler"):
-            Scaler.from_dict({**good, **change})
-    with pytest.raises(DataError, match="stored scaler"):
-        Scaler.from_dict({})
-    with pytest.raises(DataError, match="no rows"):
-        fit_scaler(np.empty((0, 2)), ["a", "b"])
-    for values in ([1e300, -1e300], [1e-200, 2e-200]):
-        with pytest.raises(DataError, match="`a` is spread"):
-            fit_scaler(np.array(values)[:, None], ["a"])
-    with pytest.raises(DataError, match="`b` has values"):
-        Scaler.from_dict(good).transform(np.array([[0.0, 1e300]]))

@@ -20,9 +20,16 @@ import pytest
 
 from ofa_jax.adapters.bundle import peft_tensors, read_peft
 from ofa_jax.adapters.rslora import merge, with_adapters
-from ofa_jax.model.networks import ForecastNetwork, Network, base_shapes
+from ofa_jax.model.gpt2 import GPT2Trunk
+from ofa_jax.model.networks import (
+    ClassifyNetwork,
+    ForecastNetwork,
+    Network,
+    NoTrunk,
+    ReconstructNetwork,
+    base_shapes,
+)
 from ofa_jax.model.trees import flatten
-from ofa_jax.model.variants import ClassifyNetwork, ReconstructNetwork
 from ofa_jax.model.weights import load_trunk
 from ofa_jax.train.optim import make_optimizer
 
@@ -69,7 +76,7 @@ def load_case(name: str) -> Case:
     base = {"gpt2": trunk.params, "out_layer": torch_linear(golden, "out_layer")}
     if numbers["kind"] == "forecast":
         network = ForecastNetwork(
-            trunk.config, numbers["L"], numbers["H"], patch=numbers["p"], stride=numbers["s"]
+            GPT2Trunk(trunk.config), numbers["L"], numbers["H"], patch=numbers["p"], stride=numbers["s"]
         )
         return Case(
             folder,
@@ -81,11 +88,11 @@ def load_case(name: str) -> Case:
         )
     if numbers["kind"] == "anomaly":
         network = ReconstructNetwork(
-            trunk.config, numbers["L"], channels=numbers["C"], read_width=numbers["dff"]
+            GPT2Trunk(trunk.config), numbers["L"], channels=numbers["C"], read_width=numbers["dff"]
         )
         return Case(folder, numbers, golden, network, base, squared_error)
     network = ClassifyNetwork(
-        trunk.config,
+        GPT2Trunk(trunk.config),
         numbers["L"],
         channels=numbers["C"],
         classes=numbers["K"],
@@ -199,15 +206,20 @@ def test_adapters_that_peft_stepped_and_their_merged_weights_give_its_output(cas
     [
         ("anomaly_small", {"segment": 50}),
         ("anomaly_small", {"segment": 10}),
-        ("anomaly_small", {"positions": False}),
-        ("anomaly_small", {"kind": "none"}),
-        ("classify_small", {"positions": False}),
-        ("classify_small", {"kind": "none"}),
+        ("anomaly_small", {"trunk": "no positions"}),
+        ("anomaly_small", {"trunk": "none"}),
+        ("classify_small", {"trunk": "no positions"}),
+        ("classify_small", {"trunk": "none"}),
     ],
 )
 def test_the_numbers_tell_networks_apart(name, change):
     """Another network over the same parameters misses by far more than the tolerance, so agreement above means something."""
     case = load_case(name)
+    config = case.network.trunk.config
+    if change.get("trunk") == "none":
+        change = {"trunk": NoTrunk(config)}
+    elif "trunk" in change:
+        change = {"trunk": GPT2Trunk(config, positions=False)}
     out = jax.jit(lambda: replace(case.network, **change).apply({"params": case.base}, case.golden["x"]))()
     wanted = case.golden["out_init"]
     assert np.abs(out - wanted).max() > 1000 * OUTPUT_TOLERANCE * np.abs(wanted).max()
@@ -216,7 +228,7 @@ def test_the_numbers_tell_networks_apart(name, change):
 def test_the_head_reads_the_first_hidden_dimensions():
     """``d_ff`` is smaller than the width in the anomaly case, and the weights of ``out_layer`` fit no other number."""
     case = load_case("anomaly_small")
-    assert (case.numbers["dff"], case.network.trunk.n_embd, case.network.segment) == (32, 48, 25)
+    assert (case.numbers["dff"], case.network.trunk.config.n_embd, case.network.segment) == (32, 48, 25)
     assert base_shapes(replace(case.network, read_width=None))["out_layer/kernel"] == (48, 5)
 
     kernel = np.zeros((48, 5), np.float32)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ofa_jax.model.operations import causal_attention, dropout, gelu_new, random_bits
 
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
-from ofa_jax.model.operations import causal_attention, dropout, gelu_new, random_bits
 from ofa_jax.model.weights import random_trunk
 
 

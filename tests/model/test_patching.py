@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from ofa_jax.errors import ConfigError
 from ofa_jax.model.patching import (
     VARIANCE_FLOOR,
-    denormalise,
+    denormalize,
     instance_stats,
-    normalise,
+    normalize,
     patch_count,
     patchify,
 )
@@ -116,32 +116,32 @@ def test_statistics_are_per_window_and_channel_with_the_population_variance():
 def test_statistics_are_float32_whatever_the_input():
     stats = instance_stats(jnp.asarray(batch(), jnp.bfloat16))
     assert stats.mean.dtype == stats.std.dtype == jnp.float32
-    assert normalise(jnp.asarray(batch(), jnp.bfloat16), stats).dtype == jnp.float32
+    assert normalize(jnp.asarray(batch(), jnp.bfloat16), stats).dtype == jnp.float32
 
 
 def test_a_constant_window_becomes_zeros_and_comes_back():
     x = np.full((1, 12, 1), 7.5, np.float32)
     stats = instance_stats(x)
     np.testing.assert_array_equal(stats.std, np.sqrt(np.float32(VARIANCE_FLOOR)))
-    np.testing.assert_array_equal(normalise(x, stats), 0)
-    np.testing.assert_array_equal(denormalise(np.zeros((1, 5, 1), np.float32), stats), 7.5)
+    np.testing.assert_array_equal(normalize(x, stats), 0)
+    np.testing.assert_array_equal(denormalize(np.zeros((1, 5, 1), np.float32), stats), 7.5)
 
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=25, deadline=None)
-def test_denormalise_undoes_normalise(seed):
+def test_denormalize_undoes_normalize(seed):
     x = batch(seed)
     stats = instance_stats(x)
     np.testing.assert_allclose(
-        denormalise(normalise(x, stats), stats), x, rtol=0, atol=1e-6 * np.abs(x).max()
+        denormalize(normalize(x, stats), stats), x, rtol=0, atol=1e-6 * np.abs(x).max()
     )
 
 
-def test_denormalise_takes_any_number_of_steps():
+def test_denormalize_takes_any_number_of_steps():
     x = batch()
     stats = instance_stats(x)
     np.testing.assert_allclose(
-        denormalise(np.ones((3, 7, 2), np.float32), stats),
+        denormalize(np.ones((3, 7, 2), np.float32), stats),
         np.repeat(stats.mean + stats.std, 7, axis=1),
         rtol=1e-6,
     )
@@ -158,7 +158,7 @@ def test_masked_statistics_are_those_of_the_observed_values():
             seen = x[b, mask[b, :, c], c].astype(np.float64)
             np.testing.assert_allclose(stats.mean[b, 0, c], seen.mean(), rtol=1e-5, atol=1e-5)
             np.testing.assert_allclose(stats.std[b, 0, c], np.sqrt(seen.var() + 1e-5), rtol=1e-5)
-    normed = np.asarray(normalise(hidden, stats, mask))
+    normed = np.asarray(normalize(hidden, stats, mask))
     assert not normed[~mask].any()
     np.testing.assert_allclose(normed[mask], ((x - stats.mean) / stats.std)[mask], rtol=1e-5, atol=1e-6)
 
@@ -176,4 +176,4 @@ def test_a_window_without_any_value_is_finite():
     stats = instance_stats(x, mask)
     np.testing.assert_array_equal(stats.mean, 0)
     np.testing.assert_array_equal(stats.std, np.sqrt(np.float32(VARIANCE_FLOOR)))
-    np.testing.assert_array_equal(normalise(x, stats, mask), 0)
+    np.testing.assert_array_equal(normalize(x, stats, mask), 0)

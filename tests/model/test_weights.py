@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -14,18 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ofa_jax.errors import CheckpointError, WeightsError
+from ofa_jax.errors import WeightsError
 from ofa_jax.model import trees
 from ofa_jax.model.gpt2 import PRESETS, GPT2Config, GPT2Trunk
-from ofa_jax.model.weights import (
-    Trunk,
-    convert,
-    load_trunk,
-    random_trunk,
-    read_config,
-    save_trunk,
-    trunk_shapes,
-)
+from ofa_jax.model.weights import Trunk, load_trunk, random_trunk, read_config, trunk_shapes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORECAST = GOLDEN / "forecast_small" / "gpt2"
@@ -105,7 +95,7 @@ def test_first_layers_are_kept_and_the_rest_named():
 @pytest.mark.parametrize("n_layer", [4, 0, -1])
 def test_more_layers_than_stored_are_refused(n_layer):
     for reader in (load_trunk, read_config):
-        with pytest.raises(WeightsError, match=f"{n_layer} blocks are asked for, but this trunk has 3"):
+        with pytest.raises(WeightsError, match=f"{n_layer} blocks were requested, but this trunk has 3"):
             reader(FORECAST, n_layer=n_layer)
 
 
@@ -127,7 +117,7 @@ def test_prefix_heads_and_buffers(tmp_path, tensors):
 def test_mixed_prefixes_are_refused(tmp_path, tensors):
     mixed = {(f"transformer.{name}" if "ln_f" in name else name): leaf for name, leaf in tensors.items()}
     with pytest.raises(
-        WeightsError, match=r"some names carry the prefix 'transformer\.' \(transformer\.ln_f\.bias"
+        WeightsError, match=r"some names have the prefix 'transformer\.' \(transformer\.ln_f\.bias"
     ):
         load_trunk(hugging_face(tmp_path, mixed))
 
@@ -164,14 +154,14 @@ def test_shards_that_disagree_with_their_index(tmp_path, tensors):
     with pytest.raises(WeightsError, match=r"h\.9\.extra not in model-00001"):
         load_trunk(folder)
     with_map(good["weight_map"] | {"wpe.weight": "../model.safetensors"})
-    with pytest.raises(WeightsError, match="not a plain file name"):
+    with pytest.raises(WeightsError, match="weight_map"):
         load_trunk(folder)
     path.write_text("[]")
-    with pytest.raises(WeightsError, match="not readable as an index"):
+    with pytest.raises(WeightsError, match=r"index\.json: "):
         load_trunk(folder)
     with_map(good["weight_map"])
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(WeightsError, match=r"model-00002-of-00002\.safetensors: there is no such file"):
+    with pytest.raises(WeightsError, match=r"there is no model-00002-of-00002\.safetensors here"):
         load_trunk(folder)
 
 
@@ -188,15 +178,21 @@ def test_all_faults_stand_in_one_error(tmp_path, tensors):
     del broken["h.0.ln_1.bias"], broken["ln_f.weight"]
     broken["h.3.ln_1.bias"] = broken["h.0.attn.c_attn.lora_A"] = np.zeros(3, np.float32)
     broken["wpe.weight"] = tensors["wpe.weight"].T.copy()
-    broken["h.1.mlp.c_fc.bias"] = np.zeros(192, np.int8)
+    broken["h.1.mlp.c_fc.bias"] = np.zeros(191, np.float32)
     with pytest.raises(WeightsError) as caught:
         load_trunk(hugging_face(tmp_path, broken))
     message = str(caught.value)
     assert "2 missing: ln_f.weight, h.0.ln_1.bias;" in message
     assert "2 unexpected: h.0.attn.c_attn.lora_A, h.3.ln_1.bias;" in message
-    assert "2 of another shape or type: " in message
-    assert "wpe.weight is F32 [48, 1024], not a float [1024, 48]" in message
-    assert "h.1.mlp.c_fc.bias is I8 [192], not a float [192]" in message
+    assert "2 of another shape: " in message
+    assert "wpe.weight is [48, 1024], not [1024, 48]" in message
+    assert "h.1.mlp.c_fc.bias is [191], not [192]" in message
+
+
+def test_a_tensor_of_integers_is_refused(tmp_path, tensors):
+    broken = tensors | {"h.1.mlp.c_fc.bias": np.zeros(192, np.int8)}
+    with pytest.raises(WeightsError, match=r"h\.1\.mlp\.c_fc\.bias is of type I8, not a floating-point type"):
+        load_trunk(hugging_face(tmp_path, broken))
 
 
 def test_missing_names_carry_the_file_s_prefix_and_are_shortened(tmp_path, tensors):
@@ -212,7 +208,7 @@ def test_values_that_are_not_finite_are_named(tmp_path, tensors, value, dtype):
     broken = {name: leaf.astype(dtype) for name, leaf in tensors.items()}
     broken["h.1.ln_2.weight"][7] = value
     with pytest.raises(
-        WeightsError, match=r"not finite in float32: h\.1\.ln_2\.weight in model\.safetensors\."
+        WeightsError, match=r"model\.safetensors: h\.1\.ln_2\.weight is not finite in float32\."
     ):
         load_trunk(hugging_face(tmp_path, broken))
 
@@ -256,15 +252,22 @@ def test_damaged_safetensors(tmp_path, damage):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama', not 'gpt2'"),
-        ({"model_type": ...}, "model_type is None, not 'gpt2'"),
-        ({"add_cross_attention": True}, "add_cross_attention is True, which is not supported"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}, which is not supported"),
-        ({"pruned_heads": {"0": [1]}}, "pruned_heads is"),
-        ({"is_causal": False}, "is_causal is False"),
-        ({"auto_map": {"AutoModel": "mine.Model"}}, "auto_map is"),
+        ({"model_type": "llama"}, "model_type: input should be 'gpt2' .found 'llama'.. Choose a plain GPT-2"),
+        ({"model_type": ...}, "model_type: field required"),
+        ({"add_cross_attention": True}, "add_cross_attention: .*found True"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config: .*found {'bits': 4}"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads: "),
+        ({"is_causal": False}, "is_causal: .*found False"),
+        ({"auto_map": {"AutoModel": "mine.Model"}}, "auto_map: "),
         ({"activation_function": "mish"}, "activation_function 'mish' is not supported"),
-        ({"n_inner": 0}, "n_inner is 0"),
+        ({"n_inner": 0}, "n_inner: .*found 0"),
+        ({"n_layer": 10**19}, "n_layer: "),
+        ({"n_positions": 10**9}, "n_positions: "),
+        ({"n_layer": True}, "n_layer: "),
+        ({"layer_norm_epsilon": -1.0}, "layer_norm_epsilon: "),
+        ({"layer_norm_epsilon": float("nan")}, "not readable as JSON"),
+        ({"attn_pdrop": 1.5}, "attn_pdrop: "),
+        ({"scale_attn_weights": "yes"}, "scale_attn_weights: "),
         ({"n_head": 5}, "n_embd 48 cannot be divided among 5 heads"),
         ({"n_embd": "48"}, "n_embd"),
         ({"hidden_size": 64}, "hidden_size is 64, but n_embd is 48"),
@@ -309,10 +312,10 @@ def test_fields_left_out_take_hugging_face_s_defaults(tmp_path):
     assert read_config(tmp_path) == GPT2Config(n_embd=24, n_head=2)
 
 
-@pytest.mark.parametrize("text", ["{", "[]"])
+@pytest.mark.parametrize("text", ["{", "[]", "3", "[" * 10_000])
 def test_config_that_is_not_a_json_object(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(WeightsError, match=r"config\.json: (not readable as JSON|model_type is None)"):
+    with pytest.raises(WeightsError, match=r"config\.json: .*JSON"):
         read_config(tmp_path)
 
 
@@ -334,7 +337,7 @@ def test_published_sizes_need_no_network(name, monkeypatch, tmp_path):
     assert read_config(name) == read_config(f"{owner}/{name}") == PRESETS[name]
     assert read_config(name, n_layer=6).n_layer == 6
     assert sum(int(np.prod(shape)) for shape in trunk_shapes(read_config(name)).values()) == PUBLISHED[name]
-    with pytest.raises(WeightsError, match="99 blocks are asked for"):
+    with pytest.raises(WeightsError, match="99 blocks were requested"):
         read_config(name, n_layer=99)
     with pytest.raises(WeightsError, match="the hub was asked"):
         read_config(f"somebody/{name}")
@@ -398,124 +401,6 @@ def test_random_trunk_has_hugging_face_s_distribution():
         assert abs(leaf.mean() / std) < 5 / np.sqrt(leaf.size), path
 
 
-def test_convert_round_trip(tmp_path, monkeypatch):
-    report = convert(FORECAST, tmp_path / "trunk", n_layer=2)
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    trunk = load_trunk(tmp_path / "trunk")
-    assert same(trunk, Trunk(GPT2Config(n_embd=48, n_layer=2, n_head=4), load_trunk_params(n_layer=2), ""))
-    assert (trunk.dropped, trunk.source) == ((), str(FORECAST))
-    assert read_config(tmp_path / "trunk") == trunk.config
-    assert load_trunk(tmp_path / "trunk", n_layer=1).config.n_layer == 1
-    assert "wte.weight" not in load_file(tmp_path / "trunk" / "model.safetensors")
-    assert sorted(file.name for file in (tmp_path / "trunk").iterdir()) == [
-        "config.json",
-        "model.safetensors",
-        "trunk.json",
-    ]
-    manifest = json.loads((tmp_path / "trunk" / "trunk.json").read_text())
-    assert manifest == {"format": 1, **{name: value for name, value in report.items() if name != "bytes"}}
-    assert report["fingerprint"] == trunk.sha256
-    assert report["dropped"]["wte.weight"] == report["dropped"]["h.*.ln_1.bias"] == 1
-    assert (report["layers"], report["source"], report["dtype"]) == (2, str(FORECAST), "float32")
-    assert report["parameters"] == sum(leaf.size for leaf in trees.flatten(trunk.params).values())
-    assert (tmp_path / "trunk" / "model.safetensors").stat().st_mode == (
-        tmp_path / "trunk" / "trunk.json"
-    ).stat().st_mode
-    assert report["bytes"] == sum(file.stat().st_size for file in (tmp_path / "trunk").iterdir())
-
-
-def load_trunk_params(n_layer: int) -> dict:
-    """The first layers of the golden trunk, read without the code under test."""
-    stored = load_file(FORECAST / "model.safetensors")
-    rename = {"wpe.weight": "wpe/embedding"}
-    flat = {}
-    for name, leaf in stored.items():
-        if name == "wte.weight" or name.startswith(tuple(f"h.{i}." for i in range(n_layer, 9))):
-            continue
-        kind = "bias" if name.endswith("bias") else "scale" if "ln_" in name else "kernel"
-        flat[rename.get(name, name.rpartition(".")[0].replace(".", "/") + f"/{kind}")] = leaf
-    return trees.unflatten(flat)
-
-
-@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 2**-8), ("float16", 2**-11)])
-def test_convert_to_half_precision(tmp_path, dtype, bound):
-    report = convert(FORECAST, tmp_path / "trunk", dtype=dtype)
-    trunk, exact = load_trunk(tmp_path / "trunk"), load_trunk(FORECAST)
-    assert report["fingerprint"] == trunk.sha256 != exact.sha256
-    assert (tmp_path / "trunk" / "model.safetensors").stat().st_size < 0.55 * sum(
-        leaf.nbytes for leaf in trees.flatten(exact.params).values()
-    )
-    for path, leaf in trees.flatten(trunk.params).items():
-        reference = trees.flatten(exact.params)[path]
-        # half a unit in the last place, plus float16's subnormal step
-        assert np.all(np.abs(leaf - reference) <= bound * np.abs(reference) + 2**-24), path
-
-
-def test_convert_refuses_a_type_that_does_not_hold_the_weights(tmp_path):
-    trunk = load_trunk(FORECAST)
-    wpe = trunk.params["wpe"]["embedding"].copy()
-    wpe[0, 0] = 1e5
-    large = Trunk(trunk.config, trunk.params | {"wpe": {"embedding": wpe}}, "made up")
-    with pytest.raises(WeightsError, match=r"wpe\.weight holds values beyond the range of float16"):
-        save_trunk(large, tmp_path / "trunk", "float16")
-    with pytest.raises(WeightsError, match="dtype 'int8' is unknown"):
-        save_trunk(large, tmp_path / "trunk", "int8")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_changed_trunk_folder_is_refused(tmp_path):
-    folder = tmp_path / "trunk"
-    convert(FORECAST, folder)
-    weights, config, manifest = (folder / name for name in ("model.safetensors", "config.json", "trunk.json"))
-    good = weights.read_bytes()
-    flipped = bytearray(good)
-    flipped[-1000] ^= 1
-    weights.write_bytes(flipped)
-    with pytest.raises(WeightsError, match=r"model\.safetensors: has sha256 .* damaged or changed"):
-        load_trunk(folder)
-    weights.unlink()
-    with pytest.raises(
-        WeightsError, match=r"there is no model\.safetensors here, though trunk\.json tells of it"
-    ):
-        load_trunk(folder)
-    weights.write_bytes(good)
-    text = config.read_text()
-    config.write_text(text.replace('"n_head": 4', '"n_head": 2'))
-    for reader in (load_trunk, read_config):
-        with pytest.raises(WeightsError, match=r"config\.json: has sha256"):
-            reader(folder)
-    config.write_text(text)
-    told = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(told | {"format": 2}))
-    with pytest.raises(CheckpointError, match="format 2 is newer"):
-        load_trunk(folder)
-    manifest.write_text(json.dumps({name: value for name, value in told.items() if name != "sha256"}))
-    with pytest.raises(WeightsError, match=r"trunk\.json: has no sha256"):
-        load_trunk(folder)
-    manifest.write_text(json.dumps(told))
-    assert load_trunk(folder).sha256 == told["fingerprint"]
-
-
-def test_only_a_trunk_folder_is_overwritten(tmp_path, monkeypatch):
-    folder = tmp_path / "trunk"
-    folder.mkdir()
-    convert(FORECAST, folder, n_layer=1)
-    convert(FORECAST, folder, n_layer=2)
-    assert load_trunk(folder).config.n_layer == 2
-    convert(folder, folder, n_layer=1)
-    assert load_trunk(folder).config.n_layer == 1
-    monkeypatch.setattr("ofa_jax.model.weights.inventory", refuse_hub)  # refused before anything is read
-    (folder / "notes.txt").write_text("mine")
-    with pytest.raises(WeightsError, match=r"not a trunk folder \(it holds notes\.txt\); it is left alone"):
-        convert(FORECAST, folder)
-    assert (folder / "notes.txt").read_text() == "mine"
-    hugging_face(tmp_path / "theirs", {"wpe.weight": np.zeros(3, np.float32)})
-    with pytest.raises(WeightsError, match="is not empty and not a trunk folder; it is left alone"):
-        convert(FORECAST, tmp_path / "theirs")
-    with pytest.raises(WeightsError, match="is a file"):
-        convert(FORECAST, folder / "notes.txt")
-
-
 @pytest.mark.parametrize("positions", [True, False])
 def test_shapes_are_those_of_the_flax_module(positions):
     config = GPT2Config(n_embd=12, n_layer=11, n_head=3, n_positions=7, n_inner=20)
@@ -536,9 +421,3 @@ def test_loaded_trunk_runs():
     assert bool(jnp.isfinite(hidden_mnd).all())
     scrambled = GPT2Trunk(trunk.config).apply({"params": random_trunk(trunk.config, 0).params}, embeds_mnd)
     assert not np.allclose(hidden_mnd, scrambled, atol=0.1)
-
-
-def test_nothing_on_stderr_without_torch():
-    script = f"import sys; sys.modules['torch'] = None; from ofa_jax.model.weights import load_trunk; load_trunk({str(FORECAST)!r})"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "")

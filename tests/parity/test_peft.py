@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax.adapters.bundle import LoraNumbers, read_bundle, read_peft, write_bundle
-from ofa_jax.adapters.partition import Site
-from ofa_jax.adapters.rslora import init_adapters, merge, with_adapters
+from ofa_jax.adapters.partition import AdapterTarget
+from ofa_jax.adapters.peft import read_peft, write_peft
+from ofa_jax.adapters.rslora import LoraConfig, init_adapters, merge, with_adapters
 from ofa_jax.errors import WeightsError
 from ofa_jax.model.trees import flatten
 
@@ -21,7 +21,10 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
 POSITIONS, WIDTH, OUT, RANK = 11, 6, 5, 4
-SITES = {"gpt2/wpe": Site("embedding", (POSITIONS, WIDTH)), "out_layer": Site("dense", (WIDTH, OUT))}
+TARGETS = {
+    "gpt2/wpe": AdapterTarget("embedding", (POSITIONS, WIDTH)),
+    "out_layer": AdapterTarget("dense", (WIDTH, OUT)),
+}
 TOLERANCE = 1e-6  # of the largest value: two sums of float32 over at most eleven terms
 
 
@@ -107,13 +110,13 @@ def test_what_peft_saves_is_read_and_gives_its_output(tmp_path, rslora, scale, m
     if moved:
         move(model)
     model.save_pretrained(tmp_path)
-    adapters, sites, numbers = read_peft(tmp_path)
-    assert sites == SITES
-    assert numbers == LoraNumbers(RANK, 16, "rslora" if rslora else "lora", 0.01)
-    assert numbers.scale == scale == model.base_model.model.out_layer.scaling["default"]
+    adapters, targets, lora = read_peft(tmp_path)
+    assert targets == TARGETS
+    assert lora == LoraConfig(RANK, 16, "rslora" if rslora else "lora", 0.01)
+    assert lora.scale == scale == model.base_model.model.out_layer.scaling["default"]
     params = flax_params(torch_network())
-    assert_close(with_adapters(apply, numbers.scale)(params, adapters, inputs()), output(model))
-    assert_close(apply(merge(params, adapters, numbers.scale), inputs()), output(model))
+    assert_close(with_adapters(apply, lora)(params, adapters, inputs()), output(model))
+    assert_close(apply(merge(params, adapters, lora), inputs()), output(model))
     assert (np.abs(output(model) - output(torch_network())).max() > 0.1) == moved
 
 
@@ -121,60 +124,44 @@ def test_merged_weights_are_peft_s_merged_weights(tmp_path):
     model = wrap()
     move(model)
     model.save_pretrained(tmp_path)
-    adapters, _, numbers = read_peft(tmp_path)
-    ours = flatten(merge(flax_params(torch_network()), adapters, numbers.scale))
+    adapters, _, lora = read_peft(tmp_path)
+    ours = flatten(merge(flax_params(torch_network()), adapters, lora))
     theirs = flatten(flax_params(model.merge_and_unload()))
     for path, leaf in theirs.items():
         assert_close(ours[path], leaf)
 
 
 @pytest.mark.parametrize(
-    "numbers",
+    "lora",
     [
-        LoraNumbers(RANK, 16, "rslora", 0.01),
-        LoraNumbers(RANK, 16, "lora"),
-        LoraNumbers(RANK, 0.7, "none"),
-        LoraNumbers(9, 3, "rslora"),  # above the layers' smaller sides
-        LoraNumbers(1, 16, "rslora"),
+        LoraConfig(RANK, 16, "rslora", 0.01),
+        LoraConfig(RANK, 16, "lora"),
+        LoraConfig(RANK, 0.7, "none"),
+        LoraConfig(9, 3, "rslora"),  # above the layers' smaller sides
+        LoraConfig(1, 16, "rslora"),
     ],
     ids=str,
 )
-def test_peft_loads_what_is_written_and_gives_the_same_output(tmp_path, numbers):
+def test_peft_loads_what_is_written_and_gives_the_same_output(tmp_path, lora):
     rng = np.random.default_rng(2)
     shift = lambda leaf: (leaf + rng.normal(size=leaf.shape)).astype(np.float32)  # noqa: E731
-    adapters = jax.tree.map(shift, init_adapters(SITES, numbers.rank))
-    write_bundle(
-        tmp_path / "b",
-        adapters=adapters,
-        sites=SITES,
-        trained={},
-        numbers=numbers,
-        init="peft_gaussian",
-        meta={},
-    )
+    adapters = jax.tree.map(shift, init_adapters(TARGETS, lora))
+    write_peft(tmp_path, adapters, TARGETS, lora)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # peft warns of missing and of unexpected keys
-        model = peft.PeftModel.from_pretrained(torch_network(), tmp_path / "b").eval()
-    wanted = with_adapters(apply, numbers.scale)(flax_params(torch_network()), adapters, inputs())
+        model = peft.PeftModel.from_pretrained(torch_network(), tmp_path).eval()
+    wanted = with_adapters(apply, lora)(flax_params(torch_network()), adapters, inputs())
     assert_close(output(model), wanted)
     assert np.abs(output(model) - output(torch_network())).max() > 0.1
-    assert read_bundle(tmp_path / "b").meta["adapters"]["scaling"] == numbers.scaling
 
 
 def test_both_ways_round_trips_every_bit(tmp_path):
     model = wrap()
     move(model)
     model.save_pretrained(tmp_path / "theirs")
-    adapters, sites, numbers = read_peft(tmp_path / "theirs")
-    write_bundle(
-        tmp_path / "ours",
-        adapters=adapters,
-        sites=sites,
-        trained={},
-        numbers=numbers,
-        init="peft_gaussian",
-        meta={},
-    )
+    adapters, targets, lora = read_peft(tmp_path / "theirs")
+    (tmp_path / "ours").mkdir()
+    write_peft(tmp_path / "ours", adapters, targets, lora)
     again = peft.PeftModel.from_pretrained(torch_network(), tmp_path / "ours")
     theirs = peft.get_peft_model_state_dict(model)
     for name, tensor in peft.get_peft_model_state_dict(again).items():
@@ -186,12 +173,12 @@ def test_gradients_are_peft_s(tmp_path):
     model = wrap()
     move(model)
     model.save_pretrained(tmp_path)
-    adapters, _, numbers = read_peft(tmp_path)
+    adapters, _, lora = read_peft(tmp_path)
     model(torch.from_numpy(inputs())).square().sum().backward()
     params = flax_params(torch_network())
-    ours = jax.grad(
-        lambda tree: jnp.square(with_adapters(apply, numbers.scale)(params, tree, inputs())).sum()
-    )(adapters)
+    ours = jax.grad(lambda tree: jnp.square(with_adapters(apply, lora)(params, tree, inputs())).sum())(
+        adapters
+    )
     layers = model.base_model.model
     theirs = {
         "gpt2/wpe/a": layers.gpt2.wpe.lora_embedding_A["default"].grad,
@@ -213,7 +200,10 @@ def test_gradients_are_peft_s(tmp_path):
 def test_adapters_begin_as_peft_s_do(init, theirs):
     """The same tensors are zero, and the others have the same distribution: both within four standard errors of one spread."""
     rank, rows, columns = 16, 3000, 400
-    sites = {"gpt2/wpe": Site("embedding", (rows, columns)), "out_layer": Site("dense", (rows, columns))}
+    targets = {
+        "gpt2/wpe": AdapterTarget("embedding", (rows, columns)),
+        "out_layer": AdapterTarget("dense", (rows, columns)),
+    }
     torch.manual_seed(3)
     network = torch_network()
     network.gpt2.wpe, network.out_layer = torch.nn.Embedding(rows, columns), torch.nn.Linear(rows, columns)
@@ -227,7 +217,7 @@ def test_adapters_begin_as_peft_s_do(init, theirs):
         "out_layer/a": layers.out_layer.lora_A["default"].weight,
         "out_layer/b": layers.out_layer.lora_B["default"].weight,
     }
-    ours = flatten(init_adapters(sites, rank, init=init, seed=1))
+    ours = flatten(init_adapters(targets, LoraConfig(rank, 16, init=init), seed=1))
     for path, tensor in begun.items():
         wanted = tensor.detach().numpy().T
         found = ours[path]
@@ -289,7 +279,8 @@ def test_dropout_is_on_the_dense_adapter_s_input_as_in_peft():
             return nn.Dense(1, use_bias=False, name="out_layer")(x)
 
     adapted = with_adapters(
-        lambda params, x, *, dropout_keys: OneLayer().apply({"params": params}, x), 1.0, dropout_rate=rate
+        lambda params, x, *, dropout_keys: OneLayer().apply({"params": params}, x),
+        LoraConfig(1, 1, dropout=rate),
     )
     adapters = {"out_layer": {"a": np.ones((width, 1), np.float32), "b": np.ones((1, 1), np.float32)}}
     params = {"out_layer": {"kernel": np.zeros((width, 1), np.float32)}}

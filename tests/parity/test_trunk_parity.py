@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ofa_jax.model.operations import causal_attention, dropout
 
 from ofa_jax.errors import WeightsError
+from ofa_jax.model.convert import convert
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
-from ofa_jax.model.operations import causal_attention, dropout
 from ofa_jax.model.trees import flatten
-from ofa_jax.model.weights import convert, load_trunk, random_trunk, read_config
+from ofa_jax.model.weights import load_trunk, random_trunk, read_config
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -69,7 +69,7 @@ def test_they_are_the_weights_that_the_network_mixes_its_values_with(model, x_bt
     params = model.merged()
     with nn.intercept_methods(read_off):
         model.network.apply({"params": params}, window, None)
-    network = model.network.clone(remat=remat)
+    network = replace(model.network, trunk=replace(model.network.trunk, remat=remat))
     weights = attention_weights(replace(model, network=network), window)
     for layer in range(2):
         value = np.split(seen[f"gpt2/h/{layer}/attn/c_attn"], 3, axis=-1)[2][0]

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ofa_jax.adapters.bundle import BundleRecord
 from ofa_jax.baselines.compare import compare
 from ofa_jax.build import build_model
 from ofa_jax.cli import main as cli
-from ofa_jax.config import Experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, OfaError
 from ofa_jax.plots.run import error_by_step
 from ofa_jax.report.forecasts import Scored, _forecast_table, forecast_sections
@@ -32,7 +33,9 @@ from ofa_jax.report.tasks import (
     classification_sections,
     imputation_sections,
 )
-from ofa_jax.runs.train import METRICS_FILE, Loaded, open_run, read_data, train_run
+from ofa_jax.runs.bundle import LoadedModel
+from ofa_jax.runs.folder import METRICS_FILE
+from ofa_jax.runs.train import open_run, read_data, train_run
 from ofa_jax.tasks.detection import detection_metrics
 from ofa_jax.train.evaluate import evaluate
 from ofa_jax.train.events import read_events
@@ -199,7 +202,7 @@ def test_the_page_says_what_was_run(report, run):
 
 def test_the_numbers_are_those_of_the_run(report, run):
     loaded, data = open_run(run)
-    rows = compare(loaded, data, split="test", controls=None, reporter=SilentReporter()).rows
+    rows = compare(loaded, data, split="test", baselines=None, reporter=SilentReporter()).rows
     for row in rows:
         assert f"{row.method} {row.metrics['mse']:.4g} {row.metrics['mae']:.4g}" in report.said
     assert f"MSE {rows[0].metrics['mse']:.4g}, MAE {rows[0].metrics['mae']:.4g}" in report.said
@@ -289,7 +292,7 @@ def test_controls_that_the_run_holds_are_in_the_table(run, report):
         loaded,
         data,
         split="validation",
-        controls=run / "controls",
+        baselines=run / "controls",
         reporter=SilentReporter(),
         only=("nlinear",),
     )
@@ -372,9 +375,9 @@ def test_the_commit_of_a_checkout_and_of_an_installation(monkeypatch):
 def untrained(experiment: Experiment) -> Scored:
     """A model before its first step on its data."""
     data = read_data(experiment)
-    experiment = experiment.model_copy(update={"task": data.settings})
-    meta = {"best_epoch": 0, **data.meta}
-    return Scored(Loaded(experiment, build_model(experiment), data.scaler, meta), data)
+    experiment = experiment.replace({"task": data.settings})
+    record = BundleRecord.model_construct(best_epoch=0, **data.meta)
+    return Scored(LoadedModel(experiment, build_model(experiment), data.scaler, record), data)
 
 
 @pytest.mark.parametrize("protocol", ["strict", "published"])
@@ -446,9 +449,9 @@ def test_series_are_scored_in_percent(tiny, tmp_path, task):
 
 
 def test_every_task_has_its_sections():
-    from ofa_jax.tasks.prepare import PREPARE
+    from ofa_jax.tasks.table import TASKS
 
-    assert SECTIONS.keys() == PREPARE.keys()
+    assert SECTIONS.keys() == TASKS.keys()
 
 
 @pytest.mark.slow  # six runs, each trained and told

@@ -18,7 +18,9 @@ import yaml
 from ofa_jax.adapters.bundle import write_bundle
 from ofa_jax.build import build_model
 from ofa_jax.errors import CheckpointError, ConfigError, DataError, TrainError
-from ofa_jax.runs.train import load_bundle, open_run, read_config, resolved, train_run
+from ofa_jax.runs.bundle import load_bundle
+from ofa_jax.runs.folder import read_config, resolved
+from ofa_jax.runs.train import open_run, train_run
 from ofa_jax.tasks.forecast import prepare
 from ofa_jax.train.evaluate import evaluate
 from ofa_jax.train.progress import ConsoleReporter, SilentReporter
@@ -49,7 +51,7 @@ def test_the_settings_read_back_as_they_were(tiny, run):
 
 
 def test_a_run_can_be_repeated_from_its_own_settings_file(tiny, run, tmp_path):
-    from ofa_jax.config import load_experiment
+    from ofa_jax.config.load import load_experiment
 
     train_run(load_experiment(run / "config.yaml"), tmp_path / "again", SilentReporter())
     for name in ("adapter_model.safetensors", "ofa.json"):
@@ -189,17 +191,16 @@ def test_data_that_changed_since_are_noticed(tiny, tmp_path):
 def rewrite(run: Path, section: str, value: dict[str, Any]) -> None:
     """Save the run's bundle again with other settings, as a whole and undamaged bundle."""
     loaded = load_bundle(run)
-    model, adapters = loaded.model, loaded.experiment.adapters
-    settings = {**loaded.meta["settings"], section: {**loaded.meta["settings"][section], **value}}
+    model, own = loaded.model, {"format", "adapters", "files", "sha256"}
+    meta = loaded.record.model_dump(exclude=own)
+    meta["settings"] = {**meta["settings"], section: {**meta["settings"][section], **value}}
     write_bundle(
         run / "bundle",
         adapters=model.trainable["adapters"],
-        sites=model.sites,
+        targets=model.targets,
         trained=model.trainable["base"],
-        numbers=model.numbers,
-        init=adapters.init,
-        meta={name: loaded.meta[name] for name in ("kind", "versions", "scaler", "frozen")}
-        | {"settings": settings},
+        lora=model.lora,
+        meta=meta,
     )
 
 

@@ -19,11 +19,14 @@ from typer.testing import CliRunner
 from ofa_jax.baselines.compare import compare
 from ofa_jax.build import build_model
 from ofa_jax.cli import main as cli
-from ofa_jax.config import Experiment, load_experiment
+from ofa_jax.config.load import load_experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, ConfigError, DataError, Interrupted, OfaError, TrainError
 from ofa_jax.files import run_lock
 from ofa_jax.model.trees import flatten
-from ofa_jax.runs.train import load_bundle, open_run, read_data, resolved, train_run
+from ofa_jax.runs.bundle import load_bundle
+from ofa_jax.runs.folder import resolved
+from ofa_jax.runs.train import open_run, read_data, train_run
 from ofa_jax.studies.sweep import folder as sweeps
 from ofa_jax.studies.sweep.cells import Axes, adapters_at_once, cells_of, groups_of, parse_axes
 from ofa_jax.studies.sweep.folder import read_sweep, run_sweep, summary
@@ -167,7 +170,7 @@ def test_the_table_holds_what_evaluate_says_of_the_bundle(swept: Path) -> None:
     ]
     row = written.iloc[-1]
     loaded, data = open_run(swept / "cells" / row["cell"])
-    found = compare(loaded, data, split="test", controls=None, reporter=SilentReporter()).rows[0]
+    found = compare(loaded, data, split="test", baselines=None, reporter=SilentReporter()).rows[0]
     assert found.trainable == row["trainable"]
     assert dict(found.metrics) == pytest.approx(
         {"mse": row["test_mse"], "mae": row["test_mae"]}, rel=1e-5
@@ -286,7 +289,7 @@ def test_each_cell_has_its_own_patience_and_best_epoch(tiny: Any, source: Path, 
             alone.finished,
         )
         kept = compare(
-            *open_run(out / "cells" / row["cell"]), split="test", controls=None, reporter=SilentReporter()
+            *open_run(out / "cells" / row["cell"]), split="test", baselines=None, reporter=SilentReporter()
         ).rows[0]
         assert row["test_mse"] == pytest.approx(kept.metrics["mse"], rel=1e-5)
 
@@ -503,7 +506,7 @@ def test_every_task_is_swept(tiny: Any, tmp_path: Path, task: str) -> None:
     sweep = run_sweep(experiment, Axes(ranks=(2, 3)), tmp_path / "sweep", SilentReporter(), at_once=2)
     assert len(sweep.cells) == 2
     loaded, data = open_run(tmp_path / "sweep" / "cells" / "rank3-seed0")
-    wanted = compare(loaded, data, split="test", controls=None, reporter=SilentReporter()).rows[0].metrics
+    wanted = compare(loaded, data, split="test", baselines=None, reporter=SilentReporter()).rows[0].metrics
     found = sweep.cells.iloc[1]
     assert {f"test_{name}" for name in wanted} == {
         name for name in sweep.cells.columns if name.startswith("test_")
@@ -517,9 +520,9 @@ def test_baselines_are_trained_and_kept(
 ) -> None:
     import ofa_jax.studies.sweep.folder as module
 
-    all_of_them = module.trained_controls
+    all_of_them = module.trained_baselines
     monkeypatch.setattr(
-        module, "trained_controls", lambda experiment, data: all_of_them(experiment, data, only=("nlinear",))
+        module, "trained_baselines", lambda experiment, data: all_of_them(experiment, data, only=("nlinear",))
     )
     experiment = tiny.experiment(source, "train.epochs=1", PLAIN)
     assert run_sweep(experiment, Axes(ranks=(2,)), tmp_path / "sweep", SilentReporter()).baselines is None

@@ -14,15 +14,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ofa_jax.baselines.fill import zeros
 from ofa_jax.build import build_model
-from ofa_jax.config import DataConfig, Protocol, TaskConfig, build_experiment
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.schema import Protocol
+from ofa_jax.config.tasks import AnomalySettings, DataConfig
 from ofa_jax.data.archives import LabelledStream, write_stream
 from ofa_jax.errors import ConfigError, DataError, OfaError
 from ofa_jax.tasks import anomaly
-from ofa_jax.tasks.anomaly import prepare_anomaly
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.tasks.detection import detection_metrics
+from ofa_jax.tasks.naive import zeros
 from ofa_jax.train.evaluate import WindowPredictor
 
 L = 10
@@ -56,9 +57,9 @@ def prepared(
     *streams: LabelledStream, protocol: Protocol = "strict", source: str = "memory", **settings: Any
 ) -> TaskData:
     """The task on streams in memory; ``source="smd"`` makes them the machines of that set."""
-    task = TaskConfig(**{"name": "anomaly", "input_length": L, "horizon": 0, **settings})
+    task = AnomalySettings(**{"name": "anomaly", "input_length": L, **settings})
     with mock.patch.object(anomaly, "load_streams", return_value=(streams, None)):
-        return prepare_anomaly(DataConfig(source=source), task, protocol=protocol)
+        return anomaly.prepare(DataConfig(source=source), task, protocol=protocol)
 
 
 class Verdict:
@@ -403,13 +404,13 @@ def test_a_ratio_that_is_no_share_is_refused_with_its_path(ratio):
 
 def test_parts_are_of_known_sets_alone(tmp_path):
     write_stream(tmp_path / "own.npz", stream())
-    task = TaskConfig(name="anomaly", input_length=L, horizon=0)
+    task = AnomalySettings(name="anomaly", input_length=L)
 
     def read(source: str, *parts: str) -> TaskData:
-        return prepare_anomaly(DataConfig(source=source, parts=parts), task)
+        return anomaly.prepare(DataConfig(source=source, parts=parts), task)
 
     own = str(tmp_path / "own.npz")
-    assert prepare_anomaly(DataConfig(source=own), task).task.tables["test"].size == 4
+    assert anomaly.prepare(DataConfig(source=own), task).task.tables["test"].size == 4
     with pytest.raises(
         ConfigError,
         match=r"data\.parts: .*own\.npz is a file of its own and has no parts to choose from\. Leave data\.parts out",
@@ -429,9 +430,8 @@ def test_labels_that_are_missing_are_one_clear_error(tmp_path):
     made = stream()
     np.savez(tmp_path / "own.npz", train=made.train, test=made.test)
     with pytest.raises(DataError, match=r"own\.npz: there is no array `test_label`"):
-        prepare_anomaly(
-            DataConfig(source=str(tmp_path / "own.npz")),
-            TaskConfig(name="anomaly", input_length=L, horizon=0),
+        anomaly.prepare(
+            DataConfig(source=str(tmp_path / "own.npz")), AnomalySettings(name="anomaly", input_length=L)
         )
 
 
@@ -451,7 +451,7 @@ def test_a_network_is_scored_from_the_file_on(tmp_path):
             "network": {"segment": 5},
         }
     )
-    data = prepare_anomaly(experiment.data, experiment.task)
+    data = anomaly.prepare(experiment.data, experiment.task)
     model = build_model(experiment)
     evaluator = WindowPredictor(model.predict, data.task, data.task.sums, batch_size=32)
     metrics = data.task.final_metrics(lambda table: evaluator(table, model.frozen, model.trainable), "test")
@@ -462,8 +462,8 @@ def test_a_network_is_scored_from_the_file_on(tmp_path):
 
 
 def smap(protocol: Protocol) -> TaskData:
-    return prepare_anomaly(
-        DataConfig(source="smap"), TaskConfig(name="anomaly", input_length=100, horizon=0), protocol=protocol
+    return anomaly.prepare(
+        DataConfig(source="smap"), AnomalySettings(name="anomaly", input_length=100), protocol=protocol
     )
 
 
@@ -488,9 +488,9 @@ def test_smap_as_published(data_root: Path):
 
 
 def test_machines_of_smd(data_root: Path):
-    task = TaskConfig(name="anomaly", input_length=100, horizon=0, step=100)
+    task = AnomalySettings(name="anomaly", input_length=100, step=100)
     data = DataConfig(source="smd", parts=("machine-1-2", "machine-1-3"))
-    strict = prepare_anomaly(data, task)
+    strict = anomaly.prepare(data, task)
     assert strict.settings.channels == 38
     assert {split: table.size for split, table in strict.task.tables.items()} == {
         "train": 378,

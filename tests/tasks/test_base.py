@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ofa_jax.config import Protocol, build_experiment
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.schema import Protocol
 from ofa_jax.data.archives import LabelledStream, write_stream
 from ofa_jax.errors import DataError
 from ofa_jax.tasks.base import TaskData, whole_batches
-from ofa_jax.tasks.prepare import PREPARE, prepare
+from ofa_jax.tasks.table import TASKS, prepare
 from ofa_jax.train.evaluate import evaluate
 from ofa_jax.windows.table import sliding_windows
 
@@ -58,7 +59,7 @@ def made(name: str, protocol: Protocol, folder: Path, tiny) -> TaskData:
 
 
 @pytest.mark.parametrize("protocol", ["strict", "published"])
-@pytest.mark.parametrize("name", PREPARE)
+@pytest.mark.parametrize("name", TASKS)
 def test_every_task_tells_the_protocol_that_it_was_made_by(tiny, tmp_path, name, protocol):
     task = made(name, protocol, tmp_path, tiny).task
     assert (task.name, task.protocol) == (name, protocol)
@@ -66,7 +67,7 @@ def test_every_task_tells_the_protocol_that_it_was_made_by(tiny, tmp_path, name,
     assert all(table.size for table in task.tables.values())
 
 
-@pytest.mark.parametrize("name", PREPARE)
+@pytest.mark.parametrize("name", TASKS)
 def test_every_task_chooses_the_epoch_by_one_of_its_metrics(tiny, tmp_path, name):
     task = made(name, "strict", tmp_path, tiny).task
     shape = {"classification": (2,), "anomaly": (25, 2), "imputation": (25, 2)}.get(name, (4, 1))

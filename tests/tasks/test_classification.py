@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ofa_jax.build import build_model
-from ofa_jax.config import DataConfig, Experiment, Protocol, TaskConfig, build_experiment
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.schema import Experiment, Protocol
+from ofa_jax.config.tasks import ClassificationSettings, DataConfig
 from ofa_jax.data.archives import LabelledCases
 from ofa_jax.errors import DataError
 from ofa_jax.tasks import classification
 from ofa_jax.tasks.base import Task, TaskData
-from ofa_jax.tasks.classification import prepare_classification
 from ofa_jax.train.evaluate import evaluate
 from ofa_jax.train.loop import fit
 from ofa_jax.train.progress import SilentReporter
@@ -44,11 +45,9 @@ def cases(
 def prepared(
     train: LabelledCases, test: LabelledCases, *, protocol: Protocol = "strict", **settings: Any
 ) -> TaskData:
-    task = TaskConfig(
-        **{"name": "classification", "input_length": 7, "horizon": 0, "loss": "cross_entropy", **settings}
-    )
+    task = ClassificationSettings(**{"name": "classification", "input_length": 7, **settings})
     with mock.patch.object(classification, "load_cases", return_value=(train, test, None)):
-        return prepare_classification(DataConfig(source="memory"), task, protocol=protocol)
+        return classification.prepare(DataConfig(source="memory"), task, protocol=protocol)
 
 
 def windows(task: Task) -> Batch:
@@ -261,7 +260,7 @@ def letters(folder: Path, patch: int, stride: int) -> Experiment:
 def test_test_cases_shorter_than_a_patch_are_padded_and_classified(tmp_path, patch, stride):
     """Every case is padded to L, so a test case may be of one step, and L itself shorter than a patch."""
     experiment = letters(tmp_path, patch, stride)
-    data, model = prepare_classification(experiment.data, experiment.task), build_model(experiment)
+    data, model = classification.prepare(experiment.data, experiment.task), build_model(experiment)
     task = data.task
     sums = evaluate(model.predict, task, task.tables["test"], model.frozen, model.trainable, batch_size=3)
     assert {name: values.shape for name, values in sums.items()} == {
@@ -288,7 +287,7 @@ def test_test_cases_shorter_than_a_patch_are_padded_and_classified(tmp_path, pat
 @pytest.mark.parametrize("protocol", ["strict", "published"])
 def test_the_epoch_is_chosen_by_the_protocols_metric(tmp_path, protocol):
     experiment = letters(tmp_path, 4, 2)
-    data = prepare_classification(experiment.data, experiment.task, protocol=protocol)
+    data = classification.prepare(experiment.data, experiment.task, protocol=protocol)
 
     def constant(frozen, trainable, x_btc, x_mask, *, dropout_keys=None):
         return jnp.zeros((len(x_btc), 2)) + trainable["bias"]
@@ -305,8 +304,8 @@ def test_the_epoch_is_chosen_by_the_protocols_metric(tmp_path, protocol):
 
 
 def test_japanese_vowels_by_its_published_numbers(data_root: Path):
-    task = TaskConfig(name="classification", input_length=26, horizon=0, loss="cross_entropy")
-    data = prepare_classification(DataConfig(source="japanesevowels"), task)
+    task = ClassificationSettings(name="classification", input_length=26)
+    data = classification.prepare(DataConfig(source="japanesevowels"), task)
     assert (data.settings.channels, data.settings.classes) == (12, 9)
     assert {split: table.size for split, table in data.task.tables.items()} == {
         "train": 216,
@@ -323,7 +322,7 @@ def test_japanese_vowels_by_its_published_numbers(data_root: Path):
     )
     assert int(data.task.tables["test"].x_valid.max()) == int(data.task.tables["train"].x_valid.max()) == 26
     assert data.naive["most frequent class"]("test") == {"accuracy": 31 / 370, "error": 1 - 31 / 370}
-    published = prepare_classification(DataConfig(source="japanesevowels"), task, protocol="published")
+    published = classification.prepare(DataConfig(source="japanesevowels"), task, protocol="published")
     assert {split: table.size for split, table in published.task.tables.items()} == {
         "train": 270,
         "validation": 370,

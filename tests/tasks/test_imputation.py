@@ -18,12 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ofa_jax.build import Model, build_model
-from ofa_jax.config import DataConfig, build_experiment
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.tasks import DataConfig
 from ofa_jax.data.frames import Frame
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.tasks import imputation
 from ofa_jax.tasks.base import TaskData
-from ofa_jax.tasks.imputation import calendar_features, hide_points, prepare_imputation
+from ofa_jax.tasks.imputation import calendar_features, hide_points
 from ofa_jax.train.evaluate import evaluate
 from ofa_jax.train.step import dropout_key, init_state, make_eval_step, train_step
 from ofa_jax.windows.batch import Batch, gather
@@ -50,7 +51,7 @@ def experiment(*overrides: str, **task: Any):
 def prepared(frame: Frame, *overrides: str, batch_size: int = 1, **task: Any) -> TaskData:
     made = experiment(*overrides, **task)
     with mock.patch.object(imputation, "read_series", return_value=(frame, None)):
-        return prepare_imputation(made.data, made.task, protocol=made.protocol, batch_size=batch_size)
+        return imputation.prepare(made.data, made.task, protocol=made.protocol, batch_size=batch_size)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +136,9 @@ def masks(data: TaskData, split: str, index: np.ndarray) -> np.ndarray:
         return x_btc
 
     task = data.task
-    step = make_eval_step(nothing, lambda prediction, batch: {"hidden": batch.y_mask}, task.spec, task.corrupt)
+    step = make_eval_step(
+        nothing, lambda prediction, batch: {"hidden": batch.y_mask}, task.spec, task.corrupt
+    )
     return np.asarray(
         step({}, {}, jnp.asarray(task.buffer), task.tables[split], jnp.asarray(index))["hidden"]
     )
@@ -408,7 +411,7 @@ def test_what_cannot_be_used_is_one_clear_error(tiny):
 )
 def test_windows_of_the_published_sets(data_root: Path, name, calendar, sizes):
     task = build_experiment({"data": {"source": name}, "task": {"name": "imputation"}}).task
-    data = prepare_imputation(DataConfig(source=name), task)
+    data = imputation.prepare(DataConfig(source=name), task)
     assert task.input_length == 96
     assert tuple(table.size for table in data.task.tables.values()) == sizes
     assert (data.settings.channels, data.settings.calendar) == (7, calendar)

@@ -13,14 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ofa_jax.baselines.nlinear import init_nlinear, nlinear
-from ofa_jax.config import Experiment, TaskName, TrainConfig, build_experiment
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.schema import Experiment, TrainConfig
+from ofa_jax.config.tasks import TaskName
 from ofa_jax.data.archives import read_m4_part
 from ofa_jax.data.archives.text import read_lines
 from ofa_jax.data.catalog.load import CATALOG, load_collection, locate
 from ofa_jax.errors import ConfigError, DataError, OfaError
+from ofa_jax.model.linear import init_nlinear, nlinear
 from ofa_jax.tasks.base import Task, TaskData
-from ofa_jax.tasks.prepare import PREPARE, prepare
 from ofa_jax.tasks.series import (
     prepare_short_term,
     prepare_zero_shot,
@@ -28,6 +29,7 @@ from ofa_jax.tasks.series import (
     score_forecasts,
     seasonal_last,
 )
+from ofa_jax.tasks.table import TASKS, prepare
 from ofa_jax.train.evaluate import evaluate
 from ofa_jax.train.loop import fit
 from ofa_jax.train.progress import SilentReporter
@@ -659,7 +661,7 @@ def test_a_collection_that_is_not_there_is_one_clear_error(tmp_path, name, match
 
 
 def test_every_task_has_its_preparation():
-    assert set(PREPARE) == set(get_args(TaskName))
+    assert set(TASKS) == set(get_args(TaskName))
 
 
 def test_prepare_passes_protocol_on(tmp_path):

@@ -22,7 +22,8 @@ def main(out: str, *layouts: str, team: tuple[str, int, int] | None = None) -> N
     import numpy as np
 
     from ofa_jax.build import build_model
-    from ofa_jax.config import TrainConfig, load_experiment
+    from ofa_jax.config.load import load_experiment
+    from ofa_jax.config.schema import TrainConfig
     from ofa_jax.data.synthetic import hourly_load
     from ofa_jax.model.trees import flatten
     from ofa_jax.tasks.forecast import prepare, prepare_frame
@@ -30,7 +31,7 @@ def main(out: str, *layouts: str, team: tuple[str, int, int] | None = None) -> N
     from ofa_jax.train.evaluate import WindowPredictor
     from ofa_jax.train.lanes import Lane
     from ofa_jax.train.loop import Trainer
-    from ofa_jax.train.processes import connect, leads
+    from ofa_jax.train.processes import connect, is_main_process
     from ofa_jax.train.program import Program
     from ofa_jax.windows.table import WindowTable
 
@@ -79,7 +80,7 @@ def main(out: str, *layouts: str, team: tuple[str, int, int] | None = None) -> N
                 before.count(" all-gather("),
                 entry.count(" all-gather("),
             )
-    if leads():
+    if is_main_process():
         np.savez(out, **found)
     if team is not None:
         jax.distributed.shutdown()

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from ofa_jax.config import build_experiment
+from ofa_jax.config.load import build_experiment
 from ofa_jax.errors import ConfigError
 from ofa_jax.train.devices import Layout, frozen_sharding, make_layout, put
 

@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from ofa_jax.build import build_model
-from ofa_jax.config import build_experiment
+from ofa_jax.config.load import build_experiment
 from ofa_jax.errors import ConfigError, Interrupted
 from ofa_jax.model.trees import flatten
 from ofa_jax.runs.train import train_run

@@ -12,11 +12,17 @@ import numpy as np
 import pytest
 
 from ofa_jax.build import build_model, build_network, trunk_config
-from ofa_jax.config import TrainConfig, load_experiment
+from ofa_jax.config.load import load_experiment
+from ofa_jax.config.schema import TrainConfig
 from ofa_jax.errors import TrainError
-from ofa_jax.model.gpt2 import Blocks, GPT2Config
-from ofa_jax.model.networks import ForecastNetwork
-from ofa_jax.model.variants import ClassifyNetwork, ImputeNetwork, ReconstructNetwork, ShortTermNetwork
+from ofa_jax.model.gpt2 import Blocks, GPT2Config, GPT2Trunk
+from ofa_jax.model.networks import (
+    ClassifyNetwork,
+    ForecastNetwork,
+    ImputeNetwork,
+    ReconstructNetwork,
+    ShortTermNetwork,
+)
 from ofa_jax.runs.train import train_run
 from ofa_jax.train import memory
 from ofa_jax.train.memory import (
@@ -30,7 +36,7 @@ from ofa_jax.train.memory import (
 from ofa_jax.train.program import resolve_auto_batch_sizes
 from ofa_jax.train.progress import SilentReporter
 
-SMALL = GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64)
+SMALL = GPT2Trunk(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64))
 
 
 @pytest.mark.parametrize(("config", "expected"), [("quick/etth1.yaml", 64), ("long/etth1.yaml", 8)])
@@ -49,7 +55,10 @@ def test_only_a_cpu_works_in_slices():
 def test_a_window_too_large_for_the_cache_is_a_slice_of_its_own():
     assert (
         windows_at_once(
-            ForecastNetwork(replace(SMALL, n_positions=100_000), 40_000, 4, patch=1, stride=1), "cpu"
+            ForecastNetwork(
+                GPT2Trunk(replace(SMALL.config, n_positions=100_000)), 40_000, 4, patch=1, stride=1
+            ),
+            "cpu",
         )
         == 1
     )

@@ -17,19 +17,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optax
 import pytest
 from test_devices import TOLERANCE, assert_same
 from test_resume import events_of, newest, outcome
 
 from ofa_jax.build import build_model
-from ofa_jax.config import load_experiment
+from ofa_jax.config.load import load_experiment
 from ofa_jax.errors import ConfigError, DataError, TrainError
 from ofa_jax.model.trees import flatten
-from ofa_jax.runs.train import read_config, train_run
+from ofa_jax.runs.folder import read_config
+from ofa_jax.runs.train import train_run
 from ofa_jax.train import processes
 from ofa_jax.train.checkpoints import Checkpoints
-from ofa_jax.train.processes import PeerLost, check_alike, connect, from_leader, largest, leads, together
+from ofa_jax.train.optim import learning_rate, make_optimizer
+from ofa_jax.train.processes import (
+    PeerLost,
+    broadcast_from_main,
+    check_alike,
+    connect,
+    is_main_process,
+    max_over_processes,
+    raise_together,
+)
 from ofa_jax.train.progress import SilentReporter
 from ofa_jax.train.step import init_state
 
@@ -138,7 +147,7 @@ def trained(run: Path) -> dict[str, np.ndarray]:
     """The trainable leaves of the newest checkpoint: the best ones are of another epoch where two are equal but for rounding."""
     experiment = read_config(run)[0]
     model = build_model(experiment)
-    start = init_state(model.trainable, optax.adam(lambda step: 0.0))
+    start = init_state(model.trainable, make_optimizer(experiment.train, learning_rate(experiment.train, 7)))
     restored = Checkpoints(run / "checkpoints").restore({"state": start, "best": model.trainable})
     assert restored is not None
     return flatten(restored.arrays["state"].trainable)
@@ -241,7 +250,7 @@ def test_a_lost_process_ends_the_others_with_an_error(config, tmp_path, lost):
         ((status, errors),) = ended(
             [processes[1 - lost]], timeout=HEARTBEAT + 30
         )  # not a hang: jax alone would end it by then
-    paragraph = f"error: process {1 - lost}: a computation of all 2 processes broke off, most likely because another process ended"
+    paragraph = f"error: process {1 - lost}: a computation over all 2 processes was aborted, most likely because another process ended"
     if lost == 1:
         assert status == 1
         assert errors.splitlines()[-1].startswith(paragraph)
@@ -307,25 +316,28 @@ def test_a_run_at_a_url_survives_on_machines_that_keep_nothing(config, of_two, t
 
 
 def test_one_process_agrees_with_itself():
-    assert leads()
-    assert largest(3, 0) == (3, 0)
-    assert from_leader(b"\x00\xff") == b"\x00\xff"
+    assert is_main_process()
+    assert max_over_processes(3, 0) == (3, 0)
+    assert broadcast_from_main(b"\x00\xff") == b"\x00\xff"
     check_alike({"a": (1, 2)})
-    with pytest.raises(DataError, match="its own"), together("anything"):
+    with pytest.raises(DataError, match="its own"), raise_together("anything"):
         raise DataError("its own")
 
 
 def test_another_process_s_failure_ends_this_one(monkeypatch):
     """A refusal would come again at the next start; a full disk or a lost connection may not."""
     for answer, kind in (((2, 0), TrainError), ((2, 1), PeerLost)):
-        monkeypatch.setattr(processes, "largest", lambda *numbers, answer=answer: answer)
-        with pytest.raises(TrainError, match="process 1 failed at saving") as caught, together("saving"):
+        monkeypatch.setattr(processes, "max_over_processes", lambda *numbers, answer=answer: answer)
+        with (
+            pytest.raises(TrainError, match="process 1 failed at saving") as caught,
+            raise_together("saving"),
+        ):
             pass
         assert type(caught.value) is kind
     told = []
-    monkeypatch.setattr(processes, "largest", lambda *numbers: told.append(numbers) or numbers)
+    monkeypatch.setattr(processes, "max_over_processes", lambda *numbers: told.append(numbers) or numbers)
     for failure in (DataError("refused"), OSError("disk")):
-        with pytest.raises(type(failure)), together("saving"):
+        with pytest.raises(type(failure)), raise_together("saving"):
             raise failure
     assert told == [(1, 0), (1, 1)]
 
@@ -340,9 +352,7 @@ def test_another_process_s_failure_ends_this_one(monkeypatch):
     ],
 )
 def test_half_of_who_is_who_is_refused(given):
-    with pytest.raises(
-        ConfigError, match=r"what was given does not say which process this is\. Give all three, or none"
-    ):
+    with pytest.raises(ConfigError, match=r"these do not identify this process\. Give all three, or none"):
         connect(**given)
 
 

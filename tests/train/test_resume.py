@@ -21,7 +21,8 @@ import pytest
 from ofa_jax.errors import CheckpointError, ConfigError, Interrupted, TrainError
 from ofa_jax.files import run_lock
 from ofa_jax.model.trees import flatten
-from ofa_jax.runs.train import load_bundle, train_run
+from ofa_jax.runs.bundle import load_bundle
+from ofa_jax.runs.train import train_run
 from ofa_jax.train.events import CLOCK_FIELDS, EventLog, read_events
 from ofa_jax.train.progress import SilentReporter
 
@@ -317,7 +318,7 @@ def test_a_run_goes_on_in_the_computing_type_it_was_begun_with(tiny, source, tmp
             Listener(after_chunks=1),
         )
     resume(tiny, source, tmp_path / "run")
-    assert load_bundle(tmp_path / "run").model.network.compute_dtype == "bfloat16"
+    assert load_bundle(tmp_path / "run").model.network.trunk.compute_dtype == "bfloat16"
     with pytest.raises(ConfigError, match=r"trunk\.compute_dtype was 'bfloat16', is now 'float32'"):
         train_run(tiny.experiment(source, "trunk.compute_dtype=float32"), tmp_path / "run", Listener())
 

@@ -38,7 +38,7 @@ def test_windows_of_etth1_by_its_split_rule():
 
 
 def test_windows_of_etth1_from_the_file(data_root):
-    from ofa_jax.config import build_experiment
+    from ofa_jax.config.load import build_experiment
     from ofa_jax.tasks.forecast import prepare
 
     experiment = build_experiment({"data": {"source": "etth1"}, "task": {"input_length": 336, "horizon": 96}})

@@ -1,15 +1,16 @@
-"""Floating-point operations of the model, by formula: what the mathematics needs, whatever a program does besides.
+"""Floating-point operations of the model by formula: what the mathematics needs, whatever a program does.
 
-A matrix product [i, j] x [j, k] counts 2 i j k. Element-wise work (norms, GELU, softmax, dropout) is not counted: the roof that these
-numbers are held against is that of matrix products.
+A matrix product [i, j] x [j, k] counts 2 i j k. Element-wise work (norms, GELU, softmax, dropout) is not
+counted, because the roof is that of matrix products.
 
-Forward, per token: 2 N for the N numbers in the trunk's dense kernels, 4 n d per block for attention's two products over n tokens (the
-causal half is not taken off), 2 p d for ``in_layer``. Per window: 2 n d H for ``out_layer`` and 2 r (n d + H) for its adapter. Once per
-step, whatever the batch: 2 n r d for the adapter of ``wpe``.
+Forward, per token: 2 N for the N numbers in the trunk's dense kernels, 4 n d per block for attention's two
+products over n tokens (the causal half is not subtracted), 2 p d for ``in_layer``. Per window: 2 n d H for
+``out_layer`` and 2 r (n d + H) for its adapter. Once per step, for any batch: 2 n r d for the adapter of
+``wpe``.
 
-Backward, with the reference recipe: to activations once the forward for everything between the loss and ``wpe``; attention's two
-products twice, since both of their factors are activations; ``in_layer`` never. Gradients of weights for the four adapter factors alone,
-each as much as the product it stands in.
+Backward, with the reference recipe: gradients of activations cost the forward once for everything between the
+loss and ``wpe``, attention's two products twice, since both of their factors are activations, and
+``in_layer`` never. Gradients of weights only for the four adapter factors, each as much as its product.
 """
 
 from __future__ import annotations
@@ -35,13 +36,8 @@ def backward(shape: Shape, windows: int) -> int:
     """Operations of the backward pass that training with the reference recipe needs."""
     dense = 2 * trunk_parameters(shape) * windows * shape.tokens
     head = 2 * shape.tokens * shape.n_embd * shape.horizon * windows
-    return (
-        dense
-        + 2 * _attention(shape, windows)
-        + head
-        + 2 * _head_adapter(shape, windows)
-        + 2 * _position_adapter(shape)
-    )
+    adapters = _head_adapter(shape, windows) + _position_adapter(shape)
+    return dense + 2 * _attention(shape, windows) + head + 2 * adapters
 
 
 def training(shape: Shape, windows: int) -> int:

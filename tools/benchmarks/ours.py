@@ -1,4 +1,4 @@
-"""Our side: the network, a training step, forecasts, and the parts of the input pipeline, through the package's own doors."""
+"""ofa-jax's side: network, training step, forecasts and input pipeline, through the package's API."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.sizes import Shape
-from ofa_jax.build import Model, build_model
-from ofa_jax.config import Experiment, build_experiment
+from ofa_jax.build import Model
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.schema import Experiment
 from ofa_jax.data.synthetic import hourly_load
 from ofa_jax.model import trees
 from ofa_jax.tasks.base import Task
 from ofa_jax.tasks.forecast import forecast_task, prepare_frame
-from ofa_jax.train.lanes import Lane
-from ofa_jax.train.loop import Trainer
-from ofa_jax.train.program import Program, resolve_auto_batch_sizes
+from ofa_jax.train.devices import check_room
+from ofa_jax.train.events import EventLog
+from ofa_jax.train.loop import Reporter, Trainer
+from ofa_jax.train.memory import settled
 from ofa_jax.train.progress import SilentReporter
 from ofa_jax.windows.batch import gather
 from ofa_jax.windows.order import IndexStream
@@ -31,7 +33,7 @@ NO_DROPOUT = ("trunk.dropout=0", "adapters.dropout=0")
 
 
 def experiment_of(shape: Shape, batch: int, *overrides: str) -> Experiment:
-    """Settings of a network of this shape on a random trunk: weights change no timing, so nothing is downloaded."""
+    """Settings of a network of this shape with a random trunk; weights change no timing."""
     trunk = {"n_embd": shape.n_embd, "n_head": shape.n_head, "n_positions": shape.n_positions}
     settings: dict[str, Any] = {
         "data": {"source": "generated"},
@@ -45,24 +47,17 @@ def experiment_of(shape: Shape, batch: int, *overrides: str) -> Experiment:
 
 
 def shape_of(experiment: Experiment) -> Shape:
-    """The numbers of an experiment's network."""
+    """The shape of an experiment's network."""
     task, network, trunk, adapters = (
         experiment.task,
         experiment.network,
         experiment.trunk,
         experiment.adapters,
     )
+    size = trunk.random
     return Shape(
-        task.input_length,
-        task.horizon,
-        network.patch,
-        network.stride,
-        trunk.random.n_embd,
-        trunk.n_layer,
-        trunk.random.n_head,
-        trunk.random.n_positions,
-        adapters.rank,
-        adapters.alpha,
+        *(task.input_length, task.horizon, network.patch, network.stride, size.n_embd, trunk.n_layer),
+        *(size.n_head, size.n_positions, adapters.rank, adapters.alpha),
     )
 
 
@@ -72,15 +67,14 @@ def generated_task(experiment: Experiment) -> Task:
 
 
 def random_task(experiment: Experiment, *, channels: int, windows: int, univariate: bool) -> Task:
-    """Forecasting on noise with so many training windows; unless ``univariate``, a window holds all channels."""
+    """Forecasting on noise; unless ``univariate``, a window has all channels."""
     length, horizon = experiment.task.input_length, experiment.task.horizon
     rows = length + horizon - 1 + (-(-windows // channels) if univariate else windows)
     values = np.random.default_rng(0).standard_normal((rows, channels), np.float32)
-    table = sliding_windows(
-        (0, rows), input_length=length, horizon=horizon, channels=channels, univariate=univariate
-    )
+    shape: dict[str, Any] = {"input_length": length, "horizon": horizon, "univariate": univariate}
+    table = sliding_windows((0, rows), channels=channels, **shape)
     task = forecast_task(values, {"train": table, "validation": table, "test": table}, experiment.task)
-    return replace(task, spec=WindowSpec(length, horizon, univariate=univariate))
+    return replace(task, spec=WindowSpec(**shape))
 
 
 def stream_of(experiment: Experiment, task: Task) -> IndexStream:
@@ -88,16 +82,17 @@ def stream_of(experiment: Experiment, task: Task) -> IndexStream:
     return IndexStream(task.tables["train"].size, experiment.train.batch_size, seed=experiment.train.seed)
 
 
-def training_step(experiment: Experiment, task: Task, model: Model, steps: int = 1) -> Callable[[], float]:
-    """A call that takes the next ``steps`` training steps as ``ofa-jax train`` takes them, and gives their mean loss.
+def trainer_of(experiment: Experiment, task: Task, model: Model, reporter: Reporter) -> Trainer:
+    """A trainer as ``ofa-jax train`` makes it, without files; the benchmarks construct one only here."""
+    settings, log = settled(experiment.train, model.network), EventLog(None)
+    return Trainer(model.predict, task, model.frozen, model.trainable, settings, reporter, log, None, None)
 
-    This is the one place where the suite meets the package's step.
-    """
+
+def training_step(experiment: Experiment, task: Task, model: Model, steps: int = 1) -> Callable[[], float]:
+    """A call that takes the next ``steps`` training steps and gives their mean loss."""
     losses = LastLoss()
-    settings = resolve_auto_batch_sizes(experiment.train, model.network)
-    program = Program(model.predict, task, model.frozen, settings)
-    trainer = Trainer(program, [Lane(model.trainable, settings.seed)], reporter=losses)
-    trainer.check_room()
+    trainer = trainer_of(experiment, task, model, losses)
+    check_room(trainer.chunk, trainer.arguments(0), trainer.settings)
 
     def step() -> float:
         trainer.run_chunk(steps)
@@ -107,7 +102,7 @@ def training_step(experiment: Experiment, task: Task, model: Model, steps: int =
 
 
 class LastLoss(SilentReporter):
-    """Keeps what training reports last."""
+    """Keeps the last loss that training reports."""
 
     last = float("nan")
 
@@ -149,20 +144,18 @@ class Forecasts:
 
 
 def with_moved_adapters(model: Model) -> Model:
-    """The model with adapters of which no factor is zero, so that none of them is idle."""
+    """The model with nonzero factors in every adapter."""
     draw = np.random.default_rng(0)
-    moved = jax.tree.map(
-        lambda leaf: leaf + 0.02 * draw.standard_normal(leaf.shape, np.float32), model.trainable["adapters"]
-    )
-    return replace(model, trainable={**model.trainable, "adapters": moved})
 
+    def moved(leaf: np.ndarray) -> np.ndarray:
+        return leaf + 0.02 * draw.standard_normal(leaf.shape, np.float32)
 
-def model_of(experiment: Experiment) -> Model:
-    return build_model(experiment)
+    adapters = jax.tree.map(moved, model.trainable["adapters"])
+    return replace(model, trainable={**model.trainable, "adapters": adapters})
 
 
 def input_pipeline(experiment: Experiment, task: Task, steps: int) -> Callable[[], Any]:
-    """A call that makes the index of so many steps, brings it to the device and gathers their windows, and does nothing else."""
+    """A call that makes the index of some steps, moves it to the device and gathers their windows."""
     stream = stream_of(experiment, task)
     buffer, table = jax.device_put((task.buffer, WindowTable(*task.tables["train"])))
     gathered = jax.jit(lambda buffer, table, index: gather(buffer, table, index, task.spec))

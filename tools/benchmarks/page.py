@@ -1,4 +1,4 @@
-"""The page of a report: Markdown for a reader who knows neither the machine nor the suite."""
+"""The page of a report in Markdown, readable without knowing the machine or the benchmarks."""
 
 from __future__ import annotations
 
@@ -14,36 +14,35 @@ SCALES: dict[str, tuple[tuple[float, str], ...]] = {
     "FLOP/s": ((1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s")),
     "share": ((0.01, "%"),),
 }
-"""For each unit the ones it is written in, from the largest."""
+"""For each unit those it is written in, from the largest."""
 
 NONE = "—"
 
 
 def render(report: Report) -> str:
-    """The whole page."""
-    return (
-        "\n".join([*_head(report), *(line for section in report.sections for line in _section(section))])
-        + "\n"
-    )
+    """The page as Markdown."""
+    sections = (line for section in report.sections for line in _section(section))
+    return "\n".join([*_head(report), *sections]) + "\n"
 
 
 def _head(report: Report) -> Iterator[str]:
-    machine, versions = report.machine, dict(report.machine.versions)
-    total = sum(section.seconds for section in report.sections)
-    yield from ("# Benchmarks", "")
-    yield from ("This page was written by", "", "```", report.command, "```", "")
+    machine, total = report.machine, sum(section.seconds for section in report.sections)
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    yield from ("# Benchmarks", "", "This page was written by", "", "```", report.command, "```", "")
     yield (
-        f"at commit {report.commit} on {report.date}, in {total / 60:.1f} minutes, on {machine.cpu} ({machine.cores} cores used, "
-        f"{machine.memory_bytes / 2**30:.0f} GiB, {machine.system}; jax computed on {machine.devices} x {machine.device}), in "
-        f"{report.compute_dtype}, with {', '.join(f'{name} {version}' for name, version in versions.items())}."
+        f"at commit {report.commit} on {report.date}, in {total / 60:.1f} minutes, on {machine.cpu} "
+        f"({machine.cores} cores used, {machine.memory_bytes / 2**30:.0f} GiB, {machine.system}; jax device: "
+        f"{machine.devices} x {machine.device}), in {report.compute_dtype}, with {versions}."
     )
     yield ""
     yield (
-        "PyTorch's side is what a user would write today: transformers' GPT-2 with `sdpa` attention and random weights, peft's adapters, "
-        "torch's Adam (tools/benchmarks/theirs.py). Both sides have the same cores and the same type. In every comparison they took turns "
-        "within one process (A B A B …), each warmed up before; the numbers are medians, in brackets the quartiles, with fewer than five "
-        "rounds the lowest and the highest. A ratio is one of medians and says how many times faster ofa-jax is, for memory how much it "
-        "takes of PyTorch's; its brackets are those of the ratio round by round. The first call, with compilation, is told apart."
+        "PyTorch's side is what a user would write today: transformers' GPT-2 with `sdpa` attention and "
+        "random weights, peft's adapters, torch's Adam (tools/benchmarks/theirs.py). Both sides have the "
+        "same cores and the same type. In every comparison they take turns within one process (A B A B …) "
+        "after a warm-up. Numbers are medians with quartiles in brackets; with fewer than five rounds, "
+        "minimum and maximum. A ratio is one of medians: how many times faster ofa-jax is, or for memory "
+        "its share of PyTorch's; its brackets are those of the ratios per round. The first call, with "
+        "compilation, is reported separately."
     )
     yield ""
 
@@ -62,17 +61,12 @@ def _table(rows: list[Row]) -> Iterator[str]:
     cells = [
         [
             row.what + (f" ({row.note})" if row.note else ""),
-            _stat(row.ours, row.unit),
-            _first(row),
-            _stat(row.theirs, row.unit),
-            _ratio(row.ratio),
-            _target(row),
+            *(_stat(row.ours, row.unit), _first(row), _stat(row.theirs, row.unit)),
+            *(_ratio(row.ratio), _target(row)),
         ]
         for row in rows
     ]
-    kept = [
-        column for column in range(len(headings)) if column < 2 or any(cell[column] != NONE for cell in cells)
-    ]
+    kept = [n for n in range(len(headings)) if n < 2 or any(cell[n] != NONE for cell in cells)]
     yield "| " + " | ".join(headings[column] for column in kept) + " |"
     yield "|" + "|".join("---" if column == 0 else "---:" for column in kept) + "|"
     for cell in cells:
@@ -80,16 +74,13 @@ def _table(rows: list[Row]) -> Iterator[str]:
 
 
 def _curves(curves: list[Growth]) -> Iterator[str]:
-    yield "| what grows | a step, and memory, at each point | time grows as | memory grows as | |"
+    yield "| axis | step time and memory at each point | time grows as | memory grows as | |"
     yield "|---|---|---|---|---|"
     for curve in curves:
-        points = "; ".join(
-            f"{point.x:,}: {value(point.seconds, 's')}, {value(point.bytes, 'bytes')}"
-            for point in curve.points
-        )
+        shown = (f"{p.x:,}: {value(p.seconds, 's')}, {value(p.bytes, 'bytes')}" for p in curve.points)
         powers = " | ".join(f"x^{exponent:.2f}" for exponent in (curve.time_exponent, curve.memory_exponent))
         flag = "**worse than linear**: see docs/performance.md" if curve.worse_than_linear else ""
-        yield f"| {curve.axis} | {points} | {powers} | {flag} |"
+        yield f"| {curve.axis} | {'; '.join(shown)} | {powers} | {flag} |"
 
 
 def value(number: float, unit: str) -> str:
@@ -99,7 +90,7 @@ def value(number: float, unit: str) -> str:
 
 
 def digits(number: float) -> str:
-    """Three significant digits, none of whole numbers lost."""
+    """Three significant digits; whole numbers keep all of theirs."""
     places = 0 if number == 0 else max(0, 2 - math.floor(math.log10(abs(number))))
     return f"{number:,.{places}f}"
 
@@ -117,7 +108,7 @@ def _stat(stat: Stat | None, unit: str) -> str:
 
 
 def _first(row: Row) -> str:
-    return NONE if row.ours is None or row.ours.first is None else value(row.ours.first, "s")
+    return NONE if row.ours.first is None else value(row.ours.first, "s")
 
 
 def _ratio(ratio: Ratio | None) -> str:

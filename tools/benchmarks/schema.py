@@ -1,15 +1,16 @@
-"""The report of tools/bench.py: its JSON, field by field, and how its numbers are made from times."""
+"""The report of tools/bench.py: its JSON, field by field, and the statistics in it."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 SectionName = Literal["step", "inference", "roof", "epoch", "memory", "start", "sweep", "growth"]
+Unit = Literal["s", "windows/s", "bytes", "FLOP/s", "share"]
 Of = Literal["theirs/ours", "ours/theirs"]
 
 
@@ -18,19 +19,17 @@ class _Record(BaseModel):
 
 
 class Stat(_Record):
-    """One number as it was measured ``rounds`` times, in its row's unit."""
+    """One number, measured ``rounds`` times, in its row's unit."""
 
     median: Finite
-    low: Finite | None = Field(
-        None, description="lower quartile; with fewer than five rounds the lowest; None for a percentile"
-    )
-    high: Finite | None = Field(None, description="upper quartile, or the highest")
+    low: Finite | None = Field(None, description="lower quartile; minimum of fewer than five rounds")
+    high: Finite | None = Field(None, description="upper quartile, or maximum")
     rounds: int = 1
     first: Finite | None = Field(None, description="seconds of the first call, compilation included")
 
 
 class Ratio(_Record):
-    """A quotient of medians; its spread is that of the quotients round by round."""
+    """A ratio of medians; its spread is that of the ratios per round."""
 
     of: Of
     value: Finite
@@ -39,7 +38,7 @@ class Ratio(_Record):
 
 
 class Target(_Record):
-    """What a row must reach, in its ratio or in our own number."""
+    """What a row must reach, by its ratio or by ofa-jax's own number."""
 
     of: Literal["ratio", "ours"]
     bound: Literal["at least", "at most"]
@@ -47,11 +46,11 @@ class Target(_Record):
 
 
 class Row(_Record):
-    """One thing measured; ``theirs`` is PyTorch's, None where it is ours alone."""
+    """One thing measured; ``theirs`` is PyTorch's, None where only ofa-jax is measured."""
 
     what: str
-    unit: Literal["s", "windows/s", "bytes", "FLOP/s", "share"]
-    ours: Stat | None
+    unit: Unit
+    ours: Stat
     theirs: Stat | None = None
     ratio: Ratio | None = None
     target: Target | None = None
@@ -60,7 +59,7 @@ class Row(_Record):
 
 
 class Point(_Record):
-    """Seconds of a step and peak bytes over the imported libraries, at one place of an axis."""
+    """Seconds of a step, and peak bytes above the imported libraries, at one value of an axis."""
 
     x: int
     seconds: Finite
@@ -72,7 +71,7 @@ class Growth(_Record):
 
     axis: str
     points: list[Point]
-    fitted: int = Field(description="points that the exponents come from, counted from the last")
+    fitted: int = Field(description="number of last points that the exponents are fitted to")
     time_exponent: Finite
     memory_exponent: Finite
     worse_than_linear: bool
@@ -84,16 +83,16 @@ class Section(_Record):
     name: SectionName
     title: str
     text: str = Field(description="what was measured, against what, and how")
-    seconds: Finite = Field(0.0, description="wall time of the part, builds and compilation included")
+    seconds: Finite = Field(0.0, description="wall time, with building and compilation")
     rows: list[Row] = []
     growth: list[Growth] = []
 
 
 class Machine(_Record):
-    """Where the numbers are from."""
+    """Where the numbers come from."""
 
     cpu: str
-    cores: int = Field(description="cores that this process may use; both sides use as many threads")
+    cores: int = Field(description="cores this process may use, and threads of both sides")
     memory_bytes: int
     system: str
     device: str = Field(description="jax's name of the device")
@@ -102,13 +101,11 @@ class Machine(_Record):
 
 
 class Report(_Record):
-    """The whole."""
+    """All sections of one run."""
 
     format: Literal[1] = 1
     command: str
-    commit: str = Field(
-        description="the source's commit, with -dirty where files were changed since; unknown outside a checkout"
-    )
+    commit: str = Field(description="with -dirty if files have changed; unknown outside a checkout")
     date: str
     compute_dtype: str
     machine: Machine
@@ -122,7 +119,7 @@ def stat(values: Sequence[float], first: float | None = None) -> Stat:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """The quartiles, or lowest and highest where there are fewer than five values."""
+    """The quartiles; minimum and maximum of fewer than five values."""
     if len(values) < 5:
         return min(values), max(values)
     lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
@@ -130,32 +127,36 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float], of: Of) -> Ratio:
-    """The quotient of two sides that took turns."""
+    """The ratio of two sides that took turns."""
     over, under = (theirs, ours) if of == "theirs/ours" else (ours, theirs)
     low, high = spread([a / b for a, b in zip(over, under, strict=True)])
     return Ratio(of=of, value=statistics.median(over) / statistics.median(under), low=low, high=high)
 
 
 def once(ours: float, theirs: float, of: Of) -> Ratio:
-    """The quotient of two numbers that were taken once."""
+    """The ratio of two numbers measured once."""
     return Ratio(of=of, value=theirs / ours if of == "theirs/ours" else ours / theirs)
 
 
-def reached(row: Row) -> Row:
-    """The row with the verdict on its target."""
-    if row.target is None:
-        return row
-    measured = row.ratio if row.target.of == "ratio" else row.ours
-    if measured is None:
-        return row
-    value = measured.value if isinstance(measured, Ratio) else measured.median
-    met = value >= row.target.value if row.target.bound == "at least" else value <= row.target.value
-    return row.model_copy(update={"reached": met})
+def make_row(
+    what: str,
+    unit: Unit,
+    ours: Stat,
+    theirs: Stat | None = None,
+    ratio: Ratio | None = None,
+    target: Target | None = None,
+    note: str = "",
+) -> Row:
+    """A row with the verdict on its target."""
+    values = {"ratio": None if ratio is None else ratio.value, "ours": ours.median}
+    met = None
+    if target is not None and (value := values[target.of]) is not None:
+        met = value >= target.value if target.bound == "at least" else value <= target.value
+    sides: dict[str, Any] = {"ours": ours, "theirs": theirs, "ratio": ratio}
+    return Row(what=what, unit=unit, **sides, target=target, reached=met, note=note)
 
 
 def find(sections: Sequence[Section], name: SectionName, what: str) -> Row | None:
-    """A row that was measured earlier in the same run."""
-    rows: Mapping[str, Row] = {
-        row.what: row for section in sections if section.name == name for row in section.rows
-    }
-    return rows.get(what)
+    """A row of an earlier section of the same run."""
+    rows = (row for section in sections if section.name == name for row in section.rows)
+    return next((row for row in rows if row.what == what), None)

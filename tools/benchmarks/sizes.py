@@ -1,4 +1,4 @@
-"""How large everything is that gets measured: one frozen record, three values of it."""
+"""How large everything measured is: one frozen record and two values of it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Axis = Literal["channels", "windows", "horizon", "rank", "batch"]
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a forecasting network with the reference recipe's two adapters; the axis letters are those of model/patching.py.
+    """A forecasting network with the reference recipe's two adapters; dropout is GPT-2's.
 
-    The defaults are the paper's (protocol §1, §2): 42 tokens of width 768 through six blocks. Dropout is GPT-2's own.
+    The defaults are the paper's (protocol §1, §2): 42 tokens of width 768 through six blocks.
     """
 
     input_length: int = 336
@@ -39,30 +39,30 @@ class Sizes:
     """What one run of the suite measures, and how often.
 
     Attributes:
-        shape: The network of train step, inference and roof.
+        shape: The network of the sections ``step``, ``inference`` and ``roof``.
         batch: Windows of a training step.
-        dispatch: Training steps of a call; a run dispatches up to 32 of them at a time.
-        rounds: Turns of the train step.
-        inference_batch: Windows of a forecast, for throughput.
-        inference_rounds: Turns of it.
-        latency_rounds: Turns of ``latency_calls`` forecasts of one window each.
-        squares: Sides of the square matrix products beside those of the network.
-        roof_rounds: Turns of each product.
-        quick: Overrides of configs/quick/etth1.yaml (``--set`` texts).
-        generated_rows: Rows of the generated series that stand in for ETTh1; as many as that has.
-        real_data: Take ETTh1 itself where ``OFA_JAX_DATA`` is set.
-        epoch_rounds: Turns of the epoch, after one to warm up.
-        memory_steps: Training steps after which the peak is read.
-        memory_percent: Share of the quick settings' training windows that the epoch of peak memory runs over.
-        start_rounds: Turns of the time to the first trained step; ``process_rounds`` of the commands that compute nothing.
-        sweep_ranks: Ranks of the sweep, each by ``sweep_seeds`` seeds.
-        sweep_at_once: Adapters side by side in a second sweep, whose programs have a leading axis; None for no such sweep.
-        sweep_percent: Share of the quick settings' training windows that it trains on, for an epoch.
-        growth: The points of each axis, in order.
-        growth_shape: The network of the growth curves, but for what varies.
-        growth_batch: Windows of their steps, and of all channels: ``growth_samples``.
-        growth_windows: Windows in their table, but for where it varies.
-        growth_steps: Steps of which the median is taken at each point.
+        dispatch: Training steps per call; a run dispatches up to 32 at a time.
+        rounds: Rounds of the section ``step``.
+        inference_batch: Windows of a forecast, for throughput, in ``inference_rounds`` rounds.
+        latency_rounds: Rounds of ``latency_calls`` forecasts of one window each.
+        squares: Sides of the square matrix products.
+        roof_rounds: Rounds of each product.
+        quick: Overrides of configs/quick/etth1.yaml.
+        generated_rows: Rows of the generated replacement of ETTh1.
+        real_data: Use ETTh1 itself if ``OFA_JAX_DATA`` is set.
+        epoch_rounds: Rounds of the epoch, after one to warm up.
+        memory_steps: Training steps before the peak is read.
+        memory_percent: Share of the training windows in the epoch of peak memory.
+        start_rounds: Rounds of the time to the first trained step.
+        process_rounds: Rounds of commands that compute nothing.
+        sweep_ranks: Ranks of the sweep, each with ``sweep_seeds`` seeds.
+        sweep_at_once: Adapters trained at a time in a second sweep; None for no second sweep.
+        sweep_percent: Share of the training windows in the sweep's epoch.
+        growth: The values of each axis, in order.
+        growth_shape: The network of the growth curves.
+        growth_batch: Windows of their steps; with several channels ``growth_samples``.
+        growth_windows: Windows in their table.
+        growth_steps: Steps per point, of which the median is taken.
     """
 
     shape: Shape = Shape()

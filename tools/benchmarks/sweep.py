@@ -1,4 +1,4 @@
-"""A sweep of several adapters beside the same runs one after another: wall time of either, compilation and all."""
+"""A sweep of several adapters against separate runs: wall time of both, with compilation."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 from benchmarks.quick import CONFIG, overrides
-from benchmarks.schema import Row, Section, Stat
+from benchmarks.schema import Section, Stat, make_row
 from benchmarks.sizes import Sizes
 from ofa_jax.baselines.compare import compare
-from ofa_jax.config import load_experiment
+from ofa_jax.config.load import load_experiment
 from ofa_jax.errors import OfaError
 from ofa_jax.runs.train import open_run, train_run
 from ofa_jax.studies.sweep.cells import Axes, cells_of
@@ -19,69 +19,52 @@ from ofa_jax.train.progress import SilentReporter
 
 SHARE = "sweep's share of the time of separate runs"
 ALIKE = 1e-3
-"""Test errors of the two ways agree to this share of them, or the comparison would mean nothing: rounding alone differs."""
+"""Largest relative difference of the two ways' test errors; only rounding differs."""
 
 
 def sweep_section(sizes: Sizes) -> Section:
-    """Section 8: each way once, in one process; the separate runs first, so that files are read from memory by both."""
-    axes = Axes(ranks=sizes.sweep_ranks, seeds=sizes.sweep_seeds)
+    """The section ``sweep``: each way once; separate runs first, so that both read cached files."""
+    axes, silent = Axes(ranks=sizes.sweep_ranks, seeds=sizes.sweep_seeds), SilentReporter()
+    seconds, errors, side_by_side = {}, [], sizes.sweep_at_once
     with tempfile.TemporaryDirectory() as scratch:
-        experiment = load_experiment(
-            CONFIG, [*overrides(sizes, Path(scratch), 1), f"data.percent={sizes.sweep_percent}"]
-        )
-        errors, begun = [], time.perf_counter()
+        folder = Path(scratch)
+        settings = [*overrides(sizes, folder, 1), f"data.percent={sizes.sweep_percent}"]
+        experiment = load_experiment(CONFIG, settings)
+        start = time.perf_counter()
         for cell in cells_of(experiment, axes):
-            train_run(cell.experiment, Path(scratch) / cell.name, SilentReporter())
-            row = compare(
-                *open_run(Path(scratch) / cell.name), split="test", controls=None, reporter=SilentReporter()
-            ).rows[0]
-            errors.append(row.metrics["mse"])
-        middle = time.perf_counter()
-        sweep = run_sweep(experiment, axes, Path(scratch) / "sweep", SilentReporter())
-        ended = time.perf_counter()
-        if sizes.sweep_at_once is not None:
-            run_sweep(
-                experiment, axes, Path(scratch) / "abreast", SilentReporter(), at_once=sizes.sweep_at_once
-            )
-        seconds = {
-            "separate": middle - begun,
-            "sweep": ended - middle,
-            "abreast": time.perf_counter() - ended,
-        }
-    for own, other in zip(sweep.cells["test_mse"], errors, strict=True):
-        if abs(own - other) > ALIKE * other:
-            raise OfaError(
-                f"a cell of the sweep has a test error of {own}, its own run {other}: the comparison would mean nothing"
-            )
-    usual = max(sweep.record["at_once"].values())
-    ranks = ", ".join(map(str, sizes.sweep_ranks))
-    rows = [
-        Row(what=f"a sweep, {usual} at a time as chosen here", unit="s", ours=Stat(median=seconds["sweep"]))
-    ]
-    if sizes.sweep_at_once is not None:
-        rows.append(
-            Row(
-                what=f"a sweep, {sizes.sweep_at_once} at a time",
-                unit="s",
-                ours=Stat(median=seconds["abreast"]),
-            )
-        )
-    rows += [
-        Row(what="separate runs, one after another", unit="s", ours=Stat(median=seconds["separate"])),
-        Row(what=SHARE, unit="share", ours=Stat(median=seconds["sweep"] / seconds["separate"])),
-    ]
+            train_run(cell.experiment, folder / cell.name, silent)
+            scored = compare(*open_run(folder / cell.name), split="test", baselines=None, reporter=silent)
+            errors.append(scored.rows[0].metrics["mse"])
+        separate = time.perf_counter() - start
+        for at_once in (None, *([] if side_by_side is None else [side_by_side])):
+            start = time.perf_counter()
+            made = run_sweep(experiment, axes, folder / f"sweep-{at_once}", silent, at_once=at_once)
+            chosen = max(made.record["at_once"].values())
+            what = f"a sweep, {chosen} at a time" + (" as chosen here" if at_once is None else "")
+            seconds[what] = time.perf_counter() - start
+            _check_alike(list(made.cells["test_mse"]), errors)
+    rows = [make_row(what, "s", Stat(median=taken)) for what, taken in seconds.items()]
+    share = next(iter(seconds.values())) / separate
+    ranks, seeds = ", ".join(map(str, sizes.sweep_ranks)), sizes.sweep_seeds
+    full = " All ten ranks by three seeds: [benchmarks-sweep.md](benchmarks-sweep.md)." if seeds == 1 else ""
     return Section(
         name="sweep",
         title="Sweep",
-        text=f"Ranks {ranks} by {sizes.sweep_seeds} seed{'s' if sizes.sweep_seeds > 1 else ''} of the quick settings for an epoch of "
-        f"{sizes.sweep_percent} % of the training windows, with validation and test: once by `run_sweep`, which is `ofa-jax sweep`, and "
-        "once by `train_run` and `compare` for each, in this one process; no process starts and no imports are counted. Compilation is "
-        "counted on both sides: the sweep has a program per bucket of ranks, every run has its own. The longer the runs, the less of "
-        "the difference is left. The test errors of the two ways were compared and agree."
-        + (
-            " All ten ranks by three seeds: [benchmarks-sweep.md](benchmarks-sweep.md)."
-            if sizes.sweep_seeds == 1
-            else ""
-        ),
-        rows=rows,
+        text=f"Ranks {ranks} by {seeds} seed{'s' if seeds > 1 else ''} of the quick settings for an epoch "
+        f"of {sizes.sweep_percent} % of the training windows, with validation and test: once by "
+        "`run_sweep`, as `ofa-jax sweep` does, and once by `train_run` and `compare` for each, in this one "
+        "process, so without process starts and imports. Both include compilation: the sweep has a program "
+        "per bucket of ranks, every run its own. The longer the runs, the smaller the difference. The test "
+        f"errors of the two ways were compared and agree.{full}",
+        rows=[
+            *rows,
+            make_row("separate runs, one after another", "s", Stat(median=separate)),
+            make_row(SHARE, "share", Stat(median=share)),
+        ],
     )
+
+
+def _check_alike(cells: list[float], runs: list[float]) -> None:
+    for own, other in zip(cells, runs, strict=True):
+        if abs(own - other) > ALIKE * other:
+            raise OfaError(f"a cell's test error is {own}, that of its own run {other}: not comparable")

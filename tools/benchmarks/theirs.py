@@ -1,8 +1,9 @@
-"""The same method in PyTorch as a user would write it today: transformers' GPT-2, peft, Adam, a Dataset and a DataLoader.
+"""The same method in PyTorch as a user would write it today: transformers' GPT-2, peft, Adam, a DataLoader.
 
-It is written in PyTorch's favour wherever there was a choice: no key-value cache, targets and windows as float32 tensors from the start,
-no time features in a batch, only the first blocks of GPT-2 ever built. On a GPU (never run there: no machine at hand had one) the
-forward pass runs under bfloat16 autocast and ``torch.compile``. Nothing here imports jax, so that its memory can be told.
+Every choice favors PyTorch: no key-value cache, targets and windows as float32 tensors from the start, no
+time features in a batch, only the first blocks of GPT-2 are built. On a GPU, where this was never run, the
+forward pass uses bfloat16 autocast and ``torch.compile``. Nothing here imports jax, so that memory can be
+attributed.
 """
 
 from __future__ import annotations
@@ -26,15 +27,14 @@ Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Forecaster(torch.nn.Module):
-    """Protocol §1: instance norm, patches, ``in_layer``, GPT-2, ``out_layer``; windows ``[b, t, 1]`` to forecasts ``[b, h, 1]``."""
+    """Protocol §1: norm, patches, ``in_layer``, GPT-2, ``out_layer``; ``[b, t, 1]`` to ``[b, h, 1]``."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        numbers: dict[str, Any] = {
-            name: getattr(shape, name) for name in ("n_embd", "n_layer", "n_head", "n_positions")
-        }
-        numbers["attn_implementation"] = "sdpa"
-        self.gpt2 = GPT2Model(GPT2Config(**numbers))
+        names = "n_embd", "n_layer", "n_head", "n_positions"
+        sizes: dict[str, Any] = {name: getattr(shape, name) for name in names}
+        sizes["attn_implementation"] = "sdpa"
+        self.gpt2 = GPT2Model(GPT2Config(**sizes))
         self.in_layer = torch.nn.Linear(shape.patch, shape.n_embd)
         self.out_layer = torch.nn.Linear(shape.tokens * shape.n_embd, shape.horizon)
         self.patch, self.stride = shape.patch, shape.stride
@@ -59,9 +59,10 @@ def use_all_cores() -> None:
 def build(
     shape: Shape, base: Mapping[str, np.ndarray] | None = None, adapters: Mapping[str, Any] | None = None
 ) -> Any:
-    """The network under peft, on the device; with our parameters where they are given, by our paths.
+    """The network under peft, on the device, with ofa-jax's parameters by path if given.
 
-    peft freezes everything but its own factors, ``in_layer`` and the head's base layer with it (protocol §1.7).
+    peft freezes everything but its own factors, ``in_layer`` and the head's base layer with it (protocol
+    §1.7).
     """
     network = Forecaster(shape)
     if base is not None:
@@ -81,17 +82,13 @@ def trainable(model: Any) -> int:
 
 def lora(shape: Shape) -> LoraConfig:
     """The authors' adapters (protocol §1.7)."""
-    given: dict[str, Any] = {
-        "r": shape.rank,
-        "lora_alpha": shape.alpha,
-        "use_rslora": True,
-        "init_lora_weights": "gaussian",
-    }
-    return LoraConfig(**given, target_modules=["wpe", "out_layer"], lora_dropout=0.01, bias="none")
+    given: dict[str, Any] = {"r": shape.rank, "lora_alpha": shape.alpha, "use_rslora": True}
+    given |= {"init_lora_weights": "gaussian", "target_modules": ["wpe", "out_layer"]}
+    return LoraConfig(**given, lora_dropout=0.01, bias="none")
 
 
 def load_adapters(model: Any, adapters: Mapping[str, Any]) -> None:
-    """Our factors ``a`` and ``b`` into peft's, which are their transposes."""
+    """Load the factors ``a`` and ``b`` into peft's, which are their transposes."""
     inner = model.base_model.model
     pairs = [
         (inner.gpt2.wpe.lora_embedding_A["default"], adapters["gpt2/wpe"]["a"]),
@@ -105,12 +102,11 @@ def load_adapters(model: Any, adapters: Mapping[str, Any]) -> None:
 
 
 def _renamed(path: str, leaf: np.ndarray) -> tuple[str, torch.Tensor]:
-    """A parameter under its name in PyTorch; a linear layer's is transposed, those inside GPT-2 are stored as ours are."""
+    """A parameter by its PyTorch name; linear layers outside GPT-2 are transposed."""
     module, _, name = path.rpartition("/")
     values = np.array(leaf).T if name == "kernel" and not module.startswith("gpt2") else np.array(leaf)
-    return f"{module.replace('/', '.')}.{'bias' if name == 'bias' else 'weight'}", torch.from_numpy(
-        np.ascontiguousarray(values)
-    )
+    own = f"{module.replace('/', '.')}.{'bias' if name == 'bias' else 'weight'}"
+    return own, torch.from_numpy(np.ascontiguousarray(values))
 
 
 class Training:
@@ -119,9 +115,8 @@ class Training:
     def __init__(self, model: Any, learning_rate: float, *, fast: bool = True) -> None:
         self.model = model
         self.forward = _fast(model) if fast else model
-        self.optimizer = torch.optim.Adam(
-            [leaf for leaf in model.parameters() if leaf.requires_grad], lr=learning_rate
-        )
+        trained = [leaf for leaf in model.parameters() if leaf.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=learning_rate)
 
     def step(self, x_btc: torch.Tensor, y_bhc: torch.Tensor) -> float:
         self.optimizer.zero_grad()
@@ -166,7 +161,7 @@ def tensors(batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[tuple[torc
 
 
 def forecasts(model: Any, *, merged: bool = False, fast: bool = True) -> Callable[[np.ndarray], np.ndarray]:
-    """Forecasts ``[b, h, 1]`` of windows ``[b, t, 1]``, host to host; ``merged``: of a copy with peft's factors folded in."""
+    """Forecasts ``[b, h, 1]`` of windows ``[b, t, 1]``, host to host; ``merged``: adapters folded in."""
     model = copy.deepcopy(model).merge_and_unload() if merged else model
     model.eval()
     forward = _fast(model) if fast else model
@@ -179,7 +174,7 @@ def forecasts(model: Any, *, merged: bool = False, fast: bool = True) -> Callabl
 
 
 class Windows(Dataset):
-    """Univariate windows of a stretch of rows, channel after channel, cut out one by one (protocol §1.1)."""
+    """Univariate windows of a range of rows, channel by channel (protocol §1.1)."""
 
     def __init__(self, values_tc: np.ndarray, rows: tuple[int, int], shape: Shape) -> None:
         self.values, self.first = torch.from_numpy(np.array(values_tc[slice(*rows)])), rows[0]
@@ -191,10 +186,8 @@ class Windows(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         channel, start = divmod(index, self.starts)
-        middle = start + self.length
-        return self.values[start:middle, channel : channel + 1], self.values[
-            middle : middle + self.horizon, channel : channel + 1
-        ]
+        window = self.values[start : start + self.length + self.horizon, channel : channel + 1]
+        return window[: self.length], window[self.length :]
 
 
 def loader(windows: Windows, batch: int, *, shuffle: bool) -> DataLoader:
@@ -202,7 +195,7 @@ def loader(windows: Windows, batch: int, *, shuffle: bool) -> DataLoader:
 
 
 def matmul(rows: int, inner: int, columns: int) -> Callable[[], object]:
-    """A call that multiplies two matrices, in the type that the trunk is computed in."""
+    """A call that multiplies two matrices in the trunk's computing type."""
     kind = torch.float32 if device().type == "cpu" else torch.bfloat16
     left = torch.randn(rows, inner, device=device()).to(kind)
     right = torch.randn(inner, columns, device=device()).to(kind) / math.sqrt(inner)

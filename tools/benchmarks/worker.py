@@ -1,7 +1,7 @@
-"""Work that is measured in a fresh process of its own: what it held at its peak, or when it got how far.
+"""Work that is measured in a fresh process: its peak memory, or its time.
 
-:func:`run` starts one; the process runs :func:`main`, which calls one of the functions below and prints its result as JSON. Libraries are
-imported inside the functions, so that a process holds one side's alone.
+:func:`run` starts one. The process calls one of the functions below and prints its result as JSON. Libraries
+are imported inside the functions, so that a process has those of one side only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,11 +19,12 @@ from typing import Any
 
 from benchmarks.machine import held_bytes, peak_bytes
 from benchmarks.sizes import Shape
+from benchmarks.timing import seconds_of
 from ofa_jax.errors import OfaError
 
 TOOLS = Path(__file__).resolve().parents[1]
 STARTED = "first step"
-"""The line that says that the first step's loss is on the host."""
+"""The line printed when the first step's loss is on the host."""
 
 
 def command(work: str, **given: Any) -> list[str]:
@@ -34,25 +34,20 @@ def command(work: str, **given: Any) -> list[str]:
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment with the way to these modules, no compilation cache, and no memory taken on an accelerator in advance."""
+    """This process's environment with these modules on the path, no compilation cache, no preallocation."""
     path = os.pathsep.join([str(TOOLS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    ours = {
-        "PYTHONPATH": path,
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
-    }
-    return {**os.environ, **ours, **(more or {})}
+    ours = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    return {**os.environ, "PYTHONPATH": path, **ours, **(more or {})}
 
 
 def run(work: str, **given: Any) -> dict[str, float]:
     """Do ``work`` in a fresh process and return what it measured.
 
     Raises:
-        OfaError: The process failed; its last words are in the message.
+        OfaError: The process failed; the message ends with its last line.
     """
-    done = subprocess.run(
-        command(work, **given), env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    done = subprocess.run(command(work, **given), env=environment(), **options)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         raise OfaError(f"the process that measures {work} failed: {last[0]}")
@@ -67,21 +62,21 @@ def main() -> None:
         measured = WORK[sys.argv[1]](**given)
     except Exception as error:
         traceback.print_exc()
-        print(
-            f"{type(error).__name__}: {error}".splitlines()[0], file=sys.stderr
-        )  # jax ends its tracebacks with a remark of its own
+        # last, because jax appends a remark to its tracebacks
+        print(f"{type(error).__name__}: {error}".splitlines()[0], file=sys.stderr)
         raise SystemExit(1) from None
     print(json.dumps(measured))
 
 
 def step_ours(shape: Shape, batch: int, steps: int) -> dict[str, float]:
-    """So many training steps, on noise."""
+    """Training steps on noise."""
     from benchmarks import ours
+    from ofa_jax.build import build_model
 
     imported = held_bytes()
     experiment = ours.experiment_of(shape, batch)
     task = ours.random_task(experiment, channels=1, windows=batch * steps, univariate=True)
-    step = ours.training_step(experiment, task, ours.model_of(experiment))
+    step = ours.training_step(experiment, task, build_model(experiment))
     for _ in range(steps):
         step()
     return {"imported": imported, "peak": peak_bytes()}
@@ -97,18 +92,16 @@ def step_theirs(shape: Shape, batch: int, steps: int) -> dict[str, float]:
     imported = held_bytes()
     model = theirs.build(shape)
     training = theirs.Training(model, 1e-4)
-    made = [
-        (torch.randn(batch, shape.input_length, 1), torch.randn(batch, shape.horizon, 1))
-        for _ in range(steps)
-    ]
+    shapes = (batch, shape.input_length, 1), (batch, shape.horizon, 1)
+    made = [(torch.randn(shapes[0]), torch.randn(shapes[1])) for _ in range(steps)]
     training.epoch(made)
     wte = model.base_model.model.gpt2.wte.weight
     return {"imported": imported, "peak": peak_bytes(), "token_embedding": wte.numel() * wte.element_size()}
 
 
 def epoch_ours(config: str, overrides: list[str], out: str) -> dict[str, float]:
-    """Whole epochs as ``ofa-jax train`` runs them."""
-    from ofa_jax.config import load_experiment
+    """Epochs as ``ofa-jax train`` runs them."""
+    from ofa_jax.config.load import load_experiment
     from ofa_jax.runs.train import train_run
     from ofa_jax.train.progress import SilentReporter
 
@@ -120,7 +113,7 @@ def epoch_ours(config: str, overrides: list[str], out: str) -> dict[str, float]:
 def epoch_theirs(
     shape: Shape, batch: int, series: str, train: list[int], validation: list[int]
 ) -> dict[str, float]:
-    """An epoch and its validation in PyTorch, over the standardised series in a CSV file."""
+    """An epoch and its validation in PyTorch, over the standardized series in a CSV file."""
     import numpy as np
     import pandas as pd
 
@@ -137,7 +130,7 @@ def epoch_theirs(
 
 
 def first_step(config: str, overrides: list[str], out: str) -> dict[str, float]:
-    """``ofa-jax train``, the whole command, up to the loss of its first step; says so on stdout and ends there."""
+    """The command ``ofa-jax train`` up to the loss of its first step, which it reports on stdout."""
     from unittest.mock import patch
 
     from ofa_jax.cli.main import main as ofa_jax
@@ -147,14 +140,8 @@ def first_step(config: str, overrides: list[str], out: str) -> dict[str, float]:
         print(STARTED, flush=True)
         os._exit(0)
 
-    sys.argv = [
-        "ofa-jax",
-        "train",
-        config,
-        "--out",
-        out,
-        *(word for text in overrides for word in ("--set", text)),
-    ]
+    sets = [word for text in overrides for word in ("--set", text)]
+    sys.argv = ["ofa-jax", "train", config, "--out", out, *sets]
     with patch.object(ConsoleReporter, "advance", advance):
         ofa_jax()
     raise OfaError("training ended without a step")
@@ -163,19 +150,16 @@ def first_step(config: str, overrides: list[str], out: str) -> dict[str, float]:
 def growth(
     shape: Shape, batch: int, channels: int, windows: int, univariate: bool, steps: int
 ) -> dict[str, float]:
-    """Median seconds of a training step and the peak over the imported libraries."""
+    """Median seconds of a training step, and the peak above the imported libraries."""
     from benchmarks import ours
+    from ofa_jax.build import build_model
 
     imported = held_bytes()
     experiment = ours.experiment_of(shape, batch)
     task = ours.random_task(experiment, channels=channels, windows=windows, univariate=univariate)
-    step = ours.training_step(experiment, task, ours.model_of(experiment))
+    step = ours.training_step(experiment, task, build_model(experiment))
     step()
-    seconds = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
+    seconds = [seconds_of(step) for _ in range(steps)]
     return {"seconds": statistics.median(seconds), "bytes": peak_bytes() - imported}
 
 

@@ -100,11 +100,8 @@ def _from_info(
     row = {name: index for index, name in enumerate(known.names)}
     for name in past.names:
         if name not in row:
-            raise DataError(
-                f"the series {shorten(name)} of {past.source} is not there",
-                where=known.source,
-                fix="Give the whole table",
-            )
+            what = f"the series {shorten(name)} of {past.source} is not there"
+            raise DataError(what, where=known.source, fix="Give the whole table")
         if known.horizons[row[name]] != horizon:
             raise DataError(
                 f"the horizon of {shorten(name)} is {known.horizons[row[name]]}, the test part has {horizon} steps",
@@ -114,11 +111,8 @@ def _from_info(
     rows = [row[name] for name in past.names]
     frequencies = {known.frequencies[index] for index in rows}
     if len(frequencies) > 1:
-        raise DataError(
-            f"the series are of several frequencies: {', '.join(sorted(frequencies))}",
-            where=past.source,
-            fix="Give one of them",
-        )
+        what = f"the series are of several frequencies: {', '.join(sorted(frequencies))}"
+        raise DataError(what, where=past.source, fix="Give one of them")
     return {"category": tuple(known.categories[index] for index in rows)}, frequencies.pop()
 
 
@@ -148,11 +142,8 @@ def read_m4_part(path: str | Path) -> SeriesCollection:
             )
         values.append(numbers(rest.replace('"', ""), where, never_missing="others follow it in the series"))
     if not values:
-        raise DataError(
-            "there are no series below the header",
-            where=str(path),
-            fix="Fetch the file again: it is cut short",
-        )
+        what = "there are no series below the header"
+        raise DataError(what, where=str(path), fix="Fetch the file again: it is cut short")
     return SeriesCollection(tuple(line_of), tuple(values), None, None, None, None, {}, str(path))
 
 
@@ -166,11 +157,8 @@ def read_m4_info(path: str | Path) -> M4Info:
     lines = read_lines(path)
     header = _cells(_first(lines, path))
     if tuple(header) not in (_INFO_COLUMNS, (*_INFO_COLUMNS, "StartingDate")):
-        raise DataError(
-            f"the columns are {', '.join(header)[:100]}",
-            where=place(path, 1),
-            fix=f"Expected are {', '.join(_INFO_COLUMNS)}",
-        )
+        what = f"the columns are {', '.join(header)[:100]}"
+        raise DataError(what, where=place(path, 1), fix=f"Expected are {', '.join(_INFO_COLUMNS)}")
     line_of: dict[str, int] = {}
     rows = []
     for number, line in lines:
@@ -208,11 +196,8 @@ def _first(lines: Iterator[tuple[int, str]], path: Path) -> str:
         or "" in cells
         or any(cell[0] in "0123456789.+-" for cell in cells)
     ):
-        raise DataError(
-            f"the first line is {shorten(line)}, not a header with the names of the columns",
-            where=place(path, 1),
-            fix="Fetch the file again",
-        )
+        what = f"the first line is {shorten(line)}, not a header with the names of the columns"
+        raise DataError(what, where=place(path, 1), fix="Fetch the file again")
     return line
 
 
@@ -228,11 +213,8 @@ def _bare(cell: str) -> str:
 def _check_cells(line: str, width: int, where: str) -> None:
     found = line.count(",") + 1
     if found != width:
-        raise DataError(
-            f"has {found} field(s) where the header has {width}",
-            where=where,
-            fix="Fetch the file again; the line may be cut short",
-        )
+        what = f"has {found} field(s) where the header has {width}"
+        raise DataError(what, where=where, fix="Fetch the file again; the line may be cut short")
     if '"' in line and not _CELLS.fullmatch(line):
         raise DataError(
             "a quote stands alone or around several cells", where=where, fix="Quote whole cells, or none"
@@ -243,9 +225,6 @@ def _check_id(name: str, line_of: dict[str, int], number: int, where: str) -> No
     if not name:
         raise DataError("the series has no id", where=where, fix="Fetch the file again")
     if name in line_of:
-        raise DataError(
-            f"the id {shorten(name)} stands twice, first in line {line_of[name]}",
-            where=where,
-            fix="Name each series once",
-        )
+        what = f"the id {shorten(name)} stands twice, first in line {line_of[name]}"
+        raise DataError(what, where=where, fix="Name each series once")
     line_of[name] = number

@@ -1,12 +1,9 @@
-"""Labelled streams as `.npz`: `train`, `test`, `test_label`, and the borders of their segments where there are several."""
+"""Labeled streams as `.npz`: `train`, `test`, `test_label`, and the borders of several segments."""
 
 from __future__ import annotations
 
 import io
-import lzma
-import math
 import tokenize
-import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,59 +17,36 @@ from ofa_jax.files import write_atomic
 
 _NEEDED = ("train", "test", "test_label")
 _BORDERS = ("channels", "train_len", "test_len")
-_LARGEST_HEADER = 10_000
-_END_RECORD = 22  # bytes of a zip file's last record, where nothing follows it
-# what zipfile and numpy raise on damaged files; RuntimeError and its NotImplementedError are encrypted or exotic entries
-_DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-    SyntaxError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
+_END_RECORD = 22  # bytes of a zip file's last record without a comment
+MAX_BYTES = 16 << 30
+"""Largest uncompressed content; larger than any published stream."""
 
 
 def read_stream(path: str | Path) -> LabelledStream:
-    """A stream from an ``.npz`` with ``train`` ``[T_train, C]``, ``test`` ``[T_test, C]`` and ``test_label`` ``[T_test]`` of 0 and 1.
+    """A stream from an ``.npz`` with ``train`` ``[T_train, C]``, ``test`` ``[T_test, C]`` and 0/1 ``test_label`` ``[T_test]``.
 
-    Streams of several recordings also hold ``channels`` (the S segments' names) and ``train_len``, ``test_len`` ``[S]`` (their
-    rows); without them the file is one segment of its own name. Pickled arrays are never loaded.
+    Streams of several recordings also have ``channels`` (names of the S segments) and ``train_len``, ``test_len``
+    ``[S]`` (their rows). Pickled arrays are never loaded.
 
     Raises:
-        DataError: The file is damaged, an array is missing, not known, or of another shape or kind than these, a value is not
-            finite, a label is neither 0 nor 1, the segments' rows do not add up.
+        DataError: The file is damaged; an array is missing, unknown, or of another shape or type; a value is not finite;
+            a label is neither 0 nor 1; the segments' rows do not add up.
     """
     path = Path(path)
     arrays = _load(path)
-    for name in _NEEDED:
-        if name not in arrays:
-            raise DataError(
-                f"there is no array `{name}` (found: {', '.join(sorted(arrays)) or 'none'})",
-                where=str(path),
-                fix="Give an .npz with train, test and test_label",
-            )
+    absent = [name for name in _NEEDED if name not in arrays]
     given = [name for name in _BORDERS if name in arrays]
-    if given and len(given) != len(_BORDERS):
-        raise DataError(
-            f"of the segments' arrays there is only {', '.join(given)}",
-            where=str(path),
-            fix=f"Give all of {', '.join(_BORDERS)}",
-        )
+    if absent or (given and len(given) != len(_BORDERS)):
+        what = f"has the arrays {', '.join(sorted(arrays)) or '(none)'}"
+        fix = f"Give {', '.join(_NEEDED)}, and for several segments all of {', '.join(_BORDERS)}"
+        raise DataError(what, where=str(path), fix=fix)
     train, test = (_values(arrays[name], f"{path}, array `{name}`") for name in ("train", "test"))
     if train.shape[1] != test.shape[1]:
-        raise DataError(
-            f"train has {train.shape[1]} channels, test {test.shape[1]}",
-            where=str(path),
-            fix="Give both the same channels",
-        )
+        what = f"train has {train.shape[1]} channels, test {test.shape[1]}"
+        raise DataError(what, where=str(path), fix="Give both the same channels")
     label = _labels(arrays["test_label"], len(test), f"{path}, array `test_label`")
-    segments: tuple[str, ...]
-    segments, lengths = (path.name.removesuffix(".npz"),), (np.array([len(train)]), np.array([len(test)]))
+    segments: tuple[str, ...] = (path.name.removesuffix(".npz"),)
+    lengths = [np.array([len(train)]), np.array([len(test)])]
     if given:
         segments, lengths = _segments(arrays, (len(train), len(test)), path)
     borders = [np.concatenate([[0], np.cumsum(rows)]).astype(np.int64) for rows in lengths]
@@ -80,7 +54,7 @@ def read_stream(path: str | Path) -> LabelledStream:
 
 
 def write_stream(path: str | Path, stream: LabelledStream) -> None:
-    """Write a stream as :func:`read_stream` reads it, so that data of any other layout can be brought in."""
+    """Write a stream as :func:`read_stream` reads it, to bring in data of any other layout."""
     content = io.BytesIO()
     np.savez_compressed(
         content,
@@ -96,30 +70,42 @@ def write_stream(path: str | Path, stream: LabelledStream) -> None:
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise DataError(
-            "is a folder" if path.is_dir() else "there is no such file", where=str(path), fix="Check the path"
-        )
+        what = "is a folder" if path.is_dir() else "file not found"
+        raise DataError(what, where=str(path), fix="Check the path")
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            # a damaged entry of the archive's directory can swallow those after it, and zipfile does not count them
-            if len(entries) != _entries_promised(path):
-                raise zipfile.BadZipFile("its directory does not hold as many entries as it says")
-            names = [entry.filename.removesuffix(".npy") for entry in entries]
-            for name in names:
-                if name not in (*_NEEDED, *_BORDERS) or names.count(name) > 1:
-                    raise DataError(
-                        f"the array {shorten(name)} is "
-                        + ("there twice" if names.count(name) > 1 else "not known"),
-                        where=str(path),
-                        fix=f"Give only {', '.join((*_NEEDED, *_BORDERS))}, each once",
-                    )
-            return {name: _array(archive, entry, path) for name, entry in zip(names, entries, strict=True)}
-    except _DAMAGE as error:
+            names = [entry.filename.removesuffix(".npy") for entry in archive.infolist()]
+            size = sum(entry.file_size for entry in archive.infolist())
+        if len(names) != _entries_promised(path):  # a damaged entry can swallow those after it
+            raise zipfile.BadZipFile("its directory is damaged")
+        for name in names:
+            if name not in (*_NEEDED, *_BORDERS) or names.count(name) > 1:
+                what = f"the array {shorten(name)} is unknown or duplicate"
+                raise DataError(what, where=str(path), fix=f"Give only {', '.join((*_NEEDED, *_BORDERS))}")
+        if size > MAX_BYTES:
+            raise DataError(f"unpacks to {size} bytes", where=str(path), fix="Check the file")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except DataError:
+        raise
+    # what zipfile and numpy raise on damaged files; RuntimeError and its NotImplementedError are exotic entries
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        SyntaxError,
+        MemoryError,
+        tokenize.TokenError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         reason = " ".join(str(error).split())[:200]
-        fix = "Check that the file is whole; fetch it again"
+        fix = "Check that the file is complete; fetch it again"
         if path.suffix != ".npz":
-            fix = "Anomaly detection reads .npz with train, test and test_label; `ofa_jax.data.archives.write_stream` writes one"
+            fix = f"Anomaly detection reads .npz with {', '.join(_NEEDED)}; write_stream writes one"
         raise DataError(f"not readable as .npz ({reason})", where=str(path), fix=fix) from None
 
 
@@ -130,102 +116,51 @@ def _entries_promised(path: Path) -> int:
     return int.from_bytes(record[10:12], "little") if record.startswith(b"PK\5\6") else -1
 
 
-def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> np.ndarray:
-    with archive.open(entry) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy warns of headers that Python 2 wrote, and reads them rightly
-        version = np.lib.format.read_magic(file)
-        read_header = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read_header(file, max_header_size=_LARGEST_HEADER)
-    where = f"{path}, array `{entry.filename.removesuffix('.npy')}`"
-    if dtype.hasobject:
-        raise DataError(
-            "holds pickled objects, which are never loaded", where=where, fix="Save it as numbers or text"
-        )
-    # a header may claim any size: believe it only as far as there are bytes; deflate packs 1032 into one at most
-    if (
-        entry.file_size > 1032 * path.stat().st_size
-        or min(shape, default=0) < 0
-        or not 0 <= entry.file_size - math.prod(shape) * dtype.itemsize < 2 * _LARGEST_HEADER
-    ):
-        raise DataError(
-            f"its header says {dtype} {shape}, which its {entry.file_size} bytes do not hold",
-            where=where,
-            fix="Fetch the file again",
-        )
-    with archive.open(entry) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        array: np.ndarray = np.lib.format.read_array(
-            file, allow_pickle=False, max_header_size=_LARGEST_HEADER
-        )
-        if file.read(1):
-            raise DataError("more bytes follow than its header says", where=where, fix="Fetch the file again")
-    return array
-
-
 def _values(array: np.ndarray, where: str) -> np.ndarray:
     if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
-        raise DataError(
-            f"is {array.dtype} {array.shape}", where=where, fix="Give numbers of shape [steps, channels]"
-        )
+        what, fix = f"is {array.dtype} {array.shape}", "Give numbers of shape [steps, channels]"
+        raise DataError(what, where=where, fix=fix)
     values = array.astype(np.float64)
     wrong = np.argwhere(~np.isfinite(values))
     if len(wrong):
         row, column = (int(position) + 1 for position in wrong[0])
-        raise DataError(
+        what, place = (
             f"{len(wrong)} value(s) are missing or infinite",
-            where=f"{where}, row {row}, channel {column}",
-            fix="Fill them before saving",
+            f"{where}, row {row}, channel {column}",
         )
+        raise DataError(what, where=place, fix="Fill them before saving")
     return values
 
 
 def _labels(array: np.ndarray, steps: int, where: str) -> np.ndarray:
     if array.shape != (steps,) or array.dtype.kind not in "biuf":
-        raise DataError(
-            f"is {array.dtype} {array.shape} where the test stream has {steps} steps",
-            where=where,
-            fix="Give one label per step",
-        )
+        what = f"is {array.dtype} {array.shape}, but the test stream has {steps} steps"
+        raise DataError(what, where=where, fix="Give one label per step")
     wrong = np.flatnonzero((array != 0) & (array != 1))
     if len(wrong):
-        raise DataError(
-            f"the label is {array[wrong[0]]}",
-            where=f"{where}, row {int(wrong[0]) + 1}",
-            fix="Write 1 for anomalous, else 0",
-        )
+        what, place = f"the label is {array[wrong[0]]}", f"{where}, row {int(wrong[0]) + 1}"
+        raise DataError(what, where=place, fix="Write 1 for anomalous, else 0")
     return array.astype(bool)
 
 
 def _segments(
     arrays: dict[str, np.ndarray], totals: tuple[int, int], path: Path
-) -> tuple[tuple[str, ...], tuple[np.ndarray, np.ndarray]]:
-    names = arrays["channels"]
+) -> tuple[tuple[str, ...], list[np.ndarray]]:
+    names, where = arrays["channels"], f"{path}, array `channels`"
     if names.ndim != 1 or names.dtype.kind != "U" or not len(names):
         raise DataError(
-            f"is {names.dtype} {names.shape}",
-            where=f"{path}, array `channels`",
-            fix="Give the segments' names as text",
+            f"is {names.dtype} {names.shape}", where=where, fix="Give the segments' names as text"
         )
     if len(set(names.tolist())) != len(names):
-        raise DataError(
-            "a segment's name stands twice", where=f"{path}, array `channels`", fix="Name each segment once"
-        )
+        raise DataError("a segment's name is duplicate", where=where, fix="Name each segment once")
     lengths = []
     for name, total in zip(("train_len", "test_len"), totals, strict=True):
         rows, where = arrays[name], f"{path}, array `{name}`"
         if rows.shape != names.shape or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() > total:
-            raise DataError(
-                f"is {rows.dtype} {rows.shape}",
-                where=where,
-                fix=f"Give the rows of each of the {len(names)} segments",
-            )
+            fix = f"Give the rows of each of the {len(names)} segments"
+            raise DataError(f"is {rows.dtype} {rows.shape}", where=where, fix=fix)
         if int(rows.sum()) != total:
-            raise DataError(
-                f"the segments' rows add up to {int(rows.sum())} of {total}",
-                where=where,
-                fix="Correct the rows",
-            )
+            what = f"the segments' rows add up to {int(rows.sum())} of {total}"
+            raise DataError(what, where=where, fix="Correct the rows")
         lengths.append(rows)
-    return tuple(names.tolist()), (lengths[0], lengths[1])
+    return tuple(names.tolist()), lengths

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ofa_jax.data.frames import Missing
+from ofa_jax.config.tasks import Missing
+from ofa_jax.data.missing import fill_missing
 from ofa_jax.data.timestamps import shorten
 from ofa_jax.errors import DataError
 
@@ -35,19 +36,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, raw in enumerate(file, start=1):
                 yield number, _decode(raw, place(path, number))
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"the file cannot be read ({error})",
-            where=str(path),
-            fix="Check that it is whole; fetch it again",
-        ) from None
+        what = f"the file cannot be read ({error})"
+        raise DataError(what, where=str(path), fix="Check that it is whole; fetch it again") from None
     if not number:
         raise DataError("the file is empty", where=str(path), fix="Fetch it again")
     if not raw.endswith(b"\n"):
-        raise DataError(
-            "the last line has no line end, so the file may be cut short",
-            where=place(path, number),
-            fix="Fetch it again, or end the line if the file is whole",
-        )
+        what = "the last line has no line end, so the file may be cut short"
+        fix = "Fetch it again, or end the line if the file is whole"
+        raise DataError(what, where=place(path, number), fix=fix)
 
 
 def _decode(raw: bytes, where: str) -> str:
@@ -92,29 +88,20 @@ class Header:
                 continue
             where = place(self._path, number)
             if not line.startswith("@"):
-                raise DataError(
-                    f"among the header stands {shorten(line)}",
-                    where=where,
-                    fix="Data belong below the line `@data`",
-                )
+                what = f"among the header stands {shorten(line)}"
+                raise DataError(what, where=where, fix="Data belong below the line `@data`")
             name, value = (*re.split(r"\s+", line[1:], maxsplit=1), "")[:2]
             name = name.lower()
             if name == "data":
                 return
             if name not in self._known:
-                raise DataError(
-                    f"the header tag {shorten(name)} is not known",
-                    where=where,
-                    fix=f"Known are {', '.join(self._known)}",
-                )
+                what = f"the header tag {shorten(name)} is not known"
+                raise DataError(what, where=where, fix=f"Known are {', '.join(self._known)}")
             if name in self._found and name not in self._several:
                 raise DataError(f"`@{name}` stands a second time", where=where, fix="Keep one of the two")
             self._found.setdefault(name, []).append((number, value))
-        raise DataError(
-            "there is no line `@data`",
-            where=place(self._path, number),
-            fix="Fetch the file again: it is cut short",
-        )
+        what = "there is no line `@data`"
+        raise DataError(what, where=place(self._path, number), fix="Fetch the file again: it is cut short")
 
     def where(self, name: str) -> str:
         """The place of a tag that was found."""
@@ -152,11 +139,8 @@ class Header:
         if text is None:
             return None
         if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
-            raise DataError(
-                f"`@{name}` is {shorten(text)}",
-                where=self.where(name),
-                fix="Write a whole number of at least 1",
-            )
+            what = f"`@{name}` is {shorten(text)}"
+            raise DataError(what, where=self.where(name), fix="Write a whole number of at least 1")
         return int(text)
 
 
@@ -196,48 +180,22 @@ def _number(field: str, where: str, never_missing: str | None) -> float:
             f"a value is missing although {never_missing}", where=where, fix="Correct the one or the other"
         )
     if not field:
-        raise DataError(
-            "there is nothing between two separators",
-            where=where,
-            fix="Write the value, or `?` for a missing one",
-        )
+        what = "there is nothing between two separators"
+        raise DataError(what, where=where, fix="Write the value, or `?` for a missing one")
     try:
         value = np.inf if _FOREIGN.search(field) else float(field)
     except ValueError:
         value = np.inf
     if not np.isfinite(value):
-        raise DataError(
-            f"{shorten(field)} is not a finite number",
-            where=where,
-            fix="Correct the value; `?` stands for a missing one",
-        )
+        what = f"{shorten(field)} is not a finite number"
+        raise DataError(what, where=where, fix="Correct the value; `?` stands for a missing one")
     return value
 
 
 def fill(values: np.ndarray, missing: Missing, where: str) -> np.ndarray:
-    """A series ``[T]`` with its missing values treated as asked, as :func:`ofa_jax.data.frames.read_frame` does.
+    """A series ``[T]`` with its missing values treated as asked (:func:`ofa_jax.data.missing.fill_missing`)."""
 
-    Raises:
-        DataError: A value is missing and ``missing`` is ``error``, or there is nothing to fill it from.
-    """
-    gone = np.isnan(values)
-    if not gone.any():
-        return values
-    first = int(np.flatnonzero(gone)[0]) + 1
-    if missing == "error":
-        raise DataError(
-            f"{int(gone.sum())} value(s) are missing",
-            where=f"{where}, value {first}",
-            fix="Fill them, or set `missing: linear` or `missing: ffill`",
-        )
-    if gone[0] or (gone[-1] and missing == "linear"):
-        edge = "first" if gone[0] else "last"
-        raise DataError(
-            f"the {edge} value is missing and `missing: {missing}` has nothing to fill it from",
-            where=where,
-            fix="Remove it",
-        )
-    steps, known = np.arange(len(values)), np.flatnonzero(~gone)
-    if missing == "linear":
-        return np.interp(steps, known, values[known])
-    return values[known[np.searchsorted(known, steps, side="right") - 1]]
+    def place_of(column: int, row: int | None) -> str:
+        return where if row is None else f"{where}, value {row + 1}"
+
+    return fill_missing(values[:, None], missing, place_of)[:, 0]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ofa_jax.config.tasks import Missing
 from ofa_jax.data.archives.records import LabelledCases
 from ofa_jax.data.archives.text import Header, fill, numbers, place, read_lines
-from ofa_jax.data.frames import Missing
 from ofa_jax.data.timestamps import shorten
 from ofa_jax.errors import DataError
 
@@ -95,24 +95,17 @@ def read_ts(path: str | Path, *, missing: Missing = "error") -> LabelledCases:
 
 def _classes(header: Header, path: Path) -> tuple[str, ...]:
     if header.flag("timestamps"):
-        raise DataError(
-            "the values carry timestamps of their own, which are not read",
-            where=header.where("timestamps"),
-            fix="Write the values alone, with `@timestamps false`",
-        )
+        what = "the values carry timestamps of their own, which are not read"
+        fix = "Write the values alone, with `@timestamps false`"
+        raise DataError(what, where=header.where("timestamps"), fix=fix)
     if (header.text("targetlabel") or "false").lower() != "false":
-        raise DataError(
-            "the cases carry numbers to predict, not classes",
-            where=header.where("targetlabel"),
-            fix="Give a classification problem",
-        )
+        what = "the cases carry numbers to predict, not classes"
+        raise DataError(what, where=header.where("targetlabel"), fix="Give a classification problem")
     text = header.text("classlabel")
     if text is None or text.split()[0].lower() != "true":
-        raise DataError(
-            "there are no class labels (`@classLabel true …`)",
-            where=str(path) if text is None else header.where("classlabel"),
-            fix="Give a classification problem",
-        )
+        what = "there are no class labels (`@classLabel true …`)"
+        fix = "Give a classification problem"
+        raise DataError(what, where=str(path) if text is None else header.where("classlabel"), fix=fix)
     classes = tuple(text.split()[1:])
     twice = next((name for name in classes if classes.count(name) > 1), None)
     if not classes or twice is not None:
@@ -128,22 +121,16 @@ def _channels(header: Header) -> int | None:
     tag = "dimension" if header.text("dimension") else "dimensions"
     dimensions, univariate = header.count(tag), header.flag("univariate")
     if univariate and dimensions not in (None, 1):
-        raise DataError(
-            f"`@{tag}` is {dimensions} although the header says `@univariate true`",
-            where=header.where(tag),
-            fix="Correct one",
-        )
+        what = f"`@{tag}` is {dimensions} although the header says `@univariate true`"
+        raise DataError(what, where=header.where(tag), fix="Correct one")
     return 1 if univariate else dimensions
 
 
 def _check_channel_lengths(read: list[np.ndarray], where: str) -> None:
     for index, series in enumerate(read, start=1):
         if len(series) != len(read[0]):
-            raise DataError(
-                f"channel {index} has {len(series)} values, channel 1 has {len(read[0])}",
-                where=where,
-                fix="Give the channels one length",
-            )
+            what = f"channel {index} has {len(series)} values, channel 1 has {len(read[0])}"
+            raise DataError(what, where=where, fix="Give the channels one length")
 
 
 def _check_lengths(header: Header, cases: list[np.ndarray], places: list[str]) -> None:
@@ -153,8 +140,5 @@ def _check_lengths(header: Header, cases: list[np.ndarray], places: list[str]) -
     length = length or len(cases[0])
     for case, where in zip(cases, places, strict=True):
         if len(case) != length:
-            raise DataError(
-                f"the case has {len(case)} steps where the header says that all have {length}",
-                where=where,
-                fix="Correct the header or the case",
-            )
+            what = f"the case has {len(case)} steps where the header says that all have {length}"
+            raise DataError(what, where=where, fix="Correct the header or the case")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ofa_jax.config.tasks import Missing
 from ofa_jax.data.archives.records import SeriesCollection
 from ofa_jax.data.archives.text import Header, fill, numbers, place, read_lines
-from ofa_jax.data.frames import Missing
 from ofa_jax.data.timestamps import shorten
 from ofa_jax.errors import DataError
 
@@ -55,11 +55,8 @@ def read_tsf(path: str | Path, *, missing: Missing = "error") -> SeriesCollectio
             cells[name].append(_attribute(name, kind, cell.strip(), where))
         series = cells[_NAME][-1]
         if series in line_of:
-            raise DataError(
-                f"the series {shorten(series)} stands twice, first in line {line_of[series]}",
-                where=where,
-                fix="Name each series once",
-            )
+            what = f"the series {shorten(series)} stands twice, first in line {line_of[series]}"
+            raise DataError(what, where=where, fix="Name each series once")
         line_of[series] = number
         read = numbers(fields[-1], where, never_missing=never_missing)
         values.append(fill(read, missing, where))
@@ -88,11 +85,8 @@ def _attributes(header: Header, path: Path) -> dict[str, str]:
         name, kind, *rest = (*value.split(), "", "")
         where = place(path, number)
         if kind not in _TYPES or any(rest):
-            raise DataError(
-                f"`@attribute` says {shorten(value)}",
-                where=where,
-                fix=f"Write a name and one of {', '.join(_TYPES)}",
-            )
+            what = f"`@attribute` says {shorten(value)}"
+            raise DataError(what, where=where, fix=f"Write a name and one of {', '.join(_TYPES)}")
         if name in found:
             raise DataError(
                 f"the attribute {shorten(name)} stands twice", where=where, fix="Name each attribute once"
@@ -113,11 +107,8 @@ def _attribute(name: str, kind: str, cell: str, where: str) -> str:
     if name == _NAME and not cell:
         raise DataError("the series has no name", where=where, fix="Give it one")
     if kind == "numeric" and not np.isfinite(_float(cell)):
-        raise DataError(
-            f"the attribute `{name}` is {shorten(cell)}, not a number",
-            where=where,
-            fix="Correct the value or its type",
-        )
+        what = f"the attribute `{name}` is {shorten(cell)}, not a number"
+        raise DataError(what, where=where, fix="Correct the value or its type")
     if kind != "date":
         return cell
     found = _DATE.fullmatch(cell)
@@ -125,11 +116,8 @@ def _attribute(name: str, kind: str, cell: str, where: str) -> str:
     try:
         return str(np.datetime64(text or "no date", "s"))
     except ValueError:
-        raise DataError(
-            f"the attribute `{name}` is {shorten(cell)}, not a date",
-            where=where,
-            fix="Write it as 1979-01-01 00-00-00",
-        ) from None
+        what = f"the attribute `{name}` is {shorten(cell)}, not a date"
+        raise DataError(what, where=where, fix="Write it as 1979-01-01 00-00-00") from None
 
 
 def _float(text: str) -> float:

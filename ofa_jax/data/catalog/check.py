@@ -47,11 +47,8 @@ def check_file(
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(
-            "is a folder" if path.is_dir() else "there is no such file",
-            where=str(path),
-            fix="Give a data file",
-        )
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise DataError(what, where=str(path), fix="Give a data file")
     digest = content_sha256(path)
     known = [
         entry for entry in ENTRIES if any(digest in (file.sha256, file.copy_sha256) for file in entry.files)

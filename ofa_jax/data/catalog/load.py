@@ -53,16 +53,12 @@ def data_root() -> Path:
     """
     value = os.environ.get(DATA_VARIABLE, "")
     if not value:
-        raise DataError(
-            f"{DATA_VARIABLE} is not set",
-            fix=f"Set it to the folder that holds the data sets: export {DATA_VARIABLE}=/path/to/data",
-        )
+        fix = f"Set it to the folder that holds the data sets: export {DATA_VARIABLE}=/path/to/data"
+        raise DataError(f"{DATA_VARIABLE} is not set", fix=fix)
     root = Path(value).expanduser()
     if not root.is_dir():
-        raise DataError(
-            f"{DATA_VARIABLE} names {value!r}, which is no folder",
-            fix="Set it to the folder that holds the data sets",
-        )
+        what = f"{DATA_VARIABLE} names {value!r}, which is no folder"
+        raise DataError(what, fix="Set it to the folder that holds the data sets")
     return root
 
 
@@ -84,10 +80,8 @@ def locate(entry: DatasetEntry, root: str | Path | None = None, *, role: str | N
     try:
         root = data_root() if root is None else Path(root)
     except DataError as error:
-        raise DataError(
-            f"{error.what}, so `{entry.name}` cannot be looked for",
-            fix=f"Export {DATA_VARIABLE}=FOLDER; {_how_to_get(entry, file, 'that folder')}",
-        ) from None
+        fix = f"Export {DATA_VARIABLE}=FOLDER; {_how_to_get(entry, file, 'that folder')}"
+        raise DataError(f"{error.what}, so `{entry.name}` cannot be looked for", fix=fix) from None
     path = find(file, root)
     if path is not None:
         return path
@@ -127,11 +121,8 @@ def content_sha256(path: Path) -> str:
                 digest.update(block)
         return digest.hexdigest()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"the file cannot be read ({error})",
-            where=str(path),
-            fix="Check that it is whole; fetch it again",
-        ) from None
+        what = f"the file cannot be read ({error})"
+        raise DataError(what, where=str(path), fix="Check that it is whole; fetch it again") from None
 
 
 def verify(entry: DatasetEntry, path: str | Path, *, role: str | None = None) -> bool:
@@ -147,11 +138,9 @@ def verify(entry: DatasetEntry, path: str | Path, *, role: str | None = None) ->
         return True
     if file.sha256 is None:
         return False
-    raise DataError(
-        f"this is not the published file of `{entry.name}`: its sha256 is {found}, expected {file.sha256}",
-        where=str(path),
-        fix=f"Download it again from {source_of(entry, file)}, or rename it to use it as a file of your own",
-    )
+    what = f"this is not the published file of `{entry.name}`: its sha256 is {found}, expected {file.sha256}"
+    fix = f"Download it again from {source_of(entry, file)}, or rename it to use it as a file of your own"
+    raise DataError(what, where=str(path), fix=fix)
 
 
 def load(
@@ -334,10 +323,8 @@ def _own(name_or_path: str | Path, kind: Kind) -> Path:
         nearest = difflib.get_close_matches(str(name_or_path).lower(), CATALOG, n=3) or [
             name for name, entry in CATALOG.items() if entry.kind == kind
         ]
-        raise DataError(
-            f"`{name_or_path}` is neither a known data set nor a file",
-            fix=f"Known names nearest to it: {', '.join(nearest)}; or give a path",
-        )
+        what = f"`{name_or_path}` is neither a known data set nor a file"
+        raise DataError(what, fix=f"Known names nearest to it: {', '.join(nearest)}; or give a path")
     return path
 
 
@@ -352,11 +339,8 @@ def _case_files(folder: Path) -> list[Path]:
     for part in ("TRAIN", "TEST"):
         matches = sorted([*folder.glob(f"*_{part}.ts"), *folder.glob(f"*_{part}.ts.gz")])
         if len(matches) != 1:
-            raise DataError(
-                f"there are {len(matches)} files `*_{part}.ts`",
-                where=str(folder),
-                fix="Give a folder that holds one problem's two parts",
-            )
+            what = f"there are {len(matches)} files `*_{part}.ts`"
+            raise DataError(what, where=str(folder), fix="Give a folder that holds one problem's two parts")
         found += matches
     return found
 

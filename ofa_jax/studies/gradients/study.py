@@ -1,34 +1,35 @@
-"""The gradient-stability study: what a few steps do to every adapter, by rank, scaling, start and optimiser.
+"""The gradient-stability study: what a few steps do to every adapter, by rank, scaling, init and optimizer.
 
-For every combination the adapters of an experiment start anew, once per seed, and take steps on the experiment's own training windows,
-dropout off. Before, between and after the steps each adapter is measured on the windows of the **first** step, so a number after one
-step is about the windows that the step was taken on. With ``out`` the adapter's output, ``L`` the mean loss, ``a`` and ``b`` its factors:
+For every combination an experiment's adapters are drawn once per seed and take steps on its own training
+windows, dropout off. Before, between and after the steps each adapter is measured on the windows of the
+**first** step, so a number after one step is about the windows that the step used. With ``out`` the adapter's
+output, ``L`` the mean loss, ``a`` and ``b`` the factors, and Frobenius norms:
 
-======================  ============================================================================================================
+======================  ==================================================================================
 ``output_rms``          root mean square of ``out``, over tokens and features
 ``output_moment_m``     mean of ``out^m``, m 4 and 6
-``input_gradient_rms``  root mean square of the gradient that the adapter hands to its input, ``s dL/dout b^T a^T``; an embedding's
-                        input is the one-hot row of the index
-``gradient_norm_a/b``   length of ``dL/da``, ``dL/db``
-``update_ratio_a/b``    length of the last step's change of the factor over the length of the factor after it
-``weight_ratio``        length of ``s a b`` over the length of the layer's own weight
-``first_order_change``  ``-<dL/dout, out>`` with ``dL/dout`` as it was before the first step: how much smaller the loss becomes, to
-                        first order, through this adapter
-======================  ============================================================================================================
+``input_gradient_rms``  root mean square of the adapter's own gradient to its input, ``s dL/dout b^T a^T``;
+                        an embedding's input is the one-hot row of the index
+``gradient_norm_a/b``   norm of ``dL/da``, ``dL/db``
+``update_ratio_a/b``    norm of the last step's change of the factor over the norm of the factor after it
+``weight_ratio``        norm of ``s a b`` over the norm of the layer's own weight
+``first_order_change``  ``-<dL/dout, out>`` with ``dL/dout`` from before the first step: the decrease of the
+                        loss through this adapter, to first order
+======================  ==================================================================================
 
-Lengths are Frobenius norms. What theory expects of them is worked out from the windows (:mod:`ofa_jax.studies.gradients.theory`;
-docs/theory.md derives it).
+The expected values (:mod:`.theory`) are computed from the same windows; docs/theory.md has the derivation.
 
-One program serves all ranks of a bucket: factors are padded with zeros, which no step moves (:mod:`ofa_jax.studies.sweep.program` has the
-proof; it holds for SGD as well, whose update is a multiple of the gradient). Several seeds are worked on at a time, as many as
-:data:`WINDOWS_AT_ONCE` allows, so memory hangs neither on the number of seeds nor on that of combinations.
+One program serves all ranks of a bucket: factors are padded with zeros, which no step changes (proof in
+:mod:`ofa_jax.studies.sweep.program`; for SGD too, whose update is a multiple of the gradient). As many seeds
+run side by side as :data:`WINDOWS_AT_ONCE` allows: memory grows with neither seeds nor combinations.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -37,22 +38,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ofa_jax.adapters.partition import Site, combine
-from ofa_jax.adapters.rslora import Adapters, adapter_scale, init_adapters
-from ofa_jax.build import Model, build_model, predict_function
-from ofa_jax.config import Experiment, Scaling
+from ofa_jax.adapters.partition import AdapterTarget, combine
+from ofa_jax.adapters.rslora import Adapters, LoraConfig, init_adapters
+from ofa_jax.build import build_model
+from ofa_jax.config.schema import Experiment, Scaling
 from ofa_jax.errors import ConfigError
 from ofa_jax.model import trees
 from ofa_jax.runs.train import read_data
-from ofa_jax.studies.gradients.taps import Tap, numbers, tap
-from ofa_jax.studies.gradients.theory import Expected, Optimizer, StudyInit, start_std
+from ofa_jax.studies.gradients.taps import Taps, quantities, tap
+from ofa_jax.studies.gradients.theory import FirstStep, Optimizer, StudyInit, init_std
 from ofa_jax.studies.sweep.program import bucket, padded, stacked
 from ofa_jax.tasks.base import Task
-from ofa_jax.train.optim import make_optimizer
-from ofa_jax.train.step import Params, TrainState, chunk_rows, dropout_key, init_state, make_chunk
+from ofa_jax.train.step import Params, TrainState, dropout_key, init_state, train_step
 from ofa_jax.windows.batch import Batch, gather
 from ofa_jax.windows.order import IndexStream
-from ofa_jax.windows.table import PADDING, WindowTable
+from ofa_jax.windows.table import WindowTable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,24 +60,27 @@ if TYPE_CHECKING:
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """The paper's ranks (protocol §2)."""
 
+Quantities = dict[str, dict[str, Any]]
+"""``{module: {quantity: [draws]}}``."""
+
 WINDOWS_AT_ONCE = 256
-"""Seeds that are worked on at a time have no more windows than this in all; one seed always is."""
+"""Limit on the total number of windows of the seeds that run side by side; at least one seed runs."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What is varied, and how it is measured.
+    """What varies, and how it is measured.
 
     Attributes:
         ranks, scalings, inits, optimizers: Every combination is measured.
-        steps: After how many steps.
-        seeds: Starts of the adapters per combination, drawn by the experiment's ``adapters.seed`` and the rank.
-        windows: Windows of a step; all there are where there are fewer.
-        sgd_rate: Step size of SGD; small, since theory speaks of small steps.
-        adam_rate: Step size of Adam; the experiment's ``train.learning_rate`` when None.
+        steps: Numbers of steps after which to measure.
+        seeds: Random initializations per combination, from ``adapters.seed`` and the rank.
+        windows: Windows per step; all of them if there are fewer.
+        sgd_learning_rate: Small by default, since the theory covers small steps.
+        adam_learning_rate: Default: the experiment's ``train.learning_rate``.
 
     Raises:
-        ConfigError: A value that cannot be.
+        ConfigError: A value out of range, an empty list or a duplicate.
     """
 
     ranks: tuple[int, ...] = RANKS
@@ -87,39 +90,25 @@ class Grid:
     steps: tuple[int, ...] = (0, 1, 10)
     seeds: int = 5
     windows: int = 64
-    sgd_rate: float = 1e-6
-    adam_rate: float | None = None
+    sgd_learning_rate: float = 1e-6
+    adam_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        known = {
-            "scalings": get_args(Scaling),
-            "inits": get_args(StudyInit),
-            "optimizers": get_args(Optimizer),
-        }
-        for name in ("ranks", "steps", *known):
-            values = getattr(self, name)
+        choices = {"scalings": Scaling, "inits": StudyInit, "optimizers": Optimizer}
+        for name in ("ranks", "steps", *choices):
+            values, known = getattr(self, name), get_args(choices.get(name))
             if not values or len(set(values)) < len(values):
-                raise ConfigError(
-                    f"{list(values)} is empty or names something twice",
-                    where=name,
-                    fix="Name each value once",
-                )
-            for value in values:
-                if name in known and value not in known[name]:
-                    raise ConfigError(f"{value!r} is not one of {', '.join(known[name])}", where=name)
-        for name, values, least in (
-            ("ranks", self.ranks, 1),
-            ("steps", self.steps, 0),
-            ("seeds", (self.seeds,), 1),
-            ("windows", (self.windows,), 1),
-        ):
-            if min(values) < least:
-                raise ConfigError(f"{min(values)} is less than {least}", where=name)
-        for rate in (self.sgd_rate, self.adam_rate):
+                what = f"{list(values)} is empty or has duplicates"
+                raise ConfigError(what, where=name, fix="List each value once")
+            if unknown := [value for value in values if known and value not in known]:
+                raise ConfigError(f"{unknown[0]!r} is not one of {', '.join(known)}", where=name)
+        for name, least in {"ranks": 1, "steps": 0, "seeds": 1, "windows": 1}.items():
+            if (value := np.min(getattr(self, name))) < least:
+                raise ConfigError(f"{value} is less than {least}", where=name)
+        for name in ("sgd_learning_rate", "adam_learning_rate"):
+            rate = getattr(self, name)
             if rate is not None and not (rate > 0 and math.isfinite(rate)):
-                raise ConfigError(
-                    f"the step size {rate} is not a positive number", where="sgd_rate, adam_rate"
-                )
+                raise ConfigError(f"{rate} is not a positive number", where=name)
 
 
 @dataclass(frozen=True)
@@ -128,10 +117,12 @@ class Study:
 
     Attributes:
         table: Columns ``module, kind, rank, scaling, init, optimizer, steps, seed, quantity, value``.
-        curves: The same columns without ``seed``: expected values (roots and norms: of the mean square), where theory has one.
-        windows: Windows of a step.
-        experiment: The settings, as they were used.
-        trunk_sha256, data_sha256: What it was measured on.
+        curves: The same without ``seed``: expected values (roots and norms: of the mean square), where known.
+        windows: Windows per step.
+        experiment: The settings used.
+        grid: What varied.
+        trunk_sha256: Digest of the trunk's weights.
+        data_sha256: Digest of the data.
     """
 
     table: pd.DataFrame
@@ -153,10 +144,10 @@ def study(
     """Measure every combination of a grid.
 
     Args:
-        experiment: Trunk, task and adapted layers. Its rank, scaling, init and dropout are not read, its ``alpha`` is.
-        grid: What is varied.
-        task: The windows, where they are in memory already.
-        say: Told of every rank that is done.
+        experiment: Trunk, task, adapted layers and alpha; rank, scaling, init and dropout are not used.
+        grid: What varies.
+        task: The windows, if they are in memory already.
+        say: Receives a message for every finished rank.
 
     Raises:
         ConfigError: There is no adapter to measure, or its alpha is 0.
@@ -164,71 +155,65 @@ def study(
     """
     import pandas as pd
 
-    if experiment.adapters.alpha == 0:
-        raise ConfigError(
-            "with alpha 0 an adapter does nothing, and every number is 0",
-            where="adapters.alpha",
-            fix="Take a larger one",
-        )
-    experiment = _still(experiment)
+    alpha = experiment.adapters.alpha
+    if alpha == 0:
+        fix = "Set a positive value"
+        raise ConfigError("with alpha 0 adapters have no effect", where="adapters.alpha", fix=fix)
+    experiment = _deterministic(experiment)
     if task is None:
         data = read_data(experiment)
-        task, experiment = data.task, experiment.model_copy(update={"task": data.settings})
-    bench = Bench(experiment, grid, task)
-    measured, expected = [], []
+        task, experiment = data.task, experiment.replace({"task": data.settings})
+    runner = StudyRunner(experiment, grid, task)
+    targets = runner.model.targets
+    measured, curves = [], []
     for rank in grid.ranks:
+        seeds = np.random.SeedSequence([experiment.adapters.seed, rank]).generate_state(grid.seeds)
         for init in grid.inits:
-            drawn_by = np.random.SeedSequence([experiment.adapters.seed, rank]).generate_state(
-                grid.seeds
-            )  # no rank shares another's draw
-            starts = [start(bench.model.sites, rank, init, int(seed)) for seed in drawn_by]
-            for scaling in grid.scalings:
-                scale = adapter_scale(rank, experiment.adapters.alpha, scaling)
-                for optimizer in grid.optimizers:
-                    place = (rank, scaling, init, optimizer)
-                    found = bench.fit(starts, rank, scale, optimizer)
-                    for steps, seed, path, quantity, value in sorted(found, key=lambda row: row[:2]):
-                        measured.append(
-                            (path, bench.model.sites[path].kind, *place, steps, seed, quantity, value)
-                        )
-                    for steps, path, quantity, value in bench.expect(rank, scale, init, optimizer):
-                        expected.append((path, bench.model.sites[path].kind, *place, steps, quantity, value))
-        say(f"rank {rank}: {len(grid.inits) * len(grid.scalings) * len(grid.optimizers) * grid.seeds} starts")
+            drawn = [draw_adapters(targets, rank, init, int(seed)) for seed in seeds]
+            for scaling, optimizer in itertools.product(grid.scalings, grid.optimizers):
+                cell, scale = (rank, scaling, init, optimizer), LoraConfig(rank, alpha, scaling).scale
+                for path, *values in runner.measure(drawn, rank, scale, optimizer):
+                    measured.append((path, targets[path].kind, *cell, *values))
+                for path, *values in runner.expect(rank, scale, init, optimizer):
+                    curves.append((path, targets[path].kind, *cell, *values))
+        say(f"rank {rank} measured")
     columns = ["module", "kind", "rank", "scaling", "init", "optimizer", "steps", "seed", "quantity", "value"]
     return Study(
         table=pd.DataFrame(measured, columns=columns),
-        curves=pd.DataFrame(expected, columns=[name for name in columns if name != "seed"]),
-        windows=bench.windows,
+        curves=pd.DataFrame(curves, columns=[name for name in columns if name != "seed"]),
+        windows=runner.windows,
         experiment=experiment,
         grid=grid,
-        trunk_sha256=bench.model.trunk_sha256,
+        trunk_sha256=runner.model.trunk_sha256,
         data_sha256=trees.fingerprint([("buffer", task.buffer)]),
     )
 
 
-def _still(experiment: Experiment) -> Experiment:
-    """Without dropout; and without recomputed blocks, out of which nothing can be told."""
-    trunk = experiment.trunk.model_copy(update={"dropout": 0.0, "remat": False})
-    adapters = experiment.adapters.model_copy(update={"dropout": 0.0})
-    return experiment.model_copy(update={"trunk": trunk, "adapters": adapters})
+def _deterministic(experiment: Experiment) -> Experiment:
+    """Without dropout, and without rematerialized blocks, whose values no tap can reach."""
+    return experiment.replace({"trunk.dropout": 0.0, "trunk.remat": False, "adapters.dropout": 0.0})
 
 
-def start(sites: Mapping[str, Site], rank: int, init: StudyInit, seed: int) -> Adapters:
-    """Fresh adapters, as :func:`~ofa_jax.adapters.rslora.init_adapters` and with ``inverse_rank``: peft's, the embedding's ``b`` over r."""
-    adapters = init_adapters(sites, rank, init="peft_gaussian" if init == "inverse_rank" else init, seed=seed)
-    if init == "inverse_rank":
-        for path, site in sites.items():
-            if site.kind == "embedding":
-                adapters[path]["b"] = adapters[path]["b"] / np.float32(rank)
+def draw_adapters(targets: Mapping[str, AdapterTarget], rank: int, init: StudyInit, seed: int) -> Adapters:
+    """Fresh adapters as :func:`~ofa_jax.adapters.rslora.init_adapters` draws them.
+
+    ``inverse_rank`` is ``peft_gaussian`` with an embedding's ``b`` divided by the rank.
+    """
+    if init != "inverse_rank":
+        return init_adapters(targets, LoraConfig(rank, 1, init=init), seed=seed)
+    adapters = init_adapters(targets, LoraConfig(rank, 1), seed=seed)
+    for path, target in targets.items():
+        if target.kind == "embedding":
+            adapters[path]["b"] = adapters[path]["b"] / np.float32(rank)
     return adapters
 
 
-class Bench:
-    """A network with the windows that its adapters are measured on; its programs are compiled once per bucket of ranks.
+class StudyRunner:
+    """A network and the windows that its adapters are measured on, with one program per bucket of ranks.
 
     Attributes:
         model: The network, whose own adapters are not used.
-        windows: Windows of a step.
+        windows: Windows per step.
 
     Raises:
         ConfigError: There is no adapter.
@@ -236,206 +221,118 @@ class Bench:
 
     def __init__(self, experiment: Experiment, grid: Grid, task: Task) -> None:
         self.model = model = build_model(experiment)
-        if not model.sites:
-            raise ConfigError(
-                "the rules give no layer an adapter",
-                where="rules",
-                fix="Adapt one, as recipe `reference` does",
-            )
-        self._steps = tuple(sorted(grid.steps))
-        table = task.tables["train"]
-        self.windows = windows = min(
-            grid.windows, table.size if task.groups is None else len(task.groups) - 1
-        )
-        self._stream = IndexStream(table.size, windows, seed=experiment.train.seed, groups=task.groups)
+        if not model.targets:
+            fix = "Adapt one, as recipe `reference` does"
+            raise ConfigError("the rules give no layer an adapter", where="rules", fix=fix)
+        self._task, self._steps = task, set(grid.steps)
+        table, groups, seed = task.tables["train"], task.groups, experiment.train.seed
+        self.windows = min(grid.windows, table.size if groups is None else len(groups) - 1)
+        self._stream = IndexStream(table.size, self.windows, seed=seed, groups=groups)
+        self._key = dropout_key(seed)
         self._frozen = jax.tree.map(jnp.asarray, model.frozen)
-        self._table, self._buffer = WindowTable(*map(jnp.asarray, table)), jnp.asarray(task.buffer)
-        self._key = dropout_key(experiment.train.seed)
-        self._rates = {"sgd": grid.sgd_rate, "adam": grid.adam_rate or experiment.train.learning_rate}
-        rates = {name: optax.constant_schedule(rate) for name, rate in self._rates.items()}
-        self._optimizers = {"sgd": optax.sgd(rates["sgd"]), "adam": make_optimizer("adam", rates["adam"])}
-        task = _same_inputs(task, self._key)
-        self._advance = {
-            name: jax.jit(partial(_advance, model, task, optimizer))
-            for name, optimizer in self._optimizers.items()
+        self._data = jnp.asarray(task.buffer), WindowTable(*map(jnp.asarray, table))
+        adam_rate = grid.adam_learning_rate or experiment.train.learning_rate
+        self._rates = {"sgd": grid.sgd_learning_rate, "adam": adam_rate}
+        self._optimizers = {"sgd": optax.sgd(grid.sgd_learning_rate), "adam": optax.adam(adam_rate)}
+        self._gather = jax.jit(self._windows)
+        self._step = {name: jax.jit(partial(self._take_step, name)) for name in self._optimizers}
+        self._measure = jax.jit(self._quantities)
+        self._batch = self._gather(*self._data, self._stream.batches(0, 1)[0])
+        look = jax.jit(partial(tap, model.predict, task.loss, model.targets))
+        # before the first step every adapter's output is 0, as without adapters
+        self._first = look(self._frozen, {**model.trainable, "adapters": {}}, self._batch)
+        weights = self._weights(model.frozen, model.trainable["base"])
+        self._theory = {
+            path: FirstStep.of(target, *map(np.asarray, (*self._first[path], weights[path])))
+            for path, target in model.targets.items()
         }
-        self._measure = jax.jit(partial(_measure, model, task))
-        index = jnp.asarray(self._stream.batches(0, 1)[0])
-        batch = jax.jit(partial(_windows, task))(self._buffer, self._table, index)
-        self._before = self._look(task, batch)
-        self._batch = batch
-        self._expected = {path: self._expectation(path, seen) for path, seen in self._before.items()}
-
-    def _look(self, task: Task, batch: Batch) -> dict[str, Tap]:
-        """What the adapters see before the first step; as their outputs are zero then, it is the same whatever they are."""
-        adapters = {
-            path: {"a": own["a"][:, :1], "b": own["b"][:1]}
-            for path, own in self.model.trainable["adapters"].items()
-        }
-        trainable = {**self.model.trainable, "adapters": adapters}
-        look = jax.jit(
-            lambda frozen, trainable, batch: tap(
-                self.model.predict, task.loss, self.model.sites, frozen, trainable, batch
-            )
-        )
-        return look(self._frozen, trainable, batch)
-
-    def _expectation(self, path: str, seen: Tap) -> Expected:
-        return Expected.of(
-            self.model.sites[path],
-            np.asarray(seen.entered),
-            np.asarray(seen.gradient),
-            np.asarray(_weight(self.model, path)),
-        )
 
     def expect(
         self, rank: int, scale: float, init: StudyInit, optimizer: Optimizer
-    ) -> Iterator[tuple[int, str, str, float]]:
-        """What theory has: ``(steps, module, quantity, value)``."""
-        for steps in self._steps:
-            for path, expected in self._expected.items():
-                sigma = start_std(self.model.sites[path], init, rank)
-                for quantity, value in expected.values(
-                    rank, scale, sigma, self._rates[optimizer], steps, optimizer
-                ):
-                    yield steps, path, quantity, value
+    ) -> Iterator[tuple[str, int, str, float]]:
+        """What theory expects: ``(module, steps, quantity, value)``."""
+        rate = self._rates[optimizer]
+        for steps, (path, theory) in itertools.product(sorted(self._steps), self._theory.items()):
+            sigma = init_std(theory.target, init, rank)
+            for quantity, value in theory.expected(rank, scale, sigma, rate, steps, optimizer):
+                yield path, steps, quantity, value
 
-    def fit(
-        self, starts: Sequence[Adapters], rank: int, scale: float, optimizer: Optimizer
-    ) -> Iterator[tuple[int, int, str, str, float]]:
-        """Take the steps from every start: ``(steps, number of the start, module, quantity, value)``."""
-        size = max(1, min(len(starts), WINDOWS_AT_ONCE // self.windows))
-        for first in range(0, len(starts), size):
-            some = starts[first : first + size]
-            filled = [
-                *some,
-                *[some[-1]] * (size - len(some)),
-            ]  # every slice is of one size, so that one program serves them all
-            for steps, values in self._together(filled, rank, scale, optimizer):
-                for path, of_path in values.items():
-                    for number in range(len(some)):
-                        for quantity, value in _told(
-                            {name: column[number] for name, column in of_path.items()}, steps
-                        ):
-                            yield steps, first + number, path, quantity, value
+    def measure(
+        self, drawn: Sequence[Adapters], rank: int, scale: float, optimizer: Optimizer
+    ) -> Iterator[tuple[str, int, int, str, float]]:
+        """Take the steps from every draw: ``(module, steps, number of the draw, quantity, value)``."""
+        size = max(1, min(len(drawn), WINDOWS_AT_ONCE // self.windows))
+        wide = [padded(adapters, bucket(rank)) for adapters in drawn]
+        wide += [wide[-1]] * (-len(wide) % size)  # parts of equal size share one program
+        starts = range(0, len(wide), size)
+        parts = [self._run(wide[start : start + size], scale, optimizer) for start in starts]
+        found = jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
+        for steps, modules in found.items():
+            for path, columns in modules.items():
+                for quantity, values in _reported(columns, steps):
+                    for seed in range(len(drawn)):
+                        yield path, steps, seed, quantity, float(values[seed])
 
-    def _together(
-        self, starts: Sequence[Adapters], rank: int, scale: float, optimizer: Optimizer
-    ) -> Iterator[tuple[int, dict[str, dict[str, np.ndarray]]]]:
-        """Take the steps from some starts at once: after how many, ``{module: {name: [starts]}}``."""
-        adapters = stacked([padded(one, bucket(rank)) for one in starts])
-        base = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (len(starts), *leaf.shape)), self.model.trainable["base"]
-        )
-        state = jax.vmap(partial(init_state, optimizer=self._optimizers[optimizer]))(
-            {"adapters": adapters, "base": base}
-        )
-        reached = 0
-        for steps in self._steps:
-            before = state
-            if steps:
-                before = self._advanced(state, scale, optimizer, reached, steps - 1)
-                state = self._advanced(before, scale, optimizer, steps - 1, steps)
-            found = self._measure(
-                self._frozen, before.trainable, state.trainable, np.float32(scale), self._batch, self._before
-            )
-            yield steps, jax.device_get(found)
-            reached = steps
+    def _run(self, adapters: Sequence[Adapters], scale: float, optimizer: Optimizer) -> dict[int, Quantities]:
+        """Take the steps from some draws side by side: what is measured, by the number of steps taken."""
+        trees_v = stacked([{**self.model.trainable, "adapters": each} for each in adapters])
+        state = jax.vmap(partial(init_state, optimizer=self._optimizers[optimizer]))(trees_v)
+        before, found = state, {}
+        for step in range(max(self._steps) + 1):
+            if step:
+                batch = self._gather(*self._data, self._stream.batches(step - 1, step)[0])
+                before, state = state, self._step[optimizer](self._frozen, state, np.float32(scale), batch)
+            if step in self._steps:
+                moved = before.trainable, state.trainable
+                values = self._measure(self._frozen, *moved, np.float32(scale), self._batch, self._first)
+                found[step] = jax.device_get(values)
+        return found
 
-    def _advanced(
-        self, state: TrainState, scale: float, optimizer: Optimizer, reached: int, steps: int
+    def _windows(self, buffer: jax.Array, table: WindowTable, index_b: jax.Array) -> Batch:
+        """Windows of the table; a task hides the same points of a window in every step, as in evaluation."""
+        batch = gather(buffer, table, index_b, self._task.spec)
+        if self._task.corrupt is None:
+            return batch
+        keys = jax.vmap(partial(jax.random.fold_in, self._key))(batch.window_id)
+        return self._task.corrupt(batch, keys)
+
+    def _take_step(
+        self, optimizer: str, frozen: Params, states: TrainState, scale: jax.Array, batch: Batch
     ) -> TrainState:
-        if reached == steps:
-            return state
-        index = np.full((chunk_rows(self._steps[-1]), self.windows), PADDING, np.int32)
-        index[: steps - reached] = self._stream.batches(reached, steps)
-        advance = self._advance[optimizer]
-        return advance(
-            self._frozen,
-            state,
-            np.float32(scale),
-            self._buffer,
-            self._table,
-            index,
-            steps - reached,
-            self._key,
-        )
+        """One training step of every draw, as ``ofa-jax train`` takes it but for dropout; pure."""
+        predict, chosen = partial(self.model.predict, scale=scale), self._optimizers[optimizer]
+        step = partial(train_step, predict, self._task.loss, chosen, frozen)
+        return jax.vmap(lambda state: step(state, batch, self._key)[0])(states)
+
+    def _quantities(
+        self, frozen: Params, before: Params, after: Params, scale: jax.Array, batch: Batch, first: Taps
+    ) -> Quantities:
+        """Every adapter's quantities by module, ``[draws]`` each; pure."""
+        targets = self.model.targets
+        look = partial(tap, partial(self.model.predict, scale=scale), self._task.loss, targets)
+
+        def of_one(before: Params, after: Params) -> Quantities:
+            seen, weights = look(frozen, after, batch), self._weights(frozen, after["base"])
+            old, new = before["adapters"], after["adapters"]
+            return {
+                path: quantities(seen[path], first[path].gradient, old[path], new[path], weights[path], scale)
+                for path in targets
+            }
+
+        return jax.vmap(of_one)(before, after)
+
+    def _weights(self, frozen: Params, base: Params) -> dict[str, jax.Array]:
+        """The own weight of every adapted layer."""
+        flat, leaf = trees.flatten(combine(frozen, base)), {"dense": "kernel", "embedding": "embedding"}
+        return {path: flat[f"{path}/{leaf[target.kind]}"] for path, target in self.model.targets.items()}
 
 
-def _told(values: Mapping[str, np.ndarray], steps: int) -> Iterator[tuple[str, float]]:
-    """The quantities of one adapter as they stand in the table; moments are put together in float64, where they have room."""
-    rms = float(values["output_rms"])
-    for name, value in values.items():
+def _reported(columns: Mapping[str, np.ndarray], steps: int) -> Iterator[tuple[str, np.ndarray]]:
+    """The quantities of the table; moments are multiplied out in float64, where they do not underflow."""
+    rms = columns["output_rms"].astype(np.float64)
+    for name, values in columns.items():
         if name.startswith("output_shape_"):
             order = name.removeprefix("output_shape_")
-            yield f"output_moment_{order}", float(value) * rms ** int(order)
+            yield f"output_moment_{order}", values * rms ** int(order)
         elif steps or not name.startswith("update_ratio"):
-            yield name, float(value)
-
-
-def _same_inputs(task: Task, key: jax.Array) -> Task:
-    """The task whose windows look the same whenever they come: what it hides hangs on the window alone, as in evaluation."""
-    hide = task.corrupt
-    if hide is None:
-        return task
-
-    def inputs(batch: Batch, keys_b: jax.Array) -> Batch:
-        return hide(batch, jax.vmap(lambda window: jax.random.fold_in(key, window))(batch.window_id))
-
-    return replace(task, corrupt=inputs)
-
-
-def _windows(task: Task, buffer: jax.Array, table: WindowTable, index: jax.Array) -> Batch:
-    batch = gather(buffer, table, index, task.spec)
-    return batch if task.corrupt is None else task.corrupt(batch, index)
-
-
-def _advance(
-    model: Model,
-    task: Task,
-    optimizer: optax.GradientTransformation,
-    frozen: Params,
-    state: TrainState,
-    scale: jax.Array,
-    *rest: Any,
-) -> TrainState:
-    """Some steps of training from every start, as ``ofa-jax train`` takes them but for dropout; pure."""
-    predict = predict_function(model.network, scale, 0.0)
-    chunk = make_chunk(predict, task.loss, optimizer, task.spec, task.corrupt, compiled=lambda pure: pure)
-    return jax.vmap(lambda one: chunk(frozen, one, *rest)[0])(state)
-
-
-def _measure(
-    model: Model,
-    task: Task,
-    frozen: Params,
-    before: Params,
-    after: Params,
-    scale: jax.Array,
-    batch: Batch,
-    first: dict[str, Tap],
-) -> dict[str, dict[str, jax.Array]]:
-    """Every adapter's numbers by module, ``[starts]`` each; pure."""
-    predict = predict_function(model.network, scale, 0.0)
-
-    def of_one(before: Params, after: Params) -> dict[str, dict[str, jax.Array]]:
-        seen = tap(predict, task.loss, model.sites, frozen, after, batch)
-        base, old, new = trees.flatten(combine(frozen, after["base"])), before["adapters"], after["adapters"]
-        return {
-            path: numbers(
-                seen[path], first[path].gradient, old[path], new[path], base[_weight_name(site, path)], scale
-            )
-            for path, site in model.sites.items()
-        }
-
-    return jax.vmap(of_one)(before, after)
-
-
-def _weight_name(site: Site, path: str) -> str:
-    return f"{path}/{'embedding' if site.kind == 'embedding' else 'kernel'}"
-
-
-def _weight(model: Model, path: str) -> np.ndarray:
-    return trees.flatten(combine(model.frozen, model.trainable["base"]))[
-        _weight_name(model.sites[path], path)
-    ]
+            yield name, values

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from ofa_jax.config import Experiment, Init, Scaling, build_experiment, dump_experiment
+from ofa_jax.config.load import build_experiment, dump_experiment
+from ofa_jax.config.schema import Experiment, Init, Scaling
 from ofa_jax.errors import ConfigError
 from ofa_jax.model.networks import Network
 from ofa_jax.studies import parse_list

@@ -20,32 +20,35 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import jax
-from pydantic import BaseModel, Field, PositiveInt, ValidationError
+from pydantic import ConfigDict, Field, PositiveInt
 
-from ofa_jax.baselines.compare import control_rows
-from ofa_jax.baselines.controls import trained_controls
-from ofa_jax.build import build_model, lora_numbers
-from ofa_jax.config import Experiment, build_experiment, dump_experiment
-from ofa_jax.errors import CheckpointError, ConfigError, Interrupted
-from ofa_jax.files import clear_leftovers, read_json, run_lock, write_atomic, write_json
-from ofa_jax.runs.train import (
+from ofa_jax.baselines.compare import baseline_rows
+from ofa_jax.baselines.trained import trained_baselines
+from ofa_jax.build import build_model, lora_config
+from ofa_jax.config.load import FORMAT, build_experiment, dump_experiment, upgrade_settings
+from ofa_jax.config.schema import Experiment
+from ofa_jax.errors import ConfigError, Interrupted
+from ofa_jax.files import FileRecord, clear_leftovers, read_record, write_atomic, write_json
+from ofa_jax.runs.bundle import BundleWriter
+from ofa_jax.runs.folder import (
+    BASELINES,
     BUNDLE,
     CHECKPOINTS,
     CONFIG_FILE,
     METRICS_FILE,
-    BundleWriter,
+    Provenance,
     begin_or_check,
-    differences,
+    check_same,
+    locked_folder,
     provenance,
-    read_data,
     resolved,
 )
+from ofa_jax.runs.train import read_data
 from ofa_jax.studies.sweep.cells import Axes, Cell, Group, adapters_at_once, cells_of, groups_of
 from ofa_jax.studies.sweep.program import SweepPrograms, bucket, cut, final_metrics
 from ofa_jax.tasks.base import TaskData
@@ -57,7 +60,7 @@ from ofa_jax.train.signals import StopRequest, stop_on_signal
 if TYPE_CHECKING:
     import pandas as pd
 
-RECORD, TABLE, CELLS, BASELINES = "sweep.json", "sweep.csv", "cells", "controls"
+RECORD, TABLE, CELLS = "sweep.json", "sweep.csv", "cells"
 FIGURES = ("accuracy_by_rank", "accuracy_by_bytes")
 """Figures of a sweep: functions of :mod:`ofa_jax.plots.studies` and files of the folder."""
 
@@ -65,14 +68,18 @@ _COLUMNS = ("rank", "alpha", "scaling", "init", "learning_rate")
 _COUNTS = ("trainable", "bytes", "best_epoch", "epochs")
 
 
-class SweepRecord(BaseModel):
+class SweepRecord(FileRecord):
     """The content of sweep.json."""
 
+    model_config = ConfigDict(frozen=False, validate_by_name=True)
+    newest = FORMAT
+
+    format: int = FORMAT
     kind: Literal["ofa-jax sweep"] = "ofa-jax sweep"
-    provenance: dict[str, Any]
+    provenance: Provenance
     settings: dict[str, Any]
     axes: dict[str, Any]
-    at_once: dict[int, PositiveInt]
+    at_once: dict[Annotated[int, Field(strict=False)], PositiveInt]
     protocol: str
     objective: str
     windows: dict[str, int]
@@ -90,7 +97,7 @@ class Sweep:
     @property
     def record(self) -> dict[str, Any]:
         """The record as JSON has it."""
-        return self.content.model_dump(mode="json", by_alias=True)
+        return self.content.model_dump(mode="json", by_alias=True, exclude={"format"})
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -115,6 +122,11 @@ class Sweep:
         return None if self.content.baselines is None else pd.DataFrame(self.content.baselines)
 
     @property
+    def seeds(self) -> int:
+        """Number of seeds per configuration."""
+        return int(self.content.axes["seeds"])
+
+    @property
     def metric(self) -> str:
         """The column that figures show: the objective on the test part, or the first test metric."""
         columns = [name for name in self.cells.columns if name.startswith("test_")]
@@ -123,24 +135,21 @@ class Sweep:
 
     def write(self) -> None:
         """Write record and table, each atomically."""
-        write_json(self.folder / RECORD, self.record)
+        write_json(self.folder / RECORD, self.record, version=FORMAT)
         if self.content.cells:
             write_atomic(self.folder / TABLE, self.cells.to_csv(index=False))
 
     def draw(self) -> None:
         """Write the figures, of the cells that have metrics."""
         from ofa_jax.plots import studies as plots
-        from ofa_jax.plots.style import as_png
+        from ofa_jax.plots.style import save_figure
 
         if all(not name.startswith("test_") for name in self.cells.columns):
             return
         cells = self.cells.dropna(subset=[self.metric])
         for name in FIGURES:
-            draw = {"accuracy_by_rank": plots.accuracy_by_rank, "accuracy_by_bytes": plots.accuracy_by_bytes}[
-                name
-            ]
-            figure = draw(cells, self.metric, controls=self.baselines)
-            write_atomic(self.folder / f"{name}.png", as_png(figure))
+            figure = getattr(plots, name)(cells, self.metric, self.baselines)
+            save_figure(figure, self.folder / f"{name}.png")
 
 
 def read_sweep(folder: str | Path) -> Sweep:
@@ -149,13 +158,10 @@ def read_sweep(folder: str | Path) -> Sweep:
     Raises:
         CheckpointError: There is none, or its record is damaged.
     """
-    path = Path(folder) / RECORD
-    try:
-        return Sweep(Path(folder), SweepRecord.model_validate(read_json(path, kind="sweep")))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        what = f"not the record of a sweep ({'.'.join(map(str, problem['loc']))}: {problem['msg']})"
-        raise CheckpointError(what, where=str(path), fix="Choose another folder") from None
+    content = read_record(Path(folder) / RECORD, SweepRecord, kind="sweep")
+    if content.format == 1:
+        content.settings = upgrade_settings(content.settings)
+    return Sweep(Path(folder), content)
 
 
 def run_sweep(
@@ -195,16 +201,17 @@ def run_sweep(
         raise ConfigError("a sweep is trained on one device", where="train.fsdp", fix="Omit it")
     if jax.local_device_count() > 1:
         reporter.notice(f"a sweep uses one of the {jax.local_device_count()} devices")
-    with _sweep_folder(out):
+    files = [TABLE, *(f"{figure}.png" for figure in FIGURES)]
+    with locked_folder(out, RECORD, files, kind="sweep folder"):
         begun = read_sweep(out) if (out / RECORD).exists() else None
         before = build_experiment(begun.content.settings, where=str(out / RECORD)) if begun else None
         experiment = resolved(experiment, before)
         data = read_data(experiment)
-        experiment = experiment.model_copy(update={"task": data.settings})
+        experiment = experiment.replace({"task": data.settings})
         for notice in data.notices:
             reporter.notice(notice)
         model = build_model(experiment)
-        if not model.sites:
+        if not model.targets:
             fix = "Use a recipe with adapters (reference, paper, uniform), or adapt a layer by a rule"
             raise ConfigError("there is no adapted layer, so no rank to sweep", where="rules", fix=fix)
         cells = cells_of(experiment, axes)
@@ -232,28 +239,6 @@ def run_sweep(
         return work.sweep
 
 
-@contextlib.contextmanager
-def _sweep_folder(out: Path) -> Iterator[None]:
-    """Create or open a sweep's folder, lock it, and clear what an interrupted write left.
-
-    Raises:
-        CheckpointError: Another process has locked it, or it is not a sweep's.
-    """
-    if out.exists() and not out.is_dir():
-        raise CheckpointError("this is a file, not a folder", where=str(out), fix="Choose another folder")
-    leftovers, entries = (".lock", f".{RECORD}."), list(out.iterdir()) if out.is_dir() else []
-    if not (out / RECORD).exists() and any(not entry.name.startswith(leftovers) for entry in entries):
-        raise CheckpointError("not empty and not a sweep folder", where=str(out), fix="Choose a new folder")
-    try:
-        with run_lock(out):
-            for name in (RECORD, TABLE, *(f"{figure}.png" for figure in FIGURES)):
-                clear_leftovers(out / name)
-            yield
-    finally:
-        if out.is_dir() and [entry.name for entry in out.iterdir()] == [".lock"]:  # it failed at the start
-            shutil.rmtree(out)
-
-
 def _sizes_that_fit(cells: list[Cell], programs: SweepPrograms) -> dict[int, int]:
     """For each bucket, how many adapters to train together."""
     largest = {bucket(cell.rank): cell for cell in sorted(cells, key=lambda cell: cell.rank)}
@@ -271,23 +256,10 @@ def _same_sweep(out: Path, begun: SweepRecord, fresh: SweepRecord, at_once: int 
     """The folder's record, once it is certain that it is of this sweep."""
     if at_once is not None and not begun.cells and not any((out / CHECKPOINTS).glob("*/[0-9]*")):
         begun.at_once = fresh.at_once  # nothing depends on it yet
-    changed = differences(begun.axes, fresh.axes) + differences(begun.settings, fresh.settings)
-    if at_once is not None:
-        changed += [
-            ("at_once", old, at_once) for old in sorted(set(begun.at_once.values())) if old != at_once
-        ][:1]
-    if changed:
-        listed = "; ".join(f"{name} was {old!r}, is now {new!r}" for name, old, new in changed[:5])
-        what, fix = (
-            f"the sweep there has other settings: {listed}",
-            "Use them to resume it, or another folder",
-        )
-        raise ConfigError(what, where=str(out), fix=fix)
-    named = {"data_sha256": "data", "trunk_sha256": "trunk weights", "trunk_config": "trunk's shapes"}
-    for key, what in named.items():
-        if begun.provenance.get(key) != fresh.provenance[key]:
-            fix = f"Restore the original {what}, or choose another folder"
-            raise CheckpointError(f"the {what} are not those of the sweep there", where=str(out), fix=fix)
+    old, new = {"axes": begun.axes, **begun.settings}, {"axes": fresh.axes, **fresh.settings}
+    if at_once is not None and (other := sorted(set(begun.at_once.values()) - {at_once})):
+        old, new = old | {"at_once": other[0]}, new | {"at_once": at_once}
+    check_same(old, begun.provenance, new, fresh.provenance, where=out)
     return begun
 
 
@@ -297,13 +269,8 @@ class _Work:
     def __init__(
         self, sweep: Sweep, cells: list[Cell], programs: SweepPrograms, data: TaskData, reporter: Reporter
     ) -> None:
-        self.sweep, self.cells, self.programs, self.data, self.reporter = (
-            sweep,
-            cells,
-            programs,
-            data,
-            reporter,
-        )
+        self.sweep, self.cells, self.programs = sweep, cells, programs
+        self.data, self.reporter = data, reporter
         self.groups = groups_of(cells, sweep.content.at_once)
         self.step = 0
         sweep.write()  # also of a resumed sweep, which may have been killed between its two files
@@ -349,7 +316,8 @@ class _Work:
             best = {**lane.best, "adapters": cut(lane.best["adapters"], cell.rank)}
             progress, found = lane.progress, {}
             if not progress.diverged:
-                own = replace(self.programs.model, trainable=best, numbers=lora_numbers(cell.experiment))
+                lora = lora_config(cell.experiment.adapters)
+                own = replace(self.programs.model, trainable=best, lora=lora)
                 BundleWriter(self._folder(cell) / BUNDLE, cell.experiment, own, self.data)(best, progress)
                 found = {f"validation_{name}": value for name, value in progress.best_metrics.items()}
             found |= {f"test_{name}": value for name, value in (metrics or {}).items()}
@@ -363,10 +331,10 @@ class _Work:
 
     def add_baselines(self, experiment: Experiment) -> None:
         """Train and evaluate the baselines with the sweep's own settings, on the test part."""
-        wanted, network = trained_controls(experiment, self.data), self.programs.model.network
+        wanted, network = trained_baselines(experiment, self.data), self.programs.model.network
         how: dict[str, Any] = {"wanted": wanted, "folder": self.sweep.folder / BASELINES}
         try:
-            rows = control_rows(experiment, network, self.data, split="test", reporter=self.reporter, **how)
+            rows = baseline_rows(experiment, network, self.data, split="test", reporter=self.reporter, **how)
         except Interrupted as stop:  # the cells are saved, and every baseline that had ended
             raise Interrupted(stop.signal_number, stop.step, saved=True) from None
         counts = [{"method": row.method, "trainable": row.trainable, "bytes": row.bytes} for row in rows]

@@ -30,8 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.adapters.rslora import Adapters, init_adapters
-from ofa_jax.build import Model, lora_numbers, predict_function
-from ofa_jax.config import TrainConfig
+from ofa_jax.build import Model, lora_config
+from ofa_jax.config.schema import TrainConfig
 from ofa_jax.data.splits import Split
 from ofa_jax.errors import OfaError
 from ofa_jax.tasks.base import Sums, Task
@@ -94,20 +94,17 @@ class SweepPrograms:
         self._frozen = jax.device_put(model.frozen)
         self._programs: dict[int, Program] = {}
 
-    def _predict(self, *args: Any, scale: jax.Array, **kwargs: Any) -> jax.Array:
-        return predict_function(self.model.network, scale, self.model.numbers.dropout)(*args, **kwargs)
-
     def program(self, lanes: int) -> Program:
         """Compiled once per bucket: jax keeps a program per shape of the adapters."""
         if lanes not in self._programs:
-            given = (self._predict, self._task, self._frozen, self.settings)
+            given = (self.model.predict, self._task, self._frozen, self.settings)
             self._programs[lanes] = Program(*given, lanes=lanes, layout=SINGLE)
         return self._programs[lanes]
 
     def initial(self, cell: Cell) -> Params:
         """The trainable tree that the cell starts from, as a run with its settings would."""
         settings = cell.experiment.adapters
-        adapters = init_adapters(self.model.sites, cell.rank, init=settings.init, seed=settings.seed)
+        adapters = init_adapters(self.model.targets, lora_config(settings), seed=settings.seed)
         return {"adapters": adapters, "base": self.model.trainable["base"]}
 
     def trainer(
@@ -118,7 +115,7 @@ class SweepPrograms:
         for cell, log in zip(group.cells, logs, strict=True):
             train, initial = cell.experiment.train, self.initial(cell)
             best = {**initial, "adapters": padded(initial["adapters"], group.width)}
-            scale = lora_numbers(cell.experiment).scale
+            scale = lora_config(cell.experiment.adapters).scale
             lanes.append(Lane(best, train.seed, train.learning_rate, scale, cell.name, log))
         return Trainer(self.program(group.lanes), lanes, reporter=reporter, checkpoints=checkpoints)
 

@@ -1,0 +1,221 @@
+"""The settings of each task, with those of its data and of the layers around the trunk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from ofa_jax.config.recipes import SHORT_TERM_REFERENCE
+
+Missing = Literal["error", "linear", "ffill"]
+Timestamps = Literal["error", "as_is"]
+SplitRule = Literal["ett_hour", "ett_minute", "ratio"]
+ForecastLoss = Literal["mse", "smape", "mape"]
+
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, no unknown names, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("input should be neither true nor false")  # pydantic would read them as 1 and 0
+        return value
+
+
+class DataConfig(Section):
+    """Which series, and how they are read and split."""
+
+    source: str = Field(
+        description="name of a catalogued data set (etth1, …), or path of your own file or folder"
+    )
+    target: str | None = Field(None, description="data set to forecast without training on it")
+    parts: tuple[str, ...] | None = Field(
+        None, description="streams of the set (machine-1-2, …); default: all"
+    )
+    timestamp_column: str | None = Field(None, description="timestamp column; default: detected")
+    columns: tuple[str, ...] | None = Field(None, description="columns to use; default: all numeric ones")
+    missing: Missing = Field("error", description="how to treat missing values")
+    timestamps: Timestamps | None = Field(
+        None, description="duplicate or irregular timestamps; default: catalog, else error"
+    )
+    split: SplitRule | None = Field(None, description="default: the catalog's rule, else ratio")
+    ratios: tuple[float, float, float] = Field(
+        (0.7, 0.1, 0.2), description="train, validation, test shares of split ratio"
+    )
+    percent: Annotated[int, Field(ge=1, le=100)] = Field(
+        100, description="percentage of the training part to use, from its start"
+    )
+    season: Positive | None = Field(None, description="season length in steps; default: catalog or frequency")
+
+    @model_validator(mode="after")
+    def _check_ratios(self) -> Self:
+        if min(self.ratios) <= 0 or abs(sum(self.ratios) - 1) > 1e-6:
+            raise ValueError(f"ratios {self.ratios} must be positive and add up to 1")
+        return self
+
+
+class NetworkConfig(Section):
+    """The layers around the trunk."""
+
+    patch: Positive = Field(description="patch length")
+    stride: Positive = Field(description="steps from one patch to the next")
+    read_width: Positive | None = Field(
+        None, description="hidden dimensions the head reads, d_ff; default: all"
+    )
+    embed_width: Positive | None = Field(None, description="embedding width; default: the trunk's")
+    segment: Positive = Field(25, description="steps that are normalized together")
+    positions: bool = Field(True, description="add GPT-2's position embedding")
+    seed: Seed = Field(0, description="seed of the random layers around the trunk")
+
+
+_SERIES = frozenset({"data.columns", "data.missing", "data.timestamps", "data.timestamp_column"})
+_SPLIT = frozenset({"data.split", "data.ratios", "data.percent"})
+_HORIZON = Field(96, description="forecast steps, H")
+_CHANNELS = Field(None, description="channels; default: the data's")
+_BY_STEP = {"network": {"patch": 1, "stride": 1}}
+
+
+class TaskSettings(Section):
+    """What all tasks have; each task is a subclass with settings of its own.
+
+    Class attributes:
+        reads: Settings of other sections that this task reads and some other task does not.
+        patched: Whether the network reads patches; otherwise it reads step by step.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+    patched: ClassVar[bool] = True
+
+    name: str = Field(description="the task; few-shot is forecast with data.percent")
+    input_length: Positive = Field(336, description="input steps, L")
+
+    @classmethod
+    def defaults(cls, *, recipe: str, protocol: str, source: str) -> Mapping[str, Any]:
+        """Values of this task on top of the recipe's and below those that are given."""
+        return {}
+
+    def check(self, data: DataConfig, network: NetworkConfig) -> None:
+        """Raise ValueError where settings of other sections contradict this task."""
+
+
+class ForecastSettings(TaskSettings):
+    """Long-term forecasting; few-shot with ``data.percent``."""
+
+    reads = _SERIES | _SPLIT | {"data.season"}
+
+    name: Literal["forecast"] = Field("forecast", description=TaskSettings.model_fields["name"].description)
+    horizon: Positive = _HORIZON
+    loss: ForecastLoss = Field("mse", description="training loss")
+
+
+class ZeroShotSettings(TaskSettings):
+    """Transfer from one collection of series to another."""
+
+    reads = _SERIES - {"data.columns"} | {"data.target", "data.percent", "data.season"}
+
+    name: Literal["zero_shot"]
+    horizon: Positive = _HORIZON
+    loss: ForecastLoss = Field("smape", description="training loss")
+
+    @classmethod
+    def defaults(cls, *, recipe: str, protocol: str, source: str) -> Mapping[str, Any]:
+        """The published transfer from M4 differs in share and loss (protocol §5 row 7)."""
+        published: dict[str, Any] = {}
+        if protocol == "published" and source in ("m4_yearly", "m4_quarterly", "m4_monthly"):
+            published = {
+                "data": {"percent": 10},
+                "task": {"loss": "smape" if source == "m4_yearly" else "mape"},
+            }
+        return _BY_STEP | published
+
+    def check(self, data: DataConfig, network: NetworkConfig) -> None:
+        if data.target is None:
+            raise ValueError("data.target is missing")
+
+
+class ShortTermSettings(TaskSettings):
+    """Short-term forecasting, as in the M4 competition."""
+
+    reads = _SERIES - {"data.columns"} | {"data.season", "network.read_width", "network.embed_width"}
+    patched = False
+
+    name: Literal["short_term"]
+    horizon: Positive = _HORIZON
+    loss: ForecastLoss = Field("smape", description="training loss")
+    cut_range: Annotated[float, Field(gt=0)] = Field(
+        1.5, description="horizons before its end within which a series is cut"
+    )
+
+    @classmethod
+    def defaults(cls, *, recipe: str, protocol: str, source: str) -> Mapping[str, Any]:
+        return _BY_STEP | ({"rules": SHORT_TERM_REFERENCE} if recipe == "reference" else {})
+
+
+class AnomalySettings(TaskSettings):
+    """Anomaly detection by reconstruction."""
+
+    reads = frozenset({"data.parts", "network.read_width", "network.segment"})
+    patched = False
+
+    name: Literal["anomaly"]
+    input_length: Positive = Field(100, description="input steps, L")
+    channels: Positive | None = _CHANNELS
+    step: Positive = Field(1, description="rows from one training window to the next")
+    anomaly_ratio: Annotated[float, Field(gt=0, lt=100)] = Field(
+        1, description="percentage of scores flagged"
+    )
+
+    @classmethod
+    def defaults(cls, *, recipe: str, protocol: str, source: str) -> Mapping[str, Any]:
+        return _BY_STEP
+
+    def check(self, data: DataConfig, network: NetworkConfig) -> None:
+        if self.input_length % network.segment:
+            raise ValueError(
+                f"task.input_length {self.input_length} is not a multiple of network.segment {network.segment}"
+            )
+
+
+class ClassificationSettings(TaskSettings):
+    """Classification of multivariate cases."""
+
+    reads = frozenset({"data.missing"})
+
+    name: Literal["classification"]
+    channels: Positive | None = _CHANNELS
+    classes: Positive | None = Field(None, description="classes; default: the data's")
+
+
+class ImputationSettings(TaskSettings):
+    """Imputation of hidden points."""
+
+    reads = _SERIES | _SPLIT
+    patched = False
+
+    name: Literal["imputation"]
+    input_length: Positive = Field(96, description="input steps, L")
+    channels: Positive | None = _CHANNELS
+    calendar: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="calendar features; default: as the timestamps allow"
+    )
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.25, description="share of points that are hidden"
+    )
+
+    @classmethod
+    def defaults(cls, *, recipe: str, protocol: str, source: str) -> Mapping[str, Any]:
+        return {"trunk": {"n_layer": 3}} | _BY_STEP
+
+
+def task_settings() -> dict[str, type[TaskSettings]]:
+    """The settings class of every task by ``task.name``."""
+    return {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in TaskSettings.__subclasses__()}

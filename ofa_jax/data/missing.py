@@ -1,0 +1,50 @@
+"""Missing values: refused or filled, for tables and archives alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ofa_jax.config.tasks import Missing
+from ofa_jax.errors import DataError
+
+
+def fill_missing(values: np.ndarray, missing: Missing, place: Callable[[int, int | None], str]) -> np.ndarray:
+    """``[T, C]`` with its NaN and infinities refused (``error``), interpolated by row (``linear``), or carried forward.
+
+    Args:
+        values: The values, returned as they are where all are finite.
+        missing: The policy.
+        place: ``place(column, row)``, for messages; row None is the column.
+
+    Raises:
+        DataError: A value is missing under ``error``, or there is nothing to fill it from.
+    """
+    gone = ~np.isfinite(values)
+    if not gone.any():
+        return values
+    import pandas as pd
+
+    empty = np.flatnonzero(gone.all(axis=0))
+    if len(empty):
+        where = place(int(empty[0]), None)
+        raise DataError(
+            "has no finite value at all", where=where, fix="Leave it out (for tables: with `columns`)"
+        )
+    row, column = (int(index) for index in np.argwhere(gone)[0])
+    if missing == "error":
+        kind = "missing" if np.isnan(values[row, column]) else "infinite"
+        what = f"{int(gone.sum())} value(s) are missing or infinite, the first one is {kind}"
+        fix = "Fill them, or set `missing: linear` or `missing: ffill`"
+        raise DataError(what, where=place(column, row), fix=fix)
+    known = pd.DataFrame(np.where(gone, np.nan, values))
+    filled = (known.ffill() if missing == "ffill" else known.interpolate(limit_area="inside")).to_numpy()
+    if np.isnan(filled).any():
+        row, column = (int(index) for index in np.argwhere(np.isnan(filled))[0])
+        edge, fix = "first", "Remove the rows up to the first complete one"
+        if row > 0:
+            edge, fix = "last", "Remove the last rows, or set `missing: ffill`"
+        what = f"the {edge} value is missing or infinite and `missing: {missing}` has nothing to fill it from"
+        raise DataError(what, where=place(column, row), fix=fix)
+    return filled

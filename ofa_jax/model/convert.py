@@ -1,0 +1,104 @@
+"""Trunk folders: Hugging Face's GPT-2 layout without ``wte``, in safetensors, with a small ``trunk.json``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ofa_jax.errors import WeightsError
+from ofa_jax.files import atomic_folder, sha256_file, write_json
+from ofa_jax.model import trees
+from ofa_jax.model.weights import CONFIG, MANIFEST, WEIGHTS, Trunk, listing, load_trunk, trunk_tensors
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    n_layer: int | None = None,
+    revision: str | None = None,
+    dtype: str = "float32",
+) -> dict[str, Any]:
+    """:func:`~ofa_jax.model.weights.load_trunk`, then :func:`save_trunk`, whose report is returned."""
+    _writable(out)
+    return save_trunk(load_trunk(source, n_layer=n_layer, revision=revision), out, dtype)
+
+
+def save_trunk(trunk: Trunk, out: str | Path, dtype: str = "float32") -> dict[str, Any]:
+    """Write a trunk folder.
+
+    Args:
+        trunk: What to write.
+        out: A folder; it may be new, empty, or a trunk folder, which is replaced.
+        dtype: Stored type: ``float32``, ``bfloat16`` or ``float16``.
+
+    Returns:
+        What ``trunk.json`` contains (``source``, ``sha256``, ``config_sha256`` and ``fingerprint``, the
+        :attr:`~ofa_jax.model.weights.Trunk.sha256` of the trunk as it will load) and ``layers``, ``dtype``,
+        ``parameters``, ``dropped`` and ``bytes``.
+
+    Raises:
+        WeightsError: ``out`` contains something else, ``dtype`` is unknown, or values are too large for it.
+    """
+    from safetensors.numpy import save_file
+
+    out = _writable(out)
+    leaves = trees.flatten(trunk.params)
+    paths = {name: path for name, (path, _) in trunk_tensors(trunk.config).items()}
+    stored = {name: _cast(leaves[path], dtype, name) for name, path in paths.items()}
+    loaded = {path: stored[name].astype(np.float32, copy=False) for name, path in paths.items()}
+    config = {"architectures": ["GPT2Model"], "model_type": "gpt2", **asdict(trunk.config), "dtype": dtype}
+    with atomic_folder(out) as scratch:
+        (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        save_file(stored, scratch / WEIGHTS, metadata={"format": "pt"})
+        record = {
+            "source": trunk.source,
+            "sha256": sha256_file(scratch / WEIGHTS),
+            "config_sha256": sha256_file(scratch / CONFIG),
+            "fingerprint": trees.fingerprint(sorted(loaded.items())),
+        }
+        write_json(scratch / MANIFEST, record)
+        size = sum(file.stat().st_size for file in scratch.iterdir())
+    return {
+        **record,
+        "layers": trunk.config.n_layer,
+        "dtype": dtype,
+        "parameters": sum(leaf.size for leaf in stored.values()),
+        "dropped": dict(Counter(re.sub(r"(?<=\bh\.)\d+", "*", name) for name in trunk.dropped)),
+        "bytes": size,
+    }
+
+
+def _cast(leaf: np.ndarray, dtype: str, name: str) -> np.ndarray:
+    import ml_dtypes
+
+    types = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+    if dtype not in types:
+        fix = f"Choose one of {', '.join(types)}"
+        raise WeightsError(f"dtype {dtype!r} is unknown", where="convert", fix=fix)
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(leaf, types[dtype])
+    if not np.isfinite(cast.astype(np.float32)).all():
+        what = f"{name} has values beyond the range of {dtype}"
+        raise WeightsError(what, where="convert", fix="Choose float32 or bfloat16")
+    return cast
+
+
+def _writable(out: str | Path) -> Path:
+    """``out`` as an absolute path, if it may be written: absent, empty, or nothing but a trunk folder."""
+    out = Path(out).expanduser().resolve()
+    if out.exists() and not out.is_dir():
+        raise WeightsError("is a file", where=str(out), fix="Name a new folder")
+    present = {file.name for file in out.iterdir()} if out.exists() else set()
+    foreign = sorted(present - {CONFIG, WEIGHTS, MANIFEST})
+    if foreign or (present and MANIFEST not in present):
+        found = f" (it contains {listing(foreign, 5)})" if foreign else ""
+        what = f"is not empty and not a trunk folder{found}; nothing was written"
+        raise WeightsError(what, where=str(out), fix="Name a new folder")
+    return out

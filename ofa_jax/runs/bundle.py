@@ -1,0 +1,119 @@
+"""The bundle of a run: written while it trains, loaded as a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ofa_jax.adapters.bundle import META_FILE, BundleRecord, read_bundle, write_bundle
+from ofa_jax.build import Model, frozen_record, restore_model
+from ofa_jax.config.load import build_experiment, dump_experiment, upgrade_settings
+from ofa_jax.config.schema import Experiment
+from ofa_jax.data.catalog.load import CATALOG
+from ofa_jax.data.splits import Scaler
+from ofa_jax.errors import WeightsError
+from ofa_jax.runs.folder import BUNDLE, versions
+from ofa_jax.tasks.base import TaskData, TrainedOn
+from ofa_jax.train.lanes import Progress
+from ofa_jax.train.step import Params
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A bundle as a model: settings, network with trained parameters, scaler of the series (None: own units)."""
+
+    experiment: Experiment
+    model: Model
+    scaler: Scaler | None
+    record: BundleRecord
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The series that the model was trained on; None where it reads any series."""
+        return None if self.scaler is None else self.scaler.names
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """What applying the model to new data needs to know."""
+        stored = {"frequency": self.record.frequency, "classes": self.record.classes}
+        meta = {**stored, "threshold": self.record.threshold}
+        return TrainedOn(self.experiment.task, self.experiment.data, self.scaler, meta)
+
+
+class BundleWriter:
+    """Writes the best trainable tree as a bundle.
+
+    Args:
+        folder: The bundle's folder.
+        experiment: The run's settings.
+        model: Its network, targets and adapter configuration.
+        data: Its scaler and what else new data need.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment, model: Model, data: TaskData) -> None:
+        self._folder, self._model = folder, model
+        settings = dump_experiment(experiment)
+        for name in ("source", "target"):
+            place = settings["data"][name]
+            if place is not None and place not in CATALOG:
+                settings["data"][name] = Path(
+                    place
+                ).name  # a bundle is passed on; its author's folders are private
+        self._meta: dict[str, Any] = {
+            "kind": "ofa-jax bundle",
+            "versions": versions(),
+            "settings": settings,
+            "scaler": None if data.scaler is None else data.scaler.to_dict(),
+            "season": data.season,
+            "protocol": experiment.protocol,
+            **data.meta,
+            "frozen": frozen_record(model, experiment.network.seed),
+        }
+
+    def __call__(self, best: Params, progress: Progress, calibration: dict[str, Any] | None = None) -> None:
+        found = {"best_epoch": progress.best_epoch, "validation": progress.best_metrics}
+        write_bundle(
+            self._folder,
+            adapters=best["adapters"],
+            targets=self._model.targets,
+            trained=best["base"],
+            lora=self._model.lora,
+            meta={**self._meta, **(calibration or {}), **found},
+        )
+
+
+def load_bundle(path: str | Path, *, trunk: str | None = None) -> LoadedModel:
+    """Load a bundle, or the bundle of a run folder, bit for bit as it was saved.
+
+    Args:
+        path: A bundle folder or a run folder.
+        trunk: Current path or hub id of the trunk's weights, if they moved.
+
+    Raises:
+        CheckpointError: There is no bundle, it is damaged, or the trunk or frozen layers are not those of training.
+        WeightsError: The trunk cannot be loaded.
+    """
+    path = Path(path)
+    folder = path if (path / META_FILE).exists() else path / BUNDLE
+    bundle = read_bundle(folder)
+    settings = bundle.record.settings
+    if bundle.record.format == 1:
+        settings = upgrade_settings(settings)
+    overrides = [] if trunk is None else [f"trunk.source={trunk!r}"]
+    experiment = build_experiment(settings, overrides, where=str(folder / META_FILE))
+    try:
+        model = restore_model(experiment, bundle, where=str(folder))
+    except WeightsError as error:
+        if trunk is not None:
+            raise
+        fix = "If the trunk's weights moved, pass their path as `trunk`"
+        raise WeightsError(error.what, where=error.where, fix=fix) from None
+    stored = bundle.record.scaler
+    scaler = None
+    if stored is not None:
+        mean, std = np.array(stored.mean), np.array(stored.std)
+        scaler = Scaler(mean, std, tuple(stored.names), tuple(stored.constant))
+    return LoadedModel(experiment, model, scaler, bundle.record)

@@ -1,0 +1,37 @@
+"""The table of tasks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ofa_jax.config.schema import Protocol
+from ofa_jax.config.tasks import DataConfig, TaskSettings
+from ofa_jax.tasks import anomaly, classification, forecast, imputation, series
+from ofa_jax.tasks.base import TaskData, TaskKind
+
+TASKS: dict[str, TaskKind] = {
+    "forecast": forecast.FORECAST,  # long-term; few-shot with data.percent
+    "zero_shot": series.ZERO_SHOT,
+    "short_term": series.SHORT_TERM,
+    "anomaly": anomaly.ANOMALY,
+    "classification": classification.CLASSIFICATION,
+    "imputation": imputation.IMPUTATION,
+}
+"""Every task by ``task.name``."""
+
+
+def prepare(data: DataConfig, task: TaskSettings, *, protocol: Protocol, batch_size: int) -> TaskData:
+    """Read the data of a task, split and scale them, and lay out the windows of each split.
+
+    Args:
+        data: Which data, and how they are read and split.
+        task: The task's settings.
+        protocol: Which practice to follow where protocol §5 distinguishes two.
+        batch_size: Windows per training step; the published protocol drops partial batches.
+
+    Raises:
+        DataError: The data cannot be read, or do not fit the task.
+        ConfigError: A setting is out of range.
+    """
+    made = TASKS[task.name].prepare(data, task, protocol)
+    return replace(made, task=made.task.with_full_batches(batch_size))
