@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.progress import SilentReporter
 
 V1 = Path(__file__).parent / "golden" / "v1"
@@ -83,8 +84,11 @@ class Opened:
 
         loaded, data = self._opened
         model, sums = loaded.model, data.task.sums
-        both = replace(data.task, sums=lambda output, batch: {"prediction": output, **sums(output, batch)})
-        evaluator = Evaluator(model.predict, both, 16)
+
+        def outputs(output: Any, batch: Any) -> dict[str, Any]:
+            return {"prediction": output, **sums(output, batch)}
+
+        evaluator = WindowPredictor(model.predict, data.task, outputs, batch_size=16)
         return lambda table: evaluator(table, model.frozen, model.trainable)
 
     def predictions(self) -> np.ndarray:

@@ -29,7 +29,7 @@ from benchmarks import ours
 from benchmarks.machine import held_bytes, machine, peak_bytes
 from benchmarks.sizes import Shape
 
-from ofa_jax.build import Model, predict_function
+from ofa_jax.build import Model, build_model
 from ofa_jax.config.schema import Experiment
 from ofa_jax.model import gpt2, operations
 from ofa_jax.tasks.base import Task
@@ -145,10 +145,9 @@ def trainer_of(
         else min(int(settings.micro_batch * variant.slice_share), settings.batch_size)
     )
     settings = settings.model_copy(update={"micro_batch": max(size, 1)})
-    predict = predict_function(model.network, model.lora)
     jax.clear_caches()  # jax keeps what it traced of a function, and would take that for a variant's
     with variant.in_place():
-        program = Program(predict, task, model.frozen, settings)
+        program = Program(model.predict, task, model.frozen, settings)
         trainer = Trainer(program, [Lane(model.trainable, settings.seed)])
         program.chunk = compiled = program.chunk.lower(*trainer.arguments(0)).compile()
     trainer.run_chunk(variant.dispatch)
@@ -157,7 +156,7 @@ def trainer_of(
 
 def measure(experiment: Experiment, chosen: list[Variant], rounds: int) -> str:
     """The table."""
-    task, model = ours.generated_task(experiment), ours.model_of(experiment)
+    task, model = ours.generated_task(experiment), build_model(experiment)
     calls = [trainer_of(variant, experiment, task, model) for variant in chosen]
     order = random.Random(0)
     for _ in range(rounds):
@@ -186,7 +185,7 @@ def memory_by_stage(experiment: Experiment) -> str:
         lines.append(f"| {stage} | {held_bytes() / 1e6:.0f} MB | {peak_bytes() / 1e6:.0f} MB |")
 
     note("imports")
-    task, model = ours.generated_task(experiment), ours.model_of(experiment)
+    task, model = ours.generated_task(experiment), build_model(experiment)
     note("weights drawn")
     settings = resolve_auto_batch_sizes(experiment.train, model.network)
     program = Program(model.predict, task, model.frozen, settings)

@@ -509,9 +509,7 @@ def test_killed_at_random_moments_ends_with_the_same_bits(tiny, long_run, tmp_pa
     dice = random.Random(2021)
     steps, kills = [], 0
     while True:
-        length = (
-            dice.choice([1, 2, 3, 32]) if kills else 1
-        )  # the bundle has the settings of the first start
+        length = dice.choice([1, 2, 3, 32]) if kills else 1  # the bundle has the settings of the first start
         with training(tiny, config, run, *MANY, f"train.chunk={length}") as process:
             started = wait_for_progress(process, run)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -19,10 +19,9 @@ from ofa_jax.data.synthetic import hourly_load
 from ofa_jax.model import trees
 from ofa_jax.tasks.base import Task
 from ofa_jax.tasks.forecast import forecast_task, prepare_frame
-from ofa_jax.train.devices import check_room
-from ofa_jax.train.events import EventLog
+from ofa_jax.train.lanes import Lane
 from ofa_jax.train.loop import Reporter, Trainer
-from ofa_jax.train.memory import settled
+from ofa_jax.train.program import Program, resolve_auto_batch_sizes
 from ofa_jax.train.progress import SilentReporter
 from ofa_jax.windows.batch import gather
 from ofa_jax.windows.order import IndexStream
@@ -84,15 +83,16 @@ def stream_of(experiment: Experiment, task: Task) -> IndexStream:
 
 def trainer_of(experiment: Experiment, task: Task, model: Model, reporter: Reporter) -> Trainer:
     """A trainer as ``ofa-jax train`` makes it, without files; the benchmarks construct one only here."""
-    settings, log = settled(experiment.train, model.network), EventLog(None)
-    return Trainer(model.predict, task, model.frozen, model.trainable, settings, reporter, log, None, None)
+    settings = resolve_auto_batch_sizes(experiment.train, model.network)
+    program = Program(model.predict, task, model.frozen, settings)
+    return Trainer(program, [Lane(model.trainable, settings.seed)], reporter=reporter)
 
 
 def training_step(experiment: Experiment, task: Task, model: Model, steps: int = 1) -> Callable[[], float]:
     """A call that takes the next ``steps`` training steps and gives their mean loss."""
     losses = LastLoss()
     trainer = trainer_of(experiment, task, model, losses)
-    check_room(trainer.chunk, trainer.arguments(0), trainer.settings)
+    trainer.check_room()
 
     def step() -> float:
         trainer.run_chunk(steps)
