@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -32,7 +35,7 @@ from ofa_jax.studies.sweep.cells import Axes, adapters_at_once, cells_of, groups
 from ofa_jax.studies.sweep.folder import read_sweep, run_sweep, summary
 from ofa_jax.studies.sweep.program import SweepPrograms, bucket
 from ofa_jax.tasks.base import Task
-from ofa_jax.train import memory
+from ofa_jax.train import loop, memory
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import CLOCK_FIELDS, EventLog, read_events
 from ofa_jax.train.lanes import Lane
@@ -431,6 +434,22 @@ def test_a_best_epoch_before_the_stop_is_kept(tiny: Any, source: Path, tmp_path:
         run_sweep(experiment, Axes(ranks=(4,)), tmp_path / "sweep", Listener(stop_after=16))
     run_sweep(experiment, Axes(ranks=(4,)), tmp_path / "sweep", SilentReporter())
     assert outcome(tmp_path / "sweep") == outcome(tmp_path / "whole")
+
+
+def test_the_speed_of_a_resumed_epoch_is_that_of_its_rest(
+    tiny: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: next(ticks) / 100, time=time.time)
+    monkeypatch.setattr(loop, "time", clock)
+    experiment, out = tiny.experiment(source, PLAIN), tmp_path / "sweep"
+    with pytest.raises(Interrupted):
+        run_sweep(experiment, Axes(ranks=(4,)), out, Listener(stop_after=1))
+    run_sweep(experiment, Axes(ranks=(4,)), out, SilentReporter())
+    events = read_events(out / "cells" / "rank4-seed0" / "metrics.jsonl")
+    epochs = [event for event in events if event["event"] == "epoch"]
+    trained = [round(event["seconds"] * event["windows_per_second"]) for event in epochs]
+    assert trained == [202 - 3 * 32, 202, 202]
 
 
 def test_a_finished_sweep_is_left_as_it_is(

@@ -23,6 +23,7 @@ from ofa_jax.files import run_lock
 from ofa_jax.model.trees import flatten
 from ofa_jax.runs.bundle import load_bundle
 from ofa_jax.runs.train import train_run
+from ofa_jax.train import loop
 from ofa_jax.train.events import CLOCK_FIELDS, EventLog, read_events
 from ofa_jax.train.progress import SilentReporter
 
@@ -180,6 +181,31 @@ def test_a_signal_at_the_very_end_is_no_interruption(tiny, source, undisturbed, 
     result = train_run(tiny.experiment(source), run, Listener(in_epoch=3))
     assert result.reason == "all epochs done"
     assert outcome(run) == outcome(undisturbed)
+
+
+def windows_of(run: Path) -> list[int]:
+    """Windows that were trained in each logged epoch, by its seconds and speed."""
+    epochs = [event for event in read_events(run / "metrics.jsonl") if event["event"] == "epoch"]
+    return [round(event["seconds"] * event["windows_per_second"]) for event in epochs]
+
+
+class Clock:
+    """In place of ``time``: every look at it takes 10 ms."""
+
+    def __init__(self) -> None:
+        self.now, self.time = 0.0, time.time
+
+    def monotonic(self) -> float:
+        self.now += 0.01
+        return self.now
+
+
+def test_the_speed_of_a_resumed_epoch_is_that_of_its_rest(tiny, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "time", Clock())
+    with pytest.raises(Interrupted):
+        train_run(tiny.experiment(source), tmp_path / "run", Listener(after_chunks=1))
+    resume(tiny, source, tmp_path / "run")
+    assert windows_of(tmp_path / "run") == [202 - 3 * 32, 202, 202]
 
 
 def test_handlers_are_put_back(tiny, source, tmp_path):
