@@ -209,9 +209,8 @@ def restore_model(experiment: Experiment, bundle: Bundle, *, where: str = "bundl
         what = f"the frozen layers were drawn by rule {saved.rule!r}, this version uses {frozen_init.RULE!r}"
         raise CheckpointError(what, where=where, fix="Use the version of ofa-jax that made the bundle")
     if experiment.network.seed != saved.seed:
-        what = (
-            f"network.seed is {experiment.network.seed}, but the frozen layers were drawn from {saved.seed}"
-        )
+        seed = experiment.network.seed
+        what = f"network.seed is {seed}, but the frozen layers were drawn from seed {saved.seed}"
         raise CheckpointError(what, where=where, fix=original)
     trained_with = bundle.record.adapters
     for name in ("rank", "alpha", "scaling") if trained_with else ():

@@ -1,4 +1,4 @@
-"""Settings: what a file, a recipe and overrides make together, how mistakes are told, and the numbers of every published config."""
+"""Settings: what a file, a recipe and overrides make together, what errors say, and the numbers of every published config."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ofa_jax import build as assemble
+from ofa_jax import build
 from ofa_jax.build import Footprint, build_network, footprint, trunk_config
 from ofa_jax.config.load import (
+    FORMAT,
     build_experiment,
     dump_experiment,
     installed_configs,
     load_experiment,
     settings,
+    upgrade_settings,
 )
-from ofa_jax.config.recipes import RECIPES
-from ofa_jax.config.schema import Experiment
+from ofa_jax.config.recipes import RECIPES, Recipe
+from ofa_jax.config.schema import Experiment, TrainConfig
+from ofa_jax.config.tasks import ImputationSettings, task_settings
 from ofa_jax.data.catalog.load import CATALOG, load
 from ofa_jax.data.frames import Frame
 from ofa_jax.errors import ConfigError, DataError
@@ -40,49 +43,25 @@ def refused(content, *overrides) -> str:
     return str(caught.value)
 
 
+PATCHES = {"patch": 16, "stride": 8, "positions": True}
+RSLORA = {"rank": 16, "alpha": 16.0, "scaling": "rslora", "init": "peft_gaussian", "dropout": 0.01}
+TWO_ADAPTERS = (("adapt", "gpt2/wpe/embedding"), ("adapt", "out_layer/kernel"), ("freeze", ".*"))
+
+
 def test_recipes_are_these():
-    """Rules and numbers word for word, as a whole: a change here is a change of a published method."""
+    """Rules and numbers word for word: a change here is a change of a published method."""
+    tuned = ("train", r"gpt2/(wpe|ln_f|h/\d+/ln_[12])/.*")
     assert RECIPES == {
-        "uniform": {
-            "network": {"patch": 16, "stride": 8, "positions": True},
-            "adapters": {
-                "rank": 16,
-                "alpha": 16.0,
-                "scaling": "rslora",
-                "init": "peft_gaussian",
-                "dropout": 0.01,
-            },
-            "rules": [["adapt", "gpt2/wpe/embedding"], ["adapt", "out_layer/kernel"], ["freeze", ".*"]],
-        },
-        "reference": {
-            "network": {"patch": 16, "stride": 8, "positions": True},
-            "adapters": {
-                "rank": 16,
-                "alpha": 16.0,
-                "scaling": "rslora",
-                "init": "peft_gaussian",
-                "dropout": 0.01,
-            },
-            "rules": [["adapt", "gpt2/wpe/embedding"], ["adapt", "out_layer/kernel"], ["freeze", ".*"]],
-        },
-        "paper": {
-            "network": {"patch": 16, "stride": 16, "positions": False},
-            "adapters": {"rank": 16, "alpha": 1.0, "scaling": "rslora", "init": "theorem", "dropout": 0.01},
-            "rules": [["adapt", "out_layer/kernel"], ["freeze", ".*"]],
-        },
-        "gpt4ts": {
-            "network": {"patch": 16, "stride": 8, "positions": True},
-            "rules": [
-                ["train", r"gpt2/(wpe|ln_f|h/\d+/ln_[12])/.*"],
-                ["train", "(?!gpt2/).*"],
-                ["freeze", ".*"],
-            ],
-        },
-        "full": {"network": {"patch": 16, "stride": 8, "positions": True}, "rules": [["train", ".*"]]},
-        "head_only": {
-            "network": {"patch": 16, "stride": 8, "positions": True},
-            "rules": [["train", "out_layer/.*"], ["freeze", ".*"]],
-        },
+        "uniform": Recipe(TWO_ADAPTERS, PATCHES, RSLORA),
+        "reference": Recipe(TWO_ADAPTERS, PATCHES, RSLORA),
+        "paper": Recipe(
+            (("adapt", "out_layer/kernel"), ("freeze", ".*")),
+            {"patch": 16, "stride": 16, "positions": False},
+            {"rank": 16, "alpha": 1.0, "scaling": "rslora", "init": "theorem", "dropout": 0.01},
+        ),
+        "gpt4ts": Recipe((tuned, ("train", "(?!gpt2/).*"), ("freeze", ".*")), PATCHES),
+        "full": Recipe((("train", ".*"),), PATCHES),
+        "head_only": Recipe((("train", "out_layer/.*"), ("freeze", ".*")), PATCHES),
     }
 
 
@@ -101,19 +80,7 @@ def test_defaults_are_these():
             "percent": 100,
             "season": None,
         },
-        "task": {
-            "name": "forecast",
-            "input_length": 336,
-            "horizon": 96,
-            "channels": None,
-            "classes": None,
-            "calendar": None,
-            "loss": "mse",
-            "step": 1,
-            "anomaly_ratio": 1,
-            "mask_rate": 0.25,
-            "cut_range": 1.5,
-        },
+        "task": {"name": "forecast", "input_length": 336, "horizon": 96, "loss": "mse"},
         "trunk": {
             "source": "openai-community/gpt2",
             "revision": None,
@@ -125,7 +92,7 @@ def test_defaults_are_these():
         },
         "protocol": "strict",
         "recipe": "reference",
-        "rules": [["adapt", "gpt2/wpe/embedding"], ["adapt", "out_layer/kernel"], ["freeze", ".*"]],
+        "rules": [list(rule) for rule in TWO_ADAPTERS],
         "network": {
             "patch": 16,
             "stride": 8,
@@ -135,14 +102,7 @@ def test_defaults_are_these():
             "positions": True,
             "seed": 0,
         },
-        "adapters": {
-            "rank": 16,
-            "alpha": 16.0,
-            "scaling": "rslora",
-            "init": "peft_gaussian",
-            "dropout": 0.01,
-            "seed": 0,
-        },
+        "adapters": {**RSLORA, "seed": 0},
         "train": {
             "epochs": 10,
             "batch_size": 256,
@@ -192,11 +152,11 @@ def test_rules_replace_the_recipe_s():
 
 def test_building_changes_neither_its_arguments_nor_the_recipes():
     content = {"data": {"source": "etth1"}, "network": {"stride": 4}}
-    before = json.dumps([content, RECIPES])
+    before = json.dumps([content, {name: recipe.settings() for name, recipe in RECIPES.items()}])
     build_experiment(
         content, ["network.stride=2", "data.source=other.csv", "adapters.rank=3", "train.epochs=1"]
     )
-    assert json.dumps([content, RECIPES]) == before
+    assert json.dumps([content, {name: recipe.settings() for name, recipe in RECIPES.items()}]) == before
 
 
 @pytest.mark.parametrize(
@@ -239,14 +199,14 @@ def test_the_last_of_two_overrides_wins():
         ("qqqqqq=3", "there is no setting 'qqqqqq'. `ofa-jax train --help` lists all settings"),
         (
             "trunk.random={n_embd: 4}",
-            "'trunk.random' is a section of settings. Set what is in it, one by one: trunk.random.n_embd",
+            "'trunk.random' is a section of settings. Set its settings one by one: trunk.random.n_embd=…",
         ),
         ("train.epochs", "'train.epochs' is not of the form PATH=VALUE. Write for example train.epochs=3"),
         ("=3", "'=3' is not of the form PATH=VALUE"),
         ("train.epochs=[1", "the value of 'train.epochs' is not readable as YAML"),
     ],
 )
-def test_an_override_that_cannot_be_is_told(override, message):
+def test_an_unreadable_override_is_refused(override, message):
     assert message in refused(MINIMAL, override)
 
 
@@ -278,7 +238,7 @@ def test_an_override_that_cannot_be_is_told(override, message):
         ("data.percent=101", "data.percent: input should be less than or equal to 100 (found 101)"),
         ("data.ratios=[0.7, 0.1, 0.3]", "data: ratios (0.7, 0.1, 0.3) must be positive and add up to 1"),
         ("data.source=", "data.source: input should be a valid string (found None)"),
-        ("task.name=imputing", "'classification' or 'imputation' (found 'imputing')"),
+        ("task.name=imputing", "'classification', 'imputation' (found 'imputing')"),
         (
             "rules=[[melt, '.*']]",
             "rules.0.0: input should be 'freeze', 'train', 'adapt' or 'train_and_adapt' (found 'melt')",
@@ -286,11 +246,11 @@ def test_an_override_that_cannot_be_is_told(override, message):
         ("rules=[[freeze]]", "rules.0.1 is missing"),
     ],
 )
-def test_a_wrong_value_is_told_with_its_path(override, message):
+def test_a_wrong_value_is_named_by_its_path(override, message):
     assert message in refused(MINIMAL, override)
 
 
-def test_all_mistakes_are_told_at_once():
+def test_all_mistakes_are_listed_at_once():
     content = {
         "data": {"sorce": "x"},
         "train": {"epochs": 0, "lr": 1},
@@ -306,13 +266,13 @@ def test_all_mistakes_are_told_at_once():
         "train.lr is not a setting",
         "trian is not a setting",
         "network.patch: input should be a valid integer",
-        "task.horizon: input should be greater than or equal to 0 (found -1)",
+        "task.horizon: input should be greater than or equal to 1 (found -1)",
     ):
         assert part in message
     assert message.count(";") == 6
 
 
-def test_an_unknown_recipe_is_the_only_mistake_told():
+def test_an_unknown_recipe_is_the_only_mistake_listed():
     message = refused(MINIMAL | {"recipe": "papr"})
     assert (
         "recipe: input should be 'uniform', 'reference', 'paper', 'gpt4ts', 'full' or 'head_only' (found 'papr')"
@@ -321,25 +281,25 @@ def test_an_unknown_recipe_is_the_only_mistake_told():
     assert ";" not in message
 
 
-def test_a_section_left_empty_is_told():
+def test_an_empty_section_is_refused():
     assert "train: input should be a valid dictionary" in refused(MINIMAL | {"train": None})
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "holds no mapping of settings"),
-        ("- a\n- b\n", "holds no mapping of settings"),
+        ("", "is not a mapping of settings"),
+        ("- a\n- b\n", "is not a mapping of settings"),
         ("data: [", "not readable as YAML"),
         ("data: {source: !!python/object:os.system x}", "not readable as YAML"),
-        ("data: {source: a}\ntrain: {epochs: 1}\ntrain: {patience: 2}\n", "'train' stands twice"),
+        ("data: {source: a}\ntrain: {epochs: 1}\ntrain: {patience: 2}\n", "duplicate key 'train'"),
         (
             "data: {source: a, source: b}\n",
-            "'source' stands twice in \"<unicode string>\", line 1, column 19",
+            "duplicate key 'source' in \"<unicode string>\", line 1, column 19",
         ),
     ],
 )
-def test_a_file_that_is_no_settings_is_told_with_its_name(tmp_path, content, message):
+def test_a_file_that_is_no_settings_is_named(tmp_path, content, message):
     path = tmp_path / "mine.yaml"
     path.write_text(content)
     with pytest.raises(ConfigError) as caught:
@@ -357,35 +317,37 @@ def test_anchors_and_merges_of_yaml_work(tmp_path):
     assert (network.patch, network.stride) == (8, 2)
 
 
-def test_files_that_are_not_there_or_not_text_are_told(tmp_path):
+def test_files_that_are_missing_or_not_text_are_refused(tmp_path):
     with pytest.raises(
         ConfigError,
-        match=r"nowhere: there is no such file\. Name a YAML file, or one that is installed: csv, demo, anomaly/{msl",
+        match=r"nowhere: file not found\. Name a YAML file or an installed one: csv, demo, anomaly/{msl",
     ):
         load_experiment(tmp_path / "nowhere")
     with pytest.raises(
-        ConfigError, match=r"configs/few/etth1\.yaml: there is no such file\. Did you mean few_shot/etth1\?$"
+        ConfigError, match=r"configs/few/etth1\.yaml: file not found\. Did you mean few_shot/etth1\?$"
     ):
         load_experiment("configs/few/etth1.yaml")
-    with pytest.raises(ConfigError, match="this is a folder, not a YAML file"):
+    with pytest.raises(ConfigError, match="is a folder, not a YAML file"):
         load_experiment(tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"data: \xff\xfe")
     with pytest.raises(ConfigError, match=r"bytes\.yaml: not readable as YAML"):
         load_experiment(tmp_path / "bytes.yaml")
 
 
+def leaves(node, prefix=""):
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
 def test_settings_lists_every_leaf_once_with_a_meaning():
     listed = {setting.path: setting for setting in settings()}
-    dumped = dump_experiment(build_experiment(MINIMAL))
-
-    def leaves(node, prefix=""):
-        for name, value in node.items():
-            if isinstance(value, dict):
-                yield from leaves(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}"
-
-    assert list(listed) == list(leaves(dumped))
+    assert len(listed) == len(settings())
+    found = {f"task.{name}" for kind in task_settings().values() for name in kind.model_fields}
+    found |= set(leaves(dump_experiment(build_experiment(MINIMAL))))
+    assert set(listed) == found
     assert all(setting.description for setting in listed.values())
     assert listed["data.source"].default == "required"
     assert listed["network.patch"].default == listed["rules"].default == "from the recipe"
@@ -394,6 +356,9 @@ def test_settings_lists_every_leaf_once_with_a_meaning():
     assert listed["data.timestamps"].type == "error | as_is | none"
     assert listed["data.columns"].type == "list | none"
     assert listed["train.epochs"].type == "int"
+    assert listed["task.input_length"].default == listed["task.loss"].default == "by task"
+    assert listed["task.mask_rate"].description.endswith("(imputation)")
+    assert listed["data.target"].description.endswith("(zero_shot)")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -414,9 +379,8 @@ def test_dumped_settings_build_the_same_experiment(recipe):
 
 def test_a_run_s_own_config_is_read(tmp_path):
     experiment = build_experiment(MINIMAL)
-    (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump({"provenance": {"format": 1}, **dump_experiment(experiment)})
-    )
+    content = {"provenance": {"format": FORMAT}, **dump_experiment(experiment)}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     assert load_experiment(tmp_path / "config.yaml") == experiment
 
 
@@ -493,7 +457,8 @@ def test_every_folder_of_configs_travels_with_the_package():
         "ofa_jax.configs"
     }
     assert {name for name in build["packages"] if name.startswith("ofa_jax.configs")} == folders
-    assert {name for name, ending in build["package-data"].items() if ending == ["*.yaml"]} == folders
+    data = {name for name, endings in build["package-data"].items() if endings == ["*.yaml"]}
+    assert {name for name in data if name.startswith("ofa_jax.configs")} == folders
 
 
 HORIZONS = (96, 192, 336, 720)
@@ -564,13 +529,13 @@ def width_of_the_head(experiment: Experiment) -> int:
     task, network = experiment.task, experiment.network
     tokens = (task.input_length - network.patch) // network.stride + 2
     return {
-        "forecast": 768 * tokens + task.horizon,
-        "zero_shot": 768 * tokens + task.horizon,
-        "short_term": (network.read_width or 768) + 1,
-        "anomaly": (network.read_width or 768) + (task.channels or 0),
-        "classification": 768 * tokens + (task.classes or 0),
-        "imputation": 768 + (task.channels or 0),
-    }[task.name]
+        "forecast": lambda: 768 * tokens + task.horizon,
+        "zero_shot": lambda: 768 * tokens + task.horizon,
+        "short_term": lambda: (network.read_width or 768) + 1,
+        "anomaly": lambda: (network.read_width or 768) + task.channels,
+        "classification": lambda: 768 * tokens + task.classes,
+        "imputation": lambda: 768 + task.channels,
+    }[task.name]()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -646,23 +611,23 @@ PROTOCOL = {  # protocol §2, file by file
     "short_term/m4_weekly": "L 26 H 13 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, d_ff 128, cut 10",
     "short_term/m4_daily": "L 28 H 14 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, d_ff 128, cut 10",
     "short_term/m4_hourly": "L 96 H 48 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, d_ff 128, cut 10",
-    "anomaly/smd": "L 100 H 0 1/1, batch 128, lr 0.0001 decay 0.5, 5 epochs, 38 channels, d_ff 768, segment 25, ratio 0.5, step 100",
-    "anomaly/msl": "L 100 H 0 1/1, batch 128, lr 0.0001 decay 0.5, 10 epochs, 55 channels, d_ff 8, segment 25, ratio 2, step 1",
-    "anomaly/smap": "L 100 H 0 1/1, batch 128, lr 0.0005 decay 0.5, 10 epochs, 25 channels, d_ff 768, segment 25, ratio 1, step 1",
-    "anomaly/swat": "L 100 H 0 1/1, batch 128, lr 0.0001 decay 0.5, 10 epochs, 51 channels, d_ff 128, segment 25, ratio 1, step 1",
-    "anomaly/psm": "L 100 H 0 1/1, batch 128, lr 0.0001 decay 0.5, 10 epochs, 25 channels, d_ff 768, segment 25, ratio 1, step 1",
-    "classification/ethanolconcentration": "L 1751 H 0 8/8, batch 64, lr 0.001 constant, 50 epochs, 3 channels, 4 classes",
-    "classification/facedetection": "L 62 H 0 4/2, batch 64, lr 0.0001 constant, 50 epochs, 144 channels, 2 classes",
-    "classification/heartbeat": "L 405 H 0 32/16, batch 64, lr 0.0005 constant, 50 epochs, 61 channels, 2 classes",
-    "classification/japanesevowels": "L 26 H 0 4/1, batch 64, lr 0.0005 constant, 50 epochs, 12 channels, 9 classes",
-    "classification/selfregulationscp1": "L 896 H 0 16/16, batch 64, lr 0.002 constant, 50 epochs, 6 channels, 2 classes",
-    "classification/selfregulationscp2": "L 1152 H 0 16/16, batch 64, lr 0.0005 constant, 50 epochs, 7 channels, 2 classes",
-    "imputation/etth1": "L 96 H 0 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, 7 channels, 25 % hidden",
-    "imputation/etth2": "L 96 H 0 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, 7 channels, 25 % hidden",
-    "imputation/ettm1": "L 96 H 0 1/1, batch 8, lr 0.0005 decay 0.5, 30 epochs, 7 channels, 25 % hidden",
-    "imputation/ettm2": "L 96 H 0 1/1, batch 8, lr 0.0005 decay 0.5, 30 epochs, 7 channels, 25 % hidden",
-    "imputation/weather": "L 96 H 0 1/1, batch 16, lr 0.002 decay 0.5, 30 epochs, 21 channels, 25 % hidden",
-    "imputation/electricity": "L 96 H 0 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, 321 channels, 25 % hidden",
+    "anomaly/smd": "L 100 1/1, batch 128, lr 0.0001 decay 0.5, 5 epochs, 38 channels, d_ff 768, segment 25, ratio 0.5, step 100",
+    "anomaly/msl": "L 100 1/1, batch 128, lr 0.0001 decay 0.5, 10 epochs, 55 channels, d_ff 8, segment 25, ratio 2, step 1",
+    "anomaly/smap": "L 100 1/1, batch 128, lr 0.0005 decay 0.5, 10 epochs, 25 channels, d_ff 768, segment 25, ratio 1, step 1",
+    "anomaly/swat": "L 100 1/1, batch 128, lr 0.0001 decay 0.5, 10 epochs, 51 channels, d_ff 128, segment 25, ratio 1, step 1",
+    "anomaly/psm": "L 100 1/1, batch 128, lr 0.0001 decay 0.5, 10 epochs, 25 channels, d_ff 768, segment 25, ratio 1, step 1",
+    "classification/ethanolconcentration": "L 1751 8/8, batch 64, lr 0.001 constant, 50 epochs, 3 channels, 4 classes",
+    "classification/facedetection": "L 62 4/2, batch 64, lr 0.0001 constant, 50 epochs, 144 channels, 2 classes",
+    "classification/heartbeat": "L 405 32/16, batch 64, lr 0.0005 constant, 50 epochs, 61 channels, 2 classes",
+    "classification/japanesevowels": "L 26 4/1, batch 64, lr 0.0005 constant, 50 epochs, 12 channels, 9 classes",
+    "classification/selfregulationscp1": "L 896 16/16, batch 64, lr 0.002 constant, 50 epochs, 6 channels, 2 classes",
+    "classification/selfregulationscp2": "L 1152 16/16, batch 64, lr 0.0005 constant, 50 epochs, 7 channels, 2 classes",
+    "imputation/etth1": "L 96 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, 7 channels, 25 % hidden",
+    "imputation/etth2": "L 96 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, 7 channels, 25 % hidden",
+    "imputation/ettm1": "L 96 1/1, batch 8, lr 0.0005 decay 0.5, 30 epochs, 7 channels, 25 % hidden",
+    "imputation/ettm2": "L 96 1/1, batch 8, lr 0.0005 decay 0.5, 30 epochs, 7 channels, 25 % hidden",
+    "imputation/weather": "L 96 1/1, batch 16, lr 0.002 decay 0.5, 30 epochs, 21 channels, 25 % hidden",
+    "imputation/electricity": "L 96 1/1, batch 16, lr 0.001 decay 0.5, 10 epochs, 321 channels, 25 % hidden",
 }
 
 PROTOCOL_OF_ALL = {  # protocol §2: what all files of a folder have in common
@@ -670,16 +635,18 @@ PROTOCOL_OF_ALL = {  # protocol §2: what all files of a folder have in common
     "few_shot": "6 blocks, mse, adam, stops after 3",
     "zero_shot": "6 blocks, smape, adam, runs to the end",
     "short_term": "6 blocks, smape, adam, stops after 3",
-    "anomaly": "6 blocks, mse, adam, stops after 3",
-    "classification": "6 blocks, cross_entropy, radam, clip 4, runs to the end",
-    "imputation": "3 blocks, mse, adam, stops after 3",
+    "anomaly": "6 blocks, adam, stops after 3",
+    "classification": "6 blocks, radam, clip 4, runs to the end",
+    "imputation": "3 blocks, adam, stops after 3",
 }
 
 
 def numbers_of(experiment: Experiment) -> tuple[str, str]:
     """Rows of :data:`PROTOCOL_OF_ALL` and :data:`PROTOCOL`."""
     data, task, network, train = experiment.data, experiment.task, experiment.network, experiment.train
-    common = [f"{experiment.trunk.n_layer} blocks", task.loss, train.optimizer]
+    task_values = task.model_dump()
+    loss = [task.loss] if "loss" in task_values else []
+    common = [f"{experiment.trunk.n_layer} blocks", *loss, train.optimizer]
     if train.clip_norm is not None:
         common.append(f"clip {train.clip_norm:g}")
     common.append("runs to the end" if train.patience == train.epochs else f"stops after {train.patience}")
@@ -688,23 +655,25 @@ def numbers_of(experiment: Experiment) -> tuple[str, str]:
         "decay": f"decay {train.decay:g}",
         "constant": "constant",
     }[train.schedule]
+    horizon = f"H {task.horizon} " if "horizon" in task_values else ""
     own = [
-        f"L {task.input_length} H {task.horizon} {network.patch}/{network.stride}",
+        f"L {task.input_length} {horizon}{network.patch}/{network.stride}",
         f"batch {train.batch_size}",
         f"lr {train.learning_rate:g} {schedule}",
         f"{train.epochs} epochs",
     ]
-    given = {
-        f"{data.percent} %": data.percent != 100,
-        f"{task.channels} channels": task.channels,
-        f"{task.classes} classes": task.classes,
-        f"d_ff {network.read_width}": network.read_width,
-        f"width {network.embed_width}": network.embed_width,
-        f"segment {network.segment}, ratio {task.anomaly_ratio:g}, step {task.step}": task.name == "anomaly",
-        f"cut {task.cut_range:g}": task.name == "short_term",
-        f"{100 * task.mask_rate:g} % hidden": task.name == "imputation",
-    }
-    return ", ".join(common), ", ".join([*own, *(text for text, shown in given.items() if shown)])
+    if data.percent != 100:
+        own.append(f"{data.percent} %")
+    own += [f"{value} {name}" for name in ("channels", "classes") if (value := task_values.get(name))]
+    widths = {"d_ff": network.read_width, "width": network.embed_width}
+    own += [f"{name} {value}" for name, value in widths.items() if value]
+    if task.name == "anomaly":
+        own += [f"segment {network.segment}", f"ratio {task.anomaly_ratio:g}", f"step {task.step}"]
+    if task.name == "short_term":
+        own.append(f"cut {task.cut_range:g}")
+    if task.name == "imputation":
+        own.append(f"{100 * task.mask_rate:g} % hidden")
+    return ", ".join(common), ", ".join(own)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -770,7 +739,6 @@ def test_every_config_builds_and_asks_what_the_catalogue_knows(name):
     elif task.name == "short_term":
         assert ((task.horizon,), task.input_length) == (entry.horizons, 2 * task.horizon)
     else:
-        assert task.horizon == 0
         assert (task.channels or entry.n_channels) == entry.n_channels
     if task.name == "classification":
         assert task.classes == entry.n_classes
@@ -872,8 +840,8 @@ def test_counting_needs_no_weights(monkeypatch):
         raise AssertionError("weights were asked for")
 
     for name in ("load_trunk", "random_trunk", "init_base", "init_adapters"):
-        monkeypatch.setattr(assemble, name, loaded)
-    monkeypatch.setattr("ofa_jax.model.weights.resolve", loaded)
+        monkeypatch.setattr(build, name, loaded)
+    monkeypatch.setattr("ofa_jax.model.weights._resolve", loaded)
     assert footprint(load_experiment("long/etth1")).trainable == 546_304
     assert footprint(load_experiment("quick/etth1")).trainable == 61_952
 
@@ -898,8 +866,8 @@ def test_mistakes_are_laid_where_they_were_made(tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("task.classes=3", "task.classes is 3, but the task 'forecast' does not read it"),
-        ("task.mask_rate=0.5", "task.mask_rate is 0.5, but the task 'forecast' does not read it"),
+        ("task.classes=3", "task.classes is not a setting of this task"),
+        ("task.mask_rate=0.5", "task.mask_rate is not a setting of this task"),
         (
             "data.parts=[machine-1-2]",
             "data.parts is ('machine-1-2',), but the task 'forecast' does not read it",
@@ -917,17 +885,58 @@ def test_a_setting_that_the_task_does_not_read_is_refused(override, said):
     [
         ("data.percent=10", "data.percent is 10, but the task 'anomaly' does not read it"),
         ("data.missing=linear", "data.missing is 'linear', but the task 'anomaly' does not read it"),
-        ("task.horizon=6", "task.horizon is 6, but the task 'anomaly' forecasts nothing"),
-        ("task.loss=smape", "the loss 'smape' is not one of mse"),
-        ("network.patch=4", "reads step by step, so network.patch and network.stride are 1"),
-        ("task.input_length=90", "task.input_length 90 is no multiple of network.segment 25"),
+        ("task.horizon=6", "task.horizon is not a setting of this task"),
+        ("network.patch=4", "reads step by step; network.patch and network.stride must be 1"),
+        ("task.input_length=90", "task.input_length 90 is not a multiple of network.segment 25"),
     ],
 )
 def test_settings_that_contradict_the_task_are_refused(override, said):
     assert said in refused({"data": {"source": "smap"}, "task": {"name": "anomaly"}}, override)
 
 
-def test_every_setting_in_the_table_of_readers_exists():
-    from ofa_jax.config.tasks import _READ_BY
+def test_every_setting_that_a_task_reads_exists():
+    known = {setting.path for setting in settings()}
+    assert all(kind.reads <= known for kind in task_settings().values())
 
-    assert _READ_BY.keys() <= {setting.path for setting in settings()}
+
+def test_settings_from_sections_and_mappings_are_the_same():
+    """``Experiment(data=…)`` is completed by recipe and task, and a section states only what was set."""
+    train = TrainConfig(epochs=2)
+    made = Experiment(
+        data={"source": "etth1"}, recipe="paper", train=train, task=ImputationSettings(name="imputation")
+    )
+    content = {**MINIMAL, "recipe": "paper", "train": {"epochs": 2}, "task": {"name": "imputation"}}
+    assert made == build_experiment(content)
+    assert (made.trunk.n_layer, made.network.stride, made.adapters.alpha) == (3, 1, 1.0)
+
+
+def test_values_are_replaced_by_path_and_checked_again():
+    experiment = build_experiment(MINIMAL)
+    changed = experiment.replace({"train.seed": 1, "data.columns": ("a",)})
+    assert changed == build_experiment(MINIMAL, ["train.seed=1", "data.columns=[a]"])
+    assert experiment == build_experiment(MINIMAL)
+    with pytest.raises(ValueError, match="micro_batch 300 is larger"):
+        experiment.replace({"train.micro_batch": 300})
+
+
+def test_settings_of_format_1_are_converted(tmp_path):
+    """Every task then had all fields, and the smallest learning rate another name."""
+    task = {
+        "name": "anomaly",
+        "input_length": 50,
+        "horizon": 0,
+        "channels": 3,
+        "classes": None,
+        "calendar": None,
+    }
+    task |= {"loss": "mse", "step": 2, "anomaly_ratio": 1, "mask_rate": 0.25, "cut_range": 1.5}
+    content = {"data": {"source": "a.npz"}, "task": task, "train": {"lowest_rate": 1e-5}}
+    before = json.dumps(content)
+    experiment = build_experiment(upgrade_settings(content))
+    assert json.dumps(content) == before
+    kept = {"input_length": 50, "channels": 3, "step": 2, "anomaly_ratio": 1}
+    assert experiment.task.model_dump() == {"name": "anomaly", **kept}
+    assert experiment.train.min_learning_rate == 1e-5
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"provenance": {"format": 1}, **content}))
+    assert load_experiment(path) == experiment

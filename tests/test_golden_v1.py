@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.progress import SilentReporter
 
 V1 = Path(__file__).parent / "golden" / "v1"
@@ -81,13 +80,11 @@ class Opened:
     @cached_property
     def _evaluate(self) -> Callable[[Any], dict[str, np.ndarray]]:
         """Gives of every window of a table what metrics need, and the network's output, by one program."""
+        from ofa_jax.train.evaluate import WindowPredictor
 
         loaded, data = self._opened
         model, sums = loaded.model, data.task.sums
-
-        def outputs(output: Any, batch: Any) -> dict[str, Any]:
-            return {"prediction": output, **sums(output, batch)}
-
+        outputs = lambda output, batch: {"prediction": output, **sums(output, batch)}  # noqa: E731
         evaluator = WindowPredictor(model.predict, data.task, outputs, batch_size=16)
         return lambda table: evaluator(table, model.frozen, model.trainable)
 
@@ -113,11 +110,10 @@ class Opened:
 
     def forecast(self, table: Path) -> pd.DataFrame:
         """What ``ofa-jax predict`` writes; reads nothing of the run but its bundle."""
-        from ofa_jax.inference import forecast, read_input
+        from ofa_jax.inference import predict
         from ofa_jax.runs.bundle import load_bundle
 
-        loaded = load_bundle(self.run / "bundle")
-        return forecast(loaded, read_input(loaded, table))
+        return predict(load_bundle(self.run / "bundle"), table)
 
 
 def resume(run: Path) -> list[str]:
@@ -134,10 +130,9 @@ def sweep_again(folder: Path, ranks: str) -> dict[str, Any]:
     """Repeat the command that made a sweep; returns its record."""
     from ofa_jax.config.load import build_experiment
     from ofa_jax.studies.sweep.cells import parse_axes
-    from ofa_jax.studies.sweep.folder import run_sweep
+    from ofa_jax.studies.sweep.folder import read_sweep, run_sweep
 
-    settings = json.loads((folder / "sweep.json").read_text())["settings"]
-    experiment = build_experiment(settings, [f"data.source={TABLE}"])
+    experiment = build_experiment(read_sweep(folder).content.settings, [f"data.source={TABLE}"])
     return run_sweep(experiment, parse_axes(ranks, 1), folder, SilentReporter()).record
 
 

@@ -1,4 +1,4 @@
-"""Forecasts from a bundle: the numbers, the dates after the last row, the picture."""
+"""A bundle applied to new data, for every task: the numbers, the rows they belong to, the figure."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from ofa_jax.build import build_model
-from ofa_jax.data.catalog.load import CATALOG
-from ofa_jax.errors import ConfigError, DataError
-from ofa_jax.inference import forecast, plot_forecast, read_input, write_forecast
+from ofa_jax.data.frames import Frame, read_frame
+from ofa_jax.errors import DataError
+from ofa_jax.inference import apply_model, evaluate, predict, read_input, write_table
 from ofa_jax.runs.bundle import BundleWriter, LoadedModel, load_bundle
 from ofa_jax.runs.folder import resolved
-from ofa_jax.runs.train import read_data, train_run
-from ofa_jax.train.loop import Progress
+from ofa_jax.runs.train import open_run, read_data, train_run
+from ofa_jax.tasks.forecast import forecast_panels, time_index
+from ofa_jax.train.lanes import Progress
 from ofa_jax.train.progress import SilentReporter
 
 
@@ -37,15 +38,26 @@ def loaded(folder) -> LoadedModel:
     return load_bundle(folder / "run")
 
 
+def as_table(frame: Frame) -> pd.DataFrame:
+    table = pd.DataFrame(frame.values, columns=list(frame.names))
+    if frame.timestamps is not None:
+        table.insert(0, "date", pd.DatetimeIndex(frame.timestamps))
+    return table
+
+
+def rows(tiny, count: int, seed: int = 0) -> pd.DataFrame:
+    return as_table(tiny.frame(count, seed))
+
+
 def test_a_forecast_is_scale_network_unscale(loaded, tiny):
     frame = tiny.frame(60, seed=5)
-    table = forecast(loaded, frame)
+    table = predict(loaded, as_table(frame))
     scaled = ((frame.values[-32:] - loaded.scaler.mean) / loaded.scaler.std).astype(np.float32)
     model = loaded.model
     pred = np.asarray(jax.jit(model.predict)(model.frozen, model.trainable, jnp.asarray(scaled[None])))[0]
-    np.testing.assert_array_equal(
-        table[["a", "b"]].to_numpy(), pred.astype(np.float64) * loaded.scaler.std + loaded.scaler.mean
-    )
+    wanted = pred.astype(np.float64) * loaded.scaler.std + loaded.scaler.mean
+    # another program, whose float32 sums may be in another order
+    np.testing.assert_allclose(table[["a", "b"]].to_numpy(), wanted, rtol=1e-6)
     assert list(table.columns) == ["date", "a", "b"]
     assert table["date"].tolist() == list(pd.date_range("2024-01-03 12:00", periods=8, freq="h"))
     level = tiny.values(68, seed=5)[60:].mean(axis=0)  # how the two series go on
@@ -53,20 +65,18 @@ def test_a_forecast_is_scale_network_unscale(loaded, tiny):
 
 
 def test_only_the_last_rows_are_read(loaded, tiny):
-    frame = tiny.frame(60)
-    last = replace(frame, values=frame.values[-32:], timestamps=frame.timestamps[-32:])
-    pd.testing.assert_frame_equal(forecast(loaded, frame), forecast(loaded, last))
+    table = rows(tiny, 60)
+    pd.testing.assert_frame_equal(predict(loaded, table), predict(loaded, table[-32:]))
 
 
 def test_too_few_rows_are_refused(loaded, tiny):
     with pytest.raises(DataError, match=r"31 rows, but the model reads the last 32\. Give at least 32 rows"):
-        forecast(loaded, tiny.frame(31))
+        predict(loaded, rows(tiny, 31))
 
 
 def test_columns_in_another_order_are_put_right(loaded, tiny):
-    frame = tiny.frame(40)
-    swapped = replace(frame, values=frame.values[:, ::-1], names=("b", "a"))
-    pd.testing.assert_frame_equal(forecast(loaded, swapped), forecast(loaded, frame))
+    table = rows(tiny, 40)
+    pd.testing.assert_frame_equal(predict(loaded, table[["date", "b", "a"]]), predict(loaded, table))
 
 
 @pytest.mark.parametrize(
@@ -75,103 +85,95 @@ def test_columns_in_another_order_are_put_right(loaded, tiny):
 def test_other_columns_are_refused(loaded, tiny, names, said):
     frame = tiny.frame(40)
     with pytest.raises(DataError, match=said):
-        forecast(loaded, replace(frame, values=frame.values[:, : len(names)], names=names))
+        predict(loaded, as_table(replace(frame, values=frame.values[:, : len(names)], names=names)))
 
 
 def test_without_timestamps_steps_are_counted(loaded, tiny):
-    frame = replace(tiny.frame(40), timestamps=None)
-    table = forecast(loaded, frame)
+    new = read_input(loaded, rows(tiny, 40).drop(columns="date"))
+    table = apply_model(loaded, new)
     assert table["step"].tolist() == list(range(1, 9))
-    figure = plot_forecast(frame, table, title="steps", history=10)
-    assert figure.axes[-1].get_xlabel() == "steps after the last observed one"
-    history, line = (figure.axes[0].lines[index].get_xdata() for index in (0, 1))
-    np.testing.assert_array_equal(history, np.arange(-9, 1))
-    np.testing.assert_array_equal(line, np.arange(9))  # joined to the last row
+    panels = forecast_panels(tiny.frame(40), table.drop(columns="step"), 10)
+    assert list(panels["panel"].unique()) == ["a", "b"]
+    untimed = forecast_panels(replace(tiny.frame(40), timestamps=None), table, 10)
+    np.testing.assert_array_equal(untimed["time"][untimed["panel"] == "a"], np.arange(-9, 9))
+    assert isinstance(new.plot(table, "a note"), Figure)
 
 
 def test_a_series_may_have_the_name_of_the_first_column(loaded, tiny):
-    names = ("step", "date")
-    renamed = replace(loaded, scaler=replace(loaded.scaler, names=names))
-    for timestamps, first in ((None, "step_"), (tiny.frame(40).timestamps, "date_")):
-        frame = replace(tiny.frame(40), names=names, timestamps=timestamps)
-        table = forecast(renamed, frame)
-        assert list(table.columns) == [first, *names]
-        assert len(plot_forecast(frame, table, title="", history=5).axes) == 2
+    names = ["step", "step_"]
+    renamed = replace(loaded, scaler=replace(loaded.scaler, names=tuple(names)))
+    table = pd.DataFrame(tiny.frame(40).values, columns=names)
+    assert list(predict(renamed, table).columns) == ["step__", *names]
+    assert time_index(replace(tiny.frame(40), names=("step", "date"))).name == "date_"
 
 
 def test_new_rows_are_read_as_the_training_data_were(loaded, tiny, tmp_path):
     path = tiny.csv(tmp_path / "new.csv", rows=40)
-    frame = read_input(loaded, path)
-    np.testing.assert_array_equal(frame.values, tiny.frame(40).values)
+    pd.testing.assert_frame_equal(predict(loaded, path), predict(loaded, rows(tiny, 40)))
     path.write_text(path.read_text().replace("2024-01-01T05", "2024-01-01T04"))
-    with pytest.raises(DataError, match="stands in two rows"):
+    with pytest.raises(DataError, match="repeats the previous row"):
         read_input(loaded, path)
-
-    data = loaded.experiment.data
-    for changed in (
-        data.model_copy(update={"timestamps": "as_is"}),
-        data.model_copy(update={"source": "weather"}),
-    ):
-        lenient = replace(loaded, experiment=loaded.experiment.model_copy(update={"data": changed}))
-        assert read_input(lenient, path).n_rows == 40
-    assert CATALOG["weather"].timestamps == "as_is"
+    lenient = (
+        ("data.timestamps", "as_is"),
+        ("data.source", "weather"),
+    )  # the catalog keeps its timestamps as they are
+    for setting in lenient:
+        changed = replace(loaded, experiment=loaded.experiment.replace(dict([setting])))
+        assert len(read_input(changed, path).buffer) == 32
 
 
-def test_chosen_columns_are_taken_from_a_wider_file(loaded, tiny, tmp_path):
-    frame = tiny.frame(40)
-    table = pd.DataFrame({"note": ["text"] * 40, "b": frame.values[:, 1], "a": frame.values[:, 0]})
-    data = loaded.experiment.data.model_copy(update={"columns": ("a", "b")})
-    chosen = replace(loaded, experiment=loaded.experiment.model_copy(update={"data": data}))
-    np.testing.assert_array_equal(read_input(chosen, table).values, frame.values)
-    with pytest.raises(DataError):
-        read_input(loaded, table)
+def test_chosen_columns_are_taken_from_a_wider_file(loaded, tiny):
+    table = rows(tiny, 40)
+    wider = table.assign(note="text")
+    chosen = replace(loaded, experiment=loaded.experiment.replace({"data.columns": ("a", "b")}))
+    pd.testing.assert_frame_equal(predict(chosen, wider), predict(loaded, table))
+    with pytest.raises(DataError, match="note"):
+        read_input(loaded, wider)
 
 
 def test_the_table_as_a_file(loaded, tiny, tmp_path):
-    table = forecast(loaded, tiny.frame(40))
-    write_forecast(table, tmp_path / "new folder" / "f.csv")
+    table = predict(loaded, rows(tiny, 40))
+    write_table(table, tmp_path / "new folder" / "f.csv")
     again = pd.read_csv(tmp_path / "new folder" / "f.csv", parse_dates=["date"])
     np.testing.assert_array_equal(again[["a", "b"]].to_numpy(), table[["a", "b"]].to_numpy())
     assert again["date"].tolist() == table["date"].tolist()
 
 
-def test_a_picture_of_each_series(loaded, tiny):
-    frame = tiny.frame(60)
-    table = forecast(loaded, frame)
-    figure = plot_forecast(
-        frame, table, title="Two series", history=20, actual=np.zeros((8, 2)), note="a note"
-    )
-    assert isinstance(figure, Figure)
-    assert len(figure.axes) == 2
+def test_a_figure_of_each_series(loaded, tiny):
+    new = read_input(loaded, rows(tiny, 60))
+    figure = new.plot(apply_model(loaded, new), "a note")
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["a", "b"]
-    assert figure.get_suptitle() == "Two series"
-    for index, axis in enumerate(figure.axes):
-        history, came, predicted, _ = axis.lines
-        np.testing.assert_array_equal(history.get_ydata(), frame.values[-20:, index])
-        np.testing.assert_array_equal(came.get_ydata(), [frame.values[-1, index], *np.zeros(8)])
-        np.testing.assert_array_equal(
-            predicted.get_ydata(), [frame.values[-1, index], *table[frame.names[index]]]
-        )
+
+
+def test_panels_have_history_then_forecast_and_what_came(loaded, tiny):
+    frame = tiny.frame(60)
+    table = predict(loaded, as_table(frame))
+    panels = forecast_panels(frame, table, 20, np.zeros((8, 2))).set_index("panel")
+    for index, name in enumerate(frame.names):
+        panel = panels.loc[name]
+        np.testing.assert_array_equal(panel["actual"], [*frame.values[-20:, index], *np.zeros(8)])
+        np.testing.assert_array_equal(panel["forecast"], [*[np.nan] * 20, *table[name]])
 
 
 def test_a_time_zone_is_kept_as_utc_and_the_column_keeps_its_name(loaded, tiny):
-    frame = tiny.frame(60)
-    local = pd.DatetimeIndex(frame.timestamps).tz_localize("+02:00")
-    table = pd.DataFrame(frame.values, columns=["a", "b"])
-    table.insert(0, "timestamp", local)
-    found = forecast(loaded, read_input(loaded, table))
+    table = rows(tiny, 60)
+    local = pd.DatetimeIndex(table["date"]).tz_localize("+02:00")
+    found = predict(loaded, table.assign(date=local).rename(columns={"date": "timestamp"}))
     assert found.columns[0] == "timestamp"
     assert found["timestamp"].iloc[0] == local[-1] + pd.Timedelta(hours=1)
-    text = found.to_csv(index=False)
-    assert "+00:00" in text.splitlines()[1]
-    plot_forecast(read_input(loaded, table), found, title="zones", history=24)
+    assert "+00:00" in found.to_csv(index=False).splitlines()[1]
 
 
 def test_rows_at_another_step_are_refused(loaded, tiny):
-    frame = tiny.frame(60)
-    days = np.datetime64("2024-01-01", "ns") + np.arange(60) * np.timedelta64(1, "D")
+    days = pd.date_range("2024-01-01", periods=60, freq="D")
     with pytest.raises(DataError, match="the rows are 'D' apart, but the model was trained on steps of 'h'"):
-        forecast(loaded, replace(frame, timestamps=days))
+        predict(loaded, rows(tiny, 60).assign(date=days))
+
+
+def test_evaluating_gives_the_stored_validation_metrics(folder, loaded):
+    data = open_run(folder / "run")[1]
+    assert evaluate(loaded, data, "validation") == loaded.record.validation
+    assert evaluate(loaded, data).keys() == {"mse", "mae"}
 
 
 def untrained(tiny, task: str, folder: Path, *overrides: str) -> LoadedModel:
@@ -180,7 +182,7 @@ def untrained(tiny, task: str, folder: Path, *overrides: str) -> LoadedModel:
     data = read_data(experiment)
     experiment = experiment.replace({"task": data.settings})
     model = build_model(experiment)
-    BundleWriter(folder / "bundle", experiment, model, data)(model.trainable, Progress())
+    BundleWriter(folder / "bundle", experiment, model, data)(model.trainable, Progress(best_epoch=1))
     return load_bundle(folder / "bundle")
 
 
@@ -199,75 +201,105 @@ def other_series(rows: int = 30) -> pd.DataFrame:
 
 
 def test_a_model_of_single_series_forecasts_any_table(of_any_series, tmp_path):
-    """Other columns, another number of them and another frequency than anything in training; in their own units."""
+    """Other columns, another number and another frequency than in training; in their own units."""
     assert of_any_series.names is None
     other_series().to_csv(tmp_path / "other.csv", index=False)
-    frame = read_input(of_any_series, tmp_path / "other.csv")
-    table = forecast(of_any_series, frame)
+    table = predict(of_any_series, tmp_path / "other.csv")
     assert list(table.columns) == ["when", "x", "y", "z"]
     assert table["when"].tolist() == list(pd.date_range("2024-03-02", periods=3, freq="D"))
     model, length = of_any_series.model, of_any_series.experiment.task.input_length
-    last = frame.values[-length:].astype(np.float32)
+    last = read_frame(other_series()).values[-length:].astype(np.float32)
     wanted = jax.jit(model.network.apply)({"params": model.merged()}, last[None])[0]
-    np.testing.assert_allclose(
-        table[["x", "y", "z"]].to_numpy(), wanted, rtol=1e-5
-    )  # float32 sums in another order
-    level = frame.values[-length:].mean(axis=0)
-    assert (abs(table[["x", "y", "z"]].mean() - level) < 20).all()
+    # float32 sums in another order
+    np.testing.assert_allclose(table[["x", "y", "z"]].to_numpy(), wanted, rtol=1e-5)
+    assert (abs(table[["x", "y", "z"]].mean() - last.mean(axis=0)) < 20).all()
 
-    alone = forecast(
-        of_any_series, replace(frame, values=frame.values[:, 1:2], names=("y",), timestamps=None)
-    )
+    alone = predict(of_any_series, other_series()[["y"]])
     assert alone["step"].tolist() == [1, 2, 3]
     np.testing.assert_allclose(alone["y"], table["y"], rtol=1e-5)
 
 
 def test_bad_tables_for_a_model_of_single_series_are_one_error(of_any_series):
     length = of_any_series.experiment.task.input_length
-    with pytest.raises(
-        DataError, match=rf"{length - 1} rows, but the model reads the last {length}\. Give at least"
-    ):
-        forecast(of_any_series, read_input(of_any_series, other_series(length - 1)))
+    few = rf"{length - 1} rows, but the model reads the last {length}\. Give at least"
+    with pytest.raises(DataError, match=few):
+        predict(of_any_series, other_series(length - 1))
     gap = other_series()
     gap.loc[7, "y"] = np.nan
     with pytest.raises(DataError, match="`y`"):
-        read_input(of_any_series, gap)
+        predict(of_any_series, gap)
     with pytest.raises(DataError, match="note"):
-        read_input(of_any_series, other_series().assign(note="text"))
+        predict(of_any_series, other_series().assign(note="text"))
+    with pytest.raises(DataError, match=r"series `y` has values beyond float32's range\. Give it in larger"):
+        predict(of_any_series, other_series().assign(y=1e39))
 
 
 def test_a_bundle_without_a_trunk_forecasts_like_any_other(tiny, tmp_path):
     loaded = untrained(tiny, "forecast", tmp_path, "trunk.source=attention", "recipe=full")
     assert "gpt2" not in loaded.model.trainable["base"]
-    table = forecast(loaded, tiny.frame(40))
+    table = predict(loaded, rows(tiny, 40))
     assert table.shape == (3, 3)
     assert np.isfinite(table[["a", "b"]].to_numpy()).all()
 
 
-@pytest.mark.parametrize("task", ["anomaly", "classification", "imputation"])
-def test_a_model_that_forecasts_nothing_says_so(tiny, tmp_path, task):
-    loaded = untrained(tiny, task, tmp_path)
-    said = rf"predict: this model was trained for {task}, it forecasts nothing\. Use `ofa-jax evaluate`"
-    with pytest.raises(ConfigError, match=said):
-        read_input(loaded, other_series())
-    with pytest.raises(ConfigError, match=said):
-        forecast(loaded, tiny.frame(60))
+def test_anomalies_of_a_table(tiny, tmp_path):
+    """A run stores the threshold of its report; every row is scored once, by the window that the report uses."""
+    train_run(tiny.of_task("anomaly", tmp_path, "train.epochs=1"), tmp_path / "run")
+    loaded, data = open_run(tmp_path / "run")
+    threshold = loaded.record.threshold
+    stream = data.scaler.invert(data.task.buffer[-120:])
+    new = read_input(loaded, pd.DataFrame(stream, columns=["u", "v", "w"]))
+    table = apply_model(loaded, new)
+    assert list(table.columns) == ["step", "score", "anomaly"]
+    assert table["step"].tolist() == list(range(1, 121))
+    assert table["anomaly"].tolist() == (table["score"] > threshold).tolist()
+    metrics, label = evaluate(loaded, data), data.labels["test_label"].astype(bool)
+    caught = (table["anomaly"] & label).sum() / table["anomaly"].sum()
+    assert caught == pytest.approx(metrics["precision"])
+    assert table["anomaly"][label].any()
+    assert "rows above" in new.summary(table)
+    assert isinstance(new.plot(table, ""), Figure)
+    with pytest.raises(DataError, match="2 channels, the model reads 3"):
+        predict(loaded, pd.DataFrame(stream[:, :2], columns=["u", "v"]))
+    with pytest.raises(DataError, match="the bundle has no threshold"):
+        predict(untrained(tiny, "anomaly", tmp_path), pd.DataFrame(stream, columns=["u", "v", "w"]))
+
+
+def test_classes_of_cases(tiny, tmp_path):
+    loaded = untrained(tiny, "classification", tmp_path)
+    table = predict(loaded, tmp_path / "Tiny_TEST.ts")
+    assert list(table.columns) == ["case", "predicted", "p(a)", "p(b)", "p(c)"]
+    probability = table[["p(a)", "p(b)", "p(c)"]].to_numpy()
+    np.testing.assert_allclose(probability.sum(axis=1), 1, rtol=1e-6)
+    assert table["predicted"].tolist() == [
+        loaded.record.classes[index] for index in probability.argmax(axis=1)
+    ]
+    data = read_data(loaded.experiment.replace({"data.source": str(tmp_path)}))
+    hits = (table["predicted"].map(loaded.record.classes.index) == data.task.tables["test"].label).mean()
+    assert evaluate(loaded, data)["accuracy"] == pytest.approx(hits)
+    with pytest.raises(DataError, match=r"cases are read from a \.ts file"):
+        predict(loaded, rows(tiny, 40))
+
+
+def test_gaps_of_a_table_are_filled(tiny, tmp_path):
+    loaded = untrained(tiny, "imputation", tmp_path)
+    table = rows(tiny, 40)
+    gaps = table.copy()
+    gaps.loc[5:9, "a"] = np.nan
+    gaps.loc[20, "b"] = np.nan
+    filled = predict(loaded, gaps)
+    assert list(filled.columns) == ["date", "a", "b"]
+    known = gaps[["a", "b"]].notna().to_numpy()
+    np.testing.assert_array_equal(filled[["a", "b"]].to_numpy()[known], table[["a", "b"]].to_numpy()[known])
+    assert np.isfinite(filled[["a", "b"]].to_numpy()).all()
+    with pytest.raises(DataError, match="no value is missing"):
+        predict(loaded, table)
+    with pytest.raises(DataError, match="calendar"):
+        predict(loaded, gaps.drop(columns="date"))
 
 
 def test_a_second_forecast_compiles_nothing(loaded, tiny, caplog):
-    forecast(loaded, tiny.frame(60))
+    predict(loaded, rows(tiny, 60))
     with jax.log_compiles(), caplog.at_level("WARNING"):
-        forecast(loaded, tiny.frame(60, seed=1))
-    assert not [
-        record.message
-        for record in caplog.records
-        if "Finished XLA compilation of jit(predict)" in record.message
-    ]
-
-
-def test_a_value_beyond_float32_is_refused_before_it_becomes_a_gap(of_any_series):
-    frame = read_input(of_any_series, other_series().assign(y=1e39))
-    with pytest.raises(
-        DataError, match=r"series `y` has values beyond float32's range\. Give it in larger units"
-    ):
-        forecast(of_any_series, frame)
+        predict(loaded, rows(tiny, 60, seed=1))
+    assert not [record.message for record in caplog.records if "Finished XLA" in record.message]

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def read_frame(
     *,
     timestamp_column: str | None = None,
     columns: Sequence[str] | None = None,
-    missing: Missing = "error",
+    missing: Missing | Literal["keep"] = "error",
     timestamps: Timestamps = "error",
 ) -> Frame:
     """Read and check series from a CSV (``.csv``, ``.csv.gz``) or Parquet file or a DataFrame.
@@ -95,7 +95,7 @@ def read_frame(
             otherwise a first column of dates, otherwise none.
         columns: The series to read, in this order; default: all columns, each of which must then be numeric.
         missing: Policy for empty cells, NaN and infinities: refuse them, interpolate between the neighboring
-            rows (by row, not by time), or carry the last value forward.
+            rows (by row, not by time), carry the last value forward, or keep them.
         timestamps: Refuse repeated and irregular timestamps, or keep all rows as they are. Either way the rows
             must be in order.
 
@@ -113,7 +113,8 @@ def read_frame(
         place = table.place(time_name)
         times, zoned = parse_times(table.cells(time), place)
         check_order(times, timestamps, place)
-    values = fill_missing(values, missing, lambda column, row: table.place(names[column])(row))
+    if missing != "keep":
+        values = fill_missing(values, missing, lambda column, row: table.place(names[column])(row))
     return Frame(values, names, times, table.source, time_name, zoned)
 
 

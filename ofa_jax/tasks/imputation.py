@@ -158,11 +158,15 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     """Series with missing values, to fill them; the table has the input's rows with the gaps filled.
 
     Raises:
-        DataError: The rows cannot be read, are too few or have other columns; nothing is missing.
+        DataError: The rows cannot be read, are too few or have other columns or timestamps; nothing is missing.
     """
     frame = read_new(trained, source, missing="keep")
     length, channels, features = trained.task.input_length, frame.n_channels, calendar_features(frame)
-    known = np.isfinite(frame.values)
+    known, calendar = np.isfinite(frame.values), getattr(trained.task, "calendar", 0)
+    if features.shape[1] != calendar:
+        what = f"has {features.shape[1]} calendar features, the model reads {calendar}"
+        fix = "Give timestamps" if calendar else "Leave the timestamps out"
+        raise DataError(what, where=frame.source, fix=f"{fix}, at the step of training")
     if known.all():
         what = "no value is missing, so there is nothing to fill"
         raise DataError(what, where=frame.source, fix="Leave the cells to fill empty")

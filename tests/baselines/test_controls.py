@@ -174,7 +174,7 @@ def trained(request, runs) -> tuple[str, Path]:
 def test_a_run_of_every_task_says_its_protocol_everywhere(trained):
     task, run = trained
     loaded, data = open_run(run)
-    comparison = compare(loaded, data, split="test", baselines=None, reporter=Listener())
+    comparison = compare(loaded, data, reporter=Listener())
     content = comparison.to_dict()
     assert (content["task"], content["protocol"], content["split"], content["windows"]) == (
         task,

@@ -15,6 +15,7 @@ from benchmarks.sizes import Shape
 from ofa_jax.build import Model
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Experiment
+from ofa_jax.config.tasks import ForecastSettings
 from ofa_jax.data.synthetic import hourly_load
 from ofa_jax.model import trees
 from ofa_jax.tasks.base import Task
@@ -45,15 +46,15 @@ def experiment_of(shape: Shape, batch: int, *overrides: str) -> Experiment:
     return build_experiment(settings, overrides)
 
 
+def forecast_settings(experiment: Experiment) -> ForecastSettings:
+    assert isinstance(experiment.task, ForecastSettings)
+    return experiment.task
+
+
 def shape_of(experiment: Experiment) -> Shape:
     """The shape of an experiment's network."""
-    task, network, trunk, adapters = (
-        experiment.task,
-        experiment.network,
-        experiment.trunk,
-        experiment.adapters,
-    )
-    size = trunk.random
+    task, network, trunk = forecast_settings(experiment), experiment.network, experiment.trunk
+    adapters, size = experiment.adapters, trunk.random
     return Shape(
         *(task.input_length, task.horizon, network.patch, network.stride, size.n_embd, trunk.n_layer),
         *(size.n_head, size.n_positions, adapters.rank, adapters.alpha),
@@ -62,17 +63,18 @@ def shape_of(experiment: Experiment) -> Shape:
 
 def generated_task(experiment: Experiment) -> Task:
     """Forecasting on four generated series of twenty weeks."""
-    return prepare_frame(hourly_load(24 * 7 * 20).frame, experiment.data, experiment.task).task
+    return prepare_frame(hourly_load(24 * 7 * 20).frame, experiment.data, forecast_settings(experiment)).task
 
 
 def random_task(experiment: Experiment, *, channels: int, windows: int, univariate: bool) -> Task:
     """Forecasting on noise; unless ``univariate``, a window has all channels."""
-    length, horizon = experiment.task.input_length, experiment.task.horizon
+    settings = forecast_settings(experiment)
+    length, horizon = settings.input_length, settings.horizon
     rows = length + horizon - 1 + (-(-windows // channels) if univariate else windows)
     values = np.random.default_rng(0).standard_normal((rows, channels), np.float32)
     shape: dict[str, Any] = {"input_length": length, "horizon": horizon, "univariate": univariate}
     table = sliding_windows((0, rows), channels=channels, **shape)
-    task = forecast_task(values, {"train": table, "validation": table, "test": table}, experiment.task)
+    task = forecast_task(values, {"train": table, "validation": table, "test": table}, settings)
     return replace(task, spec=WindowSpec(**shape))
 
 
