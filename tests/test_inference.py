@@ -16,23 +16,13 @@ from ofa_jax.build import build_model
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.inference import forecast, plot_forecast, read_input, save_figure, write_forecast
-from ofa_jax.runs.train import BundleWriter, Loaded, load_bundle, read_data, resolved, train_run
+from ofa_jax.runs.train import BundleWriter, Loaded, load_bundle, read_data, resolved
 from ofa_jax.train.loop import Progress
-from ofa_jax.train.progress import SilentReporter
 
 
 @pytest.fixture(scope="module")
-def folder(tiny, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("predict")
-    train_run(
-        tiny.experiment(tiny.csv(folder / "tiny.csv"), "train.epochs=1"), folder / "run", SilentReporter()
-    )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def loaded(folder) -> Loaded:
-    return load_bundle(folder / "run")
+def loaded(tiny_run) -> Loaded:
+    return load_bundle(tiny_run)
 
 
 def test_a_forecast_is_scale_network_unscale(loaded, tiny):
