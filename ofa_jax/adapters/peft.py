@@ -164,7 +164,7 @@ def read_peft_config(folder: Path) -> LoraConfig:
     known = _INERT_FIELDS | PeftConfig.model_fields.keys()
     features = [f"{key}={value!r}"[:100] for key, value in content.items() if key not in known and value]
     where = str(folder / ADAPTER_CONFIG)
+    fix = "Only plain LoRA and rsLoRA with one rank and alpha for all layers can be read"
     if features:
-        fix = "Only plain LoRA and rsLoRA with one rank and alpha for all layers can be read"
         raise WeightsError(f"{', '.join(features)} is not supported", where=where, fix=fix)
-    return parse_record(content, PeftConfig, where=where, error=WeightsError).lora()
+    return parse_record(content, PeftConfig, where=where, error=WeightsError, fix=fix).lora()

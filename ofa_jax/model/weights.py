@@ -343,7 +343,9 @@ def _no_safetensors(folder: Path, source: str) -> WeightsError:
         what = (
             f"only pickled weights here ({listing(pickles)}); reading them can run code, so they are refused"
         )
-        fix = f'Convert them on a machine you can spare: python -c "{call}"; then name the folder OUT'
+        fix = (
+            f'Convert them on a spare machine with transformers and torch: python -c "{call}"; then name OUT'
+        )
     else:
         what = f"neither {WEIGHTS} nor {_INDEX} is here"
         fix = (
