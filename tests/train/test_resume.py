@@ -523,14 +523,14 @@ def test_a_full_disk_leaves_a_run_that_goes_on(tiny, source, undisturbed, tmp_pa
     from ofa_jax.train import checkpoints
 
     run = tmp_path / "run"
-    write = checkpoints.write_json
+    write = checkpoints.files.write_json
 
     def full(path, content, **how):
         if content["step"] == 14:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, content, **how)
 
-    monkeypatch.setattr(checkpoints, "write_json", full)
+    monkeypatch.setattr(checkpoints.files, "write_json", full)
     with pytest.raises(OSError, match="No space left"):
         train_run(tiny.experiment(source), run, Listener())
     monkeypatch.undo()
