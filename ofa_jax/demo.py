@@ -87,5 +87,6 @@ def noise_floor_rows(load: SyntheticLoad, data: ForecastData, horizon: int) -> t
 
 def _as_table(frame: Frame) -> pd.DataFrame:
     table = pd.DataFrame(frame.values.round(3), columns=list(frame.names))
+    assert frame.timestamps is not None, "generated series have timestamps"
     table.insert(0, "date", pd.DatetimeIndex(frame.timestamps))
     return table

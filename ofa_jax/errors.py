@@ -38,7 +38,7 @@ class ConfigError(OfaError):
 
 
 class CheckpointError(OfaError):
-    """A run folder, checkpoint or bundle that is damaged, locked, newer than this code, or from another experiment."""
+    """A run folder, checkpoint or bundle that is damaged, locked, too new, or from another experiment."""
 
 
 class TrainError(OfaError):
@@ -46,7 +46,7 @@ class TrainError(OfaError):
 
 
 class Interrupted(Exception):
-    """Training stopped on a signal, after saving where checkpoints are kept; not a mistake, so not an OfaError."""
+    """Training stopped on a signal, saved where checkpoints are kept; not a mistake, so not an OfaError."""
 
     def __init__(self, signal_number: int, step: int, *, saved: bool) -> None:
         self.signal_number = signal_number

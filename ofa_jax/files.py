@@ -1,7 +1,8 @@
 """Files that are complete or absent, and records that are checked where they enter.
 
-Everything that is read from JSON passes :func:`read_record` or :func:`parse_record` once: bounded size and depth, finite
-numbers, then a pydantic model with types and ranges. Behind that door the fields are what the model says.
+Everything that is read from JSON passes :func:`read_record` or :func:`parse_record` once: bounded size and
+depth, finite numbers, then a pydantic model with types and ranges. Behind that door the fields are what the
+model says.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def parse_record(
     """Check a JSON text, or an object that was parsed from one, against a record.
 
     Raises:
-        OfaError: Not JSON, a newer ``format``, or a field (named) that is missing, mistyped or out of range; of class ``error``.
+        OfaError: Not JSON, a newer ``format``, or a field (named) that is missing, mistyped or out of range;
+            of class ``error``.
     """
     if isinstance(content, str | bytes):
         content = _parse_json(content, where, error)
@@ -128,12 +130,12 @@ def _parse_json(data: str | bytes, where: str, error: type[OfaError]) -> dict[st
 
 def write_json(path: str | Path, content: Mapping[str, Any], *, version: int = FORMAT) -> None:
     """Write a JSON object atomically, with ``format`` first."""
-    write_atomic(path, json.dumps({"format": version, **content}, indent=2) + "\n")
+    write_atomic(path, json.dumps({"format": version, **content}, indent=2, allow_nan=False) + "\n")
 
 
 def json_digest(content: Mapping[str, Any]) -> str:
     """The sha256 of a JSON object in canonical form: sorted keys, ASCII, no line breaks."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def sha256_file(path: str | Path) -> str:
@@ -151,6 +153,8 @@ def file_digests(folder: Path) -> dict[str, str]:
 def find_damage(folder: Path, digests: Mapping[str, str]) -> str | None:
     """What is wrong with the first file that does not have its sha256; None where all are intact."""
     for name, digest in digests.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"{name} is outside the folder"
         try:
             found = sha256_file(folder / name)
         except FileNotFoundError:
@@ -186,10 +190,12 @@ def read_tensors(path: Path, *, error: type[OfaError] = CheckpointError) -> dict
     """Every tensor of a safetensors file, as float32.
 
     Raises:
-        OfaError: The file cannot be read, or a tensor is not of finite floating-point numbers; of class ``error``.
+        OfaError: The file cannot be read, or a tensor is not of finite floating-point numbers; of class
+            ``error``.
     """
     with open_tensors(path, error=error) as tensors:
-        return {name: read_tensor(tensors, name, path, error=error) for name in tensors.keys()}  # noqa: SIM118
+        names = tensors.keys()
+        return {name: read_tensor(tensors, name, path, error=error) for name in names}
 
 
 def read_tensor(
@@ -247,9 +253,9 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A scratch folder that becomes ``path`` (replacing it) when the block ends without an error.
 
-    Two folders cannot be exchanged in one step on most file systems, so an existing ``path`` is first renamed to
-    ``.NAME.old`` next to it; the next writer, or :func:`clear_leftovers`, repairs a kill between the two renames. Readers
-    use :func:`readable_folder`, which changes nothing.
+    Two folders cannot be exchanged in one step on most file systems, so an existing ``path`` is first renamed
+    to ``.NAME.old`` next to it; the next writer, or :func:`clear_leftovers`, repairs a kill between the two
+    renames. Readers use :func:`readable_folder`, which changes nothing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -287,7 +293,7 @@ def readable_folder(path: str | Path) -> Path:
 
 
 def clear_leftovers(path: str | Path) -> None:
-    """Repair an interrupted exchange of ``path`` and remove what killed writers left; only for the owner of the folder."""
+    """Repair an interrupted exchange of ``path``, remove leftovers of killed writers; for its owner only."""
     path = Path(path)
     _recover_folder(path)
     for entry in path.parent.glob(f".{glob.escape(path.name)}.*"):

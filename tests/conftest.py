@@ -20,7 +20,7 @@ from ofa_jax.data.frames import Frame
 
 
 class Tiny:
-    """Two generated series of 200 hours, L 32, H 8, a random trunk of one block; 202 training windows, 7 steps an epoch."""
+    """Two generated series of 200 hours, L 32, H 8, a random trunk of one block; 7 steps an epoch."""
 
     settings: Mapping[str, Any] = {
         "task": {"input_length": 32, "horizon": 8},
@@ -63,7 +63,7 @@ class Tiny:
         return build_experiment({"data": {"source": str(source)}, **self.settings}, overrides)
 
     def of_task(self, task: str, folder: Path, *overrides: str) -> Experiment:
-        """An experiment of any task, on data that are generated into ``folder``; the trunk has one block of width 8."""
+        """An experiment of any task, on data generated into ``folder``; one block of width 8."""
         write, settings = _TASKS[task]
         written = {**settings, "data": write(folder), "task": {"name": task, **settings["task"]}}
         small = {
@@ -133,7 +133,7 @@ def _write_collection(
 
 
 def _write_stream(folder: Path) -> dict[str, Any]:
-    """One recording of 200 training and 120 test steps, three channels; steps 50 to 59 of the test part are far off."""
+    """200 training and 120 test steps of three channels; test steps 50 to 59 are anomalous."""
     draw = np.random.default_rng(0)
     train, test = (
         np.sin(np.arange(rows) / 4)[:, None] * [1, 2, 3] + 0.1 * draw.normal(size=(rows, 3))

@@ -80,6 +80,7 @@ class Opened:
     @cached_property
     def _evaluate(self) -> Callable[[Any], dict[str, np.ndarray]]:
         """Gives of every window of a table what metrics need, and the network's output, by one program."""
+        from ofa_jax.train.evaluate import WindowPredictor
 
         loaded, data = self._opened
         model, sums = loaded.model, data.task.sums

@@ -31,7 +31,7 @@ from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG, data_root, find
 from ofa_jax.errors import DataError, Interrupted, OfaError, WeightsError
 from ofa_jax.files import read_json, write_atomic, write_json
-from ofa_jax.runs.folder import CONFIG_FILE, read_config, versions
+from ofa_jax.runs.folder import BASELINES, CONFIG_FILE, read_config, versions
 from ofa_jax.runs.train import open_run, train_run
 from ofa_jax.train.loop import Reporter
 from ofa_jax.train.progress import ConsoleReporter
@@ -279,17 +279,17 @@ class Bench:
         train_run(case.experiment(seed), folder, self.reporter)
         trained = time.monotonic()
         loaded, data = open_run(folder)
-        controls = folder / "controls" if case.controls else None
-        comparison = compare(loaded, data, split="test", controls=controls, reporter=self.reporter)
+        baselines = folder / BASELINES if case.controls else None
+        comparison = compare(loaded, data, baselines=baselines, reporter=self.reporter)
         provenance = read_config(folder)[1]
         return {
             "task": comparison.task,
             "windows": comparison.windows,
             "methods": comparison.to_dict()["methods"],
             "controls": case.controls,
-            "best_epoch": loaded.meta["best_epoch"],
+            "best_epoch": loaded.record.best_epoch,
             "compute_dtype": str(loaded.model.network.trunk.compute_dtype),
-            **{name: provenance[name] for name in ("data_sha256", "trunk_sha256")},
+            **{name: getattr(provenance, name) for name in ("data_sha256", "trunk_sha256")},
             "versions": {"python": platform.python_version(), **versions()},
             "machine": self.machine,
             "seconds": {

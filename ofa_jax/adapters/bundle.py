@@ -2,12 +2,10 @@
 
 A bundle is a folder:
 
-=============================  =====================================================================================
-``adapter_model.safetensors``  the adapters in peft's format; absent where a recipe has none
-``adapter_config.json``        peft's configuration of them
-``trained.safetensors``        base parameters that the recipe trains, by path; absent where none
-``ofa.json``                   everything else (:class:`BundleRecord`), with the sha256 of the other files and of itself
-=============================  =====================================================================================
+- ``adapter_model.safetensors``, ``adapter_config.json``: the adapters in peft's format; absent where a recipe
+  has none
+- ``trained.safetensors``: base parameters that the recipe trains, by path; absent where none
+- ``ofa.json``: everything else (:class:`BundleRecord`), with the sha256 of the other files and of itself
 """
 
 from __future__ import annotations
@@ -61,7 +59,7 @@ _STANDARDIZED = 1e12
 
 
 class ScalerRecord(Record):
-    """Names, means and standard deviations of the standardized series; ``constant`` names those without a spread."""
+    """Means and standard deviations of the series; ``constant`` names those that have no spread."""
 
     names: list[str]
     mean: list[float]
@@ -79,7 +77,7 @@ class ScalerRecord(Record):
 
 
 class FrozenRecord(Record):
-    """What identifies the parameters that a bundle does not contain: the trunk, and the seed and rule of the layers around it."""
+    """What identifies the parameters that are not in a bundle: the trunk and the frozen layers around it."""
 
     trunk_source: str
     trunk_sha256: Sha256
@@ -117,7 +115,7 @@ class BundleRecord(FileRecord):
     frequency: str | None = None
     classes: list[str] | None = None
     threshold: float | None = None
-    best_epoch: int = Field(ge=1)
+    best_epoch: int = Field(ge=0)
     validation: dict[str, float]
     adapters: AdaptersRecord | None
     files: dict[str, Sha256]
@@ -180,7 +178,7 @@ def read_bundle(folder: str | Path) -> Bundle:
     """Read a bundle and check it against itself.
 
     Raises:
-        CheckpointError: No bundle here, a file is missing, damaged or edited, a field is not what it should be.
+        CheckpointError: No bundle here, a file is missing, damaged or edited, a field is wrong.
         WeightsError: The adapters cannot be read or are not finite.
     """
     folder = readable_folder(folder)

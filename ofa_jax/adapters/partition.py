@@ -30,10 +30,10 @@ class AdapterTarget:
 
 @dataclass(frozen=True)
 class Partition:
-    """A parameter tree split into ``frozen`` and ``trained``, nested dicts without common leaves, and the adapted layers.
+    """A parameter tree in two, nested dicts without common leaves, and the adapted layers.
 
-    ``targets`` is keyed by module path (``gpt2/wpe``, ``out_layer``). The weight of an adapted layer is frozen unless its
-    rule is ``train_and_adapt``.
+    ``targets`` is keyed by module path (``gpt2/wpe``, ``out_layer``). The weight of an adapted layer is
+    frozen unless its rule is ``train_and_adapt``.
     """
 
     frozen: dict[str, Any]
@@ -46,11 +46,12 @@ def partition(params: Mapping[str, Any], rules: Sequence[Rule]) -> Partition:
 
     Args:
         params: A nested dict of arrays.
-        rules: Pairs ``(action, path)``; the first whose expression matches a leaf's full path decides: ``freeze`` it,
-            ``train`` it, ``adapt`` it (freeze it and give its layer a low-rank adapter), or ``train_and_adapt`` it.
+        rules: Pairs ``(action, path)``; the first whose expression matches a leaf's full path decides:
+            ``freeze`` it, ``train`` it, ``adapt`` it (freeze it and give its layer a low-rank adapter), or
+            ``train_and_adapt`` it.
 
     Raises:
-        ConfigError: A leaf without a rule, a rule without a leaf, or an adapter on a leaf that cannot carry one.
+        ConfigError: A leaf without a rule, a rule without a leaf, or an adapter on an unsuitable leaf.
     """
     flat = flatten(params)
     decided = actions(flat, rules)
@@ -81,7 +82,8 @@ def actions(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, Action]:
     """What happens to each leaf: the first rule that matches its full path decides.
 
     Raises:
-        ConfigError: A leaf that no rule covers, a rule that decides nothing, or an invalid regular expression.
+        ConfigError: A leaf that no rule covers, a rule that decides nothing, or an invalid regular
+            expression.
     """
     patterns = [_compile(expression) for _, expression in rules]
     decided: dict[str, Action] = {}

@@ -1,4 +1,4 @@
-"""Adapters in Hugging Face peft's file format (0.21), both ways: peft loads what is written here and the reverse (protocol §1).
+"""Adapters in the file format of Hugging Face peft (0.21), written and read (protocol §1).
 
 peft stores ``A: [r, in]`` and ``B: [out, r]``, which are our ``a`` and ``b`` transposed.
 """
@@ -49,7 +49,7 @@ _INERT_FIELDS = {
 
 
 class PeftConfig(Record):
-    """The fields of ``adapter_config.json`` that decide what the stored tensors mean, with peft's defaults."""
+    """Fields of ``adapter_config.json`` that decide what the stored tensors mean, with peft's defaults."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -72,7 +72,7 @@ class PeftConfig(Record):
 def peft_config(lora: LoraConfig, adapters: Mapping[str, Any]) -> dict[str, Any]:
     """The content of ``adapter_config.json``.
 
-    peft has no scaling ``none``; it is written as LoRA with ``alpha * rank``, which peft divides by the rank again.
+    peft has no scaling ``none``; it is written as LoRA with ``alpha * rank``, which peft divides by the rank.
     """
     alpha = lora.alpha * lora.rank if lora.scaling == "none" else lora.alpha
     return {
@@ -121,13 +121,13 @@ def read_peft(folder: str | Path) -> tuple[Adapters, dict[str, AdapterTarget], L
     """Read a LoRA adapter that peft saved.
 
     Returns:
-        The adapters by module path, their layers, and their configuration. peft's ``init_lora_weights`` true is read as
-        ``kaiming``.
+        The adapters by module path, their layers, and their configuration. peft's ``init_lora_weights`` true
+        is read as ``kaiming``.
 
     Raises:
-        WeightsError: A file is missing or unreadable; the adapter uses a feature that would change its mathematics
-            (DoRA, a rank or alpha per layer, trained biases, …); a tensor is not a LoRA factor, not finite, or does not
-            fit the configured rank.
+        WeightsError: A file is missing or unreadable; the adapter uses a feature that would change its
+            mathematics (DoRA, a rank or alpha per layer, trained biases, …); a tensor is not a LoRA factor,
+            not finite, or does not fit the configured rank.
     """
     folder = Path(folder)
     lora = read_peft_config(folder)

@@ -1,8 +1,8 @@
 """Rank-stabilized low-rank adapters as functional transforms.
 
-An adapter adds ``s · a b`` to the weight ``W`` of one layer, ``W: [in, out]``, ``a: [in, r]``, ``b: [r, out]``. Adapters
-live in a tree of their own, ``{module path: {"a": …, "b": …}}``, and reach a network in one of two ways that agree up to
-rounding::
+An adapter adds ``s · a b`` to the weight ``W: [in, out]`` of one layer, with ``a: [in, r]``, ``b: [r, out]``.
+Adapters live in a separate tree, ``{module path: {"a": …, "b": …}}``, and reach a network in one of two ways
+that agree up to rounding::
 
     lora = LoraConfig(rank=16, alpha=16)
     adapters = init_adapters(partition(params, rules).targets, lora)
@@ -13,8 +13,9 @@ rounding::
     merged = merge(params, adapters, lora)           # serving: weights, no extra work
     prediction = apply(merged, x)
 
-At initialization one factor is zero, so an adapted network equals the plain one exactly. As in peft, that is ``b`` for a
-dense layer and ``a`` for an embedding (protocol §1.7), whose ``a: [positions, r]`` has one row per position.
+At initialization one factor is zero, so an adapted network equals the plain one exactly. As in peft, that is
+``b`` for a dense layer and ``a`` for an embedding (protocol §1.7), whose ``a: [positions, r]`` has one row
+per position.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ class LoraConfig:
         dropout: Probability of dropping an input value of a dense adapter in training.
         init: Distribution of the factor that is not zero.
 
-            - ``peft_gaussian``: dense ``a`` ~ N(0, std 1/r), embedding ``b`` ~ N(0, std 1), as peft's ``"gaussian"``;
-            - ``theorem``: dense ``a`` ~ N(0, variance 1/in), embedding ``b`` ~ N(0, variance 1/d), independent of the
-              rank, as the paper's Theorem 1 assumes;
+            - ``peft_gaussian``: dense ``a`` ~ N(0, std 1/r), embedding ``b`` ~ N(0, std 1), as peft's
+              ``"gaussian"``;
+            - ``theorem``: dense ``a`` ~ N(0, variance 1/in), embedding ``b`` ~ N(0, variance 1/d),
+              independent of the rank, as the paper's Theorem 1 assumes;
             - ``kaiming``: dense ``a`` ~ U(±1/sqrt(in)), embedding ``b`` ~ N(0, std 1), as peft's ``True``.
 
     Raises:
@@ -112,9 +114,9 @@ def with_adapters(
 ) -> Callable[..., jax.Array]:
     """A network function that also takes adapters: ``f(params, *xs) -> g(params, adapters, *xs)``.
 
-    The adapter's sum is computed in float32 and cast to the layer's output type. Dropout acts on the input of dense
-    adapters only, never on embeddings, as in peft. Where a layer sees several rows per sample (one per channel), each row
-    has its own mask.
+    The adapter's sum is computed in float32 and cast to the layer's output type. Dropout acts on the input of
+    dense adapters only, never on embeddings, as in peft. Where a layer sees several rows per sample (one per
+    channel), each row has its own mask.
 
     Args:
         apply_fn: ``f(params, *xs, dropout_keys=None)`` that applies a Flax linen module.
@@ -122,8 +124,8 @@ def with_adapters(
         scale: Replaces ``lora.scale``: a float32 scalar that may be traced.
 
     Raises:
-        WeightsError: While tracing: an adapter that does not fit its layer's shape, or whose path names no dense or
-            embedding layer of the network, where it would have no effect.
+        WeightsError: While tracing: an adapter that does not fit its layer's shape, or whose path names no
+            dense or embedding layer of the network, where it would have no effect.
     """
     factor = lora.scale if scale is None else scale
 
@@ -171,7 +173,7 @@ def with_adapters(
 def merge(
     params: Mapping[str, Any], adapters: Mapping[str, Mapping[str, Any]], lora: LoraConfig
 ) -> dict[str, Any]:
-    """Fold adapters into the weights: ``W + s · a b`` for every adapted layer; the other leaves stay the same objects.
+    """Fold adapters into the weights, ``W + s · a b`` per adapted layer; other leaves stay the same objects.
 
     Args:
         params: A network's base parameters, nested.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -24,9 +25,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (runs.demo, runs.evaluate, runs.predict, runs.convert, studies.report):
+_PLAIN: list[Callable[..., None]] = [runs.demo, runs.evaluate, runs.predict, runs.convert, studies.report]
+_WITH_SETTINGS: list[Callable[..., None]] = [runs.train, runs.params, studies.sweep, studies.gradients]
+for command in _PLAIN:
     app.command()(command)
-for command in (runs.train, runs.params, studies.sweep, studies.gradients):
+for command in _WITH_SETTINGS:
     app.command(cls=CommandWithSettings)(command)
 app.add_typer(data.app, name="data")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -142,7 +142,7 @@ def as_table(frame: pd.DataFrame, source: str) -> Table:
         raise DataError(what, where=source, fix="Flatten them to one level")
     index = frame.index.to_timestamp() if isinstance(frame.index, pd.PeriodIndex) else frame.index
     text = len(index) > 0 and isinstance(index[0], str)
-    dated = isinstance(index, pd.DatetimeIndex) or (text and looks_like_date(index[0]))
+    dated = isinstance(index, pd.DatetimeIndex) or (text and looks_like_date(str(index[0])))
     if dated:
         frame = frame.copy(deep=False)
         frame.insert(0, "index" if index.name is None else index.name, index, allow_duplicates=True)
@@ -260,7 +260,7 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
         raise DataError(what, where=str(path), fix="Check the path")
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-            yield file
+            yield cast(IO[bytes], file)
     except (OSError, EOFError, zlib.error) as error:
         what = f"the file cannot be read ({error})"
         raise DataError(what, where=str(path), fix="Check that it is complete and readable") from None

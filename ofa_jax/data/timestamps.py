@@ -113,7 +113,7 @@ def _parse_year_last(texts: list[str], place: Place) -> np.ndarray:
     readings = [pd.to_datetime(series, format=form, errors="coerce") for form in formats]
     longest = max(readings, key=lambda reading: reading.notna().to_numpy().cumprod().sum())
     complete = [_to_ns(reading, place) for reading in readings if reading.notna().all()]
-    if len(complete) == 2 and not np.array_equal(*complete):
+    if len(complete) == 2 and not np.array_equal(complete[0], complete[1]):
         complete = [times for times in complete if _is_regular(times)]
         if len(complete) != 1:
             what = f"{texts[0]!r} can be read day first or month first, and the other rows do not decide it"

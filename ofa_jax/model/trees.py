@@ -40,7 +40,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(leaves: Iterable[tuple[str, Any]]) -> str:
-    """The sha256 over path, shape, dtype and bytes of arrays, in the order given; float32 arrays before any cast."""
+    """The sha256 over path, shape, dtype and bytes of arrays, in the order given."""
     digest = hashlib.sha256()
     for path, leaf in leaves:
         array = np.ascontiguousarray(leaf)
@@ -53,15 +53,15 @@ _ALIGNMENT = 64
 
 
 def aligned_empty(shape: Sequence[int]) -> np.ndarray:
-    """A float32 array without values yet, whose data begin where jax can take them over on a CPU without a copy of its own."""
+    """An uninitialized float32 array whose memory jax can take over on a CPU without a copy."""
     count = math.prod(shape)
-    room = np.empty(4 * count + _ALIGNMENT, np.uint8)
-    offset = -room.ctypes.data % _ALIGNMENT
-    return room[offset : offset + 4 * count].view(np.float32).reshape(shape)
+    memory = np.empty(4 * count + _ALIGNMENT, np.uint8)
+    offset = -memory.ctypes.data % _ALIGNMENT
+    return memory[offset : offset + 4 * count].view(np.float32).reshape(shape)
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """A float32 array as :func:`aligned_empty` makes them, for reading only; of the same memory where it lies right already."""
+    """A read-only float32 array as from :func:`aligned_empty`; a view where the memory is aligned already."""
     if array.dtype == np.float32 and array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0:
         copy = array.view()
     else:

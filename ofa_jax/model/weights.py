@@ -1,6 +1,7 @@
 """Hugging Face files -> trunk tree: one table of names, every stored tensor used once or named as dropped.
 
-A trunk comes from a folder or a hub id, from safetensors only: a pickle can run code while it is read. Random weights are
+A trunk comes from a folder or a hub id, from safetensors only: a pickle can run code while it is read. Random
+    weights are
 never a fallback; they come from :func:`random_trunk` alone.
 """
 
@@ -55,12 +56,13 @@ mlp.c_fc.bias mlp/c_fc/bias f
 mlp.c_proj.weight mlp/c_proj/kernel fd
 mlp.c_proj.bias mlp/c_proj/bias d
 """
-"""Hugging Face name, our path, shape in letters. Its Conv1D weight is ``[in, out]``, as a Flax kernel (protocol §1.5)."""
+"""Hugging Face name, our path, shape in letters; its Conv1D weight is ``[in, out]``, as a Flax kernel."""
 
 _UNUSED = re.compile(
-    r"wte\.weight|h\.\d+\.attn\.(bias|masked_bias)|(lm_head|score|classifier|qa_outputs|multiple_choice_head)\..+"
+    r"wte\.weight|h\.\d+\.attn\.(bias|masked_bias)"
+    r"|(lm_head|score|classifier|qa_outputs|multiple_choice_head)\..+"
 )
-"""Token embedding, mask buffers of old files and the heads of Hugging Face's GPT-2 classes: not part of the trunk."""
+"""Token embedding, mask buffers of old files and heads of Hugging Face's classes: not part of the trunk."""
 
 _INITIALIZER_RANGE = 0.02  # Hugging Face's default `initializer_range`
 
@@ -72,7 +74,8 @@ class Trunk:
     Attributes:
         config: Shapes and mathematics; ``config.n_layer`` is the number of blocks kept.
         params: Nested dict of read-only float32 arrays, as :class:`~ofa_jax.model.gpt2.GPT2Trunk` takes them.
-        source: Where the weights came from (folder, ``id@commit`` of the hub, or ``random``); kept by conversion.
+        source: Where the weights came from (folder, ``id@commit`` of the hub, or ``random``); kept by
+            conversion.
         dropped: Hugging Face names of stored tensors that the trunk does not use.
     """
 
@@ -88,7 +91,7 @@ class Trunk:
 
 
 class _ConfigRecord(Record):
-    """Hugging Face's ``config.json``: our fields with its defaults, and fields whose other values are not supported."""
+    """Hugging Face's ``config.json``: our fields with its defaults, and fields with one supported value."""
 
     model_type: Literal["gpt2"]
     add_cross_attention: Literal[False, None] = None
@@ -127,7 +130,7 @@ class _IndexRecord(Record):
 
 
 class TrunkRecord(FileRecord):
-    """``trunk.json`` of a converted folder: where the weights came from, and the sha256 of the two other files."""
+    """``trunk.json`` of a converted folder: origin of the weights, and the sha256 of the two other files."""
 
     source: str
     sha256: Sha256
@@ -159,15 +162,17 @@ def read_config(source: str | Path, *, revision: str | None = None, n_layer: int
     """Shapes and mathematics of a trunk, without its weights.
 
     Args:
-        source: A folder, a hub id, or the name of a published GPT-2 (``gpt2``, ``distilgpt2``, …; with or without
-            ``openai-community/``, ``distilbert/``), which needs neither files nor network. A folder of that name takes
-            precedence.
+        source: A folder, a hub id, or the name of a published GPT-2 (``gpt2``, ``distilgpt2``, …; with or
+            without ``openai-community/``, ``distilbert/``), which needs neither files nor network. A folder
+            of that name takes precedence.
         revision: Branch, tag or commit of a hub id; the published sizes are the same in every revision.
         n_layer: Keep the first ``n_layer`` blocks; default: all.
 
     Raises:
-        WeightsError: No config found, one that is not GPT-2's, fields (named) that change the mathematics and are not
-            supported, or fewer blocks than requested. ``reorder_and_upcast_attn`` is accepted: attention scores and softmax
+        WeightsError: No config found, one that is not GPT-2's, fields (named) that change the mathematics and
+            are not
+            supported, or fewer blocks than requested. ``reorder_and_upcast_attn`` is accepted: attention
+                scores and softmax
             are always float32 here.
     """
     owner, _, name = str(source).rpartition("/")
@@ -181,8 +186,9 @@ def read_config(source: str | Path, *, revision: str | None = None, n_layer: int
 def load_trunk(source: str | Path, *, n_layer: int | None = None, revision: str | None = None) -> Trunk:
     """Read and check GPT-2 weights from a folder or the hub.
 
-    Reads ``model.safetensors``, else the shards of ``model.safetensors.index.json``, with or without the ``transformer.``
-    prefix, and converted folders, whose sha256 is checked. float16, bfloat16 and float64 become float32.
+    Reads ``model.safetensors``, else the shards of ``model.safetensors.index.json``, with or without the
+    ``transformer.`` prefix, and converted folders, whose sha256 is checked. float16, bfloat16 and float64
+    become float32.
 
     Args:
         source: A Hugging Face or converted folder, or a hub id.
@@ -190,8 +196,8 @@ def load_trunk(source: str | Path, *, n_layer: int | None = None, revision: str 
         revision: Branch, tag or commit of a hub id.
 
     Raises:
-        WeightsError: Nothing found, pickled weights only, damaged files, tensors that are missing, unexpected or misshapen
-            (all of them named in one error) or not finite, or what :func:`read_config` refuses.
+        WeightsError: Nothing found, pickled weights only, damaged files, tensors that are missing, unexpected
+            or misshapen (all of them named in one error) or not finite, or what :func:`read_config` refuses.
     """
     folder, origin = _resolve(source, revision, [CONFIG, MANIFEST, WEIGHTS, _INDEX, "model-*.safetensors"])
     stored_config, manifest = _folder_config(folder)
@@ -214,8 +220,9 @@ def load_trunk(source: str | Path, *, n_layer: int | None = None, revision: str 
 def random_trunk(config: GPT2Config, seed: int) -> Trunk:
     """A trunk with Hugging Face's initial distribution, the same bits from ``seed`` on every machine.
 
-    Kernels and positions ~ N(0, 0.02²), both ``c_proj`` kernels ~ N(0, 0.02² / (2 n_layer)), biases 0, layer norms 1 and
-    0; drawn by :func:`ofa_jax.model.frozen_init.normal` under ``gpt2/<path>``. ``source`` is ``random``.
+    Kernels and positions ~ N(0, 0.02²), both ``c_proj`` kernels ~ N(0, 0.02² / (2 n_layer)), biases 0, layer
+    norms 1 and 0; drawn by :func:`ofa_jax.model.frozen_init.normal` under ``gpt2/<path>``. ``source`` is
+    ``random``.
     """
     residual_std = _INITIALIZER_RANGE / float(np.sqrt(np.float64(2 * config.n_layer)))
     flat: dict[str, np.ndarray] = {}
@@ -240,7 +247,7 @@ def _keep(config: GPT2Config, n_layer: int | None, where: str) -> GPT2Config:
 
 
 def _resolve(source: str | Path, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
-    """The local folder of ``source`` and the name to keep as its origin; of a hub id, ``patterns`` are downloaded."""
+    """The local folder of ``source``, downloaded if it is a hub id, and the name to keep as its origin."""
     folder, text = Path(os.path.expanduser(source)), str(source)
     if folder.is_dir():
         if revision is not None:
@@ -267,9 +274,9 @@ def _resolve(source: str | Path, revision: str | None, patterns: list[str]) -> t
             "neither a folder of this name nor a model that can be fetched from the Hugging Face hub "
             f"({type(error).__name__}: {reason})",
             where=text,
-            fix="Check the spelling, the network, HF_HUB_OFFLINE and, for a gated model, `hf auth login`; or run "
-            f"`ofa-jax convert {text} --out FOLDER` on a machine with network, copy FOLDER here and name it; "
-            "or ask for random weights with `trunk.source: random`",
+            fix="Check the spelling, the network, HF_HUB_OFFLINE and, for a gated model, `hf auth login`; or "
+            f"run `ofa-jax convert {text} --out FOLDER` on a machine with network, copy FOLDER here and name "
+            "it; or ask for random weights with `trunk.source: random`",
         ) from error
     return snapshot, f"{text}@{snapshot.name}"
 
@@ -281,7 +288,7 @@ def _folder_config(folder: Path) -> tuple[GPT2Config, TrunkRecord | None]:
         manifest = read_record(folder / MANIFEST, TrunkRecord, kind="trunk", error=WeightsError)
         _check_files(folder, {CONFIG: manifest.config_sha256})
     elif not path.exists():
-        fix = "Name a folder of GPT-2 weights; if a folder hides a hub id, add its owner (openai-community/gpt2)"
+        fix = "Name a folder of GPT-2 weights; where it hides a hub id, add the owner (openai-community/gpt2)"
         raise WeightsError(f"there is no {CONFIG} here", where=str(folder), fix=fix)
     content = read_json(path, kind="trunk", error=WeightsError)
     for other, name in _OTHER_NAMES.items():
@@ -304,7 +311,7 @@ def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
 
 
 def _list_tensors(folder: Path, source: str) -> dict[str, _Stored]:
-    """Every stored tensor by name, from the headers alone: of ``model.safetensors``, else of the shards in its index."""
+    """Every stored tensor by name, from the headers of ``model.safetensors`` or of the index's shards."""
     if (folder / WEIGHTS).exists():
         return _header(folder / WEIGHTS)
     if not (folder / _INDEX).exists():
@@ -333,7 +340,9 @@ def _no_safetensors(folder: Path, source: str) -> WeightsError:
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
     call = f"from transformers import GPT2Model; GPT2Model.from_pretrained('{source}').save_pretrained('OUT')"
     if pickles:
-        what = f"only pickled weights here ({listing(pickles)}), which are refused because reading them can run code"
+        what = (
+            f"only pickled weights here ({listing(pickles)}); reading them can run code, so they are refused"
+        )
         fix = f'Convert them on a machine you can spare: python -c "{call}"; then name the folder OUT'
     else:
         what = f"neither {WEIGHTS} nor {_INDEX} is here"
@@ -351,7 +360,8 @@ def _match(
     prefixed = [name for name in stored if name.startswith(root)]
     bare = [name for name in stored if name in all_rows or name == "wte.weight"]
     if prefixed and bare:
-        what = f"some names have the prefix {root!r} ({listing(prefixed, 3)}) and some do not ({listing(bare, 3)})"
+        with_it, without = listing(prefixed, 3), listing(bare, 3)
+        what = f"some names have the prefix {root!r} ({with_it}) and some do not ({without})"
         fix = "The folder mixes two models; save it again with transformers"
         raise WeightsError(what, where=str(folder), fix=fix)
     names: dict[str, str] = {}
@@ -371,7 +381,7 @@ def _match(
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(faults.values()):
         found = "; ".join(f"{len(them)} {kind}: {listing(them)}" for kind, them in faults.items() if them)
-        fix = "Check that config.json and the weights belong together and are plain GPT-2, uncompressed and without adapters"
+        fix = "Check that config.json and the weights belong together and are plain GPT-2"
         raise WeightsError(f"the tensors are not those of config.json: {found}", where=str(folder), fix=fix)
     return names, tuple(sorted(dropped))
 

@@ -71,12 +71,19 @@ def _slope_panel(axis: Axes, points: pd.DataFrame, fits: pd.DataFrame, power: in
     for key, own in positive.groupby(["module", "optimizer", "steps", "scaling", "init"], sort=False):
         scaling, init = key[3:]
         which, by_rank = scalings.index(scaling), own.groupby("rank")["value"]
+        place: Any = key
         color, marker = style.COLORS[which], style.MARKERS[inits.index(init) % len(style.MARKERS)]
         center = (own["value"] ** power).groupby(own["rank"]).mean() ** (1 / power)
         spread = np.maximum([center - by_rank.min(), by_rank.max() - center], 0)
         fill = {"fillstyle": "left"} if which % 3 == 2 else {"mfc": "white" if which % 3 else color}
-        look = {"color": color, "marker": marker, "markersize": 5.5, "elinewidth": 0.8, **fill}
-        label = f"{scaling}, {init}" + (_slope_text(fits.loc[key]) if key in fits.index else "")
+        look: dict[str, Any] = {
+            "color": color,
+            "marker": marker,
+            "markersize": 5.5,
+            "elinewidth": 0.8,
+            **fill,
+        }
+        label = f"{scaling}, {init}" + (_slope_text(fits.loc[place]) if key in fits.index else "")
         axis.errorbar(
             center.index.to_numpy(float),
             center.to_numpy(),
@@ -87,7 +94,7 @@ def _slope_panel(axis: Axes, points: pd.DataFrame, fits: pd.DataFrame, power: in
             **look,
         )
         if key in fits.index:
-            _slope_lines(axis, center, fits.loc[key], color)
+            _slope_lines(axis, center, fits.loc[place], color)
     style.log_y(axis)
     if dropped := len(points) - len(positive):
         note = f"{dropped} value{'' if dropped == 1 else 's'} not positive, not drawn"
@@ -181,9 +188,9 @@ def accuracy_by_rank(cells: pd.DataFrame, metric: str, baselines: pd.DataFrame |
     Raises:
         DataError: A column is missing, or there is no row.
     """
-    axis = _accuracy(cells, "rank", metric, baselines)
+    figure, axis = _accuracy(cells, "rank", metric, baselines)
     style.log_rank(axis, cells["rank"])
-    return axis.figure
+    return figure
 
 
 @style.theme()
@@ -191,21 +198,24 @@ def accuracy_by_bytes(cells: pd.DataFrame, metric: str, baselines: pd.DataFrame 
     """As :func:`accuracy_by_rank`, against the size of the trained parameters (column ``bytes``)."""
     from matplotlib.ticker import EngFormatter, NullFormatter
 
-    axis = _accuracy(cells, "bytes", metric, baselines)
+    figure, axis = _accuracy(cells, "bytes", metric, baselines)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(EngFormatter("B"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("trainable parameters, as float32")
-    return axis.figure
+    return figure
 
 
-def _accuracy(cells: pd.DataFrame, across: str, metric: str, baselines: pd.DataFrame | None) -> Axes:
+def _accuracy(
+    cells: pd.DataFrame, across: str, metric: str, baselines: pd.DataFrame | None
+) -> tuple[Figure, Axes]:
     column, where = _metric_column(cells, metric), f"plots.accuracy_by_{across}"
     style.checked(cells, (across, column), where=where)
     varied = ("scaling", "init", "alpha", "learning_rate")
     apart = [name for name in varied if name in cells and cells[name].nunique() > 1]
     groups = list(cells.groupby(apart, sort=False, dropna=False)) if apart else [((), cells)]
-    axis = style.new_figure(6.8, 4.2).subplots()
+    figure = style.new_figure(6.8, 4.2)
+    axis = figure.subplots()
     for index, (key, own) in enumerate(groups):
         found = own.groupby(across)[column].agg(["mean", "std"])
         color = style.COLORS[index % len(style.COLORS)]
@@ -219,12 +229,12 @@ def _accuracy(cells: pd.DataFrame, across: str, metric: str, baselines: pd.DataF
     spread = f", mean ± standard deviation of {seeds} seeds" if most > 1 else ""
     axis.set_ylabel(style.text(style.spelled(column)) + spread)
     if baselines is not None:
-        own = _metric_column(baselines, metric)
-        style.checked(baselines, (own,), ("method",), where=where)
-        _baseline_lines(axis, baselines.set_index("method")[own].dropna().sort_values(), cells[column])
+        score = _metric_column(baselines, metric)
+        style.checked(baselines, (score,), ("method",), where=where)
+        _baseline_lines(axis, baselines.set_index("method")[score].dropna().sort_values(), cells[column])
     if apart:
-        style.legend_below(axis.figure, 2)
-    return axis
+        style.legend_below(figure, 2)
+    return figure, axis
 
 
 def _named(name: str, value: object) -> str:

@@ -114,7 +114,7 @@ def training_section(events: Events, objective: str) -> Section:
     steps_per_epoch = epochs["step"].iloc[0] / epochs["epoch"].iloc[0]
     logged = pd.DataFrame([event for event in events if event["event"] == "train"])
     steps = logged.assign(epoch=logged["step"] / steps_per_epoch) if len(logged) else None
-    best, last = epochs.loc[epochs[column].idxmin()], epochs.iloc[-1]
+    best, last = epochs.iloc[int(epochs[column].argmin())], epochs.iloc[-1]
     said = (
         f"The smallest validation {style.spelled(objective)} is {number(best[column])}, of epoch "
         f"{best['epoch']:g}; after the last epoch, {last['epoch']:g}, it is {number(last[column])} and the "

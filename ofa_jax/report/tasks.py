@@ -73,12 +73,13 @@ def classification_results(evaluation: Evaluation) -> Results:
 
     found = evaluation.predictor(outputs)(evaluation.table)
     label, entropy = np.asarray(evaluation.table.label), found["cross_entropy"]
-    true, predicted = (pd.Categorical.from_codes(codes, classes) for codes in (label, found["predicted"]))
+    codes = (label.astype(int), found["predicted"].astype(int))
+    true, predicted = (pd.Categorical([classes[index] for index in code], classes) for code in codes)
     rows = []
     for name, place in best_median_worst(entropy).items():
         case = f"{name}: case {int(evaluation.table.window_id[place]):,}"
         probability, loss = number(np.exp(-entropy[place])), number(entropy[place])
-        rows.append((case, true[place], predicted[place], probability, loss))
+        rows.append((case, str(true[place]), str(predicted[place]), probability, loss))
     head = ("case", "true class", "predicted class", "probability of the true class", "cross-entropy")
     cases = Table("Best, median and worst case", head, rows)
     windows = Section("windows", "Three test cases", [rule(evaluation, "cross-entropy")], [cases])

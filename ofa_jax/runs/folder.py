@@ -88,9 +88,9 @@ def locked_folder(out: Path, record: str, files: Sequence[str], *, kind: str) ->
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"is a file, not a {kind}", where=str(out), fix="Choose another folder")
     leftovers = (".lock", f".{record}.", *(f".{name}." for name in files))
-    if out.is_dir() and not (out / record).exists():
-        if any(not entry.name.startswith(leftovers) for entry in out.iterdir()):
-            raise CheckpointError(f"not empty and not a {kind}", where=str(out), fix="Choose a new folder")
+    entries = [] if (out / record).exists() or not out.is_dir() else list(out.iterdir())
+    if any(not entry.name.startswith(leftovers) for entry in entries):
+        raise CheckpointError(f"not empty and not a {kind}", where=str(out), fix="Choose a new folder")
     try:
         with run_lock(out):
             for name in (record, *files):

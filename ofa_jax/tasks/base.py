@@ -135,7 +135,8 @@ def check_size(name: str, found: int, expected: int | None, source: str) -> int:
         DataError: The setting is another number.
     """
     if expected not in (None, found):
-        what = f"has {found} {name}, but task.{name} is {expected}"
+        noun = "calendar features" if name == "calendar" else name
+        what = f"has {found} {noun}, but task.{name} is {expected}"
         raise DataError(what, where=source, fix=f"Set task.{name} to {found}")
     return found
 

@@ -162,7 +162,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     """
     frame = read_new(trained, source, missing="keep")
     length, channels, features = trained.task.input_length, frame.n_channels, calendar_features(frame)
-    known, calendar = np.isfinite(frame.values), trained.task.calendar
+    known, calendar = np.isfinite(frame.values), getattr(trained.task, "calendar", 0)
     if features.shape[1] != calendar:
         what = f"has {features.shape[1]} calendar features, the model reads {calendar}"
         fix = "Give timestamps" if calendar else "Leave the timestamps out"

@@ -1,19 +1,20 @@
-"""Checkpoints of a run: written whole or not there, checked bit for bit when read back.
+"""Checkpoints of a run: complete or absent, and checked bit for bit when read back.
 
-``FOLDER/STEP/`` holds ``arrays/``, which orbax writes and reads, and ``checkpoint.json``: format, step, the caller's ``meta``,
-one sha256 per leaf (path, dtype, shape and bytes), one per file that orbax wrote, and a digest over all of that. Orbax alone
-restores a flipped byte without a word, so three things are checked before a checkpoint counts as whole:
+``FOLDER/STEP/`` contains ``arrays/``, which orbax writes and reads, and ``checkpoint.json``
+(:class:`CheckpointRecord`), written last. Orbax alone restores a flipped byte without an error, so a
+checkpoint counts as intact only if its record agrees with its own digest and every file that orbax wrote is
+there with its sha256. Files rather than leaves are checked,
+for three reasons: orbax never parses a damaged file (its threads print tracebacks when it does), damage can
+    be told from an
+orbax version that cannot read the layout, and no byte is exempt.
 
-1. ``checkpoint.json`` agrees with its own digest. The rule of that digest is the same in every format, so that a newer format
-   (refused by name) and a damaged number are told apart;
-2. every file that was written is there with its bytes: orbax never parses a damaged one, and no file is exempt as harmless;
-3. every restored leaf has the sha256 of the leaf that was saved.
+A damaged checkpoint is skipped in favor of the previous one and renamed to ``damaged-STEP``; nothing damaged
+is deleted. An intact checkpoint of another structure, or of a newer format, is an error and never a reason to
+go back one.
 
-A damaged checkpoint is passed over for the one before it and moved to ``damaged-STEP``; nothing damaged is ever deleted. A
-checkpoint that is whole but of another structure, or of a newer format, is an error and never a reason to go back one.
-
-What a run saves is the same on every device and process, so one process writes and reads it, from and into host memory, and a
-checkpoint fits any number of devices. :mod:`ofa_jax.train.processes` brings it to the others.
+What a run saves is the same on every device and process, so one process writes and reads it, from and into
+host memory, and a checkpoint fits any number of devices. :mod:`ofa_jax.train.processes` brings it to the
+others.
 """
 
 from __future__ import annotations
@@ -28,27 +29,59 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from pydantic import Field
 
-from ofa_jax.errors import CheckpointError, ConfigError
-from ofa_jax.files import FORMAT, atomic_folder, clear_leftovers, read_json, sha256_file, write_json
+from ofa_jax.errors import CheckpointError
+from ofa_jax.files import (
+    FileRecord,
+    Record,
+    Sha256,
+    atomic_folder,
+    clear_leftovers,
+    file_digests,
+    find_damage,
+    json_digest,
+    parse_record,
+    read_json,
+    write_json,
+)
 
 PyTree = Any
 
 RECORD = "checkpoint.json"
-"""A checkpoint's own record, written last."""
-
 _ARRAYS = "arrays"
 
 
-class Restored(NamedTuple):
-    """A checkpoint read back: ``arrays`` in the structure asked for, ``meta`` as saved.
+class LeafRecord(Record):
+    """Name and kind of a saved leaf."""
 
-    ``skipped`` holds one sentence per damaged newer checkpoint that was passed over and moved aside.
+    path: str
+    dtype: str
+    shape: list[Annotated[int, Field(ge=0)]]
+
+    @property
+    def kind(self) -> str:
+        return f"{self.dtype}{self.shape}"
+
+
+class CheckpointRecord(FileRecord):
+    """``checkpoint.json``; ``digest`` is over all other fields. Format 1 also had a sha256 per leaf."""
+
+    newest: ClassVar[int] = 2
+    step: int = Field(ge=0)
+    meta: dict[str, Any]
+    leaves: list[LeafRecord]
+    files: dict[str, Sha256]
+
+
+class Restored(NamedTuple):
+    """A checkpoint read back: ``arrays`` in the requested structure, ``meta`` as saved.
+
+    ``skipped`` has one sentence per damaged newer checkpoint.
     """
 
     step: int
@@ -58,104 +91,86 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints in ``folder``, of which the newest ``keep`` stay; leftovers of an interrupted save are cleared at once.
+    """The checkpoints in ``folder``; leftovers of an interrupted save are removed.
 
-    One process at a time may hold the folder: take ``files.run_lock`` on the run first.
+    Only one process may use the folder at a time: take ``files.run_lock`` on the run first.
 
     Args:
         folder: Where they are.
         keep: How many stay.
-        saved: Called after every save, when the folder is whole again; it may copy it elsewhere.
-
-    Raises:
-        ConfigError: ``keep`` is below 1.
+        saved: Called after every save, when the folder is complete; it may copy it elsewhere.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2, saved: Callable[[], None] | None = None) -> None:
-        if keep < 1:
-            raise ConfigError(f"keep = {keep} would leave no checkpoint", fix="Keep at least 1")
         self._folder = Path(folder).absolute()
         self._keep = keep
         self._saved = saved
         self._writer: Any = None
-        _clear_leftovers(self._folder)
+        for entry in list(self._folder.iterdir()) if self._folder.is_dir() else ():
+            if match := re.fullmatch(r"\.(\d+)\..+", entry.name):
+                clear_leftovers(self._folder / match[1])
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, oldest first; damaged ones count until :meth:`restore` moves them aside."""
+        """The steps that have a checkpoint, oldest first, damaged ones included."""
         if not self._folder.is_dir():
             return []
-        return sorted(
-            int(entry.name)
-            for entry in self._folder.iterdir()
-            if entry.is_dir() and re.fullmatch(r"0|[1-9]\d*", entry.name)
-        )
+        names = (entry.name for entry in self._folder.iterdir() if entry.is_dir())
+        return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name))
 
     def save(self, step: int, arrays: PyTree, meta: dict[str, Any]) -> None:
-        """Write ``arrays`` and the JSON object ``meta`` as the checkpoint of ``step``, then drop all but the newest ``keep``.
+        """Write the checkpoint of ``step``, then drop all but the newest ``keep``.
 
-        Leaves are numbers: NumPy arrays, or jax arrays that this process has whole, of any numeric or boolean dtype, or Python
-        scalars; a typed PRNG key goes in as ``jax.random.key_data``. A checkpoint of the same step is replaced. Returns when
-        everything is on disk.
+        ``meta`` is a JSON object. Leaves of ``arrays`` are numeric or boolean: NumPy arrays, jax arrays that are
+        complete on this process, or Python scalars; save a typed PRNG key as ``jax.random.key_data``. A
+        checkpoint of the same step is replaced. Returns when everything is on disk.
 
         Raises:
-            CheckpointError: A leaf is not numeric, none has elements, ``meta`` is not JSON, or a newer step has a checkpoint already.
+            CheckpointError: ``meta`` is not JSON.
         """
-        newest = max(self.steps(), default=step)
-        if newest > step:
-            raise CheckpointError(
-                f"step {step} is older than the newest checkpoint ({newest})",
-                where=str(self._folder),
-                fix="Resume from the newest checkpoint, or choose another folder",
-            )
-        paths, leaves = _named_leaves(arrays)
-        leaves = [np.asarray(leaf) for leaf in leaves]
-        if not any(leaf.size for leaf in leaves):
-            raise CheckpointError(
-                "there is no array to save",
-                where=str(self._folder),
-                fix="Save at least one leaf that has elements",
-            )
-        content: dict[str, Any] = {
-            "format": FORMAT,
-            "step": step,
-            "meta": _as_json(meta),
-            "leaves": [
-                _describe(path, leaf) | {"sha256": _leaf_digest(path, leaf)}
-                for path, leaf in zip(paths, leaves, strict=True)
-            ],
-        }
+        leaves = {path: np.asarray(leaf) for path, leaf in _named_leaves(arrays).items()}
+        described = [_describe(path, leaf).model_dump() for path, leaf in leaves.items()]
         with atomic_folder(self._folder / str(step)) as scratch:
-            self._write_arrays(scratch / _ARRAYS, leaves)
-            content["files"] = _file_digests(scratch)
-            write_json(scratch / RECORD, content | {"digest": _digest(content)})
+            # keyed by index, so that no name needs escaping; orbax refuses arrays without elements
+            stored = {str(index): leaf for index, leaf in enumerate(leaves.values()) if leaf.size}
+            with _quiet():
+                self._orbax().save(scratch / _ARRAYS, stored)
+            content = {"step": step, "meta": meta, "leaves": described, "files": file_digests(scratch)}
+            try:
+                content["digest"] = json_digest({"format": CheckpointRecord.newest, **content})
+            except (TypeError, ValueError) as error:
+                raise CheckpointError(f"the meta of a checkpoint is not a JSON object ({error})") from None
+            write_json(scratch / RECORD, content, version=CheckpointRecord.newest)
         for old in self.steps()[: -self._keep]:
             _discard(self._folder / str(old))
         if self._saved is not None:
             self._saved()
 
     def restore(self, like: PyTree) -> Restored | None:
-        """The newest whole checkpoint, or None where there is none at all.
+        """The newest intact checkpoint, or None where there is none at all.
 
-        ``like`` has the structure of what was saved, each leaf with its shape and dtype (an array or ``jax.ShapeDtypeStruct``).
-        A Python scalar comes back as a Python scalar, every other leaf as a NumPy array, bit for bit whatever jax's 64-bit mode.
-        Damaged newer checkpoints are moved aside only once a whole one is found.
+        ``like`` has the structure of what was saved, each leaf with its shape and dtype (an array or
+        ``jax.ShapeDtypeStruct``). A Python scalar comes back as a Python scalar, every other leaf as a NumPy
+        array, bit for bit whatever jax's 64-bit mode. Damaged newer checkpoints are renamed only once an
+        intact one is found.
 
         Raises:
-            CheckpointError: Structure, shape or dtype differ from ``like``; a format is newer than this code; every checkpoint
-                is damaged (each is named, none is moved); or orbax cannot read a checkpoint whose files are whole.
+            CheckpointError: Structure, shape or dtype differ from ``like``; a format is newer than this code;
+                every checkpoint is damaged (each is named, none is renamed); or orbax cannot read an intact
+                checkpoint.
         """
         damaged: list[tuple[Path, str]] = []
         for step in reversed(self.steps()):
             folder = self._folder / str(step)
             try:
-                content = _read_record(folder)
-                _check_structure(folder, content["leaves"], like)
-                _check_files(folder, content["files"])
-                arrays = self._read_arrays(folder, content["leaves"], like)
-            except _Damage as damage:
-                damaged.append((folder, str(damage)))
+                record = _read_record(folder)
+                _check_structure(folder, record.leaves, like)
+                if damage := find_damage(folder, record.files):
+                    raise _Damage(damage)
+                arrays = self._read_arrays(folder, record.leaves, like)
+            except _Damage as error:
+                damaged.append((folder, str(error)))
                 continue
-            return Restored(step, arrays, content["meta"], tuple(_set_aside(*entry) for entry in damaged))
+            return Restored(step, arrays, record.meta, tuple(_set_aside(*entry) for entry in damaged))
         self._refuse_damaged(damaged)
         return None
 
@@ -178,63 +193,50 @@ class Checkpoints:
             self._writer = ocp.Checkpointer(handler, multiprocessing_options=alone)
         return self._writer
 
-    def _write_arrays(self, folder: Path, leaves: list[Any]) -> None:
-        # Keyed by index, so no name needs escaping. Orbax refuses arrays without elements, which have no bytes to keep.
-        with _quiet():
-            self._orbax().save(folder, {str(index): leaf for index, leaf in enumerate(leaves) if leaf.size})
-
-    def _read_arrays(self, folder: Path, saved: list[dict[str, Any]], like: PyTree) -> PyTree:
+    def _read_arrays(self, folder: Path, saved: list[LeafRecord], like: PyTree) -> PyTree:
         wanted, structure = jax.tree.flatten(like)
-        stored = [str(index) for index, entry in enumerate(saved) if 0 not in entry["shape"]]
-        values = self._read_stored(folder, stored)
-        leaves = []
-        for index, (entry, leaf) in enumerate(zip(saved, wanted, strict=True)):
-            value = values[str(index)] if str(index) in stored else np.empty(entry["shape"], entry["dtype"])
-            if _leaf_digest(entry["path"], value) != entry["sha256"]:
-                raise _Damage(f"leaf `{entry['path']}` came back with other bits than were saved")
-            leaves.append(value.item() if isinstance(leaf, bool | int | float) else value)
-        return jax.tree.unflatten(structure, leaves)
-
-    def _read_stored(self, folder: Path, names: list[str]) -> dict[str, Any]:
         with _quiet():
             import orbax.checkpoint as ocp
 
-            how = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+            stored = [str(index) for index, leaf in enumerate(saved) if 0 not in leaf.shape]
+            how = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored}
             try:
-                return self._orbax().restore(folder / _ARRAYS, restore_args=how)
-            except (
-                Exception
-            ) as error:  # the bytes are the written ones: not damage, so going back one would not help
-                raise CheckpointError(
-                    f"orbax cannot read a checkpoint whose files are whole ({type(error).__name__}: {error})",
-                    where=str(folder),
-                    fix="Install the orbax-checkpoint version that wrote it",
-                ) from error
+                values = self._orbax().restore(folder / _ARRAYS, restore_args=how)
+                leaves = [
+                    values[str(index)] if str(index) in how else np.empty(leaf.shape, leaf.dtype)
+                    for index, leaf in enumerate(wanted)
+                ]
+            except Exception as error:  # the files are intact, so an older checkpoint would not help
+                reason, fix = f"{type(error).__name__}: {error}", "Install the orbax version that wrote it"
+                what = f"orbax cannot read a checkpoint whose files are intact ({reason})"
+                raise CheckpointError(what, where=str(folder), fix=fix) from error
+        scalars = (bool, int, float)
+        leaves = [
+            leaf.item() if isinstance(one, scalars) else leaf
+            for leaf, one in zip(leaves, wanted, strict=True)
+        ]
+        arrays = jax.tree.unflatten(structure, leaves)
+        _check_structure(folder, saved, arrays)
+        return arrays
 
     def _refuse_damaged(self, damaged: list[tuple[Path, str]]) -> None:
-        aside = (
-            [path.name for path in sorted(self._folder.glob("damaged-*"))] if self._folder.is_dir() else []
-        )
-        if not damaged and not aside:
-            return
-        found = [f"{folder.name} ({reason})" for folder, reason in damaged] + [
-            f"{name} (moved aside earlier)" for name in aside
-        ]
-        raise CheckpointError(
-            f"every checkpoint is damaged: {'; '.join(found)}",
-            where=str(self._folder),
-            fix="Restore the folder from a copy, or delete it to start again from step 0",
-        )
+        found = [f"{folder.name} ({reason})" for folder, reason in damaged]
+        aside = sorted(path.name for path in self._folder.glob("damaged-*"))
+        found += [f"{name} (renamed earlier)" for name in aside]
+        if found:
+            fix = "Restore the folder from a copy, or delete it to start again from step 0"
+            what = f"every checkpoint is damaged: {'; '.join(found)}"
+            raise CheckpointError(what, where=str(self._folder), fix=fix)
 
 
 class _Damage(Exception):
-    """What is wrong with a checkpoint that has to be passed over."""
+    """Why a checkpoint is skipped."""
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Orbax reports through absl's logger and Python warnings; what matters is raised as an error of ours."""
-    from absl import logging as absl_logging  # orbax's own dependency, and the maker of that logger
+    from absl import logging as absl_logging  # a dependency of orbax
 
     logger = absl_logging.get_absl_logger()
     level = logger.level
@@ -247,90 +249,40 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _named_leaves(tree: PyTree) -> tuple[list[str], list[Any]]:
-    paths, leaves = [], []
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        path = jax.tree_util.keystr(keys, simple=True, separator="/")
-        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-        if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
-            fix = "Pass jax.random.key_data of a key; keep text in meta"
-            raise CheckpointError(f"leaf `{path}` has dtype {dtype}, which is not numeric", fix=fix)
-        paths.append(path)
-        leaves.append(leaf)
-    return paths, leaves
+def _named_leaves(tree: PyTree) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}
 
 
-def _describe(path: str, leaf: Any) -> dict[str, Any]:
+def _describe(path: str, leaf: Any) -> LeafRecord:
     array = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    return {"path": path, "dtype": np.dtype(array.dtype).name, "shape": list(array.shape)}
+    return LeafRecord(path=path, dtype=np.dtype(array.dtype).name, shape=list(array.shape))
 
 
-def _leaf_digest(path: str, leaf: Any) -> str:
-    array = np.asarray(leaf)
-    little = (
-        array.astype(array.dtype.newbyteorder("<"), copy=False) if array.dtype.byteorder == ">" else array
-    )
-    return hashlib.sha256(
-        f"{path} {array.dtype.name} {array.shape}\n".encode() + little.tobytes()
-    ).hexdigest()
-
-
-def _as_json(meta: dict[str, Any]) -> dict[str, Any]:
+def _read_record(folder: Path) -> CheckpointRecord:
     try:
-        return json.loads(json.dumps(meta, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the meta of a checkpoint is not a JSON object ({error})",
-            fix="Use null for a number that is not finite",
-        ) from None
+        content = read_json(folder / RECORD, kind="checkpoint")
+    except CheckpointError as error:
+        raise _Damage(f"{RECORD}: {error.what}") from None
+    digest = content.pop("digest", None)
+    # the digest is checked before the format, so that a newer format and a damaged number are told apart
+    if digest not in (json_digest(content), _digest_of_format_1(content)):
+        raise _Damage(f"{RECORD} does not agree with its own digest")
+    record = parse_record(content, CheckpointRecord, where=str(folder / RECORD))
+    if record.step != int(folder.name):
+        raise _Damage(f"it was saved as step {record.step}")
+    return record
 
 
-def _digest(content: dict[str, Any]) -> str:
+def _digest_of_format_1(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _file_digests(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): sha256_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / RECORD
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise _Damage(f"{RECORD} is missing") from None
-    except (OSError, ValueError) as error:
-        raise _Damage(f"{RECORD} cannot be read: {error}") from None
-    if not isinstance(content, dict) or content.pop("digest", None) != _digest(content):
-        raise _Damage(f"{RECORD} does not agree with its own digest")
-    content = read_json(path, kind="checkpoint")
-    if content["step"] != int(folder.name):
-        raise _Damage(f"it was saved as step {content['step']}")
-    return content
-
-
-def _check_files(folder: Path, digests: dict[str, str]) -> None:
-    for name, digest in digests.items():
-        try:
-            same = sha256_file(folder / name) == digest
-        except FileNotFoundError:
-            raise _Damage(f"{name} is missing") from None
-        except OSError as error:
-            raise _Damage(f"{name} cannot be read: {error.strerror}") from None
-        if not same:
-            raise _Damage(f"{name} is not the file that was written (sha256 differs)")
-
-
-def _check_structure(folder: Path, saved: list[dict[str, Any]], like: PyTree) -> None:
-    asked = [_describe(path, leaf) for path, leaf in zip(*_named_leaves(like), strict=True)]
-    if [{key: entry[key] for key in ("path", "dtype", "shape")} for entry in saved] == asked:
+def _check_structure(folder: Path, saved: list[LeafRecord], like: PyTree) -> None:
+    have = {leaf.path: leaf.kind for leaf in saved}
+    want = {path: _describe(path, leaf).kind for path, leaf in _named_leaves(like).items()}
+    if list(have.items()) == list(want.items()):
         return
-    have = {entry["path"]: f"{entry['dtype']}{entry['shape']}" for entry in saved}
-    want = {entry["path"]: f"{entry['dtype']}{entry['shape']}" for entry in asked}
     differences = [
         f"`{path}` is {have.get(path, 'absent')} here and {want.get(path, 'absent')} in this run"
         for path in sorted(have.keys() | want.keys())
@@ -352,20 +304,11 @@ def _set_aside(folder: Path, reason: str) -> str:
         target = folder.with_name(f"damaged-{folder.name}-{again}")
         again += 1
     os.replace(folder, target)
-    return f"checkpoint {folder.name} was passed over: {reason}; it is now in {target.name}"
+    return f"checkpoint {folder.name} was skipped: {reason}; it is now in {target.name}"
 
 
 def _discard(folder: Path) -> None:
-    doomed = folder.with_name(
-        f".{folder.name}.discarded"
-    )  # renamed first, so that a kill leaves no half-deleted checkpoint
+    # renamed first, so that a kill leaves no half-deleted checkpoint
+    doomed = folder.with_name(f".{folder.name}.discarded")
     os.replace(folder, doomed)
     shutil.rmtree(doomed)
-
-
-def _clear_leftovers(folder: Path) -> None:
-    if not folder.is_dir():
-        return
-    for entry in list(folder.iterdir()):
-        if match := re.fullmatch(r"\.(\d+)\..+", entry.name):
-            clear_leftovers(folder / match[1])

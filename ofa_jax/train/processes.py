@@ -1,9 +1,9 @@
 """Several processes in one run: the main process, agreement among all, and the loss of one.
 
-Process 0 is the **main process**: it alone uses the run folder (lock, settings, log, checkpoints, bundle) and broadcasts
-what the others need of it, so that no folder has to be shared. Everything else all processes do alike, on the same values.
-Whatever depends on the clock or on a signal could differ among them and leave some waiting forever, so it is agreed on
-first. With one process all of this is free.
+Process 0 is the **main process**: it alone uses the run folder (lock, settings, log, checkpoints, bundle) and
+broadcasts what the others need of it, so that no folder has to be shared. Everything else all processes do
+alike, on the same values. Whatever depends on the clock or on a signal could differ among them and leave some
+waiting forever, so it is agreed on first. With one process all of this is free.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def connect(
     """Join the processes of this run; call it before anything else asks jax for its devices.
 
     Args:
-        coordinator: ``HOST:PORT`` of process 0, the same on all. Default: what jax finds in its environment (TPU slices,
-            SLURM, Open MPI, Kubernetes); where it finds nothing, this process is alone.
+        coordinator: ``HOST:PORT`` of process 0, the same on all. Default: what jax finds in its environment
+            (TPU slices, SLURM, Open MPI, Kubernetes); where it finds nothing, this process is alone.
         processes: Number of processes; without a coordinator it is compared with what jax found.
         process_id: Number of this process, with a coordinator.
         heartbeat: Seconds without a sign of life after which a process counts as lost.
@@ -155,16 +155,15 @@ def detect_lost_peers() -> Iterator[None]:
         if jax.process_count() == 1 or not _LOST_DEVICE.match(what):
             raise
         raise PeerLost(
-            f"a computation over all {jax.process_count()} processes was aborted, most likely because another "
-            f"process ended ({what[:200]})",
+            f"a computation over all {jax.process_count()} processes was aborted, most likely because "
+            f"another process ended ({what[:200]})",
             where=f"process {jax.process_index()}",
-            fix="See the end of the other processes' output; start all of them again to resume from the newest "
-            "checkpoint",
+            fix="See the end of the other processes' output; start all again to resume from a checkpoint",
         ) from error
 
 
 class MultiProcessCheckpoints:
-    """The main process's :class:`~ofa_jax.train.checkpoints.Checkpoints` for all processes, which all call every method.
+    """The main process's :class:`~ofa_jax.train.checkpoints.Checkpoints` for all; all call every method.
 
     Args:
         own: On the main process, its checkpoints; None on the others.

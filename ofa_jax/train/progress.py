@@ -1,4 +1,4 @@
-"""What a person sees of training, on stderr: a live line in a terminal, one line per epoch elsewhere."""
+"""Progress reporters, on stderr: a live line in a terminal, one line per epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 class SilentReporter:
-    """Says nothing."""
+    """Prints nothing."""
 
     def begin(self, epoch: int, epochs: int, windows: int, done: int) -> None: ...
 
@@ -22,7 +22,7 @@ class SilentReporter:
 
 
 class ConsoleReporter:
-    """Loss, windows per second and time left while an epoch runs; a line with its results when it ends."""
+    """Loss, windows per second and time left during an epoch; a line with its results at its end."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -38,18 +38,11 @@ class ConsoleReporter:
     def begin(self, epoch: int, epochs: int, windows: int, done: int) -> None:
         if not self._console.is_terminal:
             return
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} windows/s"),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-        )
-        self._task = self._progress.add_task(
-            f"epoch {epoch}/{epochs}", total=windows, completed=min(done, windows), loss="—", speed="—"
-        )
+        state = TextColumn("loss {task.fields[loss]}  {task.fields[speed]} windows/s")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), state)
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
+        description, done = f"epoch {epoch}/{epochs}", min(done, windows)
+        self._task = self._progress.add_task(description, total=windows, completed=done, loss="—", speed="—")
         self._progress.start()
 
     def advance(self, windows: int, loss: float) -> None:
@@ -62,22 +55,19 @@ class ConsoleReporter:
 
     def end_epoch(self, record: Mapping[str, Any]) -> None:
         self.close()
-        metrics = "  ".join(
-            f"{name.replace('_', ' ')} {value:.4f}"
-            for name, value in record.items()
-            if name.startswith("validation_")
-        )
         cell = f"{record['cell']}, " if "cell" in record else ""  # of a sweep
-        self._console.print(
-            f"{cell}epoch {record['epoch']}: train loss {record['train_loss']:.4f}  {metrics}  "
-            f"(protocol {record['protocol']}, {record['windows_per_second']:.0f} windows/s){'  best' if record['best'] else ''}"
-        )
+        names = [name for name in record if name.startswith("validation_")]
+        metrics = "  ".join(f"{name.replace('_', ' ')} {record[name]:.4f}" for name in names)
+        speed = f"protocol {record['protocol']}, {record['windows_per_second']:.0f} windows/s"
+        best = "  best" if record["best"] else ""
+        loss = f"train loss {record['train_loss']:.4f}"
+        self._console.print(f"{cell}epoch {record['epoch']}: {loss}  {metrics}  ({speed}){best}")
 
     def notice(self, text: str) -> None:
-        self._console.print(text, markup=False)  # names of series may hold brackets
+        self._console.print(text, markup=False)  # names of series may contain brackets
 
     def close(self) -> None:
-        """Take the live line away; safe to call at any time."""
+        """Remove the live line; safe to call at any time."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

@@ -253,7 +253,7 @@ def replaced(content, path, value):
 
 
 def test_a_wrong_value_anywhere_in_ofa_json_is_one_clear_error(folder):
-    """Signed, so that the fields themselves are checked; what is read without an error has the types of the record."""
+    """Signed, so that the fields themselves are checked."""
     content = json.loads((folder / "ofa.json").read_text())
     refusals = []
     for path in places(content):

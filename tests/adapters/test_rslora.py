@@ -1,4 +1,4 @@
-"""Adapters as transforms: no effect at init, the same as merged weights afterwards, and nothing reached by mistake."""
+"""Adapters as transforms: no effect at init, later the same as merged weights, nothing reached by mistake."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_adapters_at_init_change_nothing(recipe, init):
     ],
 )
 def test_with_adapters_equals_merge(recipe, rank, scale):
-    """Also at a rank above the layers' smaller side (16), where ``a b`` has full rank; 1e-5 of the largest output, as float32 rounds."""
+    """Also at a rank above the layers' smaller side (16), where ``a b`` has full rank; 1e-5 is float32."""
     rules, positions = (
         (EVERYWHERE, True)
         if recipe == "everywhere"
@@ -197,10 +197,9 @@ def test_an_adapter_of_another_shape_is_refused_by_both_transforms(path, a, b):
     ):
         with pytest.raises(WeightsError) as caught:
             call()
-        assert (
-            f"the adapter of {path!r} has factors {a} and {b}, its layer's weight is {(96, 4) if path == 'out_layer' else (12, 16)}"
-            in str(caught.value)
-        )
+        shape = (96, 4) if path == "out_layer" else (12, 16)
+        found = f"the adapter of {path!r} has factors {a} and {b}, its layer's weight is {shape}"
+        assert found in str(caught.value)
 
 
 def test_gradients_reach_the_adapters():
@@ -265,7 +264,7 @@ def test_channels_of_a_sample_have_masks_of_their_own():
 
 
 def test_the_sum_is_made_in_float32_and_cast_to_the_layer_s_type():
-    """bfloat16 has no number between 1 and 1 + 1/128, so what is left of 1 + 1/1024 - 1 tells where the sum was made."""
+    """bfloat16 has no number between 1 and 1 + 1/128, so 1 + 1/1024 - 1 shows where the sum was made."""
 
     def apply(params, x, *, dropout_keys=None):
         return OneLayer().apply({"params": params}, x)

@@ -73,7 +73,7 @@ def test_seed_and_path_decide_and_nothing_else():
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_seeds_out_of_range_are_refused(seed):
-    with pytest.raises(ConfigError, match=rf"network\.seed: seed {seed} is not a whole number"):
+    with pytest.raises(ConfigError, match=rf"network\.seed: seed {seed} is not between"):
         uniform(seed, "a", (1,), 1)
 
 
@@ -183,7 +183,7 @@ def test_unflatten_undoes_flatten_and_paths_are_sorted(tree):
     "shape", [(), (3,), (257, 255), (300, 300)]
 )  # below and above the numbers that are drawn at a time
 def test_drawn_arrays_are_taken_over_by_jax_without_a_copy(shape):
-    """On a CPU jax takes over memory that begins at a multiple of 64 bytes; a trunk would otherwise lie in memory twice."""
+    """On a CPU jax takes over memory aligned to 64 bytes; otherwise a trunk would be in memory twice."""
     array = normal(0, "p", shape, 1.0)
     assert array.ctypes.data % 64 == 0
     assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data
@@ -210,5 +210,5 @@ def test_what_jax_takes_over_cannot_be_written_to():
 
 def test_pieces_are_one_stream(monkeypatch):
     whole = normal(3, "p", (1000,), 1.0)
-    monkeypatch.setattr(frozen_init, "_PIECE", 7)
+    monkeypatch.setattr(frozen_init, "_BLOCK", 7)
     np.testing.assert_array_equal(normal(3, "p", (1000,), 1.0), whole)

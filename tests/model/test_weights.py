@@ -28,7 +28,7 @@ def tensors():
 
 
 def hugging_face(folder: Path, tensors=None, **changes) -> Path:
-    """A Hugging Face folder: the golden config with ``changes`` (a value of ... removes a field), and ``tensors``."""
+    """A Hugging Face folder: the golden config with ``changes`` (... removes a field), and ``tensors``."""
     folder.mkdir(parents=True, exist_ok=True)
     config = json.loads((FORECAST / "config.json").read_text()) | changes
     (folder / "config.json").write_text(
@@ -396,7 +396,7 @@ def test_random_trunk_has_hugging_face_s_distribution():
             assert set(leaf.ravel()) == {1.0 if path.endswith("scale") else 0.0}
             continue
         std = 0.02 / 6**0.5 if "c_proj" in path else 0.02
-        # a sample's standard deviation over n values scatters by 1/sqrt(2 n); 5 of those, and 5/sqrt(n) for the mean
+        # a standard deviation over n values scatters by 1/sqrt(2 n); 5 of those, and 5/sqrt(n) for the mean
         assert abs(leaf.std() / std - 1) < 5 / np.sqrt(2 * leaf.size), path
         assert abs(leaf.mean() / std) < 5 / np.sqrt(leaf.size), path
 

@@ -1,4 +1,4 @@
-"""Adapters against peft, both ways: what peft saves is read, what is written here peft loads, and the outputs are the same."""
+"""Adapters against peft: each reads what the other saved, with the same outputs and gradients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOLERANCE = 1e-6  # of the largest value: two sums of float32 over at most eleve
 
 
 class TorchNetwork(torch.nn.Module):
-    """The two adapted layers of the method, with a GELU between them so that neither is linear in the other."""
+    """The two adapted layers of the method with a GELU in between, so that neither is linear in the other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ def test_gradients_are_peft_s(tmp_path):
 
 @pytest.mark.parametrize(("init", "theirs"), [("peft_gaussian", "gaussian"), ("kaiming", True)])
 def test_adapters_begin_as_peft_s_do(init, theirs):
-    """The same tensors are zero, and the others have the same distribution: both within four standard errors of one spread."""
+    """The same tensors are zero; the others have the same distribution within four standard errors."""
     rank, rows, columns = 16, 3000, 400
     targets = {
         "gpt2/wpe": AdapterTarget("embedding", (rows, columns)),
@@ -259,7 +259,7 @@ def test_features_of_peft_that_are_not_read_are_refused_by_name(tmp_path, config
 
 
 def test_dropout_is_on_the_dense_adapter_s_input_as_in_peft():
-    """With every weight zero but the adapter's, both outputs count the inputs kept: the same mean and spread, none on the table."""
+    """With every weight zero but the adapter's, both outputs count the kept inputs: same mean, same spread."""
     samples, width, rate = 4000, 50, 0.2
     layer = torch.nn.Sequential()
     layer.add_module("out_layer", torch.nn.Linear(width, 1, bias=False))

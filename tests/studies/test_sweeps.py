@@ -648,7 +648,7 @@ def test_folders_of_something_else_are_refused(tiny: Any, source: Path, tmp_path
     with pytest.raises(CheckpointError, match="not empty and not a sweep folder"):
         run_sweep(experiment, Axes(ranks=(2,)), tmp_path / "thesis", SilentReporter())
     assert os.listdir(tmp_path / "thesis") == ["chapter.txt"]
-    with run_lock(tmp_path / "held"), pytest.raises(CheckpointError, match="another process is working"):
+    with run_lock(tmp_path / "held"), pytest.raises(CheckpointError, match="another process is using"):
         run_sweep(experiment, Axes(ranks=(2,)), tmp_path / "held", SilentReporter())
     with pytest.raises(ConfigError, match="at_once: 0 is less than 1"):
         run_sweep(experiment, Axes(ranks=(2,)), tmp_path / "new", SilentReporter(), at_once=0)

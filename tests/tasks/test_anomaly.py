@@ -138,10 +138,7 @@ def test_the_training_scores_leave_short_recordings_out_and_say_so():
     data = prepared(stream([69, 7, 24], [40]))
     verdict = Verdict(data)
     assert verdict.threshold == np.percentile([*range(69), *range(76, 100)], 99)
-    assert data.notices == (
-        "11 training steps lie in recordings shorter than 10 steps (or in a short rest of the one in which validation begins): "
-        "they neither train nor validate",
-    )
+    assert data.notices == ("11 training steps are in recordings shorter than 10 steps and not used",)
     assert prepared(stream([80, 20])).notices == ()
 
 
@@ -338,25 +335,25 @@ def test_what_cannot_be_used_is_one_clear_error(protocol):
     every = range(40)
     refused(
         DataError,
-        r"memory: every test step is labelled normal, so nothing can be detected\.",
+        r"memory: every test step is labeled normal, so nothing can be detected\.",
         stream(anomalies=[]),
         **options,
     )
-    refused(DataError, r"memory: every test step is labelled anomalous", stream(anomalies=every), **options)
+    refused(DataError, r"memory: every test step is labeled anomalous", stream(anomalies=every), **options)
     refused(
         DataError,
-        r"has 2 channels, task\.channels is 3\. --set task\.channels=2",
+        r"has 2 channels, but task\.channels is 3\. Set task\.channels to 2",
         stream(),
         channels=3,
         **options,
     )
     refused(
         DataError,
-        r"the train part holds no window of 10 steps\. Shorten task\.input_length",
+        r"the train part has no window of 10 steps\. Shorten task\.input_length",
         stream([9]),
         **options,
     )
-    refused(DataError, r"the train part holds no window of 10 steps", stream([1]), **options)
+    refused(DataError, r"the train part has no window of 10 steps", stream([1]), **options)
     huge = stream()
     huge.test[3, 1] = 1e300
     refused(DataError, r"series `channel 1` has values that cannot be standardised", huge, **options)
@@ -368,15 +365,15 @@ def test_what_only_strict_refuses():
         r"memory: the test recording `part-1` has 9 steps, a window needs 10\. Shorten",
         stream([60, 60], [11, 9]),
     )
-    refused(DataError, r"memory: the validation part holds no window of 10 steps", stream([45]))
+    refused(DataError, r"memory: the validation part has no window of 10 steps", stream([45]))
     prepared(stream([60, 60], [11, 9]), protocol="published")
 
 
 def test_what_only_published_refuses():
-    message = r"memory: the test part holds no window of 10 steps"
+    message = r"memory: the test part has no window of 10 steps"
     refused(DataError, message, stream(test=[9]), protocol="published", source="smd")
     # the only anomalous step lies behind the last window
-    message = r"every test step is labelled normal"
+    message = r"every test step is labeled normal"
     refused(DataError, message, stream(test=[40], anomalies=[39]), protocol="published", source="smd", step=7)
 
 
@@ -385,7 +382,7 @@ def test_scores_that_are_not_finite_are_refused():
     for value in (np.nan, np.inf):
         with pytest.raises(
             DataError,
-            match=rf"memory: the scores of 2 step\(s\) are not finite, the first is {value}\. Look for values",
+            match=rf"memory: the scores of 2 step\(s\) are not finite, the first is {value}\. Look for extreme values",
         ):
             Verdict(data, lambda rows, value=value: np.where((rows == 70) | (rows == 99), value, rows))
         with pytest.raises(DataError, match=r"the scores of 1 step"):
@@ -429,7 +426,7 @@ def test_parts_are_of_known_sets_alone(tmp_path):
 def test_labels_that_are_missing_are_one_clear_error(tmp_path):
     made = stream()
     np.savez(tmp_path / "own.npz", train=made.train, test=made.test)
-    with pytest.raises(DataError, match=r"own\.npz: there is no array `test_label`"):
+    with pytest.raises(DataError, match=r"own\.npz: has the arrays test, train"):
         anomaly.prepare(
             DataConfig(source=str(tmp_path / "own.npz")), AnomalySettings(name="anomaly", input_length=L)
         )

@@ -17,10 +17,10 @@ from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Protocol
 from ofa_jax.data.archives import LabelledStream, write_stream
 from ofa_jax.errors import DataError
-from ofa_jax.tasks.base import TaskData, whole_batches
+from ofa_jax.tasks.base import Task, TaskData
 from ofa_jax.tasks.table import TASKS, prepare
 from ofa_jax.train.evaluate import evaluate
-from ofa_jax.windows.table import sliding_windows
+from ofa_jax.windows.table import WindowSpec, sliding_windows
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "forecast": {"horizon": 4},
@@ -82,21 +82,26 @@ def test_every_task_chooses_the_epoch_by_one_of_its_metrics(tiny, tmp_path, name
 
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 20))
-def test_published_keeps_whole_batches_and_strict_every_window(windows, batch_size):
+def test_full_batches_are_the_first_windows(windows, batch_size):
     table = sliding_windows((0, windows + 4), input_length=3, horizon=2, channels=1)
-    assert whole_batches(table, batch_size, protocol="strict", where="rows") is table
+    tables = {"train": table, "validation": table, "test": table}
+    spec, nothing = WindowSpec(3, 2), lambda *arguments: {}
+    task = Task("toy", spec, np.zeros((9, 1)), tables, nothing, nothing, nothing, "mse")
+    assert task.with_full_batches(batch_size) is task
+    task = replace(task, full_batches=True)
     if windows < batch_size:
         with pytest.raises(
-            DataError,
-            match=rf"rows: {windows} windows make no full batch of {batch_size}.*train\.batch_size, or protocol: strict",
+            DataError, match=rf"{windows} validation windows make no full batch of {batch_size}"
         ):
-            whole_batches(table, batch_size, protocol="published", where="rows")
+            task.with_full_batches(batch_size)
         return
-    kept = whole_batches(table, batch_size, protocol="published", where="rows")
-    assert kept.size % batch_size == 0
-    assert 0 <= windows - kept.size < batch_size
-    for column, whole in zip(kept, table, strict=True):
-        np.testing.assert_array_equal(column, whole[: kept.size])
+    made = task.with_full_batches(batch_size).tables
+    assert made["train"] is table
+    for kept in (made["validation"], made["test"]):
+        assert kept.size % batch_size == 0
+        assert 0 <= windows - kept.size < batch_size
+        for column, all_of_it in zip(kept, table, strict=True):
+            np.testing.assert_array_equal(column, all_of_it[: kept.size])
 
 
 def test_the_fingerprint_of_series_is_of_their_scaled_rows_alone(tiny, tmp_path):

@@ -79,8 +79,8 @@ def test_cases_are_standardised_then_padded_with_zeros_and_clipped_in_the_test_p
         np.testing.assert_allclose(x[: len(case)], (case - mean) / std, rtol=1e-5, atol=1e-6)  # float32
         np.testing.assert_array_equal(x[len(case) :], 0)
         np.testing.assert_array_equal(mask, np.arange(7)[:, None] < np.array([len(case)] * 2))
-    assert [note for note in data.notices if "longer" in note] == [
-        "2 test case(s) are longer than 7 steps; what is beyond is not read (protocol §2)"
+    assert [note for note in data.notices if "clipped" in note] == [
+        "2 test case(s) are clipped to 7 steps (protocol §2)"
     ]
 
 
@@ -142,7 +142,7 @@ def test_classes_without_a_training_case_are_not_counted():
 
 def test_longer_windows_than_the_longest_case_are_said():
     data = prepared(cases("aabb"), cases("ab", seed=1), input_length=9)
-    assert data.notices == ("the longest training case has 6 steps, so all are padded with zeros to 9",)
+    assert data.notices == ("the longest training case has 6 steps; all are zero-padded to 9",)
 
 
 def test_a_channel_that_is_constant_in_training_is_scaled_by_one_and_said():
@@ -193,18 +193,19 @@ def test_what_cannot_be_used_is_one_clear_error():
         cases("aabb"),
         cases("abc", seed=1),
     )
-    message = (
-        r"memory-0: the longest training case has 7 steps, the network reads 6\. --set task\.input_length=7"
-    )
+    message = r"memory-0: the longest training case has 7 steps, but task.input_length is 6\. Set task.input_length to 7"
     refused(message, cases("aabb", [3, 7, 3, 3]), test, input_length=6)
     refused(
-        r"memory-0: has 2 channels, task\.channels is 12\. --set task\.channels=2",
+        r"memory-0: has 2 channels, but task\.channels is 12\. Set task\.channels to 2",
         cases("aabb"),
         test,
         channels=12,
     )
     refused(
-        r"memory-0: has 2 classes, task\.classes is 4\. --set task\.classes=2", cases("aabb"), test, classes=4
+        r"memory-0: has 2 classes, but task\.classes is 4\. Set task\.classes to 2",
+        cases("aabb"),
+        test,
+        classes=4,
     )
     wide = cases("aabb")
     wide.cases[0][0, 1] = 1e308
@@ -217,7 +218,7 @@ def test_what_cannot_be_used_is_one_clear_error():
 
 
 def test_without_two_cases_of_a_class_strict_cannot_validate():
-    with pytest.raises(DataError, match=r"no class has two training cases.*--set protocol=published"):
+    with pytest.raises(DataError, match=r"no class has two training cases.*Set protocol to published"):
         prepared(cases("abc"), cases("ab", seed=1))
     assert prepared(cases("abc"), cases("ab", seed=1), protocol="published").task.tables["train"].size == 3
 

@@ -48,10 +48,10 @@ def experiment(*overrides: str, **task: Any):
     )
 
 
-def prepared(frame: Frame, *overrides: str, batch_size: int = 1, **task: Any) -> TaskData:
+def prepared(frame: Frame, *overrides: str, **task: Any) -> TaskData:
     made = experiment(*overrides, **task)
     with mock.patch.object(imputation, "read_series", return_value=(frame, None)):
-        return imputation.prepare(made.data, made.task, protocol=made.protocol, batch_size=batch_size)
+        return imputation.prepare(made.data, made.task, protocol=made.protocol)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def zeros(frozen, trainable, x_btc, x_mask, *, dropout_keys=None):
 @pytest.mark.parametrize("batch_size", [4, 512])
 def test_metrics_count_hidden_points_alone(data, batch_size):
     table = data.task.tables["test"]
-    sums = evaluate(zeros, data.task, table, {}, {}, batch_size=batch_size)
+    sums = evaluate(zeros, data.task, table, {}, {})
     hidden = masks(data, "test", np.arange(table.size))
     values = data.task.buffer[table.first[:, None] + np.arange(L), :2].astype(np.float64)
     np.testing.assert_array_equal(sums["count"], hidden.sum(axis=(1, 2)))
@@ -358,7 +358,7 @@ def test_without_timestamps_there_is_no_calendar_and_that_is_said(tiny):
     bare = replace(tiny.frame(), timestamps=None)
     data = prepared(bare, calendar=0)
     assert data.task.buffer.shape == (200, 2)
-    assert data.notices == ("there are no timestamps, so the network sees no calendar",)
+    assert data.notices == ("no timestamps, so the network reads no calendar features",)
     small = build_model(experiment(calendar=0))
     sums = evaluate(
         small.predict, data.task, data.task.tables["test"], small.frozen, small.trainable, batch_size=41
@@ -383,10 +383,7 @@ def test_a_constant_series_is_scaled_by_one_and_said(tiny):
 
 def test_published_differs_in_its_name_alone(tiny):
     """Protocol §3 and §5 tell of no practice of GPT4TS's imputation that would have to be followed."""
-    published, strict = (
-        prepared(tiny.frame(), "protocol=published", batch_size=8).task,
-        prepared(tiny.frame(), batch_size=8).task,
-    )
+    published, strict = (prepared(tiny.frame(), "protocol=published").task, prepared(tiny.frame()).task)
     sizes = {"train": 129, "validation": 21, "test": 41}
     for task, protocol in ((published, "published"), (strict, "strict")):
         assert {split: table.size for split, table in task.tables.items()} == sizes
@@ -395,11 +392,12 @@ def test_published_differs_in_its_name_alone(tiny):
 
 def test_what_cannot_be_used_is_one_clear_error(tiny):
     with pytest.raises(
-        DataError, match=r"tiny series: has 2 series, task\.channels is 7\. --set task\.channels=2"
+        DataError, match=r"tiny series: has 2 channels, but task\.channels is 7\. Set task\.channels to 2"
     ):
         prepared(tiny.frame(), channels=7)
     with pytest.raises(
-        DataError, match=r"tiny series: has 4 calendar features, task\.calendar is 5\. --set task\.calendar=4"
+        DataError,
+        match=r"tiny series: has 4 calendar features, but task\.calendar is 5\. Set task\.calendar to 4",
     ):
         prepared(tiny.frame(), calendar=5)
     with pytest.raises(DataError, match=r"tiny series: 10 row\(s\) are too few.*need \d+"):

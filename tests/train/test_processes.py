@@ -1,4 +1,4 @@
-"""Real processes on loopback: the numbers of one, one folder, one stop for all, and an end when one of them is lost."""
+"""Real processes on loopback: the numbers of one, one folder, one stop for all, an end when one is lost."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ watch.start()
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-"""Runs a script that ends after minutes even when the tests that should have ended it were killed themselves."""
+"""Runs a script that ends after minutes even if the tests that should have ended it were killed."""
 
 
 def free_port() -> int:
@@ -144,7 +144,7 @@ def whole(config: Path, run: str | Path, *overrides: str, count: int = 2, **envi
 
 
 def trained(run: Path) -> dict[str, np.ndarray]:
-    """The trainable leaves of the newest checkpoint: the best ones are of another epoch where two are equal but for rounding."""
+    """The trainable leaves of the newest checkpoint: the best may be of another epoch, by rounding."""
     experiment = read_config(run)[0]
     model = build_model(experiment)
     start = init_state(model.trainable, make_optimizer(experiment.train, learning_rate(experiment.train, 7)))
@@ -250,7 +250,9 @@ def test_a_lost_process_ends_the_others_with_an_error(config, tmp_path, lost):
         ((status, errors),) = ended(
             [processes[1 - lost]], timeout=HEARTBEAT + 30
         )  # not a hang: jax alone would end it by then
-    paragraph = f"error: process {1 - lost}: a computation over all 2 processes was aborted, most likely because another process ended"
+    paragraph = (
+        f"error: process {1 - lost}: a computation over all 2 processes was aborted, most likely because"
+    )
     if lost == 1:
         assert status == 1
         assert errors.splitlines()[-1].startswith(paragraph)
@@ -284,7 +286,8 @@ def test_processes_that_were_started_otherwise_are_refused(config, tmp_path):
         (first, leader), (second, other) = ended(processes)
     assert (first, second) == (2, 2)
     assert other.splitlines()[-1].startswith(
-        "error: process 1: this process differs from process 0: train.chunk is 2 here, 3 there; train.seed is 1 here, 2021 there."
+        "error: process 1: this process differs from process 0: "
+        "train.chunk is 2 here, 3 there; train.seed is 1 here, 2021 there."
     )
     assert "process 1 failed at comparing itself with process 0" in leader
     assert not (tmp_path / "run").exists()

@@ -232,7 +232,10 @@ def test_a_folder_with_leftovers_alone_is_a_new_run(tiny, source, tmp_path):
     assert (run / "config.yaml").exists()
 
 
-@pytest.mark.parametrize("content", ["", '{"event": "train", "step": 4}\n{"event": "tr'])
+LINE = '{"event": "train", "step": 4, "epoch": 1, "loss": 1.0, "learning_rate": 0.1}\n'
+
+
+@pytest.mark.parametrize("content", ["", LINE + '{"event": "tr'])
 def test_lost_events_are_said_and_the_rest_is_right(tiny, source, undisturbed, stopped, content):
     log = stopped / "metrics.jsonl"
     if content:
@@ -254,20 +257,62 @@ def test_events_after_the_checkpoint_are_cut(tiny, source, undisturbed, stopped)
     assert outcome(stopped) == outcome(undisturbed)
 
 
-def test_the_log_keeps_whole_lines(tmp_path):
-    log = EventLog(tmp_path / "metrics.jsonl")
-    log.append("one", step=1)
+def test_the_log_keeps_complete_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log, fields = EventLog(path), {"epoch": 1, "loss": 0.5, "learning_rate": 1e-3}
+    log.append("train", step=1, **fields)
     size = log.sync()
-    log.append("two", step=2)
+    log.append("train", step=2, **fields)
     assert log.cut(size)
-    assert [event["event"] for event in read_events(tmp_path / "metrics.jsonl")] == ["one"]
+    assert read_events(path) == [{"event": "train", "step": 1, **fields}]
+    assert log.last_step() == 1
     assert not log.cut(10 * size)
-    (tmp_path / "metrics.jsonl").write_text('{"event": "one"}\n{"event": "tw')
-    assert read_events(tmp_path / "metrics.jsonl") == [{"event": "one"}]
+    path.write_text(path.read_text() + '{"event": "tra')
+    assert [event["step"] for event in read_events(path)] == [1]
     assert not log.cut(10 * size)
-    log.append("three")
-    assert [event["event"] for event in read_events(tmp_path / "metrics.jsonl")] == ["one", "three"]
+    log.append("finished", step=3, reason="all epochs done", best_epoch=2)
+    assert [event["event"] for event in read_events(path)] == ["train", "finished"]
     assert read_events(tmp_path / "none.jsonl") == []
+
+
+EVENTS = {
+    "train": {"step": 3, "epoch": 1, "loss": 0.5, "learning_rate": 1e-3},
+    "gradient": {"step": 3, "epoch": 1, "clip_rate": 0.5, "modules": {"a": {"gradient_norm": 1.0}}},
+    "finished": {"step": 3, "reason": "all epochs done", "best_epoch": 1},
+    "epoch": {
+        "step": 7,
+        "epoch": 1,
+        "protocol": "strict",
+        "train_loss": 0.5,
+        "learning_rate": 1e-3,
+        "best": True,
+        "validation_mse": 0.25,
+        "time": 1.5,
+        "seconds": 2.0,
+        "windows_per_second": 9.0,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", EVENTS)
+def test_a_wrong_value_in_the_log_names_line_and_field(tmp_path, kind):
+    path = tmp_path / "metrics.jsonl"
+    good = {"event": kind, **EVENTS[kind]}
+    path.write_text(json.dumps(good) + "\n")
+    assert read_events(path) == [good]
+    for name in good:
+        for value in ([1], {"x": "y"}, None, "Infinity"):
+            if (value is None and name == "clip_rate") or (
+                value == "Infinity" and name in ("reason", "protocol")
+            ):
+                continue
+            path.write_text(json.dumps(good) + "\n" + json.dumps(good | {name: value}) + "\n")
+            with pytest.raises(CheckpointError, match=rf"metrics\.jsonl, line 2: {name}"):
+                read_events(path)
+    for line in ("", "[]", "{", "NaN", '{"event": "x"}', "[" * 10_000):
+        path.write_text(line + "\n")
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 1: "):
+            read_events(path)
 
 
 def damage(folder: Path, how: str) -> None:
@@ -295,7 +340,7 @@ def test_a_damaged_newest_checkpoint_falls_back(tiny, source, undisturbed, stopp
     assert trained_again.startswith(
         "metrics.jsonl reached step 12, but the newest intact checkpoint is of step 7"
     )
-    assert ["checkpoint 13 was passed over" in text for text in passed_over] == (
+    assert ["checkpoint 13 was skipped" in text for text in passed_over] == (
         [] if how == "deleted" else [True]
     )
     assert outcome(stopped) == outcome(undisturbed)
@@ -375,7 +420,7 @@ def test_changed_data_are_refused(tiny, source, undisturbed, tmp_path):
 def test_a_held_folder_is_refused(tiny, source, undisturbed):
     with (
         run_lock(undisturbed),
-        pytest.raises(CheckpointError, match="another process is working in this run folder"),
+        pytest.raises(CheckpointError, match="another process is using this run folder"),
     ):
         train_run(tiny.experiment(source), undisturbed, Listener())
 
@@ -454,10 +499,10 @@ def test_a_full_disk_leaves_a_run_that_goes_on(tiny, source, undisturbed, tmp_pa
     run = tmp_path / "run"
     write = checkpoints.write_json
 
-    def full(path, content):
+    def full(path, content, **how):
         if content["step"] == 14:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(path, content)
+        write(path, content, **how)
 
     monkeypatch.setattr(checkpoints, "write_json", full)
     with pytest.raises(OSError, match="No space left"):
@@ -574,5 +619,5 @@ def test_a_second_process_is_refused(tiny, long_run, tmp_path):
         )
         assert process.poll() is None
     assert second.returncode == 2
-    assert "another process is working in this run folder" in second.stderr
+    assert "another process is using this run folder" in second.stderr
     assert "Traceback" not in second.stderr

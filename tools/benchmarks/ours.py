@@ -15,14 +15,14 @@ from benchmarks.sizes import Shape
 from ofa_jax.build import Model
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Experiment
+from ofa_jax.config.tasks import ForecastSettings
 from ofa_jax.data.synthetic import hourly_load
 from ofa_jax.model import trees
 from ofa_jax.tasks.base import Task
 from ofa_jax.tasks.forecast import forecast_task, prepare_frame
-from ofa_jax.train.devices import check_room
-from ofa_jax.train.events import EventLog
+from ofa_jax.train.lanes import Lane
 from ofa_jax.train.loop import Reporter, Trainer
-from ofa_jax.train.memory import settled
+from ofa_jax.train.program import Program, resolve_auto_batch_sizes
 from ofa_jax.train.progress import SilentReporter
 from ofa_jax.windows.batch import gather
 from ofa_jax.windows.order import IndexStream
@@ -46,15 +46,15 @@ def experiment_of(shape: Shape, batch: int, *overrides: str) -> Experiment:
     return build_experiment(settings, overrides)
 
 
+def forecast_settings(experiment: Experiment) -> ForecastSettings:
+    assert isinstance(experiment.task, ForecastSettings)
+    return experiment.task
+
+
 def shape_of(experiment: Experiment) -> Shape:
     """The shape of an experiment's network."""
-    task, network, trunk, adapters = (
-        experiment.task,
-        experiment.network,
-        experiment.trunk,
-        experiment.adapters,
-    )
-    size = trunk.random
+    task, network, trunk = forecast_settings(experiment), experiment.network, experiment.trunk
+    adapters, size = experiment.adapters, trunk.random
     return Shape(
         *(task.input_length, task.horizon, network.patch, network.stride, size.n_embd, trunk.n_layer),
         *(size.n_head, size.n_positions, adapters.rank, adapters.alpha),
@@ -63,17 +63,18 @@ def shape_of(experiment: Experiment) -> Shape:
 
 def generated_task(experiment: Experiment) -> Task:
     """Forecasting on four generated series of twenty weeks."""
-    return prepare_frame(hourly_load(24 * 7 * 20).frame, experiment.data, experiment.task).task
+    return prepare_frame(hourly_load(24 * 7 * 20).frame, experiment.data, forecast_settings(experiment)).task
 
 
 def random_task(experiment: Experiment, *, channels: int, windows: int, univariate: bool) -> Task:
     """Forecasting on noise; unless ``univariate``, a window has all channels."""
-    length, horizon = experiment.task.input_length, experiment.task.horizon
+    settings = forecast_settings(experiment)
+    length, horizon = settings.input_length, settings.horizon
     rows = length + horizon - 1 + (-(-windows // channels) if univariate else windows)
     values = np.random.default_rng(0).standard_normal((rows, channels), np.float32)
     shape: dict[str, Any] = {"input_length": length, "horizon": horizon, "univariate": univariate}
     table = sliding_windows((0, rows), channels=channels, **shape)
-    task = forecast_task(values, {"train": table, "validation": table, "test": table}, experiment.task)
+    task = forecast_task(values, {"train": table, "validation": table, "test": table}, settings)
     return replace(task, spec=WindowSpec(**shape))
 
 
@@ -84,15 +85,16 @@ def stream_of(experiment: Experiment, task: Task) -> IndexStream:
 
 def trainer_of(experiment: Experiment, task: Task, model: Model, reporter: Reporter) -> Trainer:
     """A trainer as ``ofa-jax train`` makes it, without files; the benchmarks construct one only here."""
-    settings, log = settled(experiment.train, model.network), EventLog(None)
-    return Trainer(model.predict, task, model.frozen, model.trainable, settings, reporter, log, None, None)
+    settings = resolve_auto_batch_sizes(experiment.train, model.network)
+    program = Program(model.predict, task, model.frozen, settings)
+    return Trainer(program, [Lane(model.trainable, settings.seed)], reporter=reporter)
 
 
 def training_step(experiment: Experiment, task: Task, model: Model, steps: int = 1) -> Callable[[], float]:
     """A call that takes the next ``steps`` training steps and gives their mean loss."""
     losses = LastLoss()
     trainer = trainer_of(experiment, task, model, losses)
-    check_room(trainer.chunk, trainer.arguments(0), trainer.settings)
+    trainer.check_room()
 
     def step() -> float:
         trainer.run_chunk(steps)

@@ -27,7 +27,7 @@ from ofa_jax.errors import OfaError
 from ofa_jax.files import write_atomic
 from ofa_jax.runs.train import read_data, train_run
 from ofa_jax.tasks.forecast import ForecastData
-from ofa_jax.train.loop import evaluate
+from ofa_jax.train.evaluate import evaluate
 from ofa_jax.train.progress import SilentReporter
 
 CONFIG = ROOT / "configs" / "quick" / "etth1.yaml"

@@ -83,7 +83,7 @@ class SweepRecord(FileRecord):
     protocol: str
     objective: str
     windows: dict[str, int]
-    cells: list[dict[str, Any]] = []
+    cells: list[dict[str, Any]] = Field(default_factory=list)
     baselines: list[dict[str, Any]] | None = Field(None, alias="controls")
 
 

@@ -1,4 +1,4 @@
-"""The networks of the other tasks: each sentence of protocol §2 written out in NumPy, in PyTorch, and its start as bits."""
+"""The other tasks' networks: protocol §2 written out in NumPy and PyTorch, initial bits, wrong sizes."""
 
 from __future__ import annotations
 
@@ -56,28 +56,23 @@ LORA = LoraConfig(rank=4, alpha=16)
 
 
 def moved(network: Any, seed: int = 1) -> dict[str, Any]:
-    """The network's parameters, each leaf moved off its start, so that biases and norms are not idle."""
+    """The network's parameters, each leaf moved off its initial value, so that biases are not idle."""
     trunk = random_trunk(network.trunk.config, 0).params if isinstance(network.trunk, GPT2Trunk) else {}
     draw = np.random.default_rng(seed)
     flat = flatten(init_base(network, trunk, seed))
     return unflatten(
-        {
-            path: leaf + np.float32(0.2) * draw.normal(size=leaf.shape).astype("f4")
-            for path, leaf in flat.items()
-        }
+        {path: leaf + 0.2 * draw.normal(size=leaf.shape).astype("f4") for path, leaf in flat.items()}
     )
 
 
 def windows(name: str, b: int = 3, seed: int = 0) -> np.ndarray:
     draw = np.random.default_rng(seed)
-    shape = (b, NETWORKS[name].input_length, CHANNELS[name])
-    return (draw.normal(size=shape).cumsum(axis=1) + 4 * draw.normal(size=(b, 1, CHANNELS[name]))).astype(
-        np.float32
-    )
+    steps = draw.normal(size=(b, NETWORKS[name].input_length, CHANNELS[name]))
+    return (steps.cumsum(axis=1) + 4 * draw.normal(size=(b, 1, CHANNELS[name]))).astype(np.float32)
 
 
 def masks(name: str, b: int = 3) -> np.ndarray:
-    """Hidden points where a task has them: before a short series' start, or anywhere; calendar features are always there."""
+    """Hidden points: before a short series' start, or anywhere but in calendar features."""
     shape = windows(name, b).shape
     if name == "short_term":
         return np.broadcast_to(np.arange(shape[1])[:, None] >= np.arange(b)[:, None, None], shape)
@@ -103,7 +98,7 @@ def assert_close(found: Any, wanted: Any, tolerance: float = TOLERANCE) -> None:
     np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 
 
-# The networks in NumPy, float64, loop by loop as protocol §2 tells them; `through` is what stands in the trunk's place.
+# The networks in NumPy, float64, loop by loop as in protocol §2; `through` takes the trunk's place.
 
 Through = Callable[[np.ndarray], np.ndarray]
 
@@ -266,7 +261,7 @@ def test_channels_are_forecast_apart():
     params = moved(network)
     assert_close(apply(network, params, x[..., 1:]), apply(network, params, x)[..., 1:], 1e-6)
     twins = np.asarray(apply(network, params, np.repeat(x[..., :1], 2, axis=2), None, keys()))
-    assert np.abs(twins[..., 0] - twins[..., 1]).max() > 0.01  # but each has dropout of its own
+    assert np.abs(twins[..., 0] - twins[..., 1]).max() > 0.01  # but each has its own dropout
 
 
 def test_sinusoid():
@@ -299,8 +294,8 @@ def inputs_of(
 @pytest.mark.parametrize(
     ("name", "reader"), [("classify", "gpt2"), ("short_term", "time_layer"), ("impute", "gpt2")]
 )
-def test_dropout_acts_on_the_whole_embedding(name, reader):
-    """After values, calendar and positions are added up; as often as ``embd_pdrop`` says; a mask for each sample."""
+def test_dropout_acts_on_the_complete_embedding(name, reader):
+    """After values, calendar and positions are summed; at the rate ``embd_pdrop``; a mask for each sample."""
     network = replace(
         NETWORKS[name], trunk=GPT2Trunk(replace(CONFIG, embd_pdrop=0.25, attn_pdrop=0.0, resid_pdrop=0.0))
     )
@@ -314,13 +309,13 @@ def test_dropout_acts_on_the_whole_embedding(name, reader):
         moved(network),
         np.repeat(windows(name, 1)[..., : 1 if name == "short_term" else None], b, axis=0),
     )
-    whole, *_ = map(np.asarray, inputs_of(modules, network, params, x))
+    complete, *_ = map(np.asarray, inputs_of(modules, network, params, x))
     dropped, *inside = map(np.asarray, inputs_of(modules, network, params, x, keys(b)))
     kept = dropped != 0
-    np.testing.assert_allclose(dropped[kept], whole[kept] / 0.75, rtol=1e-6)
+    np.testing.assert_allclose(dropped[kept], complete[kept] / 0.75, rtol=1e-6)
     assert abs(kept.mean() - 0.75) < 5 * math.sqrt(0.25 * 0.75 / kept.size)
     assert len({row.tobytes() for row in kept}) == b
-    for later in inside:  # the trunk draws a mask of its own
+    for later in inside:  # the trunk draws its own mask
         assert 0.2 < (later[kept] == 0).mean() < 0.3
         assert (later[~kept] != 0).any()
 
@@ -440,7 +435,7 @@ def test_networks_start_with_the_same_bits_everywhere():
     assert fingerprint(sorted(leaves.items())) == wanted
 
 
-def test_the_trunk_is_not_read_where_another_stands_in_its_place():
+def test_trunk_parameters_are_ignored_without_gpt2():
     for kind in ("none", "attention"):
         base = init_base(replace(NETWORKS["impute"], trunk=TRUNKS[kind]), {"anything": np.zeros(3)}, 0)
         assert "gpt2" not in base
@@ -482,7 +477,7 @@ def test_one_attention_layer_sees_all_tokens():
     assert (reach > 0).all()
 
 
-def test_one_attention_layer_stands_where_the_trunk_was():
+def test_one_attention_layer_takes_the_trunk_s_place():
     name = "short_term"
     network = replace(NETWORKS[name], trunk=TRUNKS["attention"])
     params, x = moved(network), windows(name)
@@ -526,7 +521,7 @@ WRONG = {
     ),
     "positions": (
         replace(NETWORKS["short_term"], trunk=GPT2Trunk(replace(CONFIG, n_positions=8))),
-        "network: 9 patches, but the trunk has 8 positions",
+        "network: 9 tokens, but the trunk has 8 positions",
     ),
     "stride": (replace(NETWORKS["classify"], stride=5), r"network\.stride: stride 5 is larger than patch 4"),
 }
@@ -555,9 +550,9 @@ SETTINGS = {
         ("network.read_width=9", r"network\.read_width: 9 hidden"),
         (
             "task.channels=null",
-            r"task\.channels: the data's channels are not known from the settings alone\. --set task\.channels=…",
+            r"task\.channels: the data's channels are not known from the settings alone\.",
         ),
-        ("trunk.random.n_positions=11", "12 patches, but the trunk has 11 positions"),
+        ("trunk.random.n_positions=11", "12 tokens, but the trunk has 11 positions"),
         ("trunk.source=none", r"rules: \[adapt, 'gpt2/wpe/embedding'\] decides no parameter"),
         ("trunk.source=attention", r"rules: \[adapt, 'gpt2/wpe/embedding'\] decides no parameter"),
     ],
@@ -588,7 +583,7 @@ def test_without_a_trunk_its_rules_are_left_out():
 
 
 def torch_case(name: str) -> dict[str, Any]:
-    """A network, its parameters and adapters on both sides; every leaf has moved off its start, and both factors are nonzero."""
+    """A network, its parameters and adapters on both sides; no leaf at its initial value, no factor zero."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     config = GPT2Config(n_embd=24, n_layer=2, n_head=3, n_positions=30)
     network = {
