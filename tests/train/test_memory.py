@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ofa_jax.build import build_model, build_network, trunk_config
-from ofa_jax.config.schema import TrainConfig
 from ofa_jax.config.load import load_experiment
+from ofa_jax.config.schema import TrainConfig
 from ofa_jax.model.gpt2 import Blocks, GPT2Config, GPT2Trunk
 from ofa_jax.model.networks import (
     ClassifyNetwork,

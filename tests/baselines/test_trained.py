@@ -1,4 +1,4 @@
-"""Every task through its controls: what each method computes, how much it trains, and that it is trained once and kept."""
+"""Every task and its baselines: what each computes, how much it trains, and that it is trained once and kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from ofa_jax.baselines.compare import compare, model_name
-from ofa_jax.baselines.trained import trained_baselines, untrained_baselines
+from ofa_jax.baselines.trained import trained_baselines
 from ofa_jax.build import RANDOM, footprint
 from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, ConfigError, Interrupted
@@ -38,8 +38,8 @@ from ofa_jax.model.linear import (
     nlinear,
 )
 from ofa_jax.model.trees import flatten
-from ofa_jax.model.weights import random_trunk, save_trunk
-from ofa_jax.runs.folder import NEUTRAL, resolved
+from ofa_jax.model.weights import random_trunk
+from ofa_jax.runs.folder import BASELINES, NEUTRAL, resolved
 from ofa_jax.runs.train import open_run, read_data, train_run
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.tasks.naive import interpolate, window_mean, zeros
@@ -198,7 +198,7 @@ def test_a_run_of_every_task_says_its_protocol_everywhere(trained):
     assert [event["protocol"] for event in epochs] == ["strict", "strict"]
     meta = json.loads((run / "bundle" / "ofa.json").read_text())
     assert meta["protocol"] == meta["settings"]["protocol"] == "strict"
-    assert not (run / "controls").exists()
+    assert not (run / BASELINES).exists()
 
 
 def test_the_validation_score_is_the_one_of_training(trained):
@@ -215,59 +215,58 @@ def test_the_validation_score_is_the_one_of_training(trained):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_controls_of_every_task(tiny, tmp_path, task):
+def test_baselines_of_every_task(tiny, tmp_path, task):
     """Names, titles, order, how many parameters each trains, and with which settings."""
     experiment, data = prepared(tiny.of_task(task, tmp_path))
-    controls = {control.name: control for control in trained_baselines(experiment, data)}
-    assert list(controls) == list(TRAINABLE[task])
-    assert {name: control.title for name, control in controls.items()} == {
+    baselines = {baseline.name: baseline for baseline in trained_baselines(experiment, data)}
+    assert list(baselines) == list(TRAINABLE[task])
+    assert {name: baseline.title for name, baseline in baselines.items()} == {
         name: (LINEAR | NETWORKS)[name] for name in TRAINABLE[task]
     }
-    for name, control in controls.items():
-        _, frozen, trainable = control.build()
+    for name, baseline in baselines.items():
+        _, frozen, trainable = baseline.build()
         assert sum(leaf.size for leaf in jax.tree.leaves(trainable)) == TRAINABLE[task][name], name
         if name in LINEAR or name == "attention":
             assert not flatten(frozen)
-        assert control.settings.seed == experiment.train.seed
+        assert baseline.settings.seed == experiment.train.seed
         if name in NETWORKS:
-            assert (
-                control.settings.model_copy(update={"micro_batch": None, "eval_batch_size": None})
-                == experiment.train
-            )
-            assert None not in (
-                control.settings.micro_batch,
-                control.settings.eval_batch_size,
-            )  # as slices.settled chose them on a CPU
+            chosen = baseline.settings.micro_batch, baseline.settings.eval_batch_size
+            assert None not in chosen  # those of a CPU
+            unchosen = {"micro_batch": None, "eval_batch_size": None}
+            assert baseline.settings.model_dump() | unchosen == experiment.train.model_dump() | unchosen
         if name in ("attention", "no_trunk"):
             assert not [path for path in flatten({"f": frozen, "t": trainable}) if "gpt2" in path]
-    assert list(untrained_baselines(data)) + list(data.naive) == UNTRAINED[task]
+    assert list(data.untrained) + list(data.naive) == UNTRAINED[task]
     (chosen,) = trained_baselines(experiment, data, only=("no_trunk",))
     assert chosen.name == "no_trunk"
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_an_unknown_control_is_one_error(tiny, tmp_path, task):
+def test_an_unknown_baseline_is_one_error(tiny, tmp_path, task):
     experiment, data = prepared(tiny.of_task(task, tmp_path))
     names = ", ".join(TRAINABLE[task])
     for wrong in ("patchtst", "", "DLinear", "random_trunk"):
         with pytest.raises(ConfigError) as caught:
             trained_baselines(experiment, data, only=("no_trunk", wrong))
-        assert str(caught.value) == f"--control: the task {task!r} has no control {wrong!r}. Name {names}."
+        assert (
+            str(caught.value)
+            == f"baseline: the task {task!r} has no baseline {wrong!r}. Choose from {names}."
+        )
 
 
-def test_controls_of_a_real_trunk(tiny, tmp_path):
-    """Its shape goes into the controls, and a random trunk of that shape is one of them; nothing is called random any more."""
+def test_baselines_of_a_real_trunk(tiny, tmp_path):
+    """Its shape goes into the baselines, and a random trunk of that shape is one of them; nothing is called random any more."""
     save_trunk(
         random_trunk(GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=40), seed=9), tmp_path / "trunk"
     )
     experiment, data = prepared(tiny.of_task("forecast", tmp_path, f"trunk.source={tmp_path / 'trunk'}"))
-    controls = {control.name: control for control in trained_baselines(experiment, data)}
-    assert list(controls) == ["nlinear", "dlinear", "attention", "no_trunk", "random_trunk", "gpt4ts"]
-    assert [controls[name].title for name in ("random_trunk", "gpt4ts")] == [
+    baselines = {baseline.name: baseline for baseline in trained_baselines(experiment, data)}
+    assert list(baselines) == ["nlinear", "dlinear", "attention", "no_trunk", "random_trunk", "gpt4ts"]
+    assert [baselines[name].title for name in ("random_trunk", "gpt4ts")] == [
         "random trunk, same recipe",
         "gpt4ts",
     ]
-    _, frozen, trainable = controls["random_trunk"].build()
+    _, frozen, trainable = baselines["random_trunk"].build()
     wanted = random_trunk(GPT2Config(n_embd=16, n_layer=1, n_head=4, n_positions=40), seed=0).params
     for path, leaf in flatten(wanted).items():
         np.testing.assert_array_equal(flatten(frozen)[f"gpt2/{path}"], leaf)
@@ -276,7 +275,7 @@ def test_controls_of_a_real_trunk(tiny, tmp_path):
         == footprint(experiment).trainable
         == 2 * (40 + 16) + 2 * (48 + 3)
     )
-    _, _, real = controls["gpt4ts"].build()
+    _, _, real = baselines["gpt4ts"].build()
     assert not np.array_equal(real["base"]["gpt2"]["wpe"]["embedding"], wanted["wpe"]["embedding"])
 
 
@@ -296,30 +295,26 @@ def test_controls_of_a_real_trunk(tiny, tmp_path):
         (["trunk.source=none", "recipe=full"], {"no_trunk"}),
     ],
 )
-def test_rules_fit_each_control(tiny, tmp_path, overrides, left_out):
+def test_rules_fit_each_baseline(tiny, tmp_path, overrides, left_out):
     experiment, data = prepared(tiny.of_task("forecast", tmp_path, *overrides))
-    controls = {control.name: control for control in trained_baselines(experiment, data)}
+    baselines = {baseline.name: baseline for baseline in trained_baselines(experiment, data)}
     without = experiment.trunk.source != RANDOM
     assert (
-        controls.keys()
+        baselines.keys()
         == ({"nlinear", "dlinear", *NETWORKS} | ({"random_trunk"} if without else set())) - left_out
     )
-    for control in controls.values():
-        assert jax.tree.leaves(control.build()[2])
-    if without and "gpt4ts" in controls:
-        assert controls["gpt4ts"].title == f"gpt4ts, {experiment.trunk.source} for a trunk"
+    for baseline in baselines.values():
+        assert jax.tree.leaves(baseline.build()[2])
+    if without and "gpt4ts" in baselines:
+        assert baselines["gpt4ts"].title == f"gpt4ts, {experiment.trunk.source} for a trunk"
 
 
 def test_the_model_s_name_tells_the_trunk(runs):
     loaded, _ = open_run(runs("forecast"))
 
     def named(recipe: str, source: str) -> str:
-        trunk = loaded.experiment.trunk.model_copy(update={"source": source})
-        return model_name(
-            replace(
-                loaded, experiment=loaded.experiment.model_copy(update={"recipe": recipe, "trunk": trunk})
-            )
-        )
+        changes = {"recipe": recipe, "trunk.source": source}
+        return model_name(replace(loaded, experiment=loaded.experiment.replace(changes)))
 
     assert named("reference", "openai-community/gpt2") == "One-for-All (reference)"
     assert named("uniform", "random") == "One-for-All (uniform, random trunk)"
@@ -331,17 +326,17 @@ def scores(run: Path, *names: str, split: Any = "test") -> tuple[Any, int]:
     loaded, data = open_run(run)
     listener = Listener()
     return compare(
-        loaded, data, split=split, baselines=run / "controls", reporter=listener, only=names or None
+        loaded, data, split=split, baselines=run / BASELINES, reporter=listener, only=names or None
     ), listener.epochs
 
 
-def test_a_control_that_was_trained_otherwise_is_noticed(runs, tmp_path):
+def test_a_baseline_that_was_trained_otherwise_is_noticed(runs, tmp_path):
     """By another version, say: other settings, another protocol, other shapes."""
     copied = Path(shutil.copytree(runs("forecast"), tmp_path / "run"))
     first, epochs = scores(copied, "nlinear")
     assert epochs == 10
     assert scores(copied, "nlinear") == (first, 0)
-    place = copied / "controls" / "nlinear"
+    place = copied / BASELINES / "nlinear"
     record = json.loads((place / "control.json").read_text())
     assert record["protocol"] == "strict"
     weights = load_file(place / "weights.safetensors")
@@ -372,11 +367,11 @@ def test_a_control_that_was_trained_otherwise_is_noticed(runs, tmp_path):
         scores(copied, "nlinear")
 
 
-def test_a_kept_control_outlives_settings_that_change_no_number(runs, tmp_path):
+def test_a_kept_baseline_outlives_settings_that_change_no_number(runs, tmp_path):
     """Those of a version that knew fewer of them, too."""
     copied = Path(shutil.copytree(runs("forecast"), tmp_path / "run"))
     first, _ = scores(copied, "nlinear")
-    path = copied / "controls" / "nlinear" / "control.json"
+    path = copied / BASELINES / "nlinear" / "control.json"
     record = json.loads(path.read_text())
     free = {name.removeprefix("train.") for name in NEUTRAL if name.startswith("train.")}
     assert free == {
@@ -406,23 +401,21 @@ def test_a_kept_control_outlives_settings_that_change_no_number(runs, tmp_path):
         assert scores(copied, "nlinear") == (first, 0)
 
 
-def test_a_control_is_trained_on_fewer_devices_than_the_run(runs, tmp_path):
+def test_a_baseline_is_trained_on_fewer_devices_than_the_run(runs, tmp_path):
     """A run may come from a machine with more of them; nothing here could change its settings."""
     copied = Path(shutil.copytree(runs("forecast"), tmp_path / "run"))
     loaded, data = open_run(copied)
-    train = loaded.experiment.train.model_copy(update={"fsdp": 4, "epochs": 1})
-    loaded = replace(loaded, experiment=loaded.experiment.model_copy(update={"train": train}))
+    changes = {"train.fsdp": 4, "train.epochs": 1}
+    loaded = replace(loaded, experiment=loaded.experiment.replace(changes))
     found = compare(
-        loaded, data, split="test", baselines=copied / "controls", reporter=Listener(), only=("no_trunk",)
+        loaded, data, split="test", baselines=copied / BASELINES, reporter=Listener(), only=("no_trunk",)
     )
     assert found.rows[-1].method == NETWORKS["no_trunk"]
-    assert (
-        json.loads((copied / "controls" / "no_trunk" / "control.json").read_text())["settings"]["fsdp"] == 4
-    )
+    assert json.loads((copied / BASELINES / "no_trunk" / "control.json").read_text())["settings"]["fsdp"] == 4
 
 
-@pytest.mark.slow  # trains every control of every task
-def test_every_control_is_trained_once_and_kept(trained, tmp_path):
+@pytest.mark.slow  # trains every baseline of every task
+def test_every_baseline_is_trained_once_and_kept(trained, tmp_path):
     task, copied = trained[0], Path(shutil.copytree(trained[1], tmp_path / "run"))
     first, epochs = scores(copied)
     linear = [
@@ -437,18 +430,18 @@ def test_every_control_is_trained_once_and_kept(trained, tmp_path):
     for row in rows:
         assert row.metrics.keys() == first.rows[0].metrics.keys()
         assert all(np.isfinite(value) for value in row.metrics.values())
-    assert sorted(entry.name for entry in (copied / "controls").iterdir()) == sorted(
+    assert sorted(entry.name for entry in (copied / BASELINES).iterdir()) == sorted(
         [".lock", *TRAINABLE[task]]
     )
     assert scores(copied) == (first, 0)
-    with pytest.raises(ConfigError, match="has no control 'none'"):
+    with pytest.raises(ConfigError, match="has no baseline 'none'"):
         scores(copied, "none")
 
     for name in TRAINABLE[task]:
-        record = json.loads((copied / "controls" / name / "control.json").read_text())
+        record = json.loads((copied / BASELINES / name / "control.json").read_text())
         assert (record["control"], record["protocol"]) == (name, "strict")
         assert np.isfinite(list(record["validation"].values())).all()
-        weights = copied / "controls" / name / "weights.safetensors"
+        weights = copied / BASELINES / name / "weights.safetensors"
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
         weights.write_bytes(content)
@@ -475,7 +468,7 @@ def test_the_published_protocol_is_said_and_kept(tiny, tmp_path, task):
     assert {event["protocol"] for event in events if event["event"] == "epoch"} == {"published"}
     assert json.loads((tmp_path / "run" / "bundle" / "ofa.json").read_text())["protocol"] == "published"
     assert (
-        json.loads((tmp_path / "run" / "controls" / name / "control.json").read_text())["protocol"]
+        json.loads((tmp_path / "run" / BASELINES / name / "control.json").read_text())["protocol"]
         == "published"
     )
 
