@@ -27,9 +27,18 @@ from ofa_jax.train.evaluate import evaluate
 from ofa_jax.train.progress import ConsoleReporter, SilentReporter
 
 
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    train_run(
+        tiny.experiment(tiny.csv(folder / "tiny.csv"), "train.epochs=1"), folder / "run", SilentReporter()
+    )
+    return folder / "run"
+
+
 @pytest.fixture
-def run(tiny_run, tmp_path) -> Path:
-    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+def run(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def test_the_settings_read_back_as_they_were(tiny, run):
@@ -83,9 +92,9 @@ print("same bits")
 
 @pytest.mark.parametrize("recipe", ["paper", "gpt4ts", "full"])
 def test_every_recipe_trains_and_reloads(tiny, tmp_path, recipe):
-    settings = (f"recipe={recipe}", "train.epochs=1", "train.batch_size=101")
-    still = ("trunk.dropout=0", "adapters.dropout=0")  # a step compiles in half the time
-    experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), *settings, *still)
+    experiment = tiny.experiment(
+        tiny.csv(tmp_path / "tiny.csv"), f"recipe={recipe}", "train.epochs=1", "train.batch_size=101"
+    )
     result = train_run(experiment, tmp_path / "run", SilentReporter())
     loaded = load_bundle(tmp_path / "run" / "bundle")
     assert jax.tree.structure(loaded.model.trainable) == jax.tree.structure(result.best)
@@ -172,12 +181,12 @@ def test_a_run_without_a_bundle_yet(run):
         open_run(run)
 
 
-def test_data_that_changed_since_are_noticed(tiny, tiny_run, tmp_path):
-    moved = tiny.csv(tmp_path / "tiny.csv")
-    assert open_run(tiny_run, source=str(moved))[1].fingerprint
-    tiny.csv(moved, rows=201)
+def test_data_that_changed_since_are_noticed(tiny, tmp_path):
+    source = tiny.csv(tmp_path / "tiny.csv")
+    train_run(tiny.experiment(source, "train.epochs=1"), tmp_path / "run", SilentReporter())
+    tiny.csv(source, rows=201)
     with pytest.raises(CheckpointError, match="the data are not those the run was trained on"):
-        open_run(tiny_run, source=str(moved))
+        open_run(tmp_path / "run")
 
 
 def rewrite(run: Path, section: str, value: dict[str, Any]) -> None:
@@ -251,30 +260,22 @@ def test_the_live_line_of_a_terminal(tiny, tmp_path, capsys, monkeypatch):
     assert "windows/s" in shown
 
 
-<<<<<<< HEAD
-def test_a_target_that_moved_is_given_its_place():
-    """A stored run, whose ``data/source.tsf`` and ``data/target.tsf`` are relative and so not there."""
-    golden = Path(__file__).parents[1] / "golden" / "v1"
-    source, target = (str(golden / "data" / f"{name}.tsf") for name in ("source", "target"))
-=======
 def test_a_target_that_moved_is_given_by_its_path(tiny, tmp_path):
     experiment = tiny.of_task("zero_shot", tmp_path, "train.epochs=1")
     train_run(experiment, tmp_path / "run", SilentReporter())
     there = Path(experiment.data.target).rename(tmp_path / "elsewhere.tsf")
->>>>>>> runs
     with pytest.raises(
         DataError, match=r"target: the data file .*target\.tsf is gone\. Give its current path"
     ):
-        open_run(golden / "zero_shot" / "run", source=source)
-    _, data = open_run(golden / "zero_shot" / "run", source=source, target=target)
-    assert data.task.tables["test"].size > 0
+        open_run(tmp_path / "run")
+    assert open_run(tmp_path / "run", target=str(there))[1].task.tables["test"].size > 0
 
 
-def test_a_target_for_a_run_without_one_is_refused(tiny_run):
+def test_a_target_for_a_run_without_one_is_refused(tiny, tmp_path):
+    train_run(
+        tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=1"), tmp_path / "run", SilentReporter()
+    )
     with pytest.raises(ConfigError, match="a run of the task 'forecast' has no target"):
-<<<<<<< HEAD
-        open_run(tiny_run, target="other.tsf")
-=======
         open_run(tmp_path / "run", target="other.tsf")
 
 
@@ -303,4 +304,3 @@ def test_leftovers_of_killed_writers_are_removed_when_a_folder_is_locked(run):
             locked_folder(run, "config.yaml", [], kind=""),
         ):
             pass
->>>>>>> runs
