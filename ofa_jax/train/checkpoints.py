@@ -3,10 +3,8 @@
 ``FOLDER/STEP/`` contains ``arrays/``, which orbax writes and reads, and ``checkpoint.json``
 (:class:`CheckpointRecord`), written last. Orbax alone restores a flipped byte without an error, so a
 checkpoint counts as intact only if its record agrees with its own digest and every file that orbax wrote is
-there with its sha256. Files rather than leaves are checked,
-for three reasons: orbax never parses a damaged file (its threads print tracebacks when it does), damage can
-    be told from an
-orbax version that cannot read the layout, and no byte is exempt.
+there with its sha256. Files rather than leaves are checked: orbax never parses a damaged file (its threads print
+tracebacks when it does), damage is distinct from an orbax version that cannot read the layout, and no byte is exempt.
 
 A damaged checkpoint is skipped in favor of the previous one and renamed to ``damaged-STEP``; nothing damaged
 is deleted. An intact checkpoint of another structure, or of a newer format, is an error and never a reason to
