@@ -126,7 +126,7 @@ def training_curves(epochs: pd.DataFrame, objective: str, steps: pd.DataFrame | 
         left.plot(steps["epoch"], steps["loss"], color=style.COLORS[6], linewidth=1, label="logged steps")
     left.plot(epochs["epoch"], epochs["train_loss"], **style.stroke(0, style.COLORS[0]), label="epoch mean")
     right.plot(epochs["epoch"], epochs[column], **style.stroke(1, style.COLORS[5]))
-    best = epochs.loc[epochs[column].idxmin()]
+    best = epochs.sort_values(column, kind="stable").iloc[0]
     ring = {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": "black", "linestyle": "none"}
     right.plot(best["epoch"], best[column], "o", **ring, label=f"best: epoch {best['epoch']:g}")
     for axis, title in ((left, "training loss"), (right, style.spelled(column))):

@@ -73,11 +73,11 @@ def panels(
 
 def legend_below(figure: Figure, columns: int = 5) -> None:
     """One legend for all axes, each label once."""
-    handles = {}
+    handles: dict[str, Any] = {}
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
 
 
 def log_rank(axis: Axes, ranks: Sequence[float] | pd.Series) -> None:

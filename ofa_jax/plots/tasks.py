@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -64,7 +64,7 @@ def _shade(axis: Axes, own: pd.DataFrame) -> None:
     label = own["label"].astype(bool)
     spans = own.iloc[:, 0][label].groupby((label != label.shift()).cumsum()).agg(["min", "max"])
     bars = [(first - 0.5, last - first + 1) for first, last in spans.itertuples(index=False)]
-    look = {"color": style.COLORS[1], "alpha": 0.4, "linewidth": 0.8}
+    look: dict[str, Any] = {"color": style.COLORS[1], "alpha": 0.4, "linewidth": 0.8}
     axis.broken_barh(bars, (0, 1), transform=axis.get_xaxis_transform(), **look, label="labeled anomaly")
 
 
@@ -140,9 +140,8 @@ def filled_in(table: pd.DataFrame, *, unit: str = "") -> Figure:
         observed, gaps = own["actual"].mask(hidden), own[hidden]
         axis.plot(own["time"], observed, ".-", color="0.35", linewidth=1, markersize=3, label="observed")
         if gaps["actual"].notna().any():
-            ring = {"markerfacecolor": "none", "color": "black", "markersize": 5}
-            axis.plot(gaps["time"], gaps["actual"], "o", **ring, label="hidden")
-        axis.plot(gaps["time"], gaps["filled"], "X", color=style.COLORS[5], markersize=5, label="imputed")
+            axis.plot(gaps["time"], gaps["actual"], "o", color="black", mfc="none", ms=5, label="hidden")
+        axis.plot(gaps["time"], gaps["filled"], "X", color=style.COLORS[5], ms=5, label="imputed")
         axis.set_ylabel(style.text(unit))
     if pd.api.types.is_numeric_dtype(table["time"]):
         axis.set_xlabel("step")

@@ -27,10 +27,8 @@ Events = Sequence[Mapping[str, Any]]
 SHOWN_SERIES = 20
 """Names of series in the table of settings."""
 
-HOW_TO_LOG = "Gradients were not logged in this run. Train with --set train.gradient_log=50 for their norms every 50 steps."
-HOW_TO_TRAIN = (
-    "The run has no trained baselines; ofa-jax report RUN --baselines trains them once and keeps them."
-)
+HOW_TO_LOG = "Gradients were not logged; --set train.gradient_log=50 in training logs them every 50 steps."
+HOW_TO_TRAIN = "No trained baselines yet; ofa-jax report RUN --baselines trains them once and keeps them."
 NOT_CLIPPED = "The gradient was never clipped: train.clip_norm is not set."
 
 
@@ -112,7 +110,7 @@ def training_section(events: Events, objective: str) -> Section:
     steps_per_epoch = epochs["step"].iloc[0] / epochs["epoch"].iloc[0]
     logged = pd.DataFrame([event for event in events if event["event"] == "train"])
     steps = logged.assign(epoch=logged["step"] / steps_per_epoch) if len(logged) else None
-    best, last = epochs.loc[epochs[column].idxmin()], epochs.iloc[-1]
+    best, last = epochs.sort_values(column, kind="stable").iloc[0], epochs.iloc[-1]
     said = (
         f"The smallest validation {style.spelled(objective)} is {number(best[column])}, of epoch "
         f"{best['epoch']:g}; after the last epoch, {last['epoch']:g}, it is {number(last[column])} and the "

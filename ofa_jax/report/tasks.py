@@ -67,7 +67,7 @@ def _errors_section(errors: pd.Series, over: str, reason: str) -> Section:
 
 def classification_results(evaluation: Evaluation) -> Results:
     """Classification: three cases by cross-entropy; the confusion matrix."""
-    task, classes = evaluation.task, list(map(str, evaluation.data.meta["classes"]))
+    task, classes = evaluation.task, pd.Index(map(str, evaluation.data.meta["classes"]))
 
     def outputs(logits_bk: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         return {**task.sums(logits_bk, batch), "predicted": jnp.argmax(logits_bk, axis=1)}
@@ -79,7 +79,7 @@ def classification_results(evaluation: Evaluation) -> Results:
     for name, place in best_median_worst(entropy).items():
         case = f"{name}: case {int(evaluation.table.window_id[place]):,}"
         probability, loss = number(np.exp(-entropy[place])), number(entropy[place])
-        rows.append((case, true[place], predicted[place], probability, loss))
+        rows.append((case, str(true[place]), str(predicted[place]), probability, loss))
     head = ("case", "true class", "predicted class", "probability of the true class", "cross-entropy")
     cases = Table("Best, median and worst case", head, rows)
     windows = Section("windows", "Three test cases", [rule(evaluation, "cross-entropy")], [cases])
@@ -125,9 +125,9 @@ def anomaly_results(evaluation: Evaluation) -> Results:
     )
     shown = picture(
         plots.anomaly_scores(drawn, threshold),
-        f"Scores of {len(scores):,} test steps, labeled anomalies, threshold; three anomalies enlarged. {said}",
-        "Score of each step, logarithmic; of many neighboring steps the largest. A step in several windows has "
-        "its score in the first.",
+        f"Scores of {len(scores):,} test steps with labeled anomalies and threshold, three enlarged. {said}",
+        "Score of each step, logarithmic; of many neighboring steps the largest. A step in several windows "
+        "has its score in the first.",
     )
     chosen = (
         "Of all labeled anomalies, these have the highest, the median and the lowest peak, the largest score "
