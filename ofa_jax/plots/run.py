@@ -43,10 +43,9 @@ def forecast(
     for axis, own in panels:
         _forecast_panel(axis, own, history)
         axis.set_ylabel(style.text(unit))
-    if pd.api.types.is_numeric_dtype(table["time"]):
-        axis.set_xlabel("steps after the last observed one")
-    if note:
-        figure.supxlabel(style.text(note, 110), fontsize=8, color="0.4")
+    numbered = pd.api.types.is_numeric_dtype(table["time"])
+    below = ["steps after the last observed one"] * numbered + [style.text(note, 110)] * bool(note)
+    axis.set_xlabel("\n".join(below))
     style.legend_below(figure)
     return figure
 
