@@ -53,17 +53,7 @@ R = TypeVar("R", bound=Record)
 
 
 def read_record(path: str | Path, model: type[R], *, kind: str, error: type[OfaError] = CheckpointError) -> R:
-    """Read a JSON file into a record.
-
-    Args:
-        path: The file.
-        model: The fields that are read.
-        kind: What the file belongs to, for errors ("bundle").
-        error: Class of the errors.
-
-    Raises:
-        OfaError: As :func:`read_json` and :func:`parse_record`; of class ``error``.
-    """
+    """:func:`read_json`, then :func:`parse_record`."""
     return parse_record(read_json(path, kind=kind, error=error), model, where=str(path), error=error)
 
 
@@ -78,8 +68,7 @@ def parse_record(
     """Check a JSON text, or an object that was parsed from one, against a record.
 
     Raises:
-        OfaError: Not JSON, a newer ``format``, or a field (named) that is missing, mistyped or out of range;
-            of class ``error``.
+        error: Not JSON, a newer ``format``, or a field (named) that is missing, mistyped or out of range.
     """
     if isinstance(content, str | bytes):
         content = _parse_json(content, where, error)
@@ -101,8 +90,13 @@ def parse_record(
 def read_json(path: str | Path, *, kind: str, error: type[OfaError] = CheckpointError) -> dict[str, Any]:
     """Read a JSON object: at most 64 MiB, at most 200 levels deep, without NaN and Infinity.
 
+    Args:
+        path: The file.
+        kind: What the file belongs to, for errors ("bundle").
+        error: Class of the errors.
+
     Raises:
-        OfaError: The file is missing, too large, or not such an object; of class ``error``.
+        error: The file is missing, too large, or not such an object.
     """
     path = Path(path)
     try:
@@ -135,7 +129,7 @@ def write_json(path: str | Path, content: Mapping[str, Any], *, version: int = F
 
 def json_digest(content: Mapping[str, Any]) -> str:
     """The sha256 of a JSON object in canonical form: sorted keys, ASCII, no line breaks."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_file(path: str | Path) -> str:
@@ -168,11 +162,7 @@ def find_damage(folder: Path, digests: Mapping[str, str]) -> str | None:
 
 @contextlib.contextmanager
 def open_tensors(path: Path, *, error: type[OfaError] = CheckpointError) -> Iterator[Any]:
-    """A safetensors file opened for NumPy.
-
-    Raises:
-        OfaError: It is missing, truncated or something else; of class ``error``.
-    """
+    """A safetensors file opened for NumPy; raises ``error`` if it is missing, truncated or something else."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -187,12 +177,7 @@ def open_tensors(path: Path, *, error: type[OfaError] = CheckpointError) -> Iter
 
 
 def read_tensors(path: Path, *, error: type[OfaError] = CheckpointError) -> dict[str, np.ndarray]:
-    """Every tensor of a safetensors file, as float32.
-
-    Raises:
-        OfaError: The file cannot be read, or a tensor is not of finite floating-point numbers; of class
-            ``error``.
-    """
+    """Every tensor of a safetensors file, as :func:`read_tensor`."""
     with open_tensors(path, error=error) as tensors:
         names = tensors.keys()
         return {name: read_tensor(tensors, name, path, error=error) for name in names}
@@ -201,15 +186,11 @@ def read_tensors(path: Path, *, error: type[OfaError] = CheckpointError) -> dict
 def read_tensor(
     tensors: Any, name: str, path: Path, *, error: type[OfaError] = CheckpointError
 ) -> np.ndarray:
-    """One tensor of an open safetensors file, as float32.
-
-    Raises:
-        OfaError: It is not of finite floating-point numbers; of class ``error``.
-    """
+    """One tensor of an open safetensors file, as float32; raises ``error`` unless all values are finite."""
     import numpy as np
 
     dtype = tensors.get_slice(name).get_dtype()
-    if dtype not in FLOAT_DTYPES:
+    if dtype not in ("F16", "BF16", "F32", "F64"):
         raise error(f"{name} is of type {dtype}, not a floating-point type", where=str(path))
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite
         array = np.asarray(tensors.get_tensor(name), np.float32)
@@ -217,10 +198,6 @@ def read_tensor(
         fix = "The weights are damaged or their training diverged; use others"
         raise error(f"{name} is not finite in float32", where=str(path), fix=fix)
     return array
-
-
-FLOAT_DTYPES = {"F16", "BF16", "F32", "F64"}
-"""Types of stored weights, as safetensors names them."""
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:

@@ -266,6 +266,19 @@ def bundle_meta() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def tiny_run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A forecasting run of one epoch, to open or to copy, never to change; its data are ``tiny.csv`` beside it."""
+    from ofa_jax.runs.train import train_run
+    from ofa_jax.train.progress import SilentReporter
+
+    folder = tmp_path_factory.mktemp("tiny")
+    train_run(
+        tiny.experiment(tiny.csv(folder / "tiny.csv"), "train.epochs=1"), folder / "run", SilentReporter()
+    )
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of the published data sets; tests that need it are skipped where there is none."""
     root = os.environ.get("OFA_JAX_DATA")

@@ -1,10 +1,12 @@
-"""The README's two doors open: its Python runs as written, and its table of commands is the command line's own. So do the tasks' pages."""
+"""README and task pages: Python runs as written, commands and counts are right."""
 
 import re
 import shlex
 from pathlib import Path
 
 import jax
+import numpy as np
+import pandas as pd
 import pytest
 import typer
 
@@ -23,7 +25,7 @@ PAGES = {"README.md": README} | {
 
 
 def test_the_functional_example_runs_as_written(monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     hub_id = '"openai-community/gpt2", n_layer=6'
     assert hub_id in code
     names: dict = {}
@@ -31,6 +33,19 @@ def test_the_functional_example_runs_as_written(monkeypatch):
     assert names["forecast"].shape == (8, 96, 1)
     assert jax.tree.structure(names["gradients"]) == jax.tree.structure(names["adapters"])
     assert set(names["gradients"]) == {"gpt2/wpe", "out_layer"}
+
+
+def test_the_python_example_runs_as_written(monkeypatch, tmp_path, capsys):
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(2500, 2)), columns=["a", "b"])
+    table.insert(0, "date", pd.date_range("2024-01-01", periods=len(table), freq="h"))
+    table.to_csv("demo/load.csv", index=False)
+    exec(code.replace('"epochs": 2', '"epochs": 1'), {})
+    metrics, *forecast = capsys.readouterr().out.splitlines()
+    assert metrics.startswith("{'mse': ")
+    assert len(forecast) == 4
 
 
 def test_the_table_of_commands_is_complete():
@@ -68,7 +83,7 @@ def test_every_task_has_a_page_of_one_screen_and_a_line_in_the_readme():
         page = PAGES[f"docs/tasks/{name}.md"]
         assert len(page.splitlines()) <= 50
         headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
-        assert headings == ["What goes in", "Commands", "What comes out", "What exactly is done", "Controls"]
+        assert headings == ["What goes in", "Commands", "What comes out", "What exactly is done", "Baselines"]
 
 
 @pytest.mark.parametrize("page", PAGES)

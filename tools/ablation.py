@@ -2,11 +2,11 @@
 
     python tools/ablation.py               # the paper's shape, 16 windows per step
     python tools/ablation.py --quick       # the network of configs/quick/etth1.yaml, 256 windows per step
-    python tools/ablation.py --left        # where the time goes: the step with one part of the network left out
+    python tools/ablation.py --left        # where the time goes: the step without one part of the network
     python tools/ablation.py --memory      # instead: this process's memory, stage by stage
 
-Prints a Markdown table: milliseconds per step (median over the turns, with quartiles), the ratio to the step as
-it is, and the bytes that XLA allocates for intermediate values. docs/performance.md shows it.
+Prints a Markdown table: milliseconds per step (median over the turns, with quartiles), the ratio to the
+step as it is, and the bytes that XLA allocates for intermediate values.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ofa_jax.train.program import Program, resolve_auto_batch_sizes
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to run the step: replacements, share of the default slice (None: one slice), steps per dispatch."""
+    """A way to run the step: replacements, share of the default slice (None: one slice), dispatch size."""
 
     name: str
     replaced: tuple[tuple[Any, str, Any], ...] = ()

@@ -10,7 +10,6 @@ A bundle is a folder:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,34 +18,13 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from ofa_jax import files
 from ofa_jax.adapters.partition import AdapterTarget
-from ofa_jax.adapters.peft import (
-    ADAPTER_CONFIG,
-    ADAPTER_FILE,
-    Alpha,
-    Dropout,
-    Rank,
-    read_peft,
-    read_peft_config,
-    write_peft,
-)
+from ofa_jax.adapters.peft import ADAPTER_CONFIG, ADAPTER_FILE, Alpha, Dropout, Rank, read_peft, write_peft
 from ofa_jax.adapters.rslora import Adapters, LoraConfig
 from ofa_jax.config.schema import Init, Scaling
 from ofa_jax.errors import CheckpointError
-from ofa_jax.files import (
-    FileRecord,
-    Record,
-    Sha256,
-    atomic_folder,
-    file_digests,
-    find_damage,
-    json_digest,
-    parse_record,
-    read_json,
-    read_tensors,
-    readable_folder,
-    write_json,
-)
+from ofa_jax.files import FileRecord, Record, Sha256
 from ofa_jax.model import trees
 
 TRAINED_FILE = "trained.safetensors"
@@ -162,15 +140,16 @@ def write_bundle(
     """
     from safetensors.numpy import save_file
 
-    with atomic_folder(folder) as scratch:
+    with files.atomic_folder(folder) as scratch:
         if adapters:
             write_peft(scratch, adapters, targets, lora)
         if trained:
             flat = {path: np.ascontiguousarray(leaf) for path, leaf in trees.flatten(trained).items()}
             save_file(flat, scratch / TRAINED_FILE)
-        content = {**meta, "adapters": asdict(lora) if adapters else None, "files": file_digests(scratch)}
-        content["sha256"] = json_digest(content)
-        write_json(scratch / META_FILE, content, version=BUNDLE_FORMAT)
+        content = {**meta, "adapters": asdict(lora) if adapters else None}
+        content["files"] = files.file_digests(scratch)
+        content["sha256"] = files.json_digest(content)
+        files.write_json(scratch / META_FILE, content, version=BUNDLE_FORMAT)
         _read_meta(scratch)
 
 
@@ -181,34 +160,23 @@ def read_bundle(folder: str | Path) -> Bundle:
         CheckpointError: No bundle here, a file is missing, damaged or edited, a field is wrong.
         WeightsError: The adapters cannot be read or are not finite.
     """
-    folder = readable_folder(folder)
+    folder = files.readable_folder(folder)
     record = _read_meta(folder)
-    # compared before the file's sha256, for an error that says what was edited
-    if record.adapters and (folder / ADAPTER_CONFIG).exists():
-        _compare(record.adapters.lora(), read_peft_config(folder), folder)
-    damage = find_damage(folder, record.files)
+    damage = files.find_damage(folder, record.files)
     if damage:
         fix = "The bundle is damaged or was edited; copy the complete folder again"
         raise CheckpointError(damage, where=str(folder), fix=fix)
     adapters = read_peft(folder)[0] if record.adapters else {}
-    trained = read_tensors(folder / TRAINED_FILE) if TRAINED_FILE in record.files else {}
+    trained = files.read_tensors(folder / TRAINED_FILE) if TRAINED_FILE in record.files else {}
     return Bundle(adapters, trees.unflatten(trained), record)
 
 
 def _read_meta(folder: Path) -> BundleRecord:
     where = folder / META_FILE
-    content = read_json(where, kind="bundle")
-    record = parse_record(content, BundleRecord, where=str(where))
+    content = files.read_json(where, kind="bundle")
+    record = files.parse_record(content, BundleRecord, where=str(where))
     signed = {key: value for key, value in content.items() if key not in ("format", "sha256")}
-    if record.sha256 != json_digest(signed):
+    if record.sha256 != files.json_digest(signed):
         what = "was edited after it was saved (its sha256 differs)"
         raise CheckpointError(what, where=str(where), fix="Copy the bundle again")
     return record
-
-
-def _compare(saved: LoraConfig, found: LoraConfig, folder: Path) -> None:
-    if saved.rank == found.rank and math.isclose(saved.scale, found.scale, rel_tol=1e-9):
-        return
-    there, trained = (f"(rank {it.rank}, alpha {it.alpha:g}, {it.scaling})" for it in (found, saved))
-    what = f"the scaling in {ADAPTER_CONFIG} {there} is not the one the adapters were trained with {trained}"
-    raise CheckpointError(what, where=str(folder), fix=f"Restore the original {ADAPTER_CONFIG}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from ofa_jax.adapters.partition import AdapterTarget, LayerKind
 from ofa_jax.adapters.rslora import Adapters, LoraConfig
@@ -48,10 +48,8 @@ _INERT_FIELDS = {
 """Fields of peft's configuration that do not change what the stored tensors mean."""
 
 
-class PeftConfig(Record):
+class _PeftConfig(Record):
     """Fields of ``adapter_config.json`` that decide what the stored tensors mean, with peft's defaults."""
-
-    model_config = ConfigDict(extra="allow")
 
     peft_type: Literal["LORA"]
     r: Rank = 8
@@ -130,7 +128,7 @@ def read_peft(folder: str | Path) -> tuple[Adapters, dict[str, AdapterTarget], L
             not finite, or does not fit the configured rank.
     """
     folder = Path(folder)
-    lora = read_peft_config(folder)
+    lora = _read_config(folder / ADAPTER_CONFIG)
     factors: dict[str, dict[str, np.ndarray]] = {}
     kinds: dict[str, LayerKind] = {}
     where = str(folder / ADAPTER_FILE)
@@ -158,13 +156,11 @@ def read_peft(folder: str | Path) -> tuple[Adapters, dict[str, AdapterTarget], L
     return {path: {"a": pair["a"], "b": pair["b"]} for path, pair in factors.items()}, targets, lora
 
 
-def read_peft_config(folder: Path) -> LoraConfig:
-    """Read ``adapter_config.json``; :func:`read_peft` says what is refused."""
-    content = read_json(folder / ADAPTER_CONFIG, kind="peft adapter", error=WeightsError)
-    known = _INERT_FIELDS | PeftConfig.model_fields.keys()
+def _read_config(path: Path) -> LoraConfig:
+    content = read_json(path, kind="peft adapter", error=WeightsError)
+    known = _INERT_FIELDS | _PeftConfig.model_fields.keys()
     features = [f"{key}={value!r}"[:100] for key, value in content.items() if key not in known and value]
-    where = str(folder / ADAPTER_CONFIG)
+    fix = "Only plain LoRA and rsLoRA with one rank and alpha for all layers can be read"
     if features:
-        fix = "Only plain LoRA and rsLoRA with one rank and alpha for all layers can be read"
-        raise WeightsError(f"{', '.join(features)} is not supported", where=where, fix=fix)
-    return parse_record(content, PeftConfig, where=where, error=WeightsError).lora()
+        raise WeightsError(f"{', '.join(features)} is not supported", where=str(path), fix=fix)
+    return parse_record(content, _PeftConfig, where=str(path), error=WeightsError, fix=fix).lora()

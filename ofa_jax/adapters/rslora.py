@@ -129,16 +129,10 @@ def with_adapters(
     """
     factor = lora.scale if scale is None else scale
 
-    def adapted(
-        params: Any,
-        adapters: Mapping[str, Mapping[str, Any]],
-        *xs: Any,
-        dropout_keys: jax.Array | None = None,
-        **kwargs: Any,
-    ) -> jax.Array:
-        reached: set[str] = set()
+    def adapted(params, adapters, *xs, dropout_keys=None, **kwargs):
+        reached = set()
 
-        def add_delta(call: Callable[..., jax.Array], args: tuple, named: dict, context: Any) -> jax.Array:
+        def add_delta(call, args, named, context):
             module, path = context.module, "/".join(context.module.path)
             adaptable = context.method_name == "__call__" and isinstance(module, nn.Dense | nn.Embed)
             output = call(*args, **named)

@@ -52,9 +52,9 @@ class GPT2Config:
     scale_attn_by_inverse_layer_idx: bool = False
 
     def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("n_embd", "n_layer", "n_head", "n_positions")}
-        for name, value in (sizes | {"n_inner": self.mlp_width}).items():
-            if not isinstance(value, int) or value < 1:
+        for name in ("n_embd", "n_layer", "n_head", "n_positions", "n_inner"):
+            value = getattr(self, name)
+            if (not isinstance(value, int) or value < 1) and not (name == "n_inner" and value is None):
                 raise ConfigError(f"{name} is {value!r}, but must be an integer of at least 1", where="trunk")
         if self.n_embd % self.n_head:
             what = f"n_embd {self.n_embd} cannot be divided among {self.n_head} heads"

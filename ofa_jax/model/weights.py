@@ -18,18 +18,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
+from ofa_jax import files
 from ofa_jax.errors import ConfigError, WeightsError
-from ofa_jax.files import (
-    FileRecord,
-    Record,
-    Sha256,
-    find_damage,
-    open_tensors,
-    parse_record,
-    read_json,
-    read_record,
-    read_tensor,
-)
+from ofa_jax.files import FileRecord, Record, Sha256
 from ofa_jax.model import frozen_init, trees
 from ofa_jax.model.gpt2 import PRESETS, GPT2Config
 
@@ -209,10 +200,10 @@ def load_trunk(source: str | Path, *, n_layer: int | None = None, revision: str 
     names, dropped = _match(stored, stored_config, config, folder)
     flat: dict[str, np.ndarray] = {}
     for file in sorted({stored[name].file for name in names.values()}):
-        with open_tensors(file, error=WeightsError) as tensors:
+        with files.open_tensors(file, error=WeightsError) as tensors:
             for path, name in names.items():
                 if stored[name].file == file:
-                    flat[path] = read_tensor(tensors, name, file, error=WeightsError)
+                    flat[path] = files.read_tensor(tensors, name, file, error=WeightsError)
                     flat[path].flags.writeable = False
     return Trunk(config, trees.unflatten(flat), origin, dropped)
 
@@ -285,18 +276,18 @@ def _folder_config(folder: Path) -> tuple[GPT2Config, TrunkRecord | None]:
     """``config.json`` and, in a converted folder, ``trunk.json``, against which it is checked."""
     manifest, path = None, folder / CONFIG
     if (folder / MANIFEST).exists():
-        manifest = read_record(folder / MANIFEST, TrunkRecord, kind="trunk", error=WeightsError)
+        manifest = files.read_record(folder / MANIFEST, TrunkRecord, kind="trunk", error=WeightsError)
         _check_files(folder, {CONFIG: manifest.config_sha256})
     elif not path.exists():
         fix = "Name a folder of GPT-2 weights; where it hides a hub id, add the owner (openai-community/gpt2)"
         raise WeightsError(f"there is no {CONFIG} here", where=str(folder), fix=fix)
-    content = read_json(path, kind="trunk", error=WeightsError)
+    content = files.read_json(path, kind="trunk", error=WeightsError)
     for other, name in _OTHER_NAMES.items():
         if other in content and content.setdefault(name, content[other]) != content[other]:
             what = f"{other} is {content[other]!r}, but {name} is {content[name]!r}"
             raise WeightsError(what, where=str(path), fix="Remove one")
     fix = "Choose a plain GPT-2; other trunks are not supported"
-    record = parse_record(content, _ConfigRecord, where=str(path), error=WeightsError, fix=fix)
+    record = files.parse_record(content, _ConfigRecord, where=str(path), error=WeightsError, fix=fix)
     try:
         return GPT2Config(**record.model_dump(include=set(GPT2Config.__dataclass_fields__))), manifest
     except ConfigError as error:
@@ -304,7 +295,7 @@ def _folder_config(folder: Path) -> tuple[GPT2Config, TrunkRecord | None]:
 
 
 def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
-    damage = find_damage(folder, digests)
+    damage = files.find_damage(folder, digests)
     if damage:
         fix = "Copy the folder again, or run `ofa-jax convert` again"
         raise WeightsError(damage, where=str(folder), fix=fix)
@@ -316,7 +307,7 @@ def _list_tensors(folder: Path, source: str) -> dict[str, _Stored]:
         return _header(folder / WEIGHTS)
     if not (folder / _INDEX).exists():
         raise _no_safetensors(folder, source)
-    index = read_record(folder / _INDEX, _IndexRecord, kind="trunk", error=WeightsError).weight_map
+    index = files.read_record(folder / _INDEX, _IndexRecord, kind="trunk", error=WeightsError).weight_map
     stored: dict[str, _Stored] = {}
     astray = []
     for shard in sorted(set(index.values())):
@@ -331,7 +322,7 @@ def _list_tensors(folder: Path, source: str) -> dict[str, _Stored]:
 
 
 def _header(path: Path) -> dict[str, _Stored]:
-    with open_tensors(path, error=WeightsError) as tensors:
+    with files.open_tensors(path, error=WeightsError) as tensors:
         names = tensors.keys()
         return {name: _Stored(path, tuple(tensors.get_slice(name).get_shape())) for name in names}
 
@@ -343,7 +334,9 @@ def _no_safetensors(folder: Path, source: str) -> WeightsError:
         what = (
             f"only pickled weights here ({listing(pickles)}); reading them can run code, so they are refused"
         )
-        fix = f'Convert them on a machine you can spare: python -c "{call}"; then name the folder OUT'
+        fix = (
+            f'Convert them on a spare machine with transformers and torch: python -c "{call}"; then name OUT'
+        )
     else:
         what = f"neither {WEIGHTS} nor {_INDEX} is here"
         fix = (

@@ -6,7 +6,7 @@ figure printed in grayscale says the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,24 +46,25 @@ def slopes(study: pd.DataFrame, fits: pd.DataFrame, quantity: str, *, power: int
         style.checked(fits, ("slope", "low", "high", "predicted"), (*KEYS, "quantity"), where="plots.slopes")
     own = study[study["quantity"] == quantity]
     if not (own["value"] > 0).any():
-        known = ", ".join(map(str, study["quantity"].unique()))
+        found = ", ".join(map(str, study["quantity"].unique()))
         what = f"no positive value of {quantity!r} for a logarithmic axis"
-        raise DataError(what, where="plots.slopes", fix=f"The study has {known}")
-    fits = fits[fits["quantity"] == quantity].set_index(list(KEYS))
+        raise DataError(what, where="plots.slopes", fix=f"The study has {found}")
+    of_quantity = fits[fits["quantity"] == quantity].set_index(list(KEYS))
+    known = dict(of_quantity[["slope", "low", "high", "predicted"]].iterrows())
     stages = own.groupby(["optimizer", "steps"], sort=False)
     modules, groups = own["module"].nunique(), own.groupby(["scaling", "init"]).ngroups
     figure = style.new_figure(5.2 * modules, (3.3 + 0.17 * groups) * stages.ngroups)
     axes = figure.subplots(stages.ngroups, modules, squeeze=False)
     for row, ((optimizer, steps), stage) in zip(axes, stages, strict=True):
         for axis, (module, points) in zip(row, stage.groupby("module", sort=False), strict=False):
-            _slope_panel(axis, points, fits, power)
+            _slope_panel(axis, points, known, power)
             after = f"{steps} step{'' if steps == 1 else 's'} of {style.spelled(optimizer)}"
             axis.set(title=f"{style.text(module)}, {after}", ylabel=style.spelled(quantity))
     figure.supxlabel("line: fitted slope, band: its interval, dotted: theory", fontsize=8, color="0.3")
     return figure
 
 
-def _slope_panel(axis: Axes, points: pd.DataFrame, fits: pd.DataFrame, power: int) -> None:
+def _slope_panel(axis: Axes, points: pd.DataFrame, fits: Mapping[Any, pd.Series], power: int) -> None:
     """Points, fits and predictions of one module, and a legend below with the numbers."""
     style.log_rank(axis, points["rank"])
     positive = points[points["value"] > 0]
@@ -71,7 +72,6 @@ def _slope_panel(axis: Axes, points: pd.DataFrame, fits: pd.DataFrame, power: in
     for key, own in positive.groupby(["module", "optimizer", "steps", "scaling", "init"], sort=False):
         scaling, init = key[3:]
         which, by_rank = scalings.index(scaling), own.groupby("rank")["value"]
-        place: Any = key
         color, marker = style.COLORS[which], style.MARKERS[inits.index(init) % len(style.MARKERS)]
         center = (own["value"] ** power).groupby(own["rank"]).mean() ** (1 / power)
         spread = np.maximum([center - by_rank.min(), by_rank.max() - center], 0)
@@ -83,7 +83,7 @@ def _slope_panel(axis: Axes, points: pd.DataFrame, fits: pd.DataFrame, power: in
             "elinewidth": 0.8,
             **fill,
         }
-        label = f"{scaling}, {init}" + (_slope_text(fits.loc[place]) if key in fits.index else "")
+        label = f"{scaling}, {init}" + (_slope_text(fits[key]) if key in fits else "")
         axis.errorbar(
             center.index.to_numpy(float),
             center.to_numpy(),
@@ -93,8 +93,8 @@ def _slope_panel(axis: Axes, points: pd.DataFrame, fits: pd.DataFrame, power: in
             zorder=3,
             **look,
         )
-        if key in fits.index:
-            _slope_lines(axis, center, fits.loc[place], color)
+        if key in fits:
+            _slope_lines(axis, center, fits[key], color)
     style.log_y(axis)
     if dropped := len(points) - len(positive):
         note = f"{dropped} value{'' if dropped == 1 else 's'} not positive, not drawn"
@@ -229,9 +229,9 @@ def _accuracy(
     spread = f", mean ± standard deviation of {seeds} seeds" if most > 1 else ""
     axis.set_ylabel(style.text(style.spelled(column)) + spread)
     if baselines is not None:
-        score = _metric_column(baselines, metric)
-        style.checked(baselines, (score,), ("method",), where=where)
-        _baseline_lines(axis, baselines.set_index("method")[score].dropna().sort_values(), cells[column])
+        name = _metric_column(baselines, metric)
+        style.checked(baselines, (name,), ("method",), where=where)
+        _baseline_lines(axis, baselines.set_index("method")[name].dropna().sort_values(), cells[column])
     if apart:
         style.legend_below(figure, 2)
     return figure, axis

@@ -140,9 +140,8 @@ def filled_in(table: pd.DataFrame, *, unit: str = "") -> Figure:
         observed, gaps = own["actual"].mask(hidden), own[hidden]
         axis.plot(own["time"], observed, ".-", color="0.35", linewidth=1, markersize=3, label="observed")
         if gaps["actual"].notna().any():
-            ring: dict[str, Any] = {"markerfacecolor": "none", "color": "black", "markersize": 5}
-            axis.plot(gaps["time"], gaps["actual"], "o", **ring, label="hidden")
-        axis.plot(gaps["time"], gaps["filled"], "X", color=style.COLORS[5], markersize=5, label="imputed")
+            axis.plot(gaps["time"], gaps["actual"], "o", color="black", mfc="none", ms=5, label="hidden")
+        axis.plot(gaps["time"], gaps["filled"], "X", color=style.COLORS[5], ms=5, label="imputed")
         axis.set_ylabel(style.text(unit))
     if pd.api.types.is_numeric_dtype(table["time"]):
         axis.set_xlabel("step")

@@ -33,15 +33,15 @@ def attention_section(evaluation: Evaluation) -> Section:
     place = int(received.argmax())
     uniform = float(np.mean(1 / np.arange(place + 1, patches + 1)))
     said = (
-        f"Of {patches} patches, patch {place} receives most: {number(received[place])} of the attention of the "
-        f"patches that see it; with uniform attention it would be {number(uniform)}."
+        f"Of {patches} patches, patch {place} receives most: {number(received[place])} of the attention of "
+        f"those that see it; with uniform attention it would be {number(uniform)}."
     )
     alt = (
         f"Attention of {layers} layers with {heads} heads: a map over patches, and what each receives. {said}"
     )
     caption = (
-        f"Mean over {count} test windows, evenly spaced. Patches are counted from 0, the oldest; a patch sees "
-        "itself and those before it."
+        f"Mean over {count} test windows, evenly spaced. Patches are counted from 0, the oldest; a patch "
+        "sees itself and those before it."
     )
     shown = picture(attention_by_patch(weights), alt, caption)
     return Section("attention", title, [said], pictures=[shown])

@@ -29,10 +29,8 @@ Events = Sequence[Mapping[str, Any]]
 SHOWN_SERIES = 20
 """Names of series in the table of settings."""
 
-HOW_TO_LOG = "Gradients were not logged in this run. Train with --set train.gradient_log=50 for their norms every 50 steps."
-HOW_TO_TRAIN = (
-    "The run has no trained baselines; ofa-jax report RUN --baselines trains them once and keeps them."
-)
+HOW_TO_LOG = "Gradients were not logged; --set train.gradient_log=50 in training logs them every 50 steps."
+HOW_TO_TRAIN = "No trained baselines yet; ofa-jax report RUN --baselines trains them once and keeps them."
 NOT_CLIPPED = "The gradient was never clipped: train.clip_norm is not set."
 
 

@@ -66,7 +66,7 @@ def _errors_section(errors: pd.Series, over: str, reason: str) -> Section:
 
 def classification_results(evaluation: Evaluation) -> Results:
     """Classification: three cases by cross-entropy; the confusion matrix."""
-    task, classes = evaluation.task, list(map(str, evaluation.data.meta["classes"]))
+    task, classes = evaluation.task, pd.Index(map(str, evaluation.data.meta["classes"]))
 
     def outputs(logits_bk: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         return {**task.sums(logits_bk, batch), "predicted": jnp.argmax(logits_bk, axis=1)}
@@ -125,9 +125,9 @@ def anomaly_results(evaluation: Evaluation) -> Results:
     )
     shown = picture(
         plots.anomaly_scores(drawn, threshold),
-        f"Scores of {len(scores):,} test steps, labeled anomalies, threshold; three anomalies enlarged. {said}",
-        "Score of each step, logarithmic; of many neighboring steps the largest. A step in several windows has "
-        "its score in the first.",
+        f"Scores of {len(scores):,} test steps with labeled anomalies and threshold, three enlarged. {said}",
+        "Score of each step, logarithmic; of many neighboring steps the largest. A step in several windows "
+        "has its score in the first.",
     )
     chosen = (
         "Of all labeled anomalies, these have the highest, the median and the lowest peak, the largest score "

@@ -3,10 +3,8 @@
 ``FOLDER/STEP/`` contains ``arrays/``, which orbax writes and reads, and ``checkpoint.json``
 (:class:`CheckpointRecord`), written last. Orbax alone restores a flipped byte without an error, so a
 checkpoint counts as intact only if its record agrees with its own digest and every file that orbax wrote is
-there with its sha256. Files rather than leaves are checked,
-for three reasons: orbax never parses a damaged file (its threads print tracebacks when it does), damage can
-    be told from an
-orbax version that cannot read the layout, and no byte is exempt.
+there with its sha256. Files rather than leaves are checked: orbax never parses a damaged file (its threads print
+tracebacks when it does), damage is distinct from an orbax version that cannot read the layout, and no byte is exempt.
 
 A damaged checkpoint is skipped in favor of the previous one and renamed to ``damaged-STEP``; nothing damaged
 is deleted. An intact checkpoint of another structure, or of a newer format, is an error and never a reason to
@@ -35,20 +33,9 @@ import jax
 import numpy as np
 from pydantic import Field
 
+from ofa_jax import files
 from ofa_jax.errors import CheckpointError
-from ofa_jax.files import (
-    FileRecord,
-    Record,
-    Sha256,
-    atomic_folder,
-    clear_leftovers,
-    file_digests,
-    find_damage,
-    json_digest,
-    parse_record,
-    read_json,
-    write_json,
-)
+from ofa_jax.files import FileRecord, Record, Sha256
 
 PyTree = Any
 
@@ -108,7 +95,7 @@ class Checkpoints:
         self._writer: Any = None
         for entry in list(self._folder.iterdir()) if self._folder.is_dir() else ():
             if match := re.fullmatch(r"\.(\d+)\..+", entry.name):
-                clear_leftovers(self._folder / match[1])
+                files.clear_leftovers(self._folder / match[1])
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, oldest first, damaged ones included."""
@@ -129,17 +116,17 @@ class Checkpoints:
         """
         leaves = {path: np.asarray(leaf) for path, leaf in _named_leaves(arrays).items()}
         described = [_describe(path, leaf).model_dump() for path, leaf in leaves.items()]
-        with atomic_folder(self._folder / str(step)) as scratch:
+        with files.atomic_folder(self._folder / str(step)) as scratch:
             # keyed by index, so that no name needs escaping; orbax refuses arrays without elements
             stored = {str(index): leaf for index, leaf in enumerate(leaves.values()) if leaf.size}
             with _quiet():
                 self._orbax().save(scratch / _ARRAYS, stored)
-            content = {"step": step, "meta": meta, "leaves": described, "files": file_digests(scratch)}
+            content = {"step": step, "meta": meta, "leaves": described, "files": files.file_digests(scratch)}
             try:
-                content["digest"] = json_digest({"format": CheckpointRecord.newest, **content})
+                content["digest"] = files.json_digest({"format": CheckpointRecord.newest, **content})
+                files.write_json(scratch / RECORD, content, version=CheckpointRecord.newest)
             except (TypeError, ValueError) as error:
                 raise CheckpointError(f"the meta of a checkpoint is not a JSON object ({error})") from None
-            write_json(scratch / RECORD, content, version=CheckpointRecord.newest)
         for old in self.steps()[: -self._keep]:
             _discard(self._folder / str(old))
         if self._saved is not None:
@@ -164,7 +151,7 @@ class Checkpoints:
             try:
                 record = _read_record(folder)
                 _check_structure(folder, record.leaves, like)
-                if damage := find_damage(folder, record.files):
+                if damage := files.find_damage(folder, record.files):
                     raise _Damage(damage)
                 arrays = self._read_arrays(folder, record.leaves, like)
             except _Damage as error:
@@ -261,14 +248,14 @@ def _describe(path: str, leaf: Any) -> LeafRecord:
 
 def _read_record(folder: Path) -> CheckpointRecord:
     try:
-        content = read_json(folder / RECORD, kind="checkpoint")
+        content = files.read_json(folder / RECORD, kind="checkpoint")
     except CheckpointError as error:
         raise _Damage(f"{RECORD}: {error.what}") from None
     digest = content.pop("digest", None)
     # the digest is checked before the format, so that a newer format and a damaged number are told apart
-    if digest not in (json_digest(content), _digest_of_format_1(content)):
+    if digest not in (files.json_digest(content), _digest_of_format_1(content)):
         raise _Damage(f"{RECORD} does not agree with its own digest")
-    record = parse_record(content, CheckpointRecord, where=str(folder / RECORD))
+    record = files.parse_record(content, CheckpointRecord, where=str(folder / RECORD))
     if record.step != int(folder.name):
         raise _Damage(f"it was saved as step {record.step}")
     return record
@@ -298,11 +285,9 @@ def _check_structure(folder: Path, saved: list[LeafRecord], like: PyTree) -> Non
 
 
 def _set_aside(folder: Path, reason: str) -> str:
-    target = folder.with_name(f"damaged-{folder.name}")
-    again = 2
+    target, again = folder.with_name(f"damaged-{folder.name}"), 2
     while target.exists():
-        target = folder.with_name(f"damaged-{folder.name}-{again}")
-        again += 1
+        target, again = folder.with_name(f"damaged-{folder.name}-{again}"), again + 1
     os.replace(folder, target)
     return f"checkpoint {folder.name} was skipped: {reason}; it is now in {target.name}"
 

@@ -29,7 +29,7 @@ from ofa_jax.model import trees
 from ofa_jax.train.step import Params
 
 LARGEST = float(np.finfo(np.float32).max)
-"""Stands for a sum that is not finite, since checkpoints and logs contain finite numbers only."""
+"""Replaces a sum that is not finite, since checkpoints and logs contain finite numbers only."""
 
 
 class GradStatsState(NamedTuple):

@@ -30,7 +30,7 @@ EVAL_WINDOWS = 512
 """Windows per evaluation step by default."""
 
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
-"""Where Linux tells a container how much memory it may use."""
+"""Where Linux shows a container's memory limit."""
 
 
 def activation_bytes(network: Network) -> int:

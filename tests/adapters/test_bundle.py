@@ -170,6 +170,13 @@ def test_edited_settings_are_noticed(folder):
         read_bundle(folder)
 
 
+def test_a_number_beyond_float64_is_noticed(folder):
+    text = (folder / "ofa.json").read_text()
+    (folder / "ofa.json").write_text(text.replace('"name": "forecast"', '"name": 1e999'))
+    with pytest.raises(CheckpointError, match=r"ofa\.json: was edited after it was saved"):
+        read_bundle(folder)
+
+
 def test_a_newer_format_is_refused_by_name(folder):
     content = json.loads((folder / "ofa.json").read_text())
     (folder / "ofa.json").write_text(json.dumps(content | {"format": FORMAT + 1}))
@@ -179,26 +186,13 @@ def test_a_newer_format_is_refused_by_name(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    "change",
     [
-        ({"use_rslora": False}, "rank 5, alpha 16, lora"),
-        ({"lora_alpha": 32}, "rank 5, alpha 32, rslora"),
-        ({"lora_alpha": 0}, "rank 5, alpha 0, rslora"),
-        ({"r": 6}, "rank 6, alpha 16, rslora"),
+        *({"use_rslora": False}, {"lora_alpha": 32}, {"r": 6}, {"lora_dropout": 0.5}),
+        *({"target_modules": ["wpe"]}, {"peft_version": "9"}),
     ],
 )
-def test_an_edited_scaling_is_named_with_both(folder, change, named):
-    edit(folder, change)
-    trained = "not the one the adapters were trained with (rank 5, alpha 16, rslora)"
-    with pytest.raises(CheckpointError) as caught:
-        read_bundle(folder)
-    assert f"the scaling in adapter_config.json ({named}) is {trained}" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "change", [{"lora_dropout": 0.5}, {"target_modules": ["wpe"]}, {"peft_version": "9"}]
-)
-def test_any_other_edit_of_the_adapter_config_is_noticed(folder, change):
+def test_any_edit_of_the_adapter_config_is_noticed(folder, change):
     edit(folder, change)
     with pytest.raises(CheckpointError, match=r"adapter_config\.json is not the file that was saved"):
         read_bundle(folder)
@@ -280,6 +274,7 @@ def test_a_wrong_value_anywhere_in_ofa_json_is_one_clear_error(folder):
         {"files": {}},
         {"adapters": None},
         {"season": 10**19},
+        {"settings": {"x": float("inf")}},
     ],
 )
 def test_values_that_would_fail_later_are_refused(folder, change):

@@ -243,9 +243,12 @@ def test_adapters_begin_as_peft_s_do(init, theirs):
         ({"rank_pattern": {"out_layer": 2}}, "rank_pattern="),
         ({"alpha_pattern": {"out_layer": 2}}, "alpha_pattern="),
         ({"modules_to_save": ["out_layer"], "target_modules": ["wpe"]}, "modules_to_save="),
-        ({"bias": "lora_only"}, "bias='lora_only'"),
+        ({"bias": "lora_only"}, "bias: input should be 'none' (found 'lora_only')"),
         ({"lora_bias": True, "init": True, "target_modules": ["out_layer"]}, "lora_bias=True"),
-        ({"init": "pissa", "target_modules": ["out_layer"]}, "init_lora_weights='pissa'"),
+        (
+            {"init": "pissa", "target_modules": ["out_layer"]},
+            "init_lora_weights: input should be True, False or 'gaussian' (found 'pissa')",
+        ),
     ],
 )
 @pytest.mark.filterwarnings(

@@ -1,4 +1,4 @@
-"""Attention weights that are read off a network: a distribution over what came before, and the one that the network used."""
+"""Attention weights: a distribution over earlier patches, and the one that the network used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: one page that needs nothing from outside, says what was run, and whose numbers are those of the run."""
+"""The report: one self-contained page whose numbers are those of the run."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ from ofa_jax.build import build_model
 from ofa_jax.cli import main as cli
 from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, OfaError
-from ofa_jax.plots.run import error_by_step
-from ofa_jax.report.forecasts import Scored, _forecast_table, forecast_sections
-from ofa_jax.report.page import _commit, _compared, _warnings, write_report
-from ofa_jax.report.parts import place_in_order
-from ofa_jax.report.run import HOW_TO_LOG, controls_section, gradient_section, shown_place, training_section
+from ofa_jax.report.forecasts import Evaluation, _forecast_table, forecast_results
+from ofa_jax.report.page import _compared, _warnings, write_report
+from ofa_jax.report.parts import best_median_worst
+from ofa_jax.report.run import HOW_TO_LOG, baselines_section, gradient_section, shown_place, training_section
 from ofa_jax.report.tasks import (
-    SECTIONS,
+    RESULTS,
     anomaly_results,
-    anomaly_sections,
-    classification_sections,
-    imputation_sections,
+    anomaly_scores,
+    classification_results,
+    imputation_results,
 )
 from ofa_jax.runs.bundle import LoadedModel
 from ofa_jax.runs.folder import METRICS_FILE
@@ -45,7 +44,7 @@ NAMES = ("<script>alert(1)</script>", '"&quot;&" $x$ <img src=http://evil.test/a
 SECTION_NAMES = [
     "settings",
     "training",
-    "controls",
+    "baselines",
     "windows",
     "errors",
     "attention",
@@ -149,7 +148,7 @@ def test_the_page_loads_nothing_from_anywhere(report):
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def test_every_picture_is_inside_the_page_and_told_in_words(report):
+def test_every_picture_is_inside_the_page_and_described(report):
     images = report.every("img")
     assert len(images) == 7  # curves, forecasts, errors by step and channel, attention, two of gradients
     for image, svg in zip(images, report.svgs(), strict=True):
@@ -188,16 +187,16 @@ def test_the_page_says_what_was_run(report, run):
         "RANDOM weights, 1 blocks of width 16",
         "The trunk's weights are random",
         "rank 4, alpha 16, rslora scaling",
-        "strict, the default",
+        "protocol strict",
         "seed 2021",
-        "forecast, reads 8 steps, forecasts 3",
+        "forecast, 8 input steps, horizon 3",
         "gpt2/wpe, out_layer",
         "jaxlib",
         "table.csv",
         "cosine_epochs: 3",
     ):
         assert part in said, part
-    assert str(run.parent) not in said, "where the data lie on this machine is no reader's business"
+    assert str(run.parent) not in said, "a page names no folders of the machine"
 
 
 def test_the_numbers_are_those_of_the_run(report, run):
@@ -230,7 +229,9 @@ def test_the_shown_windows_follow_the_rule(report, run):
     )
     error = sums["squared_error"] / sums["count"]
     middle = int(np.argsort(error, kind="stable")[(len(error) - 1) // 2])
-    alt = next(str(image["alt"]) for image in report.every("img") if "beside what came" in str(image["alt"]))
+    alt = next(
+        str(image["alt"]) for image in report.every("img") if "with the actual values" in str(image["alt"])
+    )
     channel, starts = data.task.tables["test"].channel, data.task.tables["test"].first
     for word, place in (("best", int(error.argmin())), ("median", middle), ("worst", int(error.argmax()))):
         when = (
@@ -244,38 +245,31 @@ def test_the_shown_windows_follow_the_rule(report, run):
 
 def test_errors_by_channel_and_step_are_means_of_the_same_errors(run, monkeypatch):
     loaded, data = open_run(run)
-    drawn = {}
-    monkeypatch.setattr(
-        "ofa_jax.plots.run.error_by_step",
-        lambda errors, label: drawn.update(steps=errors) or error_by_step(errors, label),
-    )
-    monkeypatch.setattr("ofa_jax.report.forecasts.SLICE", 10)  # the test part has more windows than that
-    _, errors = forecast_sections(Scored(loaded, data))
-    windows = Scored(loaded, data).windows(list(range(data.task.tables["test"].size)))
+    evaluation, table = Evaluation(loaded, data), data.task.tables["test"]
+    monkeypatch.setattr("ofa_jax.report.forecasts.SLICE", 10)  # the test part has more windows
+    metrics, _, errors = forecast_results(evaluation)
+    windows = evaluation.windows(range(table.size))
     squared = np.stack([np.square(window["prediction"] - window["y"])[:, 0] for window in windows])
-    own = drawn["steps"][drawn["steps"]["method"] == "One-for-All (reference, random trunk)"]
-    np.testing.assert_allclose(
-        own["error"], squared.mean(axis=0), rtol=1e-5
-    )  # float32 squares in another order
-    assert drawn["steps"]["method"].nunique() == 2, "seasonal naive stands beside it"
-    channel = data.task.tables["test"].channel
-    by_name = {row[0]: float(row[1]) for row in errors.folded[0].rows}
+    by_channel, by_step = errors.folded
+    assert by_step.head == ("step", "One-for-All (reference, random trunk)", "seasonal naive (24 steps)")
+    own = [float(row[1]) for row in by_step.rows]
+    np.testing.assert_allclose(own, squared.mean(axis=0), rtol=1e-3)  # four digits are shown
+    by_name = {row[0]: float(row[1]) for row in by_channel.rows}
     for index, name in enumerate(NAMES):
-        assert by_name[name] == pytest.approx(
-            squared[channel == index].mean(), rel=1e-3
-        )  # four digits are shown
+        assert by_name[name] == pytest.approx(squared[table.channel == index].mean(), rel=1e-3)
+    assert metrics["mse"] == pytest.approx(squared.mean(), rel=1e-5)  # float32 squares in another order
 
 
 def test_a_shown_forecast_is_in_original_units(run):
     loaded, data = open_run(run)
     place = data.task.tables["test"].size - 1
-    scored = Scored(loaded, data)
-    shown = _forecast_table(scored, place, scored.windows([place])[0])
+    evaluation = Evaluation(loaded, data)
+    shown = _forecast_table(evaluation, place, evaluation.windows([place])[0])
     first = int(data.task.tables["test"].first[place])
     np.testing.assert_allclose(
-        shown["truth"], data.frame.values[first : first + 11, 1], rtol=1e-5
+        shown["actual"], data.frame.values[first : first + 11, 1], rtol=1e-5
     )  # through float32
-    assert shown["step"].tolist() == list(range(-7, 4))
+    assert shown["time"].tolist() == list(range(-7, 4))
     scaled = loaded.scaler.transform(data.frame.values)[first : first + 8, 1]
     pred = np.asarray(
         loaded.model.predict(loaded.model.frozen, loaded.model.trainable, jnp.asarray(scaled[None, :, None]))
@@ -285,8 +279,8 @@ def test_a_shown_forecast_is_in_original_units(run):
     )
 
 
-def test_controls_that_the_run_holds_are_in_the_table(run, report):
-    assert "No trained control is kept in this run" in report.said
+def test_baselines_that_the_run_has_are_in_the_table(run, report):
+    assert "No trained baselines yet" in report.said
     loaded, data = open_run(run)
     compare(
         loaded,
@@ -296,7 +290,8 @@ def test_controls_that_the_run_holds_are_in_the_table(run, report):
         reporter=SilentReporter(),
         only=("nlinear",),
     )
-    section = controls_section(_compared(run, loaded, data, False, SilentReporter()))
+    compared = _compared(run, Evaluation(loaded, data), {"mse": 0.5}, False, SilentReporter())
+    section = baselines_section(compared)
     methods = [row[0] for row in section.tables[0].rows]
     assert methods == ["One-for-All (reference, random trunk)", "seasonal naive (24 steps)", "NLinear"], (
         "only those that are kept"
@@ -319,13 +314,13 @@ def test_without_gradients_it_says_how_to_get_them():
     assert "never clipped" in unclipped.sentences[1]
 
 
-def test_a_run_that_goes_on_is_told_apart(run):
+def test_an_unfinished_run_says_so(run):
     loaded, data = open_run(run)
     events = read_events(run / METRICS_FILE)
     begun = [event for event in events if event["event"] != "finished"]
-    assert "Training has not come to its end" in _warnings(loaded, data, begun)[1]
+    assert "Training has not finished" in _warnings(loaded, data, begun)[1]
     assert len(_warnings(loaded, data, events)) == 1
-    assert "so there are no curves" in training_section([], data).sentences[0]
+    assert "so there are no curves" in training_section([], "mse").sentences[0]
 
 
 def test_bad_places_are_one_clear_error(run, tmp_path):
@@ -348,10 +343,10 @@ def test_the_command(run, tmp_path, monkeypatch, capsys):
 
 
 def test_places_and_ties():
-    assert place_in_order(np.array([3.0, 1, 2])) == {"best": 1, "median": 2, "worst": 0}
-    assert place_in_order(np.array([2.0, 1, 1, 2])) == {"best": 1, "median": 2, "worst": 3}
-    assert place_in_order(np.array([np.nan, 5.0])) == {"best": 1}
-    assert place_in_order(np.array([np.nan])) == {}
+    assert best_median_worst(np.array([3.0, 1, 2])) == {"best": 1, "median": 2, "worst": 0}
+    assert best_median_worst(np.array([2.0, 1, 1, 2])) == {"best": 1, "median": 2, "worst": 3}
+    assert best_median_worst(np.array([np.nan, 5.0])) == {"best": 1}
+    assert best_median_worst(np.array([np.nan])) == {}
 
 
 def test_what_a_page_says_of_a_place():
@@ -361,29 +356,18 @@ def test_what_a_page_says_of_a_place():
     assert shown_place("tests/analysis") == "analysis"
 
 
-def test_the_commit_of_a_checkout_and_of_an_installation(monkeypatch):
-    found = _commit()
-    assert found == "" or found.startswith(", commit ")
-    record = json.dumps({"vcs_info": {"commit_id": "0123456789abcdef"}})
-    monkeypatch.setattr("importlib.metadata.PathDistribution.read_text", lambda self, name: record)
-    assert _commit() == ", commit 0123456789ab"
-    monkeypatch.setattr("importlib.metadata.PathDistribution.read_text", lambda self, name: None)
-    monkeypatch.setattr("ofa_jax.report.page.__file__", "/")
-    assert _commit() == "", "a file that no checkout knows"
-
-
-def untrained(experiment: Experiment) -> Scored:
+def untrained(experiment: Experiment) -> Evaluation:
     """A model before its first step on its data."""
     data = read_data(experiment)
     experiment = experiment.replace({"task": data.settings})
     record = BundleRecord.model_construct(best_epoch=0, **data.meta)
-    return Scored(LoadedModel(experiment, build_model(experiment), data.scaler, record), data)
+    return Evaluation(LoadedModel(experiment, build_model(experiment), data.scaler, record), data)
 
 
 @pytest.mark.parametrize("protocol", ["strict", "published"])
 def test_anomaly_scores_and_threshold_are_those_of_the_metrics(tiny, tmp_path, monkeypatch, protocol):
     # 22 does not divide the 120 test steps, so that two windows of the strict protocol cover some steps
-    scored = untrained(
+    evaluation = untrained(
         tiny.of_task(
             "anomaly", tmp_path, f"protocol={protocol}", "task.input_length=22", "network.segment=11"
         )
@@ -395,7 +379,7 @@ def test_anomaly_scores_and_threshold_are_those_of_the_metrics(tiny, tmp_path, m
         return detection_metrics(scores, label, threshold, begins)
 
     monkeypatch.setattr("ofa_jax.tasks.anomaly.detection_metrics", spy)
-    found, threshold, _ = anomaly_results(scored)
+    found, threshold, _, _ = anomaly_scores(evaluation)
     assert threshold == seen["threshold"]
     assert found["step"].tolist() == list(range(120))
     np.testing.assert_array_equal(np.flatnonzero(found["label"]), np.arange(50, 60))
@@ -404,20 +388,21 @@ def test_anomaly_scores_and_threshold_are_those_of_the_metrics(tiny, tmp_path, m
 
 
 def test_anomalies_are_shown_by_their_peaks(tiny, tmp_path):
-    windows, errors = anomaly_sections(untrained(tiny.of_task("anomaly", tmp_path)))
+    _, windows, errors = anomaly_results(untrained(tiny.of_task("anomaly", tmp_path)))
     (row,) = windows.folded[0].rows
     assert row[:3] == ("1", "50", "59")
     assert row[4] in ("yes", "no")
-    assert f"In {1 if row[4] == 'yes' else 0} of 1 labelled anomalies" in windows.sentences[1]
+    assert f"In {1 if row[4] == 'yes' else 0} of 1 labeled anomalies" in windows.sentences[1]
     assert {row[0] for row in errors.folded[0].rows} == {"channel 0", "channel 1", "channel 2"}
 
 
 def test_confused_classes_add_up_to_the_accuracy(tiny, tmp_path):
-    scored = untrained(tiny.of_task("classification", tmp_path))
-    task, model = scored.data.task, scored.loaded.model
+    evaluation = untrained(tiny.of_task("classification", tmp_path))
+    task, model = evaluation.data.task, evaluation.loaded.model
     sums = evaluate(model.predict, task, task.tables["test"], model.frozen, model.trainable, batch_size=4)
-    windows, errors = classification_sections(scored)
-    assert errors.sentences[0] == f"{int(sums['right'].sum())} of 15 test cases are told right."
+    metrics, windows, errors = classification_results(evaluation)
+    assert metrics == pytest.approx(task.metrics(sums), rel=1e-5)
+    assert errors.sentences[0] == f"{int(sums['right'].sum())} of 15 test cases are classified correctly."
     by_class = {row[0]: float(row[2]) for row in errors.tables[0].rows}
     assert np.mean(list(by_class.values())) == pytest.approx(
         sums["right"].mean(), abs=1e-3
@@ -428,12 +413,13 @@ def test_confused_classes_add_up_to_the_accuracy(tiny, tmp_path):
 
 
 def test_filled_in_windows_follow_the_rule(tiny, tmp_path):
-    scored = untrained(tiny.of_task("imputation", tmp_path))
-    task, model = scored.data.task, scored.loaded.model
+    evaluation = untrained(tiny.of_task("imputation", tmp_path))
+    task, model = evaluation.data.task, evaluation.loaded.model
     sums = evaluate(model.predict, task, task.tables["test"], model.frozen, model.trainable, batch_size=4)
     with np.errstate(invalid="ignore"):  # a window of which no point was hidden has no error
         error = sums["squared_error"] / sums["count"]
-    windows, errors = imputation_sections(scored)
+    metrics, windows, errors = imputation_results(evaluation)
+    assert metrics == pytest.approx(task.metrics(sums), rel=1e-5)
     alt = windows.pictures[0].alt
     assert f"best: window {np.nanargmin(error)}, MSE {np.nanmin(error):.4g}" in alt
     assert f"worst: window {np.nanargmax(error)}, MSE {np.nanmax(error):.4g}" in alt
@@ -442,23 +428,24 @@ def test_filled_in_windows_follow_the_rule(tiny, tmp_path):
 
 @pytest.mark.parametrize("task", ["zero_shot", "short_term"])
 def test_series_are_scored_in_percent(tiny, tmp_path, task):
-    scored = untrained(tiny.of_task(task, tmp_path))
-    windows, errors = forecast_sections(scored)
+    evaluation = untrained(tiny.of_task(task, tmp_path))
+    metrics, windows, errors = forecast_results(evaluation)
+    assert f"{metrics['smape']:.4g}" != "nan"
     assert "sMAPE" in windows.sentences[0]
-    assert "no channels to tell apart" in errors.sentences[0]
+    assert "no errors by channel" in errors.sentences[0]
 
 
 def test_every_task_has_its_sections():
     from ofa_jax.tasks.table import TASKS
 
-    assert SECTIONS.keys() == TASKS.keys()
+    assert RESULTS.keys() == TASKS.keys()
 
 
-@pytest.mark.slow  # six runs, each trained and told
-@pytest.mark.parametrize("task", SECTIONS)
+@pytest.mark.slow  # six runs, each trained and reported
+@pytest.mark.parametrize("task", RESULTS)
 def test_a_report_of_every_task(tiny, tmp_path, task):
     train_run(tiny.of_task(task, tmp_path), tmp_path / "run", SilentReporter())
-    page = parsed(write_report(tmp_path / "run", SilentReporter(), controls=task == "zero_shot"))
+    page = parsed(write_report(tmp_path / "run", SilentReporter(), baselines=task == "zero_shot"))
     assert [section["id"] for section in page.every("section")] == SECTION_NAMES
     assert ("NLinear" in page.said) == (task == "zero_shot")
     for svg in page.svgs():
@@ -508,7 +495,7 @@ def test_a_browser_shows_it_without_an_error_or_a_request(report, run):
         page.get(address)
         assert page.title == report.said[: len(page.title)]
         images = page.execute_script(
-            "return [...document.images].map(image => [image.complete, image.naturalWidth, image.naturalHeight])"
+            "return [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight])"
         )
         assert len(images) == len(report.every("img"))
         assert all(complete and width > 100 and height > 100 for complete, width, height in images)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -32,7 +35,7 @@ from ofa_jax.studies.sweep.cells import Axes, adapters_at_once, cells_of, groups
 from ofa_jax.studies.sweep.folder import read_sweep, run_sweep, summary
 from ofa_jax.studies.sweep.program import SweepPrograms, bucket
 from ofa_jax.tasks.base import Task
-from ofa_jax.train import memory
+from ofa_jax.train import loop, memory
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import CLOCK_FIELDS, EventLog, read_events
 from ofa_jax.train.lanes import Lane
@@ -85,7 +88,7 @@ def alone(
 ) -> Mapping[str, tuple[Path, FitResult]]:
     """Some cells of AXES as runs of their own."""
     runs = {}
-    for rank, seed in ((1, 1), (20, 2)):  # one padded to 4 places, one beside an idle place
+    for rank, seed in ((1, 1), (20, 2)):  # one padded to 4 columns, one with an idle lane
         settings = (f"adapters.rank={rank}", f"adapters.seed={seed}", f"train.seed={2021 + seed}", *DROPPING)
         folder = tmp_path_factory.mktemp("alone") / "run"
         runs[f"rank{rank}-seed{seed}"] = (
@@ -321,8 +324,8 @@ def test_a_sweep_of_which_nothing_is_left_says_so(
         )
     assert not [name for name in lost.cells.columns if name.startswith(("validation_", "test_"))]
     cli._print_sweep(lost)
-    told = capsys.readouterr().out.split()
-    assert told[told.index("rank") + 1] == "seeds"
+    printed = capsys.readouterr().out.split()
+    assert printed[printed.index("rank") + 1] == "seeds"
 
 
 def test_scores_that_cannot_be_used_end_their_cell_alone(
@@ -433,6 +436,22 @@ def test_a_best_epoch_before_the_stop_is_kept(tiny: Any, source: Path, tmp_path:
     assert outcome(tmp_path / "sweep") == outcome(tmp_path / "whole")
 
 
+def test_the_speed_of_a_resumed_epoch_is_that_of_its_rest(
+    tiny: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: next(ticks) / 100, time=time.time)
+    monkeypatch.setattr(loop, "time", clock)
+    experiment, out = tiny.experiment(source, PLAIN), tmp_path / "sweep"
+    with pytest.raises(Interrupted):
+        run_sweep(experiment, Axes(ranks=(4,)), out, Listener(stop_after=1))
+    run_sweep(experiment, Axes(ranks=(4,)), out, SilentReporter())
+    events = read_events(out / "cells" / "rank4-seed0" / "metrics.jsonl")
+    epochs = [event for event in events if event["event"] == "epoch"]
+    trained = [round(event["seconds"] * event["windows_per_second"]) for event in epochs]
+    assert trained == [202 - 3 * 32, 202, 202]
+
+
 def test_a_finished_sweep_is_left_as_it_is(
     tiny: Any, source: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -461,7 +480,7 @@ def test_one_program_is_compiled_for_each_bucket(tiny: Any, source: Path, tmp_pa
 def test_the_published_ranks_equal_separate_runs(
     data_root: Path, tmp_path: Path, ranks: tuple[int, ...], lanes: int
 ) -> None:
-    """Ten ranks by three seeds of the quick settings, twenty steps, beside thirty trainers of their own."""
+    """Ten ranks by three seeds of the quick settings, twenty steps, against thirty single trainers."""
     experiment = resolved(load_experiment("quick/etth1"))
     data, model = read_data(experiment), build_model(experiment)
     cells = cells_of(experiment, Axes(ranks=ranks, seeds=3))

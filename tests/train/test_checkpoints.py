@@ -316,7 +316,7 @@ def test_a_save_that_fails_leaves_what_was_there(folder: Path, monkeypatch: pyte
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "write_json", full)
+    monkeypatch.setattr(checkpoints.files, "write_json", full)
     for step in (20, 30):
         with pytest.raises(OSError, match="No space"):
             store.save(step, state(1), META)

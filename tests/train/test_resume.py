@@ -23,6 +23,7 @@ from ofa_jax.files import run_lock
 from ofa_jax.model.trees import flatten
 from ofa_jax.runs.bundle import load_bundle
 from ofa_jax.runs.train import train_run
+from ofa_jax.train import loop
 from ofa_jax.train.events import CLOCK_FIELDS, EventLog, read_events
 from ofa_jax.train.progress import SilentReporter
 
@@ -75,7 +76,7 @@ def outcome(run: Path) -> dict[str, Any]:
         "meta": record["meta"],
         "arrays": record[
             "leaves"
-        ],  # path, shape, dtype and sha256 of trainable tree, optimiser and best tree
+        ],  # path, shape, dtype and sha256 of trainable tree, optimizer and best tree
         "events": events_of(run),
         "bundle": {file.name: file.read_bytes() for file in sorted((run / "bundle").iterdir())},
     }
@@ -180,6 +181,31 @@ def test_a_signal_at_the_very_end_is_no_interruption(tiny, source, undisturbed, 
     result = train_run(tiny.experiment(source), run, Listener(in_epoch=3))
     assert result.reason == "all epochs done"
     assert outcome(run) == outcome(undisturbed)
+
+
+def windows_of(run: Path) -> list[int]:
+    """Windows that were trained in each logged epoch, by its seconds and speed."""
+    epochs = [event for event in read_events(run / "metrics.jsonl") if event["event"] == "epoch"]
+    return [round(event["seconds"] * event["windows_per_second"]) for event in epochs]
+
+
+class Clock:
+    """In place of ``time``: every look at it takes 10 ms."""
+
+    def __init__(self) -> None:
+        self.now, self.time = 0.0, time.time
+
+    def monotonic(self) -> float:
+        self.now += 0.01
+        return self.now
+
+
+def test_the_speed_of_a_resumed_epoch_is_that_of_its_rest(tiny, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "time", Clock())
+    with pytest.raises(Interrupted):
+        train_run(tiny.experiment(source), tmp_path / "run", Listener(after_chunks=1))
+    resume(tiny, source, tmp_path / "run")
+    assert windows_of(tmp_path / "run") == [202 - 3 * 32, 202, 202]
 
 
 def test_handlers_are_put_back(tiny, source, tmp_path):
@@ -396,7 +422,7 @@ def test_neutral_settings_may_change(tiny, source, undisturbed, tmp_path):
 
 
 def test_a_run_goes_on_in_slices(tiny, source, undisturbed, stopped):
-    """How a step is divided changes rounding alone, so a run that met a smaller device can go on there."""
+    """Slices change rounding only, so a run can be resumed on a smaller device."""
     listener = resume(tiny, source, stopped, "train.micro_batch=10", "train.parallel=pmap")
     assert listener.notices == ["resumed at step 13"]
     found, wanted = (flatten(load_bundle(run).model.trainable) for run in (stopped, undisturbed))
@@ -497,14 +523,14 @@ def test_a_full_disk_leaves_a_run_that_goes_on(tiny, source, undisturbed, tmp_pa
     from ofa_jax.train import checkpoints
 
     run = tmp_path / "run"
-    write = checkpoints.write_json
+    write = checkpoints.files.write_json
 
     def full(path, content, **how):
         if content["step"] == 14:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, content, **how)
 
-    monkeypatch.setattr(checkpoints, "write_json", full)
+    monkeypatch.setattr(checkpoints.files, "write_json", full)
     with pytest.raises(OSError, match="No space left"):
         train_run(tiny.experiment(source), run, Listener())
     monkeypatch.undo()
@@ -554,9 +580,7 @@ def test_killed_at_random_moments_ends_with_the_same_bits(tiny, long_run, tmp_pa
     dice = random.Random(2021)
     steps, kills = [], 0
     while True:
-        length = (
-            dice.choice([1, 2, 3, 32]) if kills else 1
-        )  # the bundle tells the settings that the run was begun with
+        length = dice.choice([1, 2, 3, 32]) if kills else 1  # the bundle has the settings of the first start
         with training(tiny, config, run, *MANY, f"train.chunk={length}") as process:
             started = wait_for_progress(process, run)
             with contextlib.suppress(subprocess.TimeoutExpired):

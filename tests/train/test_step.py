@@ -1,4 +1,4 @@
-"""One step, chunks of steps, and what the optimiser holds."""
+"""One step, chunks of steps, and the optimizer's state."""
 
 from __future__ import annotations
 
@@ -329,7 +329,7 @@ def test_corruption_does_not_depend_on_the_length_of_chunks(setting):
 
 
 def test_evaluation_changes_each_window_in_one_way(setting):
-    """By the window's id: in whatever batch and place it stands."""
+    """By the window's id: in any batch and row."""
 
     def sums(pred, batch):
         return {"target": batch.y[:, :, 0], "id": batch.window_id}
@@ -358,7 +358,7 @@ def test_evaluation_changes_each_window_in_one_way(setting):
 
 
 def test_rectified_adam_behind_a_limit_trains_through_the_chunk(tiny):
-    """Its state is donated, so none of its buffers may stand there twice."""
+    """Its state is donated, so none of its buffers may occur twice."""
     used = Setting(tiny, "train.optimizer=radam", "train.clip_norm=0.5")
     trainer = used.trainer()
     trainer.run_chunk(3)
@@ -397,7 +397,7 @@ def test_patience_counts_epochs_without_a_better_validation_and_the_best_is_kept
     assert second.progress.best_epoch == 2
     jax.tree.map(np.testing.assert_array_equal, stopped.best, second.best)
 
-    recovered = scripted(3.0, 3.5, 3.5, 2.0, 2.5, 2.5, 2.5)  # a better epoch starts the count anew
+    recovered = scripted(3.0, 3.5, 3.5, 2.0, 2.5, 2.5, 2.5)  # a better epoch restarts the count
     assert recovered.progress.step == 7 * 7
     assert recovered.progress.best_epoch == 4
 
