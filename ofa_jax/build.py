@@ -204,36 +204,37 @@ def restore_model(experiment: Experiment, bundle: Bundle, *, where: str = "bundl
         CheckpointError: The trunk, the rule or seed of the frozen layers, or their bits differ, or the bundle's
             parameters do not fit its settings.
     """
-    saved, original = bundle.record.frozen, "Use the settings that the bundle was made with"
+    saved, source = bundle.record.frozen, experiment.trunk.source
+    original = "Use the settings that the bundle was made with"
+    same_version = "Use the version of ofa-jax that made the bundle"
+
+    def refused(what: str, fix: str) -> CheckpointError:
+        return CheckpointError(what, where=where, fix=fix)
+
     if saved.rule != frozen_init.RULE:
         what = f"the frozen layers were drawn by rule {saved.rule!r}, this version uses {frozen_init.RULE!r}"
-        raise CheckpointError(what, where=where, fix="Use the version of ofa-jax that made the bundle")
-    if experiment.network.seed != saved.seed:
-        seed = experiment.network.seed
+        raise refused(what, same_version)
+    if (seed := experiment.network.seed) != saved.seed:
         what = f"network.seed is {seed}, but the frozen layers were drawn from seed {saved.seed}"
-        raise CheckpointError(what, where=where, fix=original)
+        raise refused(what, original)
     trained_with = bundle.record.adapters
     for name in ("rank", "alpha", "scaling") if trained_with else ():
         given, trained = getattr(experiment.adapters, name), getattr(trained_with, name)
         if given != trained:
-            what = f"adapters.{name} is {given}, but the bundle was trained with {trained}"
-            raise CheckpointError(what, where=where, fix=original)
+            raise refused(f"adapters.{name} is {given}, but the bundle was trained with {trained}", original)
     model = build_model(experiment)
-    source = experiment.trunk.source
     if model.trunk_sha256 != saved.trunk_sha256:
         what = f"the trunk {source} is not the one of training (other sha256), which came from {saved.trunk_source}"
-        raise CheckpointError(what, where=where, fix="Pass the original trunk's folder or hub id as `trunk`")
+        raise refused(what, "Pass the original trunk's folder or hub id as `trunk`")
     mathematics = trunk_mathematics(model.network.trunk.config)
     if changed := [name for name, value in mathematics.items() if saved.trunk_config.get(name) != value]:
         what = f"the trunk {source} has the right weights but another {', '.join(changed)} than in training"
-        raise CheckpointError(what, where=where, fix="Restore the trunk's original config.json")
+        raise refused(what, "Restore the trunk's original config.json")
     if frozen_record(model, saved.seed)["sha256"] != saved.sha256:
-        what = "the frozen layers around the trunk differ from those of training"
-        raise CheckpointError(what, where=where, fix="Use the version of ofa-jax that made the bundle")
+        raise refused("the frozen layers around the trunk differ from those of training", same_version)
     trainable = {"adapters": bundle.adapters, "base": bundle.trained}
     if trees.shapes(trainable) != trees.shapes(model.trainable):
-        what = "the bundle's parameters do not fit its settings"
-        raise CheckpointError(what, where=where, fix="Copy the bundle again")
+        raise refused("the bundle's parameters do not fit its settings", "Copy the bundle again")
     return replace(model, trainable=trainable)
 
 

@@ -20,7 +20,8 @@ from ofa_jax.files import (
     FileRecord,
     Sha256,
     atomic_folder,
-    read_record,
+    parse_record,
+    read_json,
     read_tensors,
     run_lock,
     sha256_file,
@@ -205,7 +206,8 @@ def _load(
     baseline: Baseline, data: TaskData, place: Path, settings: Mapping[str, Any], start: Params
 ) -> Params:
     fix = "Delete this folder to train it again"
-    record = read_record(place / RECORD, BaselineRecord, kind="baseline")
+    content = read_json(place / RECORD, kind="baseline")
+    record = parse_record(content, BaselineRecord, where=str(place / RECORD), fix=fix)
     if not (place / WEIGHTS).exists() or record.sha256 != sha256_file(place / WEIGHTS):
         raise CheckpointError(f"the weights of {baseline.title} are damaged", where=str(place), fix=fix)
     kept = dict(record.settings)

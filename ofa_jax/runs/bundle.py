@@ -59,9 +59,7 @@ class BundleWriter:
         for name in ("source", "target"):
             place = settings["data"][name]
             if place is not None and place not in CATALOG:
-                settings["data"][name] = Path(
-                    place
-                ).name  # a bundle is passed on; its author's folders are private
+                settings["data"][name] = Path(place).name  # private paths stay out of a bundle
         self._meta: dict[str, Any] = {
             "kind": "ofa-jax bundle",
             "versions": versions(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -29,18 +30,8 @@ BASELINES = "controls"
 PLACES = ("data.source", "data.target", "trunk.source", "trunk.revision")
 """Settings that locate data and trunk; their content is compared by its bits instead."""
 
-NEUTRAL = frozenset(PLACES) | {
-    f"train.{name}"
-    for name in (
-        "chunk",
-        "checkpoint_minutes",
-        "gradient_log",
-        "micro_batch",
-        "eval_batch_size",
-        "parallel",
-        "fsdp",
-    )
-}
+_SPEED = "chunk checkpoint_minutes gradient_log micro_batch eval_batch_size parallel fsdp"
+NEUTRAL = frozenset(PLACES) | {f"train.{name}" for name in _SPEED.split()}
 """Settings that change no number of a run beyond rounding and may differ when it is resumed."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -83,24 +74,22 @@ def locked_folder(out: Path, record: str, files: Sequence[str], *, kind: str) ->
         kind: What it is called in errors ("run folder").
 
     Raises:
-        CheckpointError: Another process holds it, or it is not empty and of another kind.
+        CheckpointError: Another process uses it, or it is not empty and of another kind.
     """
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"is a file, not a {kind}", where=str(out), fix="Choose another folder")
     leftovers = (".lock", f".{record}.", *(f".{name}." for name in files))
-    entries = [] if (out / record).exists() or not out.is_dir() else list(out.iterdir())
-    if any(not entry.name.startswith(leftovers) for entry in entries):
+    found = os.listdir(out) if out.is_dir() else []
+    if record not in found and not all(name.startswith(leftovers) for name in found):
         raise CheckpointError(f"not empty and not a {kind}", where=str(out), fix="Choose a new folder")
-    try:
-        with run_lock(out):
+    with run_lock(out):
+        try:
             for name in (record, *files):
                 clear_leftovers(out / name)
             yield
-    finally:
-        if out.is_dir() and [entry.name for entry in out.iterdir()] == [
-            ".lock"
-        ]:  # it failed before the start
-            shutil.rmtree(out)
+        finally:
+            if os.listdir(out) == [".lock"]:  # it failed before the start
+                shutil.rmtree(out)
 
 
 def resolved(experiment: Experiment, begun: Experiment | None = None) -> Experiment:
@@ -108,18 +97,14 @@ def resolved(experiment: Experiment, begun: Experiment | None = None) -> Experim
 
     A resumed run keeps the dtype it was ``begun`` with.
     """
-    keep = begun is not None and experiment.trunk.compute_dtype == "auto"
-    dtype = compute_dtype(begun.trunk if begun is not None and keep else experiment.trunk)
-    changes: dict[str, Any] = {"trunk.compute_dtype": dtype}
-    for path, known in (
-        ("data.source", CATALOG),
-        ("data.target", CATALOG),
-        ("trunk.source", {RANDOM, *REPLACED}),
-    ):
-        section, _, name = path.partition(".")
-        value = getattr(getattr(experiment, section), name)
-        if value is not None and value not in known and Path(value).exists():
-            changes[path] = str(Path(value).absolute())
+    data, trunk = experiment.data, experiment.trunk
+    auto = trunk.compute_dtype == "auto"
+    changes = {"trunk.compute_dtype": compute_dtype(begun.trunk if begun is not None and auto else trunk)}
+    named = {"data.source": data.source, "data.target": data.target}
+    files = {path: name for path, name in named.items() if name is not None and name not in CATALOG}
+    if trunk.source not in (RANDOM, *REPLACED):
+        files["trunk.source"] = trunk.source
+    changes |= {path: str(Path(name).absolute()) for path, name in files.items() if Path(name).exists()}
     return experiment.replace(changes)
 
 
@@ -171,13 +156,11 @@ def begin_or_check(
         return experiment
     saved, before = read_config(out)
     check_same(dump_experiment(saved), before, dump_experiment(experiment), made, where=out)
-    newer = [
-        f"{name} {old} then, {made.versions.get(name)} now"
-        for name, old in before.versions.items()
-        if made.versions.get(name) != old
-    ]
-    if newer:
-        reporter.notice(f"resumed with other package versions, so last digits may differ: {'; '.join(newer)}")
+    now = made.versions
+    changed = [name for name, version in before.versions.items() if now.get(name) != version]
+    if changed:
+        listed = "; ".join(f"{name} {before.versions[name]} then, {now.get(name)} now" for name in changed)
+        reporter.notice(f"resumed with other package versions, so last digits may differ: {listed}")
     return saved
 
 
@@ -197,10 +180,8 @@ def check_same(
     named = (("data_sha256", "data"), ("trunk_sha256", "trunk weights"), ("trunk_config", "trunk's shapes"))
     for field, name in named:
         if getattr(before, field) != getattr(now, field):
-            what = f"the {name} differ from those at the start"
-            raise CheckpointError(
-                what, where=str(where), fix=f"Restore the original {name}, or use another folder"
-            )
+            fix = f"Restore the original {name}, or use another folder"
+            raise CheckpointError(f"the {name} differ from those at the start", where=str(where), fix=fix)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -65,19 +65,19 @@ def train_run(
         saved: Called on the main process after every new checkpoint and at the end; it may copy the folder.
 
     Raises:
-        CheckpointError: Another process holds the folder, it is not a run folder, or its checkpoints are damaged.
+        CheckpointError: Another process uses the folder, it is not a run folder, or its checkpoints are damaged.
         ConfigError: The folder's run has other settings.
         PeerLost: Another process of the run is gone.
         OfaError: As :func:`~ofa_jax.tasks.table.prepare`, :func:`~ofa_jax.build.build_model` and
             :func:`~ofa_jax.train.loop.fit`.
     """
-    out, leader = Path(out), is_main_process()
-    reporter = reporter if leader else SILENT
-    with detect_lost_peers(), contextlib.ExitStack() as held:
+    out, main = Path(out), is_main_process()
+    reporter = reporter if main else SILENT
+    with detect_lost_peers(), contextlib.ExitStack() as stack:
         begun = None
         with raise_together("opening the run folder"):
-            if leader:
-                held.enter_context(locked_folder(out, CONFIG_FILE, [BUNDLE], kind="run folder"))
+            if main:
+                stack.enter_context(locked_folder(out, CONFIG_FILE, [BUNDLE], kind="run folder"))
                 begun = dump_experiment(read_config(out)[0]) if (out / CONFIG_FILE).exists() else None
         begun = json.loads(broadcast_from_main(json.dumps(begun).encode()))
         experiment = resolved(experiment, None if begun is None else build_experiment(begun))
@@ -90,9 +90,9 @@ def train_run(
         facts = {**dump_experiment(experiment), **provenance(model, data).model_dump()}
         check_alike({name: value for name, value in leaves(facts) if name not in PLACES})
         with raise_together("starting the run"):
-            recorded = begin_or_check(out, experiment, model, data, reporter) if leader else experiment
-        writer = BundleWriter(out / BUNDLE, recorded, model, data) if leader else None
-        checkpoints = Checkpoints(out / CHECKPOINTS, saved=saved) if leader else None
+            recorded = begin_or_check(out, experiment, model, data, reporter) if main else experiment
+        writer = BundleWriter(out / BUNDLE, recorded, model, data) if main else None
+        checkpoints = Checkpoints(out / CHECKPOINTS, saved=saved) if main else None
         try:
             result = fit(
                 model.predict,
@@ -101,7 +101,7 @@ def train_run(
                 trainable=model.trainable,
                 settings=resolve_auto_batch_sizes(experiment.train, model.network),
                 reporter=reporter,
-                log=EventLog(out / METRICS_FILE if leader else None),
+                log=EventLog(out / METRICS_FILE if main else None),
                 checkpoints=MultiProcessCheckpoints(checkpoints),
                 keep_best=writer,
             )
@@ -116,7 +116,7 @@ def train_run(
                 if writer is not None:
                     writer(result.best, result.progress, values)
         with raise_together("saving the bundle"):
-            if leader and saved is not None:
+            if main and saved is not None:
                 saved()
         return result
 

@@ -40,11 +40,11 @@ def interpolate(channels: int) -> Predict:
         def one(value_t: jax.Array, known_t: jax.Array) -> jax.Array:
             order = jnp.argsort(jnp.where(known_t, step, jnp.inf))  # observed points first, in order of time
             count = known_t.sum()
-            place = jnp.minimum(
-                jnp.arange(len(step)), jnp.maximum(count - 1, 0)
-            )  # then the last observed one again
-            filled = jnp.interp(step, step[order][place], value_t[order][place])
-            return jnp.where(count > 0, filled, 0)
+            order = order[
+                jnp.minimum(jnp.arange(len(step)), jnp.maximum(count - 1, 0))
+            ]  # then the last one again
+            filled = jnp.interp(step, step[order], value_t[order])
+            return jnp.where(known_t, value_t, jnp.where(count > 0, filled, 0))
 
         over_channels = jax.vmap(one, in_axes=1, out_axes=1)
         return jax.vmap(over_channels)(values, known)

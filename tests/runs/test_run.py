@@ -279,13 +279,13 @@ def test_a_target_for_a_run_without_one_is_refused(tiny, tmp_path):
         open_run(tmp_path / "run", target="other.tsf")
 
 
-def test_folders_that_were_begun_and_not_written_are_removed(tmp_path):
-    with (
-        pytest.raises(ValueError, match="early"),
-        locked_folder(tmp_path / "run", "config.yaml", [], kind="run"),
-    ):
-        raise ValueError("early")
-    assert not (tmp_path / "run").exists()
+def test_a_folder_that_was_begun_and_not_used_is_removed_by_its_owner_alone(tmp_path):
+    run = tmp_path / "run"
+    with locked_folder(run, "config.yaml", [], kind="run"):
+        with pytest.raises(CheckpointError, match="another process"):
+            locked_folder(run, "config.yaml", [], kind="run").__enter__()
+        assert (run / ".lock").exists()
+    assert not run.exists()
 
 
 def test_leftovers_of_killed_writers_are_removed_when_a_folder_is_locked(run):
