@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from ofa_jax.baselines.compare import compare
 from ofa_jax.build import build_model
-from ofa_jax.cli import main as cli
+from ofa_jax.cli.show import print_sweep
 from ofa_jax.config.load import load_experiment
 from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, ConfigError, DataError, Interrupted, OfaError, TrainError
@@ -323,7 +323,7 @@ def test_a_sweep_of_which_nothing_is_left_says_so(
             SilentReporter(),
         )
     assert not [name for name in lost.cells.columns if name.startswith(("validation_", "test_"))]
-    cli._print_sweep(lost)
+    print_sweep(lost)
     printed = capsys.readouterr().out.split()
     assert printed[printed.index("rank") + 1] == "seeds"
 

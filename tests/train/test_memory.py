@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import pytest
 from ofa_jax.build import build_model, build_network, trunk_config
 from ofa_jax.config.load import load_experiment
 from ofa_jax.config.schema import TrainConfig
+from ofa_jax.errors import TrainError
 from ofa_jax.model.gpt2 import Blocks, GPT2Config, GPT2Trunk
 from ofa_jax.model.networks import (
     ClassifyNetwork,
@@ -21,7 +23,18 @@ from ofa_jax.model.networks import (
     ReconstructNetwork,
     ShortTermNetwork,
 )
-from ofa_jax.train.memory import EVAL_WINDOWS, activation_bytes, settled, weight_bytes, windows_at_once
+from ofa_jax.runs.train import train_run
+from ofa_jax.train import memory
+from ofa_jax.train.memory import (
+    EVAL_WINDOWS,
+    activation_bytes,
+    check_room,
+    slices_and_rows,
+    weight_bytes,
+    windows_at_once,
+)
+from ofa_jax.train.program import resolve_auto_batch_sizes
+from ofa_jax.train.progress import SilentReporter
 
 SMALL = GPT2Trunk(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64))
 
@@ -54,7 +67,7 @@ def test_a_window_too_large_for_the_cache_is_a_slice_of_its_own():
 def test_settings_that_were_given_stay():
     network = ForecastNetwork(SMALL, 32, 4)
     given = TrainConfig(micro_batch=3, eval_batch_size=5, batch_size=10)
-    assert settled(given, network) == given
+    assert resolve_auto_batch_sizes(given, network) == given
 
 
 def test_settings_that_were_not_given_are_chosen(monkeypatch):
@@ -62,10 +75,10 @@ def test_settings_that_were_not_given_are_chosen(monkeypatch):
     chosen = windows_at_once(network, "cpu")
     assert chosen is not None
     assert chosen > 10
-    cpu = settled(TrainConfig(batch_size=10), network)
+    cpu = resolve_auto_batch_sizes(TrainConfig(batch_size=10), network)
     assert (cpu.micro_batch, cpu.eval_batch_size) == (10, min(chosen, EVAL_WINDOWS))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    other = settled(TrainConfig(batch_size=10), network)
+    other = resolve_auto_batch_sizes(TrainConfig(batch_size=10), network)
     assert (other.micro_batch, other.eval_batch_size) == (None, EVAL_WINDOWS)
 
 
@@ -112,3 +125,77 @@ def test_estimates_are_near_what_is_kept_and_read(tiny):
     compiled = jax.jit(jax.grad(loss)).lower(model.trainable, model.frozen).compile()
     allocated = compiled.memory_analysis().temp_size_in_bytes
     assert 0.5 < activation_bytes(model.network) * rows / allocated < 2
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batch", "devices", "expected"),
+    [
+        (256, None, 1, (1, 256)),
+        (30, None, 8, (1, 32)),
+        (5, None, 8, (1, 8)),
+        (256, 256, 1, (1, 256)),
+        (256, 100, 1, (3, 258)),  # three slices of 86, not two of 100 and one of 56
+        (256, 64, 8, (4, 256)),
+        (30, 7, 2, (5, 30)),
+        (30, 1, 8, (4, 32)),  # one row per device at least, so fewer slices than were asked for
+        (256, 7, 8, (32, 256)),
+        (31, 4, 3, (11, 33)),  # three windows at a time, not six
+    ],
+)
+def test_batches_are_padded_to_equal_slices(batch_size, micro_batch, devices, expected):
+    slices, rows = slices_and_rows(batch_size, micro_batch, devices)
+    assert (slices, rows) == expected
+    assert rows % (slices * devices) == 0
+    assert rows // slices <= max(micro_batch or rows, devices)
+    assert rows - batch_size < rows // slices  # no slice of padding alone
+
+
+def test_a_step_that_does_not_fit_is_refused_with_numbers(tiny, tmp_path, monkeypatch):
+    experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=1")
+    assert memory.room_per_device() > 2**28
+    numbers = (
+        r"memory: a step needs 0\.\d\d GiB per device \(0\.\d\d GiB of it for intermediate values\), "
+        r"and 0\.00 GiB are available\."
+    )
+    smaller = r"Lower train\.micro_batch \(now 32 windows; changes rounding only\)\.$"
+    less = r"Use devices with more memory, or a smaller network\.$"
+    # series and parameters alone take more than 2**10 bytes
+    for room, advice in ((2**17, smaller), (2**10, less)):
+        monkeypatch.setattr(memory, "room_per_device", lambda room=room: room)
+        with pytest.raises(TrainError, match=f"{numbers} {advice}"):
+            train_run(experiment, tmp_path / "run", SilentReporter())
+    assert not (tmp_path / "run" / "metrics.jsonl").read_text()
+    monkeypatch.undo()
+    train_run(experiment, tmp_path / "run", SilentReporter())
+
+
+@pytest.mark.parametrize(
+    ("windows", "shardable", "room", "advice"),
+    [
+        (
+            8,
+            True,
+            2**21,
+            "Lower train.micro_batch (now 8 windows; changes rounding only), or shard the frozen",
+        ),
+        (1, True, 2**21, "Shard the frozen parameters by train.fsdp"),
+        (8, True, 2**10, "Shard the frozen parameters by train.fsdp"),
+        (8, False, 2**10, "Use devices with more memory"),
+    ],
+)
+def test_advice_is_only_what_can_help(monkeypatch, windows, shardable, room, advice):
+    """A program of two megabytes of intermediate values, with more than a kilobyte of arguments."""
+    monkeypatch.setattr(memory, "room_per_device", lambda: room)
+    program, argument = jax.jit(lambda x: jnp.sort(jnp.outer(x, x), axis=0).sum()), np.ones(1024, np.float32)
+    with pytest.raises(TrainError) as refused:
+        check_room(program, (argument,), windows=windows, shardable=shardable)
+    assert refused.value.fix.startswith(advice)
+
+
+def test_room_is_that_of_the_container(tmp_path, monkeypatch):
+    machine = memory.room_per_device()
+    for content, room in (("max\n", None), ("1000000\n", 1_000_000), ("9" * 18, None)):
+        monkeypatch.setattr(memory, "CONTAINER_LIMIT", tmp_path / "memory.max")
+        (tmp_path / "memory.max").write_text(content)
+        assert memory.room_per_device() == (room or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        assert memory.room_per_device() >= min(machine, 1_000_000)

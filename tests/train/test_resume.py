@@ -437,7 +437,7 @@ def test_changed_data_are_refused(tiny, source, undisturbed, tmp_path):
     content = source.read_text()
     try:
         tiny.csv(source, seed=1)
-        with pytest.raises(CheckpointError, match="the data are not those the run was begun with"):
+        with pytest.raises(CheckpointError, match="the data differ from those at the start"):
             train_run(tiny.experiment(source), undisturbed, Listener())
     finally:
         source.write_text(content)
