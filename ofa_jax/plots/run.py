@@ -79,6 +79,7 @@ def attention_by_patch(weights: np.ndarray) -> Figure:
         weights: After the softmax, ``[layers, heads, n, n]``, query before key.
     """
     from matplotlib.colors import LogNorm
+    from matplotlib.ticker import LogLocator
 
     layers = weights.astype(np.float64).mean(axis=1)
     n = layers.shape[-1]
@@ -89,7 +90,8 @@ def attention_by_patch(weights: np.ndarray) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     seen = np.ma.masked_less(layers.mean(axis=0), ATTENTION_FLOOR)  # later patches are masked, so white
     image = left.imshow(seen, cmap=style.SHADES, norm=LogNorm(max(ATTENTION_FLOOR, float(seen.min())), 1))
-    bar = figure.colorbar(image, ax=left, shrink=0.85, format=lambda value, _: f"{value:g}")
+    ticks = LogLocator(subs=(1, 2, 5))
+    bar = figure.colorbar(image, ax=left, shrink=0.85, ticks=ticks, format=lambda value, _: f"{value:g}")
     bar.minorticks_off()
     left.set(title="mean over layers and heads", xlabel="key patch", ylabel="query patch")
     left.grid(False)

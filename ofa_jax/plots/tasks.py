@@ -138,7 +138,7 @@ def filled_in(table: pd.DataFrame, *, unit: str = "") -> Figure:
     for axis, own in panels:
         hidden = own["filled"].notna()
         observed, gaps = own["actual"].mask(hidden), own[hidden]
-        axis.plot(own["time"], observed, ".-", color="0.35", linewidth=1, markersize=3, label="observed")
+        axis.plot(own["time"], observed, ".-", color="0.35", linewidth=1, ms=5, label="observed")
         if gaps["actual"].notna().any():
             axis.plot(gaps["time"], gaps["actual"], "o", color="black", mfc="none", ms=5, label="hidden")
         axis.plot(gaps["time"], gaps["filled"], "X", color=style.COLORS[5], ms=5, label="imputed")

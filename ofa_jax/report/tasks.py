@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,6 @@ from ofa_jax.plots import tasks as plots
 from ofa_jax.report.forecasts import Evaluation, Results, channel_parts, forecast_results, ratio, rule
 from ofa_jax.report.parts import Section, Table, best_median_worst, number, picture
 from ofa_jax.tasks.base import Sums
-from ofa_jax.tasks.detection import threshold_at
 from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowTable
 
@@ -153,23 +151,21 @@ def anomaly_scores(evaluation: Evaluation) -> tuple[pd.DataFrame, float, pd.Seri
         by_channel = jnp.mean(jnp.square(pred_btc - batch.x), axis=1)
         return {**task.sums(pred_btc, batch), "channel_error": by_channel}
 
-    predictor, seen = evaluation.predictor(outputs), []
+    predictor, found = evaluation.predictor(outputs), dict[int, Sums]()
 
-    def score(table: WindowTable) -> Sums:
-        seen.append((table, predictor(table)))
-        return seen[-1][1]
+    def score(table: WindowTable) -> Sums:  # metrics and threshold read the same tables
+        if id(table) not in found:
+            found[id(table)] = predictor(table)
+        return found[id(table)]
 
+    assert evaluation.data.calibrate is not None
     metrics = task.final_metrics(score, "test")
-    (test, found), (reference, known) = seen
-    rows, scores = _first_cover(test, found["step_error"])
-    basis = _first_cover(reference, known["step_error"])[1]
-    if task.protocol == "published":
-        basis = np.concatenate([known["step_error"].ravel(), found["step_error"].ravel()])
-    settings: Any = evaluation.loaded.experiment.task
-    threshold = threshold_at(basis, settings.anomaly_ratio)
+    threshold = evaluation.data.calibrate(score)["threshold"]
+    test = score(evaluation.table)
+    rows, scores = _first_cover(evaluation.table, test["step_error"])
     step = rows - int(labels["train_borders"][-1])
     table = pd.DataFrame({"step": step, "score": scores, "label": labels["test_label"][step].astype(bool)})
-    errors = found["channel_error"].mean(axis=0, dtype=np.float64)
+    errors = test["channel_error"].mean(axis=0, dtype=np.float64)
     names = evaluation.loaded.names or [f"channel {index}" for index in range(len(errors))]
     return table, threshold, pd.Series(errors, index=names), metrics
 

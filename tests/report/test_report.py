@@ -326,7 +326,7 @@ def test_an_unfinished_run_says_so(run):
 def test_bad_places_are_one_clear_error(run, tmp_path):
     with pytest.raises(OfaError, match="this is a folder, so no report can be written there"):
         write_report(run, SilentReporter(), out=tmp_path)
-    with pytest.raises(CheckpointError, match="there is no run here"):
+    with pytest.raises(CheckpointError, match="not a run folder"):
         write_report(tmp_path, SilentReporter())
     assert list(tmp_path.iterdir()) == []
 
@@ -349,7 +349,9 @@ def test_places_and_ties():
     assert best_median_worst(np.array([np.nan])) == {}
 
 
-def test_what_a_page_says_of_a_place():
+def test_what_a_page_says_of_a_place(tmp_path, monkeypatch):
+    (tmp_path / "tests" / "analysis").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     assert shown_place("etth1") == "etth1"
     assert shown_place("openai-community/gpt2") == "openai-community/gpt2"
     assert shown_place("/home/somebody/secret/load.csv") == "load.csv"
