@@ -75,7 +75,7 @@ def run_demo(out: str | Path, reporter: Reporter, *, seed: int = 0) -> Demo:
 
 def noise_floor_rows(load: SyntheticLoad, data: ForecastData, horizon: int) -> tuple[Row, Row]:
     """The lower bound of any forecast's error: expected, and realized on the test windows of the table."""
-    floor = load.noise_floor(horizon).standardised(data.scaler)
+    floor = load.noise_floor(horizon).standardized(data.scaler)
     (first, end), length = data.borders["test"], data.task.spec.input_length
     origins_m = np.arange(first + length - 1, end - horizon)
     actual_mhc = load.frame.values[origins_m[:, None] + np.arange(1, horizon + 1)]

@@ -64,7 +64,7 @@ class Frame:
         return None if step is None else step.alias
 
     def future_timestamps(self, n: int) -> np.ndarray:
-        """The ``n`` timestamps after the last row, ``[n]`` datetime64[ns]; calendar steps follow the calendar.
+        """The ``n`` timestamps after the last row, ``[n]`` datetime64[ns]; months follow the calendar.
 
         Raises:
             DataError: There are no timestamps, or too few to infer their step.
@@ -91,17 +91,17 @@ def read_frame(
 
     Args:
         source: The file, or a DataFrame with its timestamps in a DatetimeIndex or a column.
-        timestamp_column: Its name. Default: a column called date, timestamp, time, datetime or ds in any case,
-            otherwise a first column of dates, otherwise none.
+        timestamp_column: Its name. Default: a column called date, timestamp, time, datetime or ds (in any
+            case), otherwise a first column of dates, otherwise none.
         columns: The series to read, in this order; default: all columns, each of which must then be numeric.
         missing: Policy for empty cells, NaN and infinities: refuse them, interpolate between the neighboring
             rows (by row, not by time), carry the last value forward, or keep them.
-        timestamps: Refuse repeated and irregular timestamps, or keep all rows as they are. Either way the rows
+        timestamps: Refuse repeated and irregular timestamps, or keep all rows as they are. Either way they
             must be in order.
 
     Raises:
-        DataError: Anything that cannot be read as asked, with file, column and row (1-based; for text files also
-            the line).
+        DataError: Anything that cannot be read as asked, with file, column and row (1-based; the line as well
+            for text files).
     """
     table = _open(source)
     time, chosen = _choose(table, timestamp_column, columns)

@@ -11,12 +11,12 @@ from ofa_jax.errors import DataError
 
 
 def fill_missing(values: np.ndarray, missing: Missing, place: Callable[[int, int | None], str]) -> np.ndarray:
-    """``[T, C]`` with its NaN and infinities refused (``error``), interpolated by row (``linear``), or carried forward.
+    """Refuse NaN and infinities of ``[T, C]``, or fill them by row: linearly, or with the last value before.
 
     Args:
         values: The values, returned as they are where all are finite.
         missing: The policy.
-        place: ``place(column, row)``, for messages; row None is the column.
+        place: ``place(column, row)``, the place of a value for messages; of the column where row is None.
 
     Raises:
         DataError: A value is missing under ``error``, or there is nothing to fill it from.

@@ -1,4 +1,4 @@
-"""Where training, validation and test begin and end, and the standard scaler (protocol §3)."""
+"""Borders of the training, validation and test parts, and the standard scaler (protocol §3)."""
 
 from __future__ import annotations
 
@@ -29,45 +29,53 @@ def borders(
     ratios: tuple[float, float, float] = (0.7, 0.1, 0.2),
     source: str = "series",
 ) -> Borders:
-    """First row and end (exclusive) of each part, as ``{"train": (0, end), "validation": …, "test": …}`` (protocol §3).
+    """First row and end (exclusive) of each part (protocol §3).
 
-    ``ett_hour`` and ``ett_minute``: 12, 4 and 4 months of 30 days, rows after them unused. ``ratio``: ``int(n * train)`` rows,
-    ``int(n * test)`` at the end, the rest between. Validation and test start ``input_length`` rows early, so that their first
-    target is the first row of their own. ``percent`` shortens the training part (few-shot); the scaler is still fitted on all
-    of it: take ``percent=100`` for that.
+    ``ett_hour`` and ``ett_minute``: 12, 4 and 4 months of 30 days, later rows unused. ``ratio``:
+    ``int(n * train)`` rows, ``int(n * test)`` at the end, the rest between. Validation and test start
+    ``input_length`` rows early, so that their first target is their first own row. ``percent`` shortens the
+    training part (few-shot); the scaler is still fitted on all of it: use ``percent=100`` for that.
 
     Args:
         n_rows: Rows of the series.
         rule: The split rule.
         input_length: L, in rows.
-        horizon: H, in rows; when given, every part must hold one window of L + H.
+        horizon: H, in rows; when given, every part must have one window of L + H.
         percent: Share of the training part that is kept, 1 to 100.
         ratios: Training, validation and test shares of the ``ratio`` rule.
-        source: Names the series in errors.
+        source: Name of the series in errors.
 
     Raises:
-        DataError: Too few rows, with how many are needed.
+        DataError: A part has too few rows.
         ConfigError: ``percent`` or ``ratios`` outside their range.
     """
     if not 1 <= percent <= 100:
         raise ConfigError(f"percent is {percent}", fix="Give a whole number from 1 to 100")
     if min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
         raise ConfigError(f"the split ratios are {ratios}", fix="Give three positive shares that sum to 1")
-
-    def parts(rows: int) -> Borders:
-        return _borders(_part_lengths(rows, rule, ratios), input_length, percent)
-
-    needed = 1 if horizon is None else input_length + horizon
-    found = parts(n_rows)
-    if _fits(found, n_rows, needed):
-        return found
-    if rule != "ratio":
-        _refuse_ett(found, n_rows, rule, needed, percent, source)
-    window = f"a window of {input_length} input rows" + (
-        "" if horizon is None else f" and {horizon} to forecast"
-    )
-    what = f"{n_rows} row(s) are too few for {window} in every part, by the rule `ratio` {_shares(ratios, percent)}"
-    raise DataError(what, where=source, fix="Give more rows, or choose a shorter input length or horizon")
+    train, validation, test = _part_lengths(n_rows, rule, ratios)
+    end = train + validation
+    kept = (train - input_length) * percent // 100 + input_length
+    found: Borders = {
+        "train": (0, kept),
+        "validation": (train - input_length, end),
+        "test": (end - input_length, end + test),
+    }
+    if n_rows < end + test:
+        months = "12, 4 and 4 months of 30 days"
+        what = f"{n_rows} row(s) are too few: the rule `{rule}` ({months}) needs {end + test}"
+        raise DataError(what, where=source, fix="Give more rows, or split by `ratio`")
+    needed = input_length + (horizon or 0)
+    rows = {"train": min(train, kept), "validation": validation + input_length, "test": test + input_length}
+    short = next((part for part, count in rows.items() if count < needed), None)
+    if short is not None:
+        share = f" ({percent} % of it kept)" if short == "train" and percent < 100 else ""
+        parts = f"the {short} part{share} has {rows[short]} rows and windows need {needed}"
+        fix = "Shorten the input length or the horizon" + (", or raise data.percent" if share else "")
+        fix += ", or give more rows" if rule == "ratio" else ""
+        what = f"{n_rows} row(s) are too few: by the rule `{rule}`, {parts}"
+        raise DataError(what, where=source, fix=fix)
+    return found
 
 
 def _part_lengths(n_rows: int, rule: SplitRule, ratios: tuple[float, float, float]) -> tuple[int, int, int]:
@@ -77,45 +85,6 @@ def _part_lengths(n_rows: int, rule: SplitRule, ratios: tuple[float, float, floa
     # truncated products of floats, as the benchmarks compute them: int(10 * 0.7) is 7, int(90 * 0.7) is 62
     train, test = int(n_rows * ratios[0]), int(n_rows * ratios[2])
     return train, n_rows - train - test, test
-
-
-def _borders(lengths: tuple[int, int, int], input_length: int, percent: int) -> Borders:
-    train, validation, test = lengths
-    end = train + validation
-    few = (train - input_length) * percent // 100 + input_length
-    return {
-        "train": (0, few),
-        "validation": (train - input_length, end),
-        "test": (end - input_length, end + test),
-    }
-
-
-def _fits(found: Borders, n_rows: int, needed: int) -> bool:
-    return all(start >= 0 and stop <= n_rows and stop - start >= needed for start, stop in found.values())
-
-
-def _refuse_ett(found: Borders, n_rows: int, rule: SplitRule, needed: int, percent: int, source: str) -> None:
-    wanted = found["test"][1]
-    if n_rows < wanted:
-        raise DataError(
-            f"{n_rows} row(s) are too few: the rule `{rule}` (12, 4 and 4 months of 30 days) needs {wanted}",
-            where=source,
-            fix="Give more rows, or split by `ratio`",
-        )
-    part = next(name for name, (start, stop) in found.items() if start < 0 or stop - start < needed)
-    start, stop = found[part]
-    kept = f" ({percent} % of it is kept)" if part == "train" and percent < 100 else ""
-    raise DataError(
-        f"the {part} part of the rule `{rule}`{kept} has {stop - max(start, 0)} rows where one window "
-        f"needs {needed}; more rows would not help",
-        where=source,
-        fix="Choose a shorter input length or horizon" + (", or a larger percent" if kept else ""),
-    )
-
-
-def _shares(ratios: tuple[float, float, float], percent: int) -> str:
-    shares = "/".join(f"{100 * share:g}" for share in ratios)
-    return f"({shares} %" + (f", {percent} % of the training part kept)" if percent < 100 else ")")
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,29 +105,26 @@ class Scaler:
 
     @property
     def notices(self) -> list[str]:
-        """What a person should know of it: which series it leaves unscaled."""
-        return (
-            [f"constant in the training part, so scaled by 1: {', '.join(self.constant)}"]
-            if self.constant
-            else []
-        )
+        """Warnings for the user: the series that it leaves unscaled."""
+        names = ", ".join(self.constant)
+        return [f"constant in the training part, so scaled by 1: {names}"] if names else []
 
     def transform(self, values: np.ndarray) -> np.ndarray:
-        """Standardise ``[..., C]`` in original units to float32.
+        """Standardize ``[..., C]`` in original units to float32.
 
         Raises:
-            DataError: A value so far from the training part that float32 cannot hold it.
+            DataError: A value so far from the training part that it is outside float32's range.
         """
         with np.errstate(over="ignore"):
             scaled = ((values - self.mean) / self.std).astype(np.float32)
         if not np.isfinite(scaled).all():
             name = self.names[int(np.argwhere(~np.isfinite(scaled))[0][-1])]
-            what = f"series `{name}` has values that cannot be standardised"
+            what = f"series `{name}` has values that cannot be standardized"
             raise DataError(what, fix="Look for infinities and wrong units in it")
         return scaled
 
     def invert(self, values: np.ndarray) -> np.ndarray:
-        """Bring standardised ``[..., C]`` back to original units, in float64."""
+        """Standardized ``[..., C]`` in original units, float64."""
         return np.asarray(values, dtype=np.float64) * self.std + self.mean
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,7 +138,7 @@ class Scaler:
 
 
 def moments(values: np.ndarray, *, ddof: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, standard deviation and whether it is constant, of each column of ``[T, C]``, all ``[C]``; a constant one has std 1."""
+    """Mean, standard deviation (1 where constant) and whether constant, each ``[C]``, of ``[T, C]``."""
     constant = values.max(axis=0) == values.min(axis=0)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         # the value itself where constant: a rounded mean would leave a residue
@@ -182,7 +148,7 @@ def moments(values: np.ndarray, *, ddof: int = 0) -> tuple[np.ndarray, np.ndarra
 
 
 def fit_scaler(values: np.ndarray, names: Sequence[str]) -> Scaler:
-    """Fit mean and standard deviation (ddof 0) on the training rows ``[T, C]``; a constant series gets std 1 and is listed.
+    """Fit mean and standard deviation (ddof 0) on the training rows ``[T, C]``; constant series get std 1.
 
     Raises:
         DataError: No rows, or a spread that float64 cannot square.
@@ -193,6 +159,6 @@ def fit_scaler(values: np.ndarray, names: Sequence[str]) -> Scaler:
     mean, std, constant = moments(values)
     bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std > 0)))
     if len(bad):
-        what = f"series `{names[bad[0]]}` is spread too widely or too narrowly to standardise"
+        what = f"series `{names[bad[0]]}` is spread too widely or too narrowly to standardize"
         raise DataError(what, fix="Give it in other units")
     return Scaler(mean, std, names, tuple(name for name, flat in zip(names, constant, strict=True) if flat))

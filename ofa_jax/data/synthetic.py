@@ -1,22 +1,22 @@
-"""Generated hourly load with a known noise floor: what the demo trains on.
+"""Generated hourly load with a known noise floor: the demo's data.
 
-The load of series i at hour t is, in MW,
+The load of series i at hour t, in MW, is
 
     y_i(t) = s_i(t) + b_i w(t) + e_i(t)
 
-with s_i fixed daily, weekly and yearly cycles, w one weather anomaly that all series share, and e_i each series' own noise.
-Both are stationary autoregressions, w(t) = f w(t-1) + u(t) and e_i(t) = f_i e_i(t-1) + v_i(t), whose shocks are independent
-and Gaussian with standard deviations q and q_i.
+with fixed daily, weekly and yearly cycles s_i, one weather anomaly w that all series share, and each series'
+own noise e_i. Both are stationary autoregressions, w(t) = f w(t-1) + u(t) and e_i(t) = f_i e_i(t-1) + v_i(t),
+with independent Gaussian shocks of standard deviations q and q_i.
 
-A forecaster that knows s_i, b_i, f, f_i and the states w(o), e_i(o) at the origin o can do no better, h steps on, than
-s_i(o+h) + b_i f^h w(o) + f_i^h e_i(o), since the shocks after o are independent of all it knows. What is left is the shocks'
-own sum, Gaussian with mean zero and variance
+Given s_i, b_i, f, f_i and the states w(o), e_i(o) at the origin o, the best forecast h steps ahead is
+s_i(o+h) + b_i f^h w(o) + f_i^h e_i(o), since the later shocks are independent of all that is known. Its error
+is their sum, Gaussian with mean zero and variance
 
     V_i(h) = b_i^2 q^2 (1 - f^(2h)) / (1 - f^2) + q_i^2 (1 - f_i^(2h)) / (1 - f_i^2),
 
-so that the expected squared error is V_i(h) and, the median of a Gaussian being its mean, the least expected absolute error is
-sqrt(2 V_i(h) / pi). The noise floor is the average of each over h = 1 … H. It is an expectation: the error of the best forecast
-on one short stretch scatters around it.
+so the least expected squared error is V_i(h) and, a Gaussian's median being its mean, the least expected
+absolute error is sqrt(2 V_i(h) / pi). The noise floor is the average of each over h = 1 … H. It is an
+expectation: on one short stretch, the error of the best forecast scatters around it.
 """
 
 from __future__ import annotations
@@ -30,22 +30,13 @@ from ofa_jax.data.splits import Scaler
 from ofa_jax.errors import ConfigError, DataError
 
 SOURCE = "generated hourly load"
-"""The ``source`` of generated frames: wherever a frame's source shows, it says that the data are generated."""
+"""The ``source`` of generated frames, shown wherever a frame's source is."""
 
-_NAMES = (
-    "load_north",
-    "load_south",
-    "load_east",
-    "load_west",
-    "load_centre",
-    "load_coast",
-    "load_hills",
-    "load_islands",
+_NAMES = tuple(
+    f"load_{region}" for region in ("north", "south", "east", "west", "centre", "coast", "hills", "islands")
 )
-_WEATHER_MEMORY, _WEATHER_SHOCK = (
-    0.94,
-    1.3,
-)  # days, not weeks: the longer the memory, the more one stretch strays from the floor
+# a memory of days, not weeks: the longer it is, the more one stretch strays from the floor
+_WEATHER_MEMORY, _WEATHER_SHOCK = 0.94, 1.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +44,8 @@ class NoiseFloor:
     """The least expected error averaged over steps 1 … H, per series.
 
     Attributes:
-        mse: ``[C]``, in squared units (MW² until standardised).
-        mae: ``[C]``, in units (MW until standardised).
+        mse: ``[C]``, in squared units (MW² until standardized).
+        mae: ``[C]``, in units (MW until standardized).
         names: The C series' names.
     """
 
@@ -62,21 +53,21 @@ class NoiseFloor:
     mae: np.ndarray
     names: tuple[str, ...]
 
-    def standardised(self, scaler: Scaler) -> NoiseFloor:
+    def standardized(self, scaler: Scaler) -> NoiseFloor:
         """The same floor in the scaler's units.
 
         Raises:
-            DataError: The scaler is of other series.
+            DataError: The scaler was fitted on other series.
         """
         if scaler.names != self.names:
-            what = f"the scaler is of {', '.join(scaler.names)}"
+            what = f"the scaler was fitted on {', '.join(scaler.names)}"
             raise DataError(what, where=SOURCE, fix=f"Fit it on {', '.join(self.names)}")
         return NoiseFloor(self.mse / scaler.std**2, self.mae / scaler.std, self.names)
 
 
 @dataclass(frozen=True, eq=False)
 class SyntheticLoad:
-    """Generated hourly load, and everything that made it.
+    """Generated hourly load and its components.
 
     Attributes:
         frame: The load, ``[T, C]`` in MW.
@@ -99,7 +90,7 @@ class SyntheticLoad:
     noise_shock: np.ndarray
 
     def noise_floor(self, horizon: int) -> NoiseFloor:
-        """The least expected error of any forecast over ``horizon`` hours, in MW² and MW (derived in the module's docstring).
+        """The least expected error of any forecast over ``horizon`` hours, in MW² and MW (derived above).
 
         Raises:
             ConfigError: ``horizon`` is less than 1.
@@ -109,12 +100,11 @@ class SyntheticLoad:
         steps = np.arange(1, horizon + 1)[:, None]
         weather = self.weather_shock**2 * _growth(np.array([self.weather_memory]), steps)
         variance_hc = self.response**2 * weather + self.noise_shock**2 * _growth(self.noise_memory, steps)
-        return NoiseFloor(
-            variance_hc.mean(axis=0), np.sqrt(2 * variance_hc / np.pi).mean(axis=0), self.frame.names
-        )
+        absolute_hc = np.sqrt(2 * variance_hc / np.pi)
+        return NoiseFloor(variance_hc.mean(axis=0), absolute_hc.mean(axis=0), self.frame.names)
 
     def best_forecast(self, origins: np.ndarray, horizon: int) -> np.ndarray:
-        """The best forecasts ``[M, H, C]`` in MW of the ``horizon`` rows after each of the rows ``origins`` ``[M]``.
+        """The best forecasts ``[M, H, C]`` in MW of the ``horizon`` rows after each of ``origins`` ``[M]``.
 
         Raises:
             DataError: An origin too close to the end, or before the start.
@@ -134,7 +124,7 @@ def _growth(memory: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
 
 def hourly_load(n_rows: int = 24 * 7 * 60, n_series: int = 4, seed: int = 0) -> SyntheticLoad:
-    """Generate ``n_series`` (1 to 8) hourly loads in MW from Monday 2023-01-02 on; the same seed gives the same series.
+    """Generate ``n_series`` (1 to 8) hourly loads in MW, from Monday 2023-01-02; the seed determines them.
 
     Raises:
         ConfigError: A count outside its range.
@@ -148,16 +138,14 @@ def hourly_load(n_rows: int = 24 * 7 * 60, n_series: int = 4, seed: int = 0) -> 
     noise_memory = 0.6 + 0.25 * uniform[2]
     noise_shock = base * (0.008 + 0.006 * uniform[3])
     shocks = _normal(seed, n_rows * (n_series + 1)).reshape(n_rows, n_series + 1)
-    states = _autoregression(
-        shocks, np.append(noise_memory, _WEATHER_MEMORY), np.append(noise_shock, _WEATHER_SHOCK)
-    )
+    memory, scale = np.append(noise_memory, _WEATHER_MEMORY), np.append(noise_shock, _WEATHER_SHOCK)
+    states = _autoregression(shocks, memory, scale)
     cycles = base * (1 + _cycles(n_rows, uniform[4:]))
     noise, weather = states[:, :-1], states[:, -1]
     timestamps = np.datetime64("2023-01-02T00", "ns") + np.arange(n_rows) * np.timedelta64(3600 * 10**9, "ns")
     frame = Frame(cycles + weather[:, None] * response + noise, _NAMES[:n_series], timestamps, SOURCE)
-    return SyntheticLoad(
-        frame, cycles, weather, noise, response, _WEATHER_MEMORY, _WEATHER_SHOCK, noise_memory, noise_shock
-    )
+    law = (_WEATHER_MEMORY, _WEATHER_SHOCK, noise_memory, noise_shock)
+    return SyntheticLoad(frame, cycles, weather, noise, response, *law)
 
 
 def _cycles(n_rows: int, uniform: np.ndarray) -> np.ndarray:
@@ -165,9 +153,8 @@ def _cycles(n_rows: int, uniform: np.ndarray) -> np.ndarray:
     hour = np.arange(n_rows)[:, None]
     lag, evening, weekend, winter = uniform
     day = 2 * np.pi * (hour - 2 * lag) / 24
-    workday = -(0.16 + 0.06 * evening) * np.cos(day - np.pi / 6) + (0.05 + 0.04 * evening) * np.cos(
-        2 * day - 4 * np.pi / 3
-    )
+    first, second = np.cos(day - np.pi / 6), np.cos(2 * day - 4 * np.pi / 3)
+    workday = -(0.16 + 0.06 * evening) * first + (0.05 + 0.04 * evening) * second
     rest = (hour // 24) % 7 >= 5
     year = (0.08 + 0.08 * winter) * np.cos(2 * np.pi * (hour - 15 * 24) / (365.25 * 24))
     return np.where(rest, 0.7 * workday - (0.06 + 0.08 * weekend), workday) + year
@@ -175,21 +162,19 @@ def _cycles(n_rows: int, uniform: np.ndarray) -> np.ndarray:
 
 def _autoregression(shocks: np.ndarray, memory: np.ndarray, scale: np.ndarray) -> np.ndarray:
     states = np.empty_like(shocks)
-    states[0] = (
-        shocks[0] * scale / np.sqrt(1 - memory**2)
-    )  # drawn from the stationary law, so no row is special
+    states[0] = shocks[0] * scale / np.sqrt(1 - memory**2)  # the stationary law, so no row is special
     for row in range(1, len(shocks)):
         states[row] = memory * states[row - 1] + scale * shocks[row]
     return states
 
 
 def _uniform(seed: int, count: int, stream: int = 0) -> np.ndarray:
-    """Numbers in the open interval (0, 1), from the raw stream: NumPy keeps that stable between versions, not its distributions."""
+    """Numbers in (0, 1) from the raw stream, which NumPy keeps stable, unlike its distributions."""
     raw = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)).random_raw(count)
     return ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
 def _normal(seed: int, count: int) -> np.ndarray:
-    """Standard normal numbers by Box and Muller."""
+    """Standard normal numbers (Box-Muller)."""
     first, second = _uniform(seed, 2 * count, stream=1).reshape(2, count)
     return np.sqrt(-2 * np.log(first)) * np.cos(2 * np.pi * second)

@@ -1,4 +1,4 @@
-"""Tables: delimited text, Parquet and DataFrames as named columns, with the place of every cell for error messages."""
+"""Tables: delimited text, Parquet and DataFrames as named columns that know where each cell is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -36,8 +37,8 @@ class Table:
         names: The columns' names.
         n_rows: Number of data rows T.
         first_cell: The first column of the first row as text; empty where it is a number.
-        read: ``read(positions, dtype)``: those columns as a DataFrame; text files read numbers as ``float`` (raising
-            ValueError on text) or cells as ``object``, any other source ignores ``dtype``.
+        read: ``read(positions, dtype)``: those columns as a DataFrame. Text files read ``float``
+            (ValueError on text) or ``object``; other sources ignore ``dtype``.
         time_index: Position of the column that was the DataFrame's index, or None.
         lines: The file's line of each data row, 1-based; None where there are no lines.
     """
@@ -56,21 +57,14 @@ class Table:
         Raises:
             DataError: A cell that is not a real number, with column and row.
         """
-        from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
-
         try:
             frame = self.read(positions, float)
         except ValueError:  # it names neither column nor line: search cell by cell
             frame = self.read(positions, object)
-        if all(map(is_numeric_dtype, frame.dtypes)) and not any(
-            is_bool_dtype(kind) or is_complex_dtype(kind) for kind in frame.dtypes
-        ):
-            values: np.ndarray = frame.to_numpy(np.float64, na_value=np.nan)
-            return values
-        columns = {
-            self.names[position]: frame.iloc[:, index].tolist() for index, position in enumerate(positions)
-        }
-        return _read_cells(columns, self)
+        if {dtype.kind for dtype in frame.dtypes} <= set("iuf"):
+            return np.array(frame.to_numpy(np.float64, na_value=np.nan), order="C")
+        names = [self.names[position] for position in positions]
+        return _read_cells({name: frame.iloc[:, index].tolist() for index, name in enumerate(names)}, self)
 
     def cells(self, position: int) -> pd.Series:
         """The cells of one column as they are."""
@@ -95,12 +89,9 @@ def _read_cells(columns: dict[str, list[Any]], table: Table) -> np.ndarray:
             continue
         row = column.index(None)
         cell = columns[name][row]
-        what = "the column" if only_text[name] else "among numbers the column"
-        fix = (
-            "List the columns of numbers in `columns`"
-            if only_text[name]
-            else "Correct it, or leave the cell empty"
-        )
+        what, fix = "among numbers the column", "Correct it, or leave the cell empty"
+        if only_text[name]:
+            what, fix = "the column", "List the columns of numbers in `columns`"
         if all(only_text.values()):
             what, fix = "there is no numeric column; this one", "Give at least one column of numbers"
         if re.fullmatch(r"[+-]?[\d.]+,\d+", str(cell).strip()):
@@ -115,12 +106,10 @@ def _number(cell: object) -> float | None:
         return float("nan") if text in _NO_VALUE else float(text) if _NUMBER.fullmatch(text) else None
     if cell is None or type(cell).__name__ == "NAType":
         return float("nan")
-    if isinstance(cell, bool | np.bool_ | complex | np.complexfloating) or not isinstance(
-        cell, numbers.Number
-    ):
+    if isinstance(cell, bool) or not isinstance(cell, numbers.Real | Decimal):
         return None
     try:
-        return float(cell)  # type: ignore[arg-type]  # Decimal and Fraction have __float__, Number does not promise it
+        return float(cell)
     except OverflowError:
         return None
 
@@ -129,14 +118,14 @@ def as_table(frame: pd.DataFrame, source: str) -> Table:
     """A DataFrame's columns, its index first if that contains timestamps (row numbers are ignored).
 
     Raises:
-        DataError: Not a DataFrame, several levels of columns or index, an index of neither timestamps nor row numbers.
+        DataError: Not a DataFrame, several levels of columns or index, an index that is neither
+            timestamps nor row numbers.
     """
     import pandas as pd
 
     if not isinstance(frame, pd.DataFrame):
-        raise DataError(
-            f"a {type(frame).__name__} is neither a path nor a DataFrame", fix="Give one of the two"
-        )
+        what = f"a {type(frame).__name__} is neither a path nor a DataFrame"
+        raise DataError(what, fix="Give one of the two")
     if isinstance(frame.columns, pd.MultiIndex) or isinstance(frame.index, pd.MultiIndex):
         what = "the columns or the index have several levels"
         raise DataError(what, where=source, fix="Flatten them to one level")
@@ -153,7 +142,10 @@ def as_table(frame: pd.DataFrame, source: str) -> Table:
     first = frame.iat[0, 0] if frame.size else ""
     first_cell = str(first) if isinstance(first, str) or hasattr(first, "year") else ""
     names = tuple(map(str, frame.columns))
-    read = lambda positions, dtype: frame.iloc[:, list(positions)]  # noqa: E731
+
+    def read(positions: Sequence[int], dtype: type) -> pd.DataFrame:
+        return frame.iloc[:, list(positions)]
+
     return Table(source, names, len(frame), first_cell, read, 0 if dated else None)
 
 
@@ -175,18 +167,17 @@ def read_parquet(path: Path) -> Table:
 
 
 def read_text(path: Path) -> Table:
-    """Read a delimited text file (``,``, ``;`` or tab; UTF-8, UTF-16 with its mark, otherwise Latin-1; gzip by name).
+    """Read a delimited text file (``,``, ``;`` or tab; UTF-8, UTF-16 with BOM, else Latin-1; gzip by name).
 
     Raises:
-        DataError: The file is damaged, empty or not text, a row is wider or narrower than the header, there is no header.
+        DataError: The file is damaged, empty or not text, has no header, or a row does not have its width.
     """
     with open_data(path) as file:
         text = _decode(file.read(), path)
     body = text.lstrip("\n")
     if not body.strip():
-        raise DataError(
-            "the file is empty", where=str(path), fix="Give a file with a header line and data rows"
-        )
+        fix = "Give a file with a header line and data rows"
+        raise DataError("the file is empty", where=str(path), fix=fix)
     skipped = len(text) - len(body)
     # blank lines at the end are not rows; one in the middle is a row with nothing in it
     body = re.sub(r"(?:\n *)+\Z", "", body) + "\n"

@@ -171,7 +171,7 @@ def shorten(text: object, length: int = 40) -> str:
 
 
 def check_order(times: np.ndarray, policy: str, place: Place) -> None:
-    """Check that timestamps ``[T]`` do not decrease and, unless ``policy`` is ``as_is``, that their step is regular.
+    """Check that timestamps ``[T]`` are in order and, unless ``policy`` is ``as_is``, have a regular step.
 
     Months, quarters, years and business days count as regular steps.
 
@@ -191,7 +191,7 @@ def check_order(times: np.ndarray, policy: str, place: Place) -> None:
     if len(repeated):
         row = int(repeated[0])
         raise DataError(
-            f"the timestamp {_show(times[row])} repeats the previous row's ({len(repeated)} repeats in total)",
+            f"the timestamp {_show(times[row])} repeats the previous row's ({len(repeated)} repeats in all)",
             where=place(row),
             fix="Remove the duplicates, or set `timestamps: as_is` to keep all rows",
         )
@@ -217,7 +217,7 @@ def _show(time: np.datetime64) -> str:
 
 
 def infer_step(times: np.ndarray) -> Step | None:
-    """The most common step of non-decreasing timestamps ``[T]`` (repeats count once); None for fewer than three.
+    """The most common step of ordered timestamps ``[T]`` (repeats count once); None for fewer than three.
 
     Calendar steps (months, quarters, years at their start, end, first or last business day, or on one day of
     the month; business days) are recognized where every row fits; any other step is a fixed duration.

@@ -1,4 +1,4 @@
-"""The generated load: reproducible, plausible, and its noise floor is what the best forecast really reaches."""
+"""The generated load: reproducible, plausible, and its noise floor is what the best forecast reaches."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_series_do_not_depend_on_the_machine():
 
 def test_normal_numbers_are_normal():
     draws = _normal(0, 200_000)
-    # standard errors: sqrt(1/n) = .0022 of the mean, sqrt(2/n) = .0032 of the variance, sqrt(96/n) = .022 of the fourth
-    # moment; the bounds are four of each
+    # standard errors: sqrt(1/n) = .0022 of the mean, sqrt(2/n) = .0032 of the variance, sqrt(96/n) = .022
+    # of the fourth moment; the bounds are four of each
     assert abs(draws.mean()) < 0.009
     assert abs(draws.var() - 1) < 0.013
     assert abs((draws**4).mean() - 3) < 0.088
@@ -76,8 +76,8 @@ def test_the_best_forecast_reaches_the_floor_and_no_less(long_load, horizon):
     origins = np.arange(0, long_load.frame.n_rows - horizon, 24)
     mse, mae = errors(long_load, long_load.best_forecast(origins, horizon), origins, horizon)
     floor = long_load.noise_floor(horizon)
-    # 4380 origins a day apart; the squared weather state is correlated over about 8 h, so the standard error stays near
-    # sqrt(2 / 4380) = 2 % of the mean square and half of that of the mean absolute error
+    # 4380 origins a day apart; the squared weather state is correlated over about 8 h, so the error stays
+    # near sqrt(2 / 4380) = 2 % of the mean square and half of that of the mean absolute error
     np.testing.assert_allclose(mse, floor.mse, rtol=0.06)
     np.testing.assert_allclose(mae, floor.mae, rtol=0.03)
 
@@ -127,14 +127,14 @@ def test_absolute_floor_is_averaged_after_the_root():
     )
 
 
-def test_standardised_floor_is_the_floor_of_standardised_series():
+def test_standardized_floor_is_the_floor_of_standardized_series():
     load = hourly_load(2000, seed=2)
     scaler = fit_scaler(load.frame.values, load.frame.names)
-    floor, scaled = load.noise_floor(24), load.noise_floor(24).standardised(scaler)
+    floor, scaled = load.noise_floor(24), load.noise_floor(24).standardized(scaler)
     np.testing.assert_allclose(scaled.mse * scaler.std**2, floor.mse, rtol=1e-12)
     np.testing.assert_allclose(scaled.mae * scaler.std, floor.mae, rtol=1e-12)
     with pytest.raises(DataError, match="load_north"):
-        floor.standardised(fit_scaler(load.frame.values, ["a", "b", "c", "d"]))
+        floor.standardized(fit_scaler(load.frame.values, ["a", "b", "c", "d"]))
 
 
 def test_counts_out_of_range_are_refused():

@@ -630,7 +630,7 @@ def test_a_range_that_holds_no_cut_is_refused(tmp_path):
         ("gone.csv", "gone.csv"),
         (
             "smap",
-            "`smap` is a labelled stream (anomaly), here a collection of single series (zero_shot, short_term)",
+            "`smap` is a labeled stream (anomaly), here a collection of single series (zero_shot, short_term)",
         ),
     ],
 )

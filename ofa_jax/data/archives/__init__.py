@@ -1,4 +1,4 @@
-"""The formats that benchmarks come in, each read into a plain record of NumPy arrays or refused with file, line and reason.
+"""Benchmark file formats, each read into a record of NumPy arrays or refused with file, line and reason.
 
 | reader | format | record |
 |---|---|---|
@@ -9,8 +9,8 @@
 | :func:`read_ts` | UEA ``.ts`` | :class:`LabelledCases` |
 | :func:`read_stream` | ``.npz`` of a labelled stream | :class:`LabelledStream` |
 
-All but the last read ``.gz`` as well. Nothing is dropped: what a reader does not understand is an error, and missing values are
-one unless the caller says how to fill them.
+All but the last read ``.gz`` as well. Nothing is dropped: what a reader does not understand is an error,
+and so are missing values unless the caller says how to fill them.
 """
 
 from ofa_jax.data.archives.m4 import M4Info, read_m4, read_m4_info, read_m4_part

@@ -47,33 +47,26 @@ def read_m4(train: str | Path, test: str | Path, info: str | Path | M4Info | Non
     Args:
         train: ``Yearly-train.csv`` or the like, also ``.gz``.
         test: ``Yearly-test.csv`` or the like; the horizon is its width, and every series must have all of it.
-        info: ``M4-info.csv``; when given, ids and horizon must agree with it, and the collection says category and frequency.
+        info: ``M4-info.csv``; ids and horizon must agree with it; adds category and frequency.
 
     Raises:
-        DataError: As :func:`read_m4_part`; a series in one part that the other lacks, a test part that is not whole, ids or a
-            horizon that the table of series does not confirm.
+        DataError: As :func:`read_m4_part`; a series in one part that the other lacks, an incomplete test
+            part, ids or a horizon that the table of series does not confirm.
     """
     past, future = read_m4_part(train), read_m4_part(test)
     for here, there in ((past, future), (future, past)):
-        absent = (
-            next((name for name in here.names if name not in set(there.names)), None)
-            if here.names != there.names
-            else None
-        )
+        known = set(there.names)
+        absent = next((name for name in here.names if name not in known), None)
         if absent is not None:
-            raise DataError(
-                f"the series {shorten(absent)} of {here.source} is not there ({here.n_series} and {there.n_series} series)",
-                where=there.source,
-                fix="Give the two parts of the same set, both whole",
-            )
+            counts = f"{here.n_series} and {there.n_series} series"
+            what = f"the series {shorten(absent)} of {here.source} is not there ({counts})"
+            raise DataError(what, where=there.source, fix="Give both complete parts of the same set")
     horizon = int(future.lengths.max())
     short = np.flatnonzero(future.lengths != horizon)
     if len(short):
-        raise DataError(
-            f"the series {shorten(future.names[short[0]])} has {future.lengths[short[0]]} test values where others have {horizon}",
-            where=future.source,
-            fix="Fetch the file again",
-        )
+        name, steps = shorten(future.names[short[0]]), future.lengths[short[0]]
+        what = f"the series {name} has {steps} test values where others have {horizon}"
+        raise DataError(what, where=future.source, fix="Fetch the file again")
     after = dict(zip(future.names, future.values, strict=True))
     attributes, frequency = _from_info(past, horizon, info)
     return SeriesCollection(
@@ -103,11 +96,9 @@ def _from_info(
             what = f"the series {shorten(name)} of {past.source} is not there"
             raise DataError(what, where=known.source, fix="Give the whole table")
         if known.horizons[row[name]] != horizon:
-            raise DataError(
-                f"the horizon of {shorten(name)} is {known.horizons[row[name]]}, the test part has {horizon} steps",
-                where=known.source,
-                fix="Give the test part of the same set",
-            )
+            found = f"the horizon of {shorten(name)} is {known.horizons[row[name]]}"
+            what, fix = f"{found}, the test part has {horizon} steps", "Give the test part of the same set"
+            raise DataError(what, where=known.source, fix=fix)
     rows = [row[name] for name in past.names]
     frequencies = {known.frequencies[index] for index in rows}
     if len(frequencies) > 1:
@@ -117,13 +108,13 @@ def _from_info(
 
 
 def read_m4_part(path: str | Path) -> SeriesCollection:
-    """One file of M4 with a series per row: a training part, a test part, or submitted forecasts (``submission-Naive2.csv``).
+    """One file of M4 with a series per row: training part, test part, or submitted forecasts.
 
     The cells after a series' last value are empty or ``NA``; a gap within a series is an error.
 
     Raises:
-        DataError: A row of another width than the header, a repeated or empty id, text among the numbers, a missing value, no rows;
-            with file, line and place in the line.
+        DataError: A row of another width than the header, a repeated or empty id, text among the numbers, a
+            missing value, no rows; with file, line and place in the line.
     """
     path = Path(path)
     lines = read_lines(path)
@@ -148,10 +139,11 @@ def read_m4_part(path: str | Path) -> SeriesCollection:
 
 
 def read_m4_info(path: str | Path) -> M4Info:
-    """``M4-info.csv``, the table of all series; a column ``StartingDate`` may follow and is not read (its years have two digits).
+    """``M4-info.csv``, the table of all series; a column ``StartingDate`` is ignored (two-digit years).
 
     Raises:
-        DataError: Other columns, a row of another width, a repeated or empty id, a season or horizon that is no whole number.
+        DataError: Other columns, a row of another width, a repeated or empty id, a season or horizon that is
+            not a whole number.
     """
     path = Path(path)
     lines = read_lines(path)
@@ -217,7 +209,7 @@ def _check_cells(line: str, width: int, where: str) -> None:
         raise DataError(what, where=where, fix="Fetch the file again; the line may be cut short")
     if '"' in line and not _CELLS.fullmatch(line):
         raise DataError(
-            "a quote stands alone or around several cells", where=where, fix="Quote whole cells, or none"
+            "a quote is unbalanced or encloses several cells", where=where, fix="Quote whole cells, or none"
         )
 
 
@@ -225,6 +217,6 @@ def _check_id(name: str, line_of: dict[str, int], number: int, where: str) -> No
     if not name:
         raise DataError("the series has no id", where=where, fix="Fetch the file again")
     if name in line_of:
-        what = f"the id {shorten(name)} stands twice, first in line {line_of[name]}"
+        what = f"the id {shorten(name)} is repeated, first in line {line_of[name]}"
         raise DataError(what, where=where, fix="Name each series once")
     line_of[name] = number

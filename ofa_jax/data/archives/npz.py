@@ -23,14 +23,14 @@ MAX_BYTES = 16 << 30
 
 
 def read_stream(path: str | Path) -> LabelledStream:
-    """A stream from an ``.npz`` with ``train`` ``[T_train, C]``, ``test`` ``[T_test, C]`` and 0/1 ``test_label`` ``[T_test]``.
+    """A stream from an ``.npz``: ``train`` and ``test`` ``[T, C]`` each, and 0/1 ``test_label`` ``[T_test]``.
 
-    Streams of several recordings also have ``channels`` (names of the S segments) and ``train_len``, ``test_len``
-    ``[S]`` (their rows). Pickled arrays are never loaded.
+    Streams of several recordings also have ``channels`` (names of the S segments) and ``train_len``,
+    ``test_len`` ``[S]`` (their rows). Pickled arrays are never loaded.
 
     Raises:
-        DataError: The file is damaged; an array is missing, unknown, or of another shape or type; a value is not finite;
-            a label is neither 0 nor 1; the segments' rows do not add up.
+        DataError: The file is damaged; an array is missing, unknown, or of another shape or type; a value is
+            not finite; a label is neither 0 nor 1; the segments' rows do not add up.
     """
     path = Path(path)
     arrays = _load(path)
@@ -88,7 +88,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in names}
     except DataError:
         raise
-    # what zipfile and numpy raise on damaged files; RuntimeError and its NotImplementedError are exotic entries
+    # what zipfile and numpy raise on damaged files; RuntimeError: exotic entries
     except (
         OSError,
         EOFError,

@@ -19,7 +19,7 @@ class SeriesCollection:
         frequency: The archive's own word (``yearly``, ``Weekly``), or None where it says nothing.
         horizon: Steps H at the end of every series that the archive sets aside as its test part, or None.
         starts: ``[S]`` datetime64[s], the first timestamp of each series, or None.
-        observed: S arrays ``[T_s]`` bool, False where a value was missing and has been filled; None where nothing was missing.
+        observed: S arrays ``[T_s]`` bool, False where a missing value was filled; None without any.
         attributes: Everything else that the archive says of each series, as text ``[S]`` by attribute.
         source: Where the values come from, for messages.
     """
@@ -53,7 +53,7 @@ class LabelledCases:
         cases: N arrays ``[T_i, C]`` float64, all finite and none empty.
         labels: ``[N]`` the class of each case, as the archive writes it.
         classes: The K classes in the header's order; a file need not hold a case of each.
-        observed: N arrays ``[T_i, C]`` bool, False where a value was missing and has been filled; None where nothing was missing.
+        observed: N arrays ``[T_i, C]`` bool, False where a missing value was filled; None without any.
         source: Where the values come from, for messages.
     """
 
@@ -90,14 +90,14 @@ class LabelledCases:
 class LabelledStream:
     """A training stream without labels and a test stream with a label per step.
 
-    Either may be several recordings laid end to end, the segments; a window should not cross from one into the next.
+    Either may be several recordings laid end to end, the segments; windows should not cross borders.
 
     Attributes:
         train: ``[T_train, C]`` float64, all finite.
         test: ``[T_test, C]`` float64, all finite.
         test_label: ``[T_test]`` bool, True where the step is anomalous.
         segments: The S segments' names, unique.
-        train_borders: ``[S + 1]`` int64; segment s is rows ``train_borders[s]`` to ``train_borders[s + 1]`` (exclusive).
+        train_borders: ``[S + 1]`` int64; segment s begins at row ``train_borders[s]``, the next one ends it.
         test_borders: As ``train_borders``, of the test stream.
         source: Where the values come from, for messages.
     """

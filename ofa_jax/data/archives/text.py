@@ -21,10 +21,10 @@ _FOREIGN = re.compile(r"[^0-9eE+\-.,]")
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file (gzip by name) with their numbers from 1, without their ends; UTF-8, line by line else Latin-1.
+    """The stripped lines of a text file (gzip by name) with their numbers from 1; each UTF-8 or else Latin-1.
 
     Raises:
-        DataError: The file is missing, damaged, empty or binary, or its last line has no end, the sign of a file cut short.
+        DataError: The file is missing, damaged, empty or binary, or its last line has no end (cut short).
     """
     if not path.is_file():
         raise DataError(
@@ -68,8 +68,8 @@ class Header:
 
     Args:
         path: The file, for messages.
-        known: The tags that may stand there.
-        several: Those of them that may stand more than once.
+        known: The allowed tags.
+        several: Those that may be repeated.
     """
 
     def __init__(self, path: Path, known: tuple[str, ...], several: tuple[str, ...] = ()) -> None:
@@ -88,7 +88,7 @@ class Header:
                 continue
             where = place(self._path, number)
             if not line.startswith("@"):
-                what = f"among the header stands {shorten(line)}"
+                what = f"the header contains {shorten(line)}"
                 raise DataError(what, where=where, fix="Data belong below the line `@data`")
             name, value = (*re.split(r"\s+", line[1:], maxsplit=1), "")[:2]
             name = name.lower()
@@ -98,7 +98,7 @@ class Header:
                 what = f"the header tag {shorten(name)} is not known"
                 raise DataError(what, where=where, fix=f"Known are {', '.join(self._known)}")
             if name in self._found and name not in self._several:
-                raise DataError(f"`@{name}` stands a second time", where=where, fix="Keep one of the two")
+                raise DataError(f"`@{name}` is repeated", where=where, fix="Keep one of the two")
             self._found.setdefault(name, []).append((number, value))
         what = "there is no line `@data`"
         raise DataError(what, where=place(self._path, number), fix="Fetch the file again: it is cut short")
@@ -108,7 +108,7 @@ class Header:
         return place(self._path, self._found[name][0][0])
 
     def all(self, name: str) -> list[tuple[int, str]]:
-        """Line and value of each time that a tag stands."""
+        """Line and value of each occurrence of a tag."""
         return self._found.get(name, [])
 
     def text(self, name: str) -> str | None:
@@ -153,7 +153,7 @@ def numbers(text: str, where: str, *, never_missing: str | None = None) -> np.nd
         never_missing: Why none may be missing, for the message; None where they may.
 
     Raises:
-        DataError: Something else than a finite number (with its place in the line), a missing one where none may be.
+        DataError: A field that is not a finite number (with its position), a missing one where none may be.
     """
     fields = text.split(",")
     if not _FOREIGN.search(text):
@@ -188,12 +188,12 @@ def _number(field: str, where: str, never_missing: str | None) -> float:
         value = np.inf
     if not np.isfinite(value):
         what = f"{shorten(field)} is not a finite number"
-        raise DataError(what, where=where, fix="Correct the value; `?` stands for a missing one")
+        raise DataError(what, where=where, fix="Correct the value; `?` means a missing one")
     return value
 
 
 def fill(values: np.ndarray, missing: Missing, where: str) -> np.ndarray:
-    """A series ``[T]`` with its missing values treated as asked (:func:`ofa_jax.data.missing.fill_missing`)."""
+    """A series ``[T]`` with missing values filled (:func:`ofa_jax.data.missing.fill_missing`)."""
 
     def place_of(column: int, row: int | None) -> str:
         return where if row is None else f"{where}, value {row + 1}"

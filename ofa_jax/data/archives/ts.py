@@ -1,4 +1,4 @@
-"""UEA `.ts`: labelled cases of one or several channels (the layout of the UEA and UCR classification archives)."""
+"""UEA `.ts`: labeled cases of one or several channels (UEA and UCR classification archives)."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def read_ts(path: str | Path, *, missing: Missing = "error") -> LabelledCases:
 
     Args:
         path: The file.
-        missing: What to do about ``?`` and ``NaN``: refuse them, draw a line between neighbours, or carry the last value forward.
+        missing: Policy for ``?`` and ``NaN``: refuse them, interpolate, or carry the last value forward.
 
     Raises:
-        DataError: Anything that is not as the header says (channels, lengths, classes) or cannot be read as asked, with file and
-            line; values with timestamps of their own and targets that are numbers are not read.
+        DataError: Anything that is not as the header says (channels, lengths, classes) or cannot be read as
+            asked, with file and line; timestamped values and numeric targets are not read.
     """
     path = Path(path)
     lines = read_lines(path)
@@ -57,7 +57,7 @@ def read_ts(path: str | Path, *, missing: Missing = "error") -> LabelledCases:
                 f"has {len(parts)} channel(s) and a label, separated by `:`, where "
                 + ("at least one channel is needed" if channels is None else f"{channels} are expected"),
                 where=where,
-                fix="Correct the line or the header; the line may be cut short or stand in the wrong place",
+                fix="Correct the line or the header; the line may be cut short or be in the wrong place",
             )
         channels = len(parts)
         if label not in classes:

@@ -1,4 +1,4 @@
-"""Monash `.tsf`: collections of single series with attributes (the layout of the Monash Time Series Forecasting Archive)."""
+"""Monash `.tsf`: collections of single series with attributes (Monash Time Series Forecasting Archive)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_tsf(path: str | Path, *, missing: Missing = "error") -> SeriesCollectio
 
     Args:
         path: The file.
-        missing: What to do about ``?`` and ``NaN``: refuse them, draw a line between neighbours, or carry the last value forward.
+        missing: Policy for ``?`` and ``NaN``: refuse them, interpolate, or carry the last value forward.
 
     Raises:
         DataError: Anything that is not as the header says or cannot be read as asked, with file and line.
@@ -47,15 +47,15 @@ def read_tsf(path: str | Path, *, missing: Missing = "error") -> SeriesCollectio
         fields = line.split(":")
         if line.startswith("@") or len(fields) != len(attributes) + 1:
             raise DataError(
-                f"has {len(fields)} part(s) separated by `:` where the header's attributes and the values make {len(attributes) + 1}",
+                f"has {len(fields)} part(s) separated by `:` where the header makes {len(attributes) + 1}",
                 where=where,
-                fix="Correct the line; it may be cut short or stand in the wrong place",
+                fix="Correct the line; it may be cut short or be in the wrong place",
             )
         for (name, kind), cell in zip(attributes.items(), fields, strict=False):
             cells[name].append(_attribute(name, kind, cell.strip(), where))
         series = cells[_NAME][-1]
         if series in line_of:
-            what = f"the series {shorten(series)} stands twice, first in line {line_of[series]}"
+            what = f"the series {shorten(series)} is repeated, first in line {line_of[series]}"
             raise DataError(what, where=where, fix="Name each series once")
         line_of[series] = number
         read = numbers(fields[-1], where, never_missing=never_missing)
@@ -89,7 +89,7 @@ def _attributes(header: Header, path: Path) -> dict[str, str]:
             raise DataError(what, where=where, fix=f"Write a name and one of {', '.join(_TYPES)}")
         if name in found:
             raise DataError(
-                f"the attribute {shorten(name)} stands twice", where=where, fix="Name each attribute once"
+                f"the attribute {shorten(name)} is repeated", where=where, fix="Name each attribute once"
             )
         if (name == _NAME and kind != "string") or (name == _START and kind != "date"):
             raise DataError(
@@ -133,7 +133,7 @@ def _check_lengths(header: Header, values: list[np.ndarray], places: list[str]) 
     for series, where in zip(values, places, strict=True):
         if len(series) != len(values[0]):
             raise DataError(
-                f"the series has {len(series)} values, the first one {len(values[0])}, although the header says `@equallength true`",
+                f"the series has {len(series)} values, the first one {len(values[0])} (`@equallength true`)",
                 where=where,
                 fix="Correct the header or the series",
             )

@@ -22,7 +22,6 @@ from ofa_jax.data.archives.text import read_lines
 from ofa_jax.data.catalog.entries import ENTRIES
 from ofa_jax.data.catalog.load import content_sha256
 from ofa_jax.data.frames import Frame, Missing, Timestamps, read_frame
-from ofa_jax.errors import DataError
 
 Record = Frame | SeriesCollection | LabelledCases | LabelledStream | M4Info
 
@@ -30,25 +29,22 @@ Record = Frame | SeriesCollection | LabelledCases | LabelledStream | M4Info
 def check_file(
     path: str | Path, *, missing: Missing = "error", timestamps: Timestamps | None = None
 ) -> dict[str, Any]:
-    """Read a file of any known format whole, with every check of its reader, and sum it up in plain values.
+    """Read a file of any known format with every check of its reader, and summarize it in plain values.
 
     Args:
-        path: CSV or Parquet (a frame), ``.tsf``, ``.ts``, an M4 csv, or ``.npz``; text formats also as ``.gz``.
+        path: CSV or Parquet (a frame), ``.tsf``, ``.ts``, an M4 csv, or ``.npz``; text also as ``.gz``.
         missing: As of the readers.
-        timestamps: As of :func:`ofa_jax.data.frames.read_frame`; None takes the catalogue's word where the content is a known
-            file's, else ``error``.
+        timestamps: As of :func:`ofa_jax.data.frames.read_frame`; default: the catalog's policy for a known
+            file, else ``error``.
 
     Returns:
-        ``path``, ``kind``, ``sha256`` (of the content, unpacked), ``known_as`` (the names of the catalogued data
-        sets that have this file), and what the kind has: counts, lengths, names, classes, share of anomalies.
+        ``path``, ``kind``, ``sha256`` (of the content, unpacked), ``known_as`` (the data sets of the
+        catalog that have this file), and what the kind has: counts, lengths, names, classes, share of anomalies.
 
     Raises:
         DataError: The first thing that is wrong, with its place.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "there is no such file"
-        raise DataError(what, where=str(path), fix="Give a data file")
     digest = content_sha256(path)
     known = [
         entry for entry in ENTRIES if any(digest in (file.sha256, file.copy_sha256) for file in entry.files)

@@ -44,8 +44,8 @@ class DatasetEntry:
 
     Attributes:
         name: Its name in commands and settings.
-        kind: A ``frame`` (CSV), a ``collection`` of single series (``.tsf`` or M4), labeled ``cases`` (``.ts``), or a
-            labeled ``stream`` (``.npz``).
+        kind: A ``frame`` (CSV), a ``collection`` of single series (``.tsf`` or M4), labeled ``cases``
+            (``.ts``), or a labeled ``stream`` (``.npz``).
         title: One line about it.
         files: Its files.
         pages: Web pages about it.
@@ -57,8 +57,8 @@ class DatasetEntry:
         season: Season length in steps; for collections the m of MASE (protocol §3).
         horizons: The published horizons, in steps.
         timestamps: How a frame's protocol treats repeated and missing timestamps.
-        n_rows, n_channels, n_series, n_train, n_test, length, n_classes: Sizes: rows T, channels C, series S, training
-            and test cases or steps, steps of the longest case, classes K.
+        n_rows, n_channels, n_series, n_train, n_test, length, n_classes: Sizes: rows T, channels C, series S,
+            training and test cases or steps, steps of the longest case, classes K.
     """
 
     name: str
@@ -98,7 +98,8 @@ class DatasetEntry:
 def _read() -> tuple[DatasetEntry, ...]:
     text = resources.files("ofa_jax.data.catalog").joinpath("entries.yaml").read_text(encoding="utf-8")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is built in
-    return TypeAdapter(tuple[DatasetEntry, ...]).validate_python(yaml.load(text, Loader=loader))
+    data_sets = yaml.load(text, Loader=loader)["data_sets"]
+    return TypeAdapter(tuple[DatasetEntry, ...]).validate_python(data_sets)
 
 
 ENTRIES = _read()

@@ -44,16 +44,16 @@ class Fetched:
 def fetch(entry: DatasetEntry, root: str | Path | None = None) -> tuple[Fetched, ...]:
     """Download the missing files of a data set below ``root``.
 
-    Present files are verified and left alone. A file is moved into place only when it is complete and, where its sha256
-    is known, right.
+    Present files are verified and left alone. A file is moved into place only when it is complete and,
+    where its sha256 is known, right.
 
     Args:
         entry: The data set.
         root: The data root, created if missing; default: :func:`ofa_jax.data.catalog.load.data_root`.
 
     Raises:
-        DataError: A needed file has no address; the download fails; the sha256 differs; an archive is damaged or lacks
-            the file.
+        DataError: A needed file has no address; the download fails; the sha256 differs; an archive is damaged
+            or lacks the file.
     """
     root = data_root() if root is None else Path(root)
     missing = [file for file in entry.files if find(file, root) is None]
@@ -97,13 +97,20 @@ def _fetch_url(url: str, files: Sequence[DataFile], root: Path, scratch: Path) -
     for file in files:
         found = content_sha256(unpacked[file.path])
         if file.sha256 is not None and found != file.sha256:
-            what = f"the download of {file.path} has the sha256 {found}, expected {file.sha256}; it was discarded"
-            raise DataError(what, where=url, fix="Try again; if it persists, the published file has changed")
+            what = f"the download of {file.path} has the sha256 {found}, expected {file.sha256}"
+            raise DataError(
+                f"{what}; it was discarded",
+                where=url,
+                fix="Try again; if it persists, the published file has changed",
+            )
+    mask = os.umask(0)
+    os.umask(mask)
     for file in files:
         target = root / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(unpacked[file.path], "rb") as content:
             os.fsync(content.fileno())
+        os.chmod(unpacked[file.path], 0o666 & ~mask)  # temporary files are their owner's alone
         os.replace(unpacked[file.path], target)
 
 
@@ -124,7 +131,7 @@ def _download(url: str, scratch: Path) -> Path:
 
 
 def _unpack(archive: Path, files: Sequence[DataFile], scratch: Path, url: str) -> dict[str, Path]:
-    """The wanted files of a zip archive, or the one of a gzip file; names inside an archive never become paths."""
+    """The wanted files of a zip archive, or the one of a gzip file; names inside never become paths."""
     try:
         if files[0].member is None:
             with gzip.open(archive) as content:

@@ -1,13 +1,12 @@
-"""The catalogue: benchmark data sets known by name, where their files lie, whether they are the published ones, and their reading."""
+"""The catalog: benchmark data sets by name, located, verified and read."""
 
 from __future__ import annotations
 
 import difflib
-import gzip
 import hashlib
 import os
-import zlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +21,21 @@ from ofa_jax.data.archives import (
 )
 from ofa_jax.data.catalog.entries import ENTRIES, DataFile, DatasetEntry, Kind
 from ofa_jax.data.frames import Frame, Missing, read_frame
+from ofa_jax.data.tables import open_data
 from ofa_jax.errors import DataError
-from ofa_jax.files import sha256_file
 
 DATA_VARIABLE = "OFA_JAX_DATA"
 
 CATALOG: dict[str, DatasetEntry] = {entry.name: entry for entry in ENTRIES}
 """Every known data set by name."""
 
-_READS: dict[Kind, str] = {
-    "frame": "load",
-    "collection": "load_collection",
-    "cases": "load_cases",
-    "stream": "load_streams",
+_KINDS: dict[Kind, tuple[str, str]] = {
+    "frame": ("table of series (forecast, imputation)", "load"),
+    "collection": ("collection of single series (zero_shot, short_term)", "load_collection"),
+    "cases": ("set of labeled cases (classification)", "load_cases"),
+    "stream": ("labeled stream (anomaly)", "load_streams"),
 }
-_CALLED: dict[Kind, str] = {
-    "frame": "table of series (forecast, imputation)",
-    "collection": "collection of single series (zero_shot, short_term)",
-    "cases": "set of labelled cases (classification)",
-    "stream": "labelled stream (anomaly)",
-}
-"""What messages call each kind, with the tasks that read it."""
+"""What messages call each kind, with the tasks that read it, and the function that loads it."""
 
 
 def data_root() -> Path:
@@ -63,7 +56,7 @@ def data_root() -> Path:
 
 
 def find(file: DataFile, root: Path) -> Path | None:
-    """A catalogued file below ``root``, as itself or with ``.gz``; None where it is not there."""
+    """A file of the catalog below ``root``, as itself or with ``.gz``; None where it is not there."""
     for path in (root / file.path, root / f"{file.path}.gz"):
         if path.is_file():
             return path
@@ -71,7 +64,7 @@ def find(file: DataFile, root: Path) -> Path | None:
 
 
 def locate(entry: DatasetEntry, root: str | Path | None = None, *, role: str | None = None) -> Path:
-    """A file of a known data set below ``root`` (by default :func:`data_root`): the one with a role, by default the first.
+    """The file of a data set with a role (default: the first) below ``root`` (default: :func:`data_root`).
 
     Raises:
         DataError: It is not there: where it was looked for, where to get it, where to put it.
@@ -112,21 +105,12 @@ def content_sha256(path: Path) -> str:
     Raises:
         DataError: The file cannot be read or unpacked.
     """
-    try:
-        if not path.name.endswith(".gz"):
-            return sha256_file(path)
-        digest = hashlib.sha256()
-        with gzip.open(path) as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
-    except (OSError, EOFError, zlib.error) as error:
-        what = f"the file cannot be read ({error})"
-        raise DataError(what, where=str(path), fix="Check that it is whole; fetch it again") from None
+    with open_data(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # gzip's lacks getbuffer
 
 
 def verify(entry: DatasetEntry, path: str | Path, *, role: str | None = None) -> bool:
-    """Check a file's content against the catalogue's sha256; False where the catalogue cannot tell.
+    """Check a file's content against the catalog's sha256; False where the catalog has none for it.
 
     Raises:
         DataError: The published file's sha256 is known and this is another file.
@@ -151,14 +135,15 @@ def load(
     Args:
         name_or_path: A name in :data:`CATALOG`, or a path.
         root: Data root for known data sets; by default :func:`data_root`.
-        options: As of :func:`ofa_jax.data.frames.read_frame`; for a known data set ``timestamps`` is the catalogue's own unless given.
+        options: As of :func:`ofa_jax.data.frames.read_frame`; ``timestamps`` defaults to the catalog's
+            for a known data set.
 
     Returns:
-        The frame, and the catalogue's entry or None.
+        The frame, and the catalog's entry or None.
 
     Raises:
-        DataError: As :func:`locate`, :func:`verify` and ``read_frame``; a name that is neither known nor a file; a known data set
-            that is no frame.
+        DataError: As :func:`locate`, :func:`verify` and ``read_frame``; a name that is neither known
+            nor a file; a known data set that is not a frame.
     """
     entry = _entry(name_or_path, "frame")
     if entry is not None:
@@ -169,11 +154,11 @@ def load(
 def load_collection(
     name_or_path: str | Path, *, root: str | Path | None = None, missing: Missing = "error"
 ) -> tuple[SeriesCollection, DatasetEntry | None]:
-    """A known collection of single series by name (M3, M4), or a user's own ``.tsf`` file; test part at each series' end.
+    """A known collection of single series (M3, M4) or a user's ``.tsf`` file; test part at each series' end.
 
     Raises:
-        DataError: As :func:`load`, :func:`ofa_jax.data.archives.read_tsf` and :func:`ofa_jax.data.archives.read_m4`; another number
-            of series than the catalogue's.
+        DataError: As :func:`load`, ``read_tsf`` and ``read_m4``; another number of series
+            than the catalog's.
     """
     entry = _entry(name_or_path, "collection")
     if entry is None:
@@ -193,11 +178,11 @@ def load_collection(
 def load_cases(
     name_or_folder: str | Path, *, root: str | Path | None = None, missing: Missing = "error"
 ) -> tuple[LabelledCases, LabelledCases, DatasetEntry | None]:
-    """The training and test cases of a known classification problem, or of a folder with one ``*_TRAIN.ts`` and one ``*_TEST.ts``.
+    """Training and test cases of a known problem, or of a folder with ``*_TRAIN.ts`` and ``*_TEST.ts``.
 
     Raises:
-        DataError: As :func:`load` and :func:`ofa_jax.data.archives.read_ts`; parts that differ in channels or classes; for a known
-            problem, other numbers of cases or channels than the catalogue's.
+        DataError: As :func:`load` and :func:`ofa_jax.data.archives.read_ts`; parts that differ in channels
+            or classes; other numbers of cases or channels than the catalog's.
     """
     entry = _entry(name_or_folder, "cases")
     known = [] if entry is None else [_checked(entry, root, role) for role in ("train", "test")]
@@ -228,11 +213,11 @@ def load_streams(
     Args:
         name_or_path: A name in :data:`CATALOG`, or a path.
         root: Data root for known data sets; by default :func:`data_root`.
-        only: Roles of the files to read (``machine-1-2``, …) where not all are wanted; by default all, and all must be there.
+        only: Roles of the files to read (``machine-1-2``, …) ; default: all, and all must be there.
 
     Raises:
-        DataError: As :func:`load` and :func:`ofa_jax.data.archives.read_stream`; other channels or, when all are read, other steps
-            than the catalogue's.
+        DataError: As :func:`load` and :func:`ofa_jax.data.archives.read_stream`; other channels or,
+            when all are read, other steps than the catalog's.
     """
     entry = _entry(name_or_path, "stream")
     if entry is None:
@@ -263,7 +248,7 @@ def known(name: str) -> DatasetEntry:
 
 
 def list_entries(root: str | Path | None = None) -> list[dict[str, Any]]:
-    """Every known data set as a dictionary of plain values: name, kind, title, files, whether they are there, sources, licence, sizes.
+    """Every known data set as a dictionary of plain values.
 
     Args:
         root: Data root to look for the files in; None leaves ``present`` out (None) of every file.
@@ -272,38 +257,29 @@ def list_entries(root: str | Path | None = None) -> list[dict[str, Any]]:
 
 
 def _listing(entry: DatasetEntry, root: Path | None) -> dict[str, Any]:
+    def present(file: DataFile) -> bool | None:
+        return None if root is None else find(file, root) is not None
+
+    plain = asdict(entry)
+    sizes = {name: plain[name] for name in _SIZES if plain[name] is not None}
+    fields = ("path", "role", "needed", "sha256", "url")
     files = [
-        {
-            "path": file.path,
-            "role": file.role,
-            "needed": file.needed,
-            "sha256": file.sha256,
-            "url": file.url,
-            "present": None if root is None else find(file, root) is not None,
-        }
-        for file in entry.files
+        {name: getattr(file, name) for name in fields} | {"present": present(file)} for file in entry.files
     ]
-    sizes = {
-        name: getattr(entry, name)
-        for name in ("n_rows", "n_channels", "n_series", "n_train", "n_test", "length", "n_classes")
-    }
+    needed = [file for file in entry.files if file.needed]
     return {
-        "name": entry.name,
-        "kind": entry.kind,
-        "title": entry.title,
-        "present": None if root is None else all(file["present"] for file in files if file["needed"]),
-        "fetchable": all(file.url is not None for file in entry.files if file.needed),
+        **{name: plain[name] for name in ("name", "kind", "title")},
+        "present": None if root is None else all(present(file) for file in needed),
+        "fetchable": all(file.url is not None for file in needed),
         "files": files,
-        "pages": list(entry.pages),
-        "licence": entry.licence,
-        "citation": entry.citation,
-        "note": entry.note,
+        **{name: plain[name] for name in ("pages", "licence", "citation", "note")},
         "split": entry.split if entry.kind == "frame" else None,
-        "frequency": entry.frequency,
-        "season": entry.season,
-        "horizons": list(entry.horizons),
-        "sizes": {name: size for name, size in sizes.items() if size is not None},
+        **{name: plain[name] for name in ("frequency", "season", "horizons")},
+        "sizes": sizes,
     }
+
+
+_SIZES = ("n_rows", "n_channels", "n_series", "n_train", "n_test", "length", "n_classes")
 
 
 def _entry(name_or_path: str | Path, kind: Kind) -> DatasetEntry | None:
@@ -311,10 +287,9 @@ def _entry(name_or_path: str | Path, kind: Kind) -> DatasetEntry | None:
     if entry is None or entry.kind == kind:
         return entry
     names = [name for name, other in CATALOG.items() if other.kind == kind]
-    raise DataError(
-        f"`{entry.name}` is a {_CALLED[entry.kind]}, here a {_CALLED[kind]} is needed",
-        fix=f"Name one of {', '.join(names)}, or set task.name to a task that reads it (in Python: `{_READS[entry.kind]}`)",
-    )
+    (is_a, reader), needed = _KINDS[entry.kind], _KINDS[kind][0]
+    what, fix = f"`{entry.name}` is a {is_a}, here a {needed} is needed", f"Name one of {', '.join(names)}"
+    raise DataError(what, fix=f"{fix}, or set task.name to a task that reads it (in Python: `{reader}`)")
 
 
 def _own(name_or_path: str | Path, kind: Kind) -> Path:

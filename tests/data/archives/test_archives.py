@@ -1,4 +1,4 @@
-"""The archive readers: right on whole files, an error with its place on any other, and never anything else."""
+"""The archive readers: right on complete files, an error with its place on any other."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ M4_TRAIN = '"V1","V2","V3","V4","V5"\n"Y1","1.5","2","3","4"\n"Y2","5","6",,\n"Y
 M4_TEST = "V1,V2,V3\nY1,10,11\nY3,12,13\nY2,14,15\n"
 M4_INFO = (
     "M4id,category,Frequency,Horizon,SP,StartingDate\n"
-    "Y1,Macro,1,2,Yearly,01-01-79 12:00\nY2,Micro,1,2,Yearly,01-01-79 12:00\nY3,Other,1,2,Yearly,01-01-79 12:00\nQ1,Micro,4,8,Quarterly,-\n"
+    "Y1,Macro,1,2,Yearly,01-01-79 12:00\nY2,Micro,1,2,Yearly,01-01-79 12:00\n"
+    "Y3,Other,1,2,Yearly,01-01-79 12:00\n"
+    "Q1,Micro,4,8,Quarterly,-\n"
 )
 
 
@@ -227,7 +229,7 @@ def test_missing_values_of_cases(tmp_path):
         read_ts(write(tmp_path, "toy.ts", TS_GAPS))
     with pytest.raises(
         DataError,
-        match="line 10, channel 2, value 1: the first value is missing or infinite and `missing: ffill` has nothing",
+        match="line 10, channel 2, value 1: the first value is missing or infinite and `missing: ffill`",
     ):
         read_ts(write(tmp_path, "toy.ts", TS_GAPS), missing="ffill")
     found = read_ts(write(tmp_path, "toy.ts", TS_GAPS.replace("?,5,NaN", "4,5,NaN")), missing="ffill")
@@ -255,7 +257,7 @@ def test_a_missing_value_that_the_header_denies_is_always_an_error(tmp_path, how
         ("@horizon 2", "@horizon two", r"line 7: `@horizon` is 'two'"),
         ("@horizon 2", "@horizon 0", r"line 7: `@horizon` is '0'"),
         ("@horizon 2", "@horizon", r"line 7: `@horizon` has no value"),
-        ("@horizon 2", "@horizon 2\n@horizon 3", r"line 8: `@horizon` stands a second time"),
+        ("@horizon 2", "@horizon 2\n@horizon 3", r"line 8: `@horizon` is repeated"),
         ("@horizon 2", "@season 2", r"line 7: the header tag 'season' is not known"),
         ("@missing true", "@missing perhaps", r"line 8: `@missing` is 'perhaps'"),
         ("@attribute city string", "@attribute city text", r"line 5: `@attribute` says 'city text'"),
@@ -267,7 +269,7 @@ def test_a_missing_value_that_the_header_denies_is_always_an_error(tmp_path, how
         (
             "@attribute city string",
             "@attribute series_name string",
-            r"line 5: the attribute 'series_name' stands twice",
+            r"line 5: the attribute 'series_name' is repeated",
         ),
         ("series_name string", "name string", r"no `@attribute series_name string`"),
         (
@@ -275,7 +277,7 @@ def test_a_missing_value_that_the_header_denies_is_always_an_error(tmp_path, how
             "start_timestamp string",
             r"line 4: the attribute `start_timestamp` cannot be of type string",
         ),
-        ("@attribute city string\n", "", r"line 10: has 4 part\(s\) separated by `:` where .* make 3"),
+        ("@attribute city string\n", "", r"line 10: has 4 part\(s\) separated by `:` where .* makes 3"),
         (
             "1980-06-01 12-30-15",
             "1980-13-01 00-00-00",
@@ -283,7 +285,7 @@ def test_a_missing_value_that_the_header_denies_is_always_an_error(tmp_path, how
         ),
         ("1980-06-01 12-30-15", "1980-06-01", r"line 12: .* not a date"),
         ("@equallength false", "@equallength true", r"line 12: the series has 5 values, the first one 3"),
-        ("T 2:", "T1:", r"line 12: the series 'T1' stands twice, first in line 11"),
+        ("T 2:", "T1:", r"line 12: the series 'T1' is repeated, first in line 11"),
         ("T 2:", ":", r"line 12: the series has no name"),
         ("9,10", "9,ten", r"line 12, value 4: 'ten' is not a finite number"),
         ("9,10", "9,inf", r"line 12, value 4: 'inf' is not"),
@@ -293,7 +295,7 @@ def test_a_missing_value_that_the_header_denies_is_always_an_error(tmp_path, how
         ("9,10", "9;10", r"line 12, value 3: '9;10' is not"),
         ("::0.5,0.25", "::", r"line 13, value 1: there is nothing"),
         ("0.25\n", "0.25", r"line 13: the last line has no line end"),
-        ("@data\n", "", r"line 10: among the header stands 'T1:1979"),
+        ("@data\n", "", r"line 10: the header contains 'T1:1979"),
         ("T 2", "\0", r"line 12: the file holds binary data"),
         (TSF[TSF.index("T1:") :], "", r"no series below `@data`"),
         (TSF[TSF.index("@data") :], "", r"line 9: there is no line `@data`"),
@@ -365,14 +367,14 @@ def test_ts_mistakes(tmp_path, old, new, match):
 @pytest.mark.parametrize(
     ("old", "new", "match"),
     [
-        ('"Y2"', '"Y1"', r"line 3: the id 'Y1' stands twice, first in line 2"),
+        ('"Y2"', '"Y1"', r"line 3: the id 'Y1' is repeated, first in line 2"),
         ('"Y2"', '""', r"line 3: the series has no id"),
         (',"6",,', ',"6",', r"line 3: has 4 field\(s\) where the header has 5"),
         ('"5","6",,', '"5",,"6",', r"line 3, value 2: there is nothing between two separators"),
         ('"5","6",,', '"5","NA","6",', r"line 3, value 2: a value is missing although others follow it"),
         ('"5","6",,', '"NA","NA",,', r"line 3: the series 'Y2' has no values"),
-        ('"6"', '6"', r"line 3: a quote stands alone"),
-        ('"5","6",,', '"5,6",,', r"line 3: a quote stands alone or around several cells"),
+        ('"6"', '6"', r"line 3: a quote is unbalanced"),
+        ('"5","6",,', '"5,6",,', r"line 3: a quote is unbalanced or encloses several cells"),
         ('"6"', '"six"', r"line 3, value 2: 'six' is not a finite number"),
         (M4_TRAIN[: M4_TRAIN.index("\n") + 1], "", r"line 1: the first line is .* not a header"),
         (M4_TRAIN[M4_TRAIN.index("\n") + 1 :], "", r"no series below the header"),
@@ -408,7 +410,7 @@ def test_m4_mistakes(tmp_path, old, new, match):
         (
             M4_TEST,
             M4_INFO.replace("Y2,", "Y1,"),
-            r"info\.csv, line 3: the id 'Y1' stands twice, first in line 2",
+            r"info\.csv, line 3: the id 'Y1' is repeated, first in line 2",
         ),
         (
             M4_TEST,
@@ -613,7 +615,7 @@ def refusal(read: Callable[[Path], Any], path: Path) -> tuple[Any, str | None]:
 
 @st.composite
 def mutilated(draw: st.DrawFn, content: bytes) -> bytes:
-    """The content truncated, with lines shuffled, repeated or lost, with wrong numbers, or with bytes of noise."""
+    """The content truncated, with lines shuffled, repeated or lost, wrong numbers, or noise."""
     kind = draw(
         st.sampled_from(
             ["truncated", "shuffled", "repeated", "lost", "numbers", "noise", "all noise", "words"]

@@ -1,4 +1,4 @@
-"""The catalogue: its entries are consistent, agree with the real files, and absent or foreign files are refused helpfully."""
+"""The catalog: consistent entries that agree with the real files; absent and foreign files are refused."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_streams_agree_with_the_files():
 
 
 @needs_data
-def test_the_copies_at_hand_have_the_catalogued_sums():
+def test_the_copies_at_hand_have_the_known_sums():
     root = Path(DATA_ROOT)
     for entry in CATALOG.values():
         for file in entry.files:
@@ -308,15 +308,15 @@ def test_own_files_by_path_and_misspelt_names(tmp_path):
 def test_a_known_set_of_another_kind_is_refused():
     with pytest.raises(
         DataError,
-        match=r"`m4_yearly` is a collection of single series.*here a table of series.*etth1.*`load_collection`",
+        match=r"`m4_yearly` is a collection of single series.*a table of series.*etth1.*`load_collection`",
     ):
         load("m4_yearly")
-    with pytest.raises(DataError, match=r"`etth1` is a table of series .*here a set of labelled cases"):
+    with pytest.raises(DataError, match=r"`etth1` is a table of series .*here a set of labeled cases"):
         load_cases("etth1")
-    with pytest.raises(DataError, match=r"`smap` is a labelled stream .*here a collection"):
+    with pytest.raises(DataError, match=r"`smap` is a labeled stream .*here a collection"):
         load_collection("smap")
     with pytest.raises(
-        DataError, match=r"`heartbeat` is a set of labelled cases \(classification\), here a labelled stream"
+        DataError, match=r"`heartbeat` is a set of labeled cases \(classification\), here a labeled stream"
     ):
         load_streams("heartbeat")
 
@@ -365,7 +365,7 @@ def test_own_collections_cases_and_streams(tmp_path):
     assert (entry, stream.test_label.tolist()) == (None, [False, True, False])
 
 
-def test_streams_of_other_sizes_than_the_catalogues_are_refused(tmp_path):
+def test_streams_of_other_sizes_than_the_catalog_are_refused(tmp_path):
     np.savez(tmp_path / "small.npz", train=np.ones((2, 25)), test=np.ones((3, 25)), test_label=[0, 1, 0])
     write_stream(tmp_path / "PSM" / "PSM.npz", read_stream(tmp_path / "small.npz"))
     with pytest.raises(DataError, match="has 2 training steps, `psm` has 132481"):
@@ -436,7 +436,7 @@ def test_checking_a_file_sums_it_up(tmp_path):
 
 
 @needs_data
-def test_checking_a_known_file_takes_the_catalogues_policy():
+def test_checking_a_known_file_takes_the_catalog_policy():
     if not present("weather"):
         pytest.skip("weather is not in OFA_JAX_DATA")
     path = Path(DATA_ROOT) / "weather" / "weather.csv"

@@ -1,4 +1,4 @@
-"""Fetching from a server on loopback: whole, resumed, refused, unpacked; and nothing left behind where it fails."""
+"""Fetching from a server on loopback: complete, refused, unpacked; nothing is left where it fails."""
 
 from __future__ import annotations
 
