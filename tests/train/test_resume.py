@@ -526,7 +526,7 @@ def test_a_full_disk_leaves_a_run_that_goes_on(tiny, source, undisturbed, tmp_pa
     write = checkpoints.files.write_json
 
     def full(path, content, **how):
-        if content["step"] == 14:
+        if content.get("step") == 14:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, content, **how)
 
