@@ -214,7 +214,7 @@ def test_a_setting_that_came_later_makes_no_cell_old(place: Place, measured: lis
     place.run("--seeds", "1")
     path = place.cells / "long-tiny-horizon8-seed0.json"
     cell = json.loads(path.read_text())
-    del cell["config"]["task"]["cut_range"]  # as a version without this setting would have written it
+    del cell["config"]["task"]["protocol"]  # as a version without this setting would have written it
     path.write_text(json.dumps(cell))
     place.run("--seeds", "1")
     assert len(measured) == 2
