@@ -252,7 +252,7 @@ def test_predict_refuses_an_unknown_kind_of_picture(trained, tiny, tmp_path, cal
         (["train", "tiny.yaml", "--out", "tiny.csv/run"], ("Not a directory",)),
         (
             ["train", "tiny.yaml", "--out", "x", "--set", "data.source=a=b c.csv"],
-            ("a=b c.csv", "file not found"),
+            ("a=b c.csv", "there is no such file"),
         ),
         (["evaluate", "none"], ("none", "not a run folder")),
         (["evaluate", "."], ("not a run folder",)),
