@@ -136,7 +136,7 @@ def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(
     controls = []
 
     def quick_compare(*given: Any, **named: Any) -> Any:  # the controls have tests of their own
-        controls.append(named.pop("controls"))
+        controls.append(named.pop("baselines"))
         return compare(*given, baselines=None, **named)
 
     monkeypatch.setattr(reproduce, "PLAN", {"long": ("long", {})})
@@ -155,7 +155,7 @@ def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(
     assert went_on.exit_code == 0
     assert "resumed at step 7" in went_on.output  # an epoch's steps
     assert [path.name for path in place.cells.iterdir()] == ["long-tiny-seed0.json"]
-    assert controls == [next(place.out.glob("tiny-*")) / "controls"]
+    assert controls == [next(place.out.glob("tiny-*")) / reproduce.BASELINES]
 
     train_run(
         reproduce.cases("long", reproduce.Asked())[0].experiment(0), place.root / "by_hand", SilentReporter()
@@ -214,7 +214,7 @@ def test_a_setting_that_came_later_makes_no_cell_old(place: Place, measured: lis
     place.run("--seeds", "1")
     path = place.cells / "long-tiny-horizon8-seed0.json"
     cell = json.loads(path.read_text())
-    del cell["config"]["task"]["cut_range"]  # as a version without this setting would have written it
+    del cell["config"]["train"]["fsdp"]  # as a version without this setting would have written it
     path.write_text(json.dumps(cell))
     place.run("--seeds", "1")
     assert len(measured) == 2

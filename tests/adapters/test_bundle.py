@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ofa_jax.adapters.bundle import read_bundle, write_bundle
+from ofa_jax.adapters.bundle import BUNDLE_FORMAT, read_bundle, write_bundle
 from ofa_jax.adapters.partition import AdapterTarget
 from ofa_jax.adapters.rslora import LoraConfig
 from ofa_jax.build import build_model, frozen_record
 from ofa_jax.config.load import dump_experiment, load_experiment
 from ofa_jax.errors import CheckpointError, OfaError, WeightsError
-from ofa_jax.files import FORMAT, json_digest, sha256_file
+from ofa_jax.files import json_digest, sha256_file
 from ofa_jax.model.trees import flatten, unflatten
 
 TARGETS = {
@@ -83,7 +83,7 @@ def test_round_trip_is_bit_for_bit(tmp_path, write, bundle_meta, kept):
     content = json.loads((folder / "ofa.json").read_text())
     assert {name: content[name] for name in bundle_meta} == bundle_meta
     assert bundle.record.model_dump(exclude_unset=True) == content
-    assert content["format"] == FORMAT
+    assert content["format"] == BUNDLE_FORMAT
     if "adapters" in kept:
         assert bundle.record.adapters is not None
         assert bundle.record.adapters.lora() == LORA
@@ -179,8 +179,8 @@ def test_a_number_beyond_float64_is_noticed(folder):
 
 def test_a_newer_format_is_refused_by_name(folder):
     content = json.loads((folder / "ofa.json").read_text())
-    (folder / "ofa.json").write_text(json.dumps(content | {"format": FORMAT + 1}))
-    named = rf"ofa\.json: format {FORMAT + 1} is newer than this version of ofa-jax reads \({FORMAT}\)"
+    (folder / "ofa.json").write_text(json.dumps(content | {"format": BUNDLE_FORMAT + 1}))
+    named = rf"ofa\.json: format {BUNDLE_FORMAT + 1} is newer than this version of ofa-jax reads \({BUNDLE_FORMAT}\)"
     with pytest.raises(CheckpointError, match=named):
         read_bundle(folder)
 

@@ -179,10 +179,10 @@ def test_combine_leaves_its_arguments_alone_and_refuses_a_common_leaf():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_rules_of_every_recipe_cover_its_network(recipe):
-    positions = RECIPES[recipe]["network"]["positions"]
+    positions = RECIPES[recipe].network["positions"]
     trunk = GPT2Trunk(GPT2Config(n_embd=8, n_layer=2, n_head=2, n_positions=9), positions)
     network = ForecastNetwork(trunk, 24, 3, patch=8, stride=8)
-    decided = actions(base_shapes(network), [tuple(rule) for rule in RECIPES[recipe]["rules"]])
+    decided = actions(base_shapes(network), [tuple(rule) for rule in RECIPES[recipe].rules])
     acted = {path for path, action in decided.items() if action != "freeze"}
     head = {"out_layer/bias", "out_layer/kernel"}
     norms = {

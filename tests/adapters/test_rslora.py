@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import flax.linen as nn
 import jax
@@ -15,7 +14,7 @@ from ofa_jax.adapters.partition import AdapterTarget, partition
 from ofa_jax.adapters.rslora import LoraConfig, init_adapters, merge, with_adapters
 from ofa_jax.config.recipes import RECIPES
 from ofa_jax.errors import ConfigError, WeightsError
-from ofa_jax.model.gpt2 import GPT2Config
+from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
 from ofa_jax.model.networks import ForecastNetwork, init_base
 from ofa_jax.model.trees import flatten
 from ofa_jax.model.weights import random_trunk
@@ -23,14 +22,12 @@ from ofa_jax.model.weights import random_trunk
 CONFIG = GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=12, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0)
 EVERYWHERE = [("adapt", ".*/(kernel|embedding)"), ("freeze", ".*")]
 ADAPTING = {
-    name: recipe["rules"]
-    for name, recipe in RECIPES.items()
-    if any(rule[0] == "adapt" for rule in recipe["rules"])
+    name: recipe.rules for name, recipe in RECIPES.items() if any(rule[0] == "adapt" for rule in recipe.rules)
 }
 
 
 def build(rules=EVERYWHERE, positions=True):
-    network = ForecastNetwork(CONFIG, input_length=24, horizon=4, patch=8, stride=4, positions=positions)
+    network = ForecastNetwork(GPT2Trunk(CONFIG, positions), input_length=24, horizon=4, patch=8, stride=4)
     base = init_base(network, random_trunk(CONFIG, 0).params, seed=1)
 
     def apply(params, x, *, dropout_keys=None):
@@ -100,7 +97,7 @@ def test_every_recipe_with_adapters_is_tested_below():
     ("recipe", "init"), [("reference", "peft_gaussian"), ("paper", "theorem"), ("reference", "kaiming")]
 )
 def test_adapters_at_init_change_nothing(recipe, init):
-    apply, base, targets = build(ADAPTING[recipe], RECIPES[recipe]["network"]["positions"])
+    apply, base, targets = build(ADAPTING[recipe], RECIPES[recipe].network["positions"])
     adapters = init_adapters(targets, LoraConfig(4, 16, init=init), seed=3)
     plain = jax.jit(apply)(base, series())
     np.testing.assert_array_equal(jax.jit(with_adapters(apply, scaled(4.0)))(base, adapters, series()), plain)
@@ -123,7 +120,7 @@ def test_with_adapters_equals_merge(recipe, rank, scale):
     rules, positions = (
         (EVERYWHERE, True)
         if recipe == "everywhere"
-        else (ADAPTING[recipe], RECIPES[recipe]["network"]["positions"])
+        else (ADAPTING[recipe], RECIPES[recipe].network["positions"])
     )
     apply, base, targets = build(rules, positions)
     adapters = moved(init_adapters(targets, LoraConfig(rank, 16)), 0.1)
@@ -325,10 +322,11 @@ def test_a_seed_decides_the_bits_and_each_layer_has_its_own():
 
 
 def test_adapters_inside_recomputed_blocks():
-    network = ForecastNetwork(CONFIG, input_length=24, horizon=4, patch=8, stride=4)
+    trunks = [GPT2Trunk(CONFIG, remat=remat) for remat in (False, True)]
     adapters = moved(init_adapters(TARGETS, LoraConfig(4, 16)), 0.1)
     gradients = []
-    for module in (network, replace(network, remat=True)):
+    for trunk in trunks:
+        module = ForecastNetwork(trunk, input_length=24, horizon=4, patch=8, stride=4)
 
         def apply(params, x, *, dropout_keys=None, module=module):
             return module.apply({"params": params}, x, dropout_keys=dropout_keys)

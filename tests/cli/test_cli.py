@@ -178,7 +178,7 @@ def test_evaluate_with_controls(run, call):
     for method in ("One-for-All (reference, random trunk)", "seasonal naive (24 steps)", "NLinear"):
         assert method in called.out
     first, *epochs = called.err.splitlines()
-    assert first == "training the control NLinear, which is then kept"
+    assert first == "training the baseline NLinear"
     assert epochs
     assert all(line.startswith("epoch ") for line in epochs)
     again = call("evaluate", run, "--control", "nlinear", "--split", "validation")
@@ -192,7 +192,7 @@ def test_predict(trained, tiny, tmp_path):
         "predict", trained.run, "--input", new, "--output", "out/f.csv", "--plot", "out/f.png", cwd=tmp_path
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "8 steps of 2 series: out/f.csv\npicture: out/f.png\n"
+    assert done.stdout == "8 steps of 2 series: out/f.csv\nplot: out/f.png\n"
     table = pd.read_csv(tmp_path / "out" / "f.csv")
     assert table.columns.tolist() == ["date", "a", "b"]
     assert table["date"].iloc[0] == "2024-01-03 02:00:00"
@@ -242,22 +242,22 @@ def test_predict_refuses_an_unknown_kind_of_picture(trained, tiny, tmp_path, cal
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["train", "none.yaml", "--out", "x"], ("none.yaml", "no such file", "long/{etth1")),
+        (["train", "none.yaml", "--out", "x"], ("none.yaml", "file not found", "long/{etth1")),
         (
             ["train", "tiny.yaml", "--out", "x", "--set", "train.epoch=3"],
             ("no setting 'train.epoch'", "train.epochs"),
         ),
         (["train", "tiny.yaml", "--out", "x", "--set", "train.epochs=none"], ("train.epochs",)),
-        (["train", "tiny.yaml", "--out", "tiny.csv"], ("this is a file, not a run folder",)),
+        (["train", "tiny.yaml", "--out", "tiny.csv"], ("is a file, not a run folder",)),
         (["train", "tiny.yaml", "--out", "tiny.csv/run"], ("Not a directory",)),
         (
             ["train", "tiny.yaml", "--out", "x", "--set", "data.source=a=b c.csv"],
-            ("a=b c.csv", "no such file"),
+            ("a=b c.csv", "there is no such file"),
         ),
-        (["evaluate", "none"], ("none", "there is no run here")),
-        (["evaluate", "."], ("there is no run here",)),
+        (["evaluate", "none"], ("none", "not a run folder")),
+        (["evaluate", "."], ("not a run folder",)),
         (["predict", "none", "--input", "tiny.csv", "--output", "f.csv"], ("none",)),
-        (["params", "none"], ("none", "no such file")),
+        (["params", "none"], ("none", "file not found")),
         (["convert", "none/such", "--out", "x"], ("none/such",)),
     ],
 )
@@ -339,7 +339,7 @@ def test_interrupting_the_training_of_a_control_claims_nothing(run, call, monkey
     )
     called = call("evaluate", run, "--controls")
     assert called.status == 143
-    assert called.err.splitlines()[-1] == "stopped; nothing was kept"
+    assert called.err.splitlines()[-1] == "Interrupted at step 7; nothing was saved."
     assert called.out == ""
     monkeypatch.undo()
 
@@ -355,7 +355,7 @@ def test_interrupted_training_says_where_it_was_saved(trained, tmp_path, call, m
         )
         called = call("train", trained.config, "--out", tmp_path / "run")
     assert (called.status, called.out) == (130, "")
-    assert called.err == "stopped; saved at step 3; the same command goes on from there\n"
+    assert called.err == "Interrupted at step 3; checkpoint saved. Re-run the same command to resume.\n"
     called = call("train", trained.config, "--out", tmp_path / "run")
     assert called.status == 0
     assert called.err.startswith("resumed at step 3\n")
@@ -366,7 +366,7 @@ def test_data_list(call, monkeypatch, tmp_path):
     called = call("data", "list")
     assert called.status == 0
     assert "etth1" in called.out
-    assert called.err.strip() == "OFA_JAX_DATA is not set, so it is not known what is here"
+    assert called.err.strip() == "OFA_JAX_DATA is not set, so present files are unknown"
     monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path))
     entries = json.loads(call("data", "list", "--json").out)["data"]
     assert {entry["name"] for entry in entries} >= {"etth1", "weather", "m4_yearly", "japanesevowels", "smap"}
@@ -392,5 +392,5 @@ def test_data_fetch_by_name(call, monkeypatch, tmp_path):
     assert "`etth9` is not a known data set. The nearest names are etth" in called.err
     called = call("data", "fetch", "smap")  # known, but no program can fetch it in this layout
     assert called.status == 2
-    assert "cannot be fetched by a program" in called.err
+    assert "cannot be downloaded" in called.err
     assert not list(tmp_path.iterdir())

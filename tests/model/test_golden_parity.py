@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from ofa_jax.adapters.bundle import peft_tensors, read_peft
+from ofa_jax.adapters.peft import peft_tensors, read_peft
 from ofa_jax.adapters.rslora import merge, with_adapters
 from ofa_jax.model.gpt2 import GPT2Trunk
 from ofa_jax.model.networks import (
@@ -60,7 +60,7 @@ class Case:
             return self.network.apply({"params": params}, x, dropout_keys=dropout_keys)
 
         _, _, numbers = read_peft(self.folder / "adapter_init")
-        return with_adapters(apply, numbers.scale)(self.base, adapters, self.golden["x"])
+        return with_adapters(apply, numbers)(self.base, adapters, self.golden["x"])
 
 
 @cache
@@ -178,7 +178,7 @@ def test_three_adam_steps(case):
 def test_adapters_that_peft_stepped_and_their_merged_weights_give_its_output(case):
     adapters, _, numbers = read_peft(case.folder / "adapter_step3")
     assert_close(jax.jit(case.predict)(adapters), case.golden["out_step3"], OUTPUT_TOLERANCE, "out_step3")
-    merged = merge(case.base, adapters, numbers.scale)
+    merged = merge(case.base, adapters, numbers)
     out = jax.jit(case.network.apply)({"params": merged}, case.golden["x"])
     assert_close(out, case.golden["out_step3"], OUTPUT_TOLERANCE, "merged")
 

@@ -548,10 +548,7 @@ SETTINGS = {
     [
         ("task.channels=9", r"task\.channels: 9 values per step"),
         ("network.read_width=9", r"network\.read_width: 9 hidden"),
-        (
-            "task.channels=null",
-            r"task\.channels: the data's channels are not known from the settings alone\.",
-        ),
+        ("task.channels=null", r"task\.channels: the data's channels are not known without reading them\."),
         ("trunk.random.n_positions=11", "12 tokens, but the trunk has 11 positions"),
         ("trunk.source=none", r"rules: \[adapt, 'gpt2/wpe/embedding'\] decides no parameter"),
         ("trunk.source=attention", r"rules: \[adapt, 'gpt2/wpe/embedding'\] decides no parameter"),

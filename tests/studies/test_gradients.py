@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from ofa_jax.adapters.partition import Site
-from ofa_jax.adapters.rslora import init_adapters
+from ofa_jax.adapters.partition import AdapterTarget
+from ofa_jax.adapters.rslora import LoraConfig, init_adapters
 from ofa_jax.build import build_model
 from ofa_jax.cli.main import app
 from ofa_jax.config.load import load_experiment
@@ -213,7 +213,7 @@ def test_gradient_norms_are_those_of_the_loss(experiment, task):
     gradient = jax.jit(jax.grad(mean_loss))(drawn[5])
     found = {
         (path, name): value
-        for path, _, seed, name, value in runner.measure(drawn, rank, model.numbers.scale, "sgd")
+        for path, _, seed, name, value in runner.measure(drawn, rank, model.lora.scale, "sgd")
         if seed == 5
     }
     for path in MODULES:
@@ -269,7 +269,7 @@ def test_seeds_side_by_side_change_nothing(experiment, task, monkeypatch):
 
 
 def test_inits_are_those_of_the_package():
-    sites = {"gpt2/wpe": Site("embedding", (40, 30)), "out_layer": Site("dense", (50, 20))}
+    sites = {"gpt2/wpe": AdapterTarget("embedding", (40, 30)), "out_layer": AdapterTarget("dense", (50, 20))}
     for init in ("theorem", "peft_gaussian", "kaiming", "inverse_rank"):
         found = draw_adapters(sites, 200, init, seed=7)
         for path, zero, other in (("gpt2/wpe", "a", "b"), ("out_layer", "b", "a")):
@@ -277,7 +277,7 @@ def test_inits_are_those_of_the_package():
             # 6,000 and 10,000 draws: five standard errors are 5 %
             assert found[path][other].std() == pytest.approx(init_std(sites[path], init, 200), rel=0.05)
             if init != "inverse_rank":
-                own = init_adapters(sites, 200, init=init, seed=7)[path][other]
+                own = init_adapters(sites, LoraConfig(200, 1.0, init=init), seed=7)[path][other]
                 np.testing.assert_array_equal(found[path][other], own)
     assert (
         init_std(sites["gpt2/wpe"], "inverse_rank", 200)
@@ -303,7 +303,7 @@ def test_moments_of_finite_ranks_are_those_of_many_draws():
 def test_the_curve_of_an_embedding_knows_positions_that_come_twice():
     draw = np.random.default_rng(2)
     index, gradient, rank = np.array([0, 3, 3]), draw.normal(size=(3, 4)), 3
-    expected = FirstStep.of(Site("embedding", (5, 4)), index, gradient, np.ones((5, 4)))
+    expected = FirstStep.of(AdapterTarget("embedding", (5, 4)), index, gradient, np.ones((5, 4)))
     x = np.eye(5)[index]
     b = draw.normal(size=(100_000, rank, 4))
     out = x @ (x.T @ gradient @ b.transpose(0, 2, 1)) @ b

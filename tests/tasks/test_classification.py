@@ -318,9 +318,7 @@ def test_japanese_vowels_by_its_published_numbers(data_root: Path):
     np.testing.assert_array_equal(
         np.bincount(data.task.tables["test"].label), [31, 35, 88, 44, 29, 24, 40, 50, 29]
     )
-    assert data.notices == (
-        "1 test case(s) are longer than 26 steps; what is beyond is not read (protocol §2)",
-    )
+    assert data.notices == ("1 test case(s) are clipped to 26 steps (protocol §2)",)
     assert int(data.task.tables["test"].x_valid.max()) == int(data.task.tables["train"].x_valid.max()) == 26
     assert data.naive["most frequent class"]("test") == {"accuracy": 31 / 370, "error": 1 - 31 / 370}
     published = classification.prepare(DataConfig(source="japanesevowels"), task, protocol="published")

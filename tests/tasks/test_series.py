@@ -266,11 +266,11 @@ def test_columns_of_a_table_are_series_on_either_side(tmp_path, step):
     assert shown(data.task, "validation") == [(0, [8, 9, 10, 11], [12, 13]), (1, [23, 24, 25, 26], [27, 28])]
     assert shown(data.task, "test") == [(0, [37, 38, 39, 40], [41, 42]), (1, [51, 52, 53, 54], [55, 56])]
     assert data.season == 4
-    assert [text for text in data.notices if "cycle is not known" in text] == unknown
+    assert [text for text in data.notices if "unknown season" in text] == unknown
 
     data = zero_shot(other, table, length=4)
     assert shown(data.task, "test") == [(0, [10, 11, 12, 13], [14, 15]), (1, [25, 26, 27, 28], [29, 30])]
-    assert [text for text in data.notices if "cycle is not known" in text] == unknown
+    assert [text for text in data.notices if "unknown season" in text] == unknown
     assert data.season == season
     assert list(data.naive) == ["seasonal naive", "Naive2"]
 
@@ -565,7 +565,7 @@ TOO_SHORT = "series `T{}` has {} step(s), horizon is {}. Shorten task.horizon, o
         ("target short_term", [[1.0]], {}, TOO_SHORT.format(0, 1, 2)),
         ("target short_term", [range(30), [1.0, 2.0]], {}, TOO_SHORT.format(1, 2, 2)),
         ("target short_term", [range(30)], {"horizon": 30}, TOO_SHORT.format(0, 30, 30)),
-        ("source", [[1.0]], {}, "no series has : 3 input, 2 target steps and 4 set aside at its end"),
+        ("source", [[1.0]], {}, "no series has 3 input, 2 target and 4 held-out steps"),
         ("source", [range(30)], {"horizon": 30}, "Series of at least 93 steps are needed"),
         (
             "source target short_term",
@@ -578,13 +578,13 @@ TOO_SHORT = "series `T{}` has {} step(s), horizon is {}. Shorten task.horizon, o
             "source target short_term",
             [[*range(9), float("nan"), *range(9)]],
             {},
-            "line 5, value 10: 1 value(s) are missing. Fill them",
+            "line 5, value 10: 1 value(s) are missing or infinite",
         ),
         (
             "source target short_term",
             [[float("nan"), *range(9)]],
             {"missing": "linear"},
-            "line 5: the first value is missing",
+            "line 5, value 1: the first value is missing",
         ),
     ],
 )

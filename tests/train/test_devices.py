@@ -198,9 +198,10 @@ from ofa_jax.train.loop import fit
 from ofa_jax.train.devices import make_layout
 
 tiny, out = Tiny(), pathlib.Path(sys.argv[3])
-experiment = tiny.experiment("unused", "train.batch_size=30", "trunk.dropout=0.1", "adapters.dropout=0.1",
-"train.epochs=2") task = prepare_frame(tiny.frame(), experiment.data, experiment.task).task model =
-build_model(experiment)
+dropout = ("trunk.dropout=0.1", "adapters.dropout=0.1")
+experiment = tiny.experiment("unused", "train.batch_size=30", *dropout, "train.epochs=2")
+task = prepare_frame(tiny.frame(), experiment.data, experiment.task).task
+model = build_model(experiment)
 
 def run(folder, kind, devices, listener):
     return fit(

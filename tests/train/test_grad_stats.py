@@ -182,14 +182,18 @@ from ofa_jax.train.loop import Trainer
 from ofa_jax.train.program import Program
 
 tiny, out = Tiny(), pathlib.Path(sys.argv[3])
-layouts = [("jit", 1, 1, None), ("jit", 4, 2, None), ("pmap", 4, 1, None), ("jit", 2, 1, 7), ("pmap", 2, 1,
-7)] for kind, devices, fsdp, micro in layouts: micro = [f"train.micro_batch={micro}"] * (micro is not None)
-parallel = [f"train.parallel={kind}", f"train.fsdp={fsdp}", *micro] experiment = tiny.experiment("unused",
-"train.gradient_log=3", "train.clip_norm=17", *parallel) settings = experiment.train task, model =
-prepare_frame(tiny.frame(), experiment.data, experiment.task).task, build_model(experiment) layout =
-make_layout(kind, fsdp, jax.devices()[:devices]) program = Program(model.predict, task, model.frozen,
-settings, layout=layout) log = EventLog(out / f"{kind}{devices}-{len(micro)}") trainer = Trainer(program,
-[Lane(model.trainable, settings.seed, log=log)]) trainer.run_chunk(3)
+layouts = [("jit", 1, 1, None), ("jit", 4, 2, None), ("pmap", 4, 1, None), ("jit", 2, 1, 7), ("pmap", 2, 1, 7)]
+for kind, devices, fsdp, micro in layouts:
+    micro = [f"train.micro_batch={micro}"] * (micro is not None)
+    parallel = [f"train.parallel={kind}", f"train.fsdp={fsdp}", *micro]
+    experiment = tiny.experiment("unused", "train.gradient_log=3", "train.clip_norm=17", *parallel)
+    settings = experiment.train
+    task, model = prepare_frame(tiny.frame(), experiment.data, experiment.task).task, build_model(experiment)
+    layout = make_layout(kind, fsdp, jax.devices()[:devices])
+    program = Program(model.predict, task, model.frozen, settings, layout=layout)
+    log = EventLog(out / f"{kind}{devices}-{len(micro)}")
+    trainer = Trainer(program, [Lane(model.trainable, settings.seed, log=log)])
+    trainer.run_chunk(3)
 """
 
 

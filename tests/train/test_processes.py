@@ -231,7 +231,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(config, of_two, tmp_path, to
     assert (
         said[0]
         == said[1]
-        == f"stopped; saved at step {newest(run).name}; the same command goes on from there"
+        == f"Interrupted at step {newest(run).name}; checkpoint saved. Re-run the same command to resume."
     )
     count = 2 if told else 1
     whole(config, run, *LONG, count=count)

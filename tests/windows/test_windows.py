@@ -71,7 +71,7 @@ def test_windows_of_all_channels_and_wider_steps():
 def test_one_window_fits_exactly_and_one_row_less_is_refused():
     assert sliding_windows((10, 15), input_length=3, horizon=2, channels=1).size == 1
     with pytest.raises(
-        DataError, match=r"my file: 4 rows hold no window of 3 input and 2 target steps.*At least 5 rows"
+        DataError, match=r"my file: 4 rows hold no window of 3 input and 2 target steps.*at least 5 rows"
     ):
         sliding_windows((10, 14), input_length=3, horizon=2, channels=1, source="my file")
 
