@@ -39,7 +39,7 @@ def check_file(
 
     Returns:
         ``path``, ``kind``, ``sha256`` (of the content, unpacked), ``known_as`` (the data sets of the
-        catalog that have this file), and what the kind has: counts, lengths, names, classes, share of anomalies.
+        catalog that have this file), and the contents: counts, lengths, names, classes, anomaly share.
 
     Raises:
         DataError: The first thing that is wrong, with its place.
