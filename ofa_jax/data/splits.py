@@ -72,8 +72,9 @@ def borders(
         share = f" ({percent} % of it kept)" if short == "train" and percent < 100 else ""
         parts = f"the {short} part{share} has {rows[short]} rows and windows need {needed}"
         fix = "Shorten the input length or the horizon" + (", or raise data.percent" if share else "")
-        fix += ", or give more rows" if rule == "ratio" else ""
-        what = f"{n_rows} row(s) are too few: by the rule `{rule}`, {parts}"
+        what = f"by the rule `{rule}`, {parts}"
+        if rule == "ratio":  # the other rules' parts do not grow with the rows
+            what, fix = f"{n_rows} row(s) are too few: {what}", f"{fix}, or give more rows"
         raise DataError(what, where=source, fix=fix)
     return found
 

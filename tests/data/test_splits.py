@@ -49,7 +49,7 @@ def test_an_ett_part_that_no_number_of_rows_can_lengthen():
         borders(17420, "ett_hour", input_length=336, horizon=720, percent=5)
     with pytest.raises(DataError, match="validation part"):
         borders(17420, "ett_hour", input_length=336, horizon=3000)
-    with pytest.raises(DataError, match="too few: by the rule `ett_hour`, the train part"):
+    with pytest.raises(DataError, match="series: by the rule `ett_hour`, the train part"):
         borders(17420, "ett_hour", input_length=9000)
 
 

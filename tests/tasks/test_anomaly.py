@@ -356,7 +356,7 @@ def test_what_cannot_be_used_is_one_clear_error(protocol):
     refused(DataError, r"the train part has no window of 10 steps", stream([1]), **options)
     huge = stream()
     huge.test[3, 1] = 1e300
-    refused(DataError, r"series `channel 1` has values that cannot be standardised", huge, **options)
+    refused(DataError, r"series `channel 1` has values that cannot be standardized", huge, **options)
 
 
 def test_what_only_strict_refuses():
