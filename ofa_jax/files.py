@@ -217,7 +217,7 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -240,7 +240,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield scratch
-        mask = _umask()
+        mask = umask()
         for entry in [scratch, *scratch.rglob("*")]:
             if entry.is_dir():
                 os.chmod(entry, 0o777 & ~mask)
@@ -295,7 +295,8 @@ def _recover_folder(path: Path) -> None:
         os.replace(old, path)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permission bits that new files do not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

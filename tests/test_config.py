@@ -282,6 +282,25 @@ def test_an_unknown_recipe_is_the_only_mistake_listed():
     assert ";" not in message
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("recipe=[paper]", "recipe: input should be 'uniform'"),
+        ("task.name=[anomaly]", "task: name: input should be one of 'forecast'"),
+        ("data.source=2024-13-45", "the value of 'data.source' is not readable as YAML"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(override, message):
+    assert message in refused(MINIMAL, override)
+
+
+def test_an_impossible_date_in_a_file_is_refused(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("data: {source: 2024-13-45}\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: not readable as YAML"):
+        load_experiment(path)
+
+
 def test_an_empty_section_is_refused():
     assert "train: input should be a valid dictionary" in refused(MINIMAL | {"train": None})
 
@@ -932,7 +951,7 @@ def test_settings_of_format_1_are_converted(tmp_path):
     task |= {"loss": "mse", "step": 2, "anomaly_ratio": 1, "mask_rate": 0.25, "cut_range": 1.5}
     content = {"data": {"source": "a.npz"}, "task": task, "train": {"lowest_rate": 1e-5}}
     before = json.dumps(content)
-    experiment = build_experiment(upgrade_settings(content))
+    experiment = build_experiment(upgrade_settings(content, 1))
     assert json.dumps(content) == before
     kept = {"input_length": 50, "channels": 3, "step": 2, "anomaly_ratio": 1}
     assert experiment.task.model_dump() == {"name": "anomaly", **kept}

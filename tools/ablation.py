@@ -35,7 +35,7 @@ from ofa_jax.config.schema import Experiment, TrainConfig
 from ofa_jax.model import dropout, gpt2
 from ofa_jax.tasks.base import Task
 from ofa_jax.train.lanes import Lane
-from ofa_jax.train.loop import Trainer
+from ofa_jax.train.loop import SILENT, Trainer
 from ofa_jax.train.program import Program, resolve_auto_batch_sizes
 
 
@@ -176,11 +176,9 @@ def memory_by_stage(experiment: Experiment) -> str:
     note("imports")
     task, model = ours.generated_task(experiment), build_model(experiment)
     note("weights drawn")
-    settings = resolve_auto_batch_sizes(experiment.train, model.network)
-    program = Program(model.predict, task, model.frozen, settings)
-    trainer = Trainer(program, [Lane(model.trainable, settings.seed)])
+    trainer = ours.trainer_of(experiment, task, model, SILENT)
     note("weights, state and windows handed to jax")
-    size = program.chunk.lower(*trainer.arguments(0)).compile().memory_analysis().temp_size_in_bytes
+    size = trainer.program.chunk.lower(*trainer.arguments(0)).compile().memory_analysis().temp_size_in_bytes
     note("program compiled")
     trainer.check_room()
     note("the compiler's memory given back")

@@ -340,14 +340,14 @@ def missing_data(experiment: Experiment) -> str | None:
 
 def run_missing(bench: Bench, wanted: list[tuple[Case, int]], named: bool) -> Iterator[bool]:
     """Run what is not there yet, and say after each cell whether it could be run; absent data are a failure only where ``named``."""
-    todo = [(case, seed) for case, seed in wanted if not bench.is_done(case, seed)]
-    for number, (case, seed) in enumerate(todo, 1):
+    missing = [(case, seed) for case, seed in wanted if not bench.is_done(case, seed)]
+    for number, (case, seed) in enumerate(missing, 1):
         absent = missing_data(case.experiment(seed))
         if absent and not named:
             if seed == 0:
                 bench.reporter.notice(f"{case.name}: left out, {absent}")
             continue
-        bench.reporter.notice(f"[{number}/{len(todo)}] {case.name}, seed {seed}")
+        bench.reporter.notice(f"[{number}/{len(missing)}] {case.name}, seed {seed}")
         yield bench.run(case, seed)
 
 

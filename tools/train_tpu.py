@@ -85,7 +85,7 @@ def main(
         leave(2, f"error: {error}")
     except Interrupted as stop:
         code = RESTART if stop.signal_number == signal.SIGTERM else 128 + stop.signal_number
-        leave(code, f"stopped; saved at step {stop.step}; the same command goes on from there")
+        leave(code, f"Interrupted at step {stop.step}; checkpoint saved. Re-run the same command to resume.")
     except Exception:
         leave(1, traceback.format_exc(), wait=False)
     if is_main_process():

@@ -41,6 +41,14 @@ FLAGS = {
     "source": "--data",
     "target": "--target",
     "baseline": "--baseline",
+    "sgd_learning_rate": "--sgd-learning-rate",
+    "adam_learning_rate": "--adam-learning-rate",
+    "learning_rates": "--learning-rates",
+    "at_once": "--at-once",
+    **{
+        name: f"--{name}"
+        for name in ("ranks", "alphas", "scalings", "inits", "optimizers", "steps", "seeds", "windows")
+    },
 }
 """Command-line options by the argument that library errors name."""
 

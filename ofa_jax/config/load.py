@@ -36,8 +36,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     """
     content = read_yaml(_find(Path(path)), shown=str(path))
     provenance = content.pop("provenance", None)
-    if isinstance(provenance, Mapping) and provenance.get("format") == 1:
-        content = upgrade_settings(content)
+    if isinstance(provenance, Mapping) and "format" in provenance:
+        content = upgrade_settings(content, provenance["format"])
     return build_experiment(content, overrides, where=str(path))
 
 
@@ -67,13 +67,15 @@ def dump_experiment(experiment: Experiment) -> dict[str, Any]:
     return experiment.model_dump(mode="json")
 
 
-def upgrade_settings(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings stored in format 1, converted: one field renamed, only fields that the task has."""
+def upgrade_settings(content: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """Stored settings in the present format; of format 1 one field is renamed and only fields that the task has stay."""
+    if version != 1:
+        return dict(content)
     upgraded = overlay(content, {})
     train, task = upgraded.get("train"), upgraded.get("task")
     if isinstance(train, dict) and "lowest_rate" in train:
         train["min_learning_rate"] = train.pop("lowest_rate")
-    kind = task_settings().get(task.get("name", "forecast")) if isinstance(task, dict) else None
+    kind = task_settings().get(str(task.get("name", "forecast"))) if isinstance(task, dict) else None
     if isinstance(task, dict) and kind is not None:
         upgraded["task"] = {name: value for name, value in task.items() if name in kind.model_fields}
     return upgraded
@@ -92,7 +94,7 @@ def read_yaml(path: Path, *, shown: str | None = None) -> dict[str, Any]:
         raise ConfigError("file not found", where=where, fix=_suggest_config(path)) from None
     except IsADirectoryError:
         raise ConfigError("is a folder, not a YAML file", where=where) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"not readable as YAML ({' '.join(str(error).split())})", where=where) from None
     if not isinstance(content, dict):
         raise ConfigError("is not a mapping of settings", where=where)
@@ -155,7 +157,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     _check_path(path)
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         what = f"the value of {path!r} is not readable as YAML ({' '.join(str(error).split())})"
         raise ConfigError(what, where="--set") from None
     *sections, name = path.split(".")

@@ -33,14 +33,14 @@ def _as_task(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     known, name = task_settings(), value.get("name", "forecast")
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         options = ", ".join(map(repr, known))
         raise ValueError(f"name: input should be one of {options} (found {name!r})")
     return known[name].model_validate(value)
 
 
 class RandomTrunk(Section):
-    """Shape and seed of a random trunk, used only with ``trunk.source: random``."""
+    """Shape of a trunk that is not loaded (``trunk.source`` random, attention or none), and a random one's seed."""
 
     n_embd: Positive = Field(768, description="width")
     n_head: Positive = Field(12, description="attention heads")
@@ -54,7 +54,7 @@ class TrunkConfig(Section):
     source: str = Field("openai-community/gpt2", description="hub id, folder, or random, attention or none")
     revision: str | None = Field(None, description="revision on the hub")
     n_layer: Positive = Field(6, description="blocks to keep, from the first")
-    random: RandomTrunk = Field(RandomTrunk(), description="shape of a random trunk")
+    random: RandomTrunk = Field(RandomTrunk(), description="shape of a trunk that is not loaded")
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="dropout rate in the trunk; default: its config"
     )
@@ -148,9 +148,13 @@ class Experiment(Section):
             return given
         given = {name: _plain(value) for name, value in given.items()}
         recipe, task, data = given.get("recipe", "reference"), given.get("task", {}), given.get("data")
-        if recipe not in RECIPES:
+        if not isinstance(recipe, str) or recipe not in RECIPES:
             recipe = "reference"  # validation refuses the given one
-        kind = task_settings().get(task.get("name", "forecast")) if isinstance(task, Mapping) else type(task)
+        kind = (
+            task_settings().get(str(task.get("name", "forecast")))
+            if isinstance(task, Mapping)
+            else type(task)
+        )
         source = str(data.get("source")) if isinstance(data, Mapping) else ""
         filled = RECIPES[recipe].settings()
         if kind is not None and issubclass(kind, TaskSettings):

@@ -239,6 +239,17 @@ def _read_csv(text: str, delimiter: str, width: int, positions: Sequence[int], d
     return frame[list(positions)]
 
 
+def require_file(path: Path) -> None:
+    """Refuse a path that is not a file.
+
+    Raises:
+        DataError: It is a folder or missing.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise DataError(what, where=str(path), fix="Check the path")
+
+
 @contextmanager
 def open_data(path: Path) -> Iterator[IO[bytes]]:
     """Open a data file for reading bytes, unpacked where its name ends in ``.gz``.
@@ -246,9 +257,7 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         DataError: There is no such file, or it cannot be read, also while the block reads it.
     """
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "there is no such file"
-        raise DataError(what, where=str(path), fix="Check the path")
+    require_file(path)
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
             yield cast(IO[bytes], file)

@@ -233,7 +233,7 @@ def _keep(config: GPT2Config, n_layer: int | None, where: str) -> GPT2Config:
         return config
     if not 1 <= n_layer <= config.n_layer:
         what = f"{n_layer} blocks were requested, but this trunk has {config.n_layer}"
-        raise WeightsError(what, where=where, fix=f"Set n_layer between 1 and {config.n_layer}")
+        raise WeightsError(what, where=where, fix=f"Set trunk.n_layer between 1 and {config.n_layer}")
     return replace(config, n_layer=n_layer)
 
 

@@ -97,9 +97,7 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> LoadedModel:
     path = Path(path)
     folder = path if (path / META_FILE).exists() else path / BUNDLE
     bundle = read_bundle(folder)
-    settings = bundle.record.settings
-    if bundle.record.format == 1:
-        settings = upgrade_settings(settings)
+    settings = upgrade_settings(bundle.record.settings, bundle.record.format)
     overrides = [] if trunk is None else [f"trunk.source={trunk!r}"]
     experiment = build_experiment(settings, overrides, where=str(folder / META_FILE))
     try:

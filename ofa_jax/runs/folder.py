@@ -133,8 +133,7 @@ def read_config(run: str | Path) -> tuple[Experiment, Provenance]:
     if not isinstance(made, dict):
         raise CheckpointError("has no `provenance`", where=str(path), fix="Restore the original file")
     record = parse_record(made, Provenance, where=str(path))
-    if record.format == 1:
-        content = upgrade_settings(content)
+    content = upgrade_settings(content, record.format)
     return build_experiment(content, where=str(path)), record
 
 

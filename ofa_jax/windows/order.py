@@ -38,15 +38,12 @@ class IndexStream:
         drop_last: bool = False,
         groups: np.ndarray | None = None,
     ) -> None:
-        import grain
-
         count = windows if groups is None else len(groups) - 1
         if count < 1 or batch_size < 1 or (drop_last and count < batch_size):
             fix = "Use a smaller train.batch_size, or protocol: strict" if drop_last else None
             raise DataError(f"{count} windows in batches of {batch_size} make no batch", fix=fix)
         if groups is not None and (groups[0] != 0 or groups[-1] != windows or (np.diff(groups) < 1).any()):
             raise DataError(f"the borders of {count} groups do not divide {windows} windows", where="groups")
-        self._shuffled = grain.experimental.index_shuffle
         self._count, self._seed = count, seed
         self._prepared: tuple[int, int, np.ndarray] | None = None
         self._groups = groups
@@ -73,10 +70,12 @@ class IndexStream:
         """Rows (or groups) ``start`` … ``stop - 1`` of an epoch's order, without making the whole of it."""
         if self._seed is None:
             return np.arange(start, stop)
+        from grain.experimental import index_shuffle
+
         seed = int(
             np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0]
         )  # neighbouring seeds share no epoch's order
-        places = map(self._shuffled, range(start, stop), repeat(self._count - 1), repeat(seed), repeat(4))
+        places = map(index_shuffle, range(start, stop), repeat(self._count - 1), repeat(seed), repeat(4))
         return np.fromiter(places, np.int32, stop - start)
 
     def prepare(self, start: int, stop: int) -> None:

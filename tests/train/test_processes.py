@@ -270,7 +270,7 @@ def test_what_one_refuses_ends_all(config, tmp_path):
         (first, leader), (second, other) = ended(processes)
     assert (first, second) == (2, 2)
     assert leader.splitlines()[-1].startswith(
-        f"error: {tmp_path}: this folder holds something else than a run."
+        f"error: {tmp_path}: not empty and not a run folder. Choose a new folder."
     )
     assert other.splitlines()[-1].startswith(
         "error: process 1: process 0 failed at opening the run folder. Its own message says why"

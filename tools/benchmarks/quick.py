@@ -165,7 +165,7 @@ def _check_same_start(experiment: Experiment, data: ForecastData, other: TheirEp
     table, size = task.tables["validation"], experiment.train.eval_batch_size
     sums = evaluate(model.predict, task, table, model.frozen, model.trainable, batch_size=size)
     wanted = other.error()
-    if model.network.compute_dtype == np.float32:  # in bfloat16 the two sides round differently
+    if model.network.trunk.compute_dtype == np.float32:  # in bfloat16 the two sides round differently
         check_same("validation errors before training", np.array(task.metrics(sums)["mse"]), np.array(wanted))
 
 

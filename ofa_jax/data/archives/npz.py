@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ofa_jax.data.archives.records import LabelledStream
+from ofa_jax.data.tables import require_file
 from ofa_jax.data.timestamps import shorten
 from ofa_jax.errors import DataError
 from ofa_jax.files import write_atomic
@@ -69,9 +70,7 @@ def write_stream(path: str | Path, stream: LabelledStream) -> None:
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "file not found"
-        raise DataError(what, where=str(path), fix="Check the path")
+    require_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             names = [entry.filename.removesuffix(".npy") for entry in archive.infolist()]

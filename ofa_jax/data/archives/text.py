@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 
 from ofa_jax.config.tasks import Missing
 from ofa_jax.data.missing import fill_missing
+from ofa_jax.data.tables import open_data
 from ofa_jax.data.timestamps import shorten
 from ofa_jax.errors import DataError
 
@@ -26,18 +25,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         DataError: The file is missing, damaged, empty or binary, or its last line has no end (cut short).
     """
-    if not path.is_file():
-        raise DataError(
-            "is a folder" if path.is_dir() else "there is no such file", where=str(path), fix="Check the path"
-        )
     number, raw = 0, b""
-    try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
-                yield number, _decode(raw, place(path, number))
-    except (OSError, EOFError, zlib.error) as error:
-        what = f"the file cannot be read ({error})"
-        raise DataError(what, where=str(path), fix="Check that it is whole; fetch it again") from None
+    with open_data(path) as file:
+        for number, raw in enumerate(file, start=1):
+            yield number, _decode(raw, place(path, number))
     if not number:
         raise DataError("the file is empty", where=str(path), fix="Fetch it again")
     if not raw.endswith(b"\n"):
@@ -75,6 +66,11 @@ class Header:
     def __init__(self, path: Path, known: tuple[str, ...], several: tuple[str, ...] = ()) -> None:
         self._path, self._known, self._several = path, known, several
         self._found: dict[str, list[tuple[int, str]]] = {}
+
+    @property
+    def never_missing(self) -> str | None:
+        """Why no value may be missing, as :func:`numbers` takes it; None where values may be."""
+        return "the header says `@missing false`" if self.flag("missing") is False else None
 
     def read(self, lines: Iterator[tuple[int, str]]) -> None:
         """Take the lines up to and with ``@data``.

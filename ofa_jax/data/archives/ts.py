@@ -43,7 +43,7 @@ def read_ts(path: str | Path, *, missing: Missing = "error") -> LabelledCases:
     header.read(lines)
     classes = _classes(header, path)
     channels = _channels(header)
-    never_missing = "the header says `@missing false`" if header.flag("missing") is False else None
+    never_missing = header.never_missing
 
     cases, labels, observed, places = [], [], [], []
     for number, line in lines:

@@ -34,7 +34,7 @@ def read_tsf(path: str | Path, *, missing: Missing = "error") -> SeriesCollectio
     header = Header(path, _TAGS, several=("attribute",))
     header.read(lines)
     attributes = _attributes(header, path)
-    never_missing = "the header says `@missing false`" if header.flag("missing") is False else None
+    never_missing = header.never_missing
     horizon, frequency = header.count("horizon"), header.text("frequency")
 
     cells: dict[str, list[str]] = {name: [] for name in attributes}

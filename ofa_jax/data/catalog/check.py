@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def _summary(record: Record) -> dict[str, Any]:
             "series": record.n_series,
             "frequency": record.frequency,
             "horizon": record.horizon,
-            "filled": 0 if record.observed is None else sum(int((~mask).sum()) for mask in record.observed),
+            "filled": _filled(record.observed),
             **_lengths(record.lengths),
         }
     if isinstance(record, LabelledCases):
@@ -105,7 +106,7 @@ def _summary(record: Record) -> dict[str, Any]:
             "classes": {
                 name: int((record.class_index == index).sum()) for index, name in enumerate(record.classes)
             },
-            "filled": 0 if record.observed is None else sum(int((~mask).sum()) for mask in record.observed),
+            "filled": _filled(record.observed),
             **_lengths(record.lengths),
         }
     if isinstance(record, LabelledStream):
@@ -123,6 +124,10 @@ def _summary(record: Record) -> dict[str, Any]:
         "series": len(record.names),
         "frequencies": dict(zip(kinds.tolist(), counts.tolist(), strict=True)),
     }
+
+
+def _filled(observed: Sequence[np.ndarray] | None) -> int:
+    return 0 if observed is None else sum(int((~mask).sum()) for mask in observed)
 
 
 def _lengths(lengths: np.ndarray) -> dict[str, int]:

@@ -53,7 +53,7 @@ class DatasetEntry:
         citation: The paper that introduced it.
         note: Advice for users.
         split: Split rule of a frame (protocol §3).
-        frequency: Pandas alias of its step.
+        frequency: Its step: a pandas alias for frames; Y, Q, M, W, D or h for collections.
         season: Season length in steps; for collections the m of MASE (protocol §3).
         horizons: The published horizons, in steps.
         timestamps: How a frame's protocol treats repeated and missing timestamps.

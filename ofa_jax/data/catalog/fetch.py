@@ -19,6 +19,7 @@ from typing import IO, Any, Literal
 from ofa_jax.data.catalog.entries import DataFile, DatasetEntry
 from ofa_jax.data.catalog.load import content_sha256, data_root, find, source_of, verify
 from ofa_jax.errors import DataError
+from ofa_jax.files import umask
 
 MAX_BYTES = 4 << 30
 """Largest uncompressed file; larger than any in the catalog."""
@@ -75,7 +76,8 @@ def _result(entry: DatasetEntry, file: DataFile, root: Path, new: bool) -> Fetch
     if path is None:
         return Fetched(root / file.path, "by hand", False, None)
     verified = verify(entry, path, role=file.role)
-    return Fetched(path, "downloaded" if new else "present", verified, content_sha256(path))
+    digest = (file.sha256 or file.copy_sha256) if verified else content_sha256(path)
+    return Fetched(path, "downloaded" if new else "present", verified, digest)
 
 
 @contextlib.contextmanager
@@ -103,14 +105,12 @@ def _fetch_url(url: str, files: Sequence[DataFile], root: Path, scratch: Path) -
                 where=url,
                 fix="Try again; if it persists, the published file has changed",
             )
-    mask = os.umask(0)
-    os.umask(mask)
     for file in files:
         target = root / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(unpacked[file.path], "rb") as content:
             os.fsync(content.fileno())
-        os.chmod(unpacked[file.path], 0o666 & ~mask)  # temporary files are their owner's alone
+        os.chmod(unpacked[file.path], 0o666 & ~umask())  # temporary files are their owner's alone
         os.replace(unpacked[file.path], target)
 
 

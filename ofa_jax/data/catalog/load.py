@@ -266,11 +266,11 @@ def _listing(entry: DatasetEntry, root: Path | None) -> dict[str, Any]:
     files = [
         {name: getattr(file, name) for name in fields} | {"present": present(file)} for file in entry.files
     ]
-    needed = [file for file in entry.files if file.needed]
+    needed = [file for file in files if file["needed"]]
     return {
         **{name: plain[name] for name in ("name", "kind", "title")},
-        "present": None if root is None else all(present(file) for file in needed),
-        "fetchable": all(file.url is not None for file in needed),
+        "present": None if root is None else all(file["present"] for file in needed),
+        "fetchable": all(file["url"] is not None for file in needed),
         "files": files,
         **{name: plain[name] for name in ("pages", "licence", "citation", "note")},
         "split": entry.split if entry.kind == "frame" else None,

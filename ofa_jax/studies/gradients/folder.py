@@ -14,7 +14,7 @@ from ofa_jax.files import atomic_folder, write_atomic, write_json
 from ofa_jax.runs.folder import versions
 from ofa_jax.studies import parse_list
 from ofa_jax.studies.gradients.study import Grid, Study, study
-from ofa_jax.studies.gradients.theory import MEANS, Optimizer, StudyInit, slopes
+from ofa_jax.studies.gradients.theory import Optimizer, StudyInit, seed_mean_power, slopes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +92,7 @@ def run_study(experiment: Experiment, grid: Grid, out: str | Path, say: Callable
         for quantity in FIGURES:
             own = found.table[(found.table["quantity"] == quantity) & (found.table["steps"] > 0)]
             if (own["value"] > 0).any():
-                figure = slope_figure(own, fitted, quantity, power=1 if quantity in MEANS else 2)
+                figure = slope_figure(own, fitted, quantity, power=seed_mean_power(quantity))
                 save_figure(figure, scratch / f"{quantity}.png")
         write_json(scratch / "study.json", record)
     return Written(out, found, fitted)

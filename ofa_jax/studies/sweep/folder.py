@@ -159,8 +159,7 @@ def read_sweep(folder: str | Path) -> Sweep:
         CheckpointError: There is none, or its record is damaged.
     """
     content = read_record(Path(folder) / RECORD, SweepRecord, kind="sweep")
-    if content.format == 1:
-        content.settings = upgrade_settings(content.settings)
+    content.settings = upgrade_settings(content.settings, content.format)
     return Sweep(Path(folder), content)
 
 
