@@ -183,6 +183,12 @@ def test_an_exponent_is_that_of_the_upper_half(power: float) -> None:
     assert timing.exponent(xs, ys) == pytest.approx(power, abs=1e-12)  # float64 sums of three terms
 
 
+def test_an_exponent_is_that_of_least_squares() -> None:
+    xs, ys = (1, 2, 4, 8, 16, 32), (1.0, 1.0, 1.0, 3.0, 5.0, 13.0)
+    wanted = np.polyfit(np.log(xs[3:]), np.log(ys[3:]), 1)[0]
+    assert timing.exponent(xs, ys) == pytest.approx(wanted, abs=1e-12)
+
+
 @pytest.mark.parametrize(("count", "fitted"), [(2, 2), (3, 3), (4, 3), (5, 3), (6, 3), (8, 4), (10, 5)])
 def test_the_upper_half_has_three_points_where_there_are_as_many(count: int, fitted: int) -> None:
     assert timing.upper_half(count) == fitted

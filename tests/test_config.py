@@ -886,6 +886,7 @@ def test_mistakes_are_laid_where_they_were_made(tmp_path):
     ("override", "said"),
     [
         ("task.classes=3", "task.classes is not a setting of this task"),
+        ("task.anomaly_ratio=2", "task.anomaly_ratio is not a setting of this task"),
         ("task.mask_rate=0.5", "task.mask_rate is not a setting of this task"),
         (
             "data.parts=[machine-1-2]",

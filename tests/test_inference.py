@@ -21,21 +21,11 @@ from ofa_jax.runs.folder import resolved
 from ofa_jax.runs.train import open_run, read_data, train_run
 from ofa_jax.tasks.forecast import forecast_panels, time_index
 from ofa_jax.train.lanes import Progress
-from ofa_jax.train.progress import SilentReporter
 
 
 @pytest.fixture(scope="module")
-def folder(tiny, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("predict")
-    train_run(
-        tiny.experiment(tiny.csv(folder / "tiny.csv"), "train.epochs=1"), folder / "run", SilentReporter()
-    )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def loaded(folder) -> LoadedModel:
-    return load_bundle(folder / "run")
+def loaded(tiny_run) -> LoadedModel:
+    return load_bundle(tiny_run)
 
 
 def as_table(frame: Frame) -> pd.DataFrame:
@@ -170,8 +160,8 @@ def test_rows_at_another_step_are_refused(loaded, tiny):
         predict(loaded, rows(tiny, 60).assign(date=days))
 
 
-def test_evaluating_gives_the_stored_validation_metrics(folder, loaded):
-    data = open_run(folder / "run")[1]
+def test_evaluating_gives_the_stored_validation_metrics(tiny_run, loaded):
+    data = open_run(tiny_run)[1]
     assert evaluate(loaded, data, "validation") == loaded.record.validation
     assert evaluate(loaded, data).keys() == {"mse", "mae"}
 

@@ -16,7 +16,7 @@ from ofa_jax.errors import CheckpointError
 from ofa_jax.files import run_lock
 from ofa_jax.model.linear import init_nlinear, nlinear
 from ofa_jax.runs.folder import BASELINES
-from ofa_jax.runs.train import open_run, train_run
+from ofa_jax.runs.train import open_run
 from ofa_jax.tasks.naive import seasonal_naive
 from ofa_jax.train.progress import SilentReporter
 
@@ -57,17 +57,9 @@ def test_nlinear_starts_at_the_mean_of_the_window():
     np.testing.assert_allclose(nlinear({}, weights, jnp.asarray(x_btc)), np.full((1, 2, 1), 2.5), rtol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("compare")
-    experiment = tiny.experiment(tiny.csv(folder / "tiny.csv"), "train.epochs=1")
-    train_run(experiment, folder / "run", SilentReporter())
-    return folder / "run"
-
-
 @pytest.fixture
-def run(trained, tmp_path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "run"))
+def run(tiny_run, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
 class Counter(SilentReporter):
@@ -109,12 +101,6 @@ def test_model_and_seasonal_naive_on_every_window(run):
     assert naive.metrics == pytest.approx(
         {"mse": np.mean(np.square(errors)), "mae": np.mean(np.abs(errors))}, rel=1e-6
     )
-
-
-def test_the_validation_score_is_the_one_of_training(run):
-    comparison, _ = scores(run, trained=False, split="validation")
-    stored = json.loads((run / "bundle" / "ofa.json").read_text())["validation"]
-    assert comparison.rows[0].metrics == stored
 
 
 def test_a_trained_baseline_is_kept_and_reused(run):
@@ -160,14 +146,6 @@ def test_a_damaged_baseline_is_refused(run, how, said):
 def test_baselines_are_trained_by_one_process_at_a_time(run):
     with run_lock(run / BASELINES), pytest.raises(CheckpointError, match="another process"):
         scores(run)
-
-
-def test_as_a_plain_dict(run):
-    comparison, _ = scores(run, trained=False)
-    content = comparison.to_dict()
-    assert json.loads(json.dumps(content)) == content
-    assert set(content) == {"task", "split", "windows", "protocol", "methods"}
-    assert set(content["methods"][0]) == {"method", "mse", "mae", "trainable", "bytes"}
 
 
 def test_a_random_trunk_is_always_named(run):

@@ -171,8 +171,8 @@ def test_evaluate_as_json(trained, tiny):
     ]
 
 
-def test_evaluate_with_controls(run, call):
-    called = call("evaluate", run, "--control", "nlinear", "--split", "validation")
+def test_evaluate_with_baselines(run, call):
+    called = call("evaluate", run, "--baseline", "nlinear", "--split", "validation")
     assert called.status == 0
     assert "validation part, 26 windows" in called.out
     for method in ("One-for-All (reference, random trunk)", "seasonal naive (24 steps)", "NLinear"):
@@ -181,7 +181,7 @@ def test_evaluate_with_controls(run, call):
     assert first == "training the baseline NLinear"
     assert epochs
     assert all(line.startswith("epoch ") for line in epochs)
-    again = call("evaluate", run, "--control", "nlinear", "--split", "validation")
+    again = call("evaluate", run, "--baseline", "nlinear", "--split", "validation")
     assert (again.out, again.err) == (called.out, "")
     assert len(json.loads(call("evaluate", run, "--control", "nlinear", "--json").out)["methods"]) == 3
 
@@ -269,6 +269,18 @@ def test_deliberate_errors_are_one_paragraph(trained, tmp_path, monkeypatch, cal
     refused(call(*arguments), *parts)
 
 
+def test_errors_name_the_flag(run, call):
+    refused(
+        call("evaluate", run, "--baseline", "nope"), "error: --baseline: the task 'forecast' has no baseline"
+    )
+    refused(
+        call("evaluate", run, "--target", "x"), "error: --target: a run of the task 'forecast' has no target"
+    )
+    refused(
+        call("sweep", run / "config.yaml", "--ranks", "2,x", "--out", run / "s"), "error: --ranks: 'x' is not"
+    )
+
+
 def test_wrong_usage_is_explained(call):
     for arguments in (["nonsense"], ["train"], ["evaluate", "run", "--split", "all"]):
         called = call(*arguments)
@@ -329,7 +341,7 @@ def test_interrupting_anything_but_training_is_quiet(call, monkeypatch):
     assert "Traceback" not in called.err
 
 
-def test_interrupting_the_training_of_a_control_claims_nothing(run, call, monkeypatch):
+def test_interrupting_the_training_of_a_baseline_claims_nothing(run, call, monkeypatch):
     import signal
 
     from ofa_jax.train.progress import ConsoleReporter
@@ -337,7 +349,7 @@ def test_interrupting_the_training_of_a_control_claims_nothing(run, call, monkey
     monkeypatch.setattr(
         ConsoleReporter, "advance", lambda self, windows, loss: signal.raise_signal(signal.SIGTERM)
     )
-    called = call("evaluate", run, "--controls")
+    called = call("evaluate", run, "--baselines")
     assert called.status == 143
     assert called.err.splitlines()[-1] == "Interrupted at step 7; nothing was saved."
     assert called.out == ""

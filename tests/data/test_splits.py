@@ -44,6 +44,13 @@ def test_too_few_rows_are_refused():
         borders(17420, "ett_minute", input_length=336)
 
 
+def test_every_part_needs_one_window_and_no_more():
+    found = borders(11, "ratio", input_length=3, horizon=2)
+    assert found == {"train": (0, 7), "validation": (4, 9), "test": (6, 11)}
+    with pytest.raises(DataError, match="validation part has 4 rows and windows need 5"):
+        borders(10, "ratio", input_length=3, horizon=2)
+
+
 def test_an_ett_part_that_no_number_of_rows_can_lengthen():
     with pytest.raises(DataError, match=r"train part.*751 rows.*1056.*raise data\.percent"):
         borders(17420, "ett_hour", input_length=336, horizon=720, percent=5)
@@ -71,6 +78,14 @@ def test_scaler_standardizes_and_inverts():
     np.testing.assert_allclose(scaled.std(axis=0, ddof=0, dtype=np.float64), 1, rtol=1e-6)
     np.testing.assert_allclose(scaler.invert(scaled), values, rtol=1e-6, atol=1e-6)
     assert scaler.constant == ()
+
+
+def test_values_that_cannot_be_scaled_are_refused():
+    with pytest.raises(DataError, match="no rows"):
+        fit_scaler(np.empty((0, 2)), ["a", "b"])
+    for values in ([1e300, -1e300], [1e-200, 2e-200]):
+        with pytest.raises(DataError, match="`a` is spread"):
+            fit_scaler(np.array(values)[:, None], ["a"])
 
 
 def test_a_constant_series_gets_std_1_and_is_named():

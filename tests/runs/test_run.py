@@ -27,18 +27,16 @@ from ofa_jax.train.evaluate import evaluate
 from ofa_jax.train.progress import ConsoleReporter, SilentReporter
 
 
-@pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    train_run(
-        tiny.experiment(tiny.csv(folder / "tiny.csv"), "train.epochs=1"), folder / "run", SilentReporter()
-    )
-    return folder / "run"
-
-
 @pytest.fixture
-def run(trained, tmp_path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "run"))
+def run(tiny_run, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+def test_the_bundle_has_the_scaler_exactly(run):
+    loaded, data = open_run(run)
+    np.testing.assert_array_equal(loaded.scaler.mean, data.scaler.mean)
+    np.testing.assert_array_equal(loaded.scaler.std, data.scaler.std)
+    assert (loaded.scaler.names, loaded.scaler.constant) == (data.scaler.names, data.scaler.constant)
 
 
 def test_the_settings_read_back_as_they_were(tiny, run):
@@ -271,12 +269,9 @@ def test_a_target_that_moved_is_given_by_its_path(tiny, tmp_path):
     assert open_run(tmp_path / "run", target=str(there))[1].task.tables["test"].size > 0
 
 
-def test_a_target_for_a_run_without_one_is_refused(tiny, tmp_path):
-    train_run(
-        tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=1"), tmp_path / "run", SilentReporter()
-    )
+def test_a_target_for_a_run_without_one_is_refused(tiny_run):
     with pytest.raises(ConfigError, match="a run of the task 'forecast' has no target"):
-        open_run(tmp_path / "run", target="other.tsf")
+        open_run(tiny_run, target="other.tsf")
 
 
 def test_a_folder_that_was_begun_and_not_used_is_removed_by_its_owner_alone(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from ofa_jax.data.frames import Frame
 from ofa_jax.errors import DataError
+from ofa_jax.tasks import table
 from ofa_jax.tasks.forecast import prepare, prepare_frame, season_of_frame
 from ofa_jax.tasks.losses import squared_error
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
@@ -131,9 +132,21 @@ def test_standardised_windows_of_a_file(tiny, tmp_path):
     assert (data.season, data.task.objective) == (24, "mse")
 
 
+def test_published_keeps_full_batches_of_validation_and_test(tiny, tmp_path):
+    experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv"))
+    data = table.prepare(experiment.data, experiment.task, protocol="published", batch_size=16)
+    assert {split: windows.size for split, windows in data.task.tables.items()} == {
+        "train": 202,
+        "validation": 16,
+        "test": 64,
+    }
+
+
 def test_a_series_that_is_too_short_says_how_many_rows_are_needed(tiny):
     experiment = tiny.experiment("unused.csv")
-    with pytest.raises(DataError, match=r"tiny series: 50 row.*too few"):
+    with pytest.raises(
+        DataError, match=r"tiny series: 50 row.*too few: .*train part has 35 rows and windows need 40"
+    ):
         prepare_frame(tiny.frame(50), experiment.data, experiment.task)
 
 

@@ -197,7 +197,7 @@ def zeros(frozen, trainable, x_btc, x_mask, *, dropout_keys=None):
 @pytest.mark.parametrize("batch_size", [4, 512])
 def test_metrics_count_hidden_points_alone(data, batch_size):
     table = data.task.tables["test"]
-    sums = evaluate(zeros, data.task, table, {}, {})
+    sums = evaluate(zeros, data.task, table, {}, {}, batch_size=batch_size)
     hidden = masks(data, "test", np.arange(table.size))
     values = data.task.buffer[table.first[:, None] + np.arange(L), :2].astype(np.float64)
     np.testing.assert_array_equal(sums["count"], hidden.sum(axis=(1, 2)))
@@ -388,6 +388,7 @@ def test_published_differs_in_its_name_alone(tiny):
     for task, protocol in ((published, "published"), (strict, "strict")):
         assert {split: table.size for split, table in task.tables.items()} == sizes
         assert (task.protocol, task.drop_last, task.objective) == (protocol, False, "mse")
+        assert task.with_full_batches(8) is task
 
 
 def test_what_cannot_be_used_is_one_clear_error(tiny):

@@ -168,6 +168,7 @@ def test_zero_shot_windows_are_those_of_plain_slices(tmp_path_factory, case, per
     assert shown(data.task, "validation") == validation
     assert shown(data.task, "test") == test
     assert data.task.drop_last == (protocol == "published")
+    assert data.task.with_full_batches(7) is data.task
 
 
 @pytest.mark.parametrize(("length", "horizon"), [(3, 2), (1, 1), (5, 4)])
@@ -247,6 +248,7 @@ def test_the_published_transfer_drops_training_batches_and_nothing_else(tmp_path
     strict, published = (zero_shot(source, target, protocol=protocol) for protocol in ("strict", "published"))
     assert (strict.task.protocol, strict.task.drop_last) == ("strict", False)
     assert (published.task.protocol, published.task.drop_last) == ("published", True)
+    assert published.task.with_full_batches(64) is published.task
     for split in ("train", "validation", "test"):
         assert shown(published.task, split) == shown(strict.task, split)
     assert [table.size for table in published.task.tables.values()] == [66, 3, 5]

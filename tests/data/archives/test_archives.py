@@ -508,7 +508,7 @@ def test_a_stream_header_that_claims_more_than_the_file_holds(tmp_path):
 
 @pytest.mark.parametrize("read", [read_tsf, read_ts, read_m4_part, read_m4_info, read_stream])
 def test_files_that_are_not_there_or_not_files(tmp_path, read):
-    with pytest.raises(DataError, match=r"there is no such file|file not found"):
+    with pytest.raises(DataError, match="there is no such file"):
         read(tmp_path / "absent")
     with pytest.raises(DataError, match="is a folder"):
         read(tmp_path)

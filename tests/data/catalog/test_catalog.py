@@ -285,9 +285,9 @@ def test_a_known_set_is_read_by_its_own_policy(tmp_path, monkeypatch):
     path.write_text("date,a\n2024-01-01,1\n2024-01-01,2\n2024-01-02,3\n2024-01-03,4\n")
     monkeypatch.setitem(CATALOG, "weather", replace_sum("weather", path))
     assert load("weather", root=tmp_path)[0].n_rows == 4
-    with pytest.raises(DataError, match="the times"):
+    with pytest.raises(DataError, match="repeats the previous row"):
         load("weather", root=tmp_path, timestamps="error")
-    with pytest.raises(DataError, match="the times"):
+    with pytest.raises(DataError, match="repeats the previous row"):
         load(path)
 
 
@@ -441,5 +441,5 @@ def test_checking_a_known_file_takes_the_catalog_policy():
         pytest.skip("weather is not in OFA_JAX_DATA")
     path = Path(DATA_ROOT) / "weather" / "weather.csv"
     assert check_file(path)["known_as"] == ["weather"]
-    with pytest.raises(DataError, match="the times"):
+    with pytest.raises(DataError, match="repeats the previous row"):
         check_file(path, timestamps="error")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import stat
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -27,11 +26,12 @@ TEXT = b"date,a\n2024-01-01,1\n"
 
 @dataclass
 class Site:
-    """The server's files; ``log`` has the path of each request."""
+    """The server's files; ``log`` has the path of each request; ``cut`` is where an answer breaks off."""
 
     address: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
+    cut: int | None = None
 
     def url(self, name: str) -> str:
         return f"{self.address}/{name}"
@@ -50,7 +50,7 @@ def _handler(site: Site) -> type[BaseHTTPRequestHandler]:
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(content[: site.cut])
 
     return Handler
 
@@ -76,14 +76,12 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def zipped(members: dict[str, bytes], *, link: str | None = None) -> bytes:
+def zipped(members: dict[str, bytes]) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, member in members.items():
             info = zipfile.ZipInfo(name)
             info.compress_type = zipfile.ZIP_DEFLATED
-            if name == link:
-                info.external_attr = (stat.S_IFLNK | 0o777) << 16
             archive.writestr(info, member)
     return content.getvalue()
 
@@ -95,7 +93,7 @@ def everything(root: Path) -> list[str]:
 def refused(toy: DatasetEntry, root: Path, match: str) -> None:
     with pytest.raises(DataError, match=match):
         fetch(toy, root)
-    assert everything(root) == []
+    assert not list(root.rglob("*"))
 
 
 def test_a_file_is_fetched_checked_and_put_in_its_place(site, tmp_path):
@@ -106,6 +104,11 @@ def test_a_file_is_fetched_checked_and_put_in_its_place(site, tmp_path):
     assert done.path == tmp_path / "new" / "folder" / "a.bin"
     assert done.path.read_bytes() == CONTENT
     assert everything(tmp_path / "new") == ["folder/a.bin"]
+
+
+def test_a_connection_that_breaks_off_leaves_nothing(site, tmp_path):
+    site.files["a.bin"], site.cut = CONTENT, 150_000
+    refused(entry(DataFile("a.bin", url=site.url("a.bin"))), tmp_path, "download failed")
 
 
 def test_what_is_there_is_checked_and_left_alone(site, tmp_path):
