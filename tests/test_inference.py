@@ -20,6 +20,7 @@ from ofa_jax.runs.bundle import BundleWriter, LoadedModel, load_bundle
 from ofa_jax.runs.folder import resolved
 from ofa_jax.runs.train import open_run, read_data, train_run
 from ofa_jax.tasks.forecast import forecast_panels, time_index
+from ofa_jax.train.evaluate import _compiled
 from ofa_jax.train.lanes import Progress
 
 
@@ -293,3 +294,15 @@ def test_a_second_forecast_compiles_nothing(loaded, tiny, caplog):
     with jax.log_compiles(), caplog.at_level("WARNING"):
         predict(loaded, rows(tiny, 60, seed=1))
     assert not [record.message for record in caplog.records if "Finished XLA" in record.message]
+
+
+@pytest.mark.parametrize("task", ["forecast", "short_term", "classification", "imputation"])
+def test_applying_a_model_again_compiles_nothing(tiny, tmp_path, task):
+    loaded = untrained(tiny, task, tmp_path)
+    gaps = rows(tiny, 40)
+    gaps.loc[5:9, "a"] = np.nan
+    given = {"classification": tmp_path / "Tiny_TEST.ts", "imputation": gaps}.get(task, rows(tiny, 40))
+    predict(loaded, given)
+    compiled = _compiled.cache_info().misses
+    predict(loaded, given)
+    assert _compiled.cache_info().misses == compiled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -176,11 +176,6 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     if not windows.table.size:
         what = f"{frame.n_rows} rows, but the model reads {length}"
         raise DataError(what, where=frame.source, fix=f"Give at least {length} rows")
-    width = channels + features.shape[1]
-
-    def reveal(batch: Batch, keys_b: jax.Array) -> Batch:
-        seen = batch.x_mask[..., :width].at[..., :channels].set(batch.x[..., width:] > 0)
-        return batch._replace(x=batch.x[..., :width], x_mask=seen)
 
     def to_table(outputs: Sums) -> pd.DataFrame:
         import pandas as pd
@@ -201,12 +196,31 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         spec=WindowSpec(length, 0, univariate=False),
         buffer=np.concatenate([values, features, known.astype(np.float32)], axis=1),
         table=windows.table,
-        outputs=lambda prediction, batch: {"filled": prediction},
+        outputs=_filled,
         to_table=to_table,
         plot=plot,
         summary=lambda result: f"{int((~known).sum()):,} missing values of {channels} series filled",
-        corrupt=reveal,
+        corrupt=_ShowKnown(channels, channels + features.shape[1]),
     )
+
+
+@dataclass(frozen=True)
+class _ShowKnown:
+    """Takes the last ``channels`` of ``[b, t, width + channels]``, 1 where known, as the mask of the first.
+
+    Equal ones share a compiled program, so that applying a model again does not compile it again.
+    """
+
+    channels: int
+    width: int
+
+    def __call__(self, batch: Batch, keys_b: jax.Array) -> Batch:
+        seen = batch.x_mask[..., : self.width].at[..., : self.channels].set(batch.x[..., self.width :] > 0)
+        return batch._replace(x=batch.x[..., : self.width], x_mask=seen)
+
+
+def _filled(prediction: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    return {"filled": prediction}
 
 
 def _network(task: ImputationSettings, network: NetworkConfig, trunk: TrunkModule) -> ImputeNetwork:

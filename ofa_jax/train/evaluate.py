@@ -66,20 +66,6 @@ def _compiled(predict: Predict, outputs: Outputs, spec: WindowSpec, corrupt: Any
     return make_eval_step(predict, outputs, spec, corrupt, **how)
 
 
-def predict_windows(
-    predict: Predict,
-    task: Task,
-    table: WindowTable,
-    frozen: Params,
-    trainable: Params,
-    outputs: Outputs | None = None,
-    *,
-    batch_size: int | None = None,
-) -> dict[str, np.ndarray]:
-    """The outputs of a :class:`WindowPredictor` for one table, ``{name: [windows, …]}``."""
-    return WindowPredictor(predict, task, outputs, batch_size=batch_size)(table, frozen, trainable)
-
-
 def evaluate(
     predict: Predict,
     task: Task,
@@ -90,4 +76,4 @@ def evaluate(
     batch_size: int | None = None,
 ) -> dict[str, np.ndarray]:
     """The task's sums of every window, which its metrics are computed from: ``{name: [windows, …]}``."""
-    return predict_windows(predict, task, table, frozen, trainable, task.sums, batch_size=batch_size)
+    return WindowPredictor(predict, task, task.sums, batch_size=batch_size)(table, frozen, trainable)
