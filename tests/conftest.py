@@ -214,7 +214,7 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
 
     for name, value in {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.2,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
     }.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)  # for commands in processes of their own
