@@ -81,11 +81,11 @@ def trained_baselines(
     Raises:
         ConfigError: ``only`` names a baseline that the task does not have.
     """
-    linear = TASKS[data.task.name].baselines
+    linear = TASKS[data.settings.name].baselines
     known = [*(_linear(one, experiment, data) for one in linear), *_networks(experiment, data)]
     names = [baseline.name for baseline in known]
     if wrong := [name for name in only or () if name not in names]:
-        what = f"the task {data.task.name!r} has no baseline {wrong[0]!r}"
+        what = f"the task {data.settings.name!r} has no baseline {wrong[0]!r}"
         raise ConfigError(what, where="baseline", fix=f"Choose from {', '.join(names)}")
     return [baseline for baseline in known if only is None or baseline.name in only]
 
