@@ -13,6 +13,7 @@ import numpy as np
 
 from ofa_jax.adapters.partition import actions
 from ofa_jax.build import RANDOM, REPLACED, build_model, build_network, trunk_config
+from ofa_jax.config.load import upgrade_settings
 from ofa_jax.config.recipes import RECIPES, Rule
 from ofa_jax.config.schema import Experiment, TrainConfig
 from ofa_jax.errors import CheckpointError, ConfigError
@@ -210,12 +211,10 @@ def _load(
     record = parse_record(content, BaselineRecord, where=str(place / RECORD), fix=fix)
     if not (place / WEIGHTS).exists() or record.sha256 != sha256_file(place / WEIGHTS):
         raise CheckpointError(f"the weights of {baseline.title} are damaged", where=str(place), fix=fix)
-    kept = dict(record.settings)
-    if "lowest_rate" in kept:  # format 1
-        kept["min_learning_rate"] = kept.pop("lowest_rate")
+    kept = upgrade_settings({"train": record.settings}, record.format)
     best = read_tensors(place / WEIGHTS)
     same = (record.control, record.protocol) == (baseline.name, data.task.protocol)
-    same &= not differences({"train": kept}, {"train": settings})
+    same &= not differences(kept, {"train": settings})
     if not same or {path: leaf.shape for path, leaf in best.items()} != trees.shapes(start):
         what = f"the kept {baseline.title} was trained with other settings"
         raise CheckpointError(what, where=str(place), fix=fix)

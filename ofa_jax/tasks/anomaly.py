@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import AnomalySettings, DataConfig
@@ -21,7 +21,6 @@ from ofa_jax.plots.tasks import anomaly_scores
 from ofa_jax.tasks.base import (
     LinearBaseline,
     NewData,
-    Predict,
     Score,
     Sums,
     Task,
@@ -38,24 +37,12 @@ from ofa_jax.tasks.naive import zeros
 from ofa_jax.windows.cover import ScoredWindows, each_step_once, every_step
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 VALIDATION_SHARE = 0.2
 """Of the training stream, at its end, as in the published SMD code (protocol §5 row 5)."""
 
 
-class Layout(NamedTuple):
-    """Windows of each part, those of the reference scores and of the test scores, and messages for the user.
-
-    ``begins`` are the scored test steps at which a recording begins.
-    """
-
-    tables: dict[Split, WindowTable]
-    reference: ScoredWindows
-    scored: ScoredWindows
-    begins: np.ndarray
-    notices: list[str]
+Layout = tuple[dict[Split, WindowTable], ScoredWindows, ScoredWindows, np.ndarray, list[str]]
+"""Windows by part, those of the reference and of the test scores, where recordings begin among these, and notices."""
 
 
 def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "strict") -> TaskData:
@@ -166,7 +153,7 @@ def _strict(stream: LabelledStream, length: int, step: int) -> Layout:
     unused = int(recordings[recordings < length].sum())
     notice = f"{unused:,} training steps are in recordings shorter than {length} steps and not used"
     begins = stream.test_borders[stream.test_borders < len(stream.test)]
-    return Layout(tables, each_step_once(rows, length), scored, begins, [notice] if unused else [])
+    return tables, each_step_once(rows, length), scored, begins, [notice] if unused else []
 
 
 def _published(stream: LabelledStream, length: int, step: int, *, smd: bool) -> Layout:
@@ -181,7 +168,7 @@ def _published(stream: LabelledStream, length: int, step: int, *, smd: bool) -> 
     }
     unused = (n_test - length) % test_step
     notice = f"the last {unused:,} test steps fill no window and are not scored, as published"
-    return Layout(tables, reference, scored, np.zeros(0, int), [notice] if unused else [])
+    return tables, reference, scored, np.zeros(0, int), [notice] if unused else []
 
 
 def _read(data: DataConfig) -> tuple[LabelledStream, ...]:
@@ -238,8 +225,6 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     windows = each_step_once(np.array([0, frame.n_rows]), length)
 
     def to_table(outputs: Sums) -> pd.DataFrame:
-        import pandas as pd
-
         score = step_scores(windows, outputs, frame.source)
         index = time_index(frame)
         return pd.DataFrame({index.name: index, "score": score, "anomaly": score > threshold})
@@ -255,7 +240,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     )
 
 
-def _dlinear(task: Any) -> tuple[Predict, dict[str, Any]]:
+def _dlinear(task):
     return dlinear, init_dlinear(task.input_length, task.input_length)
 
 

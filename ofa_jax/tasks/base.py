@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+import pandas as pd
 
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, TaskSettings
@@ -20,10 +21,7 @@ from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
-
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 Predict = Callable[..., jax.Array]
 """``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None) -> prediction``."""

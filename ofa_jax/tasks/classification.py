@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+import pandas as pd
 
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import ClassificationSettings, DataConfig
@@ -18,24 +18,11 @@ from ofa_jax.errors import DataError
 from ofa_jax.model.linear import init_linear_classifier, linear_classifier
 from ofa_jax.model.networks import ClassifyNetwork
 from ofa_jax.plots.tasks import class_probabilities
-from ofa_jax.tasks.base import (
-    LinearBaseline,
-    NewData,
-    Predict,
-    Sums,
-    Task,
-    TaskData,
-    TaskKind,
-    TrainedOn,
-    with_sizes,
-)
+from ofa_jax.tasks.base import LinearBaseline, NewData, Sums, Task, TaskData, TaskKind, TrainedOn, with_sizes
 from ofa_jax.tasks.losses import cross_entropy
 from ofa_jax.tasks.metrics import classification_metrics, classification_sums
 from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowSpec, WindowTable, lay_end_to_end
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 VALIDATION_SHARE = 0.2
 """Of each class's training cases."""
@@ -159,8 +146,6 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     buffer, first = lay_end_to_end([scaler.transform(case) for case in cases.cases])
 
     def to_table(outputs: Sums) -> pd.DataFrame:
-        import pandas as pd
-
         probability = outputs["probability"].astype(np.float64)
         table = pd.DataFrame(probability, columns=[f"p({name})" for name in classes])
         table.insert(0, "predicted", [classes[index] for index in probability.argmax(axis=1)])
@@ -182,7 +167,7 @@ def _probabilities(logits_bk: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     return {"probability": jax.nn.softmax(logits_bk, axis=1)}
 
 
-def _softmax_regression(task: Any) -> tuple[Predict, dict[str, Any]]:
+def _softmax_regression(task):
     return linear_classifier, init_linear_classifier(task.input_length, task.channels, task.classes)
 
 

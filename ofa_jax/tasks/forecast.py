@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, ForecastSettings
@@ -20,15 +21,11 @@ from ofa_jax.errors import DataError
 from ofa_jax.model.linear import dlinear, init_dlinear, init_nlinear, nlinear
 from ofa_jax.model.networks import ForecastNetwork
 from ofa_jax.plots import run as plots
-from ofa_jax.tasks.base import LinearBaseline, NewData, Predict, Sums, Task, TaskData, TaskKind, TrainedOn
+from ofa_jax.tasks.base import LinearBaseline, NewData, Sums, Task, TaskData, TaskKind, TrainedOn
 from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
 from ofa_jax.tasks.naive import seasonal_naive
 from ofa_jax.windows.table import WindowSpec, WindowTable, sliding_windows
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -79,16 +76,27 @@ def prepare_frame(
     length, horizon = task.input_length, task.horizon
     parts, scaler, tables = split_and_scale(frame, data, entry, input_length=length, horizon=horizon)
     season = data.season or (entry.season if entry else season_of_frame(frame))
+    made = Task(
+        spec=WindowSpec(length, horizon, univariate=True),
+        buffer=scaler.transform(frame.values),
+        tables=tables,
+        loss=FORECAST_LOSSES[task.loss],
+        sums=forecast_sums,
+        metrics=forecast_metrics,
+        objective="mse",
+        protocol=protocol,
+        drop_last=protocol == "published",
+        full_batches=protocol == "published",
+    )
+    naive = partial(seasonal_naive, season=season, horizon=horizon)
     return ForecastData(
-        task=forecast_task(scaler.transform(frame.values), tables, task, protocol),
-        settings=task,
-        scaler=scaler,
-        season=season,
+        made,
+        task,
+        scaler,
+        season,
         notices=tuple(scaler.notices),
         meta={"frequency": frame.frequency},
-        untrained={
-            f"seasonal naive ({season} steps)": partial(seasonal_naive, season=season, horizon=horizon)
-        },
+        untrained={f"seasonal naive ({season} steps)": naive},
         frame=frame,
         borders=parts,
     )
@@ -120,27 +128,6 @@ def split_and_scale(
         split: sliding_windows(rows, channels=frame.n_channels, **shape) for split, rows in parts.items()
     }
     return parts, scaler, tables
-
-
-def forecast_task(
-    buffer: np.ndarray,
-    tables: dict[Split, WindowTable],
-    task: ForecastSettings,
-    protocol: Protocol = "strict",
-) -> Task:
-    """The task over univariate windows of a standardized buffer ``[rows, channels]``."""
-    return Task(
-        spec=WindowSpec(task.input_length, task.horizon, univariate=True),
-        buffer=buffer,
-        tables=tables,
-        loss=FORECAST_LOSSES[task.loss],
-        sums=forecast_sums,
-        metrics=forecast_metrics,
-        objective="mse",
-        protocol=protocol,
-        drop_last=protocol == "published",
-        full_batches=protocol == "published",
-    )
 
 
 def season_of_frame(frame: Frame) -> int:
@@ -218,24 +205,20 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     frame, scaler = read_new(trained, source), trained.scaler
     length, horizon = trained.task.input_length, getattr(trained.task, "horizon", 0)
     last, index = frame.values[-length:], time_index(frame, horizon)
+    panels = partial(forecast_panels, frame, history=min(length, 3 * horizon))
+    title = f"{frame.source}: the next {horizon} steps"
 
     def to_table(outputs: Sums) -> pd.DataFrame:
-        import pandas as pd
-
         pred_hc = outputs["prediction"][0]
         values = scaler.invert(pred_hc) if scaler else pred_hc
         return pd.DataFrame(values, index, list(frame.names)).reset_index()
-
-    def plot(table: pd.DataFrame, note: str) -> Figure:
-        panels = forecast_panels(frame, table, min(length, 3 * horizon))
-        return plots.forecast(panels, title=f"{frame.source}: the next {horizon} steps", note=note)
 
     return NewData(
         spec=WindowSpec(length, 0, univariate=False),
         buffer=scaler.transform(last) if scaler else as_float32(last, frame.names, frame.source),
         table=WindowTable.of(np.zeros(1), x_valid=length),
         to_table=to_table,
-        plot=plot,
+        plot=lambda table, note: plots.forecast(panels(table), title=title, note=note),
         summary=lambda table: f"{horizon} steps of {frame.n_channels} series",
     )
 
@@ -247,26 +230,20 @@ def forecast_panels(
 
     ``actual`` are the values that were forecast, ``[h, c]`` in original units, where they are known.
     """
-    import pandas as pd
-
-    rows, history = len(table), min(history, frame.n_rows)
-    past, ahead = np.arange(-history + 1, 1), np.arange(1, rows + 1)
+    rows, history, names = len(table), min(history, frame.n_rows), list(frame.names)
+    time = np.arange(1 - history, rows + 1)
     if frame.timestamps is not None:
-        past, ahead = frame.timestamps[-history:], frame.future_timestamps(rows)
-    after = np.full((rows, frame.n_channels), np.nan) if actual is None else actual
-    values = np.concatenate([frame.values[-history:], after])
-    empty = np.full(history, np.nan)
-    panels = {
-        name: pd.DataFrame(
-            {
-                "time": np.concatenate([past, ahead]),
-                "actual": values[:, index],
-                "forecast": np.concatenate([empty, table[name]]),
-            }
-        )
-        for index, name in enumerate(frame.names)
-    }
-    return pd.concat(panels, names=["panel"]).reset_index("panel")
+        time = np.concatenate([frame.timestamps[-history:], frame.future_timestamps(rows)])
+    after = np.full((rows, len(names)), np.nan) if actual is None else actual
+    before = np.full((history, len(names)), np.nan)
+    return pd.DataFrame(
+        {
+            "panel": np.repeat(names, len(time)),
+            "time": np.tile(time, len(names)),
+            "actual": np.concatenate([frame.values[-history:], after]).ravel("F"),
+            "forecast": np.concatenate([before, table[names]]).ravel("F"),
+        }
+    )
 
 
 def time_index(frame: Frame, ahead: int | None = None) -> pd.Index:
@@ -275,8 +252,6 @@ def time_index(frame: Frame, ahead: int | None = None) -> pd.Index:
     Raises:
         DataError: Too few timestamps to continue.
     """
-    import pandas as pd
-
     name = "step" if frame.timestamps is None else frame.time_name
     while name in frame.names:
         name += "_"
@@ -287,11 +262,11 @@ def time_index(frame: Frame, ahead: int | None = None) -> pd.Index:
     return dates.tz_localize("UTC") if frame.zoned else dates
 
 
-def _nlinear(task: Any) -> tuple[Predict, dict[str, Any]]:
+def _nlinear(task):
     return nlinear, init_nlinear(task.input_length, task.horizon)
 
 
-def _dlinear(task: Any) -> tuple[Predict, dict[str, Any]]:
+def _dlinear(task):
     return dlinear, init_dlinear(task.input_length, task.horizon)
 
 

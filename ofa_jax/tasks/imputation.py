@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, ImputationSettings
@@ -18,17 +18,7 @@ from ofa_jax.errors import DataError
 from ofa_jax.model.linear import init_dlinear, masked_dlinear
 from ofa_jax.model.networks import ImputeNetwork
 from ofa_jax.plots.tasks import filled_table
-from ofa_jax.tasks.base import (
-    LinearBaseline,
-    NewData,
-    Predict,
-    Sums,
-    Task,
-    TaskData,
-    TaskKind,
-    TrainedOn,
-    with_sizes,
-)
+from ofa_jax.tasks.base import LinearBaseline, NewData, Sums, Task, TaskData, TaskKind, TrainedOn, with_sizes
 from ofa_jax.tasks.forecast import read_new, read_series, split_and_scale, time_index
 from ofa_jax.tasks.losses import squared_error
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
@@ -36,10 +26,6 @@ from ofa_jax.tasks.naive import interpolate, window_mean
 from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.cover import each_step_once
 from ofa_jax.windows.table import WindowSpec
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 
 def prepare(data: DataConfig, task: ImputationSettings, protocol: Protocol = "strict") -> TaskData:
@@ -122,8 +108,6 @@ def calendar_features(frame: Frame) -> np.ndarray:
     Returns:
         ``[T, 4]`` or ``[T, 5]`` float32 between -0.5 and 0.5; ``[T, 0]`` where there are no timestamps.
     """
-    import pandas as pd
-
     if frame.timestamps is None:
         return np.zeros((frame.n_rows, 0), np.float32)
     times = pd.DatetimeIndex(frame.timestamps)
@@ -155,25 +139,20 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     values = scaler.transform(np.where(known, frame.values, scaler.mean))
     windows = each_step_once(np.array([0, frame.n_rows]), trained.task.input_length)
 
+    index, names = time_index(frame), list(frame.names)
+    given = pd.DataFrame(frame.values, index, names).reset_index()
+
     def to_table(outputs: Sums) -> pd.DataFrame:
-        import pandas as pd
-
         filled = scaler.invert(windows.steps(outputs["prediction"]))
-        shown = np.where(known, frame.values, filled)
-        return pd.DataFrame(shown, time_index(frame), list(frame.names)).reset_index()
-
-    def plot(result: pd.DataFrame, note: str) -> Figure:
-        before = result.copy()
-        before[list(frame.names)] = frame.values
-        return filled_table(before, result)
+        return pd.DataFrame(np.where(known, frame.values, filled), index, names).reset_index()
 
     return NewData(
         spec=WindowSpec(trained.task.input_length, 0, univariate=False),
         buffer=np.concatenate([values, features, known.astype(np.float32)], axis=1),
         table=windows.table,
         to_table=to_table,
-        plot=plot,
-        summary=lambda result: f"{int((~known).sum()):,} missing values of {channels} series filled",
+        plot=lambda filled, note: filled_table(given, filled),
+        summary=lambda filled: f"{int((~known).sum()):,} missing values of {channels} series filled",
         corrupt=_ShowKnown(channels, channels + features.shape[1]),
     )
 
@@ -193,7 +172,7 @@ class _ShowKnown:
         return batch._replace(x=batch.x[..., : self.width], x_mask=seen)
 
 
-def _dlinear(task: Any) -> tuple[Predict, dict[str, Any]]:
+def _dlinear(task):
     def predict(frozen, trainable, x_btc, x_mask, *, dropout_keys=None):
         return masked_dlinear(frozen, trainable, x_btc[..., : task.channels], x_mask[..., : task.channels])
 
