@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from ofa_jax.adapters.partition import actions
 from ofa_jax.build import RANDOM, REPLACED, build_model, build_network, trunk_config
 from ofa_jax.config.load import upgrade_settings
 from ofa_jax.config.recipes import RECIPES, Rule
@@ -116,8 +115,9 @@ def _networks(experiment: Experiment, data: TaskData) -> list[Baseline]:
 
     everything = (("train", ".*"),)
     variants = [("attention", "one attention layer (PAttn)", with_trunk("attention", rules=everything))]
-    if trunk.source != "none" and _trains(with_trunk("none")):
-        variants.append(("no_trunk", "no trunk, same recipe", with_trunk("none")))
+    bare = with_trunk("none")
+    if trunk.source != "none" and any(action != "freeze" for action, _ in _deciding(bare)):
+        variants.append(("no_trunk", "no trunk, same recipe", bare))
     if trunk.source != RANDOM:
         variants.append(("random_trunk", "random trunk, same recipe", with_trunk(RANDOM)))
     if experiment.recipe != "gpt4ts":
@@ -136,30 +136,23 @@ def trunk_remark(source: str) -> str:
 
 
 def _built(experiment: Experiment) -> tuple[Predict, Params, Params]:
-    rules = _matching(base_shapes(_network(experiment)), experiment.rules)
-    model = build_model(experiment.replace({"rules": rules}))
+    model = build_model(experiment.replace({"rules": _deciding(experiment)}))
     return model.predict, model.frozen, model.trainable
 
 
-def _trains(experiment: Experiment) -> bool:
-    """Whether the rules leave anything to train; rules for the trunk alone leave nothing without it."""
-    shapes = base_shapes(_network(experiment))
-    return any(action != "freeze" for action in actions(shapes, _matching(shapes, experiment.rules)).values())
-
-
-def _network(experiment: Experiment) -> Network:
-    return build_network(experiment, trunk_config(experiment.trunk))
-
-
-def _matching(paths: Iterable[str], rules: Sequence[Rule]) -> list[Rule]:
-    """The rules that decide at least one parameter."""
-    kept, left = [], set(paths)
-    for action, expression in rules:
+def _deciding(experiment: Experiment) -> list[Rule]:
+    """The rules that decide at least one parameter of the network."""
+    kept, left = [], set(base_shapes(_network(experiment)))
+    for action, expression in experiment.rules:
         decided = {path for path in left if re.fullmatch(expression, path)}
         if decided:
             kept.append((action, expression))
             left -= decided
     return kept
+
+
+def _network(experiment: Experiment) -> Network:
+    return build_network(experiment, trunk_config(experiment.trunk))
 
 
 def load_or_train(
@@ -168,8 +161,8 @@ def load_or_train(
     """A baseline with its trained parameters: read from the folder, or trained now and kept there.
 
     Raises:
-        CheckpointError: The kept baseline is damaged or was trained with other settings (apart from those that change
-            rounding only), or another process is training it.
+        CheckpointError: The kept baseline is damaged or was trained with other settings (that change more
+            than rounding), or another process is training it.
     """
     from safetensors.numpy import save_file
 

@@ -40,9 +40,8 @@ from ofa_jax.windows.table import WindowSpec, WindowTable
 VALIDATION_SHARE = 0.2
 """Of the training stream, at its end, as in the published SMD code (protocol §5 row 5)."""
 
-
 Layout = tuple[dict[Split, WindowTable], ScoredWindows, ScoredWindows, np.ndarray, list[str]]
-"""Windows by part, those of the reference and of the test scores, where recordings begin among these, and notices."""
+"""Windows by part, those of the reference and of the test scores, beginnings of recordings, and notices."""
 
 
 def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "strict") -> TaskData:
@@ -208,8 +207,8 @@ def _joined(streams: tuple[LabelledStream, ...]) -> LabelledStream:
 def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     """A score for every row of a table of channels; labels are not needed.
 
-    The table has a row per input row: its timestamp or number, ``score`` (mean squared error) and ``anomaly``,
-    whether the score exceeds the threshold computed after training.
+    The table has a row per input row: its timestamp or number, ``score`` (mean squared error), and whether
+    that exceeds the threshold of training (``anomaly``).
 
     Raises:
         DataError: The rows cannot be read, are too few, or have another number of channels than the model

@@ -1,8 +1,8 @@
 """Anomaly metrics: thresholds; precision, recall and F1, raw and point-adjusted; average precision.
 
-Point adjustment counts every step of an anomaly as detected when one of its steps is. Even random scores do well
-under it (Kim et al., arXiv 2109.05257), so raw F1 and a threshold-free score are always reported too. Where aeon is
-installed (extra ``range``), so is the area under range-based precision and recall.
+Point adjustment counts every step of an anomaly as detected when one of its steps is. Even random scores do
+well under it (Kim et al., arXiv 2109.05257), so raw F1 and a threshold-free score are always reported too.
+Where aeon is installed (extra ``range``), so is the area under range-based precision and recall.
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ def forecast_panels(
 
 
 def time_index(frame: Frame, ahead: int | None = None) -> pd.Index:
-    """Timestamps of the rows, or of the ``ahead`` steps after them, under a name that no series has; else numbers.
+    """Timestamps (or numbers) of the rows, or of the ``ahead`` steps after them; its name is no series'.
 
     Raises:
         DataError: Too few timestamps to continue.

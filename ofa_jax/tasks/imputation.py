@@ -29,7 +29,7 @@ from ofa_jax.windows.table import WindowSpec
 
 
 def prepare(data: DataConfig, task: ImputationSettings, protocol: Protocol = "strict") -> TaskData:
-    """Windows of all channels with points hidden at random: redrawn each step in training, fixed in evaluation.
+    """Windows of all channels with points hidden at random, redrawn each training step, fixed in evaluation.
 
     Raises:
         DataError: The series cannot be read or are too short, or their sizes contradict the settings.
@@ -123,7 +123,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     """Series with missing values, to fill them; the table has the input's rows with the gaps filled.
 
     Raises:
-        DataError: The rows cannot be read, are too few or have other columns or timestamps; nothing is missing.
+        DataError: The rows cannot be read, are too few, have other columns or timestamps, or have no gap.
     """
     frame, scaler = read_new(trained, source, missing="keep"), trained.scaler
     assert scaler is not None
@@ -138,7 +138,6 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         raise DataError(what, where=frame.source, fix="Leave the cells to fill empty")
     values = scaler.transform(np.where(known, frame.values, scaler.mean))
     windows = each_step_once(np.array([0, frame.n_rows]), trained.task.input_length)
-
     index, names = time_index(frame), list(frame.names)
     given = pd.DataFrame(frame.values, index, names).reset_index()
 

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def last_cycle(length: int, season: int, horizon: int) -> np.ndarray:
-    """Steps ``[h]`` of a series of ``length`` that seasonal naive repeats; the last one where no cycle fits."""
+    """Steps ``[h]`` of a series of ``length`` that seasonal naive repeats: its last cycle or step."""
     cycle = season if season <= length else 1
     return length - cycle + np.arange(horizon) % cycle
 

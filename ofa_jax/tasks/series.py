@@ -1,7 +1,7 @@
 """Forecasting single series with one model: transfer to another collection (zero-shot), and M4 (short-term).
 
-Series keep their units and differ in length; each has one validation and one test window. Short inputs are padded at
-their start and missing targets are masked (protocol §2, §3).
+Series keep their units and differ in length; each has one validation and one test window. Short inputs are
+padded at their start and missing targets are masked (protocol §2, §3).
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ Naive = Callable[[np.ndarray, int, int], np.ndarray]
 def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protocol = "strict") -> TaskData:
     """Training and validation windows of ``data.source``, test windows of ``data.target``, one model.
 
-    The last H steps of a source series are held out (its own test part), the H before them are its validation
-    target, and every window of L + H steps before those trains; ``data.percent`` keeps the first of them. A target
-    series is forecast over its last H steps. ``published`` drops an epoch's partial last batch (protocol §3).
+    The last H steps of a source series are held out (its test part), the H before them are its validation
+    target, and every window of L + H steps before those trains; ``data.percent`` keeps the first of them. A
+    target series is forecast over its last H steps. ``published`` drops an epoch's partial last batch
+    (protocol §3).
 
     Raises:
         DataError: A collection cannot be read, or its series are too short to train on or to forecast.
@@ -72,10 +73,10 @@ def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protoc
 
 
 def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Protocol = "strict") -> TaskData:
-    """Short-term forecasting: every epoch cuts each series once at random near its end; its last H steps are tested.
+    """Every epoch cuts each series once at random near its end; its last H steps are tested.
 
-    The cut is within ``task.cut_range`` horizons of the end of the training part. ``strict`` holds out the last H
-    training steps for validation; ``published`` trains on them and validates on the test part (protocol §5 row 5).
+    The cut is within ``task.cut_range`` horizons of the end of the training part. ``strict`` holds out the
+    last H training steps for validation; ``published`` validates on the test part (protocol §5 row 5).
 
     Raises:
         DataError: The collection cannot be read, or a series is too short.
@@ -108,10 +109,9 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
 
 
 def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int | None]:
-    """A collection of single series, and the steps of its main cycle where anything tells them.
+    """Single series of a collection, a ``.tsf`` file or a table's columns, and their season length if known.
 
-    The series are those of a catalogued collection or ``.tsf`` file, or the columns of a table. The season length is
-    that of the settings, else the catalog's, else the frequency's.
+    It is that of the settings, else the catalog's, else the frequency's.
 
     Raises:
         DataError: It cannot be read.
@@ -130,7 +130,7 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """A window per series with a step before its cut, whose target is the H steps after, and what scales its error.
+    """The H steps after a cut of every series with a step before it: windows and what scales their errors.
 
     Attributes:
         collection: The S series.
@@ -184,12 +184,11 @@ class HeldOut:
         return found | {"owa": (found["smape"] / reference["smape"] + found["mase"] / reference["mase"]) / 2}
 
 
-def score_forecasts(forecast: np.ndarray, target: np.ndarray) -> Sums:
+def score_forecasts(forecast: Any, target: Any) -> Sums:
     """The sums of forecasts ``[windows, h]`` that were made elsewhere, as an evaluation would give them."""
-    everything = np.ones((*target.shape, 1), bool)
-    count = len(target)
-    batch = Batch(everything, target[..., None], everything, everything, np.ones(count), np.arange(count))  # type: ignore[arg-type]
-    return {name: np.asarray(values) for name, values in series_sums(forecast[..., None], batch).items()}  # type: ignore[arg-type]
+    seen: Any = np.ones((*target.shape, 1), bool)
+    batch = Batch(seen, target[..., None], seen, seen, seen[:, 0, 0], seen[:, 0, 0])
+    return {name: np.asarray(values) for name, values in series_sums(forecast[..., None], batch).items()}
 
 
 def seasonal_last(insample: np.ndarray, season: int, horizon: int) -> np.ndarray:
@@ -266,11 +265,9 @@ def _forecastable(collection: SeriesCollection, horizon: int) -> np.ndarray:
     origin = collection.lengths - horizon
     if (origin < 1).any():
         index = int(np.flatnonzero(origin < 1)[0])
-        raise DataError(
-            f"series `{collection.names[index]}` has {collection.lengths[index]} step(s), horizon is {horizon}",
-            where=collection.source,
-            fix="Shorten task.horizon, or leave such series out",
-        )
+        name, steps = collection.names[index], collection.lengths[index]
+        what = f"series `{name}` has {steps} step(s), horizon is {horizon}"
+        raise DataError(what, where=collection.source, fix="Shorten task.horizon, or leave such series out")
     return origin
 
 
@@ -279,7 +276,7 @@ def _windows(
 ) -> WindowTable:
     """``counts[s]`` windows of series s, the first cut at ``lowest[s]``, the others a step apart.
 
-    A window reads up to L steps before its cut; its target are up to H steps after it, but before ``ends[s]``.
+    A window reads up to L steps before its cut; its target is up to H steps after it, before ``ends[s]``.
     """
     series = np.repeat(np.arange(len(counts)), counts)
     cut = np.arange(len(series)) + (lowest + counts - np.cumsum(counts))[series]
