@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -119,7 +119,9 @@ def build_network(experiment: Experiment, config: GPT2Config) -> Network:
     else:
         trunk = GPT2Trunk(config, experiment.network.positions, dtype, settings.remat)
     task = _with_sizes(experiment.task, experiment.data.source)
-    return TASKS[task.name].network(task, experiment.network, trunk)
+    kind, known = TASKS[task.name].network, {**experiment.network.model_dump(), **task.model_dump()}
+    own = {field.name for field in fields(kind)} - {"name", "parent"}  # which are flax's
+    return kind(trunk=trunk, **{name: known[name] for name in own & known.keys()})
 
 
 def _with_sizes(task: TaskSettings, source: str) -> TaskSettings:

@@ -28,7 +28,6 @@ from ofa_jax.config.tasks import ImputationSettings, task_settings
 from ofa_jax.data.catalog.load import CATALOG, load
 from ofa_jax.data.frames import Frame
 from ofa_jax.errors import ConfigError, DataError
-from ofa_jax.tasks.base import SPLITS
 from ofa_jax.tasks.forecast import ForecastData, prepare_frame
 from ofa_jax.tasks.table import prepare
 
@@ -812,7 +811,7 @@ def test_windows_of_real_data_are_the_protocol_s(source, length, percent, data_r
             continue  # ETTh, 5 %, 720 steps: refused, tested below
         made = windows_of(source, percent, horizon)
         expected = (few - length - horizon + 1, validation - horizon + 1, test - horizon + 1)
-        counts = tuple(made.task.tables[split].size for split in SPLITS)
+        counts = tuple(table.size for table in made.task.tables.values())
         assert counts == tuple(frame.n_channels * count for count in expected)
         assert made.borders == {
             "train": (0, few),
@@ -834,7 +833,7 @@ def test_five_percent_of_etth_has_no_window_of_720_steps(data_root):
 def test_windows_of_imputation_on_real_data(data_root):
     experiment = load_experiment("imputation/etth1")
     made = prepare(experiment.data, experiment.task, protocol="strict", batch_size=16)
-    assert [made.task.tables[split].size for split in SPLITS] == [
+    assert [table.size for table in made.task.tables.values()] == [
         8640 - 96 + 1,
         2881,
         2881,

@@ -61,7 +61,7 @@ def test_only_the_last_rows_are_read(loaded, tiny):
 
 
 def test_too_few_rows_are_refused(loaded, tiny):
-    with pytest.raises(DataError, match=r"31 rows, but the model reads the last 32\. Give at least 32 rows"):
+    with pytest.raises(DataError, match=r"31 rows, but the model reads 32\. Give at least 32 rows"):
         predict(loaded, rows(tiny, 31))
 
 
@@ -212,7 +212,7 @@ def test_a_model_of_single_series_forecasts_any_table(of_any_series, tmp_path):
 
 def test_bad_tables_for_a_model_of_single_series_are_one_error(of_any_series):
     length = of_any_series.experiment.task.input_length
-    few = rf"{length - 1} rows, but the model reads the last {length}\. Give at least"
+    few = rf"{length - 1} rows, but the model reads {length}\. Give at least"
     with pytest.raises(DataError, match=few):
         predict(of_any_series, other_series(length - 1))
     gap = other_series()
@@ -221,7 +221,9 @@ def test_bad_tables_for_a_model_of_single_series_are_one_error(of_any_series):
         predict(of_any_series, gap)
     with pytest.raises(DataError, match="note"):
         predict(of_any_series, other_series().assign(note="text"))
-    with pytest.raises(DataError, match=r"series `y` has values beyond float32's range\. Give it in larger"):
+    with pytest.raises(
+        DataError, match=r"series `y` has values beyond float32's range\. Look for wrong units"
+    ):
         predict(of_any_series, other_series().assign(y=1e39))
 
 

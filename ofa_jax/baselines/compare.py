@@ -88,7 +88,7 @@ def compare(
     rows += baseline_rows(
         experiment, network, data, split=split, wanted=wanted, folder=baselines, reporter=reporter
     )
-    return Comparison(task.name, task.protocol, split, task.tables[split].size, tuple(rows))
+    return Comparison(data.settings.name, task.protocol, split, task.tables[split].size, tuple(rows))
 
 
 def baseline_rows(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from ofa_jax.adapters.partition import actions
 from ofa_jax.build import RANDOM, REPLACED, build_model, build_network, trunk_config
+from ofa_jax.config.load import upgrade_settings
 from ofa_jax.config.recipes import RECIPES, Rule
 from ofa_jax.config.schema import Experiment, TrainConfig
 from ofa_jax.errors import CheckpointError, ConfigError
@@ -81,11 +81,11 @@ def trained_baselines(
     Raises:
         ConfigError: ``only`` names a baseline that the task does not have.
     """
-    linear = TASKS[data.task.name].baselines
+    linear = TASKS[data.settings.name].baselines
     known = [*(_linear(one, experiment, data) for one in linear), *_networks(experiment, data)]
     names = [baseline.name for baseline in known]
     if wrong := [name for name in only or () if name not in names]:
-        what = f"the task {data.task.name!r} has no baseline {wrong[0]!r}"
+        what = f"the task {data.settings.name!r} has no baseline {wrong[0]!r}"
         raise ConfigError(what, where="baseline", fix=f"Choose from {', '.join(names)}")
     return [baseline for baseline in known if only is None or baseline.name in only]
 
@@ -115,8 +115,9 @@ def _networks(experiment: Experiment, data: TaskData) -> list[Baseline]:
 
     everything = (("train", ".*"),)
     variants = [("attention", "one attention layer (PAttn)", with_trunk("attention", rules=everything))]
-    if trunk.source != "none" and _trains(with_trunk("none")):
-        variants.append(("no_trunk", "no trunk, same recipe", with_trunk("none")))
+    bare = with_trunk("none")
+    if trunk.source != "none" and any(action != "freeze" for action, _ in _deciding(bare)):
+        variants.append(("no_trunk", "no trunk, same recipe", bare))
     if trunk.source != RANDOM:
         variants.append(("random_trunk", "random trunk, same recipe", with_trunk(RANDOM)))
     if experiment.recipe != "gpt4ts":
@@ -135,30 +136,23 @@ def trunk_remark(source: str) -> str:
 
 
 def _built(experiment: Experiment) -> tuple[Predict, Params, Params]:
-    rules = _matching(base_shapes(_network(experiment)), experiment.rules)
-    model = build_model(experiment.replace({"rules": rules}))
+    model = build_model(experiment.replace({"rules": _deciding(experiment)}))
     return model.predict, model.frozen, model.trainable
 
 
-def _trains(experiment: Experiment) -> bool:
-    """Whether the rules leave anything to train; rules for the trunk alone leave nothing without it."""
-    shapes = base_shapes(_network(experiment))
-    return any(action != "freeze" for action in actions(shapes, _matching(shapes, experiment.rules)).values())
-
-
-def _network(experiment: Experiment) -> Network:
-    return build_network(experiment, trunk_config(experiment.trunk))
-
-
-def _matching(paths: Iterable[str], rules: Sequence[Rule]) -> list[Rule]:
-    """The rules that decide at least one parameter."""
-    kept, left = [], set(paths)
-    for action, expression in rules:
+def _deciding(experiment: Experiment) -> list[Rule]:
+    """The rules that decide at least one parameter of the network."""
+    kept, left = [], set(base_shapes(_network(experiment)))
+    for action, expression in experiment.rules:
         decided = {path for path in left if re.fullmatch(expression, path)}
         if decided:
             kept.append((action, expression))
             left -= decided
     return kept
+
+
+def _network(experiment: Experiment) -> Network:
+    return build_network(experiment, trunk_config(experiment.trunk))
 
 
 def load_or_train(
@@ -167,8 +161,8 @@ def load_or_train(
     """A baseline with its trained parameters: read from the folder, or trained now and kept there.
 
     Raises:
-        CheckpointError: The kept baseline is damaged or was trained with other settings (apart from those that change
-            rounding only), or another process is training it.
+        CheckpointError: The kept baseline is damaged or was trained with other settings (that change more
+            than rounding), or another process is training it.
     """
     from safetensors.numpy import save_file
 
@@ -210,12 +204,10 @@ def _load(
     record = parse_record(content, BaselineRecord, where=str(place / RECORD), fix=fix)
     if not (place / WEIGHTS).exists() or record.sha256 != sha256_file(place / WEIGHTS):
         raise CheckpointError(f"the weights of {baseline.title} are damaged", where=str(place), fix=fix)
-    kept = dict(record.settings)
-    if "lowest_rate" in kept:  # format 1
-        kept["min_learning_rate"] = kept.pop("lowest_rate")
+    kept = upgrade_settings({"train": record.settings}, record.format)
     best = read_tensors(place / WEIGHTS)
     same = (record.control, record.protocol) == (baseline.name, data.task.protocol)
-    same &= not differences({"train": kept}, {"train": settings})
+    same &= not differences(kept, {"train": settings})
     if not same or {path: leaf.shape for path, leaf in best.items()} != trees.shapes(start):
         what = f"the kept {baseline.title} was trained with other settings"
         raise CheckpointError(what, where=str(place), fix=fix)

@@ -138,28 +138,25 @@ class Scaler:
         }
 
 
-def moments(values: np.ndarray, *, ddof: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, standard deviation (1 where constant) and whether constant, each ``[C]``, of ``[T, C]``."""
-    constant = values.max(axis=0) == values.min(axis=0)
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        # the value itself where constant: a rounded mean would leave a residue
-        mean = np.where(constant, values[0], values.mean(axis=0))
-        std = np.where(constant, 1.0, values.std(axis=0, ddof=ddof))
-    return mean, std, constant
-
-
-def fit_scaler(values: np.ndarray, names: Sequence[str]) -> Scaler:
-    """Fit mean and standard deviation (ddof 0) on the training rows ``[T, C]``; constant series get std 1.
+def fit_scaler(
+    values: np.ndarray, names: Sequence[str], *, ddof: int = 0, source: str | None = None
+) -> Scaler:
+    """Fit mean and standard deviation on the training rows ``[T, C]``; constant series get std 1.
 
     Raises:
         DataError: No rows, or a spread that float64 cannot square.
     """
     values, names = np.asarray(values, dtype=np.float64), tuple(names)
     if len(values) == 0:
-        raise DataError("there are no rows to fit the scaler on", fix="Give at least one training row")
-    mean, std, constant = moments(values)
+        fix = "Give at least one training row"
+        raise DataError("there are no rows to fit the scaler on", where=source, fix=fix)
+    constant = values.max(axis=0) == values.min(axis=0)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        # the value itself where constant: a rounded mean would leave a residue
+        mean = np.where(constant, values[0], values.mean(axis=0))
+        std = np.where(constant, 1.0, values.std(axis=0, ddof=ddof))
     bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std > 0)))
     if len(bad):
         what = f"series `{names[bad[0]]}` is spread too widely or too narrowly to standardize"
-        raise DataError(what, fix="Give it in other units")
+        raise DataError(what, where=source, fix="Give it in other units")
     return Scaler(mean, std, names, tuple(name for name, flat in zip(names, constant, strict=True) if flat))

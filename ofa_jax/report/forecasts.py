@@ -78,7 +78,7 @@ def forecast_results(evaluation: Evaluation) -> Results:
     task, loaded, table = evaluation.task, evaluation.loaded, evaluation.table
     names, standardized = loaded.names, loaded.scaler is not None
     measure, key = ("MSE", "squared_error") if standardized else ("sMAPE", "symmetric")
-    terms = _squared if standardized else _symmetric
+    terms = _squared if standardized else symmetric_terms
     sums, curve = _evaluate(evaluation, terms)
     per_window = ratio(sums[key], sums["count"])
 
@@ -130,10 +130,6 @@ def _evaluate(
 
 def _squared(pred_bhc: jax.Array, batch: Batch) -> jax.Array:
     return jnp.square(pred_bhc - batch.y)
-
-
-def _symmetric(pred_bhc: jax.Array, batch: Batch) -> jax.Array:
-    return symmetric_terms(pred_bhc, batch.y, size=jnp.abs(pred_bhc) + jnp.abs(batch.y))
 
 
 def ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from ofa_jax.config.schema import Protocol
-from ofa_jax.config.tasks import AnomalySettings, DataConfig, NetworkConfig
+from ofa_jax.config.tasks import AnomalySettings, DataConfig
 from ofa_jax.data.archives import LabelledStream
 from ofa_jax.data.catalog.load import CATALOG, load_streams
 from ofa_jax.data.frames import read_frame
 from ofa_jax.data.splits import Split, fit_scaler
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.model.linear import dlinear, init_dlinear
-from ofa_jax.model.networks import ReconstructNetwork, TrunkModule
+from ofa_jax.model.networks import ReconstructNetwork
 from ofa_jax.plots.tasks import anomaly_scores
 from ofa_jax.tasks.base import (
     LinearBaseline,
@@ -28,38 +27,21 @@ from ofa_jax.tasks.base import (
     TaskData,
     TaskKind,
     TrainedOn,
-    check_size,
+    with_sizes,
 )
-from ofa_jax.tasks.detection import detection_metrics, threshold_at
-from ofa_jax.tasks.forecast import time_index
+from ofa_jax.tasks.detection import detection_metrics
+from ofa_jax.tasks.forecast import check_rows, time_index
 from ofa_jax.tasks.losses import reconstruction_error
 from ofa_jax.tasks.metrics import reconstruction_metrics, reconstruction_sums
 from ofa_jax.tasks.naive import zeros
 from ofa_jax.windows.cover import ScoredWindows, each_step_once, every_step
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
 VALIDATION_SHARE = 0.2
 """Of the training stream, at its end, as in the published SMD code (protocol §5 row 5)."""
 
-_SMD = "smd"
-
-
-def step_scores(windows: ScoredWindows, sums: Sums, source: str) -> np.ndarray:
-    """The score of every step that counts, ``[steps]`` float64.
-
-    Raises:
-        DataError: A score is not finite.
-    """
-    found = windows.steps(sums["step_error"]).astype(np.float64)
-    wrong = np.flatnonzero(~np.isfinite(found))
-    if len(wrong):
-        what = f"the scores of {len(wrong):,} step(s) are not finite, the first is {found[wrong[0]]}"
-        raise DataError(what, where=source, fix="Look for extreme values in the streams")
-    return found
+Layout = tuple[dict[Split, WindowTable], ScoredWindows, ScoredWindows, np.ndarray, list[str]]
+"""Windows by part, those of the reference and of the test scores, beginnings of recordings, and notices."""
 
 
 def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "strict") -> TaskData:
@@ -75,28 +57,26 @@ def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "stric
         DataError: The streams cannot be read, are too short for a window, or their labels are all the same.
     """
     stream = _joined(_read(data))
-    source, n_train, length = stream.source, len(stream.train), task.input_length
-    channels = check_size("channels", stream.n_channels, task.channels, source)
-    scaler = fit_scaler(stream.train, tuple(f"channel {index}" for index in range(channels)))
-    layout = _strict if protocol == "strict" else partial(_published, smd=data.source == _SMD)
-    tables, reference, scored, notices = layout(stream, length, task.step)
+    source, length, published = stream.source, task.input_length, protocol == "published"
+    task = with_sizes(task, source, channels=stream.n_channels)
+    names = [f"channel {index}" for index in range(stream.n_channels)]
+    scaler = fit_scaler(stream.train, names, source=source)
+    layout = partial(_published, smd=data.source == "smd") if published else _strict
+    tables, reference, scored, begins, notices = layout(stream, length, task.step)
     for split, table in tables.items():
         if not table.size:
             what = f"the {split} part has no window of {length} steps"
             raise DataError(what, where=source, fix="Shorten task.input_length")
-    if scaler.constant:
-        notices.insert(0, f"{len(scaler.constant)} channel(s) constant in training are scaled by 1")
-    label = stream.test_label[scored.rows - n_train]
+    label = stream.test_label[scored.rows - len(stream.train)]
     if label.all() or not label.any():
         kind = "anomalous" if label.all() else "normal"
         what = f"every test step is labeled {kind}, so nothing can be detected"
         raise DataError(what, where=source, fix="Check the labels")
-    begins = (
-        stream.test_borders[stream.test_borders < len(stream.test)]
-        if protocol == "strict"
-        else np.zeros(0, int)
-    )
-    threshold = partial(_threshold, task.anomaly_ratio, include_test=protocol == "published")
+
+    def threshold(train: np.ndarray, test: np.ndarray) -> float:
+        """The value that ``anomaly_ratio`` percent of the scores exceed (protocol §3)."""
+        seen = np.concatenate([train, test]) if published else train
+        return float(np.percentile(seen, 100 - task.anomaly_ratio))
 
     def both_scores(score: Score) -> tuple[np.ndarray, np.ndarray]:
         known = step_scores(reference, score(reference.table), source)
@@ -108,8 +88,15 @@ def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "stric
         known, found = both_scores(score)
         return detection_metrics(found, label, threshold(known, found), begins)
 
+    def random_scores(split: Split) -> dict[str, float] | None:
+        """What scores that know nothing reach: the measure of what point adjustment gives away."""
+        if split != "test":
+            return None
+        draw = np.random.default_rng(0)
+        known, found = draw.random(int(reference.scored.sum())), draw.random(len(label))
+        return detection_metrics(found, label, threshold(known, found), begins)
+
     made = Task(
-        name=task.name,
         spec=WindowSpec(length, 0, univariate=False),
         buffer=scaler.transform(np.concatenate([stream.train, stream.test])),
         tables=tables,
@@ -121,26 +108,36 @@ def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "stric
         report=report,
     )
     borders = {"train_borders": stream.train_borders, "test_borders": stream.test_borders}
-    random = partial(_random_scores, int(reference.scored.sum()), label, threshold, begins)
     return TaskData(
         made,
-        task.model_copy(update={"channels": channels}),
+        task,
         scaler,
-        notices=tuple(notices),
+        notices=(*scaler.notices, *notices),
         labels={"test_label": stream.test_label.astype(np.int8), **borders},
         untrained={"distance from the mean": zeros},
-        naive={"random scores": random},
+        naive={"random scores": random_scores},
         calibrate=lambda score: {"threshold": threshold(*both_scores(score))},
     )
 
 
-Layout = tuple[dict[Split, WindowTable], ScoredWindows, ScoredWindows, list[str]]
-"""Windows by split, those of the reference scores, those of the test scores, and messages for the user."""
+def step_scores(windows: ScoredWindows, sums: Sums, source: str) -> np.ndarray:
+    """The score of every step that counts, ``[steps]`` float64.
+
+    Raises:
+        DataError: A score is not finite.
+    """
+    found = windows.steps(sums["step_error"]).astype(np.float64)
+    wrong = found[~np.isfinite(found)]
+    if len(wrong):
+        what = f"the scores of {len(wrong):,} step(s) are not finite, the first is {wrong[0]}"
+        raise DataError(what, where=source, fix="Look for extreme values in the streams")
+    return found
 
 
 def _strict(stream: LabelledStream, length: int, step: int) -> Layout:
-    n_train = len(stream.train)
-    fitted, held = _cut_borders(stream.train_borders, int(n_train * (1 - VALIDATION_SHARE)))
+    n_train, rows = len(stream.train), stream.train_borders
+    cut = int(n_train * (1 - VALIDATION_SHARE))
+    fitted, held = np.append(rows[rows < cut], cut), np.append(cut, rows[rows > cut])
     for name, steps in zip(stream.segments, np.diff(stream.test_borders).tolist(), strict=True):
         if 0 < steps < length:  # a recording without any test step has nothing to score
             what = f"the test recording `{name}` has {steps} steps, a window needs {length}"
@@ -151,18 +148,15 @@ def _strict(stream: LabelledStream, length: int, step: int) -> Layout:
         "validation": each_step_once(held, length).table,
         "test": scored.table,
     }
-    unused = sum(int(rows[rows < length].sum()) for rows in map(np.diff, (fitted, held)))
-    notices = (
-        [f"{unused:,} training steps are in recordings shorter than {length} steps and not used"]
-        if unused
-        else []
-    )
-    return tables, each_step_once(stream.train_borders, length), scored, notices
+    recordings = np.concatenate([np.diff(fitted), np.diff(held)])
+    unused = int(recordings[recordings < length].sum())
+    notice = f"{unused:,} training steps are in recordings shorter than {length} steps and not used"
+    begins = stream.test_borders[stream.test_borders < len(stream.test)]
+    return tables, each_step_once(rows, length), scored, begins, [notice] if unused else []
 
 
 def _published(stream: LabelledStream, length: int, step: int, *, smd: bool) -> Layout:
-    n_train, n_test = len(stream.train), len(stream.test)
-    test_step = step if smd else 1
+    n_train, n_test, test_step = len(stream.train), len(stream.test), step if smd else 1
     reference = every_step(np.array([0, n_train]), length, step)
     scored = every_step(np.array([n_train, n_train + n_test]), length, test_step)
     held = every_step(np.array([int(n_train * (1 - VALIDATION_SHARE)), n_train]), length, step)
@@ -172,36 +166,15 @@ def _published(stream: LabelledStream, length: int, step: int, *, smd: bool) -> 
         "test": scored.table,
     }
     unused = (n_test - length) % test_step
-    notices = (
-        [f"the last {unused:,} test steps fill no window and are not scored, as published"] if unused else []
-    )
-    return tables, reference, scored, notices
-
-
-def _threshold(ratio: float, train: np.ndarray, test: np.ndarray, *, include_test: bool) -> float:
-    return threshold_at(np.concatenate([train, test]) if include_test else train, ratio)
-
-
-def _random_scores(
-    n_train: int,
-    label: np.ndarray,
-    threshold: Callable[[np.ndarray, np.ndarray], float],
-    begins: np.ndarray,
-    split: Split,
-) -> dict[str, float] | None:
-    """What scores that know nothing reach: the measure of what point adjustment gives away."""
-    if split != "test":
-        return None
-    draw = np.random.default_rng(0)
-    train, test = draw.random(n_train), draw.random(len(label))
-    return detection_metrics(test, label, threshold(train, test), begins)
+    notice = f"the last {unused:,} test steps fill no window and are not scored, as published"
+    return tables, reference, scored, np.zeros(0, int), [notice] if unused else []
 
 
 def _read(data: DataConfig) -> tuple[LabelledStream, ...]:
     parts = data.parts
     if parts is not None:
         if data.source not in CATALOG:
-            what = f"{data.source} is a file of its own and has no parts to choose from"
+            what = f"{data.source} is not in the catalog and has no parts to choose from"
             raise ConfigError(what, where="data.parts", fix="Leave data.parts out")
         if not parts or len(set(parts)) < len(parts):
             what = "names a part twice" if parts else "names no part"
@@ -215,107 +188,69 @@ def _joined(streams: tuple[LabelledStream, ...]) -> LabelledStream:
         return streams[0]
 
     def borders(parts: list[np.ndarray]) -> np.ndarray:
-        offsets = np.concatenate([[0], np.cumsum([part[-1] for part in parts])])
-        return np.concatenate(
-            [[0], *(part[1:] + offset for part, offset in zip(parts, offsets, strict=False))]
-        )
+        return np.cumsum(np.concatenate([[0], *map(np.diff, parts)]))
 
-    names = tuple(name for stream in streams for name in stream.segments)
+    names = [name for stream in streams for name in stream.segments]
     if len(set(names)) < len(names):
-        names = tuple(
-            f"{number}/{name}" for number, stream in enumerate(streams, start=1) for name in stream.segments
-        )
+        names = [f"{number}/{name}" for number, stream in enumerate(streams, 1) for name in stream.segments]
     return LabelledStream(
         train=np.concatenate([stream.train for stream in streams]),
         test=np.concatenate([stream.test for stream in streams]),
         test_label=np.concatenate([stream.test_label for stream in streams]),
-        segments=names,
+        segments=tuple(names),
         train_borders=borders([stream.train_borders for stream in streams]),
         test_borders=borders([stream.test_borders for stream in streams]),
         source=f"{streams[0].source} and {len(streams) - 1} other(s)",
     )
 
 
-def _cut_borders(borders: np.ndarray, cut: int) -> tuple[np.ndarray, np.ndarray]:
-    """Borders before and after a row."""
-    return np.unique(np.append(borders[borders < cut], cut)), np.unique(
-        np.append(borders[borders > cut], cut)
-    )
-
-
 def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     """A score for every row of a table of channels; labels are not needed.
 
-    The table has a row per input row: its timestamp or number, ``score`` (mean squared error) and ``anomaly``,
-    whether the score exceeds the threshold computed after training.
+    The table has a row per input row: its timestamp or number, ``score`` (mean squared error), and whether
+    that exceeds the threshold of training (``anomaly``).
 
     Raises:
         DataError: The rows cannot be read, are too few, or have another number of channels than the model
             reads; the bundle has no threshold.
     """
     frame = read_frame(source)
-    assert trained.scaler is not None
     length, threshold = trained.task.input_length, trained.meta.get("threshold")
-    if frame.n_channels != len(trained.scaler.names):
-        what = f"has {frame.n_channels} channels, the model reads {len(trained.scaler.names)}"
-        raise DataError(what, where=frame.source, fix="Give the channels of training, in their order")
+    scaler = trained.scaler_of(frame.n_channels, frame.source)
     if threshold is None:
         what = "the bundle has no threshold; it was made by an older version"
         raise DataError(what, where=frame.source, fix="Train the run again")
+    check_rows(frame, length)
     windows = each_step_once(np.array([0, frame.n_rows]), length)
-    if not windows.table.size:
-        what = f"{frame.n_rows} rows, but the model reads {length}"
-        raise DataError(what, where=frame.source, fix=f"Give at least {length} rows")
 
     def to_table(outputs: Sums) -> pd.DataFrame:
-        import pandas as pd
-
         score = step_scores(windows, outputs, frame.source)
         index = time_index(frame)
         return pd.DataFrame({index.name: index, "score": score, "anomaly": score > threshold})
 
-    def plot(table: pd.DataFrame, note: str) -> Figure:
-        return anomaly_scores(table, threshold)
-
     return NewData(
         spec=WindowSpec(length, 0, univariate=False),
-        buffer=trained.scaler.transform(frame.values),
+        buffer=scaler.transform(frame.values),
         table=windows.table,
         outputs=reconstruction_sums,
         to_table=to_table,
-        plot=plot,
+        plot=lambda table, note: anomaly_scores(table, threshold),
         summary=lambda table: f"{int(table['anomaly'].sum()):,} of {len(table):,} rows above {threshold:.4g}",
     )
 
 
-def _network(task: AnomalySettings, network: NetworkConfig, trunk: TrunkModule) -> ReconstructNetwork:
-    return ReconstructNetwork(
-        trunk=trunk,
-        input_length=task.input_length,
-        channels=task.channels or 1,
-        segment=network.segment,
-        read_width=network.read_width,
-    )
-
-
-def _dlinear(task: AnomalySettings) -> tuple[Any, dict[str, Any]]:
+def _dlinear(task):
     return dlinear, init_dlinear(task.input_length, task.input_length)
 
 
 # The weights have to grow from 1/L to about 1. Chosen on SMAP's validation part.
-_TRAINING = {
-    "learning_rate": 1e-2,
-    "epochs": 20,
-    "batch_size": 256,
-    "schedule": "cosine",
-    "cosine_epochs": 20,
-}
+_TRAINING = {"learning_rate": 1e-2, "epochs": 20, "batch_size": 256, "cosine_epochs": 20}
 
 ANOMALY = TaskKind(
     settings=AnomalySettings,
     title="Anomaly detection",
     prepare=prepare,
-    network=_network,
+    network=ReconstructNetwork,
     apply=apply,
     baselines=(LinearBaseline("dlinear", "DLinear", _dlinear, _TRAINING),),
 )

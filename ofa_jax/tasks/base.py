@@ -9,21 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+import pandas as pd
 
 from ofa_jax.config.schema import Protocol
-from ofa_jax.config.tasks import DataConfig, NetworkConfig, TaskSettings
+from ofa_jax.config.tasks import DataConfig, TaskSettings
 from ofa_jax.data.splits import Scaler, Split
 from ofa_jax.errors import DataError
 from ofa_jax.model import trees
-from ofa_jax.model.networks import Network, TrunkModule
+from ofa_jax.model.networks import Network
 from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
-
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 Predict = Callable[..., jax.Array]
 """``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None) -> prediction``."""
@@ -40,7 +38,6 @@ class Task:
     """A task on one data set. Training loop, step and checkpoints know nothing else of it.
 
     Attributes:
-        name: As in ``task.name``.
         spec: What all windows have in common.
         buffer: The scaled series, end to end, ``[rows, channels]`` float32.
         tables: The windows of each split.
@@ -56,7 +53,6 @@ class Task:
         report: ``(score, split) -> metrics`` where final metrics need more than the split (a threshold).
     """
 
-    name: str
     spec: WindowSpec
     buffer: np.ndarray
     tables: Mapping[Split, WindowTable]
@@ -128,17 +124,19 @@ class TaskData:
         return trees.fingerprint([("buffer", self.task.buffer), *sorted(self.labels.items())])
 
 
-def check_size(name: str, found: int, expected: int | None, source: str) -> int:
-    """``found``, if the setting ``task.NAME`` does not say otherwise.
+def with_sizes(task: TaskSettings, source: str, **sizes: int) -> Any:
+    """The settings of a task, completed with sizes of its data.
 
     Raises:
-        DataError: The setting is another number.
+        DataError: The settings give another size.
     """
-    if expected not in (None, found):
-        noun = "calendar features" if name == "calendar" else name
-        what = f"has {found} {noun}, but task.{name} is {expected}"
-        raise DataError(what, where=source, fix=f"Set task.{name} to {found}")
-    return found
+    for name, found in sizes.items():
+        expected = getattr(task, name)
+        if expected not in (None, found):
+            noun = "calendar features" if name == "calendar" else name
+            what = f"has {found} {noun}, but task.{name} is {expected}"
+            raise DataError(what, where=source, fix=f"Set task.{name} to {found}")
+    return task.model_copy(update=sizes)
 
 
 @dataclass(frozen=True)
@@ -150,6 +148,18 @@ class TrainedOn:
     scaler: Scaler | None
     meta: Mapping[str, Any]
 
+    def scaler_of(self, channels: int, source: str) -> Scaler:
+        """The scaler, for new data of so many channels.
+
+        Raises:
+            DataError: It was fitted on another number.
+        """
+        assert self.scaler is not None
+        if channels != len(self.scaler.names):
+            what = f"has {channels} channels, the model reads {len(self.scaler.names)}"
+            raise DataError(what, where=source, fix="Give the channels of training, in their order")
+        return self.scaler
+
 
 @dataclass(frozen=True, eq=False)
 class NewData:
@@ -158,19 +168,19 @@ class NewData:
     Attributes:
         spec, buffer, corrupt: As in :class:`Task`.
         table: The windows to predict.
-        outputs: What is kept of every window.
         to_table: Outputs of all windows as a table in original units.
         plot: ``(table, note) -> Figure``.
         summary: ``table -> text``: one line for the user.
+        outputs: What is kept of every window; default: ``{"prediction": prediction}``.
     """
 
     spec: WindowSpec
     buffer: np.ndarray
     table: WindowTable
-    outputs: Outputs
     to_table: Callable[[Sums], pd.DataFrame]
     plot: Callable[[pd.DataFrame, str], Figure]
     summary: Callable[[pd.DataFrame], str]
+    outputs: Outputs | None = None
     corrupt: Callable[[Batch, jax.Array], Batch] | None = None
 
 
@@ -199,7 +209,7 @@ class TaskKind:
         settings: The settings class; ``task.name`` is the key of the row.
         title: What people call the task.
         prepare: ``(data, settings, protocol) -> TaskData``: reads, splits, scales, lays out windows.
-        network: ``(settings, network, trunk) -> Network``.
+        network: The class; it takes the settings of the task and of ``network`` that have its fields' names.
         apply: ``(trained_on, source) -> NewData``: reads a file or DataFrame to apply a trained model to.
         baselines: The trained linear baselines.
     """
@@ -207,6 +217,6 @@ class TaskKind:
     settings: type[TaskSettings]
     title: str
     prepare: Callable[[DataConfig, Any, Protocol], TaskData]
-    network: Callable[[Any, NetworkConfig, TrunkModule], Network]
+    network: type[Network]
     apply: Callable[[TrainedOn, str | Path | pd.DataFrame], NewData]
     baselines: tuple[LinearBaseline, ...] = ()

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+import pandas as pd
 
 from ofa_jax.config.schema import Protocol
-from ofa_jax.config.tasks import ClassificationSettings, DataConfig, NetworkConfig
+from ofa_jax.config.tasks import ClassificationSettings, DataConfig
 from ofa_jax.data.archives import LabelledCases, read_ts
 from ofa_jax.data.catalog.load import load_cases
-from ofa_jax.data.splits import Scaler, Split, moments
+from ofa_jax.data.splits import Split, fit_scaler
 from ofa_jax.errors import DataError
 from ofa_jax.model.linear import init_linear_classifier, linear_classifier
-from ofa_jax.model.networks import ClassifyNetwork, TrunkModule
+from ofa_jax.model.networks import ClassifyNetwork
 from ofa_jax.plots.tasks import class_probabilities
-from ofa_jax.tasks import base
-from ofa_jax.tasks.base import LinearBaseline, NewData, Predict, Sums, Task, TaskData, TaskKind, TrainedOn
+from ofa_jax.tasks.base import LinearBaseline, NewData, Sums, Task, TaskData, TaskKind, TrainedOn, with_sizes
 from ofa_jax.tasks.losses import cross_entropy
 from ofa_jax.tasks.metrics import classification_metrics, classification_sums
 from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowSpec, WindowTable, lay_end_to_end
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 VALIDATION_SHARE = 0.2
 """Of each class's training cases."""
@@ -44,9 +40,9 @@ def prepare(data: DataConfig, task: ClassificationSettings, protocol: Protocol =
     """
     train, test, _ = load_cases(data.source, missing=data.missing)
     present = _present_classes(train, test)
-    channels = base.check_size("channels", train.n_channels, task.channels, train.source)
-    base.check_size("classes", len(present), task.classes, train.source)
-    scaler = _fit_scaler(train)
+    task = with_sizes(task, train.source, channels=train.n_channels, classes=len(present))
+    names = [f"channel {index}" for index in range(train.n_channels)]
+    scaler = fit_scaler(np.concatenate(train.cases), names, ddof=1, source=train.source)  # ddof: protocol §2
     buffer, first = lay_end_to_end([scaler.transform(case) for case in (*train.cases, *test.cases)])
     lengths = np.concatenate([train.lengths, test.lengths])
     longest = int(train.lengths.max())
@@ -59,18 +55,14 @@ def prepare(data: DataConfig, task: ClassificationSettings, protocol: Protocol =
         valid = np.minimum(lengths[rows], task.input_length)
         return WindowTable.of(first[rows], x_valid=valid, window_id=rows, label=label[rows])
 
-    everything, tests = np.arange(train.n_cases), np.arange(train.n_cases, len(lengths))
-    held = _held_out(label[everything]) if protocol == "strict" else np.zeros(0, np.int64)
-    if protocol == "strict" and not len(held):
-        what = "no class has two training cases, so none can be held out for validation"
-        raise DataError(what, where=train.source, fix="Set protocol to published")
+    cases, tests = np.arange(train.n_cases), np.arange(train.n_cases, len(lengths))
+    held = _held_out(label[cases], train.source) if protocol == "strict" else tests
     tables: dict[Split, WindowTable] = {
-        "train": table(np.setdiff1d(everything, held)),
-        "validation": table(held) if protocol == "strict" else table(tests),
+        "train": table(np.setdiff1d(cases, held)),
+        "validation": table(held),
         "test": table(tests),
     }
     made = Task(
-        name=task.name,
         spec=WindowSpec(task.input_length, 0, univariate=False, align="start", labelled=True),
         buffer=buffer,
         tables=tables,
@@ -82,9 +74,9 @@ def prepare(data: DataConfig, task: ClassificationSettings, protocol: Protocol =
     )
     return TaskData(
         made,
-        task.model_copy(update={"channels": channels, "classes": len(present)}),
+        task,
         scaler,
-        notices=tuple(_notices(train, test, task, scaler, longest)),
+        notices=(*_notices(longest, test.lengths, task.input_length), *scaler.notices),
         meta={"classes": list(present)},
         labels={"label": label, "length": lengths, "training_cases": np.array(train.n_cases)},
         naive={"most frequent class": partial(_most_frequent, tables)},
@@ -105,45 +97,28 @@ def _present_classes(train: LabelledCases, test: LabelledCases) -> tuple[str, ..
     return present
 
 
-def _notices(
-    train: LabelledCases, test: LabelledCases, task: ClassificationSettings, scaler: Scaler, longest: int
-) -> list[str]:
+def _notices(longest: int, tested: np.ndarray, length: int) -> list[str]:
     notices = []
-    if task.input_length > longest:
-        notices.append(
-            f"the longest training case has {longest} steps; all are zero-padded to {task.input_length}"
-        )
-    clipped = int((test.lengths > task.input_length).sum())
-    if clipped:
-        notices.append(f"{clipped} test case(s) are clipped to {task.input_length} steps (protocol §2)")
-    return notices + scaler.notices
+    if length > longest:
+        notices.append(f"the longest training case has {longest} steps; all are zero-padded to {length}")
+    if clipped := int((tested > length).sum()):
+        notices.append(f"{clipped} test case(s) are clipped to {length} steps (protocol §2)")
+    return notices
 
 
-def _fit_scaler(train: LabelledCases) -> Scaler:
-    """Mean and standard deviation (ddof 1) per channel over all steps of the training cases (protocol §2)."""
-    steps = np.concatenate(train.cases)
-    names = tuple(f"channel {index}" for index in range(train.n_channels))
-    mean, std, constant = moments(steps, ddof=1)
-    bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std > 0)))
-    if len(bad):
-        what = f"{names[bad[0]]} is spread too widely or too narrowly to standardise"
-        raise DataError(what, where=train.source, fix="Change its units")
-    return Scaler(mean, std, names, tuple(name for name, flat in zip(names, constant, strict=True) if flat))
-
-
-def _held_out(label: np.ndarray) -> np.ndarray:
+def _held_out(label: np.ndarray, source: str) -> np.ndarray:
     """Indices of a fifth of each class's cases, at least one where a class has two; the same in every run."""
     held = []
     for index in range(int(label.max()) + 1):
         members = np.flatnonzero(label == index)
         if len(members) > 1:
-            order = (
-                np.random.Philox(key=np.array([0, index], np.uint64))
-                .random_raw(len(members))
-                .argsort(kind="stable")
-            )
+            stream = np.random.Philox(key=np.array([0, index], np.uint64))
+            order = stream.random_raw(len(members)).argsort(kind="stable")
             held.append(members[order[: max(1, round(VALIDATION_SHARE * len(members)))]])
-    return np.sort(np.concatenate(held)) if held else np.zeros(0, np.int64)
+    if not held:
+        what = "no class has two training cases, so none can be held out for validation"
+        raise DataError(what, where=source, fix="Set protocol to published")
+    return np.sort(np.concatenate(held))
 
 
 def _most_frequent(tables: dict[Split, WindowTable], split: Split) -> dict[str, float]:
@@ -163,19 +138,14 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     if not isinstance(source, str | Path):
         raise DataError("cases are read from a .ts file", where="source", fix="Give the path of a .ts file")
     cases = read_ts(source, missing=trained.data.missing)
-    assert trained.scaler is not None
+    scaler = trained.scaler_of(cases.n_channels, cases.source)
     length, classes = trained.task.input_length, [str(name) for name in trained.meta["classes"]]
-    if cases.n_channels != len(trained.scaler.names):
-        what = f"the cases have {cases.n_channels} channels, the model reads {len(trained.scaler.names)}"
-        raise DataError(what, where=cases.source, fix="Give cases of the same problem")
     if cases.lengths.max() > length:
         what = f"a case has {cases.lengths.max()} steps, the model reads {length}"
         raise DataError(what, where=cases.source, fix="Shorten the cases")
-    buffer, first = lay_end_to_end([trained.scaler.transform(case) for case in cases.cases])
+    buffer, first = lay_end_to_end([scaler.transform(case) for case in cases.cases])
 
     def to_table(outputs: Sums) -> pd.DataFrame:
-        import pandas as pd
-
         probability = outputs["probability"].astype(np.float64)
         table = pd.DataFrame(probability, columns=[f"p({name})" for name in classes])
         table.insert(0, "predicted", [classes[index] for index in probability.argmax(axis=1)])
@@ -197,26 +167,15 @@ def _probabilities(logits_bk: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     return {"probability": jax.nn.softmax(logits_bk, axis=1)}
 
 
-def _network(task: ClassificationSettings, network: NetworkConfig, trunk: TrunkModule) -> ClassifyNetwork:
-    return ClassifyNetwork(
-        trunk=trunk,
-        input_length=task.input_length,
-        channels=task.channels or 1,
-        classes=task.classes or 2,
-        patch=network.patch,
-        stride=network.stride,
-    )
-
-
-def _softmax_regression(task: ClassificationSettings) -> tuple[Predict, dict]:
-    return linear_classifier, init_linear_classifier(task.input_length, task.channels or 1, task.classes or 2)
+def _softmax_regression(task):
+    return linear_classifier, init_linear_classifier(task.input_length, task.channels, task.classes)
 
 
 CLASSIFICATION = TaskKind(
     settings=ClassificationSettings,
     title="Classification",
     prepare=prepare,
-    network=_network,
+    network=ClassifyNetwork,
     apply=apply,
     baselines=(LinearBaseline("linear", "softmax regression", _softmax_regression),),
 )

@@ -1,8 +1,8 @@
 """Anomaly metrics: thresholds; precision, recall and F1, raw and point-adjusted; average precision.
 
-Point adjustment counts every step of an anomaly as detected when one of its steps is. Even random scores do well
-under it (Kim et al., arXiv 2109.05257), so raw F1 and a threshold-free score are always reported too. Where aeon is
-installed (extra ``range``), so is the area under range-based precision and recall.
+Point adjustment counts every step of an anomaly as detected when one of its steps is. Even random scores do
+well under it (Kim et al., arXiv 2109.05257), so raw F1 and a threshold-free score are always reported too.
+Where aeon is installed (extra ``range``), so is the area under range-based precision and recall.
 """
 
 from __future__ import annotations
@@ -10,20 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-
-from ofa_jax.errors import ConfigError
-
-
-def threshold_at(scores: np.ndarray, ratio: float) -> float:
-    """The value that ``ratio`` percent of the scores exceed: their ``100 - ratio`` percentile (protocol §3).
-
-    Raises:
-        ConfigError: A ratio that is not between 0 and 100.
-    """
-    if not 0 < ratio < 100:
-        what = f"the anomaly ratio is {ratio} %"
-        raise ConfigError(what, where="task.anomaly_ratio", fix="Give a percentage between 0 and 100")
-    return float(np.percentile(np.asarray(scores, np.float64), 100 - ratio))
 
 
 def point_adjust(found: np.ndarray, label: np.ndarray, begins: Sequence[int] | np.ndarray = ()) -> np.ndarray:
@@ -44,17 +30,13 @@ def point_adjust(found: np.ndarray, label: np.ndarray, begins: Sequence[int] | n
     return found | (label & hit[stretch])
 
 
-def precision_recall_f1(found: np.ndarray, label: np.ndarray) -> tuple[float, float, float]:
-    """Precision, recall and F1 of verdicts ``[T]``; each is 0 where its denominator is."""
-    found, label = np.asarray(found, bool), np.asarray(label, bool)
+def precision_recall_f1(found: np.ndarray, label: np.ndarray, prefix: str = "") -> dict[str, float]:
+    """Precision, recall and F1 of verdicts ``[T]`` bool; each is 0 where its denominator is."""
     both = int((found & label).sum())
-    precision = both / found.sum() if found.any() else 0.0
-    recall = both / label.sum() if label.any() else 0.0
-    return (
-        float(precision),
-        float(recall),
-        float(2 * precision * recall / (precision + recall)) if both else 0.0,
-    )
+    precision = both / int(found.sum()) if both else 0.0
+    recall = both / int(label.sum()) if both else 0.0
+    f1 = 2 * precision * recall / (precision + recall) if both else 0.0
+    return {f"{prefix}precision": precision, f"{prefix}recall": recall, f"{prefix}f1": f1}
 
 
 def average_precision(scores: np.ndarray, label: np.ndarray) -> float:
@@ -62,7 +44,6 @@ def average_precision(scores: np.ndarray, label: np.ndarray) -> float:
 
     0 where no step is anomalous.
     """
-    scores, label = np.asarray(scores, np.float64), np.asarray(label, bool)
     if not label.any():
         return 0.0
     order = np.argsort(-scores, kind="stable")
@@ -88,22 +69,15 @@ def range_pr_auc(scores: np.ndarray, label: np.ndarray) -> float | None:
 def detection_metrics(
     scores: np.ndarray, label: np.ndarray, threshold: float, begins: Sequence[int] | np.ndarray = ()
 ) -> dict[str, float]:
-    """All metrics of scores ``[T]`` at a threshold: precision, recall, F1 raw and point-adjusted, and AP.
+    """All metrics of scores ``[T]`` at a threshold: AP, and precision, recall and F1, raw and point-adjusted.
 
     ``begins`` are the steps at which a recording begins, as in :func:`point_adjust`.
     """
-    found = np.asarray(scores) > threshold
-    names = ("precision", "recall", "f1")
-    raw = dict(zip(names, precision_recall_f1(found, label), strict=True))
-    adjusted = dict(
-        zip(
-            (f"adjusted_{name}" for name in names),
-            precision_recall_f1(point_adjust(found, label, begins), label),
-            strict=True,
-        )
-    )
+    found, label = scores > threshold, np.asarray(label, bool)
     ranged = range_pr_auc(scores, label)
-    free = {"average_precision": average_precision(scores, label)} | (
-        {} if ranged is None else {"range_pr_auc": ranged}
-    )
-    return free | raw | adjusted
+    return {
+        "average_precision": average_precision(scores, label),
+        **({} if ranged is None else {"range_pr_auc": ranged}),
+        **precision_recall_f1(found, label),
+        **precision_recall_f1(point_adjust(found, label, begins), label, "adjusted_"),
+    }

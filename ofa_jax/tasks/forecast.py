@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import jax
 import numpy as np
+import pandas as pd
 
 from ofa_jax.config.schema import Protocol
-from ofa_jax.config.tasks import DataConfig, ForecastSettings, NetworkConfig
+from ofa_jax.config.tasks import DataConfig, ForecastSettings
 from ofa_jax.data.catalog.load import CATALOG, DatasetEntry, load
 from ofa_jax.data.frames import Frame, check_columns, read_frame
 from ofa_jax.data.seasons import season_of
-from ofa_jax.data.splits import Borders, Scaler, borders, fit_scaler
+from ofa_jax.data.splits import Borders, Scaler, Split, borders, fit_scaler
 from ofa_jax.errors import DataError
 from ofa_jax.model.linear import dlinear, init_dlinear, init_nlinear, nlinear
-from ofa_jax.model.networks import ForecastNetwork, TrunkModule
+from ofa_jax.model.networks import ForecastNetwork
 from ofa_jax.plots import run as plots
-from ofa_jax.tasks.base import (
-    SPLITS,
-    LinearBaseline,
-    NewData,
-    Split,
-    Sums,
-    Task,
-    TaskData,
-    TaskKind,
-    TrainedOn,
-)
+from ofa_jax.tasks.base import LinearBaseline, NewData, Sums, Task, TaskData, TaskKind, TrainedOn
 from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
 from ofa_jax.tasks.naive import seasonal_naive
-from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowSpec, WindowTable, sliding_windows
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -87,46 +73,12 @@ def prepare_frame(
     protocol: Protocol = "strict",
 ) -> ForecastData:
     """As :func:`prepare`, for series in memory."""
-    rule = data.split or (entry.split if entry else "ratio")
     length, horizon = task.input_length, task.horizon
-    cut = partial(borders, frame.n_rows, rule, input_length=length, ratios=data.ratios, source=frame.source)
-    parts, complete = cut(horizon=horizon, percent=data.percent), cut()["train"]
-    scaler = fit_scaler(frame.values[slice(*complete)], frame.names)
-    tables: dict[Split, WindowTable] = {
-        split: sliding_windows(
-            parts[split],
-            input_length=length,
-            horizon=horizon,
-            channels=frame.n_channels,
-            source=f"{frame.source} ({split} part)",
-        )
-        for split in SPLITS
-    }
+    parts, scaler, tables = split_and_scale(frame, data, entry, input_length=length, horizon=horizon)
     season = data.season or (entry.season if entry else season_of_frame(frame))
-    return ForecastData(
-        task=forecast_task(scaler.transform(frame.values), tables, task, protocol),
-        settings=task,
-        scaler=scaler,
-        season=season,
-        notices=tuple(scaler.notices),
-        meta={"frequency": frame.frequency},
-        untrained={f"seasonal naive ({season} steps)": seasonal_naive(season, horizon)},
-        frame=frame,
-        borders=parts,
-    )
-
-
-def forecast_task(
-    buffer: np.ndarray,
-    tables: dict[Split, WindowTable],
-    task: ForecastSettings,
-    protocol: Protocol = "strict",
-) -> Task:
-    """The task over univariate windows of a standardized buffer ``[rows, channels]``."""
-    return Task(
-        name=task.name,
-        spec=WindowSpec(task.input_length, task.horizon, univariate=True),
-        buffer=buffer,
+    made = Task(
+        spec=WindowSpec(length, horizon, univariate=True),
+        buffer=scaler.transform(frame.values),
         tables=tables,
         loss=FORECAST_LOSSES[task.loss],
         sums=forecast_sums,
@@ -136,6 +88,46 @@ def forecast_task(
         drop_last=protocol == "published",
         full_batches=protocol == "published",
     )
+    naive = partial(seasonal_naive, season=season, horizon=horizon)
+    return ForecastData(
+        made,
+        task,
+        scaler,
+        season,
+        notices=tuple(scaler.notices),
+        meta={"frequency": frame.frequency},
+        untrained={f"seasonal naive ({season} steps)": naive},
+        frame=frame,
+        borders=parts,
+    )
+
+
+def split_and_scale(
+    frame: Frame,
+    data: DataConfig,
+    entry: DatasetEntry | None,
+    *,
+    input_length: int,
+    horizon: int,
+    univariate: bool = True,
+) -> tuple[Borders, Scaler, dict[Split, WindowTable]]:
+    """The rows of each part, the scaler of the complete training part, and the windows of each part.
+
+    Raises:
+        DataError: A part is too short for one window.
+        ConfigError: ``data.percent`` or ``data.ratios`` are out of range.
+    """
+    rule = data.split or (entry.split if entry else "ratio")
+    cut = partial(
+        borders, frame.n_rows, rule, input_length=input_length, ratios=data.ratios, source=frame.source
+    )
+    parts, complete = cut(horizon=horizon, percent=data.percent), cut()["train"]
+    scaler = fit_scaler(frame.values[slice(*complete)], frame.names, source=frame.source)
+    shape: dict[str, Any] = {"input_length": input_length, "horizon": horizon, "univariate": univariate}
+    tables = {
+        split: sliding_windows(rows, channels=frame.n_channels, **shape) for split, rows in parts.items()
+    }
+    return parts, scaler, tables
 
 
 def season_of_frame(frame: Frame) -> int:
@@ -151,22 +143,11 @@ def season_of_frame(frame: Frame) -> int:
     return season
 
 
-def forecast_network(task: Any, network: NetworkConfig, trunk: TrunkModule) -> ForecastNetwork:
-    """The method's own network (protocol §1)."""
-    return ForecastNetwork(
-        trunk=trunk,
-        input_length=task.input_length,
-        horizon=task.horizon,
-        patch=network.patch,
-        stride=network.stride,
-    )
-
-
 def read_new(trained: TrainedOn, source: Any, *, missing: Any = None) -> Frame:
     """New rows, read as the training data were; their columns must be the model's where it knows them.
 
     Raises:
-        DataError: The rows cannot be read, or their columns or frequency are not those of training.
+        DataError: The rows cannot be read, are too few, or have other columns or another frequency.
     """
     data, entry = trained.data, CATALOG.get(trained.data.source)
     names = None if trained.scaler is None else trained.scaler.names
@@ -182,24 +163,34 @@ def read_new(trained: TrainedOn, source: Any, *, missing: Any = None) -> Frame:
     if expected and found and expected.split("-")[0] != found.split("-")[0]:
         what = f"the rows are {found!r} apart, but the model was trained on steps of {expected!r}"
         raise DataError(what, where=frame.source, fix="Resample the rows to the model's step")
+    check_rows(frame, trained.task.input_length)
     return frame
 
 
-def scaled(trained: TrainedOn, frame: Frame) -> np.ndarray:
-    """Values ``[T, C]`` as the network reads them, float32.
+def check_rows(frame: Frame, length: int) -> None:
+    """Refuse new data with fewer rows than the model reads.
+
+    Raises:
+        DataError: There are fewer.
+    """
+    if frame.n_rows < length:
+        what = f"{frame.n_rows} rows, but the model reads {length}"
+        raise DataError(what, where=frame.source, fix=f"Give at least {length} rows")
+
+
+def as_float32(values: np.ndarray, names: Sequence[str], source: str) -> np.ndarray:
+    """Values ``[T, C]`` of the series ``names``, float32.
 
     Raises:
         DataError: A value beyond float32's range.
     """
-    if trained.scaler is not None:
-        return trained.scaler.transform(frame.values)
     with np.errstate(over="ignore"):
-        values = frame.values.astype(np.float32)
-    if not np.isfinite(values).all():
-        name = frame.names[int(np.argwhere(~np.isfinite(values))[0][-1])]
+        found = values.astype(np.float32)
+    if not np.isfinite(found).all():
+        name = names[int(np.argwhere(~np.isfinite(found))[0][-1])]
         what = f"series `{name}` has values beyond float32's range"
-        raise DataError(what, where=frame.source, fix="Give it in larger units")
-    return values
+        raise DataError(what, where=source, fix="Look for wrong units in it, or give it in larger ones")
+    return found
 
 
 def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
@@ -211,34 +202,23 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     Raises:
         DataError: Other columns than the model's, too few rows, or an unknown frequency.
     """
-    frame = read_new(trained, source)
+    frame, scaler = read_new(trained, source), trained.scaler
     length, horizon = trained.task.input_length, getattr(trained.task, "horizon", 0)
-    if frame.n_rows < length:
-        what = f"{frame.n_rows} rows, but the model reads the last {length}"
-        raise DataError(what, where=frame.source, fix=f"Give at least {length} rows")
-    last = replace(frame, values=frame.values[-length:], timestamps=None)
-    index = _future_index(frame, horizon)
+    last, index = frame.values[-length:], time_index(frame, horizon)
+    panels = partial(forecast_panels, frame, history=min(length, 3 * horizon))
+    title = f"{frame.source}: the next {horizon} steps"
 
     def to_table(outputs: Sums) -> pd.DataFrame:
-        import pandas as pd
-
-        pred_hc = outputs["forecast"][0]
-        values = pred_hc.astype(np.float64) if trained.scaler is None else trained.scaler.invert(pred_hc)
-        table = pd.DataFrame(values if trained.scaler else pred_hc, columns=list(frame.names))
-        table.insert(0, index.name, index)
-        return table
-
-    def plot(table: pd.DataFrame, note: str) -> Figure:
-        title = f"{frame.source}: the next {horizon} steps"
-        return plots.forecast(forecast_panels(frame, table, min(length, 3 * horizon)), title=title, note=note)
+        pred_hc = outputs["prediction"][0]
+        values = scaler.invert(pred_hc) if scaler else pred_hc
+        return pd.DataFrame(values, index, list(frame.names)).reset_index()
 
     return NewData(
         spec=WindowSpec(length, 0, univariate=False),
-        buffer=scaled(trained, last),
+        buffer=scaler.transform(last) if scaler else as_float32(last, frame.names, frame.source),
         table=WindowTable.of(np.zeros(1), x_valid=length),
-        outputs=_outputs,
         to_table=to_table,
-        plot=plot,
+        plot=lambda table, note: plots.forecast(panels(table), title=title, note=note),
         summary=lambda table: f"{horizon} steps of {frame.n_channels} series",
     )
 
@@ -250,58 +230,43 @@ def forecast_panels(
 
     ``actual`` are the values that were forecast, ``[h, c]`` in original units, where they are known.
     """
-    import pandas as pd
-
-    rows, history = len(table), min(history, frame.n_rows)
-    past, ahead = np.arange(-history + 1, 1), np.arange(1, rows + 1)
+    rows, history, names = len(table), min(history, frame.n_rows), list(frame.names)
+    time = np.arange(1 - history, rows + 1)
     if frame.timestamps is not None:
-        past, ahead = frame.timestamps[-history:], frame.future_timestamps(rows)
-    after = np.full((rows, frame.n_channels), np.nan) if actual is None else actual
-    values = np.concatenate([frame.values[-history:], after])
-    empty = np.full(history, np.nan)
-    panels = {
-        name: pd.DataFrame(
-            {
-                "time": np.concatenate([past, ahead]),
-                "actual": values[:, index],
-                "forecast": np.concatenate([empty, table[name]]),
-            }
-        )
-        for index, name in enumerate(frame.names)
-    }
-    return pd.concat(panels, names=["panel"]).reset_index("panel")
+        time = np.concatenate([frame.timestamps[-history:], frame.future_timestamps(rows)])
+    after = np.full((rows, len(names)), np.nan) if actual is None else actual
+    before = np.full((history, len(names)), np.nan)
+    return pd.DataFrame(
+        {
+            "panel": np.repeat(names, len(time)),
+            "time": np.tile(time, len(names)),
+            "actual": np.concatenate([frame.values[-history:], after]).ravel("F"),
+            "forecast": np.concatenate([before, table[names]]).ravel("F"),
+        }
+    )
 
 
-def _outputs(prediction: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    return {"forecast": prediction}
+def time_index(frame: Frame, ahead: int | None = None) -> pd.Index:
+    """Timestamps (or numbers) of the rows, or of the ``ahead`` steps after them; its name is no series'.
 
-
-def time_index(frame: Frame) -> pd.Index:
-    """Timestamps of all rows under a name that no series has, or the rows' numbers from 1."""
-    return _index(frame, frame.timestamps, frame.n_rows)
-
-
-def _future_index(frame: Frame, horizon: int) -> pd.Index:
-    return _index(frame, None if frame.timestamps is None else frame.future_timestamps(horizon), horizon)
-
-
-def _index(frame: Frame, times: np.ndarray | None, count: int) -> pd.Index:
-    import pandas as pd
-
-    name = "step" if times is None else frame.time_name
+    Raises:
+        DataError: Too few timestamps to continue.
+    """
+    name = "step" if frame.timestamps is None else frame.time_name
     while name in frame.names:
         name += "_"
-    if times is None:
-        return pd.RangeIndex(1, count + 1, name=name)
+    if frame.timestamps is None:
+        return pd.RangeIndex(1, (ahead or frame.n_rows) + 1, name=name)
+    times = frame.future_timestamps(ahead) if ahead else frame.timestamps
     dates = pd.DatetimeIndex(times, name=name)
     return dates.tz_localize("UTC") if frame.zoned else dates
 
 
-def _nlinear(task: Any) -> tuple[Any, dict[str, Any]]:
+def _nlinear(task):
     return nlinear, init_nlinear(task.input_length, task.horizon)
 
 
-def _dlinear(task: Any) -> tuple[Any, dict[str, Any]]:
+def _dlinear(task):
     return dlinear, init_dlinear(task.input_length, task.horizon)
 
 
@@ -317,7 +282,7 @@ FORECAST = TaskKind(
     settings=ForecastSettings,
     title="Long-term forecasting",
     prepare=prepare,
-    network=forecast_network,
+    network=ForecastNetwork,
     apply=apply,
     # The learning rate was chosen for NLinear on ETTh1's validation part.
     baselines=linear_baselines(learning_rate=1e-3, epochs=10, batch_size=256, cosine_epochs=10),

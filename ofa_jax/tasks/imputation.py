@@ -2,78 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
 from ofa_jax.config.schema import Protocol
-from ofa_jax.config.tasks import DataConfig, ImputationSettings, NetworkConfig
+from ofa_jax.config.tasks import DataConfig, ImputationSettings
 from ofa_jax.data.frames import Frame
-from ofa_jax.data.splits import Split, borders, fit_scaler
 from ofa_jax.errors import DataError
 from ofa_jax.model.linear import init_dlinear, masked_dlinear
-from ofa_jax.model.networks import ImputeNetwork, TrunkModule
+from ofa_jax.model.networks import ImputeNetwork
 from ofa_jax.plots.tasks import filled_table
-from ofa_jax.tasks.base import (
-    SPLITS,
-    LinearBaseline,
-    NewData,
-    Predict,
-    Sums,
-    Task,
-    TaskData,
-    TaskKind,
-    TrainedOn,
-    check_size,
-)
-from ofa_jax.tasks.forecast import read_new, read_series, scaled, time_index
+from ofa_jax.tasks.base import LinearBaseline, NewData, Sums, Task, TaskData, TaskKind, TrainedOn, with_sizes
+from ofa_jax.tasks.forecast import read_new, read_series, split_and_scale, time_index
 from ofa_jax.tasks.losses import squared_error
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
 from ofa_jax.tasks.naive import interpolate, window_mean
 from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.cover import each_step_once
-from ofa_jax.windows.table import WindowSpec, WindowTable, sliding_windows
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
+from ofa_jax.windows.table import WindowSpec
 
 
 def prepare(data: DataConfig, task: ImputationSettings, protocol: Protocol = "strict") -> TaskData:
-    """Windows of all channels with points hidden at random: redrawn each step in training, fixed in evaluation.
+    """Windows of all channels with points hidden at random, redrawn each training step, fixed in evaluation.
 
     Raises:
         DataError: The series cannot be read or are too short, or their sizes contradict the settings.
     """
     frame, entry = read_series(data)
     features = calendar_features(frame)
-    channels = check_size("channels", frame.n_channels, task.channels, frame.source)
-    calendar = check_size("calendar", features.shape[1], task.calendar, frame.source)
-    rule, length = data.split or (entry.split if entry else "ratio"), task.input_length
-    cut = partial(borders, frame.n_rows, rule, input_length=length, ratios=data.ratios, source=frame.source)
-    parts, complete = cut(horizon=0, percent=data.percent), cut()["train"]
-    scaler = fit_scaler(frame.values[slice(*complete)], frame.names)
-    notices = scaler.notices
-    if frame.timestamps is None:
-        notices.append("no timestamps, so the network reads no calendar features")
-    tables: dict[Split, WindowTable] = {
-        split: sliding_windows(
-            parts[split],
-            input_length=length,
-            horizon=0,
-            channels=channels,
-            univariate=False,
-            source=f"{frame.source} ({split} part)",
-        )
-        for split in SPLITS
-    }
+    channels, length = frame.n_channels, task.input_length
+    task = with_sizes(task, frame.source, channels=channels, calendar=features.shape[1])
+    _, scaler, tables = split_and_scale(frame, data, entry, input_length=length, horizon=0, univariate=False)
+    untimed = ["no timestamps, so the network reads no calendar features"]
     made = Task(
-        name=task.name,
         spec=WindowSpec(length, 0, univariate=False),
         buffer=np.concatenate([scaler.transform(frame.values), features], axis=1),
         tables=tables,
@@ -86,13 +53,13 @@ def prepare(data: DataConfig, task: ImputationSettings, protocol: Protocol = "st
     )
     return TaskData(
         made,
-        task.model_copy(update={"channels": channels, "calendar": calendar}),
+        task,
         scaler,
-        notices=tuple(notices),
+        notices=(*scaler.notices, *(untimed if frame.timestamps is None else [])),
         meta={"frequency": frame.frequency},
         untrained={
-            "linear interpolation": interpolate(channels),
-            "mean of the window": window_mean(channels),
+            "linear interpolation": partial(interpolate, channels=channels),
+            "mean of the window": partial(window_mean, channels=channels),
         },
     )
 
@@ -141,8 +108,6 @@ def calendar_features(frame: Frame) -> np.ndarray:
     Returns:
         ``[T, 4]`` or ``[T, 5]`` float32 between -0.5 and 0.5; ``[T, 0]`` where there are no timestamps.
     """
-    import pandas as pd
-
     if frame.timestamps is None:
         return np.zeros((frame.n_rows, 0), np.float32)
     times = pd.DatetimeIndex(frame.timestamps)
@@ -158,11 +123,12 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     """Series with missing values, to fill them; the table has the input's rows with the gaps filled.
 
     Raises:
-        DataError: The rows cannot be read, are too few or have other columns or timestamps; nothing is missing.
+        DataError: The rows cannot be read, are too few, have other columns or timestamps, or have no gap.
     """
-    frame = read_new(trained, source, missing="keep")
-    length, channels, features = trained.task.input_length, frame.n_channels, calendar_features(frame)
-    known, calendar = np.isfinite(frame.values), getattr(trained.task, "calendar", 0)
+    frame, scaler = read_new(trained, source, missing="keep"), trained.scaler
+    assert scaler is not None
+    channels, features, known = frame.n_channels, calendar_features(frame), np.isfinite(frame.values)
+    calendar = getattr(trained.task, "calendar", 0)
     if features.shape[1] != calendar:
         what = f"has {features.shape[1]} calendar features, the model reads {calendar}"
         fix = "Give timestamps" if calendar else "Leave the timestamps out"
@@ -170,36 +136,22 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     if known.all():
         what = "no value is missing, so there is nothing to fill"
         raise DataError(what, where=frame.source, fix="Leave the cells to fill empty")
-    assert trained.scaler is not None
-    values = scaled(trained, replace(frame, values=np.where(known, frame.values, trained.scaler.mean)))
-    windows = each_step_once(np.array([0, frame.n_rows]), length)
-    if not windows.table.size:
-        what = f"{frame.n_rows} rows, but the model reads {length}"
-        raise DataError(what, where=frame.source, fix=f"Give at least {length} rows")
+    values = scaler.transform(np.where(known, frame.values, scaler.mean))
+    windows = each_step_once(np.array([0, frame.n_rows]), trained.task.input_length)
+    index, names = time_index(frame), list(frame.names)
+    given = pd.DataFrame(frame.values, index, names).reset_index()
 
     def to_table(outputs: Sums) -> pd.DataFrame:
-        import pandas as pd
-
-        filled = windows.steps(outputs["filled"])
-        shown = np.where(known, frame.values, trained.scaler.invert(filled))  # type: ignore[union-attr]
-        result = pd.DataFrame(shown, columns=list(frame.names))
-        index = time_index(frame)
-        result.insert(0, index.name, index)
-        return result
-
-    def plot(result: pd.DataFrame, note: str) -> Figure:
-        before = result.copy()
-        before[list(frame.names)] = frame.values
-        return filled_table(before, result)
+        filled = scaler.invert(windows.steps(outputs["prediction"]))
+        return pd.DataFrame(np.where(known, frame.values, filled), index, names).reset_index()
 
     return NewData(
-        spec=WindowSpec(length, 0, univariate=False),
+        spec=WindowSpec(trained.task.input_length, 0, univariate=False),
         buffer=np.concatenate([values, features, known.astype(np.float32)], axis=1),
         table=windows.table,
-        outputs=_filled,
         to_table=to_table,
-        plot=plot,
-        summary=lambda result: f"{int((~known).sum()):,} missing values of {channels} series filled",
+        plot=lambda filled, note: filled_table(given, filled),
+        summary=lambda filled: f"{int((~known).sum()):,} missing values of {channels} series filled",
         corrupt=_ShowKnown(channels, channels + features.shape[1]),
     )
 
@@ -219,21 +171,9 @@ class _ShowKnown:
         return batch._replace(x=batch.x[..., : self.width], x_mask=seen)
 
 
-def _filled(prediction: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    return {"filled": prediction}
-
-
-def _network(task: ImputationSettings, network: NetworkConfig, trunk: TrunkModule) -> ImputeNetwork:
-    return ImputeNetwork(
-        trunk=trunk, input_length=task.input_length, channels=task.channels or 1, calendar=task.calendar or 0
-    )
-
-
-def _dlinear(task: ImputationSettings) -> tuple[Predict, dict]:
-    channels = task.channels or 1
-
+def _dlinear(task):
     def predict(frozen, trainable, x_btc, x_mask, *, dropout_keys=None):
-        return masked_dlinear(frozen, trainable, x_btc[..., :channels], x_mask[..., :channels])
+        return masked_dlinear(frozen, trainable, x_btc[..., : task.channels], x_mask[..., : task.channels])
 
     return predict, init_dlinear(task.input_length, task.input_length)
 
@@ -245,7 +185,7 @@ IMPUTATION = TaskKind(
     settings=ImputationSettings,
     title="Imputation",
     prepare=prepare,
-    network=_network,
+    network=ImputeNetwork,
     apply=apply,
     baselines=(LinearBaseline("dlinear", "DLinear", _dlinear, _TRAINING),),
 )

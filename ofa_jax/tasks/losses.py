@@ -17,40 +17,38 @@ MAPE_FLOOR = 1e-8
 
 def squared_error(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Sum of squared errors over the observed targets and their count, float32 scalars."""
-    error = jnp.where(batch.y_mask, pred_bhc - batch.y, 0)
-    return jnp.sum(jnp.square(error)), _count(batch.y_mask)
+    return _total(jnp.square(jnp.where(batch.y_mask, pred_bhc - batch.y, 0)), batch.y_mask)
 
 
 def smape(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Sum of ``200 |p - t| / (|p| + |t|)`` and count; the denominator has no gradient (protocol §2)."""
-    terms = symmetric_terms(
-        pred_bhc, batch.y, size=jax.lax.stop_gradient(jnp.abs(pred_bhc)) + jnp.abs(batch.y)
-    )
-    return jnp.sum(jnp.where(batch.y_mask, terms, 0)), _count(batch.y_mask)
+    """Sum of :func:`symmetric_terms` over the observed targets, and their count."""
+    return _total(symmetric_terms(pred_bhc, batch), batch.y_mask)
 
 
 def mape(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Sum of ``100 |p - t| / (|t| + 1e-8)`` over the observed targets (protocol §2), and their count."""
-    terms = 100 * _distance(pred_bhc, batch.y) / (jnp.abs(batch.y) + MAPE_FLOOR)
-    return jnp.sum(jnp.where(batch.y_mask, terms, 0)), _count(batch.y_mask)
+    return _total(100 * _distance(pred_bhc, batch.y) / (jnp.abs(batch.y) + MAPE_FLOOR), batch.y_mask)
 
 
 def reconstruction_error(pred_btc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Sum of squared differences to the input itself over its observed values, and how many there are."""
-    error = jnp.where(batch.x_mask, pred_btc - batch.x, 0)
-    return jnp.sum(jnp.square(error)), _count(batch.x_mask)
+    return _total(jnp.square(jnp.where(batch.x_mask, pred_btc - batch.x, 0)), batch.x_mask)
 
 
 def cross_entropy(logits_bk: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Sum over the labelled cases of ``-log softmax`` at their class, and how many there are."""
-    terms = optax.softmax_cross_entropy_with_integer_labels(logits_bk, jnp.maximum(batch.y, 0))
-    return jnp.sum(jnp.where(batch.y_mask, terms, 0)), _count(batch.y_mask)
+    """Sum over the labeled cases of :func:`entropy_terms`, and how many there are."""
+    return _total(entropy_terms(logits_bk, batch), batch.y_mask)
 
 
-def symmetric_terms(pred: jax.Array, target: jax.Array, *, size: jax.Array) -> jax.Array:
-    """``200 |p - t| / size``, 0 where the size is 0."""
-    safe = jnp.where(size > 0, size, 1)
-    return jnp.where(size > 0, 200 * _distance(pred, target) / safe, 0)
+def symmetric_terms(pred_bhc: jax.Array, batch: Batch) -> jax.Array:
+    """``200 |p - t| / (|p| + |t|)``, 0 where both are 0; the denominator has no gradient (protocol §2)."""
+    size = jax.lax.stop_gradient(jnp.abs(pred_bhc)) + jnp.abs(batch.y)
+    return jnp.where(size > 0, 200 * _distance(pred_bhc, batch.y) / jnp.where(size > 0, size, 1), 0)
+
+
+def entropy_terms(logits_bk: jax.Array, batch: Batch) -> jax.Array:
+    """``-log softmax`` ``[b]`` at the class of each labeled case."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits_bk, jnp.maximum(batch.y, 0))
 
 
 def _distance(pred: jax.Array, target: jax.Array) -> jax.Array:
@@ -59,8 +57,8 @@ def _distance(pred: jax.Array, target: jax.Array) -> jax.Array:
     return error * jax.lax.stop_gradient(jnp.sign(error))
 
 
-def _count(mask: jax.Array) -> jax.Array:
-    return jnp.sum(mask).astype(jnp.float32)
+def _total(terms: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.sum(jnp.where(mask, terms, 0)), jnp.sum(mask).astype(jnp.float32)
 
 
 FORECAST_LOSSES: Mapping[ForecastLoss, Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]] = {

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from ofa_jax.tasks.losses import symmetric_terms
+from ofa_jax.tasks.losses import entropy_terms, symmetric_terms
 from ofa_jax.windows.batch import Batch
 
 
@@ -25,25 +24,20 @@ def forecast_sums(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
 
 def forecast_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
     """MSE and MAE over every observed (window, channel, step), on the scale of the windows (protocol §3)."""
-    total = {name: float(np.sum(values, dtype=np.float64)) for name, values in sums.items()}
-    return {"mse": total["squared_error"] / total["count"], "mae": total["absolute_error"] / total["count"]}
+    mean = _means(sums)
+    return {"mse": mean["squared_error"], "mae": mean["absolute_error"]}
 
 
 def series_sums(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     """Per window ``[b]``: sum of ``200 |p - t| / (|p| + |t|)`` (0/0 is 0), absolute error, target count."""
-    terms = symmetric_terms(pred_bhc, batch.y, size=jnp.abs(pred_bhc) + jnp.abs(batch.y))
-    return {
-        "symmetric": jnp.sum(jnp.where(batch.y_mask, terms, 0), axis=(1, 2)),
-        "absolute_error": jnp.sum(jnp.where(batch.y_mask, jnp.abs(pred_bhc - batch.y), 0), axis=(1, 2)),
-        "count": jnp.sum(batch.y_mask, axis=(1, 2)).astype(jnp.float32),
-    }
+    terms, sums = symmetric_terms(pred_bhc, batch), forecast_sums(pred_bhc, batch)
+    del sums["squared_error"]
+    return {"symmetric": jnp.sum(jnp.where(batch.y_mask, terms, 0), axis=(1, 2)), **sums}
 
 
 def series_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
     """sMAPE over every observed (window, step), in percent between 0 and 200 (protocol §3)."""
-    return {
-        "smape": float(np.sum(sums["symmetric"], dtype=np.float64) / np.sum(sums["count"], dtype=np.float64))
-    }
+    return {"smape": _means(sums)["symmetric"]}
 
 
 def naive_scale(insample: np.ndarray, season: int) -> float:
@@ -64,25 +58,18 @@ def mean_scaled_error(sums: Mapping[str, np.ndarray], scale: np.ndarray) -> floa
 
 def classification_sums(logits_bk: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     """Per case ``[b]``: cross-entropy, whether the largest logit is at its class, and 1."""
-    labelled = batch.y_mask
-    terms = optax.softmax_cross_entropy_with_integer_labels(logits_bk, jnp.maximum(batch.y, 0))
-    right = jnp.argmax(logits_bk, axis=1) == batch.y
+    labeled = batch.y_mask
     return {
-        "cross_entropy": jnp.where(labelled, terms, 0),
-        "right": (labelled & right).astype(jnp.float32),
-        "count": labelled.astype(jnp.float32),
+        "cross_entropy": jnp.where(labeled, entropy_terms(logits_bk, batch), 0),
+        "right": (labeled & (jnp.argmax(logits_bk, axis=1) == batch.y)).astype(jnp.float32),
+        "count": labeled.astype(jnp.float32),
     }
 
 
 def classification_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Accuracy between 0 and 1, its complement (for choosing the epoch), and mean cross-entropy."""
-    total = {name: float(np.sum(values, dtype=np.float64)) for name, values in sums.items()}
-    accuracy = total["right"] / total["count"]
-    return {
-        "accuracy": accuracy,
-        "error": 1 - accuracy,
-        "cross_entropy": total["cross_entropy"] / total["count"],
-    }
+    mean = _means(sums)
+    return {"accuracy": mean["right"], "error": 1 - mean["right"], "cross_entropy": mean["cross_entropy"]}
 
 
 def reconstruction_sums(pred_btc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
@@ -93,3 +80,8 @@ def reconstruction_sums(pred_btc: jax.Array, batch: Batch) -> dict[str, jax.Arra
 def reconstruction_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
     """MSE over every step of every window."""
     return {"mse": float(np.mean(sums["step_error"], dtype=np.float64))}
+
+
+def _means(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+    total = {name: float(np.sum(values, dtype=np.float64)) for name, values in sums.items()}
+    return {name: value / total["count"] for name, value in total.items()}

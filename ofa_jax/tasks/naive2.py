@@ -11,8 +11,7 @@ _CRITICAL = 1.645
 def naive2(insample: np.ndarray, season: int, horizon: int) -> np.ndarray:
     """Forecast ``[h]`` of the steps after ``insample`` ``[T]``, as the M4 competition's ``Naive2``.
 
-    Where the series is not seasonal (:func:`is_seasonal`) or an index is not positive, it repeats the last
-    value.
+    Where the series is not seasonal (:func:`is_seasonal`) or an index is not positive: the last value.
     """
     last = np.full(horizon, insample[-1], np.float64)
     if not is_seasonal(insample, season):
@@ -38,7 +37,7 @@ def is_seasonal(insample: np.ndarray, season: int) -> bool:
 
 
 def seasonal_indices(insample: np.ndarray, season: int) -> np.ndarray:
-    """Multiplicative indices ``[season]`` by classical decomposition, mean 1; index i is that of steps i + k·season.
+    """Multiplicative indices ``[season]`` of steps i + k·season, by classical decomposition; their mean is 1.
 
     Needs two full cycles. Steps where value and trend are both 0 are ignored; an index without steps is NaN.
     """

@@ -1,12 +1,12 @@
 """Forecasting single series with one model: transfer to another collection (zero-shot), and M4 (short-term).
 
-Series keep their units and differ in length; each has one validation and one test window. Short inputs are padded at
-their start and missing targets are masked (protocol §2, §3).
+Series keep their units and differ in length; each has one validation and one test window. Short inputs are
+padded at their start and missing targets are masked (protocol §2, §3).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from ofa_jax.config.schema import Protocol
-from ofa_jax.config.tasks import DataConfig, NetworkConfig, ShortTermSettings, ZeroShotSettings
+from ofa_jax.config.tasks import DataConfig, ShortTermSettings, ZeroShotSettings
 from ofa_jax.data.archives import SeriesCollection
 from ofa_jax.data.catalog.load import CATALOG, load_collection
 from ofa_jax.data.seasons import season_of
 from ofa_jax.data.splits import Split
 from ofa_jax.errors import ConfigError, DataError
-from ofa_jax.model.networks import ShortTermNetwork, TrunkModule
+from ofa_jax.model.networks import ForecastNetwork, ShortTermNetwork
 from ofa_jax.tasks.base import Score, Sums, Task, TaskData, TaskKind
-from ofa_jax.tasks.forecast import apply, forecast_network, linear_baselines, read_series
+from ofa_jax.tasks.forecast import apply, as_float32, linear_baselines, read_series
 from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import mean_scaled_error, naive_scale, series_metrics, series_sums
 from ofa_jax.tasks.naive import last_cycle
@@ -38,9 +38,10 @@ Naive = Callable[[np.ndarray, int, int], np.ndarray]
 def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protocol = "strict") -> TaskData:
     """Training and validation windows of ``data.source``, test windows of ``data.target``, one model.
 
-    The last H steps of a source series are held out (its own test part), the H before them are its validation
-    target, and every window of L + H steps before those trains; ``data.percent`` keeps the first of them. A target
-    series is forecast over its last H steps. ``published`` drops an epoch's partial last batch (protocol §3).
+    The last H steps of a source series are held out (its test part), the H before them are its validation
+    target, and every window of L + H steps before those trains; ``data.percent`` keeps the first of them. A
+    target series is forecast over its last H steps. ``published`` drops an epoch's partial last batch
+    (protocol §3).
 
     Raises:
         DataError: A collection cannot be read, or its series are too short to train on or to forecast.
@@ -55,41 +56,27 @@ def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protoc
     kept = np.where(ends > length, (ends - length) * data.percent // 100 + length, ends)
     counts = np.maximum(kept - length - horizon + 1, 0)
     if not counts.any():
-        raise DataError(
-            f"no series has {length} input, {horizon} target and {2 * horizon} held-out steps",
-            where=source.source,
-            fix=f"Series of at least {length + 2 * horizon - (-100 * horizon // data.percent)} steps are needed; shorten task.input_length "
-            "or task.horizon"
-            + (f", or raise data.percent from {data.percent}" if data.percent < 100 else ""),
-        )
+        least = length + 2 * horizon - (-100 * horizon // data.percent)
+        what = f"no series has {length} input, {horizon} target and {2 * horizon} held-out steps"
+        fix = f"Series of at least {least} steps are needed; shorten task.input_length or task.horizon"
+        fix += f", or raise data.percent from {data.percent}" if data.percent < 100 else ""
+        raise DataError(what, where=source.source, fix=fix)
     origin = _forecastable(target, horizon)
     buffer, first, far = _lay(source, target)
-    tables: dict[Split, WindowTable] = {
-        "train": _sliding(first, counts, length, horizon),
-        "validation": _last_windows(first, ends, length, horizon),
-        "test": _last_windows(far, origin, length, horizon),
+    train = _windows(first, length, counts, source.lengths, length, horizon)
+    held: dict[Split, HeldOut] = {
+        "validation": HeldOut(source, first, ends, source_season, horizon),
+        "test": HeldOut(target, far, origin, target_season, horizon),
     }
-    references: dict[Split, NaiveReference] = {
-        "validation": _reference(source, ends, tables["validation"], source_season or 1, horizon),
-        "test": _reference(target, origin, tables["test"], target_season or 1, horizon),
-    }
-    notices = [
-        *_too_short(source, counts),
-        *_unknown_season(source, source_season),
-        *(_unknown_season(target, target_season) if target is not source else ()),
-        *_without_scale(references),
-    ]
-    made = _series_task(buffer, tables, references, task, protocol, drop_last=protocol == "published")
     lengths = {"source_lengths": source.lengths, "target_lengths": target.lengths}
-    naive = _naive_rows(references)
-    return TaskData(made, task, None, target_season or 1, tuple(notices), labels=lengths, naive=naive)
+    return _series_data(task, protocol, buffer, train, held, lengths, drop_last=protocol == "published")
 
 
 def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Protocol = "strict") -> TaskData:
-    """Short-term forecasting: every epoch cuts each series once at random near its end; its last H steps are tested.
+    """Every epoch cuts each series once at random near its end; its last H steps are tested.
 
-    The cut is within ``task.cut_range`` horizons of the end of the training part. ``strict`` holds out the last H
-    training steps for validation; ``published`` trains on them and validates on the test part (protocol §5 row 5).
+    The cut is within ``task.cut_range`` horizons of the end of the training part. ``strict`` holds out the
+    last H training steps for validation; ``published`` validates on the test part (protocol §5 row 5).
 
     Raises:
         DataError: The collection cannot be read, or a series is too short.
@@ -106,39 +93,25 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
     lowest = np.maximum(1, ends - reach)
     counts = np.maximum(ends - lowest, 0)
     if not counts.any():
-        held = 2 * horizon if protocol == "strict" else horizon
-        what = f"no series is long enough to train on: the last {held} steps of each are held out"
-        fix = f"Series of at least {held + 2} steps are needed; shorten task.horizon"
+        rest = 2 * horizon if protocol == "strict" else horizon
+        what = f"no series is long enough to train on: the last {rest} steps of each are held out"
+        fix = f"Series of at least {rest + 2} steps are needed; shorten task.horizon"
         raise DataError(what, where=collection.source, fix=fix)
     buffer, first, _ = _lay(collection, collection)
-    test = _last_windows(first, origin, length, horizon)
-    tables: dict[Split, WindowTable] = {
-        "train": _cut_windows(first, lowest, ends, length, horizon),
-        "validation": _last_windows(first, ends, length, horizon) if protocol == "strict" else test,
-        "test": test,
+    train = _windows(first, lowest, counts, ends, length, horizon)
+    held: dict[Split, HeldOut] = {
+        "validation": HeldOut(collection, first, ends, season, horizon),
+        "test": HeldOut(collection, first, origin, season, horizon),
     }
-    references: dict[Split, NaiveReference] = {
-        "validation": _reference(collection, ends, tables["validation"], season or 1, horizon),
-        "test": _reference(collection, origin, tables["test"], season or 1, horizon),
-    }
-    notices = [
-        *_too_short(collection, counts),
-        *_unknown_season(collection, season),
-        *_without_scale(references),
-    ]
     groups = np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64)
-    made = _series_task(buffer, tables, references, task, protocol, groups=groups)
-    naive = _naive_rows(references)
-    return TaskData(
-        made, task, None, season or 1, tuple(notices), labels={"lengths": collection.lengths}, naive=naive
-    )
+    lengths = {"lengths": collection.lengths}
+    return _series_data(task, protocol, buffer, train, held, lengths, groups=groups)
 
 
 def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int | None]:
-    """A collection of single series, and the steps of its main cycle where anything tells them.
+    """Single series of a collection, a ``.tsf`` file or a table's columns, and their season length if known.
 
-    The series are those of a catalogued collection or ``.tsf`` file, or the columns of a table. The season length is
-    that of the settings, else the catalog's, else the frequency's.
+    It is that of the settings, else the catalog's, else the frequency's.
 
     Raises:
         DataError: It cannot be read.
@@ -146,32 +119,48 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
     entry = CATALOG.get(name)
     if (entry.kind != "frame") if entry else Path(name).name.removesuffix(".gz").endswith(".tsf"):
         collection, entry = load_collection(name, missing=data.missing)
-        found = entry.season if entry else season_of(collection.frequency)
-        return collection, data.season or found
-    frame, entry = read_series(data, name)
-    columns = tuple(np.ascontiguousarray(column) for column in frame.values.T)
-    collection = SeriesCollection(frame.names, columns, frame.frequency, None, None, None, {}, frame.source)
-    return collection, data.season or (entry.season if entry else season_of(frame.frequency))
+    else:
+        frame, entry = read_series(data, name)
+        columns = tuple(np.ascontiguousarray(column) for column in frame.values.T)
+        collection = SeriesCollection(
+            frame.names, columns, frame.frequency, None, None, None, {}, frame.source
+        )
+    return collection, data.season or (entry.season if entry else season_of(collection.frequency))
 
 
 @dataclass(frozen=True, eq=False)
-class NaiveReference:
-    """What scales a split's errors: the steps before each window, and naive forecasts from them.
+class HeldOut:
+    """The H steps after a cut of every series with a step before it: windows and what scales their errors.
 
     Attributes:
-        insample: The observed steps before each window's target, ``[T_w]``.
-        target: ``[windows, h]``.
-        season: Steps m of the cycle.
+        collection: The S series.
+        first: Their first rows in the buffer, ``[S]``.
+        cut: Steps before the target, ``[S]``.
+        season: Steps m of the cycle; None where unknown, and then 1.
+        horizon: H.
     """
 
-    insample: Sequence[np.ndarray]
-    target: np.ndarray
-    season: int
+    collection: SeriesCollection
+    first: np.ndarray
+    cut: np.ndarray
+    season: int | None
+    horizon: int
+
+    def windows(self, length: int) -> WindowTable:
+        """The windows, with up to L input steps."""
+        counts = (self.cut >= 1).astype(np.int64)
+        return _windows(self.first, self.cut, counts, self.collection.lengths, length, self.horizon)
+
+    @cached_property
+    def parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each window all steps before its target, and the target."""
+        cuts = zip(self.collection.values, self.cut.tolist(), strict=True)
+        return [(series[:cut], series[cut : cut + self.horizon]) for series, cut in cuts if cut >= 1]
 
     @cached_property
     def scale(self) -> np.ndarray:
         """``[windows]``: what MASE divides by."""
-        return np.array([naive_scale(series, self.season) for series in self.insample])
+        return np.array([naive_scale(past, self.season or 1) for past, _ in self.parts])
 
     @cached_property
     def naive2_metrics(self) -> dict[str, float]:
@@ -179,9 +168,8 @@ class NaiveReference:
 
     def naive_sums(self, naive: Naive) -> Sums:
         """The sums of a naive method's forecasts."""
-        horizon = self.target.shape[1]
-        forecast = np.stack([naive(series, self.season, horizon) for series in self.insample])
-        return score_forecasts(forecast, self.target)
+        forecast = [naive(past, self.season or 1, self.horizon) for past, _ in self.parts]
+        return score_forecasts(np.stack(forecast), np.stack([after for _, after in self.parts]))
 
     def plain(self, sums: Sums) -> dict[str, float]:
         """sMAPE and, where some window has a scale, MASE."""
@@ -196,12 +184,11 @@ class NaiveReference:
         return found | {"owa": (found["smape"] / reference["smape"] + found["mase"] / reference["mase"]) / 2}
 
 
-def score_forecasts(forecast: np.ndarray, target: np.ndarray) -> Sums:
+def score_forecasts(forecast: Any, target: Any) -> Sums:
     """The sums of forecasts ``[windows, h]`` that were made elsewhere, as an evaluation would give them."""
-    everything = np.ones((*target.shape, 1), bool)
-    count = len(target)
-    batch = Batch(everything, target[..., None], everything, everything, np.ones(count), np.arange(count))  # type: ignore[arg-type]
-    return {name: np.asarray(values) for name, values in series_sums(forecast[..., None], batch).items()}  # type: ignore[arg-type]
+    seen: Any = np.ones((*target.shape, 1), bool)
+    batch = Batch(seen, target[..., None], seen, seen, seen[:, 0, 0], seen[:, 0, 0])
+    return {name: np.asarray(values) for name, values in series_sums(forecast[..., None], batch).items()}
 
 
 def seasonal_last(insample: np.ndarray, season: int, horizon: int) -> np.ndarray:
@@ -209,54 +196,37 @@ def seasonal_last(insample: np.ndarray, season: int, horizon: int) -> np.ndarray
     return insample[last_cycle(len(insample), season, horizon)]
 
 
-def _naive_rows(
-    references: Mapping[Split, NaiveReference],
-) -> dict[str, Callable[[Split], dict[str, float] | None]]:
-    def row(naive: Naive, split: Split) -> dict[str, float] | None:
-        return references[split].metrics(references[split].naive_sums(naive)) if split in references else None
-
-    return {"seasonal naive": partial(row, seasonal_last), "Naive2": partial(row, naive2)}
-
-
-def _too_short(collection: SeriesCollection, counts: np.ndarray) -> list[str]:
-    short = int((counts == 0).sum())
-    return [f"{short:,} of {collection.n_series:,} series are too short to train on"] if short else []
-
-
-def _unknown_season(collection: SeriesCollection, season: int | None) -> list[str]:
-    if season:
-        return []
-    return [f"{collection.source}: unknown season length, so MASE and Naive2 use 1; set data.season"]
-
-
-def _without_scale(references: Mapping[Split, NaiveReference]) -> list[str]:
-    missing = {
-        split: (len(reference.scale), int((~(reference.scale > 0)).sum()))
-        for split, reference in references.items()
-    }
-    return [
-        f"MASE omits {missed:,} of {total:,} {split} windows whose input is constant or shorter than a season"
-        for split, (total, missed) in missing.items()
-        if missed
-    ]
-
-
-def _series_task(
-    buffer: np.ndarray,
-    tables: dict[Split, WindowTable],
-    references: Mapping[Split, NaiveReference],
+def _series_data(
     task: ZeroShotSettings | ShortTermSettings,
     protocol: Protocol,
-    *,
-    drop_last: bool = False,
-    groups: np.ndarray | None = None,
-) -> Task:
+    buffer: np.ndarray,
+    train: WindowTable,
+    held: Mapping[Split, HeldOut],
+    lengths: Mapping[str, np.ndarray],
+    **practice: Any,
+) -> TaskData:
+    """The task that trains on a table and is scored on held-out parts."""
+    tables = {"train": train, **{split: part.windows(task.input_length) for split, part in held.items()}}
+    source = held["validation"].collection
+    short = source.n_series - len(np.unique(train.window_id))
+    notices = [f"{short:,} of {source.n_series:,} series are too short to train on"] if short else []
+    for part in held.values():
+        if not part.season:
+            unknown = "unknown season length, so MASE and Naive2 use 1; set data.season"
+            notices.append(f"{part.collection.source}: {unknown}")
+    for split, part in held.items():
+        if missed := int((~(part.scale > 0)).sum()):
+            windows = f"{missed:,} of {len(part.scale):,} {split} windows"
+            notices.append(f"MASE omits {windows} whose input is constant or shorter than a season")
+
     def report(score: Score, split: Split) -> dict[str, float]:
         sums = score(tables[split])
-        return references[split].metrics(sums) if split in references else series_metrics(sums)
+        return held[split].metrics(sums) if split in held else series_metrics(sums)
 
-    return Task(
-        name=task.name,
+    def naive(method: Naive, split: Split) -> dict[str, float] | None:
+        return held[split].metrics(held[split].naive_sums(method)) if split in held else None
+
+    made = Task(
         spec=WindowSpec(task.input_length, task.horizon, univariate=True),
         buffer=buffer,
         tables=tables,
@@ -265,25 +235,29 @@ def _series_task(
         metrics=series_metrics,
         objective="smape",
         protocol=protocol,
-        drop_last=drop_last,
-        groups=groups,
         report=report,
+        **practice,
+    )
+    return TaskData(
+        made,
+        task,
+        None,
+        season=held["test"].season or 1,
+        notices=tuple(dict.fromkeys(notices)),  # both parts may be of one collection
+        labels=lengths,
+        naive={"seasonal naive": partial(naive, seasonal_last), "Naive2": partial(naive, naive2)},
     )
 
 
 def _lay(source: SeriesCollection, target: SeriesCollection) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One buffer ``[rows, 1]`` of both, and the first row of each of their series."""
-    both = [source] if source is target else [source, target]
-    parts = [series[:, None] for collection in both for series in collection.values]
-    with np.errstate(over="ignore"):
-        buffer, first = lay_end_to_end(parts)
-    if not np.isfinite(buffer).all():
-        row = int(np.argwhere(~np.isfinite(buffer))[0][0])
-        place = int(np.searchsorted(first, row, side="right")) - 1
-        collection, index = (source, place) if place < source.n_series else (target, place - source.n_series)
-        what = f"series `{collection.names[index]}` has values beyond float32's range"
-        raise DataError(what, where=collection.source, fix="Look for wrong units in it, or scale it")
+    buffer, first = lay_end_to_end(_columns(source) + ([] if source is target else _columns(target)))
     return buffer, first[: source.n_series], first[-target.n_series :]
+
+
+def _columns(collection: SeriesCollection) -> list[np.ndarray]:
+    named = zip(collection.names, collection.values, strict=True)
+    return [as_float32(series[:, None], [name], collection.source) for name, series in named]
 
 
 def _forecastable(collection: SeriesCollection, horizon: int) -> np.ndarray:
@@ -291,60 +265,24 @@ def _forecastable(collection: SeriesCollection, horizon: int) -> np.ndarray:
     origin = collection.lengths - horizon
     if (origin < 1).any():
         index = int(np.flatnonzero(origin < 1)[0])
-        raise DataError(
-            f"series `{collection.names[index]}` has {collection.lengths[index]} step(s), horizon is {horizon}",
-            where=collection.source,
-            fix="Shorten task.horizon, or leave such series out",
-        )
+        name, steps = collection.names[index], collection.lengths[index]
+        what = f"series `{name}` has {steps} step(s), horizon is {horizon}"
+        raise DataError(what, where=collection.source, fix="Shorten task.horizon, or leave such series out")
     return origin
 
 
-def _windows(first: np.ndarray, x_valid: Any, y_valid: Any, series: np.ndarray) -> WindowTable:
-    return WindowTable.of(first, channel=0, x_valid=x_valid, y_valid=y_valid, window_id=series)
-
-
-def _sliding(first: np.ndarray, counts: np.ndarray, length: int, horizon: int) -> WindowTable:
-    """``counts[s]`` windows of series s, one step apart from its first row."""
-    series = np.repeat(np.arange(len(counts)), counts)
-    offset = np.arange(len(series)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return _windows(first[series] + offset, length, horizon, series)
-
-
-def _last_windows(first: np.ndarray, origin: np.ndarray, length: int, horizon: int) -> WindowTable:
-    """One window per series with a step before ``origin``: up to L input steps, then H target steps."""
-    series = np.flatnonzero(origin >= 1)
-    valid = np.minimum(origin[series], length)
-    return _windows(first[series] + origin[series] - valid, valid, horizon, series)
-
-
-def _cut_windows(
-    first: np.ndarray, lowest: np.ndarray, ends: np.ndarray, length: int, horizon: int
+def _windows(
+    first: np.ndarray, lowest: Any, counts: np.ndarray, ends: np.ndarray, length: int, horizon: int
 ) -> WindowTable:
-    """A window for every cut from ``lowest`` to the end of each series, with up to H target steps."""
-    counts = np.maximum(ends - lowest, 0)
+    """``counts[s]`` windows of series s, the first cut at ``lowest[s]``, the others a step apart.
+
+    A window reads up to L steps before its cut; its target is up to H steps after it, before ``ends[s]``.
+    """
     series = np.repeat(np.arange(len(counts)), counts)
-    cut = lowest[series] + np.arange(len(series)) - np.repeat(np.cumsum(counts) - counts, counts)
-    valid = np.minimum(cut, length)
-    return _windows(first[series] + cut - valid, valid, np.minimum(ends[series] - cut, horizon), series)
-
-
-def _reference(
-    collection: SeriesCollection, origin: np.ndarray, table: WindowTable, season: int, horizon: int
-) -> NaiveReference:
-    pairs = [(collection.values[index], int(origin[index])) for index in table.window_id]
-    target = np.stack([series[cut : cut + horizon] for series, cut in pairs])
-    return NaiveReference([series[:cut] for series, cut in pairs], target, season)
-
-
-def _short_term_network(
-    task: ShortTermSettings, network: NetworkConfig, trunk: TrunkModule
-) -> ShortTermNetwork:
-    return ShortTermNetwork(
-        trunk=trunk,
-        input_length=task.input_length,
-        horizon=task.horizon,
-        embed_width=network.embed_width,
-        read_width=network.read_width,
+    cut = np.arange(len(series)) + (lowest + counts - np.cumsum(counts))[series]
+    x_valid, y_valid = np.minimum(cut, length), np.minimum(ends[series] - cut, horizon)
+    return WindowTable.of(
+        first[series] + cut - x_valid, channel=0, x_valid=x_valid, y_valid=y_valid, window_id=series
     )
 
 
@@ -355,7 +293,7 @@ ZERO_SHOT = TaskKind(
     settings=ZeroShotSettings,
     title="Zero-shot transfer",
     prepare=prepare_zero_shot,
-    network=forecast_network,
+    network=ForecastNetwork,
     apply=apply,
     baselines=_BASELINES,
 )
@@ -363,7 +301,7 @@ SHORT_TERM = TaskKind(
     settings=ShortTermSettings,
     title="Short-term forecasting",
     prepare=prepare_short_term,
-    network=_short_term_network,
+    network=ShortTermNetwork,
     apply=apply,
     baselines=_BASELINES,
 )

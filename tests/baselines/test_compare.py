@@ -34,7 +34,9 @@ def test_seasonal_naive_repeats_the_last_cycle(season, length, horizon):
             for step in range(horizon):
                 known.append(known[len(known) - cycle])
                 wanted[window, step, channel] = known[-1]
-    np.testing.assert_array_equal(seasonal_naive(season, horizon)({}, {}, jnp.asarray(x_btc)), wanted)
+    np.testing.assert_array_equal(
+        seasonal_naive({}, {}, jnp.asarray(x_btc), season=season, horizon=horizon), wanted
+    )
 
 
 def test_nlinear_is_a_linear_map_around_the_last_value():

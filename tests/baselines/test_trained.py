@@ -515,7 +515,7 @@ def each(x: np.ndarray) -> Any:
     return np.ndindex(x.shape[0], x.shape[2])
 
 
-interpolated = jax.jit(lambda x, mask: interpolate(2)({}, {}, x, mask))
+interpolated = jax.jit(lambda x, mask: interpolate({}, {}, x, mask, channels=2))
 
 
 @settings(deadline=None)  # the first example compiles
@@ -535,13 +535,15 @@ def test_interpolation_is_numpy_s(known, seed):
 def test_interpolation_by_hand():
     x = np.float32([9, 1, 9, 9, 4, 9])[None, :, None]
     mask = np.array([0, 1, 0, 0, 1, 0], bool)[None, :, None]
-    np.testing.assert_allclose(interpolate(1)({}, {}, x, mask)[0, :, 0], [1, 1, 2, 3, 4, 4], rtol=1e-6)
+    np.testing.assert_allclose(
+        interpolate({}, {}, x, mask, channels=1)[0, :, 0], [1, 1, 2, 3, 4, 4], rtol=1e-6
+    )
 
 
 def test_the_window_s_mean():
     x, mask = windows(c=3)
     mask[0, :, 0] = False
-    found = np.asarray(window_mean(2)({}, {}, jnp.asarray(np.where(mask, x, 55)), jnp.asarray(mask)))
+    found = np.asarray(window_mean({}, {}, jnp.asarray(np.where(mask, x, 55)), jnp.asarray(mask), channels=2))
     assert found.shape == (3, 12, 2)
     for b, c in each(found):
         wanted = x[b, mask[b, :, c], c].astype(np.float64).mean() if mask[b, :, c].any() else 0

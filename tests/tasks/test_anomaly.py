@@ -260,7 +260,7 @@ def test_a_channel_that_is_constant_in_training_is_scaled_by_one_and_said():
     made.train[:, 1] = made.test[:, 1] = 4
     made.test[30, 1] = 6.5
     data = prepared(made)
-    assert data.notices == ("1 channel(s) constant in training are scaled by 1",)
+    assert data.notices == ("constant in the training part, so scaled by 1: channel 1",)
     np.testing.assert_array_equal(np.unique(data.task.buffer[:, 1]), [0, 2.5])
     assert np.flatnonzero(data.task.buffer[:, 1]) == 60 + 30
 
@@ -410,7 +410,7 @@ def test_parts_are_of_known_sets_alone(tmp_path):
     assert anomaly.prepare(DataConfig(source=own), task).task.tables["test"].size == 4
     with pytest.raises(
         ConfigError,
-        match=r"data\.parts: .*own\.npz is a file of its own and has no parts to choose from\. Leave data\.parts out",
+        match=r"data\.parts: .*own\.npz is not in the catalog and has no parts to choose from\. Leave data\.parts out",
     ):
         read(own, "part-0")
     with pytest.raises(ConfigError, match=r"data\.parts: names no part"):
@@ -476,7 +476,7 @@ def test_smap_by_its_numbers(data_root: Path):
     np.testing.assert_array_equal(verdict.scores, np.arange(427_617))
     assert int(verdict.label.sum()) == 54_696
     assert len(verdict.begins) == 53
-    assert data.notices == ("1 channel(s) constant in training are scaled by 1",)
+    assert data.notices == ("constant in the training part, so scaled by 1: channel 16",)
 
 
 def test_smap_as_published(data_root: Path):

@@ -61,8 +61,9 @@ def made(name: str, protocol: Protocol, folder: Path, tiny) -> TaskData:
 @pytest.mark.parametrize("protocol", ["strict", "published"])
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_tells_the_protocol_that_it_was_made_by(tiny, tmp_path, name, protocol):
-    task = made(name, protocol, tmp_path, tiny).task
-    assert (task.name, task.protocol) == (name, protocol)
+    data = made(name, protocol, tmp_path, tiny)
+    task = data.task
+    assert (data.settings.name, task.protocol) == (name, protocol)
     assert set(task.tables) == {"train", "validation", "test"}
     assert all(table.size for table in task.tables.values())
 
@@ -86,7 +87,7 @@ def test_full_batches_are_the_first_windows(windows, batch_size):
     table = sliding_windows((0, windows + 4), input_length=3, horizon=2, channels=1)
     tables = {"train": table, "validation": table, "test": table}
     spec, nothing = WindowSpec(3, 2), lambda *arguments: {}
-    task = Task("toy", spec, np.zeros((9, 1)), tables, nothing, nothing, nothing, "mse")
+    task = Task(spec, np.zeros((9, 1)), tables, nothing, nothing, nothing, "mse")
     assert task.with_full_batches(batch_size) is task
     task = replace(task, full_batches=True)
     if windows < batch_size:

@@ -211,7 +211,7 @@ def test_what_cannot_be_used_is_one_clear_error():
     wide.cases[0][0, 1] = 1e308
     wide.cases[1][0, 1] = -1e308
     refused(
-        r"memory-0: channel 1 is spread too widely or too narrowly to standardise\. Change its units",
+        r"memory-0: series `channel 1` is spread too widely or too narrowly to standardize\. Give it in other",
         wide,
         test,
     )

@@ -10,14 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 
-from ofa_jax.errors import ConfigError
-from ofa_jax.tasks.detection import (
-    average_precision,
-    detection_metrics,
-    point_adjust,
-    precision_recall_f1,
-    threshold_at,
-)
+from ofa_jax.tasks.detection import average_precision, detection_metrics, point_adjust, precision_recall_f1
 
 
 @st.composite
@@ -78,7 +71,9 @@ def test_precision_recall_and_f1_against_scikit_learn(case):
     found, label, _ = case
     wanted = [metric(label, found, zero_division=0) for metric in (precision_score, recall_score, f1_score)]
     # rounding of a quotient or two in float64
-    np.testing.assert_allclose(precision_recall_f1(found, label), wanted, rtol=1e-12, atol=0)
+    found = precision_recall_f1(found, label)
+    assert list(found) == ["precision", "recall", "f1"]
+    np.testing.assert_allclose(list(found.values()), wanted, rtol=1e-12, atol=0)
 
 
 few_values = st.sampled_from([0.0, 0.25, 0.5, 1.0])
@@ -119,32 +114,6 @@ def test_average_precision_by_literal(scores, label, wanted):
 def test_average_precision_reads_float32_scores_as_they_are():
     scores = np.array([1, 1 + 2**-23, 1], np.float32)
     assert average_precision(scores, np.array([0, 1, 0])) == 1
-
-
-def test_the_threshold_is_the_percentile_that_the_ratio_exceeds():
-    scores = np.random.default_rng(0).permutation(np.arange(1001.0))
-    assert threshold_at(scores, 1) == 990
-    assert threshold_at(scores, 99.5) == 5
-    assert (scores > threshold_at(scores, 25)).mean() == pytest.approx(0.25, abs=1e-3)  # a step of 1001
-    assert threshold_at(np.array([0, 10]), 50) == 5  # interpolated
-    assert threshold_at(np.array([0, 1, 10, 100], np.float32), 10) == pytest.approx(73)
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(0, 1e9), min_size=1, max_size=30), st.floats(0.01, 99.99))
-def test_the_threshold_lies_among_the_scores(scores, ratio):
-    found = threshold_at(np.array(scores), ratio)
-    assert min(scores) <= found <= max(scores)
-    assert found == np.percentile(scores, 100 - ratio)
-
-
-@pytest.mark.parametrize("ratio", [0, 100, -1, 101, math.nan, math.inf])
-def test_a_ratio_that_is_no_share_is_one_clear_error(ratio):
-    with pytest.raises(
-        ConfigError,
-        match=r"task\.anomaly_ratio: the anomaly ratio is \S+ %\. Give a percentage between 0 and 100",
-    ):
-        threshold_at(np.arange(5.0), ratio)
 
 
 def test_everything_that_is_reported():

@@ -654,7 +654,7 @@ def test_prepare_passes_protocol_on(tmp_path):
     for name, target in (("zero_shot", path), ("short_term", None)):
         experiment = asked(name, path, target)
         made = prepare(experiment.data, experiment.task, protocol="published", batch_size=4)
-        assert (made.task.name, made.task.protocol, made.scaler) == (name, "published", None)
+        assert (made.settings.name, made.task.protocol, made.scaler) == (name, "published", None)
 
 
 # Real collections

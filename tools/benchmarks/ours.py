@@ -19,7 +19,9 @@ from ofa_jax.config.tasks import ForecastSettings
 from ofa_jax.data.synthetic import hourly_load
 from ofa_jax.model import trees
 from ofa_jax.tasks.base import Task
-from ofa_jax.tasks.forecast import forecast_task, prepare_frame
+from ofa_jax.tasks.forecast import prepare_frame
+from ofa_jax.tasks.losses import FORECAST_LOSSES
+from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
 from ofa_jax.train.lanes import Lane
 from ofa_jax.train.loop import Reporter, Trainer
 from ofa_jax.train.program import Program, resolve_auto_batch_sizes
@@ -74,8 +76,15 @@ def random_task(experiment: Experiment, *, channels: int, windows: int, univaria
     values = np.random.default_rng(0).standard_normal((rows, channels), np.float32)
     shape: dict[str, Any] = {"input_length": length, "horizon": horizon, "univariate": univariate}
     table = sliding_windows((0, rows), channels=channels, **shape)
-    task = forecast_task(values, {"train": table, "validation": table, "test": table}, settings)
-    return replace(task, spec=WindowSpec(**shape))
+    return Task(
+        spec=WindowSpec(**shape),
+        buffer=values,
+        tables={"train": table, "validation": table, "test": table},
+        loss=FORECAST_LOSSES[settings.loss],
+        sums=forecast_sums,
+        metrics=forecast_metrics,
+        objective="mse",
+    )
 
 
 def stream_of(experiment: Experiment, task: Task) -> IndexStream:
