@@ -245,7 +245,7 @@ def test_predict_refuses_an_unknown_kind_of_picture(trained, tiny, tmp_path, cal
         (["train", "none.yaml", "--out", "x"], ("none.yaml", "file not found", "long/{etth1")),
         (
             ["train", "tiny.yaml", "--out", "x", "--set", "train.epoch=3"],
-            ("no setting 'train.epoch'", "train.epochs"),
+            ("train.epoch is not a setting", "train.epochs"),
         ),
         (["train", "tiny.yaml", "--out", "x", "--set", "train.epochs=none"], ("train.epochs",)),
         (["train", "tiny.yaml", "--out", "tiny.csv"], ("is a file, not a run folder",)),
