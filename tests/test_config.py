@@ -443,7 +443,7 @@ def header_of(name: str) -> str:
 
 @pytest.mark.parametrize("name", FILES)
 def test_header_states_command_and_trainable_parameters(name):
-    """A header without a number is that of a config that has no data of its own."""
+    """A header without a number is that of a config without data."""
     header = header_of(name)
     assert "ofa-jax " in header
     stated = re.search(r"Trainable parameters(?: at horizons ([\d /]+))?: ([\d,]+(?: / [\d,]+)*)", header)
@@ -753,7 +753,7 @@ def test_every_config_builds_and_asks_what_the_catalogue_knows(name):
         (0.7, 0.1, 0.2),
         None,
         None,
-    )  # all the catalogue's own
+    )  # all the catalog's own
     if task.name == "forecast":
         assert entry.horizons == HORIZONS
         assert task.horizon in HORIZONS

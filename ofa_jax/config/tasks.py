@@ -79,7 +79,7 @@ _BY_STEP = {"network": {"patch": 1, "stride": 1}}
 
 
 class TaskSettings(Section):
-    """What all tasks have; each task is a subclass with settings of its own.
+    """What all tasks have; each task is a subclass with its own settings.
 
     Class attributes:
         reads: Settings of other sections that this task reads and some other task does not.

@@ -130,7 +130,7 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory) -> Trained:
-    """Trained by the command itself, in a process of its own and a folder with a space in its name."""
+    """Trained by the command itself, in a separate process and a folder with a space in its name."""
     folder = tmp_path_factory.mktemp("with space")
     config = tiny.config(folder)
     done = tiny.command("train", config.name, "--out", "my run", "--set", "train.epochs=2", cwd=folder)

@@ -1,4 +1,4 @@
-"""The machine, the source and this process's memory, as the operating system tells them."""
+"""The machine, the source and this process's memory, as the operating system reports them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "ofa-jax", "numpy", "torch", "transformers"
 
 
 def machine() -> Machine:
-    """What the numbers hang on besides the source."""
+    """What the numbers depend on besides the source."""
     import jax
 
     from ofa_jax.train.memory import host_bytes
