@@ -253,7 +253,7 @@ def readable_folder(path: str | Path) -> Path:
 
 
 def clear_leftovers(path: str | Path) -> None:
-    """Repair an interrupted exchange of ``path`` and remove leftovers of killed writers; for its owner only."""
+    """Repair an interrupted exchange of ``path``, remove leftovers of killed writers; for its owner only."""
     path = Path(path)
     _recover_folder(path)
     for entry in path.parent.glob(f".{glob.escape(path.name)}.*"):

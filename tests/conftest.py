@@ -267,7 +267,7 @@ def bundle_meta() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A forecasting run of one epoch, to open or to copy, never to change; its data are ``tiny.csv`` next to it."""
+    """A forecasting run of one epoch, to open or copy, never to change; its data: ``tiny.csv`` next to it."""
     from ofa_jax.runs.train import train_run
     from ofa_jax.train.progress import SilentReporter
 

@@ -1,4 +1,4 @@
-"""A new task is a settings class, a row of TASKS and what the report shows: nothing else has to know of it."""
+"""A new task is a settings class, a row of TASKS and what the report shows; nothing else knows of it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ PUBLISHED = {
 
 
 class Place:
-    """A separate repository: configs/long/tiny.yaml with horizons 8 and 4, and folders for everything that is written."""
+    """A separate repository: configs/long/tiny.yaml with horizons 8 and 4, and folders for output."""
 
     def __init__(self, root: Path, tiny: Any) -> None:
         self.root, self.cells, self.docs, self.out = root, root / "cells", root / "docs", root / "out"
@@ -122,7 +122,7 @@ def table_row(page: str, method: str, nth: int = 0) -> list[str]:
     return [part.strip() for part in found[nth].strip("| ").split("|")]
 
 
-# --- running ---------------------------------------------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------
 
 
 def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(
@@ -335,10 +335,8 @@ def test_a_part_of_a_data_set_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     for name in ("Quarterly-train-partial14891.csv.gz", "Quarterly-test.csv.gz"):
         (tmp_path / "m4" / name).touch()
     said = reproduce.missing_data(by_name["m4_quarterly"].experiment(0))
-    assert (
-        said
-        == "1 of 2 files are not here (`m4/Quarterly-train.csv`); `Quarterly-train-partial14891.csv.gz` is only a part"
-    )
+    partial = "`Quarterly-train-partial14891.csv.gz` is only a part"
+    assert said == f"1 of 2 files are not here (`m4/Quarterly-train.csv`); {partial}"
     (tmp_path / "SMD").mkdir()
     for file in CATALOG["smd"].files[:14]:
         (tmp_path / file.path).touch()
@@ -376,12 +374,11 @@ def test_the_trunk_and_protocol_that_are_asked_for_reach_the_settings(place: Pla
     assert case.settings(0)["trunk"]["source"] == "gpt2-six"
     assert case.experiment(0).protocol == "published"
     assert case.name == "long-published-tiny-horizon8"
-    assert asked.command("ranks") == (
-        "python tools/reproduce.py ranks --seeds 1 --ranks 4,2 --trunk gpt2-six --protocol published --no-controls"
-    )
+    options = "--seeds 1 --ranks 4,2 --trunk gpt2-six --protocol published --no-controls"
+    assert asked.command("ranks") == f"python tools/reproduce.py ranks {options}"
 
 
-# --- the plan --------------------------------------------------------------------------------------------------------------------
+# --- the plan -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quick", [False, True], ids=["whole", "quick"])
@@ -440,7 +437,7 @@ def test_controls_stand_beside_one_rank_only() -> None:
         assert with_controls == {rank}
 
 
-# --- the page --------------------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -470,10 +467,8 @@ def test_mean_deviation_bold_and_verdict_where_a_control_wins(known: None) -> No
     ]
     spread = np.std(control, ddof=1)
     assert table_row(text, "C") == ["C", f"**0.3300 ± {spread:.4f}**", "0.3000", "0", "0"]
-    assert (
-        f"Best MSE: C, 0.3300 ± {spread:.4f}; **a control beats the model**: M, random trunk has 0.4400 ± 0.0300."
-        in text
-    )
+    model = "M, random trunk has 0.4400 ± 0.0300."
+    assert f"Best MSE: C, 0.3300 ± {spread:.4f}; **a control beats the model**: {model}" in text
     assert "3 seeds, protocol strict" in text
     assert "random trunk**: this checks the path, it says nothing about GPT-2" in text
     assert "cpu, 2 cores of some cpu, float32; jax 1.2" in text
@@ -665,7 +660,7 @@ def test_the_quick_page_keeps_the_other_tables(
     assert table_row(text, "model")[1] == "**1.5000 ± 0.7071**"
 
 
-# --- the published figures -------------------------------------------------------------------------------------------------------
+# --- the published figures ------------------------------------------------------------------------
 
 
 def test_published_figures_stand_in_the_protocol() -> None:
@@ -683,7 +678,7 @@ def test_published_figures_stand_in_the_protocol() -> None:
 
 
 def test_published_means_are_the_means_of_the_published_figures() -> None:
-    """To the digits that are printed; the terms were rounded before, so half a unit of their last digit is added."""
+    """To the printed digits; the terms were rounded before, so half a unit of their last digit is added."""
     for table in reproduce.PLAN:
         known = reproduced.published(table)
         for name, sets in known.get("means", {}).items():

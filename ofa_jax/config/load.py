@@ -1,6 +1,6 @@
 """Settings from a YAML file and ``PATH=VALUE`` overrides, and the list of all settings.
 
-Later layers win: recipe and task, file, overrides. The result is validated once, so every error names its path.
+Later layers win: recipe and task, file, overrides. The result is validated once; every error names its path.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     # The method's two adapters for every task, also where the authors' code differs (protocol §5 row 4).
     "uniform": Recipe(_TWO_ADAPTERS, adapters=_RSLORA),
-    # GPT4TS (Zhou et al., 2023): layer norms, position embedding and all layers around the trunk, no adapters.
+    # GPT4TS (Zhou et al., 2023): layer norms, position embedding, all layers around the trunk; no adapters.
     "gpt4ts": Recipe((("train", _TUNED), ("train", "(?!gpt2/).*"), ("freeze", ".*"))),
     "full": Recipe((("train", ".*"),)),
     "head_only": Recipe((("train", "out_layer/.*"), ("freeze", ".*"))),

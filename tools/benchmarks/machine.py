@@ -52,7 +52,7 @@ def commit() -> str:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process held at once: of the accelerator where there is one, else resident in main memory.
+    """The most memory that this process held at once: of the accelerator if there is one, else resident.
 
     Raises:
         OfaError: The system has no /proc.
