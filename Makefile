@@ -13,14 +13,15 @@ demo: $(STAMP)  ## train and evaluate on small generated series, into runs/demo
 test: $(STAMP)  ## the quick tests
 	$(BIN)/python -m pytest -n 2
 
-lint: $(STAMP)  ## format, lint, types and the direction of imports
+lint: $(STAMP)  ## format, lint, types, the direction of imports, and words
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy ofa_jax tools
 	$(BIN)/lint-imports
+	$(BIN)/python tools/words.py
 
 # torch by itself and pinned: where a CPU build of this version is on offer it is taken, without gigabytes of GPU libraries.
-bench: $(STAMP)  ## measure beside PyTorch and this machine's limit in ten minutes, into runs/bench.md and runs/bench.json
+bench: $(STAMP)  ## compare with PyTorch and this machine's limit in ten minutes, into runs/bench.md and runs/bench.json
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check torch==2.13.0
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python tools/bench.py --json runs/bench.json --markdown runs/bench.md

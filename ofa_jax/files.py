@@ -1,9 +1,4 @@
-"""Files that are complete or absent, and records that are checked where they enter.
-
-Everything that is read from JSON passes :func:`read_record` or :func:`parse_record` once: bounded size and
-depth, finite numbers, then a pydantic model with types and ranges. Behind that door the fields are what the
-model says.
-"""
+"""Files that are complete or absent, and JSON records that are validated once, when they are read."""
 
 from __future__ import annotations
 
@@ -52,7 +47,7 @@ class FileRecord(Record):
 R = TypeVar("R", bound=Record)
 
 
-def read_record(path: str | Path, model: type[R], *, kind: str, error: type[OfaError] = CheckpointError) -> R:
+def read_record(path: Path, model: type[R], *, kind: str, error: type[OfaError] = CheckpointError) -> R:
     """:func:`read_json`, then :func:`parse_record`."""
     return parse_record(read_json(path, kind=kind, error=error), model, where=str(path), error=error)
 
@@ -65,7 +60,7 @@ def parse_record(
     error: type[OfaError] = CheckpointError,
     fix: str = DAMAGED,
 ) -> R:
-    """Check a JSON text, or an object that was parsed from one, against a record.
+    """Validate a JSON text, or an object that was parsed from one, as a record.
 
     Raises:
         error: Not JSON, a newer ``format``, or a field (named) that is missing, mistyped or out of range.
@@ -87,18 +82,12 @@ def parse_record(
         raise error(f"{field}: {message}{found}", where=where, fix=fix) from None
 
 
-def read_json(path: str | Path, *, kind: str, error: type[OfaError] = CheckpointError) -> dict[str, Any]:
+def read_json(path: Path, *, kind: str, error: type[OfaError] = CheckpointError) -> dict[str, Any]:
     """Read a JSON object: at most 64 MiB, at most 200 levels deep, without NaN and Infinity.
 
-    Args:
-        path: The file.
-        kind: What the file belongs to, for errors ("bundle").
-        error: Class of the errors.
-
     Raises:
-        error: The file is missing, too large, or not such an object.
+        error: The file, part of a ``kind`` ("bundle"), is missing, too large, or not such an object.
     """
-    path = Path(path)
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_JSON_BYTES + 1)
@@ -145,7 +134,7 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def find_damage(folder: Path, digests: Mapping[str, str]) -> str | None:
-    """What is wrong with the first file that does not have its sha256; None where all are intact."""
+    """What is wrong with the first file whose sha256 differs; None where all are intact."""
     for name, digest in digests.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             return f"{name} is outside the folder"
@@ -219,10 +208,8 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    finally:
+        Path(temporary).unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 
@@ -249,17 +236,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 os.chmod(entry, 0o666 & ~mask)  # safetensors writes files that only their owner can read
                 with open(entry, "rb") as handle:
                     os.fsync(handle.fileno())
-        old = _old_name(path)
         if path.exists():
-            os.replace(path, old)
+            os.replace(path, _old_name(path))
         os.replace(scratch, path)
         _sync_folder(path.parent)
-        if old.exists():
-            shutil.rmtree(old)
-    except BaseException:
+    finally:
         shutil.rmtree(scratch, ignore_errors=True)
         _recover_folder(path)
-        raise
 
 
 def readable_folder(path: str | Path) -> Path:
@@ -285,13 +268,11 @@ def _old_name(path: Path) -> Path:
 
 
 def _recover_folder(path: Path) -> None:
-    """Finish or undo an interrupted exchange of folders."""
+    """Finish or undo an exchange of folders; nothing where there is none."""
     old = _old_name(path)
-    if not old.exists():
-        return
-    if path.exists():
+    if old.exists() and path.exists():
         shutil.rmtree(old)
-    else:
+    elif old.exists():
         os.replace(old, path)
 
 
@@ -304,12 +285,9 @@ def umask() -> int:
 
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
-    try:
+    with contextlib.suppress(OSError):  # some network file systems cannot; the rename itself is atomic there
         os.fsync(handle)
-    except OSError:  # some network file systems cannot sync a folder; the rename itself is still atomic there
-        pass
-    finally:
-        os.close(handle)
+    os.close(handle)
 
 
 @contextlib.contextmanager
@@ -323,15 +301,10 @@ def run_lock(folder: str | Path) -> Iterator[None]:
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
-        fix = "Wait for it to end, or choose another output folder"
-        raise CheckpointError(
-            "another process is using this run folder", where=str(folder), fix=fix
-        ) from None
-    try:
+        what, fix = "another process is using this run folder", "Wait for it to end, or use another folder"
+        raise CheckpointError(what, where=str(folder), fix=fix) from None
+    with lock:
         yield
-    finally:
-        lock.release()

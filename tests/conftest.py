@@ -87,7 +87,7 @@ class Tiny:
         return build_experiment({**small, **written}, overrides)
 
     def config(self, folder: Path) -> Path:
-        """A settings file beside its data file."""
+        """A settings file next to its data file."""
         import yaml
 
         source = self.csv(folder / "tiny.csv")
@@ -97,7 +97,7 @@ class Tiny:
 
     @staticmethod
     def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run ``ofa-jax`` in a process of its own."""
+        """Run ``ofa-jax`` in a separate process."""
         return subprocess.run(
             Tiny.arguments(*arguments), capture_output=True, text=True, timeout=300, **options
         )
@@ -217,7 +217,7 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }.items():
         jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)  # for commands in processes of their own
+        os.environ[name.upper()] = str(value)  # for commands in separate processes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -267,7 +267,7 @@ def bundle_meta() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A forecasting run of one epoch, to open or to copy, never to change; its data are ``tiny.csv`` beside it."""
+    """A forecasting run of one epoch, to open or copy, never to change; its data: ``tiny.csv`` next to it."""
     from ofa_jax.runs.train import train_run
     from ofa_jax.train.progress import SilentReporter
 

@@ -239,7 +239,7 @@ def test_forecasts_are_those_of_training(name, tmp_path):
 def test_kept_controls_are_used_as_they_are(tmp_path):
     found, said = Opened(copied("forecast", tmp_path), TABLE).comparison("nlinear", "attention")
     assert_same_comparison(found, expected("forecast")[0]["controls"])
-    assert not said  # a control that is trained again is announced
+    assert not said  # a baseline that is trained again is announced
 
 
 def test_a_stopped_run_is_resumed_to_the_end_it_would_have_had(tmp_path):

@@ -51,7 +51,7 @@ def test_a_forecast_is_scale_network_unscale(loaded, tiny):
     np.testing.assert_allclose(table[["a", "b"]].to_numpy(), wanted, rtol=1e-6)
     assert list(table.columns) == ["date", "a", "b"]
     assert table["date"].tolist() == list(pd.date_range("2024-01-03 12:00", periods=8, freq="h"))
-    level = tiny.values(68, seed=5)[60:].mean(axis=0)  # how the two series go on
+    level = tiny.values(68, seed=5)[60:].mean(axis=0)  # how the two series continue
     assert (abs(table[["a", "b"]].mean() - level) < level / 2).all()  # in original units: around 7 and 90
 
 

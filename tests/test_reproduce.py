@@ -35,7 +35,7 @@ PUBLISHED = {
 
 
 class Place:
-    """A repository of its own: configs/long/tiny.yaml with horizons 8 and 4, and folders for everything that is written."""
+    """A separate repository: configs/long/tiny.yaml with horizons 8 and 4, and folders for output."""
 
     def __init__(self, root: Path, tiny: Any) -> None:
         self.root, self.cells, self.docs, self.out = root, root / "cells", root / "docs", root / "out"
@@ -73,7 +73,7 @@ def place(tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 @pytest.fixture
 def measured(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """In place of training: figures that are known; the list tells of which cells."""
+    """In place of training: figures that are known; the list says of which cells."""
     calls: list[tuple[str, int]] = []
 
     def measure(bench: Any, case: Any, seed: int) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def table_row(page: str, method: str, nth: int = 0) -> list[str]:
     return [part.strip() for part in found[nth].strip("| ").split("|")]
 
 
-# --- running ---------------------------------------------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------
 
 
 def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(
@@ -135,7 +135,7 @@ def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(
 
     controls = []
 
-    def quick_compare(*given: Any, **named: Any) -> Any:  # the controls have tests of their own
+    def quick_compare(*given: Any, **named: Any) -> Any:  # the baselines have their own tests
         controls.append(named.pop("baselines"))
         return compare(*given, baselines=None, **named)
 
@@ -260,14 +260,14 @@ def test_what_fails_is_kept_as_not_run_and_the_rest_goes_on(
 
     def measure(bench: Any, case: Any, seed: int) -> dict[str, Any]:
         if case.name.endswith("horizon8"):
-            raise TrainError("the loss became nan", where="training", fix="begin anew")
+            raise TrainError("the loss became nan", where="training", fix="begin again")
         return good(bench, case, seed)
 
     with monkeypatch.context() as patch:
         patch.setattr(reproduce.Bench, "measure", measure)
         result = place.run("--seeds", "1")
     assert result.exit_code == 1
-    assert "training: the loss became nan. begin anew." in " ".join(result.output.split())
+    assert "training: the loss became nan. begin again." in " ".join(result.output.split())
     assert place.cell("long-tiny-horizon8-seed0")["failed"] == "the loss became nan"
     assert measured == [("long-tiny-horizon4", 0)]
     assert "Not run: horizon 8: the loss became nan." in place.page
@@ -334,11 +334,9 @@ def test_a_part_of_a_data_set_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "m4").mkdir()
     for name in ("Quarterly-train-partial14891.csv.gz", "Quarterly-test.csv.gz"):
         (tmp_path / "m4" / name).touch()
-    told = reproduce.missing_data(by_name["m4_quarterly"].experiment(0))
-    assert (
-        told
-        == "1 of 2 files are not here (`m4/Quarterly-train.csv`); `Quarterly-train-partial14891.csv.gz` is only a part"
-    )
+    said = reproduce.missing_data(by_name["m4_quarterly"].experiment(0))
+    partial = "`Quarterly-train-partial14891.csv.gz` is only a part"
+    assert said == f"1 of 2 files are not here (`m4/Quarterly-train.csv`); {partial}"
     (tmp_path / "SMD").mkdir()
     for file in CATALOG["smd"].files[:14]:
         (tmp_path / file.path).touch()
@@ -353,17 +351,17 @@ def test_a_part_of_a_data_set_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "said"),
     [
         (["--data", "etth9"], "is none of tiny"),
         (["--ranks", "2,many"], "no list of whole numbers"),
         (["--seeds", "0"], "greater than or equal to 1"),
     ],
 )
-def test_wrong_options_are_refused(place: Place, arguments: list[str], told: str) -> None:
+def test_wrong_options_are_refused(place: Place, arguments: list[str], said: str) -> None:
     result = place.run(*arguments)
     assert result.exit_code == 2
-    assert told in " ".join(result.output.replace("│", " ").split())
+    assert said in " ".join(result.output.replace("│", " ").split())
     assert not place.docs.exists()
 
 
@@ -376,12 +374,11 @@ def test_the_trunk_and_protocol_that_are_asked_for_reach_the_settings(place: Pla
     assert case.settings(0)["trunk"]["source"] == "gpt2-six"
     assert case.experiment(0).protocol == "published"
     assert case.name == "long-published-tiny-horizon8"
-    assert asked.command("ranks") == (
-        "python tools/reproduce.py ranks --seeds 1 --ranks 4,2 --trunk gpt2-six --protocol published --no-controls"
-    )
+    options = "--seeds 1 --ranks 4,2 --trunk gpt2-six --protocol published --no-controls"
+    assert asked.command("ranks") == f"python tools/reproduce.py ranks {options}"
 
 
-# --- the plan --------------------------------------------------------------------------------------------------------------------
+# --- the plan -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quick", [False, True], ids=["whole", "quick"])
@@ -431,16 +428,16 @@ def test_the_plan_has_the_published_settings() -> None:
 
 
 def test_controls_stand_beside_one_rank_only() -> None:
-    for ranks, beside in (((), 16), ((2, 16), 16), ((8, 4), 8)):
+    for ranks, rank in (((), 16), ((2, 16), 16), ((8, 4), 8)):
         with_controls = {
             dict(case.vary)["adapters.rank"]
             for case in reproduce.cases("ranks", reproduce.Asked(ranks=ranks))
             if case.controls
         }
-        assert with_controls == {beside}
+        assert with_controls == {rank}
 
 
-# --- the page --------------------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -470,10 +467,8 @@ def test_mean_deviation_bold_and_verdict_where_a_control_wins(known: None) -> No
     ]
     spread = np.std(control, ddof=1)
     assert table_row(text, "C") == ["C", f"**0.3300 ± {spread:.4f}**", "0.3000", "0", "0"]
-    assert (
-        f"Best MSE: C, 0.3300 ± {spread:.4f}; **a control beats the model**: M, random trunk has 0.4400 ± 0.0300."
-        in text
-    )
+    model = "M, random trunk has 0.4400 ± 0.0300."
+    assert f"Best MSE: C, 0.3300 ± {spread:.4f}; **a control beats the model**: {model}" in text
     assert "3 seeds, protocol strict" in text
     assert "random trunk**: this checks the path, it says nothing about GPT-2" in text
     assert "cpu, 2 cores of some cpu, float32; jax 1.2" in text
@@ -481,22 +476,22 @@ def test_mean_deviation_bold_and_verdict_where_a_control_wins(known: None) -> No
 
 
 def test_verdict_where_the_model_wins_where_both_are_equal_and_where_they_are_close() -> None:
-    def told(model: list[float], control: list[float], metric: str = "mse") -> str:
+    def sentence(model: list[float], control: list[float], metric: str = "mse") -> str:
         cells = [
             made(seed, [row("M", **{metric: ours}), row("C", **{metric: theirs})])
             for seed, (ours, theirs) in enumerate(zip(model, control, strict=True))
         ]
         return reproduced.verdict(reproduced.lines_of([entry(cells)]), metric)
 
-    assert told([0.1, 0.1], [0.2, 0.2]) == "Best MSE: M, 0.1000; the best control, C, has 0.2000."
+    assert sentence([0.1, 0.1], [0.2, 0.2]) == "Best MSE: M, 0.1000; the best control, C, has 0.2000."
     assert (
-        told([0.1, 0.1], [0.2, 0.2], "accuracy")
+        sentence([0.1, 0.1], [0.2, 0.2], "accuracy")
         == "Best accuracy: C, 0.2000; **a control beats the model**: M has 0.1000."
     )
-    assert told([0.2], [0.1], "adjusted_f1").startswith("Best adjusted F1: M, 0.2000;")
-    assert told([0.2], [0.2]) == "Best MSE: M and the control C are equal, 0.2000."
-    assert "less apart than their standard deviations" in told([0.1, 0.3], [0.15, 0.31])
-    assert "less apart" not in told([0.10, 0.11], [0.30, 0.31])
+    assert sentence([0.2], [0.1], "adjusted_f1").startswith("Best adjusted F1: M, 0.2000;")
+    assert sentence([0.2], [0.2]) == "Best MSE: M and the control C are equal, 0.2000."
+    assert "less apart than their standard deviations" in sentence([0.1, 0.3], [0.15, 0.31])
+    assert "less apart" not in sentence([0.10, 0.11], [0.30, 0.31])
 
 
 def test_a_model_without_controls_is_no_winner(known: None) -> None:
@@ -665,7 +660,7 @@ def test_the_quick_page_keeps_the_other_tables(
     assert table_row(text, "model")[1] == "**1.5000 ± 0.7071**"
 
 
-# --- the published figures -------------------------------------------------------------------------------------------------------
+# --- the published figures ------------------------------------------------------------------------
 
 
 def test_published_figures_stand_in_the_protocol() -> None:
@@ -683,7 +678,7 @@ def test_published_figures_stand_in_the_protocol() -> None:
 
 
 def test_published_means_are_the_means_of_the_published_figures() -> None:
-    """To the digits that are printed; the terms were rounded before, so half a unit of their last digit is added."""
+    """To the printed digits; the terms were rounded before, so half a unit of their last digit is added."""
     for table in reproduce.PLAN:
         known = reproduced.published(table)
         for name, sets in known.get("means", {}).items():
@@ -695,5 +690,5 @@ def test_published_means_are_the_means_of_the_published_figures() -> None:
                 )
                 printed = [value for data in (*sets, name) for value in row["figures"][data].split("/")]
                 unit = 10.0 ** -min(len(value.partition(".")[2]) for value in printed)
-                told = np.array([float(value) for value in row["figures"][name].split("/")])
-                assert np.abs(parts.mean(axis=0) - told).max() <= unit, (table, row["method"])
+                stated = np.array([float(value) for value in row["figures"][name].split("/")])
+                assert np.abs(parts.mean(axis=0) - stated).max() <= unit, (table, row["method"])

@@ -1,6 +1,6 @@
 """Settings from a YAML file and ``PATH=VALUE`` overrides, and the list of all settings.
 
-Later layers win: recipe and task, file, overrides. The result is validated once, so every error names its path.
+Later layers win: recipe and task, file, overrides. The result is validated once; every error names its path.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
-from ofa_jax.config.recipes import RECIPES, overlay
-from ofa_jax.config.schema import Experiment, task_settings
+from ofa_jax.config.recipes import RECIPES, nest, overlay
+from ofa_jax.config.schema import Experiment
+from ofa_jax.config.tasks import TaskSettings, task_class, task_settings
 from ofa_jax.errors import ConfigError
 
 FORMAT = 2
@@ -56,8 +58,9 @@ def build_experiment(
         return Experiment.model_validate(layered)
     except ValidationError as error:
         problems = error.errors()
-        given = {override.partition("=")[0].strip() for override in overrides}
-        from_overrides = all(".".join(map(str, problem["loc"])) in given for problem in problems)
+        given = [override.partition("=")[0].strip() for override in overrides]
+        found = [".".join(map(str, problem["loc"])) for problem in problems]
+        from_overrides = all(any(f"{path}.".startswith(f"{place}.") for path in given) for place in found)
         text = "; ".join(_explain(problem) for problem in problems)
         raise ConfigError(text, where="--set" if from_overrides else where) from None
 
@@ -68,16 +71,13 @@ def dump_experiment(experiment: Experiment) -> dict[str, Any]:
 
 
 def upgrade_settings(content: Mapping[str, Any], version: int) -> dict[str, Any]:
-    """Stored settings in the present format; of format 1 one field is renamed and only fields that the task has stay."""
-    if version != 1:
-        return dict(content)
+    """Stored settings in the current format; in format 1 every task has all fields, one of another name."""
     upgraded = overlay(content, {})
-    train, task = upgraded.get("train"), upgraded.get("task")
-    if isinstance(train, dict) and "lowest_rate" in train:
+    train, task = upgraded.get("train", {}), upgraded.get("task", {})
+    if version == 1 and isinstance(train, dict) and "lowest_rate" in train:
         train["min_learning_rate"] = train.pop("lowest_rate")
-    kind = task_settings().get(str(task.get("name", "forecast"))) if isinstance(task, dict) else None
-    if isinstance(task, dict) and kind is not None:
-        upgraded["task"] = {name: value for name, value in task.items() if name in kind.model_fields}
+    if version == 1 and (kind := task_class(task)):
+        upgraded["task"] = {name: task[name] for name in task if name in kind.model_fields}
     return upgraded
 
 
@@ -89,16 +89,22 @@ def read_yaml(path: Path, *, shown: str | None = None) -> dict[str, Any]:
     """
     where = shown or str(path)
     try:
-        content = yaml.load(path.read_text(), Loader=_Loader)
+        content = _parse_yaml(path.read_bytes(), where, "")
     except FileNotFoundError:
         raise ConfigError("file not found", where=where, fix=_suggest_config(path)) from None
-    except IsADirectoryError:
-        raise ConfigError("is a folder, not a YAML file", where=where) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"not readable as YAML ({' '.join(str(error).split())})", where=where) from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", where=where) from None
     if not isinstance(content, dict):
         raise ConfigError("is not a mapping of settings", where=where)
     return content
+
+
+def _parse_yaml(text: str | bytes, where: str, what: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{what}not readable as YAML ({reason})", where=where) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -154,30 +160,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     if not equals or not path:
         fix = "Write for example train.epochs=3"
         raise ConfigError(f"{override!r} is not of the form PATH=VALUE", where="--set", fix=fix)
-    _check_path(path)
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        what = f"the value of {path!r} is not readable as YAML ({' '.join(str(error).split())})"
-        raise ConfigError(what, where="--set") from None
-    *sections, name = path.split(".")
-    nested: dict[str, Any] = {name: value}
-    for section in reversed(sections):
-        nested = {section: nested}
-    return nested
-
-
-def _check_path(path: str) -> None:
-    known = [setting.path for setting in settings()]
-    if path in known:
-        return
-    if inside := [name for name in known if name.startswith(f"{path}.")]:
-        fix = f"Set its settings one by one: {inside[0]}=…"
-        raise ConfigError(f"{path!r} is a section of settings", where="--set", fix=fix)
-    same_name = [name for name in known if name.rpartition(".")[2] == path.rpartition(".")[2]]
-    nearest = difflib.get_close_matches(path, known, n=3, cutoff=0.4) or same_name
-    fix = f"Did you mean {' or '.join(nearest)}?" if nearest else "`ofa-jax train --help` lists all settings"
-    raise ConfigError(f"there is no setting {path!r}", where="--set", fix=fix)
+    return nest(path, _parse_yaml(text, "--set", f"the value of {path!r} is "))
 
 
 @dataclass(frozen=True)
@@ -192,49 +175,40 @@ class Setting:
 
 def settings() -> list[Setting]:
     """Every setting that ``--set`` takes; a setting of some tasks only ends with their names."""
-    found: dict[str, Setting] = {}
-    for setting in _settings(Experiment, ""):
-        found[setting.path] = setting
-    tasks = task_settings()
-    readers: dict[str, list[str]] = {}
-    for name, kind in tasks.items():
-        for path in kind.reads | {f"task.{field}" for field in kind.model_fields}:
-            readers.setdefault(path, []).append(name)
-    for path, names in readers.items():
-        if len(names) < len(tasks):
-            only = found[path]
-            found[path] = Setting(path, only.type, only.default, f"{only.description} ({', '.join(names)})")
-    return list(found.values())
+    tasks, found = task_settings(), dict[str, list[FieldInfo]]()
+    for path, field in _fields(Experiment, ""):
+        found.setdefault(path, []).append(field)
+    rows = []
+    for path, fields in found.items():
+        kinds = dict.fromkeys(_type_name(field.annotation) for field in fields)
+        defaults = dict.fromkeys(_default(path, field) for field in fields)
+        own = path.removeprefix("task.")
+        readers = [name for name, kind in tasks.items() if path in kind.reads or own in kind.model_fields]
+        only = f" ({', '.join(readers)})" if 0 < len(readers) < len(tasks) else ""
+        default = "by task" if len(defaults) > 1 else next(iter(defaults))
+        rows.append(Setting(path, " | ".join(kinds), default, f"{fields[0].description}{only}"))
+    return rows
 
 
-def _settings(section: type[BaseModel], prefix: str) -> Iterator[Setting]:
+def _fields(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting by path, once for each task that has it."""
     for name, field in section.model_fields.items():
         kind, path = field.annotation, f"{prefix}{name}"
-        if path == "task":
-            yield from _task_settings()
+        if kind is TaskSettings:
+            for task in task_settings().values():
+                yield from _fields(task, f"{path}.")
         elif isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _settings(kind, f"{path}.")
+            yield from _fields(kind, f"{path}.")
         else:
-            yield Setting(path, _type_name(kind), _default(path, field), field.description or "")
+            yield path, field
 
 
-def _task_settings() -> list[Setting]:
-    """The union of all tasks' settings; a default that differs is the task's."""
-    found: dict[str, Setting] = {}
-    for kind in task_settings().values():
-        for own in _settings(kind, "task."):
-            if own.path == "task.name":
-                own = Setting(own.path, " | ".join(task_settings()), "forecast", own.description)
-            before = found.setdefault(own.path, own)
-            if before.default != own.default:
-                found[own.path] = Setting(own.path, own.type, "by task", before.description)
-    return list(found.values())
-
-
-def _default(path: str, field: Any) -> str:
+def _default(path: str, field: FieldInfo) -> str:
     section, _, name = path.rpartition(".")
-    if path == "rules" or any(name in recipe.settings().get(section, {}) for recipe in RECIPES.values()):
+    if path == "rules" or any(name in getattr(recipe, section, {}) for recipe in RECIPES.values()):
         return "from the recipe"
+    if path == "task.name":
+        return "forecast"
     if field.is_required():
         return "required"
     return yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0]
@@ -253,18 +227,22 @@ def _type_name(kind: Any) -> str:
 
 def _explain(problem: Any) -> str:
     path = ".".join(map(str, problem["loc"])) or "settings"
-    if problem["type"] == "extra_forbidden":
-        known = [setting.path for setting in settings()]
-        section = path.rpartition(".")[0]
-        if path in known:
-            return f"{path} is not a setting of this task"
-        siblings = [name for name in known if name.startswith(f"{section}.")] if section else known
-        nearest = difflib.get_close_matches(path, siblings, n=2, cutoff=0.5)
-        return f"{path} is not a setting" + (f" (did you mean {' or '.join(nearest)}?)" if nearest else "")
-    if problem["type"] == "tuple_type":
-        return f"{path} should be a list, such as [{problem['input']}]"
-    if problem["type"] == "missing":
-        return f"{path} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(problem["input"], Mapping | BaseModel) else f" (found {problem['input']!r})"
+    known = [setting.path for setting in settings()]
+    match problem["type"]:
+        case "extra_forbidden" if path in known:
+            return f"{path} is not a setting of this task"
+        case "extra_forbidden":
+            same_name = [name for name in known if name.rpartition(".")[2] == path.rpartition(".")[2]]
+            nearest = same_name or difflib.get_close_matches(path, known, n=2, cutoff=0.5)
+            hint = f"did you mean {' or '.join(nearest)}?" if nearest else "`ofa-jax train --help` lists all"
+            return f"{path} is not a setting ({hint})"
+        case "model_type":
+            first = next(name for name in known if name.startswith(f"{path}.")).rpartition(".")[2]
+            return f"{path} should be a section of settings, such as {{{first}: …}}{shown}"
+        case "tuple_type":
+            return f"{path} should be a list, such as [{problem['input']}]"
+        case "missing":
+            return f"{path} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
     return f"{path}: {message[0].lower()}{message[1:]}{shown}"

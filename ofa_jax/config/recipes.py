@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Action = Literal["freeze", "train", "adapt", "train_and_adapt"]
@@ -24,10 +24,6 @@ class Recipe:
     rules: tuple[Rule, ...]
     network: Mapping[str, Any] = field(default_factory=lambda: {"patch": 16, "stride": 8, "positions": True})
     adapters: Mapping[str, Any] = field(default_factory=dict)
-
-    def settings(self) -> dict[str, Any]:
-        """As sections of settings, to be changed freely."""
-        return asdict(self)
 
 
 _TWO_ADAPTERS: tuple[Rule, ...] = (
@@ -50,7 +46,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     # The method's two adapters for every task, also where the authors' code differs (protocol §5 row 4).
     "uniform": Recipe(_TWO_ADAPTERS, adapters=_RSLORA),
-    # GPT4TS (Zhou et al., 2023): layer norms, position embedding and all layers around the trunk, no adapters.
+    # GPT4TS (Zhou et al., 2023): layer norms, position embedding, all layers around the trunk; no adapters.
     "gpt4ts": Recipe((("train", _TUNED), ("train", "(?!gpt2/).*"), ("freeze", ".*"))),
     "full": Recipe((("train", ".*"),)),
     "head_only": Recipe((("train", "out_layer/.*"), ("freeze", ".*"))),
@@ -67,12 +63,17 @@ SHORT_TERM_REFERENCE: tuple[Rule, ...] = (
 
 def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Nested mappings merged into a new dict; ``above`` wins."""
-    merged = {
-        name: overlay(value, {}) if isinstance(value, Mapping) else value for name, value in below.items()
-    }
-    for name, value in above.items():
+    merged: dict[str, Any] = {}
+    for name, value in [*below.items(), *above.items()]:
         under = merged.get(name)
         if isinstance(value, Mapping):
             value = overlay(under if isinstance(under, Mapping) else {}, value)
         merged[name] = value
     return merged
+
+
+def nest(path: str, value: Any) -> Any:
+    """``("a.b", 1)`` as ``{"a": {"b": 1}}``."""
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return value

@@ -7,11 +7,13 @@ and the task fill in what is not given, and the result is validated once.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic.types import NonNegativeFloat, PositiveFloat
 
-from ofa_jax.config.recipes import RECIPES, Action, overlay
+from ofa_jax.config.recipes import RECIPES, Action, nest, overlay
 from ofa_jax.config.tasks import (
     DataConfig,
     ForecastSettings,
@@ -20,27 +22,28 @@ from ofa_jax.config.tasks import (
     Section,
     Seed,
     TaskSettings,
+    task_class,
     task_settings,
 )
 
 Scaling = Literal["rslora", "lora", "none"]
 Init = Literal["peft_gaussian", "theorem", "kaiming"]
 Protocol = Literal["strict", "published"]
+Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _as_task(value: Any) -> Any:
-    """The settings of the task that a mapping names; anything else is left to pydantic to refuse."""
     if not isinstance(value, Mapping):
-        return value
-    known, name = task_settings(), value.get("name", "forecast")
-    if not isinstance(name, str) or name not in known:
-        options = ", ".join(map(repr, known))
-        raise ValueError(f"name: input should be one of {options} (found {name!r})")
-    return known[name].model_validate(value)
+        return value  # pydantic refuses it
+    kind = task_class(value)
+    if kind is None:
+        options = ", ".join(map(repr, task_settings()))
+        raise ValueError(f"name: input should be one of {options} (found {value.get('name')!r})")
+    return kind.model_validate(value)
 
 
 class RandomTrunk(Section):
-    """Shape of a trunk that is not loaded (``trunk.source`` random, attention or none), and a random one's seed."""
+    """Shape and seed of a trunk that is not loaded (``trunk.source`` random, attention or none)."""
 
     n_embd: Positive = Field(768, description="width")
     n_head: Positive = Field(12, description="attention heads")
@@ -53,11 +56,9 @@ class TrunkConfig(Section):
 
     source: str = Field("openai-community/gpt2", description="hub id, folder, or random, attention or none")
     revision: str | None = Field(None, description="revision on the hub")
-    n_layer: Positive = Field(6, description="blocks to keep, from the first")
+    n_layer: Annotated[int, Field(ge=1, le=1000)] = Field(6, description="blocks to keep, from the first")
     random: RandomTrunk = Field(RandomTrunk(), description="shape of a trunk that is not loaded")
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="dropout rate in the trunk; default: its config"
-    )
+    dropout: Rate | None = Field(None, description="dropout rate in the trunk; default: its config")
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: float32 on CPU, bfloat16 elsewhere"
     )
@@ -71,9 +72,7 @@ class AdapterConfig(Section):
     alpha: Annotated[float, Field(ge=0, le=1e6)] = Field(16, description="scale numerator")
     scaling: Scaling = Field("rslora", description="alpha/sqrt(r), alpha/r or alpha")
     init: Init = Field("peft_gaussian", description="distribution of the nonzero factor")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.01, description="dropout on the input of dense adapters"
-    )
+    dropout: Rate = Field(0.01, description="dropout on the input of dense adapters")
     seed: Seed = Field(0, description="seed of the adapters' initialization")
 
 
@@ -83,16 +82,14 @@ class TrainConfig(Section):
     epochs: Positive = Field(10, description="passes over the training windows")
     batch_size: Positive = Field(256, description="windows per step")
     optimizer: Literal["adam", "radam"] = Field("adam", description="Adam, or rectified Adam")
-    clip_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="maximum global gradient norm")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="initial learning rate")
+    clip_norm: PositiveFloat | None = Field(None, description="maximum global gradient norm")
+    learning_rate: PositiveFloat = Field(1e-4, description="initial learning rate")
     schedule: Literal["cosine", "decay", "constant"] = Field("cosine", description="learning rate by epoch")
     decay: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="schedule decay: factor per epoch from the third on"
     )
     cosine_epochs: Positive = Field(20, description="epochs from initial to minimum learning rate, T_max")
-    min_learning_rate: Annotated[float, Field(ge=0)] = Field(
-        1e-8, description="learning rate at the cosine's end"
-    )
+    min_learning_rate: NonNegativeFloat = Field(1e-8, description="learning rate at the cosine's end")
     patience: Positive = Field(3, description="epochs without a better validation loss before stopping")
     seed: Seed = Field(2021, description="seed of batch order and dropout")
     chunk: Positive = Field(32, description="steps per dispatch; up to 32 give the same bits")
@@ -101,15 +98,9 @@ class TrainConfig(Section):
     )
     log_every: Positive = Field(50, description="steps between training lines in metrics.jsonl")
     gradient_log: Positive | None = Field(None, description="steps between gradient lines in metrics.jsonl")
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(
-        5, description="maximum minutes between checkpoints"
-    )
-    micro_batch: Positive | None = Field(
-        None, description="windows per accumulation slice; default: by device"
-    )
-    parallel: Literal["jit", "pmap"] = Field(
-        "jit", description="one program for all devices, or one per device"
-    )
+    checkpoint_minutes: PositiveFloat = Field(5, description="maximum minutes between checkpoints")
+    micro_batch: Positive | None = Field(None, description="windows per gradient slice; default: by device")
+    parallel: Literal["jit", "pmap"] = Field("jit", description="one program for all devices, or one each")
     fsdp: Positive = Field(1, description="devices to shard large frozen parameters over")
 
     @model_validator(mode="after")
@@ -117,9 +108,7 @@ class TrainConfig(Section):
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
             raise ValueError(f"micro_batch {self.micro_batch} is larger than batch_size {self.batch_size}")
         if self.parallel == "pmap" and self.fsdp > 1:
-            raise ValueError(
-                f"fsdp is {self.fsdp}, but parallel pmap cannot shard parameters; use parallel jit"
-            )
+            raise ValueError(f"fsdp is {self.fsdp}, but pmap cannot shard parameters; use parallel jit")
         return self
 
 
@@ -130,9 +119,9 @@ class Experiment(Section):
     task: Annotated[SerializeAsAny[TaskSettings], BeforeValidator(_as_task)] = ForecastSettings()
     trunk: TrunkConfig = TrunkConfig()
     protocol: Protocol = Field(
-        "strict", description="strict, or the published practice where it differs (docs/protocol.md, §5)"
+        "strict", description="strict, or the published practice (docs/protocol.md, §5)"
     )
-    recipe: Literal["uniform", "reference", "paper", "gpt4ts", "full", "head_only"] = Field(
+    recipe: Literal[tuple(RECIPES)] = Field(  # type: ignore[valid-type]
         "reference", description="preset of partition rules and hyperparameters"
     )
     rules: tuple[tuple[Action, str], ...] = Field(description="ordered path rules; default: the recipe's")
@@ -146,37 +135,34 @@ class Experiment(Section):
         """Put the recipe's and the task's values below the given ones."""
         if not isinstance(given, Mapping):
             return given
-        given = {name: _plain(value) for name, value in given.items()}
-        recipe, task, data = given.get("recipe", "reference"), given.get("task", {}), given.get("data")
+        given = {
+            name: value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
+            for name, value in given.items()
+        }
+        recipe, data = given.get("recipe", "reference"), given.get("data")
         if not isinstance(recipe, str) or recipe not in RECIPES:
             recipe = "reference"  # validation refuses the given one
-        kind = (
-            task_settings().get(str(task.get("name", "forecast")))
-            if isinstance(task, Mapping)
-            else type(task)
-        )
-        source = str(data.get("source")) if isinstance(data, Mapping) else ""
-        filled = RECIPES[recipe].settings()
-        if kind is not None and issubclass(kind, TaskSettings):
+        filled = asdict(RECIPES[recipe])
+        if kind := task_class(given.get("task", {})):
+            source = str(data.get("source")) if isinstance(data, Mapping) else ""
             below = kind.defaults(recipe=recipe, protocol=str(given.get("protocol")), source=source)
             filled = overlay(filled, below)
         return overlay(filled, given)
 
     @model_validator(mode="after")
     def _check_task(self) -> Self:
-        name = self.task.name
-        if not self.task.patched and (self.network.patch, self.network.stride) != (1, 1):
+        name, network = self.task.name, self.network
+        if not self.task.patched and (network.patch, network.stride) != (1, 1):
             raise ValueError(
                 f"the task {name!r} reads step by step; network.patch and network.stride must be 1"
             )
-        self.task.check(self.data, self.network)
-        for path in sorted(
-            frozenset().union(*(kind.reads for kind in task_settings().values())) - self.task.reads
-        ):
+        self.task.check(self.data, network)
+        read_by_any = frozenset().union(*(kind.reads for kind in task_settings().values()))
+        for path in sorted(read_by_any - self.task.reads):
             section, _, field = path.partition(".")
-            values: Section = getattr(self, section)
-            if getattr(values, field) != type(values).model_fields[field].default:
-                value = getattr(values, field)
+            values = getattr(self, section)
+            value = getattr(values, field)
+            if value != type(values).model_fields[field].default:
                 raise ValueError(f"{path} is {value!r}, but the task {name!r} does not read it; leave it out")
         return self
 
@@ -188,18 +174,5 @@ class Experiment(Section):
         """
         content = self.model_dump()
         for path, value in changes.items():
-            *sections, name = path.split(".")
-            node = content
-            for section in sections:
-                node = node[section]
-            node[name] = value
+            content = overlay(content, nest(path, value))
         return Experiment.model_validate(content)
-
-
-def _plain(value: Any) -> Any:
-    """A section as a mapping of what was set; a task keeps its class."""
-    return (
-        value.model_dump(exclude_unset=True)
-        if isinstance(value, BaseModel) and not isinstance(value, TaskSettings)
-        else value
-    )

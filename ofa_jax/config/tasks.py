@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.types import PositiveFloat
 
 from ofa_jax.config.recipes import SHORT_TERM_REFERENCE
 
@@ -13,8 +14,11 @@ Missing = Literal["error", "linear", "ffill"]
 Timestamps = Literal["error", "as_is"]
 SplitRule = Literal["ett_hour", "ett_minute", "ratio"]
 ForecastLoss = Literal["mse", "smape", "mape"]
+Ratios = tuple[float, float, float]
 
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Steps = Annotated[int, Field(ge=1, le=2**20)]
+Percent = Annotated[int, Field(ge=1, le=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -34,13 +38,9 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which series, and how they are read and split."""
 
-    source: str = Field(
-        description="name of a catalogued data set (etth1, …), or path of your own file or folder"
-    )
+    source: str = Field(description="cataloged data set (etth1, …), or path of your own file or folder")
     target: str | None = Field(None, description="data set to forecast without training on it")
-    parts: tuple[str, ...] | None = Field(
-        None, description="streams of the set (machine-1-2, …); default: all"
-    )
+    parts: tuple[str, ...] | None = Field(None, description="streams to use (machine-1-2, …); default: all")
     timestamp_column: str | None = Field(None, description="timestamp column; default: detected")
     columns: tuple[str, ...] | None = Field(None, description="columns to use; default: all numeric ones")
     missing: Missing = Field("error", description="how to treat missing values")
@@ -48,12 +48,8 @@ class DataConfig(Section):
         None, description="duplicate or irregular timestamps; default: catalog, else error"
     )
     split: SplitRule | None = Field(None, description="default: the catalog's rule, else ratio")
-    ratios: tuple[float, float, float] = Field(
-        (0.7, 0.1, 0.2), description="train, validation, test shares of split ratio"
-    )
-    percent: Annotated[int, Field(ge=1, le=100)] = Field(
-        100, description="percentage of the training part to use, from its start"
-    )
+    ratios: Ratios = Field((0.7, 0.1, 0.2), description="train, validation, test shares of split ratio")
+    percent: Percent = Field(100, description="percentage of the training part to use, from its start")
     season: Positive | None = Field(None, description="season length in steps; default: catalog or frequency")
 
     @model_validator(mode="after")
@@ -66,13 +62,11 @@ class DataConfig(Section):
 class NetworkConfig(Section):
     """The layers around the trunk."""
 
-    patch: Positive = Field(description="patch length")
-    stride: Positive = Field(description="steps from one patch to the next")
-    read_width: Positive | None = Field(
-        None, description="hidden dimensions the head reads, d_ff; default: all"
-    )
+    patch: Steps = Field(description="patch length")
+    stride: Steps = Field(description="steps from one patch to the next")
+    read_width: Positive | None = Field(None, description="dimensions the head reads, d_ff; default: all")
     embed_width: Positive | None = Field(None, description="embedding width; default: the trunk's")
-    segment: Positive = Field(25, description="steps that are normalized together")
+    segment: Steps = Field(25, description="steps that are normalized together")
     positions: bool = Field(True, description="add GPT-2's position embedding")
     seed: Seed = Field(0, description="seed of the random layers around the trunk")
 
@@ -85,7 +79,7 @@ _BY_STEP = {"network": {"patch": 1, "stride": 1}}
 
 
 class TaskSettings(Section):
-    """What all tasks have; each task is a subclass with settings of its own.
+    """What all tasks have; each task is a subclass with its own settings.
 
     Class attributes:
         reads: Settings of other sections that this task reads and some other task does not.
@@ -95,13 +89,13 @@ class TaskSettings(Section):
     reads: ClassVar[frozenset[str]] = frozenset()
     patched: ClassVar[bool] = True
 
-    name: str = Field(description="the task; few-shot is forecast with data.percent")
-    input_length: Positive = Field(336, description="input steps, L")
+    name: str
+    input_length: Steps = Field(336, description="input steps, L")
 
     @classmethod
     def defaults(cls, *, recipe: str, protocol: str, source: str) -> Mapping[str, Any]:
         """Values of this task on top of the recipe's and below those that are given."""
-        return {}
+        return {} if cls.patched else _BY_STEP
 
     def check(self, data: DataConfig, network: NetworkConfig) -> None:
         """Raise ValueError where settings of other sections contradict this task."""
@@ -112,8 +106,10 @@ class ForecastSettings(TaskSettings):
 
     reads = _SERIES | _SPLIT | {"data.season"}
 
-    name: Literal["forecast"] = Field("forecast", description=TaskSettings.model_fields["name"].description)
-    horizon: Positive = _HORIZON
+    name: Literal["forecast"] = Field(
+        "forecast", description="the task; few-shot is forecast with data.percent"
+    )
+    horizon: Steps = _HORIZON
     loss: ForecastLoss = Field("mse", description="training loss")
 
 
@@ -123,19 +119,16 @@ class ZeroShotSettings(TaskSettings):
     reads = _SERIES - {"data.columns"} | {"data.target", "data.percent", "data.season"}
 
     name: Literal["zero_shot"]
-    horizon: Positive = _HORIZON
+    horizon: Steps = _HORIZON
     loss: ForecastLoss = Field("smape", description="training loss")
 
     @classmethod
     def defaults(cls, *, recipe: str, protocol: str, source: str) -> Mapping[str, Any]:
         """The published transfer from M4 differs in share and loss (protocol §5 row 7)."""
-        published: dict[str, Any] = {}
-        if protocol == "published" and source in ("m4_yearly", "m4_quarterly", "m4_monthly"):
-            published = {
-                "data": {"percent": 10},
-                "task": {"loss": "smape" if source == "m4_yearly" else "mape"},
-            }
-        return _BY_STEP | published
+        if protocol != "published" or source not in ("m4_yearly", "m4_quarterly", "m4_monthly"):
+            return _BY_STEP
+        loss = "smape" if source == "m4_yearly" else "mape"
+        return {**_BY_STEP, "data": {"percent": 10}, "task": {"loss": loss}}
 
     def check(self, data: DataConfig, network: NetworkConfig) -> None:
         if data.target is None:
@@ -149,11 +142,9 @@ class ShortTermSettings(TaskSettings):
     patched = False
 
     name: Literal["short_term"]
-    horizon: Positive = _HORIZON
+    horizon: Steps = _HORIZON
     loss: ForecastLoss = Field("smape", description="training loss")
-    cut_range: Annotated[float, Field(gt=0)] = Field(
-        1.5, description="horizons before its end within which a series is cut"
-    )
+    cut_range: PositiveFloat = Field(1.5, description="horizons before its end within which a series is cut")
 
     @classmethod
     def defaults(cls, *, recipe: str, protocol: str, source: str) -> Mapping[str, Any]:
@@ -167,22 +158,17 @@ class AnomalySettings(TaskSettings):
     patched = False
 
     name: Literal["anomaly"]
-    input_length: Positive = Field(100, description="input steps, L")
+    input_length: Steps = Field(100, description="input steps, L")
     channels: Positive | None = _CHANNELS
     step: Positive = Field(1, description="rows from one training window to the next")
     anomaly_ratio: Annotated[float, Field(gt=0, lt=100)] = Field(
         1, description="percentage of scores flagged"
     )
 
-    @classmethod
-    def defaults(cls, *, recipe: str, protocol: str, source: str) -> Mapping[str, Any]:
-        return _BY_STEP
-
     def check(self, data: DataConfig, network: NetworkConfig) -> None:
         if self.input_length % network.segment:
-            raise ValueError(
-                f"task.input_length {self.input_length} is not a multiple of network.segment {network.segment}"
-            )
+            length, segment = self.input_length, network.segment
+            raise ValueError(f"task.input_length {length} is not a multiple of network.segment {segment}")
 
 
 class ClassificationSettings(TaskSettings):
@@ -202,9 +188,9 @@ class ImputationSettings(TaskSettings):
     patched = False
 
     name: Literal["imputation"]
-    input_length: Positive = Field(96, description="input steps, L")
+    input_length: Steps = Field(96, description="input steps, L")
     channels: Positive | None = _CHANNELS
-    calendar: Annotated[int, Field(ge=0)] | None = Field(
+    calendar: Annotated[int, Field(ge=0, le=5)] | None = Field(
         None, description="calendar features; default: as the timestamps allow"
     )
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -219,3 +205,8 @@ class ImputationSettings(TaskSettings):
 def task_settings() -> dict[str, type[TaskSettings]]:
     """The settings class of every task by ``task.name``."""
     return {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in TaskSettings.__subclasses__()}
+
+
+def task_class(task: Any) -> type[TaskSettings] | None:
+    """The settings class of a section ``task``; None where it names no task."""
+    return task_settings().get(str(task.get("name", "forecast"))) if isinstance(task, Mapping) else None

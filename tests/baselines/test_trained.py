@@ -165,7 +165,7 @@ def runs(tiny, tmp_path_factory) -> Callable[[str], Path]:
     return run_of
 
 
-@pytest.fixture(scope="module", params=TASKS)  # so that the tests of one run stand together
+@pytest.fixture(scope="module", params=TASKS)  # so that the tests of one run are together
 def trained(request, runs) -> tuple[str, Path]:
     """A run of each task."""
     return request.param, runs(request.param)
@@ -417,7 +417,7 @@ def test_every_baseline_is_trained_once_and_kept(trained, tmp_path):
     first, epochs = scores(copied)
     linear = [
         name for name in TRAINABLE[task] if name in ("nlinear", "dlinear")
-    ]  # these have epochs of their own, the others the run's 2
+    ]  # these have their own epochs, the others the run's 2
     most = (20 if task == "anomaly" else 10) * len(linear) + 2 * (len(TRAINABLE[task]) - len(linear))
     assert len(TRAINABLE[task]) <= epochs <= most
     rows = first.rows[1 + len(UNTRAINED[task]) :]

@@ -130,7 +130,7 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory) -> Trained:
-    """Trained by the command itself, in a process of its own and a folder with a space in its name."""
+    """Trained by the command itself, in a separate process and a folder with a space in its name."""
     folder = tmp_path_factory.mktemp("with space")
     config = tiny.config(folder)
     done = tiny.command("train", config.name, "--out", "my run", "--set", "train.epochs=2", cwd=folder)
@@ -245,7 +245,7 @@ def test_predict_refuses_an_unknown_kind_of_picture(trained, tiny, tmp_path, cal
         (["train", "none.yaml", "--out", "x"], ("none.yaml", "file not found", "long/{etth1")),
         (
             ["train", "tiny.yaml", "--out", "x", "--set", "train.epoch=3"],
-            ("no setting 'train.epoch'", "train.epochs"),
+            ("train.epoch is not a setting", "train.epochs"),
         ),
         (["train", "tiny.yaml", "--out", "x", "--set", "train.epochs=none"], ("train.epochs",)),
         (["train", "tiny.yaml", "--out", "tiny.csv"], ("is a file, not a run folder",)),

@@ -104,15 +104,15 @@ def test_changed_trunk_folder_is_refused(tmp_path):
         with pytest.raises(WeightsError, match=r"config\.json is not the file that was saved"):
             reader(folder)
     config.write_text(text)
-    told = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(told | {"format": 2}))
+    recorded = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(recorded | {"format": 2}))
     with pytest.raises(WeightsError, match="format 2 is newer"):
         load_trunk(folder)
-    manifest.write_text(json.dumps({name: value for name, value in told.items() if name != "sha256"}))
+    manifest.write_text(json.dumps({name: value for name, value in recorded.items() if name != "sha256"}))
     with pytest.raises(WeightsError, match=r"trunk\.json: sha256: field required"):
         load_trunk(folder)
-    manifest.write_text(json.dumps(told))
-    assert load_trunk(folder).sha256 == told["fingerprint"]
+    manifest.write_text(json.dumps(recorded))
+    assert load_trunk(folder).sha256 == recorded["fingerprint"]
 
 
 def test_the_longer_record_of_earlier_versions_is_read(tmp_path):

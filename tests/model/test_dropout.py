@@ -66,7 +66,7 @@ def test_bits_are_uniform_in_their_upper_part():
 
 @pytest.mark.parametrize("lag", [1, 2, 42, 64, 768, 3072])
 def test_masks_of_neighbours_are_independent(lag):
-    """Neighbours in a row, at the distances that a trunk has: next value, next head, next token."""
+    """Neighbors in a row, at the distances that a trunk has: next value, next head, next token."""
     kept = (np.asarray(random_bits(words(16), (16384,))) >= 2**32 // 10).astype(np.float64) - 0.9
     correlation = (kept[:, lag:] * kept[:, :-lag]).mean() / 0.09
     assert abs(correlation) < 5 / np.sqrt(kept[:, lag:].size)

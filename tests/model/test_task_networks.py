@@ -114,7 +114,7 @@ def norm_of(values: np.ndarray, known: np.ndarray) -> tuple[float, float]:
 
 
 def circular(tokens: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Three neighbouring tokens, the first's left neighbour being the last."""
+    """Three neighboring tokens, the first's left neighbor being the last."""
     n = len(tokens)
     return np.stack(
         [sum(tokens[(i + k - 1) % n] @ np.float64(kernel[k]) for k in range(3)) for i in range(n)]

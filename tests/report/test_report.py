@@ -531,10 +531,10 @@ def test_a_browser_shows_it_without_an_error_or_a_request(report, run):
 
 
 def contrast(ink: str, paper: str) -> float:
-    """The contrast ratio of two CSS colours, as WCAG 2 defines it."""
+    """The contrast ratio of two CSS colors, as WCAG 2 defines it."""
 
-    def luminance(colour: str) -> float:
-        parts = np.array([int(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]) / 255
+    def luminance(color: str) -> float:
+        parts = np.array([int(part) for part in color[color.index("(") + 1 : -1].split(",")[:3]]) / 255
         linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
         return float(linear @ [0.2126, 0.7152, 0.0722])
 

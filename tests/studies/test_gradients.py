@@ -385,7 +385,7 @@ def test_other_tasks_are_measured_too(tiny, tmp_path, name):
         assert (module, 0, "update_ratio_a") not in values
 
 
-@pytest.mark.slow  # programs of its own shapes
+@pytest.mark.slow  # its own programs
 def test_one_window_one_channel_rank_one_and_a_rank_above_the_layer(experiment, task):
     table = WindowTable(*(column[:1] for column in task.tables["train"]))
     one = replace(task, tables={"train": table}, buffer=task.buffer[:, :1])

@@ -86,7 +86,7 @@ def source(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(
     tiny: Any, source: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, tuple[Path, FitResult]]:
-    """Some cells of AXES as runs of their own."""
+    """Some cells of AXES as separate runs."""
     runs = {}
     for rank, seed in ((1, 1), (20, 2)):  # one padded to 4 columns, one with an idle lane
         settings = (f"adapters.rank={rank}", f"adapters.seed={seed}", f"train.seed={2021 + seed}", *DROPPING)
@@ -209,7 +209,7 @@ def test_a_summary_is_over_the_seeds_that_have_numbers() -> None:
 
 
 def trainer_of(experiment: Experiment, axes: Axes, folder: Path, *, lanes: int, group: int = 0) -> Trainer:
-    """A group of a sweep outside a folder of its own."""
+    """A group of a sweep outside its own folder."""
     experiment = resolved(experiment)
     data, model = read_data(experiment), build_model(experiment)
     cells = cells_of(experiment, axes)

@@ -175,7 +175,7 @@ def test_a_spike_is_scored_where_it_is_labelled(protocol):
     np.testing.assert_array_equal(label, made.test_label)
     mean, std = made.train.mean(axis=0), made.train.std(axis=0)
     wanted = np.square((made.test - mean) / std).mean(axis=1)
-    np.testing.assert_allclose(scores, wanted, rtol=1e-5)  # standardised and squared in float32
+    np.testing.assert_allclose(scores, wanted, rtol=1e-5)  # standardized and squared in float32
     assert threshold == pytest.approx(
         np.percentile(np.square((made.train - mean) / std).mean(axis=1), 90), rel=1e-5
     )
@@ -252,7 +252,7 @@ def test_a_recording_without_test_steps_has_nothing_to_score():
     made = stream([60, 30, 30], [0, 25, 0], anomalies=[24])
     verdict = Verdict(prepared(made))
     np.testing.assert_array_equal(verdict.scores, 120 + np.arange(25))
-    assert verdict.metrics["recall"] == 1  # scored by its row, the last step stands above all
+    assert verdict.metrics["recall"] == 1  # scored by its row, the last step has the highest score
 
 
 def test_a_channel_that_is_constant_in_training_is_scaled_by_one_and_said():

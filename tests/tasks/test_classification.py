@@ -116,7 +116,7 @@ def test_a_fifth_of_each_class_validates(sizes, shuffle):
 
 
 def test_which_cases_validate_is_fixed():
-    """Stored runs and published tables hang on it: a change here is a change of the protocol."""
+    """Stored runs and published tables depend on it: a change here is a change of the protocol."""
     tables = prepared(cases("a" * 20 + "b" * 10), cases("a", seed=1)).task.tables
     assert tables["validation"].window_id.tolist() == [0, 2, 11, 17, 23, 25]
 

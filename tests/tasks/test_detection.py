@@ -97,7 +97,7 @@ def test_average_precision_against_scikit_learn(pairs):
             [5, 5, 5, 5],
             [1, 0, 0, 0],
             1 / 4,
-        ),  # all equal: the share of anomalous steps, in whatever order they stand
+        ),  # all equal: the share of anomalous steps, in whatever order they are
         ([5, 5, 5, 5], [0, 0, 0, 1], 1 / 4),
         ([1, 2, 3, 4], [0, 0, 0, 1], 1),
         ([1, 2, 3, 4], [1, 0, 0, 0], 1 / 4),

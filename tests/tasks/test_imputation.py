@@ -155,7 +155,7 @@ def test_a_window_hides_the_same_points_in_every_evaluation(data):
 
 
 def hidden_by_training(data: TaskData, step: int, *, seed: int = 2021) -> np.ndarray:
-    """``[b, t, c]``: where one training step has a gradient, if the prediction is a parameter of its own for every point."""
+    """``[b, t, c]``: where one training step has a gradient, if every point's prediction is a separate parameter."""
 
     def parameter(frozen, trainable, x_btc, x_mask, *, dropout_keys=None):
         return trainable["prediction"]
@@ -213,7 +213,7 @@ def test_the_network_never_sees_a_hidden_value(model):
     out = predict(model.frozen, model.trainable, hidden.x, hidden.x_mask)
     again = hide_points(before._replace(x=before.x + wild), keys(B), rate=0.4, channels=2)
     np.testing.assert_array_equal(predict(model.frozen, model.trainable, again.x, again.x_mask), out)
-    # nor does it read what stands there
+    # nor does it read the value there
     np.testing.assert_array_equal(predict(model.frozen, model.trainable, hidden.x + wild, hidden.x_mask), out)
     # an observed value it does see
     shown = hidden.x.at[:, 0, 0].add(jnp.where(hidden.x_mask[:, 0, 0], 1.0, 0.0))
@@ -227,7 +227,7 @@ def test_windows_are_normalised_by_their_observed_points(model):
     out = predict(model.frozen, model.trainable, hidden.x, hidden.x_mask)
     moved = hidden.x.at[..., :2].set(hidden.x[..., :2] * 100 + 7000)
     found = predict(model.frozen, model.trainable, moved, hidden.x_mask)
-    # float32 at values near 7000, and the variance's floor of 1e-5 beside variances of one; the last row observes nothing
+    # float32 at values near 7000, and the variance's floor of 1e-5 next to variances of one; the last row observes nothing
     np.testing.assert_allclose(found[:-1], out[:-1] * 100 + 7000, rtol=1e-5)
 
 
@@ -382,7 +382,7 @@ def test_a_constant_series_is_scaled_by_one_and_said(tiny):
 
 
 def test_published_differs_in_its_name_alone(tiny):
-    """Protocol §3 and §5 tell of no practice of GPT4TS's imputation that would have to be followed."""
+    """Protocol §3 and §5 state no practice of GPT4TS's imputation that would have to be followed."""
     published, strict = (prepared(tiny.frame(), "protocol=published").task, prepared(tiny.frame()).task)
     sizes = {"train": 129, "validation": 21, "test": 41}
     for task, protocol in ((published, "published"), (strict, "strict")):

@@ -78,7 +78,7 @@ def test_every_term_is_counted_once_and_slices_add_up(name, cells, cut):
     loss, batch = FORECAST_LOSSES[name], batch_of(target, seen.astype(bool))
     total, count = map(float, loss(column(pred), batch))
     wanted = math.fsum(by_hand(name, p, t) for p, t, s in cells if s)
-    # |p - t| of float32 numbers is rounded to 6e-8 of the larger one: beside a tiny target mape sees that as 1e-5 points per unit
+    # |p - t| of float32 numbers is rounded to 6e-8 of the larger one: next to a tiny target mape sees that as 1e-5 points per unit
     slack = (
         sum(100 * 6e-8 * (abs(p) + abs(t)) / (abs(t) + 1e-8) for p, t, s in cells if s)
         if name == "mape"

@@ -42,7 +42,7 @@ Window = tuple[int, list[float], list[float]]
 
 
 def numbered(lengths: Sequence[int], start: int = 1) -> list[list[float]]:
-    """Series whose values count on from one to the next, so that a value tells which step of which series it is."""
+    """Series whose values count on from one to the next, so that a value identifies its series and step."""
     ends = np.cumsum([start, *lengths])
     return [list(map(float, range(first, last))) for first, last in pairwise(ends.tolist())]
 
@@ -181,17 +181,17 @@ def test_a_source_series_of_l_and_three_h_has_one_training_window(tmp_path, leng
     ]
     with pytest.raises(
         DataError, match=rf"b\.tsf: no series has .*at least {least} steps are needed; shorten"
-    ) as told:
+    ) as caught:
         zero_shot(tsf(tmp_path / "b.tsf", numbered([least - 1, 1])), target, length=length, horizon=horizon)
-    assert "percent" not in str(told.value)
+    assert "percent" not in str(caught.value)
 
 
 @pytest.mark.parametrize("percent", [1, 7, 10, 33, 50, 99])
 def test_the_length_that_the_error_asks_for_is_enough_and_the_least(tmp_path, percent):
     target = tsf(tmp_path / "target.tsf", numbered([3]))
-    with pytest.raises(DataError, match=rf"or raise data\.percent from {percent}\.") as told:
+    with pytest.raises(DataError, match=rf"or raise data\.percent from {percent}\.") as caught:
         zero_shot(tsf(tmp_path / "a.tsf", numbered([9])), target, percent=percent)
-    least = int(str(told.value.fix).split()[4])
+    least = int(str(caught.value.fix).split()[4])
     assert (
         zero_shot(tsf(tmp_path / "b.tsf", numbered([least])), target, percent=percent)
         .task.tables["train"]
@@ -429,7 +429,7 @@ def test_a_models_windows_and_its_yardstick_are_the_same(tmp_path, make, protoco
             lambda table: evaluate(last_value(2), data.task, table, {}, {}, batch_size=3), split
         )
         assert set(found) == {"smape", "mase", "owa"}
-        # the model reads float32 values, the yardstick float64 ones: 6e-8 of a value, some 1e-6 of a difference of two like ones
+        # the model reads float32 values, the reference float64 ones: 6e-8 of a value, some 1e-6 of a difference of two like ones
         assert found == pytest.approx(data.naive["Naive2"](split), rel=1e-5)
         assert found["owa"] == pytest.approx(1, rel=1e-5)
         assert data.naive["seasonal naive"](split) == data.naive["Naive2"](split)
@@ -594,10 +594,10 @@ def test_a_bad_series_is_one_clear_error(tmp_path, sides, series, more, match):
     bad = tsf(tmp_path / "bad.tsf", series, missing=True)
     good = tsf(tmp_path / "good.tsf", numbered([100, 120]))
     for side in sides.split():
-        with pytest.raises(DataError) as told:
+        with pytest.raises(DataError) as caught:
             on_side(side, bad, good, **more)
-        assert match in str(told.value)
-        assert str(bad) in str(told.value)
+        assert match in str(caught.value)
+        assert str(bad) in str(caught.value)
 
 
 def test_a_short_source_series_is_no_error_where_others_train(tmp_path):
@@ -640,9 +640,9 @@ def test_a_range_that_holds_no_cut_is_refused(tmp_path):
 def test_a_collection_that_is_not_there_is_one_clear_error(tmp_path, name, match, side, monkeypatch):
     monkeypatch.chdir(tmp_path)
     good = tsf(tmp_path / "good.tsf", numbered([30]))
-    with pytest.raises(OfaError) as told:
+    with pytest.raises(OfaError) as caught:
         on_side(side, name, good)
-    assert match in str(told.value)
+    assert match in str(caught.value)
 
 
 def test_every_task_has_its_preparation():

@@ -31,11 +31,11 @@ def state(seed: int = 0) -> dict:
             "b": jnp.full((2, 3), np.float32(-0.0)),
         },
     }
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.constant_schedule(1e-3)))
-    _, moved = optimiser.update(jax.tree.map(lambda leaf: leaf + 0.125, trainable), optimiser.init(trainable))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.constant_schedule(1e-3)))
+    _, moved = optimizer.update(jax.tree.map(lambda leaf: leaf + 0.125, trainable), optimizer.init(trainable))
     return {
         "trainable": trainable,
-        "optimiser": moved,
+        "optimizer": moved,
         "best": jax.tree.map(np.asarray, trainable),
         "key": jax.random.key_data(jax.random.key(seed)),
         "step": jnp.asarray(7, jnp.int32),
@@ -96,7 +96,7 @@ def test_round_trip_keeps_every_bit(folder: Path) -> None:
     assert restored is not None
     assert (restored.step, restored.meta, restored.skipped) == (20, META | {"epoch": 2}, ())
     assert_same_bits(restored.arrays, state(20))
-    assert type(restored.arrays["optimiser"][1][0]).__name__ == "ScaleByAdamState"
+    assert type(restored.arrays["optimizer"][1][0]).__name__ == "ScaleByAdamState"
     assert restored.arrays["python"] == {"patience": 3, "loss": 0.1, "stop": False, "none": None}
     assert type(restored.arrays["python"]["stop"]) is bool
 

@@ -97,7 +97,7 @@ for _ in range(2):
 
 @pytest.mark.slow  # many seconds of small batches
 def test_many_small_evaluation_batches_end():
-    """With all of them under way at once, eight devices on two cores waited for each other for ever."""
+    """With all of them under way at once, eight devices on two cores waited for each other forever."""
     words = [sys.executable, "-c", EVALUATE, Path(__file__).parents[1]]
     done = subprocess.run(
         words, env=os.environ | EIGHT, capture_output=True, text=True, timeout=120, check=True
@@ -110,9 +110,9 @@ def test_many_small_evaluation_batches_end():
 def test_large_frozen_leaves_are_sharded(ten_steps):
     whole = ten_steps["jit1/frozen_bytes"]
     assert ten_steps["jit4/frozen_bytes"] == ten_steps["pmap4/frozen_bytes"] == whole
-    assert ten_steps["jit4-fsdp2/frozen_bytes"] < 0.52 * whole  # vectors and small matrices stay whole
+    assert ten_steps["jit4-fsdp2/frozen_bytes"] < 0.52 * whole  # vectors and small matrices stay in one piece
     assert ten_steps["jit8-fsdp4-micro9/frozen_bytes"] < 0.28 * whole
-    # fetched before the loop over steps, they would lie whole on every device all the same
+    # fetched before the loop over steps, they would be complete on every device all the same
     assert ten_steps["jit4-fsdp2/fetched_in_the_loop"] > 0
     assert ten_steps["jit4-fsdp2/fetched_before_it"] == 0
 

@@ -219,12 +219,12 @@ def test_one_folder_with_one_process_s_files(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [0, 1])
-def test_a_signal_to_one_stops_all_at_the_same_step(config, of_two, tmp_path, told):
+@pytest.mark.parametrize("signaled", [0, 1])
+def test_a_signal_to_one_stops_all_at_the_same_step(config, of_two, tmp_path, signaled):
     run = tmp_path / "run"
     with training(2, config, run, *LONG) as processes:
         wait_for_checkpoint(run, processes)
-        processes[told].send_signal(signal.SIGTERM)
+        processes[signaled].send_signal(signal.SIGTERM)
         found = ended(processes)
     assert [status for status, _ in found] == [75, 75], found
     said = [errors.splitlines()[-1] for _, errors in found]
@@ -233,7 +233,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(config, of_two, tmp_path, to
         == said[1]
         == f"Interrupted at step {newest(run).name}; checkpoint saved. Re-run the same command to resume."
     )
-    count = 2 if told else 1
+    count = 2 if signaled else 1
     whole(config, run, *LONG, count=count)
     if count == 2:
         assert outcome(run) == outcome(of_two)
@@ -337,12 +337,12 @@ def test_another_process_s_failure_ends_this_one(monkeypatch):
         ):
             pass
         assert type(caught.value) is kind
-    told = []
-    monkeypatch.setattr(processes, "max_over_processes", lambda *numbers: told.append(numbers) or numbers)
+    agreed = []
+    monkeypatch.setattr(processes, "max_over_processes", lambda *numbers: agreed.append(numbers) or numbers)
     for failure in (DataError("refused"), OSError("disk")):
         with pytest.raises(type(failure)), raise_together("saving"):
             raise failure
-    assert told == [(1, 0), (1, 1)]
+    assert agreed == [(1, 0), (1, 1)]
 
 
 @pytest.mark.parametrize(

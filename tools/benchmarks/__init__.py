@@ -1,1 +1,1 @@
-"""The parts of tools/bench.py: what is measured, what it is measured beside, and how the page is written."""
+"""The parts of tools/bench.py: what is measured, what it is compared with, and how the page is written."""

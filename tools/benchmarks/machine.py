@@ -1,4 +1,4 @@
-"""The machine, the source and this process's memory, as the operating system tells them."""
+"""The machine, the source and this process's memory, as the operating system reports them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "ofa-jax", "numpy", "torch", "transformers"
 
 
 def machine() -> Machine:
-    """What the numbers hang on besides the source."""
+    """What the numbers depend on besides the source."""
     import jax
 
     from ofa_jax.train.memory import host_bytes
@@ -52,7 +52,7 @@ def commit() -> str:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process held at once: of the accelerator where there is one, else resident in main memory.
+    """The most memory that this process held at once: of the accelerator if there is one, else resident.
 
     Raises:
         OfaError: The system has no /proc.

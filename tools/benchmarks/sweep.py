@@ -67,4 +67,4 @@ def sweep_section(sizes: Sizes) -> Section:
 def _check_alike(cells: list[float], runs: list[float]) -> None:
     for own, other in zip(cells, runs, strict=True):
         if abs(own - other) > ALIKE * other:
-            raise OfaError(f"a cell's test error is {own}, that of its own run {other}: not comparable")
+            raise OfaError(f"a cell's test error is {own}, that of a separate run {other}: not comparable")
