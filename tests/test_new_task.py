@@ -24,8 +24,8 @@ from ofa_jax.report.page import write_report
 from ofa_jax.report.tasks import RESULTS
 from ofa_jax.runs.bundle import load_bundle
 from ofa_jax.runs.train import open_run, train_run
-from ofa_jax.tasks.base import SPLITS, NewData, Task, TaskData, TaskKind
-from ofa_jax.tasks.forecast import read_new, read_series, scaled
+from ofa_jax.tasks.base import NewData, Task, TaskData, TaskKind
+from ofa_jax.tasks.forecast import as_float32, read_new, read_series
 from ofa_jax.tasks.table import TASKS
 from ofa_jax.train.loop import SILENT
 from ofa_jax.windows.table import WindowSpec, WindowTable, sliding_windows
@@ -52,10 +52,9 @@ def prepare(data, task, protocol):
     borders = {"train": (0, half), "validation": (half, half + 50), "test": (half + 50, frame.n_rows)}
     size = {"input_length": task.input_length, "horizon": task.ahead, "channels": frame.n_channels}
     toy = Task(
-        name=task.name,
         spec=WindowSpec(task.input_length, task.ahead),
         buffer=frame.values.astype(np.float32),
-        tables={split: sliding_windows(borders[split], **size) for split in SPLITS},
+        tables={split: sliding_windows(rows, **size) for split, rows in borders.items()},
         loss=loss,
         sums=sums,
         metrics=metrics,
@@ -65,16 +64,17 @@ def prepare(data, task, protocol):
     return TaskData(toy, task, scaler=None, untrained={"last value": lambda *given, **_: given[2][:, -1:]})
 
 
-def network(task, settings, trunk):
-    shape = {"patch": settings.patch, "stride": settings.stride}
-    return ForecastNetwork(trunk=trunk, input_length=task.input_length, horizon=1, **shape)
+class LevelNetwork(ForecastNetwork):
+    """One value per window, at patches as the settings say."""
+
+    horizon: int = 1
 
 
 def apply(trained, source):
     frame, length = read_new(trained, source), trained.task.input_length
     return NewData(
         spec=WindowSpec(length, 0, univariate=False),
-        buffer=scaled(trained, frame)[-length:],
+        buffer=as_float32(frame.values[-length:], frame.names, frame.source),
         table=WindowTable.of(np.zeros(1), x_valid=length),
         outputs=lambda prediction, batch: {"mean": prediction[:, 0]},
         to_table=lambda outputs: pd.DataFrame(outputs["mean"], columns=list(frame.names)),
@@ -100,7 +100,11 @@ def toy(monkeypatch) -> Iterator[None]:
         ahead: int = Field(4, ge=1, description="steps whose mean is predicted")
 
     kind = TaskKind(
-        settings=LevelSettings, title="Prediction of a mean", prepare=prepare, network=network, apply=apply
+        settings=LevelSettings,
+        title="Prediction of a mean",
+        prepare=prepare,
+        network=LevelNetwork,
+        apply=apply,
     )
     monkeypatch.setitem(TASKS, "level", kind)
     monkeypatch.setitem(RESULTS, "level", results)  # type: ignore[arg-type]
