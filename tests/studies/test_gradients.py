@@ -136,7 +136,7 @@ def test_the_first_step_reduces_the_loss_by_its_squared_gradient(small, module):
     change = own[(own["quantity"] == "first_order_change") & (own["steps"] == 1)]["value"]
     assert len(change) == 2 * 2 * 2 * 64
     # the other adapter's step moves this one's input by a millionth or so
-    expected = small.grid.sgd_learning_rate * gradient.reindex(change.index) ** 2
+    expected = FEW.sgd_learning_rate * gradient.reindex(change.index) ** 2
     np.testing.assert_allclose(change, expected, rtol=1e-3)
 
 

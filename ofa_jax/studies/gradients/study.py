@@ -68,8 +68,8 @@ Quantities = dict[str, dict[str, Any]]
 WINDOWS_AT_ONCE = 256
 """Limit on the total number of windows of the seeds that run side by side; at least one seed runs."""
 
-
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0)]
+"""A learning rate."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True)
@@ -108,16 +108,13 @@ class Study:
         curves: The same without ``seed``: expected values (roots and norms: of the mean square), where known.
         windows: Windows per step.
         experiment: The settings used.
-        grid: What varied.
-        trunk_sha256: Digest of the trunk's weights.
-        data_sha256: Digest of the data.
+        trunk_sha256, data_sha256: Digests of the trunk's weights and of the data.
     """
 
     table: pd.DataFrame
     curves: pd.DataFrame
     windows: int
     experiment: Experiment
-    grid: Grid
     trunk_sha256: str
     data_sha256: str
 
@@ -172,7 +169,6 @@ def study(
         curves=pd.DataFrame(curves, columns=[name for name in columns if name != "seed"]),
         windows=runner.windows,
         experiment=experiment,
-        grid=grid,
         trunk_sha256=runner.model.trunk_sha256,
         data_sha256=trees.fingerprint([("buffer", task.buffer)]),
     )
