@@ -132,7 +132,7 @@ def sweep_again(folder: Path, ranks: str) -> dict[str, Any]:
     from ofa_jax.studies.sweep.cells import Axes
     from ofa_jax.studies.sweep.folder import read_sweep, run_sweep
 
-    experiment = build_experiment(read_sweep(folder).content.settings, [f"data.source={TABLE}"])
+    experiment = build_experiment(read_sweep(folder).settings, [f"data.source={TABLE}"])
     return run_sweep(experiment, Axes(ranks), folder, SilentReporter()).record
 
 

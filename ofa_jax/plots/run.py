@@ -95,8 +95,8 @@ def attention_by_patch(weights: np.ndarray) -> Figure:
     right.plot(uniform, color="0.3", linestyle=":", linewidth=1.8, label="uniform")
     style.log_y(right)
     right.set(title="weight that a patch receives", xlabel="patch", ylabel="mean weight")
-    for along in (left.xaxis, left.yaxis, right.xaxis):
-        style.integer_ticks(along)
+    style.integer_ticks(left, "both")
+    style.integer_ticks(right)
     right.legend(ncols=1 + (len(layers) > 4))
     return figure
 
@@ -127,7 +127,7 @@ def training_curves(epochs: pd.DataFrame, objective: str, steps: pd.DataFrame | 
     for axis, title in ((left, "training loss"), (right, style.spelled(column))):
         axis.set(title=title, xlabel="epoch")
         axis.legend()
-        style.integer_ticks(axis.xaxis)
+        style.integer_ticks(axis)
         axis.margins(x=0.08)
     return figure
 
@@ -147,7 +147,7 @@ def error_by_step(errors: pd.DataFrame, label: str) -> Figure:
         line = style.stroke(index, style.COLORS[index % len(style.COLORS)])
         axis.plot(own.index, own, **line, markevery=every, label=style.text(method))
     axis.set(xlabel="step of the forecast", ylabel=label)
-    style.integer_ticks(axis.xaxis)
+    style.integer_ticks(axis)
     axis.set_ylim(bottom=0)
     axis.legend()
     return figure

@@ -7,7 +7,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from ofa_jax.files import write_atomic
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -82,13 +81,11 @@ def legend_below(figure: Figure, columns: int = 5) -> None:
 
 def log_rank(axis: Axes, ranks: Sequence[float] | pd.Series) -> None:
     """A logarithmic axis of ranks with a tick at each of them, at most a dozen."""
-    from matplotlib.ticker import NullLocator
-
     shown = sorted({float(rank) for rank in ranks})
     ticks = shown[:: -(-len(shown) // 12)]
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [f"{rank:g}" for rank in ticks])
-    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xticks([], minor=True)
     if len(shown) == 1:
         axis.set_xlim(shown[0] / 2, shown[0] * 2)
     axis.set_xlabel("rank")
@@ -111,11 +108,9 @@ def stroke(index: int, color: Any) -> dict[str, Any]:
     return {"color": color, "marker": MARKERS[index % len(MARKERS)], "linestyle": LINES[index % len(LINES)]}
 
 
-def integer_ticks(along: Axis) -> None:
+def integer_ticks(axis: Axes, along: Literal["x", "both"] = "x") -> None:
     """Ticks at integers only."""
-    from matplotlib.ticker import MaxNLocator
-
-    along.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    axis.locator_params(along, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
 
 
 def shades(count: int) -> list[Any]:

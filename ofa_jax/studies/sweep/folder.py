@@ -67,12 +67,13 @@ FIGURES = ("accuracy_by_rank", "accuracy_by_bytes")
 """Figures of a sweep: functions of :mod:`ofa_jax.plots.studies` and files of the folder."""
 
 
-class SweepRecord(FileRecord):
-    """The content of sweep.json."""
+class Sweep(FileRecord):
+    """A sweep: its folder, and the content of sweep.json."""
 
     model_config = ConfigDict(frozen=False, validate_by_name=True)
     newest = FORMAT
 
+    folder: Path = Field(Path(), exclude=True)
     format: int = FORMAT
     kind: Literal["ofa-jax sweep"] = "ofa-jax sweep"
     provenance: Provenance
@@ -82,21 +83,13 @@ class SweepRecord(FileRecord):
     protocol: str
     objective: str
     windows: dict[str, int]
-    cells: list[dict[str, Any]] = Field(default_factory=list)
-    baselines: list[dict[str, Any]] | None = Field(None, alias="controls")
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep's folder and its record."""
-
-    folder: Path
-    content: SweepRecord
+    cell_rows: list[dict[str, Any]] = Field(default_factory=list, alias="cells")
+    baseline_rows: list[dict[str, Any]] | None = Field(None, alias="controls")
 
     @property
     def record(self) -> dict[str, Any]:
-        """The record as JSON has it."""
-        return self.content.model_dump(mode="json", by_alias=True, exclude={"format"})
+        """The content of sweep.json."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"format"})
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -108,7 +101,7 @@ class Sweep:
         """
         import pandas as pd
 
-        table = pd.DataFrame(self.content.cells)
+        table = pd.DataFrame(self.cell_rows)
         metrics = [*table.filter(regex="^validation_"), *table.filter(regex="^test_")]
         counts = ["seed", "trainable", "bytes", "best_epoch", "epochs"]
         return table.reindex(columns=[*SETTINGS, *counts, *metrics, "cell", "ended"])
@@ -118,17 +111,17 @@ class Sweep:
         """Columns ``method, trainable, bytes`` and ``test_`` metrics; None if they were not requested."""
         import pandas as pd
 
-        return None if self.content.baselines is None else pd.DataFrame(self.content.baselines)
+        return None if self.baseline_rows is None else pd.DataFrame(self.baseline_rows)
 
     @property
     def seeds(self) -> int:
         """Number of seeds per configuration."""
-        return int(self.content.axes["seeds"])
+        return int(self.axes["seeds"])
 
     def write(self) -> None:
         """Write record and table, each atomically."""
         write_json(self.folder / RECORD, self.record, version=FORMAT)
-        if self.content.cells:
+        if self.cell_rows:
             write_atomic(self.folder / TABLE, self.cells.to_csv(index=False))
 
     def draw(self) -> None:
@@ -139,7 +132,7 @@ class Sweep:
         shown = list(self.cells.filter(regex="^test_"))
         if not shown:  # every cell diverged
             return
-        objective = f"test_{self.content.objective}"
+        objective = f"test_{self.objective}"
         metric = objective if objective in shown else shown[0]
         for name in FIGURES:
             figure = getattr(plots, name)(self.cells.dropna(subset=[metric]), metric, self.baselines)
@@ -152,9 +145,9 @@ def read_sweep(folder: str | Path) -> Sweep:
     Raises:
         CheckpointError: There is none, or its record is damaged.
     """
-    content = read_record(Path(folder) / RECORD, SweepRecord, kind="sweep")
-    content.settings = upgrade_settings(content.settings, content.format)
-    return Sweep(Path(folder), content)
+    sweep = read_record(Path(folder) / RECORD, Sweep, kind="sweep")
+    sweep.folder, sweep.settings = Path(folder), upgrade_settings(sweep.settings, sweep.format)
+    return sweep
 
 
 def run_sweep(
@@ -178,8 +171,6 @@ def run_sweep(
 
     Raises:
         ConfigError: An axis is wrong, the rules adapt no layer, or the folder's sweep has other settings.
-        CheckpointError: The folder is locked or not a sweep's, or its checkpoints are damaged.
-        TrainError: A step does not fit into memory.
         Interrupted: A signal asked for a stop; everything is saved.
         OfaError: As :func:`~ofa_jax.runs.train.train_run`.
     """
@@ -197,7 +188,7 @@ def run_sweep(
     files = [TABLE, *(f"{figure}.png" for figure in FIGURES)]
     with locked_folder(out, RECORD, files, kind="sweep folder"):
         begun = read_sweep(out) if (out / RECORD).exists() else None
-        before = build_experiment(begun.content.settings, where=str(out / RECORD)) if begun else None
+        before = build_experiment(begun.settings, where=str(out / RECORD)) if begun else None
         experiment = resolved(experiment, before)
         data = read_data(experiment)
         experiment = experiment.replace({"task": data.settings})
@@ -208,7 +199,8 @@ def run_sweep(
             fix = "Use a recipe with adapters (reference, paper, uniform), or adapt a layer by a rule"
             raise ConfigError("there is no adapted layer, so no rank to sweep", where="rules", fix=fix)
         programs = SweepPrograms(model, data.task, experiment.train)
-        fresh = SweepRecord(
+        fresh = Sweep(
+            folder=out,
             provenance=provenance(model, data),
             settings=dump_experiment(experiment),
             axes=to_jsonable_python(axes),
@@ -217,17 +209,17 @@ def run_sweep(
             objective=data.task.objective,
             windows={split: table.size for split, table in data.task.tables.items()},
         )
-        content = fresh if begun is None else _same_sweep(out, begun.content, fresh, at_once)
-        work = _Work(Sweep(out, content), cells_of(experiment, axes), programs, data, reporter)
-        wanted = baselines and content.baselines is None
+        made = fresh if begun is None else _same_sweep(begun, fresh, at_once)
+        work = _Work(made, cells_of(experiment, axes), programs, data, reporter)
+        wanted = baselines and made.baseline_rows is None
         with stop_on_signal() as request:
             work.train(request)
             if wanted and request.signal_number:
                 raise Interrupted(request.signal_number, work.step, saved=True)
         if wanted:  # each handles signals itself while it is trained
             work.add_baselines(experiment)
-        work.sweep.draw()
-        return work.sweep
+        made.draw()
+        return made
 
 
 def _sizes(axes: Axes, programs: SweepPrograms, at_once: int | None) -> dict[int, int]:
@@ -246,14 +238,15 @@ def _parameters(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def _same_sweep(out: Path, begun: SweepRecord, fresh: SweepRecord, at_once: int | None) -> SweepRecord:
-    """The folder's record, once it is certain that it is of this sweep."""
-    if at_once is not None and not begun.cells and not any((out / CHECKPOINTS).glob("*/[0-9]*")):
+def _same_sweep(begun: Sweep, fresh: Sweep, at_once: int | None) -> Sweep:
+    """The folder's sweep, once it is certain that it is this one."""
+    trained = begun.cell_rows or any((begun.folder / CHECKPOINTS).glob("*/[0-9]*"))
+    if at_once is not None and not trained:
         begun.at_once = fresh.at_once  # nothing depends on it yet
     old, new = {"axes": begun.axes, **begun.settings}, {"axes": fresh.axes, **fresh.settings}
     if at_once is not None and (other := sorted(set(begun.at_once.values()) - {at_once})):
         old, new = old | {"at_once": other[0]}, new | {"at_once": at_once}
-    check_same(old, begun.provenance, new, fresh.provenance, where=out)
+    check_same(old, begun.provenance, new, fresh.provenance, where=begun.folder)
     return begun
 
 
@@ -271,8 +264,8 @@ class _Work:
     def train(self, request: StopRequest) -> None:
         """Train the groups that are not done."""
         self.sweep.write()  # also of a resumed sweep, which may have been killed between its two files
-        done = {row["cell"] for row in self.sweep.content.cells}
-        groups = groups_of(self.cells, self.sweep.content.at_once)
+        done = {row["cell"] for row in self.sweep.cell_rows}
+        groups = groups_of(self.cells, self.sweep.at_once)
         for group in groups:
             if done.issuperset(cell.name for cell in group.cells):
                 continue
@@ -307,7 +300,7 @@ class _Work:
 
     def _keep(self, group: Group, trainer: Trainer) -> None:
         """Evaluate the test part, write the bundles, then the rows: a cell with a row is complete."""
-        rows = self.sweep.content.cells
+        rows = self.sweep.cell_rows
         for cell, lane, tested in zip(group.cells, trainer.lanes, final_metrics(trainer), strict=True):
             progress, settings = lane.progress, dump_experiment(cell.experiment)
             best = {**lane.best, "adapters": cut(lane.best["adapters"], cell.rank)}
@@ -331,7 +324,7 @@ class _Work:
             rows = baseline_rows(experiment, network, self.data, split="test", reporter=self.reporter, **how)
         except Interrupted as stop:  # the cells are saved, and every baseline that had ended
             raise Interrupted(stop.signal_number, stop.step, saved=True) from None
-        self.sweep.content.baselines = [
+        self.sweep.baseline_rows = [
             {
                 "method": row.method,
                 "trainable": row.trainable,
