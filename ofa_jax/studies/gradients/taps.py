@@ -54,14 +54,6 @@ def tap(
 ) -> Taps:
     """Input and output gradient of every adapter on one batch, dropout off; pure and traceable.
 
-    Args:
-        predict: The network with its adapters.
-        loss: ``(prediction, batch) -> (sum, count)``; the gradient is that of their ratio.
-        targets: The adapted layers.
-        frozen: Parameters that never change.
-        trainable: Parameters in training.
-        batch: The windows.
-
     Raises:
         ConfigError: An adapted layer is called more than once in a pass.
     """
@@ -108,8 +100,7 @@ def quantities(
     Args:
         seen: What it sees, with the factors ``after``.
         first: The gradient at its output before the first step, ``[t, out]``.
-        before: ``{"a": [in, r], "b": [r, out]}`` one step ago.
-        after: The factors now.
+        before, after: ``{"a": [in, r], "b": [r, out]}`` one step ago and now.
         weight: The layer's own weight, ``[in, out]``.
         scale: The factor before ``a b``.
     """

@@ -54,13 +54,7 @@ class Axes(Choices):
 
 @dataclass(frozen=True)
 class Cell:
-    """One trained adapter of a sweep.
-
-    Attributes:
-        name: Its folder in ``cells``.
-        seed: The number k of its seed (:class:`Axes`).
-        experiment: The settings with which ``ofa-jax train`` trains the same adapter.
-    """
+    """One trained adapter of a sweep: its folder, the number k of its seed, and the settings of its run."""
 
     name: str
     seed: int
@@ -73,14 +67,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that are trained together in one program.
-
-    Attributes:
-        name: The folder of its checkpoints.
-        cells: Of one bucket.
-        width: The rank that all are padded to: the sweep's largest in this bucket.
-        lanes: Lanes of the program, at least one per cell.
-    """
+    """Cells of one bucket, trained together in a program of ``lanes`` lanes, with ranks padded to ``width``."""
 
     name: str
     cells: tuple[Cell, ...]
@@ -111,9 +98,7 @@ def cells_of(experiment: Experiment, axes: Axes) -> list[Cell]:
 def groups_of(cells: Sequence[Cell], at_once: Mapping[int, int]) -> list[Group]:
     """The cells by bucket, from small ranks to large, in groups of one size with few idle lanes.
 
-    Args:
-        cells: All cells.
-        at_once: For each bucket, the largest number of cells to train together.
+    ``at_once`` has for each bucket the largest number of cells to train together.
     """
     groups: list[Group] = []
     for limit in sorted({bucket(cell.rank) for cell in cells}):
@@ -131,13 +116,8 @@ def adapters_at_once(network: Network, trainable_bytes: int, batch: int, backend
 
     One on a CPU: several gain nothing there (tools/bench.py, section ``sweep``), and idle or ended ones would
     cost time. Elsewhere as many as fit into half the device's memory, by estimate: of each the parameters,
-    two moments, the gradient and the best tree, and the intermediate values of a batch.
-
-    Args:
-        network: Their common network.
-        trainable_bytes: Of the largest one.
-        batch: Windows that are processed at a time.
-        backend: jax's name of the kind of device.
+    two moments, the gradient and the best tree (``trainable_bytes`` each, of the largest adapter), and the
+    intermediate values of a batch.
     """
     if backend == "cpu":
         return 1

@@ -41,11 +41,10 @@ from ofa_jax.train.events import EventLog
 from ofa_jax.train.lanes import Lane
 from ofa_jax.train.loop import Reporter, Trainer
 from ofa_jax.train.program import Program, resolve_auto_batch_sizes
-from ofa_jax.train.step import Params
 from ofa_jax.windows.table import WindowTable
 
 if TYPE_CHECKING:
-    from ofa_jax.studies.sweep.cells import Cell, Group
+    from ofa_jax.studies.sweep.cells import Group
 
 SMALLEST_BUCKET, BUCKET_FACTOR = 16, 8
 
@@ -95,22 +94,17 @@ class SweepPrograms:
             self._programs[lanes] = Program(*given, lanes=lanes, layout=SINGLE)
         return self._programs[lanes]
 
-    def initial(self, cell: Cell) -> Params:
-        """The trainable tree that the cell starts from, as a run with its settings would."""
-        settings = cell.experiment.adapters
-        adapters = init_adapters(self.model.targets, lora_config(settings), seed=settings.seed)
-        return {"adapters": adapters, "base": self.model.trainable["base"]}
-
     def trainer(
         self, group: Group, logs: Sequence[EventLog], checkpoints: Checkpoints, reporter: Reporter
     ) -> Trainer:
-        """A trainer of a group's cells, which writes to their logs."""
+        """A trainer of a group's cells, each from its run's initial adapters, which writes to their logs."""
         lanes = []
         for cell, log in zip(group.cells, logs, strict=True):
-            train, initial = cell.experiment.train, self.initial(cell)
-            best = {**initial, "adapters": padded(initial["adapters"], group.width)}
-            scale = lora_config(cell.experiment.adapters).scale
-            lanes.append(Lane(best, train.seed, train.learning_rate, scale, cell.name, log))
+            settings, train = cell.experiment.adapters, cell.experiment.train
+            lora = lora_config(settings)
+            adapters = init_adapters(self.model.targets, lora, seed=settings.seed)
+            best = {"adapters": padded(adapters, group.width), "base": self.model.trainable["base"]}
+            lanes.append(Lane(best, train.seed, train.learning_rate, lora.scale, cell.name, log))
         return Trainer(self.program(group.lanes), lanes, reporter=reporter, checkpoints=checkpoints)
 
 
