@@ -129,11 +129,11 @@ def resume(run: Path) -> list[str]:
 def sweep_again(folder: Path, ranks: str) -> dict[str, Any]:
     """Repeat the command that made a sweep; returns its record."""
     from ofa_jax.config.load import build_experiment
-    from ofa_jax.studies.sweep.cells import parse_axes
+    from ofa_jax.studies.sweep.cells import Axes
     from ofa_jax.studies.sweep.folder import read_sweep, run_sweep
 
-    experiment = build_experiment(read_sweep(folder).content.settings, [f"data.source={TABLE}"])
-    return run_sweep(experiment, parse_axes(ranks, 1), folder, SilentReporter()).record
+    experiment = build_experiment(read_sweep(folder).settings, [f"data.source={TABLE}"])
+    return run_sweep(experiment, Axes(ranks), folder, SilentReporter()).record
 
 
 def report(run: Path) -> str:

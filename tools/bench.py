@@ -45,10 +45,19 @@ from benchmarks.quick import epoch_section
 from benchmarks.schema import Report, Section, SectionName
 from benchmarks.sizes import DEFAULT, FULL, Sizes
 from benchmarks.sweep import sweep_section
+from pydantic.dataclasses import dataclass
 
 from ofa_jax.errors import ConfigError, OfaError
 from ofa_jax.files import write_atomic
-from ofa_jax.studies import parse_list
+from ofa_jax.studies import Choices, Listed
+
+
+@dataclass(frozen=True)
+class Asked(Choices):
+    """The sections that are asked for."""
+
+    only: Listed[SectionName]
+
 
 NAMES: tuple[SectionName, ...] = get_args(SectionName)
 COMPARED: tuple[SectionName, ...] = ("step", "inference", "roof", "epoch", "memory")
@@ -126,7 +135,7 @@ def main(
     ] = None,
 ) -> None:
     """Benchmark ofa-jax against PyTorch and against this machine's limit."""
-    asked = parse_list(only, NAMES, where="only") or NAMES
+    asked = Asked(only=only or NAMES).only
     names = [name for name in NAMES if name in asked]
     for path in (json, markdown):
         _refuse_folder(path)

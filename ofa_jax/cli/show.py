@@ -62,14 +62,14 @@ def print_sweep(made: Sweep) -> None:
         *varied,
         *(["seeds"] if cells["seeds"].min() < seeds else []),
     ]  # fewer where some diverged
-    objective = f"validation_{made.content.objective}"
+    objective = f"validation_{made.objective}"
     shown = [
         name
         for name in cells.columns
         if (name == objective or name.startswith("test_")) and not name.endswith("_std")
     ]
     mean = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
-    table = _table(f"{mean}, protocol {made.content.protocol}")
+    table = _table(f"{mean}, protocol {made.protocol}")
     for name in (*keys, *map(_part_heading, shown), "trainable", "kB"):
         table.add_column(name, justify="right")
     for row in cells.to_dict("records"):

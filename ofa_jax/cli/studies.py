@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,14 +51,19 @@ def sweep(
     """Train many adapters with one program per bucket of ranks. Re-run the same command to resume."""
     from ofa_jax.cli.show import print_sweep
     from ofa_jax.config.load import load_experiment
-    from ofa_jax.studies.sweep.cells import parse_axes
+    from ofa_jax.studies.sweep.cells import Axes
     from ofa_jax.studies.sweep.folder import run_sweep
 
     experiment = load_experiment(config, set_ or ())
-    axes = parse_axes(
-        ranks, seeds, alphas=alphas, scalings=scalings, inits=inits, learning_rates=learning_rates
-    )
+    lists: dict[str, Any] = {
+        "ranks": ranks,
+        "alphas": alphas or None,
+        "scalings": scalings or None,
+        "inits": inits or None,
+        "learning_rates": learning_rates or None,
+    }
     with console_reporter() as reporter:
+        axes = Axes(seeds=seeds, **lists)
         made = run_sweep(experiment, axes, out, reporter, at_once=at_once, baselines=baselines or controls)
     if as_json:
         print(json.dumps(made.record))
@@ -101,22 +106,23 @@ def gradients(
     """Measure how a few steps change every adapter, by rank, scaling and init (docs/theory.md)."""
     from ofa_jax.cli.show import print_slopes
     from ofa_jax.config.load import load_experiment
-    from ofa_jax.studies.gradients.folder import parse_grid, run_study
+    from ofa_jax.studies.gradients.folder import run_study
+    from ofa_jax.studies.gradients.study import Grid
 
     experiment = load_experiment(config, set_ or ())
-    grid = parse_grid(
-        ranks,
-        scalings,
-        inits,
-        optimizers,
-        steps,
-        seeds=seeds,
-        windows=windows,
-        sgd_learning_rate=sgd_learning_rate,
-        adam_learning_rate=adam_learning_rate,
-    )
+    chosen: dict[str, Any] = {
+        "ranks": ranks,
+        "scalings": scalings,
+        "inits": inits,
+        "optimizers": optimizers,
+        "steps": steps,
+        "seeds": seeds,
+        "windows": windows,
+        "sgd_learning_rate": sgd_learning_rate,
+        "adam_learning_rate": adam_learning_rate,
+    }
     with console_reporter() as reporter:
-        made = run_study(experiment, grid, out, reporter.notice)
+        made = run_study(experiment, Grid(**chosen), out, reporter.notice)
     if as_json:
         print(json.dumps(made.to_dict()))
     else:

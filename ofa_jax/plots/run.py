@@ -22,15 +22,12 @@ MAX_BARS = 30
 
 
 @style.theme()
-def forecast(
-    table: pd.DataFrame, *, unit: str = "", history: int | None = None, title: str = "", note: str = ""
-) -> Figure:
+def forecast(table: pd.DataFrame, *, history: int | None = None, title: str = "", note: str = "") -> Figure:
     """Forecasts after their history, with actual values where known, a panel per series or window.
 
     Args:
         table: Columns ``time`` (steps or timestamps, ascending), ``actual`` and ``forecast``, NaN where
             unknown; the rows before the first forecast are the history. A column ``panel`` names panels.
-        unit: Label of the values.
         history: Steps of history that are shown; default: all.
         title: Above the panels.
         note: Below the panels.
@@ -38,11 +35,10 @@ def forecast(
     Raises:
         DataError: A column is missing, or a panel has no forecast.
     """
-    style.checked(table, ("actual", "forecast"), ("time",), where="plots.forecast")
+    style.check(table, ("actual", "forecast"), ("time",), where="plots.forecast")
     figure, panels = style.panels(table, 1.9, title)
     for axis, own in panels:
         _forecast_panel(axis, own, history)
-        axis.set_ylabel(style.text(unit))
     numbered = pd.api.types.is_numeric_dtype(table["time"])
     below = ["steps after the last observed one"] * numbered + [style.text(note, 110)] * bool(note)
     axis.set_xlabel("\n".join(below))
@@ -55,15 +51,13 @@ def _forecast_panel(axis: Axes, own: pd.DataFrame, history: int | None) -> None:
     if not known.any():
         raise DataError("a panel has no forecast", where="plots.forecast", fix="Give one per panel")
     begin = int(known.argmax())
-    last = max(begin - 1, 0)
+    last = max(begin - 1, 0)  # the line starts at the last observed value
     before, after = own.iloc[max(0, begin - (history or begin)) : begin], own.iloc[last:]
     axis.plot(before["time"], before["actual"], color="0.35", linewidth=1, label="history")
     if own["actual"].iloc[begin:].notna().any():
         axis.plot(after["time"], after["actual"], "--", color="black", linewidth=1.1, label="actual")
     joined = after["forecast"].to_numpy(float, copy=True)
-    joined[: begin - last] = after["actual"].iloc[
-        : begin - last
-    ]  # the line starts at the last observed value
+    joined[: begin - last] = after["actual"].iloc[: begin - last]
     axis.plot(after["time"], joined, color=style.COLORS[0], linewidth=1.8, label="forecast")
     axis.axvline(after["time"].iloc[0], color="0.75", linewidth=0.8)
 
@@ -101,8 +95,8 @@ def attention_by_patch(weights: np.ndarray) -> Figure:
     right.plot(uniform, color="0.3", linestyle=":", linewidth=1.8, label="uniform")
     style.log_y(right)
     right.set(title="weight that a patch receives", xlabel="patch", ylabel="mean weight")
-    for along in (left.xaxis, left.yaxis, right.xaxis):
-        style.integer_ticks(along)
+    style.integer_ticks(left, "both")
+    style.integer_ticks(right)
     right.legend(ncols=1 + (len(layers) > 4))
     return figure
 
@@ -120,7 +114,7 @@ def training_curves(epochs: pd.DataFrame, objective: str, steps: pd.DataFrame | 
         DataError: A column is missing, or there is no row.
     """
     column = f"validation_{objective}"
-    style.checked(epochs, ("epoch", "train_loss", column), where="plots.training_curves")
+    style.check(epochs, ("epoch", "train_loss", column), where="plots.training_curves")
     figure = style.new_figure(8.6, 3)
     left, right = figure.subplots(1, 2)
     if steps is not None:
@@ -133,7 +127,7 @@ def training_curves(epochs: pd.DataFrame, objective: str, steps: pd.DataFrame | 
     for axis, title in ((left, "training loss"), (right, style.spelled(column))):
         axis.set(title=title, xlabel="epoch")
         axis.legend()
-        style.integer_ticks(axis.xaxis)
+        style.integer_ticks(axis)
         axis.margins(x=0.08)
     return figure
 
@@ -153,7 +147,7 @@ def error_by_step(errors: pd.DataFrame, label: str) -> Figure:
         line = style.stroke(index, style.COLORS[index % len(style.COLORS)])
         axis.plot(own.index, own, **line, markevery=every, label=style.text(method))
     axis.set(xlabel="step of the forecast", ylabel=label)
-    style.integer_ticks(axis.xaxis)
+    style.integer_ticks(axis)
     axis.set_ylim(bottom=0)
     axis.legend()
     return figure

@@ -41,16 +41,16 @@ def slopes(study: pd.DataFrame, fits: pd.DataFrame, quantity: str, *, power: int
     Raises:
         DataError: A column is missing, or the study has no positive value of this quantity.
     """
-    style.checked(study, ("rank", "value"), (*KEYS, "quantity"), where="plots.slopes")
+    style.check(study, ("rank", "value"), (*KEYS, "quantity"), where="plots.slopes")
+    numbers = ["slope", "low", "high", "predicted"]
     if len(fits):
-        style.checked(fits, ("slope", "low", "high", "predicted"), (*KEYS, "quantity"), where="plots.slopes")
+        style.check(fits, numbers, (*KEYS, "quantity"), where="plots.slopes")
     own = study[study["quantity"] == quantity]
     if not (own["value"] > 0).any():
         found = ", ".join(map(str, study["quantity"].unique()))
         what = f"no positive value of {quantity!r} for a logarithmic axis"
         raise DataError(what, where="plots.slopes", fix=f"The study has {found}")
-    of_quantity = fits[fits["quantity"] == quantity].set_index(list(KEYS))
-    known = dict(of_quantity[["slope", "low", "high", "predicted"]].iterrows())
+    known = dict(fits[fits["quantity"] == quantity].set_index(list(KEYS))[numbers].iterrows())
     stages = own.groupby(["optimizer", "steps"], sort=False)
     modules, groups = own["module"].nunique(), own.groupby(["scaling", "init"]).ngroups
     figure = style.new_figure(5.2 * modules, (3.3 + 0.17 * groups) * stages.ngroups)
@@ -69,30 +69,17 @@ def _slope_panel(axis: Axes, points: pd.DataFrame, fits: Mapping[Any, pd.Series]
     style.log_rank(axis, points["rank"])
     positive = points[points["value"] > 0]
     scalings, inits = (list(points[name].unique()) for name in ("scaling", "init"))
-    for key, own in positive.groupby(["module", "optimizer", "steps", "scaling", "init"], sort=False):
-        scaling, init = key[3:]
+    for key, own in positive.groupby(list(KEYS), sort=False):
+        *_, scaling, init = key
         which, by_rank = scalings.index(scaling), own.groupby("rank")["value"]
         color, marker = style.COLORS[which], style.MARKERS[inits.index(init) % len(style.MARKERS)]
         center = (own["value"] ** power).groupby(own["rank"]).mean() ** (1 / power)
         spread = np.maximum([center - by_rank.min(), by_rank.max() - center], 0)
         fill = {"fillstyle": "left"} if which % 3 == 2 else {"mfc": "white" if which % 3 else color}
-        look: dict[str, Any] = {
-            "color": color,
-            "marker": marker,
-            "markersize": 5.5,
-            "elinewidth": 0.8,
-            **fill,
-        }
+        look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 5.5, **fill}
+        look |= {"elinewidth": 0.8, "linestyle": "none", "zorder": 3}
         label = f"{scaling}, {init}" + (_slope_text(fits[key]) if key in fits else "")
-        axis.errorbar(
-            center.index.to_numpy(float),
-            center.to_numpy(),
-            yerr=spread,
-            linestyle="none",
-            label=label,
-            zorder=3,
-            **look,
-        )
+        axis.errorbar(center.index.to_numpy(float), center.to_numpy(), yerr=spread, label=label, **look)
         if key in fits:
             _slope_lines(axis, center, fits[key], color)
     style.log_y(axis)
@@ -103,10 +90,9 @@ def _slope_panel(axis: Axes, points: pd.DataFrame, fits: Mapping[Any, pd.Series]
 
 
 def _slope_text(fit: pd.Series) -> str:
-    slope, low, high = (style.signed(fit[name]) for name in ("slope", "low", "high"))
-    predicted = fit["predicted"]
-    theory = "" if np.isnan(predicted) else f", theory {style.signed(round(predicted, 2), 'zg')}"
-    return f": slope {slope} [{low}, {high}]{theory}"
+    theory = "" if np.isnan(fit["predicted"]) else f", theory {round(fit['predicted'], 2):zg}"
+    shown = f": slope {fit['slope']:z.2f} [{fit['low']:z.2f}, {fit['high']:z.2f}]{theory}"
+    return shown.replace("-", "\N{MINUS SIGN}")
 
 
 def _slope_lines(axis: Axes, center: pd.Series, fit: pd.Series, color: str) -> None:
@@ -114,17 +100,15 @@ def _slope_lines(axis: Axes, center: pd.Series, fit: pd.Series, color: str) -> N
     logs = np.log(center.index.to_numpy(float))
     middle, height = logs.mean(), np.log(center.to_numpy(float)).mean()
     at = np.linspace(logs.min(), logs.max(), 33)
-    ranks = np.exp(at)
-    low, high, line, theory = (
-        np.exp(height + fit[name] * (at - middle)) for name in ("low", "high", "slope", "predicted")
-    )
+    lines = {name: np.exp(height + slope * (at - middle)) for name, slope in fit.items()}
+    low, high = lines["low"], lines["high"]
     if np.isfinite([low, high]).all():
-        band = np.minimum(low, high), np.maximum(low, high)
-        axis.fill_between(ranks, *band, color=color, alpha=0.18, linewidth=0)
-    if np.isfinite(line).all():
-        axis.plot(ranks, line, color=color, linewidth=1.2)
-    if np.isfinite(theory).all():
-        axis.plot(ranks, theory, color="0.2", linewidth=1.6, linestyle=":")
+        edges = np.minimum(low, high), np.maximum(low, high)
+        axis.fill_between(np.exp(at), *edges, color=color, alpha=0.18, linewidth=0)
+    if np.isfinite(lines["slope"]).all():
+        axis.plot(np.exp(at), lines["slope"], color=color, linewidth=1.2)
+    if np.isfinite(lines["predicted"]).all():
+        axis.plot(np.exp(at), lines["predicted"], color="0.2", linewidth=1.6, linestyle=":")
 
 
 @style.theme()
@@ -138,13 +122,14 @@ def gradient_norms(events: pd.DataFrame, column: str = "gradient_norm") -> Figur
     Raises:
         DataError: A column is missing, or there is no row.
     """
-    style.checked(events, ("step", "rank", column), ("module",), where="plots.gradient_norms")
+    style.check(events, ("step", "rank", column), ("module",), where="plots.gradient_norms")
     modules, ranks = events.groupby("module", sort=False), sorted(events["rank"].unique())
     columns = min(modules.ngroups, 3 if modules.ngroups > 4 else 2)
     rows = -(-modules.ngroups // columns)
     figure = style.new_figure(max(4.2, 3.6 * columns), 2.5 * rows + 0.6)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
-    lines = {rank: style.stroke(index, c) for index, (rank, c) in enumerate(_shaded(ranks))}
+    shades = style.shades(len(ranks))
+    lines = {rank: style.stroke(index, shades[index]) for index, rank in enumerate(ranks)}
     for axis, (module, own) in zip(axes, modules, strict=False):
         for rank, values in own.groupby("rank"):
             mean = values.groupby("step")[column].mean()
@@ -162,10 +147,6 @@ def gradient_norms(events: pd.DataFrame, column: str = "gradient_norm") -> Figur
     if len(ranks) > 1:
         style.legend_below(figure, 5 if columns > 1 else 3)
     return figure
-
-
-def _shaded(values: Sequence[Any]) -> list[tuple[Any, Any]]:
-    return list(zip(values, style.shades(len(values)), strict=True))
 
 
 def update_ratios(events: pd.DataFrame) -> Figure:
@@ -196,12 +177,12 @@ def accuracy_by_rank(cells: pd.DataFrame, metric: str, baselines: pd.DataFrame |
 @style.theme()
 def accuracy_by_bytes(cells: pd.DataFrame, metric: str, baselines: pd.DataFrame | None = None) -> Figure:
     """As :func:`accuracy_by_rank`, against the size of the trained parameters (column ``bytes``)."""
-    from matplotlib.ticker import EngFormatter, NullFormatter
+    from matplotlib.ticker import EngFormatter
 
     figure, axis = _accuracy(cells, "bytes", metric, baselines)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(EngFormatter("B"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_minor_formatter("")
     axis.set_xlabel("trainable parameters, as float32")
     return figure
 
@@ -210,7 +191,7 @@ def _accuracy(
     cells: pd.DataFrame, across: str, metric: str, baselines: pd.DataFrame | None
 ) -> tuple[Figure, Axes]:
     column, where = _metric_column(cells, metric), f"plots.accuracy_by_{across}"
-    style.checked(cells, (across, column), where=where)
+    style.check(cells, (across, column), where=where)
     varied = ("scaling", "init", "alpha", "learning_rate")
     apart = [name for name in varied if name in cells and cells[name].nunique() > 1]
     groups = list(cells.groupby(apart, sort=False, dropna=False)) if apart else [((), cells)]
@@ -230,7 +211,7 @@ def _accuracy(
     axis.set_ylabel(style.text(style.spelled(column)) + spread)
     if baselines is not None:
         name = _metric_column(baselines, metric)
-        style.checked(baselines, (name,), ("method",), where=where)
+        style.check(baselines, (name,), ("method",), where=where)
         _baseline_lines(axis, baselines.set_index("method")[name].dropna().sort_values(), cells[column])
     if apart:
         style.legend_below(figure, 2)
@@ -248,7 +229,7 @@ def _metric_column(table: pd.DataFrame, metric: str) -> str:
 
 def _baseline_lines(axis: Axes, baselines: pd.Series, values: pd.Series) -> None:
     """A line per baseline, named on the right; for those far beyond the cells an arrow instead of a line."""
-    low, high = float(values.min()), float(values.max())
+    low, high = values.min(), values.max()
     reach = 2 * max(high - low, 0.05 * abs(high))
     near = baselines[baselines.between(low - reach, high + reach)]
     low, high = min(low, *near, high), max(high, *near, low)
@@ -262,17 +243,10 @@ def _baseline_lines(axis: Axes, baselines: pd.Series, values: pd.Series) -> None
             dashes = style.LINES[1 + index % (len(style.LINES) - 1)]
             axis.axhline(value, color="0.35", linewidth=1, linestyle=dashes, zorder=1)
         link = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0}
-        axis.annotate(
-            f"{arrow}{style.text(method)} {value:.4g}",
-            xy=(1, height),
-            xytext=(1.03, places[index]),
-            xycoords="axes fraction",
-            fontsize=8,
-            va="center",
-            color="0.2",
-            annotation_clip=False,
-            arrowprops=None if arrow else link,
-        )
+        look: dict[str, Any] = {"xycoords": "axes fraction", "annotation_clip": False, "va": "center"}
+        look |= {"fontsize": 8, "color": "0.2", "arrowprops": None if arrow else link}
+        shown = f"{arrow}{style.text(method)} {value:.4g}"
+        axis.annotate(shown, xy=(1, height), xytext=(1.03, places[index]), **look)
 
 
 def spread_out(places: Sequence[float], gap: float) -> list[float]:

@@ -7,7 +7,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from ofa_jax.files import write_atomic
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -32,9 +31,8 @@ SHADES = "cividis"
 MAX_PANELS = 6
 """Panels of a figure; of more series the first ones are drawn."""
 
-_WORDS = {"smape": "sMAPE", "adam": "Adam"} | {
-    word: word.upper() for word in ("mse", "mae", "rms", "sgd", "owa", "mase")
-}
+_WORDS = {"smape": "sMAPE", "adam": "Adam", "mse": "MSE", "mae": "MAE", "rms": "RMS", "sgd": "SGD"}
+_WORDS |= {"owa": "OWA", "mase": "MASE"}
 
 
 @contextlib.contextmanager
@@ -58,17 +56,18 @@ def panels(
 ) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
     """A figure with a panel per value of the column ``panel``, or a single one, each with its rows."""
     groups = list(table.groupby("panel", sort=False)) if "panel" in table else [("", table)]
-    shown = groups[:MAX_PANELS]
-    figure = new_figure(8.5, height * len(shown) + 0.6)
-    axes = figure.subplots(len(shown), 1, squeeze=False, sharex=sharex)[:, 0]
-    for axis, (name, _) in zip(axes, shown, strict=True):
+    count = min(len(groups), MAX_PANELS)
+    if count < len(groups):
+        title = f"{title} (first {count} of {len(groups)} series)".strip()
+    figure, drawn = new_figure(8.5, height * count + 0.6), []
+    axes = figure.subplots(count, 1, squeeze=False, sharex=sharex)[:, 0]
+    for axis, (name, own) in zip(axes, groups, strict=False):
         axis.set_title(text(name, 90))
         axis.margins(x=0.01)
-    if len(shown) < len(groups):
-        title = f"{title} (first {len(shown)} of {len(groups)} series)".strip()
+        drawn.append((axis, own))
     if title:
         figure.suptitle(text(title, 110))
-    return figure, [(axis, own) for axis, (_, own) in zip(axes, shown, strict=True)]
+    return figure, drawn
 
 
 def legend_below(figure: Figure, columns: int = 5) -> None:
@@ -82,13 +81,11 @@ def legend_below(figure: Figure, columns: int = 5) -> None:
 
 def log_rank(axis: Axes, ranks: Sequence[float] | pd.Series) -> None:
     """A logarithmic axis of ranks with a tick at each of them, at most a dozen."""
-    from matplotlib.ticker import NullLocator
-
     shown = sorted({float(rank) for rank in ranks})
     ticks = shown[:: -(-len(shown) // 12)]
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [f"{rank:g}" for rank in ticks])
-    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xticks([], minor=True)
     if len(shown) == 1:
         axis.set_xlim(shown[0] / 2, shown[0] * 2)
     axis.set_xlabel("rank")
@@ -96,14 +93,14 @@ def log_rank(axis: Axes, ranks: Sequence[float] | pd.Series) -> None:
 
 def log_y(axis: Axes) -> None:
     """A logarithmic y axis, with ticks also at 2 and 5 below two decades. Call it after drawing."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator
 
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     if high < 100 * low:
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.yaxis.set_minor_formatter("")
 
 
 def stroke(index: int, color: Any) -> dict[str, Any]:
@@ -111,11 +108,9 @@ def stroke(index: int, color: Any) -> dict[str, Any]:
     return {"color": color, "marker": MARKERS[index % len(MARKERS)], "linestyle": LINES[index % len(LINES)]}
 
 
-def integer_ticks(along: Axis) -> None:
+def integer_ticks(axis: Axes, along: Literal["x", "both"] = "x") -> None:
     """Ticks at integers only."""
-    from matplotlib.ticker import MaxNLocator
-
-    along.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    axis.locator_params(along, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
 
 
 def shades(count: int) -> list[Any]:
@@ -125,26 +120,22 @@ def shades(count: int) -> list[Any]:
     return list(colormaps[SHADES](np.linspace(0, 0.85, count))) if count > 1 else [COLORS[0]]
 
 
-def checked(
-    table: pd.DataFrame, numbers: Sequence[str], names: Sequence[str] = (), *, where: str
-) -> pd.DataFrame:
-    """The table, if it can be drawn.
+def check(table: pd.DataFrame, numbers: Sequence[str], names: Sequence[str] = (), *, where: str) -> None:
+    """Refuse a table that cannot be drawn.
 
     Raises:
         DataError: A column is missing or not numeric, or there is no row.
     """
     from pandas.api.types import is_numeric_dtype
 
-    missing = [name for name in (*names, *numbers) if name not in table]
-    if missing:
-        found = ", ".join(f"`{name}`" for name in table) or "none"
-        raise DataError(f"the table has no column `{missing[0]}`", where=where, fix=f"It has {found}")
+    for name in (*names, *numbers):
+        if name not in table:
+            found = ", ".join(f"`{column}`" for column in table) or "none"
+            raise DataError(f"the table has no column `{name}`", where=where, fix=f"It has {found}")
+        if name in numbers and not is_numeric_dtype(table[name]):
+            raise DataError(f"the column `{name}` is not numeric", where=where, fix="Convert it to numbers")
     if not len(table):
         raise DataError("the table has no rows", where=where, fix="Give at least one")
-    wrong = [name for name in numbers if not is_numeric_dtype(table[name])]
-    if wrong:
-        raise DataError(f"the column `{wrong[0]}` is not numeric", where=where, fix="Convert it to numbers")
-    return table
 
 
 def spelled(name: object) -> str:
@@ -154,13 +145,8 @@ def spelled(name: object) -> str:
 
 def text(name: object, longest: int = 40) -> str:
     """A name from outside, shortened, without the control characters that SVG cannot contain."""
-    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(name))
+    shown = "".join(char if char.isprintable() else "\ufffd" for char in str(name))
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
-
-
-def signed(number: float, spec: str = "z.2f") -> str:
-    """A number with a true minus sign and no negative zero."""
-    return format(number, spec).replace("-", "\N{MINUS SIGN}")
 
 
 def bytes_text(number: float) -> str:
@@ -171,12 +157,11 @@ def bytes_text(number: float) -> str:
 
 
 @theme()
-def _rendered(figure: Figure, kind: str, dpi: int | None = None) -> bytes:
+def _rendered(figure: Figure, kind: str, dpi: Any = "figure") -> bytes:
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # missing from the font: drawn as boxes
-        metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(content, format=kind, dpi=dpi or "figure", metadata=metadata)
+        figure.savefig(content, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
     return content.getvalue()
 
 
@@ -190,7 +175,7 @@ def as_png(figure: Figure, dpi: int = 150) -> bytes:
     return _rendered(figure, "png", dpi)
 
 
-def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure atomically, in the format that the file's extension names.
 
     Raises:
@@ -202,4 +187,4 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
     if kind not in FigureCanvasAgg.get_supported_filetypes():
         what = f"figures cannot be written as {kind or 'a file without an extension'!r}"
         raise DataError(what, where=str(path), fix="Use .png, .svg or .pdf")
-    write_atomic(path, _rendered(figure, kind, dpi))
+    write_atomic(path, _rendered(figure, kind, 150))

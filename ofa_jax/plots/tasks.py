@@ -35,21 +35,24 @@ def anomaly_scores(table: pd.DataFrame, threshold: float) -> Figure:
     Raises:
         DataError: A column is missing, or there is no row.
     """
-    style.checked(table, ("score",), where="plots.anomaly_scores")
+    style.check(table, ("score",), where="plots.anomaly_scores")
     figure, panels = style.panels(table, 1.8, sharex=False)
     for axis, own in panels:
         time, score = own.iloc[:, 0].to_numpy(), own["score"].to_numpy()
         begins = np.arange(0, len(own), -(-len(own) // MAX_POINTS))
         drawn = np.maximum.reduceat(score, begins)
         axis.plot(time[begins], drawn, color=style.COLORS[0], linewidth=1, label="score")
-        if "label" in own:
-            _shade(axis, own)
+        if "label" in own:  # half a step wider at both ends
+            label = own["label"].astype(bool)
+            runs = own.iloc[:, 0][label].groupby((label != label.shift()).cumsum())
+            bars = list(zip(runs.min() - 0.5, runs.max() - runs.min() + 1, strict=True))
+            look: dict[str, Any] = {"color": style.COLORS[1], "alpha": 0.4, "label": "labeled anomaly"}
+            axis.broken_barh(bars, (0, 1), transform=axis.get_xaxis_transform(), linewidth=0.8, **look)
         else:
             above = score > threshold
             axis.plot(time[above], score[above], ".", color=style.COLORS[5], label="above the threshold")
-        axis.axhline(
-            threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:.3g}"
-        )
+        limit = f"threshold {threshold:.3g}"
+        axis.axhline(threshold, color="black", linestyle="--", linewidth=1, label=limit)
         if (score > 0).any() and threshold > 0:
             style.log_y(axis)
         axis.set_ylabel("score")
@@ -57,15 +60,6 @@ def anomaly_scores(table: pd.DataFrame, threshold: float) -> Figure:
         axis.set_xlabel("step")
     style.legend_below(figure)
     return figure
-
-
-def _shade(axis: Axes, own: pd.DataFrame) -> None:
-    """Shade each run of labeled steps, half a step wider at both ends."""
-    label = own["label"].astype(bool)
-    spans = own.iloc[:, 0][label].groupby((label != label.shift()).cumsum()).agg(["min", "max"])
-    bars = [(first - 0.5, last - first + 1) for first, last in spans.itertuples(index=False)]
-    look: dict[str, Any] = {"color": style.COLORS[1], "alpha": 0.4, "linewidth": 0.8}
-    axis.broken_barh(bars, (0, 1), transform=axis.get_xaxis_transform(), **look, label="labeled anomaly")
 
 
 @style.theme()
@@ -94,10 +88,8 @@ def class_probabilities(table: pd.DataFrame) -> Figure:
     """
     shown = table.set_index(table.columns[0]).select_dtypes("number").head(MAX_CASES)
     if not shown.size:
-        what = "the table has no probabilities"
-        raise DataError(
-            what, where="plots.class_probabilities", fix="Give a row per case, a column per class"
-        )
+        what, fix = "the table has no probabilities", "Give a row per case, a column per class"
+        raise DataError(what, where="plots.class_probabilities", fix=fix)
     figure = style.new_figure(min(3 + 0.5 * shown.shape[1], 12), 1.6 + 0.24 * len(shown))
     axis = _matrix(figure, shown, ".2f" if shown.shape[1] <= 18 else None, top=1)
     hidden = "" if len(shown) == len(table) else f" (first {len(shown)} of {len(table)})"
@@ -122,18 +114,17 @@ def _matrix(figure: Figure, values: pd.DataFrame, spec: str | None, top: float |
 
 
 @style.theme()
-def filled_in(table: pd.DataFrame, *, unit: str = "") -> Figure:
+def filled_in(table: pd.DataFrame) -> Figure:
     """Hidden or missing points and the values imputed for them, a panel per series or window.
 
     Args:
         table: Columns ``time`` (steps or timestamps), ``actual``, NaN where unknown, and ``filled``, NaN
             where the point was observed; a column ``panel`` names panels.
-        unit: Label of the values.
 
     Raises:
         DataError: A column is missing, or there is no row.
     """
-    style.checked(table, ("actual", "filled"), ("time",), where="plots.filled_in")
+    style.check(table, ("actual", "filled"), ("time",), where="plots.filled_in")
     figure, panels = style.panels(table, 2)
     for axis, own in panels:
         hidden = own["filled"].notna()
@@ -142,7 +133,6 @@ def filled_in(table: pd.DataFrame, *, unit: str = "") -> Figure:
         if gaps["actual"].notna().any():
             axis.plot(gaps["time"], gaps["actual"], "o", color="black", mfc="none", ms=5, label="hidden")
         axis.plot(gaps["time"], gaps["filled"], "X", color=style.COLORS[5], ms=5, label="imputed")
-        axis.set_ylabel(style.text(unit))
     if pd.api.types.is_numeric_dtype(table["time"]):
         axis.set_xlabel("step")
     style.legend_below(figure)
@@ -159,14 +149,11 @@ def filled_table(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
     Raises:
         DataError: ``before`` has no gap.
     """
-    time = before.columns[0]
-    missing = before.drop(columns=time).isna()
-    parts = {
-        name: pd.DataFrame(
-            {"time": before[time], "actual": before[name], "filled": after[name].where(missing[name])}
-        )
-        for name in missing.columns[missing.any()]
-    }
+    time, parts = before.columns[0], {}
+    for name in before.columns[1:]:
+        if (missing := before[name].isna()).any():
+            filled = after[name].where(missing)
+            parts[name] = pd.DataFrame({"time": before[time], "actual": before[name], "filled": filled})
     if not parts:
         raise DataError("no value is missing", where="plots.filled_table", fix="Give a table with gaps")
     return filled_in(pd.concat(parts, names=["panel"]).reset_index("panel"))

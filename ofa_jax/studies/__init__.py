@@ -1,30 +1,43 @@
-"""Studies that train many adapters, and the reading of their comma-separated lists."""
+"""Studies that train many adapters, and the lists of values that vary in them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 
 from ofa_jax.errors import ConfigError
 
+T = TypeVar("T")
 
-def parse_list(text: str, kind: type[int] | type[float] | tuple[str, ...], *, where: str) -> tuple[Any, ...]:
-    """Comma-separated values, such as ``"2, 4,8"``; an empty text gives ``()``.
 
-    Args:
-        text: The values.
-        kind: ``int``, ``float``, or the names to choose from.
-        where: The argument, for errors.
+def _split(values: Any) -> Any:
+    return [part.strip() for part in values.split(",") if part.strip()] if isinstance(values, str) else values
 
-    Raises:
-        ConfigError: A value is not of this kind.
-    """
-    found: list[Any] = []
-    for part in (part.strip() for part in text.split(",") if part.strip()):
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values or len(set(values)) < len(values):
+        raise ValueError("list at least one value, and each once")
+    return values
+
+
+Listed = Annotated[tuple[T, ...], BeforeValidator(_split), AfterValidator(_distinct)]
+"""Values that differ, at least one; also as a comma-separated text: ``"2, 4,8"``."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class Choices:
+    """Base of what varies in a study; a value that a field does not take is a ConfigError."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_error(cls, given: Any, validate: Any) -> Any:
         try:
-            found.append(kind[kind.index(part)] if isinstance(kind, tuple) else kind(part))
-        except ValueError:
-            names = {int: "an integer", float: "a number"}
-            expected = f"one of {', '.join(kind)}" if isinstance(kind, tuple) else names[kind]
-            fix = "Separate values by commas"
-            raise ConfigError(f"{part!r} is not {expected}", where=where, fix=fix) from None
-    return tuple(found)
+            return validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            message = first["msg"].removeprefix("Value error, ")
+            found = "" if first["type"] == "missing" else f" (found {first['input']!r})"
+            text = f"{message[0].lower()}{message[1:]}{found}"
+            raise ConfigError(text, where=str(first["loc"][0])) from None

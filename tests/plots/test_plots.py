@@ -211,11 +211,10 @@ def windows() -> pd.DataFrame:
 
 
 def test_a_forecast_continues_its_history():
-    figure = run.forecast(windows(), unit="kW", history=2, title="Two windows", note="generated")
+    figure = run.forecast(windows(), history=2, title="Two windows", note="generated")
     assert titles(figure) == ["best", "worst"]
     assert figure.get_suptitle() == "Two windows"
     for axis in figure.axes:
-        assert axis.get_ylabel() == "kW"
         history, actual, forecast, _ = axis.lines
         assert history.get_xdata().tolist() == [-1, 0], "two steps of history"
         assert actual.get_xdata().tolist() == [0, 1, 2]
@@ -342,7 +341,7 @@ def test_class_probabilities_have_a_row_per_case():
 
 def test_imputed_and_hidden_points():
     table = pd.DataFrame({"time": [0, 1, 2], "actual": [1.0, 2.0, 3.0], "filled": [np.nan, 2.5, np.nan]})
-    observed, hidden, imputed = tasks.filled_in(table, unit="kW").axes[0].lines
+    observed, hidden, imputed = tasks.filled_in(table).axes[0].lines
     np.testing.assert_array_equal(observed.get_ydata(), [1, np.nan, 3])
     assert (hidden.get_xdata().tolist(), hidden.get_ydata().tolist()) == ([1], [2])
     assert imputed.get_ydata().tolist() == [2.5]
@@ -400,7 +399,7 @@ def test_names_from_outside_are_drawn_as_they_are(name):
     """No name breaks a figure or its SVG: neither mathematics to matplotlib nor control characters."""
     errors = pd.Series([1.0, 2.0], index=[name, "other"])
     ElementTree.fromstring(style.as_svg(run.error_by_channel(errors, "MSE")))
-    ElementTree.fromstring(style.as_svg(run.forecast(windows().assign(panel=name), unit=name)))
+    ElementTree.fromstring(style.as_svg(run.forecast(windows().assign(panel=name), note=name)))
     events = pd.DataFrame({"step": [1, 2], "module": name, "rank": 4, "gradient_norm": [1.0, 2.0]})
     assert style.as_png(studies.gradient_norms(events), dpi=20).startswith(b"\x89PNG")
 

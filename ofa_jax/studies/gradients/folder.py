@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ofa_jax.config.load import dump_experiment
-from ofa_jax.config.schema import Experiment, Scaling
+from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.files import atomic_folder, write_atomic, write_json
 from ofa_jax.runs.folder import versions
-from ofa_jax.studies import parse_list
 from ofa_jax.studies.gradients.study import Grid, Study, study
-from ofa_jax.studies.gradients.theory import Optimizer, StudyInit, seed_mean_power, slopes
+from ofa_jax.studies.gradients.theory import seed_mean_power, slopes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,25 +36,6 @@ class Written(NamedTuple):
         """As JSON; NaN is null."""
         rows = self.slopes.astype(object).where(self.slopes.notna(), None).to_dict("records")
         return {"folder": str(self.folder), "windows": self.study.windows, "slopes": rows}
-
-
-def parse_grid(
-    ranks: str, scalings: str, inits: str, optimizers: str, steps: str, **numbers: int | float | None
-) -> Grid:
-    """A grid from comma-separated lists; an empty list keeps the default of :class:`Grid`.
-
-    Raises:
-        ConfigError: A value that is malformed, unknown or out of range.
-    """
-    lists = {
-        "ranks": parse_list(ranks, int, where="ranks"),
-        "scalings": parse_list(scalings, get_args(Scaling), where="scalings"),
-        "inits": parse_list(inits, get_args(StudyInit), where="inits"),
-        "optimizers": parse_list(optimizers, get_args(Optimizer), where="optimizers"),
-        "steps": parse_list(steps, int, where="steps"),
-    }
-    given: dict[str, Any] = {name: values for name, values in lists.items() if values} | numbers
-    return Grid(**given)
 
 
 def run_study(experiment: Experiment, grid: Grid, out: str | Path, say: Callable[[str], object]) -> Written:

@@ -27,16 +27,17 @@ run side by side as :data:`WINDOWS_AT_ONCE` allows: memory grows with neither se
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pydantic
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from ofa_jax.adapters.partition import AdapterTarget, combine
 from ofa_jax.adapters.rslora import Adapters, LoraConfig, init_adapters
@@ -45,9 +46,10 @@ from ofa_jax.config.schema import Experiment, Scaling
 from ofa_jax.errors import ConfigError
 from ofa_jax.model import trees
 from ofa_jax.runs.train import read_data
+from ofa_jax.studies import Choices, Listed
 from ofa_jax.studies.gradients.taps import Taps, quantities, tap
 from ofa_jax.studies.gradients.theory import FirstStep, Optimizer, StudyInit, init_std
-from ofa_jax.studies.sweep.program import bucket, padded, stacked
+from ofa_jax.studies.sweep.program import bucket, padded
 from ofa_jax.tasks.base import Task
 from ofa_jax.train.step import Params, TrainState, dropout_key, init_state, train_step
 from ofa_jax.windows.batch import Batch, gather
@@ -66,10 +68,13 @@ Quantities = dict[str, dict[str, Any]]
 WINDOWS_AT_ONCE = 256
 """Limit on the total number of windows of the seeds that run side by side; at least one seed runs."""
 
+Rate = Annotated[float, Field(gt=0)]
+"""A learning rate."""
 
-@dataclass(frozen=True)
-class Grid:
-    """What varies, and how it is measured.
+
+@pydantic.dataclasses.dataclass(frozen=True)
+class Grid(Choices):
+    """What varies, and how it is measured. Lists may be comma-separated texts.
 
     Attributes:
         ranks, scalings, inits, optimizers: Every combination is measured.
@@ -80,35 +85,18 @@ class Grid:
         adam_learning_rate: Default: the experiment's ``train.learning_rate``.
 
     Raises:
-        ConfigError: A value out of range, an empty list or a duplicate.
+        ConfigError: A value of another kind or out of range, an empty list or a duplicate.
     """
 
-    ranks: tuple[int, ...] = RANKS
-    scalings: tuple[Scaling, ...] = get_args(Scaling)
-    inits: tuple[StudyInit, ...] = ("theorem", "peft_gaussian", "kaiming")
-    optimizers: tuple[Optimizer, ...] = ("sgd", "adam")
-    steps: tuple[int, ...] = (0, 1, 10)
-    seeds: int = 5
-    windows: int = 64
-    sgd_learning_rate: float = 1e-6
-    adam_learning_rate: float | None = None
-
-    def __post_init__(self) -> None:
-        choices = {"scalings": Scaling, "inits": StudyInit, "optimizers": Optimizer}
-        for name in ("ranks", "steps", *choices):
-            values, known = getattr(self, name), get_args(choices.get(name))
-            if not values or len(set(values)) < len(values):
-                what = f"{list(values)} is empty or has duplicates"
-                raise ConfigError(what, where=name, fix="List each value once")
-            if unknown := [value for value in values if known and value not in known]:
-                raise ConfigError(f"{unknown[0]!r} is not one of {', '.join(known)}", where=name)
-        for name, least in {"ranks": 1, "steps": 0, "seeds": 1, "windows": 1}.items():
-            if (value := np.min(getattr(self, name))) < least:
-                raise ConfigError(f"{value} is less than {least}", where=name)
-        for name in ("sgd_learning_rate", "adam_learning_rate"):
-            rate = getattr(self, name)
-            if rate is not None and not (rate > 0 and math.isfinite(rate)):
-                raise ConfigError(f"{rate} is not a positive number", where=name)
+    ranks: Listed[PositiveInt] = RANKS
+    scalings: Listed[Scaling] = get_args(Scaling)
+    inits: Listed[StudyInit] = ("theorem", "peft_gaussian", "kaiming")
+    optimizers: Listed[Optimizer] = ("sgd", "adam")
+    steps: Listed[NonNegativeInt] = (0, 1, 10)
+    seeds: PositiveInt = 5
+    windows: PositiveInt = 64
+    sgd_learning_rate: Rate = 1e-6
+    adam_learning_rate: Rate | None = None
 
 
 @dataclass(frozen=True)
@@ -120,16 +108,13 @@ class Study:
         curves: The same without ``seed``: expected values (roots and norms: of the mean square), where known.
         windows: Windows per step.
         experiment: The settings used.
-        grid: What varied.
-        trunk_sha256: Digest of the trunk's weights.
-        data_sha256: Digest of the data.
+        trunk_sha256, data_sha256: Digests of the trunk's weights and of the data.
     """
 
     table: pd.DataFrame
     curves: pd.DataFrame
     windows: int
     experiment: Experiment
-    grid: Grid
     trunk_sha256: str
     data_sha256: str
 
@@ -159,7 +144,8 @@ def study(
     if alpha == 0:
         fix = "Set a positive value"
         raise ConfigError("with alpha 0 adapters have no effect", where="adapters.alpha", fix=fix)
-    experiment = _deterministic(experiment)
+    # a tap cannot reach the values inside rematerialized blocks
+    experiment = experiment.replace({"trunk.dropout": 0.0, "trunk.remat": False, "adapters.dropout": 0.0})
     if task is None:
         data = read_data(experiment)
         task, experiment = data.task, experiment.replace({"task": data.settings})
@@ -183,15 +169,9 @@ def study(
         curves=pd.DataFrame(curves, columns=[name for name in columns if name != "seed"]),
         windows=runner.windows,
         experiment=experiment,
-        grid=grid,
         trunk_sha256=runner.model.trunk_sha256,
         data_sha256=trees.fingerprint([("buffer", task.buffer)]),
     )
-
-
-def _deterministic(experiment: Experiment) -> Experiment:
-    """Without dropout, and without rematerialized blocks, whose values no tap can reach."""
-    return experiment.replace({"trunk.dropout": 0.0, "trunk.remat": False, "adapters.dropout": 0.0})
 
 
 def draw_adapters(targets: Mapping[str, AdapterTarget], rank: int, init: StudyInit, seed: int) -> Adapters:
@@ -275,7 +255,8 @@ class StudyRunner:
 
     def _run(self, adapters: Sequence[Adapters], scale: float, optimizer: Optimizer) -> dict[int, Quantities]:
         """Take the steps from some draws side by side: what is measured, by the number of steps taken."""
-        trees_v = stacked([{**self.model.trainable, "adapters": each} for each in adapters])
+        draws = [{**self.model.trainable, "adapters": each} for each in adapters]
+        trees_v = jax.tree.map(lambda *leaves: np.stack(leaves), *draws)
         state = jax.vmap(partial(init_state, optimizer=self._optimizers[optimizer]))(trees_v)
         before, found = state, {}
         for step in range(max(self._steps) + 1):

@@ -54,14 +54,6 @@ def tap(
 ) -> Taps:
     """Input and output gradient of every adapter on one batch, dropout off; pure and traceable.
 
-    Args:
-        predict: The network with its adapters.
-        loss: ``(prediction, batch) -> (sum, count)``; the gradient is that of their ratio.
-        targets: The adapted layers.
-        frozen: Parameters that never change.
-        trainable: Parameters in training.
-        batch: The windows.
-
     Raises:
         ConfigError: An adapted layer is called more than once in a pass.
     """
@@ -87,17 +79,12 @@ def tap(
     _, (_, outputs) = jax.eval_shape(lambda: forward(None))
     probes = {path: jnp.zeros(out.shape, jnp.float32) for path, out in outputs.items()}
     gradients, (inputs, _) = jax.grad(forward, has_aux=True)(probes)
-    return {
-        path: Tap(_by_token(target, inputs[path]), _rows(gradients[path])) for path, target in targets.items()
-    }
-
-
-def _by_token(target: AdapterTarget, x: jax.Array) -> jax.Array:
-    return x.reshape(-1) if target.kind == "embedding" else _rows(x).astype(jnp.float32)
-
-
-def _rows(values: jax.Array) -> jax.Array:
-    return values.reshape(-1, values.shape[-1])
+    seen = {}
+    for path, target in targets.items():
+        x, gradient = inputs[path], gradients[path]
+        x = x.reshape(-1) if target.kind == "embedding" else x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+        seen[path] = Tap(x, gradient.reshape(-1, gradient.shape[-1]))
+    return seen
 
 
 def quantities(
@@ -113,8 +100,7 @@ def quantities(
     Args:
         seen: What it sees, with the factors ``after``.
         first: The gradient at its output before the first step, ``[t, out]``.
-        before: ``{"a": [in, r], "b": [r, out]}`` one step ago.
-        after: The factors now.
+        before, after: ``{"a": [in, r], "b": [r, out]}`` one step ago and now.
         weight: The layer's own weight, ``[in, out]``.
         scale: The factor before ``a b``.
     """
@@ -122,12 +108,13 @@ def quantities(
     indexed = jnp.issubdtype(x.dtype, jnp.integer)
     low = a[x] if indexed else _product(x, a)
     out, back = scale * _product(low, b), scale * _product(gradient, b.T)
-    rms = _root_mean_square(out)
+    into = _product(back, a.T)
+    rms = _norm(out) / math.sqrt(out.size)
     unit = out / jnp.where(rms > 0, rms, 1)
     return {
         "output_rms": rms,
         **{f"output_shape_{m}": jnp.mean(unit**m) for m in MOMENTS},
-        "input_gradient_rms": _root_mean_square(_product(back, a.T)),
+        "input_gradient_rms": _norm(into) / math.sqrt(into.size),
         "gradient_norm_a": _norm(jnp.zeros_like(a).at[x].add(back) if indexed else _product(x.T, back)),
         "gradient_norm_b": scale * _norm(_product(low.T, gradient)),
         "update_ratio_a": _norm(a - before["a"]) / _norm(a),
@@ -146,7 +133,3 @@ def _norm(values: jax.Array) -> jax.Array:
     # scaled by the largest value first: squares of small numbers underflow in float32
     largest = jnp.max(jnp.abs(values))
     return largest * jnp.linalg.norm(values / jnp.where(largest > 0, largest, 1))
-
-
-def _root_mean_square(values: jax.Array) -> jax.Array:
-    return _norm(values) / math.sqrt(values.size)

@@ -48,10 +48,6 @@ class LKR:
     columns: np.ndarray
     product: np.ndarray
 
-    @classmethod
-    def of(cls, left: np.ndarray, columns: np.ndarray, product: np.ndarray) -> LKR:
-        return cls(norm(left, axis=1), columns, product)
-
     def mean_square(self, rank: int) -> float:
         """``E |L K R|²`` per entry for ``sigma = 1``; in total ``r |L|² |R|² + r (r + 1) |L R|²``."""
         cross = np.sum(self.rows**2) * np.sum(self.columns**2)
@@ -103,14 +99,14 @@ class FirstStep:
         if target.kind == "embedding":
             flow = np.zeros(target.shape)
             np.add.at(flow, x, g)
-            output = LKR.of(flow[x], ones, flow[x])
-            back = LKR.of(g, norm(flow, axis=1), g @ flow.T)
+            output = LKR(norm(flow[x], axis=1), ones, flow[x])
+            back = LKR(norm(g, axis=1), norm(flow, axis=1), g @ flow.T)
             summed = float(norm(flow, axis=1).sum())
         else:
             x = x.astype(np.float64)
             flow = x.T @ g
-            output = LKR.of(x, norm(flow, axis=0), x @ flow)
-            back = LKR.of(g @ flow.T, ones, g @ flow.T)
+            output = LKR(norm(x, axis=1), norm(flow, axis=0), x @ flow)
+            back = LKR(norm(g @ flow.T, axis=1), ones, g @ flow.T)
             summed = float(norm(flow, axis=0).sum())
         small = flow.T @ flow if flow.shape[1] <= flow.shape[0] else flow @ flow.T
         square, size = float(norm(small)), float(norm(weight.astype(np.float64)))
@@ -127,9 +123,7 @@ class FirstStep:
             yield f"gradient_norm_{zero}", scale * sigma * math.sqrt(rank) * self.flow
         if steps == 0:
             return
-        if (
-            optimizer == "adam"
-        ):  # its first step moves every number by the learning rate, whatever its gradient
+        if optimizer == "adam":  # moves every number by the learning rate, whatever its gradient
             change = scale * sigma * rank * math.sqrt(2 / math.pi) * self.summed
             yield "first_order_change", learning_rate * change
             return
@@ -193,8 +187,6 @@ def _fit(points: pd.Series) -> tuple[float, float, float]:
     if len(values) < 2 or not (np.isfinite(values) & (values > 0)).all():
         return math.nan, math.nan, math.nan
     line = stats.linregress(np.log(ranks), np.log(values))
-    if len(values) < 3:
-        return float(line.slope), math.nan, math.nan
     error = 0.0 if np.ptp(values) == 0 else line.stderr  # scipy gives NaN for equal values
-    half = stats.t.ppf(0.975, len(values) - 2) * error
-    return float(line.slope), float(line.slope - half), float(line.slope + half)
+    half = stats.t.ppf(0.975, len(values) - 2) * error  # NaN for two points
+    return line.slope, line.slope - half, line.slope + half

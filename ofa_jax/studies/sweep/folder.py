@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import jax
 from pydantic import ConfigDict, Field, PositiveInt
+from pydantic_core import to_jsonable_python
 
 from ofa_jax.baselines.compare import baseline_rows
 from ofa_jax.baselines.trained import trained_baselines
@@ -49,7 +51,7 @@ from ofa_jax.runs.folder import (
     resolved,
 )
 from ofa_jax.runs.train import read_data
-from ofa_jax.studies.sweep.cells import Axes, Cell, Group, adapters_at_once, cells_of, groups_of
+from ofa_jax.studies.sweep.cells import SETTINGS, Axes, Cell, Group, adapters_at_once, cells_of, groups_of
 from ofa_jax.studies.sweep.program import SweepPrograms, bucket, cut, final_metrics
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.train.checkpoints import Checkpoints
@@ -64,16 +66,14 @@ RECORD, TABLE, CELLS = "sweep.json", "sweep.csv", "cells"
 FIGURES = ("accuracy_by_rank", "accuracy_by_bytes")
 """Figures of a sweep: functions of :mod:`ofa_jax.plots.studies` and files of the folder."""
 
-_COLUMNS = ("rank", "alpha", "scaling", "init", "learning_rate")
-_COUNTS = ("trainable", "bytes", "best_epoch", "epochs")
 
-
-class SweepRecord(FileRecord):
-    """The content of sweep.json."""
+class Sweep(FileRecord):
+    """A sweep: its folder, and the content of sweep.json."""
 
     model_config = ConfigDict(frozen=False, validate_by_name=True)
     newest = FORMAT
 
+    folder: Path = Field(Path(), exclude=True)
     format: int = FORMAT
     kind: Literal["ofa-jax sweep"] = "ofa-jax sweep"
     provenance: Provenance
@@ -83,21 +83,13 @@ class SweepRecord(FileRecord):
     protocol: str
     objective: str
     windows: dict[str, int]
-    cells: list[dict[str, Any]] = Field(default_factory=list)
-    baselines: list[dict[str, Any]] | None = Field(None, alias="controls")
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep's folder and its record."""
-
-    folder: Path
-    content: SweepRecord
+    cell_rows: list[dict[str, Any]] = Field(default_factory=list, alias="cells")
+    baseline_rows: list[dict[str, Any]] | None = Field(None, alias="controls")
 
     @property
     def record(self) -> dict[str, Any]:
-        """The record as JSON has it."""
-        return self.content.model_dump(mode="json", by_alias=True, exclude={"format"})
+        """The content of sweep.json."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"format"})
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -109,46 +101,41 @@ class Sweep:
         """
         import pandas as pd
 
-        rows = self.content.cells
-        names = dict.fromkeys(name for row in rows for name in row)
-        metrics = [name for start in ("validation_", "test_") for name in names if name.startswith(start)]
-        return pd.DataFrame(rows, columns=[*_COLUMNS, "seed", *_COUNTS, *metrics, "cell", "ended"])
+        table = pd.DataFrame(self.cell_rows)
+        metrics = [*table.filter(regex="^validation_"), *table.filter(regex="^test_")]
+        counts = ["seed", "trainable", "bytes", "best_epoch", "epochs"]
+        return table.reindex(columns=[*SETTINGS, *counts, *metrics, "cell", "ended"])
 
     @property
     def baselines(self) -> pd.DataFrame | None:
         """Columns ``method, trainable, bytes`` and ``test_`` metrics; None if they were not requested."""
         import pandas as pd
 
-        return None if self.content.baselines is None else pd.DataFrame(self.content.baselines)
+        return None if self.baseline_rows is None else pd.DataFrame(self.baseline_rows)
 
     @property
     def seeds(self) -> int:
         """Number of seeds per configuration."""
-        return int(self.content.axes["seeds"])
-
-    @property
-    def metric(self) -> str:
-        """The column that figures show: the objective on the test part, or the first test metric."""
-        columns = [name for name in self.cells.columns if name.startswith("test_")]
-        objective = f"test_{self.content.objective}"
-        return objective if objective in columns else columns[0]
+        return int(self.axes["seeds"])
 
     def write(self) -> None:
         """Write record and table, each atomically."""
         write_json(self.folder / RECORD, self.record, version=FORMAT)
-        if self.content.cells:
+        if self.cell_rows:
             write_atomic(self.folder / TABLE, self.cells.to_csv(index=False))
 
     def draw(self) -> None:
-        """Write the figures, of the cells that have metrics."""
+        """Write the figures, of the objective on the test part or else the first test metric."""
         from ofa_jax.plots import studies as plots
         from ofa_jax.plots.style import save_figure
 
-        if all(not name.startswith("test_") for name in self.cells.columns):
+        shown = list(self.cells.filter(regex="^test_"))
+        if not shown:  # every cell diverged
             return
-        cells = self.cells.dropna(subset=[self.metric])
+        objective = f"test_{self.objective}"
+        metric = objective if objective in shown else shown[0]
         for name in FIGURES:
-            figure = getattr(plots, name)(cells, self.metric, self.baselines)
+            figure = getattr(plots, name)(self.cells.dropna(subset=[metric]), metric, self.baselines)
             save_figure(figure, self.folder / f"{name}.png")
 
 
@@ -158,9 +145,9 @@ def read_sweep(folder: str | Path) -> Sweep:
     Raises:
         CheckpointError: There is none, or its record is damaged.
     """
-    content = read_record(Path(folder) / RECORD, SweepRecord, kind="sweep")
-    content.settings = upgrade_settings(content.settings, content.format)
-    return Sweep(Path(folder), content)
+    sweep = read_record(Path(folder) / RECORD, Sweep, kind="sweep")
+    sweep.folder, sweep.settings = Path(folder), upgrade_settings(sweep.settings, sweep.format)
+    return sweep
 
 
 def run_sweep(
@@ -184,13 +171,11 @@ def run_sweep(
 
     Raises:
         ConfigError: An axis is wrong, the rules adapt no layer, or the folder's sweep has other settings.
-        CheckpointError: The folder is locked or not a sweep's, or its checkpoints are damaged.
-        TrainError: A step does not fit into memory.
         Interrupted: A signal asked for a stop; everything is saved.
         OfaError: As :func:`~ofa_jax.runs.train.train_run`.
     """
     out = Path(out)
-    cells = cells_of(experiment, axes)  # for its errors, before anything is read or made
+    cells_of(experiment, axes)  # for its errors, before anything is read or made
     if jax.process_count() > 1:
         fix = "Run it on one machine, or divide the ranks among several sweeps"
         raise ConfigError("a sweep is trained by one process", fix=fix)
@@ -203,7 +188,7 @@ def run_sweep(
     files = [TABLE, *(f"{figure}.png" for figure in FIGURES)]
     with locked_folder(out, RECORD, files, kind="sweep folder"):
         begun = read_sweep(out) if (out / RECORD).exists() else None
-        before = build_experiment(begun.content.settings, where=str(out / RECORD)) if begun else None
+        before = build_experiment(begun.settings, where=str(out / RECORD)) if begun else None
         experiment = resolved(experiment, before)
         data = read_data(experiment)
         experiment = experiment.replace({"task": data.settings})
@@ -213,89 +198,94 @@ def run_sweep(
         if not model.targets:
             fix = "Use a recipe with adapters (reference, paper, uniform), or adapt a layer by a rule"
             raise ConfigError("there is no adapted layer, so no rank to sweep", where="rules", fix=fix)
-        cells = cells_of(experiment, axes)
         programs = SweepPrograms(model, data.task, experiment.train)
-        sizes = {limit: at_once or size for limit, size in _sizes_that_fit(cells, programs).items()}
-        fresh = SweepRecord(
+        fresh = Sweep(
+            folder=out,
             provenance=provenance(model, data),
             settings=dump_experiment(experiment),
-            axes=axes.to_dict(),
-            at_once=sizes,
+            axes=to_jsonable_python(axes),
+            at_once=_sizes(axes, programs, at_once),
             protocol=data.task.protocol,
             objective=data.task.objective,
             windows={split: table.size for split, table in data.task.tables.items()},
         )
-        content = fresh if begun is None else _same_sweep(out, begun.content, fresh, at_once)
-        work = _Work(Sweep(out, content), cells, programs, data, reporter)
+        made = fresh if begun is None else _same_sweep(begun, fresh, at_once)
+        work = _Work(made, cells_of(experiment, axes), programs, data, reporter)
+        wanted = baselines and made.baseline_rows is None
         with stop_on_signal() as request:
             work.train(request)
-            wanted = baselines and content.baselines is None
             if wanted and request.signal_number:
                 raise Interrupted(request.signal_number, work.step, saved=True)
         if wanted:  # each handles signals itself while it is trained
             work.add_baselines(experiment)
-        work.sweep.draw()
-        return work.sweep
+        made.draw()
+        return made
 
 
-def _sizes_that_fit(cells: list[Cell], programs: SweepPrograms) -> dict[int, int]:
+def _sizes(axes: Axes, programs: SweepPrograms, at_once: int | None) -> dict[int, int]:
     """For each bucket, how many adapters to train together."""
-    largest = {bucket(cell.rank): cell for cell in sorted(cells, key=lambda cell: cell.rank)}
-    settings, network = programs.settings, programs.model.network
+    model, settings = programs.model, programs.settings
     batch, backend = settings.micro_batch or settings.batch_size, jax.default_backend()
-    sizes = {limit: _parameters(programs.initial(cell)) for limit, cell in largest.items()}
-    return {limit: adapters_at_once(network, 4 * size, batch, backend) for limit, size in sizes.items()}
+    per_rank = sum(sum(target.shape) for target in model.targets.values())
+    sizes = {}
+    for rank in sorted(axes.ranks):  # the largest of a bucket decides
+        size = 4 * (_parameters(model.trainable["base"]) + rank * per_rank)
+        sizes[bucket(rank)] = at_once or adapters_at_once(model.network, size, batch, backend)
+    return sizes
 
 
 def _parameters(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def _same_sweep(out: Path, begun: SweepRecord, fresh: SweepRecord, at_once: int | None) -> SweepRecord:
-    """The folder's record, once it is certain that it is of this sweep."""
-    if at_once is not None and not begun.cells and not any((out / CHECKPOINTS).glob("*/[0-9]*")):
+def _same_sweep(begun: Sweep, fresh: Sweep, at_once: int | None) -> Sweep:
+    """The folder's sweep, once it is certain that it is this one."""
+    trained = begun.cell_rows or any((begun.folder / CHECKPOINTS).glob("*/[0-9]*"))
+    if at_once is not None and not trained:
         begun.at_once = fresh.at_once  # nothing depends on it yet
     old, new = {"axes": begun.axes, **begun.settings}, {"axes": fresh.axes, **fresh.settings}
     if at_once is not None and (other := sorted(set(begun.at_once.values()) - {at_once})):
         old, new = old | {"at_once": other[0]}, new | {"at_once": at_once}
-    check_same(old, begun.provenance, new, fresh.provenance, where=out)
+    check_same(old, begun.provenance, new, fresh.provenance, where=begun.folder)
     return begun
 
 
+@dataclass
 class _Work:
     """A sweep in its folder, with what is needed to train it."""
 
-    def __init__(
-        self, sweep: Sweep, cells: list[Cell], programs: SweepPrograms, data: TaskData, reporter: Reporter
-    ) -> None:
-        self.sweep, self.cells, self.programs = sweep, cells, programs
-        self.data, self.reporter = data, reporter
-        self.groups = groups_of(cells, sweep.content.at_once)
-        self.step = 0
-        sweep.write()  # also of a resumed sweep, which may have been killed between its two files
+    sweep: Sweep
+    cells: list[Cell]
+    programs: SweepPrograms
+    data: TaskData
+    reporter: Reporter
+    step: int = 0
 
     def train(self, request: StopRequest) -> None:
         """Train the groups that are not done."""
-        done = {row["cell"] for row in self.sweep.content.cells}
-        for group in self.groups:
+        self.sweep.write()  # also of a resumed sweep, which may have been killed between its two files
+        done = {row["cell"] for row in self.sweep.cell_rows}
+        groups = groups_of(self.cells, self.sweep.at_once)
+        for group in groups:
             if done.issuperset(cell.name for cell in group.cells):
                 continue
             if request.signal_number:
                 raise Interrupted(request.signal_number, self.step, saved=True)
+            names = ", ".join(cell.name for cell in group.cells[:4]) + ", …" * (len(group.cells) > 4)
+            self.reporter.notice(f"{group.name} of {len(groups)}: {names}")
             self.train_group(group, request)
         shutil.rmtree(self.sweep.folder / CHECKPOINTS, ignore_errors=True)
 
     def train_group(self, group: Group, request: StopRequest) -> None:
         """Train a group to its end, evaluate it, and write its bundles and rows."""
-        names = ", ".join(cell.name for cell in group.cells[:4]) + (", …" if len(group.cells) > 4 else "")
-        self.reporter.notice(f"{group.name} of {len(self.groups)}: {names}")
+        logs = []
         for cell in group.cells:
             folder = self._folder(cell)
             folder.mkdir(parents=True, exist_ok=True)
             for name in (CONFIG_FILE, BUNDLE):
                 clear_leftovers(folder / name)
             begin_or_check(folder, cell.experiment, self.programs.model, self.data, self.reporter)
-        logs = [EventLog(self._folder(cell) / METRICS_FILE) for cell in group.cells]
+            logs.append(EventLog(folder / METRICS_FILE))
         checkpoints = Checkpoints(self.sweep.folder / CHECKPOINTS / group.name)
         with contextlib.closing(checkpoints):
             trainer = self.programs.trainer(group, logs, checkpoints, self.reporter)
@@ -310,22 +300,20 @@ class _Work:
 
     def _keep(self, group: Group, trainer: Trainer) -> None:
         """Evaluate the test part, write the bundles, then the rows: a cell with a row is complete."""
-        tested, content = final_metrics(trainer, "test"), self.sweep.content
-        for cell, lane, metrics in zip(group.cells, trainer.lanes, tested, strict=True):
+        rows = self.sweep.cell_rows
+        for cell, lane, tested in zip(group.cells, trainer.lanes, final_metrics(trainer), strict=True):
+            progress, settings = lane.progress, dump_experiment(cell.experiment)
             best = {**lane.best, "adapters": cut(lane.best["adapters"], cell.rank)}
-            progress, found = lane.progress, {}
             if not progress.diverged:
-                lora = lora_config(cell.experiment.adapters)
-                own = replace(self.programs.model, trainable=best, lora=lora)
+                own = replace(self.programs.model, trainable=best, lora=lora_config(cell.experiment.adapters))
                 BundleWriter(self._folder(cell) / BUNDLE, cell.experiment, own, self.data)(best, progress)
-                found = {f"validation_{name}": value for name, value in progress.best_metrics.items()}
-            found |= {f"test_{name}": value for name, value in (metrics or {}).items()}
-            epochs, size = -(-progress.step // trainer.epoch_steps), _parameters(best)
-            counts = dict(zip(_COUNTS, (size, 4 * size, progress.best_epoch, epochs), strict=True))
-            row = {**cell.columns(), **counts, **found, "cell": cell.name, "ended": progress.finished}
-            content.cells.append(row)
+                tested = _named("validation", progress.best_metrics) | _named("test", tested)
+            row = {name: settings[section][name] for name, (_, section, _) in SETTINGS.items()}
+            row |= {"seed": cell.seed, "trainable": _parameters(best), "bytes": 4 * _parameters(best)}
+            row |= {"best_epoch": progress.best_epoch, "epochs": -(-progress.step // trainer.epoch_steps)}
+            rows.append({**row, **tested, "cell": cell.name, "ended": progress.finished})
         order = [cell.name for cell in self.cells]
-        content.cells.sort(key=lambda row: order.index(row["cell"]))
+        rows.sort(key=lambda row: order.index(row["cell"]))
         self.sweep.write()
 
     def add_baselines(self, experiment: Experiment) -> None:
@@ -336,10 +324,20 @@ class _Work:
             rows = baseline_rows(experiment, network, self.data, split="test", reporter=self.reporter, **how)
         except Interrupted as stop:  # the cells are saved, and every baseline that had ended
             raise Interrupted(stop.signal_number, stop.step, saved=True) from None
-        counts = [{"method": row.method, "trainable": row.trainable, "bytes": row.bytes} for row in rows]
-        metrics = [{f"test_{name}": value for name, value in row.metrics.items()} for row in rows]
-        self.sweep.content.baselines = [one | other for one, other in zip(counts, metrics, strict=True)]
+        self.sweep.baseline_rows = [
+            {
+                "method": row.method,
+                "trainable": row.trainable,
+                "bytes": row.bytes,
+                **_named("test", row.metrics),
+            }
+            for row in rows
+        ]
         self.sweep.write()
+
+
+def _named(split: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{split}_{name}": value for name, value in metrics.items()}
 
 
 def summary(cells: pd.DataFrame) -> pd.DataFrame:
@@ -350,7 +348,7 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
         ``NAME`` (mean) and ``NAME_std``. Diverged cells count in none of them.
     """
     metrics = [name for name in cells.columns if name.startswith(("validation_", "test_"))]
-    grouped = cells.groupby([*_COLUMNS, "trainable", "bytes"], sort=False)
+    grouped = cells.groupby([*SETTINGS, "trainable", "bytes"], sort=False)
     found = grouped[metrics].mean()
     for name in metrics:
         found[f"{name}_std"] = grouped[name].std()

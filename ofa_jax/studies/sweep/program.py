@@ -21,8 +21,9 @@ its own program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -32,7 +33,6 @@ import numpy as np
 from ofa_jax.adapters.rslora import Adapters, init_adapters
 from ofa_jax.build import Model, lora_config
 from ofa_jax.config.schema import TrainConfig
-from ofa_jax.data.splits import Split
 from ofa_jax.errors import OfaError
 from ofa_jax.tasks.base import Sums, Task
 from ofa_jax.train.checkpoints import Checkpoints
@@ -41,11 +41,10 @@ from ofa_jax.train.events import EventLog
 from ofa_jax.train.lanes import Lane
 from ofa_jax.train.loop import Reporter, Trainer
 from ofa_jax.train.program import Program, resolve_auto_batch_sizes
-from ofa_jax.train.step import Params
 from ofa_jax.windows.table import WindowTable
 
 if TYPE_CHECKING:
-    from ofa_jax.studies.sweep.cells import Cell, Group
+    from ofa_jax.studies.sweep.cells import Group
 
 SMALLEST_BUCKET, BUCKET_FACTOR = 16, 8
 
@@ -60,22 +59,16 @@ def bucket(rank: int) -> int:
 
 def padded(adapters: Adapters, width: int) -> Adapters:
     """Adapters with zero columns of ``a`` and zero rows of ``b`` up to a width."""
-
-    def pad(factors: dict[str, Any]) -> dict[str, Any]:
-        columns, rows = ((0, 0), (0, width - factors["a"].shape[1])), ((0, width - len(factors["b"])), (0, 0))
-        return {"a": np.pad(factors["a"], columns), "b": np.pad(factors["b"], rows)}
-
-    return {path: pad(factors) for path, factors in adapters.items()}
+    found = {}
+    for path, both in adapters.items():
+        more = (0, width - len(both["b"]))
+        found[path] = {"a": np.pad(both["a"], ((0, 0), more)), "b": np.pad(both["b"], (more, (0, 0)))}
+    return found
 
 
 def cut(adapters: Adapters, rank: int) -> Adapters:
     """The inverse of :func:`padded`: the first ``rank`` columns of ``a`` and rows of ``b``."""
     return {path: {"a": both["a"][:, :rank], "b": both["b"][:rank]} for path, both in adapters.items()}
-
-
-def stacked(trees: Sequence[Any]) -> Any:
-    """Trees of one structure as one tree with leaves ``[v, …]``, on the host."""
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
 
 
 class SweepPrograms:
@@ -101,44 +94,34 @@ class SweepPrograms:
             self._programs[lanes] = Program(*given, lanes=lanes, layout=SINGLE)
         return self._programs[lanes]
 
-    def initial(self, cell: Cell) -> Params:
-        """The trainable tree that the cell starts from, as a run with its settings would."""
-        settings = cell.experiment.adapters
-        adapters = init_adapters(self.model.targets, lora_config(settings), seed=settings.seed)
-        return {"adapters": adapters, "base": self.model.trainable["base"]}
-
     def trainer(
         self, group: Group, logs: Sequence[EventLog], checkpoints: Checkpoints, reporter: Reporter
     ) -> Trainer:
-        """A trainer of a group's cells, which writes to their logs."""
+        """A trainer of a group's cells, each from its run's initial adapters, which writes to their logs."""
         lanes = []
         for cell, log in zip(group.cells, logs, strict=True):
-            train, initial = cell.experiment.train, self.initial(cell)
-            best = {**initial, "adapters": padded(initial["adapters"], group.width)}
-            scale = lora_config(cell.experiment.adapters).scale
-            lanes.append(Lane(best, train.seed, train.learning_rate, scale, cell.name, log))
+            settings, train = cell.experiment.adapters, cell.experiment.train
+            lora = lora_config(settings)
+            adapters = init_adapters(self.model.targets, lora, seed=settings.seed)
+            best = {"adapters": padded(adapters, group.width), "base": self.model.trainable["base"]}
+            lanes.append(Lane(best, train.seed, train.learning_rate, lora.scale, cell.name, log))
         return Trainer(self.program(group.lanes), lanes, reporter=reporter, checkpoints=checkpoints)
 
 
-def final_metrics(trainer: Trainer, split: Split) -> list[dict[str, float] | None]:
-    """The metrics of a split for each lane's best tree, None where it diverged; evaluated together."""
-    known: dict[int, tuple[WindowTable, Sequence[Sums]]] = {}
+def final_metrics(trainer: Trainer) -> list[dict[str, float]]:
+    """The metrics of the test part for each lane's best tree; none where it diverged."""
+    known: dict[int, Sequence[Sums]] = {}  # evaluated together, by table; a task keeps its tables
 
-    def score(number: int) -> Callable[[WindowTable], Sums]:
-        def sums(table: WindowTable) -> Sums:
-            if id(table) not in known:
-                known[id(table)] = (table, trainer.evaluate_best(table))
-            return known[id(table)][1][number]
+    def sums(number: int, table: WindowTable) -> Sums:
+        if id(table) not in known:
+            known[id(table)] = trainer.evaluate_best(table)
+        return known[id(table)][number]
 
-        return sums
-
-    found: list[dict[str, float] | None] = []
+    found: list[dict[str, float]] = [{} for _ in trainer.lanes]
     for number, lane in enumerate(trainer.lanes):
-        metrics = None
         if not lane.progress.diverged:
             try:
-                metrics = trainer.task.final_metrics(score(number), split)
+                found[number] = trainer.task.final_metrics(partial(sums, number), "test")
             except OfaError as error:  # of this lane alone, such as scores that are not finite
                 lane.progress.diverged, lane.progress.finished = True, str(error)
-        found.append(metrics)
     return found
