@@ -193,8 +193,8 @@ def test_the_last_of_two_overrides_wins():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.epoch=3", "--set: there is no setting 'train.epoch'. Did you mean train.epochs"),
-        ("epochs=3", "--set: there is no setting 'epochs'. Did you mean train.epochs"),
+        ("train.epoch=3", "overrides: there is no setting 'train.epoch'. Did you mean train.epochs"),
+        ("epochs=3", "overrides: there is no setting 'epochs'. Did you mean train.epochs"),
         ("horizon=3", "there is no setting 'horizon'. Did you mean task.horizon"),
         ("task.horzon=3", "Did you mean task.horizon"),
         ("qqqqqq=3", "there is no setting 'qqqqqq'. `ofa-jax train --help` lists all settings"),
@@ -214,7 +214,7 @@ def test_an_unreadable_override_is_refused(override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.epochs=0", "--set: train.epochs: input should be greater than or equal to 1 (found 0)"),
+        ("train.epochs=0", "overrides: train.epochs: input should be greater than or equal to 1 (found 0)"),
         (
             "train.epochs=many",
             "train.epochs: input should be a valid integer, unable to parse string as an integer (found 'many')",
@@ -872,9 +872,9 @@ def test_a_folder_does_not_hide_an_installed_settings_file(tmp_path, monkeypatch
 
 
 def test_mistakes_are_laid_where_they_were_made(tmp_path):
-    with pytest.raises(ConfigError, match=r"^--set: train\.epochs: "):
+    with pytest.raises(ConfigError, match=r"^overrides: train\.epochs: "):
         load_experiment("csv", ["train.epochs=abc"])
-    with pytest.raises(ConfigError, match=r"^--set: data\.columns should be a list, such as \[load\]"):
+    with pytest.raises(ConfigError, match=r"^overrides: data\.columns should be a list, such as \[load\]"):
         load_experiment("csv", ["data.columns=load"])
     path = tmp_path / "mine.yaml"
     path.write_text("data: {source: a.csv}\ntrain: {epochs: abc}\n")

@@ -59,7 +59,7 @@ def build_experiment(
         given = {override.partition("=")[0].strip() for override in overrides}
         from_overrides = all(".".join(map(str, problem["loc"])) in given for problem in problems)
         text = "; ".join(_explain(problem) for problem in problems)
-        raise ConfigError(text, where="--set" if from_overrides else where) from None
+        raise ConfigError(text, where="overrides" if from_overrides else where) from None
 
 
 def dump_experiment(experiment: Experiment) -> dict[str, Any]:
@@ -153,13 +153,13 @@ def _parse_override(override: str) -> dict[str, Any]:
     path = path.strip()
     if not equals or not path:
         fix = "Write for example train.epochs=3"
-        raise ConfigError(f"{override!r} is not of the form PATH=VALUE", where="--set", fix=fix)
+        raise ConfigError(f"{override!r} is not of the form PATH=VALUE", where="overrides", fix=fix)
     _check_path(path)
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         what = f"the value of {path!r} is not readable as YAML ({' '.join(str(error).split())})"
-        raise ConfigError(what, where="--set") from None
+        raise ConfigError(what, where="overrides") from None
     *sections, name = path.split(".")
     nested: dict[str, Any] = {name: value}
     for section in reversed(sections):
@@ -173,11 +173,11 @@ def _check_path(path: str) -> None:
         return
     if inside := [name for name in known if name.startswith(f"{path}.")]:
         fix = f"Set its settings one by one: {inside[0]}=…"
-        raise ConfigError(f"{path!r} is a section of settings", where="--set", fix=fix)
+        raise ConfigError(f"{path!r} is a section of settings", where="overrides", fix=fix)
     same_name = [name for name in known if name.rpartition(".")[2] == path.rpartition(".")[2]]
     nearest = difflib.get_close_matches(path, known, n=3, cutoff=0.4) or same_name
     fix = f"Did you mean {' or '.join(nearest)}?" if nearest else "`ofa-jax train --help` lists all settings"
-    raise ConfigError(f"there is no setting {path!r}", where="--set", fix=fix)
+    raise ConfigError(f"there is no setting {path!r}", where="overrides", fix=fix)
 
 
 @dataclass(frozen=True)
