@@ -15,7 +15,7 @@ from ofa_jax.build import RANDOM, REPLACED
 from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import OfaError
 from ofa_jax.files import readable_folder, write_atomic
-from ofa_jax.plots import style as style
+from ofa_jax.plots import style
 from ofa_jax.report import run as sections
 from ofa_jax.report.attention import attention_section
 from ofa_jax.report.forecasts import Evaluation
