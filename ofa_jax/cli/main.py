@@ -13,7 +13,7 @@ import typer
 
 from ofa_jax import __version__
 from ofa_jax.cli import data, runs, studies
-from ofa_jax.cli.options import FORMER_NAMES, Command, message
+from ofa_jax.cli.options import FORMER_NAMES, Command, interrupted, message
 from ofa_jax.errors import Interrupted, OfaError
 
 app = typer.Typer(
@@ -53,8 +53,7 @@ def main() -> None:
         place = f"{error.filename}: " if error.filename else ""
         _fail(f"{place}{error.strerror or error}. Check permissions and free space.")
     except Interrupted as stop:
-        saved = "checkpoint saved. Re-run the same command to resume." if stop.saved else "nothing was saved."
-        print(f"Interrupted at step {stop.step}; {saved}", file=sys.stderr)
+        print(interrupted(stop), file=sys.stderr)
         raise SystemExit(128 + stop.signal_number) from None
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 from typer.core import TyperCommand
 
-from ofa_jax.errors import OfaError
+from ofa_jax.errors import Interrupted, OfaError
 
 Config = Annotated[
     Path, Argument(metavar="CONFIG", help="YAML settings file, or the name of an installed one.")
@@ -49,6 +49,12 @@ def message(error: OfaError) -> str:
     return str(OfaError(error.what, where=where, fix=error.fix))
 
 
+def interrupted(stop: Interrupted) -> str:
+    """Where training stopped, and how to resume it."""
+    saved = "checkpoint saved. Re-run the same command to resume." if stop.saved else "nothing was saved."
+    return f"Interrupted at step {stop.step}; {saved}"
+
+
 class Command(TyperCommand):
     """A command whose help ends with the table of all settings, if it takes ``--set``."""
 
@@ -57,14 +63,12 @@ class Command(TyperCommand):
         if not any("--set" in parameter.opts for parameter in self.params):
             return
         from rich.console import Console
-        from rich.table import Table
+        from rich.table import Column, Table
 
         from ofa_jax.config.load import settings
 
-        table = Table(title="Settings for --set", title_justify="left", box=None, pad_edge=False)
-        table.header_style = "bold"
-        for heading in ("path", "default", "meaning"):
-            table.add_column(heading, overflow="fold")
+        columns = (Column(name, overflow="fold") for name in ("path", "default", "meaning"))
+        table = Table(*columns, title="Settings for --set", title_justify="left", box=None, pad_edge=False)
         for setting in settings():
             choices = f" ({setting.type})" if " | " in setting.type else ""
             table.add_row(setting.path, setting.default, setting.description + choices)

@@ -38,25 +38,22 @@ def train(
     overrides: Sets = None,
 ) -> None:
     """Train a model in a run folder. Ctrl-C saves a checkpoint; re-run the same command to resume."""
+    from ofa_jax.cli.show import training_summary
     from ofa_jax.config.load import load_experiment
     from ofa_jax.runs.train import train_run
 
     experiment = load_experiment(config, overrides or ())
     with ConsoleReporter() as reporter:
         result = train_run(experiment, out, reporter)
-    metrics = "  ".join(f"{name} {value:.4f}" for name, value in result.progress.best_metrics.items())
-    best = f"best epoch {result.progress.best_epoch}, validation {metrics}"
-    print(f"{result.reason}; {best} (protocol {experiment.protocol})")
-    print(f"bundle: {out / 'bundle'}\nnext:   ofa-jax evaluate {out}")
+    print(f"{training_summary(result, experiment.protocol)}\nbundle: {out / 'bundle'}")
+    print(f"next:   ofa-jax evaluate {out}")
 
 
 def evaluate(
     run: Run,
     split: Annotated[Literal["train", "validation", "test"], Option(help="Windows to score.")] = "test",
     baselines: Baselines = False,
-    baseline: Annotated[
-        list[str] | None, Option(metavar="NAME", help="Train only this baseline (repeatable).")
-    ] = None,
+    baseline: Annotated[list[str] | None, Option(help="Train only this baseline (repeatable).")] = None,
     trunk: Trunk = None,
     source: Source = None,
     target: Target = None,
@@ -101,16 +98,12 @@ def predict(
         note = "random trunk" if loaded.experiment.trunk.source == "random" else ""
         save_figure(new.plot(table, note), plot)
     write_table(table, output)
-    print(f"{new.summary(table)}: {output}")
-    if plot is not None:
-        print(f"plot: {plot}")
+    print(f"{new.summary(table)}: {output}" + (f"\nplot: {plot}" if plot else ""))
 
 
 def report(
     run: Run,
-    out: Annotated[
-        Path | None, Option(metavar="FILE", help="HTML file to write; default: RUN/report.html.")
-    ] = None,
+    out: Annotated[Path | None, Option(help="HTML file to write; default: RUN/report.html.")] = None,
     baselines: Baselines = False,
     trunk: Trunk = None,
     source: Source = None,

@@ -1,18 +1,27 @@
-"""Tables that commands print."""
+"""What commands print: tables and summaries."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from ofa_jax.baselines.compare import Comparison
     from ofa_jax.studies.gradients.folder import Written
     from ofa_jax.studies.sweep.folder import Sweep
+    from ofa_jax.train.loop import FitResult
+
+
+def training_summary(result: FitResult, protocol: str) -> str:
+    """Why training ended, and the best epoch."""
+    best = "  ".join(f"{name} {value:.4f}" for name, value in result.progress.best_metrics.items())
+    epoch = result.progress.best_epoch
+    return f"{result.reason}; best epoch {epoch}, validation {best} (protocol {protocol})"
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -51,8 +60,7 @@ def print_sweep(made: Sweep) -> None:
     diverged = bool((cells["seeds"] < seeds).any())
     keys = ["rank", *varied, *["seeds"] * diverged]
     objective = f"validation_{made.content.objective}"
-    names = [name for name in cells.columns if name == objective or name.startswith("test_")]
-    names = [name for name in names if not name.endswith("_std")]
+    names = [name for name in cells.columns if name == objective or re.fullmatch("test_.*(?<!_std)", name)]
     rows = []
     for row in cells.to_dict("records"):
         metrics = (_number(row[name], std=row[f"{name}_std"]) for name in names)
@@ -79,11 +87,9 @@ def heading(metric: str) -> str:
 
 def _print(title: str, left: Sequence[str], right: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table whose first columns are aligned left and the others right."""
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
-    for name in left:
-        table.add_column(name, min_width=14 if name == "method" else None)
-    for name in right:
-        table.add_column(name, justify="right")
+    columns = [Column(name, min_width=14 if name == "method" else None) for name in left]
+    columns += [Column(name, justify="right") for name in right]
+    table = Table(*columns, title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for row in rows:
         table.add_row(*row)
     Console().print(table)

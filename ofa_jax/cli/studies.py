@@ -27,7 +27,7 @@ def sweep(
     learning_rates: Annotated[str, _list("values of train.learning_rate")] = "",
     baselines: Baselines = False,
     at_once: Annotated[
-        int | None, Option(metavar="N", help="Adapters to train in parallel, at most; default: what fits.")
+        int | None, Option(help="Maximum adapters to train at once; default: what fits.")
     ] = None,
     overrides: Sets = None,
     as_json: Json = False,
@@ -63,10 +63,10 @@ def gradients(
     seeds: Annotated[int, Option(help="Random initializations per configuration.")] = 5,
     windows: Annotated[int, Option(help="Windows per step and per measurement.")] = 64,
     sgd_learning_rate: Annotated[
-        float, Option(help="Learning rate of SGD; theory assumes a small one.")
+        float, Option(help="SGD's learning rate; theory assumes a small one.")
     ] = 1e-6,
     adam_learning_rate: Annotated[
-        float | None, Option(help="Learning rate of Adam; default: train.learning_rate.")
+        float | None, Option(help="Adam's learning rate; default: train.learning_rate.")
     ] = None,
     overrides: Sets = None,
     as_json: Json = False,
