@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,24 +23,13 @@ from ofa_jax.tasks.forecast import ForecastData, forecast_panels
 from ofa_jax.train.loop import Reporter
 
 
-@dataclass(frozen=True)
-class Demo:
-    """What the demo made: the table, and where its files are."""
-
-    comparison: Comparison
-    data: Path
-    run: Path
-    forecast: Path
-    picture: Path
-
-
-def run_demo(out: str | Path, reporter: Reporter, *, seed: int = 0) -> Demo:
+def run_demo(out: str | Path, reporter: Reporter) -> Comparison:
     """Generate series, train, compare with baselines and the noise floor, forecast, plot.
 
     Args:
-        out: Folder for everything; a second call resumes or reuses what is there.
+        out: Folder for ``load.csv``, ``run``, ``forecast.csv`` and ``forecast.png``; a second call resumes or reuses
+            what is there.
         reporter: Progress reporter.
-        seed: Seed of the generated series.
 
     Raises:
         OfaError: ``out`` is a file.
@@ -48,12 +37,12 @@ def run_demo(out: str | Path, reporter: Reporter, *, seed: int = 0) -> Demo:
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise OfaError("this is a file", where=str(out), fix="Choose a folder")
-    table_path, run = out / "load.csv", out / "run"
-    experiment = load_experiment("demo", [f"data.source={json.dumps(str(table_path))}"])
-    load = hourly_load(seed=seed)
+    source, run = out / "load.csv", out / "run"
+    experiment = load_experiment("demo", [f"data.source={json.dumps(str(source))}"])
+    load = hourly_load()
     table = pd.DataFrame(load.frame.values.round(3), columns=list(load.frame.names))
     table.insert(0, "date", load.frame.timestamps)
-    write_table(table, table_path)
+    write_table(table, source)
     train_run(experiment, run, reporter)
     loaded, data = open_run(run)
     assert isinstance(data, ForecastData), "the demo forecasts"
@@ -70,7 +59,7 @@ def run_demo(out: str | Path, reporter: Reporter, *, seed: int = 0) -> Demo:
     title = f"Generated hourly load: forecast of the last {horizon} hours"
     note = "generated data, random trunk; these hours are in the test part"
     save_figure(plots.forecast(shown, title=title, note=note), out / "forecast.png")
-    return Demo(replace(comparison, rows=rows), table_path, run, out / "forecast.csv", out / "forecast.png")
+    return replace(comparison, rows=rows)
 
 
 def noise_floor_rows(load: SyntheticLoad, data: ForecastData, horizon: int) -> tuple[Row, Row]:

@@ -21,10 +21,9 @@ def demo(out: Annotated[Path, Option(help="Folder to write.")] = Path("demo")) -
     note = "Generated load and a small random trunk: this demonstrates usage, not accuracy."
     print(note, file=sys.stderr)
     with ConsoleReporter() as reporter:
-        made = run_demo(out, reporter)
-    print_comparison(made.comparison)
-    print(f"\nforecast: {made.forecast}\nplot:     {made.picture}\ndata:     {made.data}")
+        print_comparison(run_demo(out, reporter))
     print(
+        f"\nforecast: {out / 'forecast.csv'}\nplot:     {out / 'forecast.png'}\ndata:     {out / 'load.csv'}\n"
         "\nWith your own CSV (a timestamp column, one column per series):\n"
         "  ofa-jax train csv --set data.source=yours.csv --out runs/yours    (downloads GPT-2 once)\n"
         "  ofa-jax evaluate runs/yours --baselines\n"
