@@ -140,7 +140,7 @@ def params(config: Config, overrides: Sets = None, as_json: Json = False) -> Non
 
 
 def convert(
-    source: Annotated[str, Argument(metavar="SOURCE", help="GPT-2 of Hugging Face: a folder or a hub id.")],
+    source: Annotated[str, Argument(metavar="SOURCE", help="Hugging Face GPT-2: a folder or a hub id.")],
     out: Annotated[Path, Option(help="Trunk folder to write.")],
     layers: Annotated[int | None, Option(help="Blocks to keep, from the first; default: all.")] = None,
     dtype: Annotated[

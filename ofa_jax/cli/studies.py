@@ -20,7 +20,7 @@ def sweep(
     config: Config,
     ranks: Annotated[str, _list("ranks, such as 2,4,8,16")],
     out: Annotated[Path, Option(help="Sweep folder to create or resume.")],
-    seeds: Annotated[int, Option(help="Seeds; seed k adds k to train.seed and adapters.seed.")] = 1,
+    seeds: Annotated[int, Option(help="Number of seeds; seed k adds k to train.seed and adapters.seed.")] = 1,
     alphas: Annotated[str, _list("values of adapters.alpha")] = "",
     scalings: Annotated[str, _list("values of adapters.scaling: rslora, lora, none")] = "",
     inits: Annotated[str, _list("values of adapters.init: peft_gaussian, theorem, kaiming")] = "",
@@ -32,7 +32,7 @@ def sweep(
     overrides: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Train an adapter per combination of rank, seed and other settings. Re-run to resume."""
+    """Train one adapter per combination of rank, seed and other settings. Re-run the same command to resume."""
     from ofa_jax.cli.show import print_sweep
     from ofa_jax.config.load import load_experiment
     from ofa_jax.studies.sweep.cells import parse_axes

@@ -191,15 +191,15 @@ def gradient_section(events: Events, rank: int) -> Section:
         clipping if clipped.notna().any() else NOT_CLIPPED,
     ]
     drawn = {
-        "Gradient norm": ("gradient_norm", plots.gradient_norms),
-        "Norm of an update over the norm of the parameter": ("update_ratio", plots.update_ratios),
+        "gradient_norm": "Gradient norm",
+        "update_ratio": "Norm of an update over the norm of the parameter",
     }
     pictures = []
-    for what, (column, draw) in drawn.items():
+    for column, what in drawn.items():
         if (values := table[column]).notna().any():
             span = f"between {number(values.min())} and {number(values.max())}"
             alt = f"{what} over training of {len(found)} parameters, {span}."
-            pictures.append(picture(draw(table), alt, f"{what}, by parameter."))
+            pictures.append(picture(plots.gradient_norms(table, column), alt, f"{what}, by parameter."))
     head = ("parameter", "first norm", "last norm", "smallest", "largest", "median update ratio")
     tables = [number_table("Gradient norms by parameter", head, found)]
     return Section("gradients", title, sentences, tables, pictures)
