@@ -31,7 +31,7 @@ import jax
 import typer
 
 from ofa_jax.adapters.bundle import META_FILE
-from ofa_jax.cli.options import interrupted, message
+from ofa_jax.cli.options import Sets, interrupted, message
 from ofa_jax.cli.show import training_summary
 from ofa_jax.config.load import load_experiment
 from ofa_jax.config.schema import Experiment
@@ -75,7 +75,7 @@ def main(
         signal.SIGTERM, lambda number, frame: os._exit(RESTART)
     )  # before training there is nothing to save
     try:
-        experiment = load_experiment(config, set_ or ())
+        experiment = load_experiment(config, overrides or ())
         connect(coordinator, processes, process_id, heartbeat=heartbeat)
         result = train(experiment, out)
     except PeerLost as error:

@@ -46,7 +46,7 @@ class Section:
         tables: Tables.
         pictures: Figures.
         folded: Long tables, collapsed.
-        listing: A file's text, collapsed under ``listing_title``.
+        settings: The run's settings as YAML, collapsed.
     """
 
     name: str
@@ -55,8 +55,7 @@ class Section:
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
     folded: Sequence[Table] = ()
-    listing: str = ""
-    listing_title: str = ""
+    settings: str = ""
 
 
 def picture(figure: Figure, alt: str, caption: str) -> Picture:

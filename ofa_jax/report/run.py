@@ -56,8 +56,7 @@ def settings_section(loaded: LoadedModel, data: TaskData, made: Provenance) -> S
         "Settings",
         tables=[Table("Summary", ("setting", "value"), rows)],
         folded=[versions],
-        listing=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
-        listing_title="All settings",
+        settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     )
 
 
