@@ -55,9 +55,7 @@ def main(
     out: Annotated[
         str, typer.Option(help="Run folder to create or resume, or its URL (gs://BUCKET/RUN, s3://…).")
     ],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a setting (repeatable).")
-    ] = None,
+    overrides: Sets = None,
     coordinator: Annotated[
         str | None, typer.Option(help="HOST:PORT of process 0, if jax cannot find it.")
     ] = None,
