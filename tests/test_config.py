@@ -195,15 +195,18 @@ def test_the_last_of_two_overrides_wins():
     [
         (
             "train.epoch=3",
-            "--set: train.epoch is not a setting (did you mean train.epochs or train.cosine_epochs?)",
+            "overrides: train.epoch is not a setting (did you mean train.epochs or train.cosine_epochs?)",
         ),
-        ("epochs=3", "--set: epochs is not a setting (did you mean train.epochs?)"),
+        ("epochs=3", "overrides: epochs is not a setting (did you mean train.epochs?)"),
         ("horizon=3", "horizon is not a setting (did you mean task.horizon?)"),
         ("task.horzon=3", "did you mean task.horizon"),
-        ("qqqqqq=3", "--set: qqqqqq is not a setting (`ofa-jax train --help` lists all)"),
-        ("qqqqqq.zz=3", "--set: qqqqqq is not a setting"),
-        ("train=3", "--set: train should be a section of settings, such as {epochs: …} (found 3)"),
-        ("task=anomaly", "--set: task should be a section of settings, such as {name: …} (found 'anomaly')"),
+        ("qqqqqq=3", "overrides: qqqqqq is not a setting (`ofa-jax train --help` lists all)"),
+        ("qqqqqq.zz=3", "overrides: qqqqqq is not a setting"),
+        ("train=3", "overrides: train should be a section of settings, such as {epochs: …} (found 3)"),
+        (
+            "task=anomaly",
+            "overrides: task should be a section of settings, such as {name: …} (found 'anomaly')",
+        ),
         ("train.epochs", "'train.epochs' is not of the form PATH=VALUE. Write for example train.epochs=3"),
         ("=3", "'=3' is not of the form PATH=VALUE"),
         ("train.epochs=[1", "the value of 'train.epochs' is not readable as YAML"),
@@ -216,7 +219,7 @@ def test_an_unreadable_override_is_refused(override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.epochs=0", "--set: train.epochs: input should be greater than or equal to 1 (found 0)"),
+        ("train.epochs=0", "overrides: train.epochs: input should be greater than or equal to 1 (found 0)"),
         (
             "train.epochs=many",
             "train.epochs: input should be a valid integer, unable to parse string as an integer (found",
@@ -878,9 +881,9 @@ def test_a_folder_does_not_hide_an_installed_settings_file(tmp_path, monkeypatch
 
 
 def test_mistakes_are_laid_where_they_were_made(tmp_path):
-    with pytest.raises(ConfigError, match=r"^--set: train\.epochs: "):
+    with pytest.raises(ConfigError, match=r"^overrides: train\.epochs: "):
         load_experiment("csv", ["train.epochs=abc"])
-    with pytest.raises(ConfigError, match=r"^--set: data\.columns should be a list, such as \[load\]"):
+    with pytest.raises(ConfigError, match=r"^overrides: data\.columns should be a list, such as \[load\]"):
         load_experiment("csv", ["data.columns=load"])
     path = tmp_path / "mine.yaml"
     path.write_text("data: {source: a.csv}\ntrain: {epochs: abc}\n")

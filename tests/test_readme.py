@@ -96,7 +96,7 @@ def test_every_command_of_a_page_is_understood(page):
         command = group.commands[name]
         context = command.make_context(name, rest)
         if name == "train":
-            load_experiment(context.params["config"], context.params["set_"] or ())
+            load_experiment(context.params["config"], context.params["overrides"] or ())
 
 
 @pytest.mark.parametrize("page", PAGES)

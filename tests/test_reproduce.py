@@ -80,13 +80,13 @@ def measured(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, i
         calls.append((case.name, seed))
         rows = [
             {"method": "model", "mse": 1.0 + seed, "trainable": 3},
-            {"method": "control", "mse": 9.0, "trainable": 0},
+            {"method": "baseline", "mse": 9.0, "trainable": 0},
         ]
-        cell = made(seed, rows[: 1 + case.controls], controls=case.controls)
+        cell = made(seed, rows[: 1 + case.baselines], controls=case.baselines)
         del cell["config"]
         return cell
 
-    monkeypatch.setattr(reproduce.Bench, "measure", measure)
+    monkeypatch.setattr(reproduce.Workspace, "measure", measure)
     return calls
 
 
@@ -133,10 +133,10 @@ def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(
             super().end_epoch(record)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    controls = []
+    baselines = []
 
-    def quick_compare(*given: Any, **named: Any) -> Any:  # the baselines have their own tests
-        controls.append(named.pop("baselines"))
+    def quick_compare(*given: Any, **named: Any) -> Any:  # baselines are tested elsewhere
+        baselines.append(named.pop("baselines"))
         return compare(*given, baselines=None, **named)
 
     monkeypatch.setattr(reproduce, "PLAN", {"long": ("long", {})})
@@ -148,17 +148,19 @@ def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(
         patch.setattr(reproduce, "ConsoleReporter", Stopping)
         stopped = place.run("--seeds", "1")
     assert stopped.exit_code == 128 + signal.SIGTERM
-    assert "the same command goes on" in stopped.output
+    assert "checkpoint saved. Re-run the same command to resume." in stopped.output
     assert not place.cells.exists()
 
-    went_on = place.run("--seeds", "1")
-    assert went_on.exit_code == 0
-    assert "resumed at step 7" in went_on.output  # an epoch's steps
+    resumed = place.run("--seeds", "1")
+    assert resumed.exit_code == 0
+    assert "resumed at step 7" in resumed.output  # an epoch's steps
     assert [path.name for path in place.cells.iterdir()] == ["long-tiny-seed0.json"]
-    assert controls == [next(place.out.glob("tiny-*")) / reproduce.BASELINES]
+    assert baselines == [next(place.out.glob("tiny-*")) / reproduce.BASELINES]
 
     train_run(
-        reproduce.cases("long", reproduce.Asked())[0].experiment(0), place.root / "by_hand", SilentReporter()
+        reproduce.cases("long", reproduce.Request())[0].experiment(0),
+        place.root / "by_hand",
+        SilentReporter(),
     )
     expected = compare(
         *open_run(place.root / "by_hand"), split="test", baselines=None, reporter=SilentReporter()
@@ -182,7 +184,7 @@ def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(
 
 
 def test_a_seed_decides_everything_that_is_drawn(place: Place) -> None:
-    settings = reproduce.cases("long", reproduce.Asked())[0].settings(2)
+    settings = reproduce.cases("long", reproduce.Request())[0].settings(2)
     drawn = {name: settings[name]["seed"] for name in ("train", "adapters", "network")} | {
         "trunk": settings["trunk"]["random"]["seed"]
     }
@@ -199,7 +201,7 @@ def test_only_what_is_missing_is_run(place: Place, measured: list[tuple[str, int
     assert measured[4:] == [("long-tiny-horizon4", 0)]
 
 
-def test_a_cell_with_other_settings_is_told_and_run_anew(
+def test_a_cell_with_other_settings_is_reported_and_run_again(
     place: Place, measured: list[tuple[str, int]]
 ) -> None:
     place.run("--seeds", "1")
@@ -224,25 +226,25 @@ def test_a_page_does_not_mix_cells_of_other_settings(place: Place, measured: lis
     place.run("--seeds", "2")
     place.change(train={"learning_rate": 0.02})
     place.run("--seeds", "1")
-    case = reproduce.cases("long", reproduce.Asked(seeds=2))
-    reproduce.write_page(reproduce.Bench(place.cells, place.out, SilentReporter()), case, place.docs)
+    case = reproduce.cases("long", reproduce.Request(seeds=2))
+    reproduce.write_page(reproduce.Workspace(place.cells, place.out, SilentReporter()), case, place.docs)
     assert "1 of 2 seeds" in place.page
 
 
-def test_controls_are_added_to_a_cell_that_lacks_them(place: Place, measured: list[tuple[str, int]]) -> None:
-    place.run("--seeds", "1", "--no-controls")
-    assert "control" not in place.page.replace("--no-controls", "").replace("controls included", "")
+def test_baselines_are_added_to_a_cell_that_lacks_them(place: Place, measured: list[tuple[str, int]]) -> None:
+    place.run("--seeds", "1", "--no-baselines")
+    assert "baseline" not in place.page.replace("--no-baselines", "").replace("including baselines", "")
     place.run("--seeds", "1")
     assert len(measured) == 4
-    assert table_row(place.page, "control")[1] == "9.0000"
-    place.run("--seeds", "1", "--no-controls")  # what has them need not be run without
+    assert table_row(place.page, "baseline")[1] == "9.0000"
+    place.run("--seeds", "1", "--no-controls")  # the former name; what has them need not be run without
     assert len(measured) == 4
 
 
 @pytest.mark.parametrize(
     "content", ["{", "[]", '{"format": 1}', '{"format": 99}', '{"format": 1, "config": 7, "methods": []}']
 )
-def test_a_damaged_cell_is_told_and_run_anew(
+def test_a_damaged_cell_is_reported_and_run_again(
     place: Place, measured: list[tuple[str, int]], content: str
 ) -> None:
     place.run("--seeds", "1")
@@ -250,24 +252,24 @@ def test_a_damaged_cell_is_told_and_run_anew(
     result = place.run("--seeds", "1")
     assert result.exit_code == 0
     assert len(measured) == 3
-    assert "run anew" in result.output
+    assert "run again" in result.output
 
 
-def test_what_fails_is_kept_as_not_run_and_the_rest_goes_on(
+def test_what_fails_is_kept_as_not_run_and_the_rest_is_run(
     place: Place, measured: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = reproduce.Bench.measure
+    good = reproduce.Workspace.measure
 
     def measure(bench: Any, case: Any, seed: int) -> dict[str, Any]:
         if case.name.endswith("horizon8"):
-            raise TrainError("the loss became nan", where="training", fix="begin again")
+            raise TrainError("the loss became nan", where="training", fix="start again")
         return good(bench, case, seed)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reproduce.Bench, "measure", measure)
+        patch.setattr(reproduce.Workspace, "measure", measure)
         result = place.run("--seeds", "1")
     assert result.exit_code == 1
-    assert "training: the loss became nan. begin again." in " ".join(result.output.split())
+    assert "training: the loss became nan. start again." in " ".join(result.output.split())
     assert place.cell("long-tiny-horizon8-seed0")["failed"] == "the loss became nan"
     assert measured == [("long-tiny-horizon4", 0)]
     assert "Not run: horizon 8: the loss became nan." in place.page
@@ -277,17 +279,17 @@ def test_what_fails_is_kept_as_not_run_and_the_rest_goes_on(
     assert "Not run" not in place.page
 
 
-def test_a_trunk_that_cannot_be_had_is_looked_for_once(
+def test_a_missing_trunk_is_looked_for_once(
     place: Place, measured: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measure(bench: Any, case: Any, seed: int) -> dict[str, Any]:
         measured.append((case.name, seed))
         raise WeightsError("not to be fetched from somewhere.example", where="some/gpt2")
 
-    monkeypatch.setattr(reproduce.Bench, "measure", measure)
+    monkeypatch.setattr(reproduce.Workspace, "measure", measure)
     assert place.run("--seeds", "2", "--trunk", "some/gpt2").exit_code == 1
     assert len(measured) == 1
-    assert "the trunk some/gpt2 could not be had" in place.page
+    assert "the trunk some/gpt2 is not available" in place.page
     assert "somewhere.example" not in place.page
 
 
@@ -307,7 +309,7 @@ def test_a_kill_while_a_cell_is_written_leaves_no_part_of_it(
     )
 
 
-def test_absent_data_are_told_and_a_failure_only_where_named(
+def test_missing_data_are_reported_and_a_failure_only_where_named(
     place: Place, measured: list[tuple[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path))
@@ -316,32 +318,34 @@ def test_absent_data_are_told_and_a_failure_only_where_named(
     assert result.exit_code == 0
     assert not measured
     assert (
-        result.output.count("the file is not here (`ETT-small/ETTh1.csv`)") == 2
+        result.output.count("the file is missing (`ETT-small/ETTh1.csv`)") == 2
     )  # once per setting, not per seed
-    assert "| etth1 | none | the file is not here (`ETT-small/ETTh1.csv`) |" in place.page
-    assert "Nothing was run yet." in place.page
-    monkeypatch.setattr(reproduce.Bench, "measure", lambda bench, case, seed: open_run(tmp_path))
+    assert "| etth1 | none | the file is missing (`ETT-small/ETTh1.csv`) |" in place.page
+    assert "Nothing has been run yet." in place.page
+    monkeypatch.setattr(reproduce.Workspace, "measure", lambda bench, case, seed: open_run(tmp_path))
     assert place.run("--seeds", "1", "--data", "tiny").exit_code == 1
 
 
-def test_a_part_of_a_data_set_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_of_a_data_set_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path))
     by_name = {
         case.config.stem: case
         for table in ("short_term", "anomaly")
-        for case in reproduce.cases(table, reproduce.Asked())
+        for case in reproduce.cases(table, reproduce.Request())
     }
     (tmp_path / "m4").mkdir()
     for name in ("Quarterly-train-partial14891.csv.gz", "Quarterly-test.csv.gz"):
         (tmp_path / "m4" / name).touch()
     said = reproduce.missing_data(by_name["m4_quarterly"].experiment(0))
-    partial = "`Quarterly-train-partial14891.csv.gz` is only a part"
-    assert said == f"1 of 2 files are not here (`m4/Quarterly-train.csv`); {partial}"
+    assert (
+        said
+        == "1 of 2 files are missing (`m4/Quarterly-train.csv`); `Quarterly-train-partial14891.csv.gz` is only a part"
+    )
     (tmp_path / "SMD").mkdir()
     for file in CATALOG["smd"].files[:14]:
         (tmp_path / file.path).touch()
     assert reproduce.missing_data(by_name["smd"].experiment(0)).startswith(
-        "14 of 28 files are not here (`SMD/machine-2-7.npz`, "
+        "14 of 28 files are missing (`SMD/machine-2-7.npz`, "
     )
     for file in CATALOG["smd"].files:
         (tmp_path / file.path).touch()
@@ -353,8 +357,8 @@ def test_a_part_of_a_data_set_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--data", "etth9"], "is none of tiny"),
-        (["--ranks", "2,many"], "no list of whole numbers"),
+        (["--data", "etth9"], "is not one of tiny"),
+        (["--ranks", "2,many"], "not a list of integers"),
         (["--seeds", "0"], "greater than or equal to 1"),
     ],
 )
@@ -368,14 +372,15 @@ def test_wrong_options_are_refused(place: Place, arguments: list[str], said: str
 def test_the_trunk_and_protocol_that_are_asked_for_reach_the_settings(place: Place, tmp_path: Path) -> None:
     folder = tmp_path / "trunks" / "gpt2-six"
     folder.mkdir(parents=True)
-    asked = reproduce.Asked(trunk=str(folder), protocol="published", ranks=(4, 2), seeds=1, controls=False)
+    asked = reproduce.Request(trunk=str(folder), protocol="published", ranks=(4, 2), seeds=1, baselines=False)
     case = reproduce.cases("long", asked)[0]
     assert case.experiment(0).trunk.source == str(folder)
     assert case.settings(0)["trunk"]["source"] == "gpt2-six"
     assert case.experiment(0).protocol == "published"
     assert case.name == "long-published-tiny-horizon8"
-    options = "--seeds 1 --ranks 4,2 --trunk gpt2-six --protocol published --no-controls"
-    assert asked.command("ranks") == f"python tools/reproduce.py ranks {options}"
+    assert asked.command("ranks") == (
+        "python tools/reproduce.py ranks --seeds 1 --ranks 4,2 --trunk gpt2-six --protocol published --no-baselines"
+    )
 
 
 # --- the plan -------------------------------------------------------------------------------------
@@ -384,7 +389,7 @@ def test_the_trunk_and_protocol_that_are_asked_for_reach_the_settings(place: Pla
 @pytest.mark.parametrize("quick", [False, True], ids=["whole", "quick"])
 @pytest.mark.parametrize("table", list(reproduce.PLAN))
 def test_every_setting_of_the_plan_loads_under_a_name_of_its_own(table: str, quick: bool) -> None:
-    cases = reproduce.cases(table, reproduce.Asked(quick=quick, ranks=(2, 16)))
+    cases = reproduce.cases(table, reproduce.Request(quick=quick, ranks=(2, 16)))
     assert len({case.name for case in cases}) == len(cases) > 0
     for case in cases:
         assert case.experiment(0).trunk.source == ("random" if quick else "openai-community/gpt2")
@@ -402,7 +407,7 @@ def test_the_plan_has_the_published_settings() -> None:
     def vary(table: str, data: str, **asked: Any) -> list[dict[str, Any]]:
         return [
             dict(case.vary)
-            for case in reproduce.cases(table, reproduce.Asked(**asked))
+            for case in reproduce.cases(table, reproduce.Request(**asked))
             if case.config.stem == data
         ]
 
@@ -427,14 +432,14 @@ def test_the_plan_has_the_published_settings() -> None:
     ]
 
 
-def test_controls_stand_beside_one_rank_only() -> None:
-    for ranks, rank in (((), 16), ((2, 16), 16), ((8, 4), 8)):
-        with_controls = {
+def test_baselines_are_trained_at_one_rank_only() -> None:
+    for ranks, expected in (((), 16), ((2, 16), 16), ((8, 4), 8)):
+        with_baselines = {
             dict(case.vary)["adapters.rank"]
-            for case in reproduce.cases("ranks", reproduce.Asked(ranks=ranks))
-            if case.controls
+            for case in reproduce.cases("ranks", reproduce.Request(ranks=ranks))
+            if case.baselines
         }
-        assert with_controls == {rank}
+        assert with_baselines == {expected}
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -449,11 +454,12 @@ def page(*entries: Any, table: str = "long", quick: bool = False) -> str:
     return reproduced.render(table, list(entries), quick=quick, command="the command")
 
 
-def test_mean_deviation_bold_and_verdict_where_a_control_wins(known: None) -> None:
-    model, control = [0.41, 0.44, 0.47], [0.31, 0.32, 0.36]
+def test_mean_deviation_bold_and_verdict_where_a_baseline_wins(known: None) -> None:
+    model, baseline = [0.41, 0.44, 0.47], [0.31, 0.32, 0.36]
     cells = [
         made(
-            seed, [row("M, random trunk", 10, mse=model[seed], mae=0.2), row("C", mse=control[seed], mae=0.3)]
+            seed,
+            [row("M, random trunk", 10, mse=model[seed], mae=0.2), row("C", mse=baseline[seed], mae=0.3)],
         )
         for seed in range(3)
     ]
@@ -465,41 +471,43 @@ def test_mean_deviation_bold_and_verdict_where_a_control_wins(known: None) -> No
         "10",
         "40",
     ]
-    spread = np.std(control, ddof=1)
+    spread = np.std(baseline, ddof=1)
     assert table_row(text, "C") == ["C", f"**0.3300 ± {spread:.4f}**", "0.3000", "0", "0"]
-    model = "M, random trunk has 0.4400 ± 0.0300."
-    assert f"Best MSE: C, 0.3300 ± {spread:.4f}; **a control beats the model**: {model}" in text
+    assert (
+        f"Best MSE: C, 0.3300 ± {spread:.4f}; **a baseline beats the model**: M, random trunk has 0.4400 ± 0.0300."
+        in text
+    )
     assert "3 seeds, protocol strict" in text
-    assert "random trunk**: this checks the path, it says nothing about GPT-2" in text
+    assert "random trunk**: this tests the pipeline and says nothing about GPT-2" in text
     assert "cpu, 2 cores of some cpu, float32; jax 1.2" in text
     assert "```\nthe command\n```" in text
 
 
 def test_verdict_where_the_model_wins_where_both_are_equal_and_where_they_are_close() -> None:
-    def sentence(model: list[float], control: list[float], metric: str = "mse") -> str:
+    def said(model: list[float], baseline: list[float], metric: str = "mse") -> str:
         cells = [
             made(seed, [row("M", **{metric: ours}), row("C", **{metric: theirs})])
-            for seed, (ours, theirs) in enumerate(zip(model, control, strict=True))
+            for seed, (ours, theirs) in enumerate(zip(model, baseline, strict=True))
         ]
         return reproduced.verdict(reproduced.lines_of([entry(cells)]), metric)
 
-    assert sentence([0.1, 0.1], [0.2, 0.2]) == "Best MSE: M, 0.1000; the best control, C, has 0.2000."
+    assert said([0.1, 0.1], [0.2, 0.2]) == "Best MSE: M, 0.1000; the best baseline, C, has 0.2000."
     assert (
-        sentence([0.1, 0.1], [0.2, 0.2], "accuracy")
-        == "Best accuracy: C, 0.2000; **a control beats the model**: M has 0.1000."
+        said([0.1, 0.1], [0.2, 0.2], "accuracy")
+        == "Best accuracy: C, 0.2000; **a baseline beats the model**: M has 0.1000."
     )
-    assert sentence([0.2], [0.1], "adjusted_f1").startswith("Best adjusted F1: M, 0.2000;")
-    assert sentence([0.2], [0.2]) == "Best MSE: M and the control C are equal, 0.2000."
-    assert "less apart than their standard deviations" in sentence([0.1, 0.3], [0.15, 0.31])
-    assert "less apart" not in sentence([0.10, 0.11], [0.30, 0.31])
+    assert said([0.2], [0.1], "adjusted_f1").startswith("Best adjusted F1: M, 0.2000;")
+    assert said([0.2], [0.2]) == "Best MSE: M and the baseline C are equal, 0.2000."
+    assert "within their standard deviations" in said([0.1, 0.3], [0.15, 0.31])
+    assert "within" not in said([0.10, 0.11], [0.30, 0.31])
 
 
-def test_a_model_without_controls_is_no_winner(known: None) -> None:
+def test_a_model_without_baselines_is_no_winner(known: None) -> None:
     text = page(entry([made(0, [row("M", mse=0.5, mae=0.5)])]))
     assert "Best MSE: M, 0.5000; nothing else has this figure." in text
 
 
-def test_the_mean_over_horizons_is_taken_seed_by_seed_beside_the_published_figure(known: None) -> None:
+def test_the_mean_over_horizons_is_taken_seed_by_seed_next_to_the_published_figure(known: None) -> None:
     figures = {8: [0.1, 0.3], 4: [0.5, 0.4]}
     entries = [
         entry(
@@ -540,7 +548,7 @@ def test_seeds_that_only_some_horizons_have_do_not_enter_the_mean(known: None, f
     assert f"Horizon {failing}, input 32, 1,000 test windows, 1 of 2 seeds, protocol strict:" in text
 
 
-def test_ranks_are_rows_beside_the_controls_of_one(known: None) -> None:
+def test_ranks_are_rows_next_to_the_baselines_of_one(known: None) -> None:
     cells = {
         rank: made(
             0, [row("M", rank, mse=rank / 10, mae=0.1), *([row("C", mse=0.9, mae=0.9)] if rank == 2 else [])]
@@ -589,20 +597,17 @@ def test_the_average_of_m4_weighs_by_series_and_takes_owa_of_the_means() -> None
     assert "| *published:* One-for-All, rank 16 (paper) | 12.38 | 1.76 | .91 |" in text
 
 
-def test_published_sets_that_were_not_run_are_told_with_the_reason() -> None:
+def test_published_sets_that_were_not_run_are_listed_with_the_reason() -> None:
     cell = made(0, [row("M", accuracy=0.9, error=0.1)])
     text = page(
         entry([cell], data="japanesevowels"),
-        entry([None], data="heartbeat", absent="the file is not here"),
+        entry([None], data="heartbeat", absent="the file is missing"),
         table="classification",
     )
     assert "| *published:* GPT4TS (its figures) | .986 |" in text
+    assert "| heartbeat | One-for-All, rank 16 .75; GPT4TS .772; DLinear .751 | the file is missing |" in text
     assert (
-        "| heartbeat | One-for-All, rank 16 .75; GPT4TS .772; DLinear .751 | the file is not here |" in text
-    )
-    assert (
-        "| facedetection | One-for-All, rank 16 .66; GPT4TS .692; DLinear .680 | there is no settings file |"
-        in text
+        "| facedetection | One-for-All, rank 16 .66; GPT4TS .692; DLinear .680 | no settings file |" in text
     )
     assert "error" not in text.replace("published practice", "")
     assert "facedetection" not in page(
@@ -615,10 +620,10 @@ def test_published_means_name_the_sets_that_are_missing_from_ours() -> None:
         entry([made(0, [row("M", adjusted_f1=0.9, average_precision=0.1)])], data="smap"), table="anomaly"
     )
     assert "Published: One-for-All .8442 (paper);" in text
-    assert "Not comparable with anything here: smd, msl, swat, psm not run, or not wholly." in text
+    assert "Not comparable with our figures: smd, msl, swat, psm not run, or only in part." in text
 
 
-def test_few_shot_figures_stand_beside_their_own_percentage() -> None:
+def test_few_shot_figures_follow_their_percentage() -> None:
     entries = [
         entry(
             [made(0, [row("M", mse=0.5, mae=0.5)])],
@@ -663,7 +668,7 @@ def test_the_quick_page_keeps_the_other_tables(
 # --- the published figures ------------------------------------------------------------------------
 
 
-def test_published_figures_stand_in_the_protocol() -> None:
+def test_published_figures_are_in_the_protocol() -> None:
     text = (REPOSITORY / "docs" / "protocol.md").read_text()
     section = text.partition("## 4.")[2].partition("## 5.")[0]
     for table in reproduce.PLAN:
@@ -690,5 +695,5 @@ def test_published_means_are_the_means_of_the_published_figures() -> None:
                 )
                 printed = [value for data in (*sets, name) for value in row["figures"][data].split("/")]
                 unit = 10.0 ** -min(len(value.partition(".")[2]) for value in printed)
-                stated = np.array([float(value) for value in row["figures"][name].split("/")])
-                assert np.abs(parts.mean(axis=0) - stated).max() <= unit, (table, row["method"])
+                said = np.array([float(value) for value in row["figures"][name].split("/")])
+                assert np.abs(parts.mean(axis=0) - said).max() <= unit, (table, row["method"])

@@ -135,7 +135,7 @@ def main(
     ] = None,
 ) -> None:
     """Benchmark ofa-jax against PyTorch and against this machine's limit."""
-    asked = Asked(only=only or NAMES).only
+    asked = Asked.model_validate({"only": only or NAMES}).only
     names = [name for name in NAMES if name in asked]
     for path in (json, markdown):
         _refuse_folder(path)

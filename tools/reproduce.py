@@ -1,7 +1,7 @@
-"""Run one of the published tables (docs/protocol.md, §4), and write what came out beside the published figures.
+"""Reproduce one of the published tables (docs/protocol.md, §4) and write a page that compares the two.
 
-Every seed of every setting is a *cell*, kept as one JSON file; what is there already is not run again, so the same command goes on where
-it was stopped. The page is made from the cells alone.
+Every seed of every setting is a *cell*, kept as one JSON file. Existing cells are not run again, so re-running the
+same command resumes. The page is made from the cells alone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from filelock import FileLock
 from reproduced import Cell, Entry, render, replace_section
 
 from ofa_jax.baselines.compare import compare
+from ofa_jax.cli.options import interrupted, message
 from ofa_jax.config.load import build_experiment, dump_experiment, load_experiment
 from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG, data_root, find
@@ -41,6 +42,9 @@ ROOT = Path(__file__).resolve().parents[1]
 Table = Literal[
     "long", "few_shot", "zero_shot", "short_term", "anomaly", "classification", "imputation", "ranks"
 ]
+WITH_BASELINES = "controls"
+"""The key of a cell that says whether it has baselines; named so in the first cells."""
+
 Vary = dict[str, tuple[Any, ...]]
 """Settings that take several values, from the outermost to the innermost."""
 
@@ -72,7 +76,7 @@ QUICK: dict[str, tuple[tuple[str, ...], Vary]] = {
 
 
 AS_MANY_STEPS = {"train.epochs": 10, "train.batch_size": 32}
-"""Quick transfer from M4 Yearly with a tenth of each series: 860 steps, where the whole of them takes 920."""
+"""Quick transfer from M4 Yearly with a tenth of each series: 860 steps; with all of each series, 920."""
 
 _load = cache(load_experiment)
 
@@ -82,15 +86,15 @@ def _known_as(source: str) -> str:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the command line asked for besides the table; None: as the settings files say."""
+class Request:
+    """What the command line asks for besides the table; None: as the settings files say."""
 
     quick: bool = False
     seeds: int = 3
     ranks: tuple[int, ...] = ()
     trunk: str | None = None
     protocol: Literal["strict", "published"] | None = None
-    controls: bool = True
+    baselines: bool = True
 
     def command(self, table: str) -> str:
         """The command that makes the same page."""
@@ -103,7 +107,7 @@ class Asked:
                 table,
                 f"--seeds {self.seeds}",
                 *words,
-                *["--no-controls"] * (not self.controls),
+                *["--no-baselines"] * (not self.baselines),
             ]
         )
 
@@ -115,15 +119,15 @@ class Case:
     table: str
     config: Path
     vary: tuple[tuple[str, Any], ...]
-    asked: Asked
-    controls: bool
+    request: Request
+    baselines: bool
 
     @property
     def name(self) -> str:
         parts = [
-            *["quick"] * self.asked.quick,
+            *["quick"] * self.request.quick,
             self.table,
-            *["published"] * (self.asked.protocol == "published"),
+            *["published"] * (self.request.protocol == "published"),
             self.config.stem,
         ]
         return "-".join([*parts, *(f"{path.rpartition('.')[2]}{value}" for path, value in self.vary)])
@@ -136,44 +140,44 @@ class Case:
             "network.seed": seed,
             "trunk.random.seed": seed,
         }
-        asked = {
-            "trunk.source": self.asked.trunk and json.dumps(self.asked.trunk),
-            "protocol": self.asked.protocol,
+        request = {
+            "trunk.source": self.request.trunk and json.dumps(self.request.trunk),
+            "protocol": self.request.protocol,
         }
         few = (
             AS_MANY_STEPS
-            if self.asked.quick and self.table == "zero_shot" and dict(self.vary).get("data.percent") == 10
+            if self.request.quick and self.table == "zero_shot" and dict(self.vary).get("data.percent") == 10
             else {}
         )
         changed = {
             **dict(self.vary),
             **few,
             **seeds,
-            **{path: value for path, value in asked.items() if value},
+            **{path: value for path, value in request.items() if value},
         }
         return _load(self.config, tuple(f"{path}={value}" for path, value in changed.items()))
 
     def settings(self, seed: int) -> dict[str, Any]:
-        """The same as plain values, in which files and folders go by their names wherever they lie."""
+        """The same as plain values, with names in place of paths."""
         plain = dump_experiment(self.experiment(seed))
         for section, name in (("trunk", "source"), ("data", "source"), ("data", "target")):
             if plain[section][name] is not None:
                 plain[section][name] = _known_as(plain[section][name])
-        return json.loads(json.dumps(plain))  # as a cell has it: lists for tuples
+        return json.loads(json.dumps(plain))  # as in a cell: lists, not tuples
 
 
-def cases(table: str, asked: Asked) -> list[Case]:
-    """Everything a table consists of."""
-    if asked.quick:
+def cases(table: str, request: Request) -> list[Case]:
+    """All settings of a table."""
+    if request.quick:
         names, vary = QUICK[table]
         files = [ROOT / "configs" / "quick" / f"{name}.yaml" for name in names]
     else:
         folder, vary = PLAN[table]
         files = sorted((ROOT / "configs" / folder).glob("*.yaml"))
-    if table == "ranks" and asked.ranks:
-        vary = {**vary, "adapters.rank": asked.ranks}
+    if table == "ranks" and request.ranks:
+        vary = {**vary, "adapters.rank": request.ranks}
     known = vary.get("adapters.rank", ())
-    beside = 16 if 16 in known else known[0] if known else None  # the controls stand beside one rank only
+    with_baselines = 16 if 16 in known else known[0] if known else None  # at one rank only
     found = []
     for file, values in itertools.product(files, itertools.product(*vary.values())):
         chosen = dict(zip(vary, values, strict=True))
@@ -188,21 +192,21 @@ def cases(table: str, asked: Asked) -> list[Case]:
                 table,
                 file,
                 tuple(chosen.items()),
-                asked,
-                asked.controls and chosen.get("adapters.rank") == beside,
+                request,
+                request.baselines and chosen.get("adapters.rank") == with_baselines,
             )
         )
     return found
 
 
 @dataclass
-class Bench:
-    """Where cells and runs lie, and what was learnt on the way."""
+class Workspace:
+    """Folders of cells and runs, and why trunks could not be loaded, by source."""
 
     cells: Path
     out: Path
     reporter: Reporter
-    without: dict[str, str] = field(default_factory=dict)
+    missing_trunks: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def machine(self) -> dict[str, Any]:
@@ -217,7 +221,7 @@ class Bench:
         return self.cells / f"{case.name}-seed{seed}.json"
 
     def read(self, case: Case, seed: int, say: Callable[[str], None] = lambda text: None) -> Cell | None:
-        """The cell as it was kept, if it was made with these settings."""
+        """The stored cell, if it was made with these settings."""
         path = self.path(case, seed)
         if not path.exists():
             return None
@@ -226,25 +230,25 @@ class Bench:
             settings = cell.get("config")
             made = build_experiment(settings if isinstance(settings, dict) else {}, where=str(path))
         except OfaError as error:
-            say(f"{error} This cell is run anew.")
+            say(f"{error} This cell is run again.")
             return None
         if made == build_experiment(
             case.settings(seed)
-        ):  # not dict by dict: a setting that came later has its default
+        ):  # as settings, so that one that was added later has its default
             return cell
-        say(f"{path.name} was made with other settings, so it does not count and is run anew")
+        say(f"{path.name} was made with other settings and is run again")
         return None
 
     def is_done(self, case: Case, seed: int) -> bool:
         cell = self.read(case, seed, self.reporter.notice)
-        return cell is not None and "methods" in cell and (cell.get("controls") or not case.controls)
+        return cell is not None and "methods" in cell and (cell.get(WITH_BASELINES) or not case.baselines)
 
     def run(self, case: Case, seed: int) -> bool:
-        """Run a cell and keep it; False where it could not be run, which is kept as well."""
+        """Run a cell and store it; False if it failed, which is stored as well."""
         experiment = case.experiment(seed)
         kept: Cell = {
             "table": case.table,
-            "quick": case.asked.quick,
+            "quick": case.request.quick,
             "data": case.config.stem,
             "vary": dict(case.vary),
             "seed": seed,
@@ -253,40 +257,40 @@ class Bench:
         }
         source = experiment.trunk.source
         try:
-            if source in self.without:
-                raise WeightsError(self.without[source])
+            if source in self.missing_trunks:
+                raise WeightsError(self.missing_trunks[source])
             kept |= self.measure(case, seed)
         except OfaError as error:
             self.reporter.notice(f"not run: {error}")
             reason = error.what
             if isinstance(error, WeightsError):
-                self.without[source] = error.what
-                reason = f"the trunk {kept['config']['trunk']['source']} could not be had"
+                self.missing_trunks[source] = error.what
+                reason = f"the trunk {kept['config']['trunk']['source']} is not available"
             kept["failed"] = reason
         finally:
-            jax.clear_caches()  # the programs of one cell are of no use to the next
+            jax.clear_caches()  # the next cell needs other programs
         before = self.read(case, seed)
         if "failed" in kept and before is not None and "methods" in before:
-            return False  # what was measured with these settings stays
+            return False  # keep what was measured with these settings
         write_json(self.path(case, seed), kept)
         return "failed" not in kept
 
     def measure(self, case: Case, seed: int) -> Cell:
-        """Train or go on, and score beside the controls."""
+        """Train or resume, and compare with baselines."""
         digest = hashlib.sha256(json.dumps(case.settings(seed), sort_keys=True).encode()).hexdigest()[:12]
         folder = self.out / f"{case.config.stem}-{digest}"
         began, resumed = time.monotonic(), (folder / CONFIG_FILE).exists()
         train_run(case.experiment(seed), folder, self.reporter)
         trained = time.monotonic()
         loaded, data = open_run(folder)
-        baselines = folder / BASELINES if case.controls else None
+        baselines = folder / BASELINES if case.baselines else None
         comparison = compare(loaded, data, baselines=baselines, reporter=self.reporter)
         provenance = read_config(folder)[1]
         return {
             "task": comparison.task,
             "windows": comparison.windows,
             "methods": comparison.to_dict()["methods"],
-            "controls": case.controls,
+            WITH_BASELINES: case.baselines,
             "best_epoch": loaded.record.best_epoch,
             "compute_dtype": str(loaded.model.network.trunk.compute_dtype),
             **{name: getattr(provenance, name) for name in ("data_sha256", "trunk_sha256")},
@@ -313,7 +317,7 @@ def _cpu() -> str:
 
 
 def missing_data(experiment: Experiment) -> str | None:
-    """Which files of the data set are not here, in words; None where all are."""
+    """Which files of the data set are missing, in words; None if none is."""
     for name in (experiment.data.source, experiment.data.target):
         if name not in CATALOG:
             continue
@@ -334,103 +338,111 @@ def missing_data(experiment: Experiment) -> str | None:
             ]
             shown = ", ".join(f"`{path}`" for path in absent[:2]) + (", …" if len(absent) > 2 else "")
             count = f"{len(absent)} of {len(needed)} files are" if len(needed) > 1 else "the file is"
-            return f"{count} not here ({shown})" + (f"; `{parts[0]}` is only a part" if parts else "")
+            return f"{count} missing ({shown})" + (f"; `{parts[0]}` is only a part" if parts else "")
     return None
 
 
-def run_missing(bench: Bench, wanted: list[tuple[Case, int]], named: bool) -> Iterator[bool]:
-    """Run what is not there yet, and say after each cell whether it could be run; absent data are a failure only where ``named``."""
-    missing = [(case, seed) for case, seed in wanted if not bench.is_done(case, seed)]
+def run_missing(workspace: Workspace, wanted: list[tuple[Case, int]], named: bool) -> Iterator[bool]:
+    """Run the missing cells; yields whether each succeeded. Missing data are a failure only if ``named``."""
+    missing = [(case, seed) for case, seed in wanted if not workspace.is_done(case, seed)]
     for number, (case, seed) in enumerate(missing, 1):
         absent = missing_data(case.experiment(seed))
         if absent and not named:
             if seed == 0:
-                bench.reporter.notice(f"{case.name}: left out, {absent}")
+                workspace.reporter.notice(f"{case.name}: skipped, {absent}")
             continue
-        bench.reporter.notice(f"[{number}/{len(missing)}] {case.name}, seed {seed}")
-        yield bench.run(case, seed)
+        workspace.reporter.notice(f"[{number}/{len(missing)}] {case.name}, seed {seed}")
+        yield workspace.run(case, seed)
 
 
-def write_page(bench: Bench, everything: list[Case], docs: Path) -> Path:
-    """The page of a table, or for quick runs its section of the one quick page."""
-    table, asked, found = everything[0].table, everything[0].asked, []
+def write_page(workspace: Workspace, everything: list[Case], docs: Path) -> Path:
+    """The page of a table; of a quick run, its section of the quick page."""
+    table, request, found = everything[0].table, everything[0].request, []
     for case in everything:
         data = case.settings(0)["data"]
-        cells = [bench.read(case, seed) for seed in range(asked.seeds)]
+        cells = [workspace.read(case, seed) for seed in range(request.seeds)]
         source = " → ".join(name for name in (data["source"], data["target"]) if name)
         found.append(Entry(source, dict(case.vary), cells, missing_data(case.experiment(0))))
-    text = render(table, found, quick=asked.quick, command=asked.command(table))
-    suffix = "_published" if asked.protocol == "published" else ""
-    page = docs / f"{'quick' if asked.quick else table}{suffix}.md"
-    bench.out.mkdir(parents=True, exist_ok=True)
-    with FileLock(bench.out / f".{page.name}.lock"):  # two tables may be running at once
+    text = render(table, found, quick=request.quick, command=request.command(table))
+    suffix = "_published" if request.protocol == "published" else ""
+    page = docs / f"{'quick' if request.quick else table}{suffix}.md"
+    workspace.out.mkdir(parents=True, exist_ok=True)
+    with FileLock(workspace.out / f".{page.name}.lock"):  # two tables may run at once
         write_atomic(
             page,
-            replace_section(page.read_text() if page.exists() else "", table, text) if asked.quick else text,
+            replace_section(page.read_text() if page.exists() else "", table, text)
+            if request.quick
+            else text,
         )
     return page
 
 
 def main(
-    table: Annotated[Table, typer.Argument(help="Which table.")],
-    data: Annotated[str, typer.Option(help="Only these settings files, by name, with commas between.")] = "",
-    ranks: Annotated[str, typer.Option(help="For the table `ranks`: these ranks, with commas between.")] = "",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of every setting.")] = 3,
+    table: Annotated[Table, typer.Argument(help="The table.")],
+    data: Annotated[str, typer.Option(help="Only these settings files: comma-separated names.")] = "",
+    ranks: Annotated[str, typer.Option(help="Ranks of the table `ranks`, comma-separated.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per setting.")] = 3,
     trunk: Annotated[
-        str | None, typer.Option(help="Folder or hub id of GPT-2, or the word random; else as the file says.")
+        str | None,
+        typer.Option(help="Folder or hub id of GPT-2, or random; default: as the settings file says."),
     ] = None,
     protocol: Annotated[
         Literal["strict", "published"] | None,
-        typer.Option(help="Else as the file says; published has its own page."),
+        typer.Option(help="Default: as the settings file says; published has a separate page."),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Small random trunk on real data, minutes on two cores.")
+        bool, typer.Option("--quick", help="Small random trunk on real data: minutes on two cores.")
     ] = False,
-    controls: Annotated[bool, typer.Option(help="Train the controls as well.")] = True,
-    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/reproduce"),
-    cells: Annotated[Path, typer.Option(help="Folder of the cells.")] = ROOT / "docs" / "results" / "cells",
-    docs: Annotated[Path, typer.Option(help="Folder of the pages.")] = ROOT / "docs" / "results",
+    baselines: Annotated[bool, typer.Option(help="Also train the baselines.")] = True,
+    out: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs/reproduce"),
+    cells: Annotated[Path, typer.Option(help="Folder of cells.")] = ROOT / "docs" / "results" / "cells",
+    docs: Annotated[Path, typer.Option(help="Folder of pages.")] = ROOT / "docs" / "results",
 ) -> None:
-    """Run what is missing of a published table, then write its page; stopped by Ctrl-C or SIGTERM, the same command goes on."""
+    """Run the missing cells of a published table and write its page. Re-run the same command to resume."""
     try:
         chosen = tuple(int(rank) for rank in ranks.split(",") if rank)
     except ValueError:
-        raise typer.BadParameter(f"{ranks!r} is no list of whole numbers", param_hint="--ranks") from None
+        raise typer.BadParameter(f"{ranks!r} is not a list of integers", param_hint="--ranks") from None
     if chosen and table != "ranks":
         raise typer.BadParameter(
             f"the table {table!r} has one rank; only `ranks` takes several", param_hint="--ranks"
         )
-    everything = cases(table, Asked(quick, seeds, chosen, trunk, protocol, controls))
+    everything = cases(table, Request(quick, seeds, chosen, trunk, protocol, baselines))
     names, known = (
         [name for name in data.split(",") if name],
         sorted({case.config.stem for case in everything}),
     )
     if wrong := [name for name in names if name not in known]:
-        raise typer.BadParameter(f"{wrong[0]!r} is none of {', '.join(known)}", param_hint="--data")
+        raise typer.BadParameter(f"{wrong[0]!r} is not one of {', '.join(known)}", param_hint="--data")
     wanted = [
         (case, seed) for seed in range(seeds) for case in everything if not names or case.config.stem in names
     ]
     failed = 0
     with ConsoleReporter() as reporter:
-        bench = Bench(cells, out, reporter)
+        workspace = Workspace(cells, out, reporter)
         try:
-            for went in run_missing(bench, wanted, bool(names)):
-                failed += not went
-                write_page(bench, everything, docs)
+            for succeeded in run_missing(workspace, wanted, bool(names)):
+                failed += not succeeded
+                write_page(workspace, everything, docs)
         except Interrupted as stop:
-            reporter.notice("stopped; the same command goes on from there")
+            reporter.notice(interrupted(stop))
             raise typer.Exit(128 + stop.signal_number) from None
-        page = write_page(bench, everything, docs)
-    print(f"{page}" + (f"; {failed} cell(s) could not be run" if failed else ""))
+        page = write_page(workspace, everything, docs)
+    print(f"{page}" + (f"; {failed} cell(s) failed" if failed else ""))
     raise typer.Exit(1 if failed else 0)
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+FORMER_NAMES = {"controls": "baselines", "no-controls": "no-baselines"}
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda name: FORMER_NAMES.get(name, name)},
+)
 app.command()(main)
 
 if __name__ == "__main__":
     try:
         app()
-    except OfaError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+    except OfaError as error:
+        print(f"error: {message(error)}", file=sys.stderr)
         raise SystemExit(2) from None

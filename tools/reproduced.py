@@ -1,4 +1,4 @@
-"""The page of a table: measured cells as mean ± standard deviation, beside the published figures (published.yaml)."""
+"""The page of a table: measured cells as mean ± standard deviation, with the published figures (published.yaml)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ HIDDEN = ("error",)
 
 @dataclass(frozen=True)
 class Entry:
-    """A setting of a table: its data set, what was varied, a cell or None per seed, and why it cannot be run here if it cannot."""
+    """A setting of a table: data set, varied settings, a cell or None per seed, and what data are missing."""
 
     data: str
     vary: dict[str, Any]
@@ -64,12 +64,12 @@ class Entry:
 
     @property
     def why_not(self) -> str:
-        told = [cell["failed"] for cell in self.cells if cell and "failed" in cell]
-        return self.absent or (told[0] if told else "not run")
+        reasons = [cell["failed"] for cell in self.cells if cell and "failed" in cell]
+        return self.absent or (reasons[0] if reasons else "not run")
 
     @property
     def gaps(self) -> list[str]:
-        """What is missing from it, in words."""
+        """What is missing, in words."""
         name = self.label(*AVERAGED, "adapters.rank") or self.data
         if not self.measured:
             return [f"{name}: {self.why_not}"]
@@ -110,7 +110,7 @@ class Line:
 
 
 def lines_of(entries: Sequence[Entry]) -> list[Line]:
-    """The methods of settings that stand in one block (ranks beside each other), models first."""
+    """The methods of settings that share a block (several ranks), models first."""
     lines: dict[str, Line] = {}
     for entry in entries:
         for cell in entry.measured:
@@ -192,34 +192,33 @@ def markdown_table(lines: Sequence[Line], published: Sequence[dict[str, Any]]) -
 
 
 def verdict(lines: Sequence[Line], metric: str) -> str:
-    """One sentence: which method has the best figure, and whether a control beats the model."""
-    models, controls = (
+    """One sentence: which method has the best figure, and whether a baseline beats the model."""
+    models, baselines = (
         [line for line in lines if line.is_model],
         [line for line in lines if not line.is_model],
     )
-    model, control = best_of(models, metric), best_of(controls, metric)
+    model, baseline = best_of(models, metric), best_of(baselines, metric)
     name = heading(metric)
-    if model is None or control is None:
-        only = model or control
+    if model is None or baseline is None:
+        only = model or baseline
         return (
             f"Best {name}: {only.method}, {only.shown(metric)}; nothing else has this figure." if only else ""
         )
-    ahead, behind = (control, model) if best_of([control, model], metric) is control else (model, control)
+    first = best_of([baseline, model], metric)
+    ahead, behind = (baseline, model) if first is baseline else (model, baseline)
     close = abs(ahead.mean(metric) - behind.mean(metric)) <= ahead.spread(metric) + behind.spread(metric)
     near = (
-        " (less apart than their standard deviations)"
+        " (within their standard deviations)"
         if close and (ahead.spread(metric) or behind.spread(metric))
         else ""
     )
     if ahead.mean(metric) == behind.mean(metric):
-        return (
-            f"Best {name}: {model.method} and the control {control.method} are equal, {model.shown(metric)}."
-        )
-    if ahead is control:
-        told = f"**a control beats the model**: {model.method} has {model.shown(metric)}{near}."
-        return f"Best {name}: {control.method}, {control.shown(metric)}; {told}"
-    told = f"the best control, {control.method}, has {control.shown(metric)}{near}."
-    return f"Best {name}: {model.method}, {model.shown(metric)}; {told}"
+        return f"Best {name}: {model.method} and the baseline {baseline.method} are equal, {model.shown(metric)}."
+    if ahead is baseline:
+        other = f"**a baseline beats the model**: {model.method} has {model.shown(metric)}{near}."
+    else:
+        other = f"the best baseline, {baseline.method}, has {baseline.shown(metric)}{near}."
+    return f"Best {name}: {ahead.method}, {ahead.shown(metric)}; {other}"
 
 
 @cache
@@ -245,33 +244,33 @@ def published_rows(table: str, data: str, vary: dict[str, Any]) -> list[dict[str
 
 
 def group_lines(table: str, group: list[Entry]) -> tuple[list[str], list[Line] | None]:
-    """A data set's part of the page, and its lines to be averaged over data sets where it is complete."""
+    """A data set's part of the page, and its lines for the mean over data sets if they are complete."""
     title = ", ".join(filter(None, [group[0].data, group[0].label("data.percent")]))
     blocks = [list(block) for _, block in itertools.groupby(group, key=lambda entry: entry.label(*AVERAGED))]
     text: list[str] = [f"## {title}", ""]
     measured: list[tuple[str, list[Line]]] = []
     over = published(table).get("over")
-    beside = published_rows(table, group[0].data, group[0].vary)
+    theirs = published_rows(table, group[0].data, group[0].vary)
     for block in blocks:
         if lines := lines_of(block):
             measured.append((block[0].label(*AVERAGED), lines))
-            text += [caption(block), "", *markdown_table(lines, () if over else beside), ""]
+            text += [caption(block), "", *markdown_table(lines, () if over else theirs), ""]
         text += [line for entry in block for gap in entry.gaps for line in (f"Not run: {gap}.", "")]
     mean = mean_lines([lines for _, lines in measured]) if len(measured) == len(blocks) else []
     seeds = max((len(values) for line in mean for values in line.figures.values()), default=0)
     if len(blocks) > 1 and seeds:
         name = f"mean over {', '.join(label for label, _ in measured)}"
-        text += [f"{capital(name)}; {seeds} seed{'s' * (seeds > 1)}:", "", *markdown_table(mean, beside), ""]
+        text += [f"{capital(name)}; {seeds} seed{'s' * (seeds > 1)}:", "", *markdown_table(mean, theirs), ""]
         measured = [(name, mean)]
-    elif over and beside:
-        told = "; ".join(f"{row['method']} {row['figures'][group[0].data]}" for row in beside)
+    elif over and theirs:
+        figures = "; ".join(f"{row['method']} {row['figures'][group[0].data]}" for row in theirs)
         text += [
-            f"Published, but not comparable, as the mean of horizons {', '.join(map(str, over))}: {told}.",
+            f"Published, but not comparable, as the mean of horizons {', '.join(map(str, over))}: {figures}.",
             "",
         ]
     for name, lines in measured:
-        told = " ".join(verdict(lines, metric) for metric in DECISIVE.get(table, ("mse",)))
-        text += [capital(f"{name}: {told}") if name else told, ""]
+        verdicts = " ".join(verdict(lines, metric) for metric in DECISIVE.get(table, ("mse",)))
+        text += [capital(f"{name}: {verdicts}") if name else verdicts, ""]
     return text, mean if seeds else None
 
 
@@ -293,12 +292,12 @@ def count_seeds(cells: Iterable[Cell], asked: int) -> str:
 
 
 def provenance(table: str, cells: list[Cell], command: str) -> list[str]:
-    """How the figures came about: command, trunk, seeds, machine and versions."""
+    """How the figures were measured: command, trunk, seeds, machine and versions."""
     text = ["```", command, "```", ""]
     if any(cell["config"]["trunk"]["source"] == "random" for cell in cells):
-        text += ["The trunk is a **random trunk**: this checks the path, it says nothing about GPT-2.", ""]
+        text += ["The trunk is a **random trunk**: this tests the pipeline and says nothing about GPT-2.", ""]
     if not cells:
-        return [*text, "Nothing was run yet.", ""]
+        return [*text, "Nothing has been run yet.", ""]
     protocols = " and ".join(sorted({cell["protocol"] for cell in cells}))
     machines = sorted(
         {
@@ -309,15 +308,15 @@ def provenance(table: str, cells: list[Cell], command: str) -> list[str]:
     packages = sorted(
         {", ".join(f"{name} {version}" for name, version in cell["versions"].items()) for cell in cells}
     )
-    whole = [
+    times = [
         sum(cell["seconds"][part] for part in ("train", "score"))
         for cell in cells
         if not cell["seconds"]["resumed"]
     ]
-    times = (
-        " to ".join(dict.fromkeys(f"{seconds:,.0f}" for seconds in (min(whole), max(whole)))) if whole else ""
-    )
-    time = f" One seed of one setting took {times} s, controls included." if times else ""
+    time = ""
+    if times:
+        span = " to ".join(dict.fromkeys(f"{seconds:,.0f}" for seconds in (min(times), max(times))))
+        time = f" One seed of one setting took {span} s, including baselines."
     return [
         *text,
         f"Test part, protocol `{protocols}` ([protocol.md](../protocol.md), §5). Mean ± standard deviation (n − 1) over the seeds; "
@@ -330,16 +329,16 @@ def provenance(table: str, cells: list[Cell], command: str) -> list[str]:
 
 
 def not_run(table: str, entries: list[Entry], *, quick: bool) -> list[str]:
-    """What nothing was run for, and why; the whole table also tells of published sets that it does not know."""
+    """Data sets without any run, and why; a full table also lists published sets without a settings file."""
     groups, known = grouped(entries), published(table)
     rows = [(group[0], group[0].why_not) for group in groups if not any(entry.measured for entry in group)]
-    told = {(group[0].data, group[0].label("data.percent")) for group in groups}
+    listed = {(group[0].data, group[0].label("data.percent")) for group in groups}
     for row in () if quick else known["rows"]:
         for data in row["figures"]:
             entry = Entry(data, row.get("when", {}), [], None)
-            if data not in known.get("means", {}) and (data, entry.label("data.percent")) not in told:
-                told.add((data, entry.label("data.percent")))
-                rows.append((entry, "there is no settings file"))
+            if data not in known.get("means", {}) and (data, entry.label("data.percent")) not in listed:
+                listed.add((data, entry.label("data.percent")))
+                rows.append((entry, "no settings file"))
     if not rows:
         return []
     text = ["## Not run", "", "| data set | published | why not |", "|---|---|---|"]
@@ -355,7 +354,7 @@ def not_run(table: str, entries: list[Entry], *, quick: bool) -> list[str]:
 
 
 def means(table: str, complete: dict[str, list[Line]], vary: dict[str, Any]) -> list[str]:
-    """The published means over data sets with our own beside them, or the sets that are missing from those."""
+    """The published means over data sets and ours, or which sets ours lack."""
     known, text = published(table), []
     for name, sets in known.get("means", {}).items():
         rows = published_rows(table, name, vary)
@@ -365,9 +364,9 @@ def means(table: str, complete: dict[str, list[Line]], vary: dict[str, Any]) -> 
         text += [f"## Mean of {', '.join(filter(None, [name, setting]))}", ""]
         missing = [data for data in sets if data not in complete]
         if missing:
-            told = "; ".join(f"{row['method']} {row['figures'][name]} ({row['source']})" for row in rows)
+            figures = "; ".join(f"{row['method']} {row['figures'][name]} ({row['source']})" for row in rows)
             text += [
-                f"Published: {told}. Not comparable with anything here: {', '.join(missing)} not run, or not wholly.",
+                f"Published: {figures}. Not comparable with our figures: {', '.join(missing)} not run, or only in part.",
                 "",
             ]
         else:
@@ -410,10 +409,10 @@ def render(table: str, entries: list[Entry], *, quick: bool, command: str) -> st
 
 
 def replace_section(page: str, table: str, text: str) -> str:
-    """The quick page with one table's section new; the others stay as they are."""
+    """The quick page with one table's section replaced."""
     sections = dict(re.findall(r"<!-- (\w+) -->\n(.*?)<!-- end -->\n", page, flags=re.DOTALL))
     sections[table] = "\n" + re.sub("^#", "##", text, flags=re.MULTILINE) + "\n"
-    head = "# Quick runs: every task on real data with a small random trunk\n\nMade by `tools/reproduce.py`, not written by hand.\n\n"
+    head = "# Quick runs: every task on real data with a small random trunk\n\nGenerated by `tools/reproduce.py`; do not edit.\n\n"
     return head + "".join(
         f"<!-- {name} -->\n{sections[name]}<!-- end -->\n" for name in TITLES if name in sections
     )

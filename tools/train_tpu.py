@@ -1,17 +1,17 @@
-"""Train one run on all devices of a TPU VM, of every VM of a slice, or of GPU nodes. docs/tpu.md shows it from nothing to the end.
+"""Train one run on all devices of a TPU VM, of all VMs of a slice, or of GPU nodes. docs/tpu.md is a complete guide.
 
-Start the same command on every machine; the processes find each other, and process 0 keeps the run folder or its copy in a bucket.
-What trains is :func:`ofa_jax.runs.train.train_run`, as on one machine.
+Start the same command on every machine; the processes find each other, and process 0 keeps the run folder or its
+copy in a bucket. :func:`ofa_jax.runs.train.train_run` trains, as on one machine.
 
 Exit status:
 
-====  =================================================================================================
+====  ================================================================================================
 0     trained to the end
-2     refused: a mistake in settings, data or folder, which starting again would not mend
-75    stopped by SIGTERM after saving (EX_TEMPFAIL); start all processes again to go on
+2     refused: a mistake in settings, data or folder, which a restart does not fix
+75    stopped by SIGTERM after saving (EX_TEMPFAIL); restart all processes to resume
 130   stopped by Ctrl-C after saving
-else  another process or a machine was lost (1, or 134 where jax noticed it first); start all again
-====  =================================================================================================
+else  another process or machine was lost (1, or 134 if jax noticed it first); restart all processes
+====  ================================================================================================
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ import jax
 import typer
 
 from ofa_jax.adapters.bundle import META_FILE
+from ofa_jax.cli.options import Sets, interrupted, message
+from ofa_jax.cli.show import training_summary
 from ofa_jax.config.load import load_experiment
 from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import ConfigError, Interrupted, OfaError
@@ -45,60 +47,52 @@ RESTART = os.EX_TEMPFAIL
 """Exit status that asks for a restart."""
 
 FAREWELL = 10
-"""Seconds to wait at the end for the other processes to end as well; process 0 is who they listen to."""
+"""Seconds to wait at the end for the other processes, which depend on process 0."""
 
 
 def main(
     config: Annotated[str, typer.Option(help="YAML file of settings, or the name of an installed one.")],
     out: Annotated[
-        str,
-        typer.Option(
-            help="Run folder, or the URL of one (gs://BUCKET/RUN, s3://…); a run that is there is resumed."
-        ),
+        str, typer.Option(help="Run folder to create or resume, or its URL (gs://BUCKET/RUN, s3://…).")
     ],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Change one setting; may be repeated."),
-    ] = None,
+    overrides: Sets = None,
     coordinator: Annotated[
-        str | None, typer.Option(help="HOST:PORT of process 0, where jax cannot find it itself.")
+        str | None, typer.Option(help="HOST:PORT of process 0, if jax cannot find it.")
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(help="How many processes there are; alone: how many there must be.")
+        int | None,
+        typer.Option(help="Number of processes; without --coordinator: number that must be found."),
     ] = None,
-    process_id: Annotated[int | None, typer.Option(help="Which of them this is, from 0.")] = None,
+    process_id: Annotated[int | None, typer.Option(help="Number of this process, from 0.")] = None,
     heartbeat: Annotated[
-        int, typer.Option(help="Seconds without a sign of life after which a process counts as lost.")
+        int, typer.Option(help="Seconds of silence after which a process counts as lost.")
     ] = 100,
 ) -> None:
-    """Train one run on every device of every machine that starts this command."""
+    """Train one run on all devices of all machines that start this command."""
     signal.signal(
         signal.SIGTERM, lambda number, frame: os._exit(RESTART)
-    )  # until training begins there is nothing to save
+    )  # before training there is nothing to save
     try:
-        experiment = load_experiment(config, set_ or ())
+        experiment = load_experiment(config, overrides or ())
         connect(coordinator, processes, process_id, heartbeat=heartbeat)
         result = train(experiment, out)
     except PeerLost as error:
         leave(1, f"error: {error}", wait=False)
     except OfaError as error:
-        leave(2, f"error: {error}")
+        leave(2, f"error: {message(error)}")
     except Interrupted as stop:
         code = RESTART if stop.signal_number == signal.SIGTERM else 128 + stop.signal_number
-        leave(code, f"Interrupted at step {stop.step}; checkpoint saved. Re-run the same command to resume.")
+        leave(code, interrupted(stop))
     except Exception:
         leave(1, traceback.format_exc(), wait=False)
     if is_main_process():
-        metrics = "  ".join(f"{name} {value:.4f}" for name, value in result.progress.best_metrics.items())
-        print(
-            f"{result.reason}; best epoch {result.progress.best_epoch}, validation {metrics} (protocol {experiment.protocol})"
-        )
+        print(training_summary(result, experiment.protocol))
         print(f"bundle: {out.rstrip('/')}/{BUNDLE}")
     leave(0)
 
 
 def train(experiment: Experiment, out: str) -> FitResult:
-    """Train in a folder, or in a temporary one whose copy lies at a URL."""
+    """Train in a folder, or in a temporary one that is mirrored to a URL."""
     with ConsoleReporter() as reporter, ExitStack() as stack:
         if is_main_process():
             kind, number = jax.devices()[0].device_kind, jax.device_count()
@@ -118,17 +112,17 @@ def train(experiment: Experiment, out: str) -> FitResult:
 
 
 class Mirror:
-    """A copy of a run folder at a URL. Whatever moment it is left at, what :meth:`fetch` brings from there is whole.
+    """A copy of a run folder at a URL; :meth:`fetch` brings only complete parts, whenever :meth:`push` was interrupted.
 
-    A checkpoint, and the bundle, is a folder with a record of its files. The record is deleted first and written last, and a
-    folder without one does not count.
+    A checkpoint, and the bundle, is a folder with a record of its files. The record is deleted first and written
+    last, and a folder without one does not count.
 
     Args:
-        url: Any that fsspec knows; the packages for ``gs://`` come with the extra ``tpu``.
+        url: Any that fsspec supports; the extra ``tpu`` installs what ``gs://`` needs.
         folder: The run folder on this machine.
 
     Raises:
-        ConfigError: fsspec does not know the URL, or lacks the package for it.
+        ConfigError: fsspec does not support the URL, or lacks a package for it.
     """
 
     def __init__(self, url: str, folder: Path) -> None:
@@ -139,12 +133,12 @@ class Mirror:
             self._remote, root = fsspec.url_to_fs(url, **options)
         except (ImportError, ValueError) as error:
             raise ConfigError(
-                f"this URL cannot be used ({error})", where=url, fix="Install the package that it names"
+                f"this URL cannot be used ({error})", where=url, fix="Install the package named"
             ) from None
         self._root, self._folder = str(root).rstrip("/"), folder
 
     def fetch(self) -> None:
-        """Bring what is whole there into the folder, which is new or empty."""
+        """Download complete parts into the folder, which is new or empty."""
         there = self._there()
         kept = [name for name in there if name in (CONFIG_FILE, METRICS_FILE)]
         for place in _parts(there):
@@ -156,7 +150,7 @@ class Mirror:
             self._remote.get_file(f"{self._root}/{name}", str(target))
 
     def push(self) -> None:
-        """Bring what is new in the folder there; the checkpoint last, because a resume needs all that came before it."""
+        """Upload what is new; checkpoints last, because a resume needs everything before them."""
         there = self._there()
         here = sorted(
             path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*") if path.is_file()
@@ -197,7 +191,7 @@ class Mirror:
 
 
 def _parts(names: list[str]) -> list[str]:
-    """The folders that are whole or nothing, the bundle before the checkpoints."""
+    """The folders that count only when complete, the bundle before the checkpoints."""
     bundle = {BUNDLE for name in names if name.startswith(f"{BUNDLE}/")}
     steps = {
         step
@@ -212,7 +206,7 @@ def _record(place: str) -> str:
 
 
 def leave(code: int, message: str = "", *, wait: bool = True) -> NoReturn:
-    """End this process now. With ``wait``, after the others have come to their end too, for a short while."""
+    """End this process now; with ``wait``, give the others a short while to end first."""
     if message:
         print(message, file=sys.stderr)
     if wait and jax.distributed.is_initialized():
@@ -221,7 +215,7 @@ def leave(code: int, message: str = "", *, wait: bool = True) -> NoReturn:
         farewell.join(FAREWELL)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # Python's own end would wait for processes that may be lost, for minutes
+    os._exit(code)  # Python's own exit would wait minutes for processes that may be lost
 
 
 if __name__ == "__main__":

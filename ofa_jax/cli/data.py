@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Typer
 
 from ofa_jax.cli.options import Json
 
-app = typer.Typer(help="List and fetch published data sets; check a data file.", no_args_is_help=True)
+app = Typer(help="List and fetch published data sets; check a data file.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -25,12 +25,11 @@ def list_(as_json: Json = False) -> None:
         print(json.dumps({"data": entries}))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
-    for heading in ("name", "present", "fetchable", "kind"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("title", no_wrap=True, overflow="ellipsis", ratio=1)
+    columns = [Column(heading, no_wrap=True) for heading in ("name", "present", "fetchable", "kind")]
+    title = Column("title", no_wrap=True, overflow="ellipsis", ratio=1)
+    table = Table(*columns, title, box=None, pad_edge=False, expand=True)
     for entry in entries:
         present = {True: "yes", False: "no", None: "?"}[entry["present"]]
         fetchable = "yes" if entry["fetchable"] else "by hand"
@@ -41,9 +40,7 @@ def list_(as_json: Json = False) -> None:
 
 
 @app.command("fetch")
-def fetch(
-    name: Annotated[str, typer.Argument(help="Name from `ofa-jax data list`.", metavar="NAME")],
-) -> None:
+def fetch(name: Annotated[str, Argument(help="Name from `ofa-jax data list`.", metavar="NAME")]) -> None:
     """Download a data set into OFA_JAX_DATA and verify it."""
     from ofa_jax.data.catalog.fetch import fetch as fetch_entry
     from ofa_jax.data.catalog.load import known
@@ -55,7 +52,7 @@ def fetch(
 
 @app.command("check")
 def check(
-    file: Annotated[Path, typer.Argument(help="CSV, Parquet, .tsf, .ts, M4 CSV or npz.", metavar="FILE")],
+    file: Annotated[Path, Argument(help="CSV, Parquet, .tsf, .ts, M4 CSV or npz.", metavar="FILE")],
     as_json: Json = False,
 ) -> None:
     """Read a file with every check that training makes, and summarize it."""
@@ -67,4 +64,4 @@ def check(
         return
     for key, value in summary.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        print(f"{key.replace('_', ' ')}: {shown if shown not in ('', None) else '—'}")
+        print(f"{key.replace('_', ' ')}: {'—' if shown in ('', None) else shown}")

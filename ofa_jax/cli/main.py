@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from ofa_jax import __version__
 from ofa_jax.cli import data, runs, studies
-from ofa_jax.cli.options import FLAGS, CommandWithSettings
+from ofa_jax.cli.options import FORMER_NAMES, Command, interrupted, message
 from ofa_jax.errors import Interrupted, OfaError
 
 app = typer.Typer(
@@ -24,13 +23,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"token_normalize_func": lambda name: FORMER_NAMES.get(name, name)},
 )
-_PLAIN: list[Callable[..., None]] = [runs.demo, runs.evaluate, runs.predict, runs.convert, studies.report]
-_WITH_SETTINGS: list[Callable[..., None]] = [runs.train, runs.params, studies.sweep, studies.gradients]
-for command in _PLAIN:
-    app.command()(command)
-for command in _WITH_SETTINGS:
-    app.command(cls=CommandWithSettings)(command)
+for command in (
+    *(runs.demo, runs.train, runs.evaluate, runs.predict, runs.report, runs.params, runs.convert),
+    *(studies.sweep, studies.gradients),
+):
+    app.command(cls=Command)(command)
 app.add_typer(data.app, name="data")
 
 
@@ -49,17 +48,15 @@ def main() -> None:
     try:
         app()
     except OfaError as error:
-        flag = FLAGS.get(error.where or "")
-        _fail(str(error) if flag is None else str(type(error)(error.what, where=flag, fix=error.fix)))
+        _fail(message(error))
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         _fail(f"{place}{error.strerror or error}. Check permissions and free space.")
     except Interrupted as stop:
-        saved = "checkpoint saved. Re-run the same command to resume." if stop.saved else "nothing was saved."
-        print(f"Interrupted at step {stop.step}; {saved}", file=sys.stderr)
+        print(interrupted(stop), file=sys.stderr)
         raise SystemExit(128 + stop.signal_number) from None
 
 
-def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+def _fail(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr)
     raise SystemExit(2)

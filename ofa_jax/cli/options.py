@@ -1,80 +1,75 @@
-"""Options that several commands share, and the command whose help lists all settings."""
+"""What several commands share: options, the table of settings in their help, and errors that name options."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 from typer.core import TyperCommand
 
-if TYPE_CHECKING:
-    from ofa_jax.train.progress import ConsoleReporter
+from ofa_jax.errors import Interrupted, OfaError
 
 Config = Annotated[
-    Path, typer.Argument(help="YAML settings file, or the name of an installed one.", metavar="CONFIG")
+    Path, Argument(metavar="CONFIG", help="YAML settings file, or the name of an installed one.")
 ]
-Run = Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
+Run = Annotated[Path, Argument(metavar="RUN", help="Run folder.")]
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a setting (repeatable).")
+    list[str] | None, Option("--set", metavar="PATH=VALUE", help="Change a setting (repeatable).")
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object to standard output and nothing else.")
-]
-Trunk = Annotated[
-    str | None, typer.Option("--trunk", help="Current path of the trunk's weights, if they moved.")
-]
-DataPath = Annotated[str | None, typer.Option("--data", help="Current path of the data, if they moved.")]
-TargetPath = Annotated[
-    str | None, typer.Option("--target", help="Current path of the zero-shot target data set, if it moved.")
-]
+Json = Annotated[bool, Option("--json", help="Print one JSON object to standard output and nothing else.")]
+Trunk = Annotated[str | None, Option(help="Current path of the trunk's weights, if they moved.")]
+Source = Annotated[str | None, Option("--data", help="Current path of the data, if they moved.")]
+Target = Annotated[str | None, Option(help="Current path of the zero-shot target data set, if it moved.")]
 Baselines = Annotated[
-    bool,
-    typer.Option("--baselines", help="Also train the task's baselines, once, and keep them in the folder."),
+    bool, Option("--baselines", help="Also train the task's baselines, once, and keep them in the folder.")
 ]
-OldBaselines = Annotated[bool, typer.Option("--controls", hidden=True)]
 
-FLAGS = {
-    "overrides": "--set",
-    "out": "--out",
-    "trunk": "--trunk",
-    "source": "--data",
-    "target": "--target",
-    "baseline": "--baseline",
-    "sgd_learning_rate": "--sgd-learning-rate",
-    "adam_learning_rate": "--adam-learning-rate",
-    "learning_rates": "--learning-rates",
-    "at_once": "--at-once",
-    **{
-        name: f"--{name}"
-        for name in ("ranks", "alphas", "scalings", "inits", "optimizers", "steps", "seeds", "windows")
-    },
+FORMER_NAMES = {
+    "controls": "baselines",
+    "control": "baseline",
+    "sgd-rate": "sgd-learning-rate",
+    "adam-rate": "adam-learning-rate",
+}
+"""Options that still work under their former names, which no help shows."""
+
+FLAGS = {"overrides": "--set", "source": "--data"} | {
+    name: f"--{name.replace('_', '-')}"
+    for name in (
+        *("out", "trunk", "target", "baseline", "ranks", "alphas", "scalings", "inits", "learning_rates"),
+        *("optimizers", "steps", "seeds", "windows", "sgd_learning_rate", "adam_learning_rate", "at_once"),
+    )
 }
 """Command-line options by the argument that library errors name."""
 
 
-class CommandWithSettings(TyperCommand):
-    """A command whose help ends with the table of all settings."""
+def message(error: OfaError) -> str:
+    """An error's text, with the option in place of the argument that it names."""
+    where = FLAGS.get(error.where or "", error.where)
+    return str(OfaError(error.what, where=where, fix=error.fix))
+
+
+def interrupted(stop: Interrupted) -> str:
+    """Where training stopped, and how to resume it."""
+    saved = "checkpoint saved. Re-run the same command to resume." if stop.saved else "nothing was saved."
+    return f"Interrupted at step {stop.step}; {saved}"
+
+
+class Command(TyperCommand):
+    """A command whose help ends with the table of all settings, if it takes ``--set``."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)
+        if not any("--set" in parameter.opts for parameter in self.params):
+            return
         from rich.console import Console
-        from rich.table import Table
+        from rich.table import Column, Table
 
         from ofa_jax.config.load import settings
 
-        table = Table(title="Settings for --set", title_justify="left", box=None, pad_edge=False)
-        table.header_style = "bold"
-        for heading in ("path", "default", "meaning"):
-            table.add_column(heading, overflow="fold")
+        columns = (Column(name, overflow="fold") for name in ("path", "default", "meaning"))
+        table = Table(*columns, title="Settings for --set", title_justify="left", box=None, pad_edge=False)
         for setting in settings():
             choices = f" ({setting.type})" if " | " in setting.type else ""
             table.add_row(setting.path, setting.default, setting.description + choices)
         Console().print(table)
-
-
-def console_reporter() -> ConsoleReporter:
-    """The progress reporter of a terminal."""
-    from ofa_jax.train.progress import ConsoleReporter
-
-    return ConsoleReporter()

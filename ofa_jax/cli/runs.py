@@ -1,4 +1,4 @@
-"""Commands about one run: demo, train, evaluate, predict, params, convert."""
+"""Commands about one run: demo, train, evaluate, predict, report, params, convert."""
 
 from __future__ import annotations
 
@@ -7,34 +7,23 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
-from ofa_jax.cli.options import (
-    Baselines,
-    Config,
-    DataPath,
-    Json,
-    OldBaselines,
-    Run,
-    Sets,
-    TargetPath,
-    Trunk,
-    console_reporter,
-)
+from ofa_jax.cli.options import Baselines, Config, Json, Run, Sets, Source, Target, Trunk
+from ofa_jax.train.progress import ConsoleReporter
 
 
-def demo(out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo")) -> None:
+def demo(out: Annotated[Path, Option(help="Folder to write.")] = Path("demo")) -> None:
     """Generate data, train, compare with baselines, and plot the forecast."""
     from ofa_jax.cli.show import print_comparison
     from ofa_jax.demo import run_demo
 
     note = "Generated load and a small random trunk: this demonstrates usage, not accuracy."
     print(note, file=sys.stderr)
-    with console_reporter() as reporter:
-        made = run_demo(out, reporter)
-    print_comparison(made.comparison)
-    print(f"\nforecast: {made.forecast}\nplot:     {made.picture}\ndata:     {made.data}")
+    with ConsoleReporter() as reporter:
+        print_comparison(run_demo(out, reporter))
     print(
+        f"\nforecast: {out / 'forecast.csv'}\nplot:     {out / 'forecast.png'}\ndata:     {out / 'load.csv'}\n"
         "\nWith your own CSV (a timestamp column, one column per series):\n"
         "  ofa-jax train csv --set data.source=yours.csv --out runs/yours    (downloads GPT-2 once)\n"
         "  ofa-jax evaluate runs/yours --baselines\n"
@@ -44,53 +33,45 @@ def demo(out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("dem
 
 def train(
     config: Config,
-    out: Annotated[Path, typer.Option(help="Run folder to create or resume.")],
-    set_: Sets = None,
+    out: Annotated[Path, Option(help="Run folder to create or resume.")],
+    overrides: Sets = None,
 ) -> None:
     """Train a model in a run folder. Ctrl-C saves a checkpoint; re-run the same command to resume."""
+    from ofa_jax.cli.show import training_summary
     from ofa_jax.config.load import load_experiment
     from ofa_jax.runs.train import train_run
 
-    experiment = load_experiment(config, set_ or ())
-    with console_reporter() as reporter:
+    experiment = load_experiment(config, overrides or ())
+    with ConsoleReporter() as reporter:
         result = train_run(experiment, out, reporter)
-    metrics = "  ".join(f"{name} {value:.4f}" for name, value in result.progress.best_metrics.items())
-    best = f"best epoch {result.progress.best_epoch}, validation {metrics}"
-    print(f"{result.reason}; {best} (protocol {experiment.protocol})")
-    print(f"bundle: {out / 'bundle'}\nnext:   ofa-jax evaluate {out}")
+    print(f"{training_summary(result, experiment.protocol)}\nbundle: {out / 'bundle'}")
+    print(f"next:   ofa-jax evaluate {out}")
 
 
 def evaluate(
     run: Run,
-    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Windows to score.")] = "test",
+    split: Annotated[Literal["train", "validation", "test"], Option(help="Windows to score.")] = "test",
     baselines: Baselines = False,
-    controls: OldBaselines = False,
-    baseline: Annotated[
-        list[str] | None,
-        typer.Option("--baseline", metavar="NAME", help="Train only this baseline (repeatable)."),
-    ] = None,
-    control: Annotated[list[str] | None, typer.Option("--control", hidden=True)] = None,
+    baseline: Annotated[list[str] | None, Option(help="Train only this baseline (repeatable).")] = None,
     trunk: Trunk = None,
-    data_path: DataPath = None,
-    target_path: TargetPath = None,
+    source: Source = None,
+    target: Target = None,
     as_json: Json = False,
 ) -> None:
-    """Score a run on every window of a split, compared with baselines."""
+    """Score a run on every window of a split and compare it with baselines."""
     from ofa_jax.baselines.compare import compare
     from ofa_jax.cli.show import print_comparison
     from ofa_jax.runs.folder import BASELINES, is_finished
     from ofa_jax.runs.train import open_run
 
-    loaded, data = open_run(run, trunk=trunk, source=data_path, target=target_path)
-    only = (*(baseline or ()), *(control or ()))
-    folder = run / BASELINES if baselines or controls or only else None
-    with console_reporter() as reporter:
+    loaded, data = open_run(run, trunk=trunk, source=source, target=target)
+    only = tuple(baseline or ()) or None
+    folder = run / BASELINES if baselines or only else None
+    with ConsoleReporter() as reporter:
         if not is_finished(run):
             epoch = loaded.record.best_epoch
             reporter.notice(f"training has not finished; scoring the best epoch so far, {epoch}")
-        comparison = compare(
-            loaded, data, split=split, baselines=folder, reporter=reporter, only=only or None
-        )
+        comparison = compare(loaded, data, split=split, baselines=folder, reporter=reporter, only=only)
     if as_json:
         print(json.dumps(comparison.to_dict()))
     else:
@@ -98,15 +79,13 @@ def evaluate(
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run folder or bundle folder.", metavar="RUN")],
-    input_: Annotated[
-        Path, typer.Option("--input", help="File to read: CSV or Parquet, .ts for classification.")
-    ],
-    output: Annotated[Path, typer.Option(help="CSV file to write.")],
-    plot: Annotated[Path | None, typer.Option(help="Figure to write (.png, .svg, .pdf).")] = None,
+    run: Annotated[Path, Argument(metavar="RUN", help="Run folder or bundle folder.")],
+    input_: Annotated[Path, Option("--input", help="CSV or Parquet file to read; .ts for classification.")],
+    output: Annotated[Path, Option(help="CSV file to write.")],
+    plot: Annotated[Path | None, Option(help="Figure to write (.png, .svg, .pdf).")] = None,
     trunk: Trunk = None,
 ) -> None:
-    """Apply a model to new data: forecast, score anomalies, classify, or fill gaps, by its task."""
+    """Apply a model to new data: forecast, detect anomalies, classify or impute, depending on its task."""
     from ofa_jax.inference import apply_model, read_input, write_table
     from ofa_jax.plots.style import save_figure
     from ofa_jax.runs.bundle import load_bundle
@@ -115,23 +94,36 @@ def predict(
     new = read_input(loaded, input_)
     table = apply_model(loaded, new)
     if plot is not None:  # first, because its file type may be refused
-        save_figure(
-            new.plot(table, "random trunk" if loaded.experiment.trunk.source == "random" else ""), plot
-        )
+        note = "random trunk" if loaded.experiment.trunk.source == "random" else ""
+        save_figure(new.plot(table, note), plot)
     write_table(table, output)
-    print(f"{new.summary(table)}: {output}")
-    if plot is not None:
-        print(f"plot: {plot}")
+    print(f"{new.summary(table)}: {output}" + (f"\nplot: {plot}" if plot else ""))
 
 
-def params(config: Config, set_: Sets = None, as_json: Json = False) -> None:
+def report(
+    run: Run,
+    out: Annotated[Path | None, Option(help="HTML file to write; default: RUN/report.html.")] = None,
+    baselines: Baselines = False,
+    trunk: Trunk = None,
+    source: Source = None,
+    target: Target = None,
+) -> None:
+    """Write a self-contained HTML report of a run."""
+    from ofa_jax.report.page import write_report
+
+    moved = {"trunk": trunk, "source": source, "target": target}
+    with ConsoleReporter() as reporter:
+        print(f"report: {write_report(run, reporter, out=out, baselines=baselines, **moved)}")
+
+
+def params(config: Config, overrides: Sets = None, as_json: Json = False) -> None:
     """Count parameters and bytes without loading weights."""
     from dataclasses import asdict
 
     from ofa_jax.build import footprint
     from ofa_jax.config.load import load_experiment
 
-    counts = asdict(footprint(load_experiment(config, set_ or ())))
+    counts = asdict(footprint(load_experiment(config, overrides or ())))
     if as_json:
         print(json.dumps(counts))
         return
@@ -148,15 +140,13 @@ def params(config: Config, set_: Sets = None, as_json: Json = False) -> None:
 
 
 def convert(
-    source: Annotated[
-        str, typer.Argument(help="Hugging Face GPT-2: a folder or a hub id.", metavar="SOURCE")
-    ],
-    out: Annotated[Path, typer.Option(help="Trunk folder to write.")],
-    layers: Annotated[int | None, typer.Option(help="Blocks to keep, from the first; default: all.")] = None,
+    source: Annotated[str, Argument(metavar="SOURCE", help="Hugging Face GPT-2: a folder or a hub id.")],
+    out: Annotated[Path, Option(help="Trunk folder to write.")],
+    layers: Annotated[int | None, Option(help="Blocks to keep, from the first; default: all.")] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Data type of the stored weights.")
+        Literal["float32", "bfloat16", "float16"], Option(help="Data type of the stored weights.")
     ] = "float32",
-    revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
+    revision: Annotated[str | None, Option(help="Revision on the hub.")] = None,
     as_json: Json = False,
 ) -> None:
     """Convert Hugging Face GPT-2 weights to a verified trunk folder."""

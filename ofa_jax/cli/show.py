@@ -1,17 +1,27 @@
-"""Tables that commands print."""
+"""What commands print: tables and summaries."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from ofa_jax.baselines.compare import Comparison
     from ofa_jax.studies.gradients.folder import Written
     from ofa_jax.studies.sweep.folder import Sweep
+    from ofa_jax.train.loop import FitResult
+
+
+def training_summary(result: FitResult, protocol: str) -> str:
+    """Why training ended, and the best epoch."""
+    best = "  ".join(f"{name} {value:.4f}" for name, value in result.progress.best_metrics.items())
+    epoch = result.progress.best_epoch
+    return f"{result.reason}; best epoch {epoch}, validation {best} (protocol {protocol})"
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -19,67 +29,50 @@ def print_comparison(comparison: Comparison) -> None:
     names = comparison.metric_names
     part = f"{comparison.split} part, {comparison.windows:,} windows, protocol {comparison.protocol}"
     digits = 4 if len(names) <= 4 else 3
-    table = _table(f"{comparison.task}, {part}")
-    table.add_column("method", min_width=14)
-    for name in (*map(heading, names), "trainable", "kB"):
-        table.add_column(name, justify="right")
+    rows = []
     for row in comparison.rows:
-        shown = (f"{row.metrics[name]:.{digits}f}" if name in row.metrics else "—" for name in names)
-        table.add_row(row.method, *shown, *_size(row.trainable, row.bytes))
-    Console().print(table)
+        metrics = (_number(row.metrics.get(name, math.nan), digits) for name in names)
+        rows.append((row.method, *metrics, *_size(row.trainable, row.bytes)))
+    _print(f"{comparison.task}, {part}", ["method"], [*map(heading, names), "trainable", "kB"], rows)
 
 
 def print_slopes(made: Written) -> None:
     """The slope of the first-order change against rank, with theory."""
-    rows = made.slopes[made.slopes["quantity"] == "first_order_change"]
-    if len(rows):
-        table = _table(f"slope of the first-order loss change against rank, {made.study.windows} windows")
-        names = ("module", "scaling", "init", "optimizer", "steps")
-        for name in names:
-            table.add_column(name, justify="right" if name == "steps" else "left")
-        for name in ("slope", "95 % interval", "theory"):
-            table.add_column(name, justify="right")
-        for row in rows.to_dict("records"):
-            slope, low, high, theory = (
-                "—" if row[name] != row[name] else f"{row[name]:.2f}"
-                for name in ("slope", "low", "high", "predicted")
-            )
-            table.add_row(*(str(row[name]) for name in names), slope, f"{low} … {high}", theory)
-        Console().print(table)
-    print(
-        f"slopes: {made.folder / 'slopes.csv'}\nvalues: {made.folder / 'study.csv'}\nfigures: {made.folder}"
-    )
+    found = made.slopes[made.slopes["quantity"] == "first_order_change"]
+    keys = ["module", "scaling", "init", "optimizer", "steps"]
+    rows = []
+    for row in found.to_dict("records"):
+        slope, low, high, theory = (_number(row[name], 2) for name in ("slope", "low", "high", "predicted"))
+        rows.append((*(str(row[name]) for name in keys), slope, f"{low} … {high}", theory))
+    if rows:
+        title = f"slope of the first-order loss change against rank, {made.study.windows} windows"
+        _print(title, keys[:-1], ["steps", "slope", "95 % interval", "theory"], rows)
+    folder = made.folder
+    print(f"slopes: {folder / 'slopes.csv'}\nvalues: {folder / 'study.csv'}\nfigures: {folder}")
 
 
 def print_sweep(made: Sweep) -> None:
     """A row per configuration, averaged over seeds, and the baselines."""
     from ofa_jax.studies.sweep.folder import summary
 
-    cells, baselines, seeds = summary(made.cells), made.baselines, made.seeds
+    cells, seeds = summary(made.cells), made.seeds
     varied = [name for name in ("alpha", "scaling", "init", "learning_rate") if cells[name].nunique() > 1]
-    keys = [
-        "rank",
-        *varied,
-        *(["seeds"] if cells["seeds"].min() < seeds else []),
-    ]  # fewer where some diverged
+    diverged = bool((cells["seeds"] < seeds).any())
+    keys = ["rank", *varied, *["seeds"] * diverged]
     objective = f"validation_{made.objective}"
-    shown = [
-        name
-        for name in cells.columns
-        if (name == objective or name.startswith("test_")) and not name.endswith("_std")
-    ]
-    mean = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
-    table = _table(f"{mean}, protocol {made.protocol}")
-    for name in (*keys, *map(_part_heading, shown), "trainable", "kB"):
-        table.add_column(name, justify="right")
+    names = [name for name in cells.columns if name == objective or re.fullmatch("test_.*(?<!_std)", name)]
+    rows = []
     for row in cells.to_dict("records"):
-        metrics = (_number(row, name, row[f"{name}_std"]) for name in shown)
-        table.add_row(*(str(row[name]) for name in keys), *metrics, *_size(row["trainable"], row["bytes"]))
-    for row in [] if baselines is None else baselines.to_dict("records"):
-        metrics = (_number(row, name) for name in shown)
+        metrics = (_number(row[name], std=row[f"{name}_std"]) for name in names)
+        rows.append((*(str(row[name]) for name in keys), *metrics, *_size(row["trainable"], row["bytes"])))
+    for row in [] if made.baselines is None else made.baselines.to_dict("records"):
+        metrics = (_number(row.get(name, math.nan)) for name in names)
         empty = [""] * (len(keys) - 1)
-        table.add_row(row["method"], *empty, *metrics, *_size(row["trainable"], row["bytes"]))
-    Console().print(table)
+        rows.append((row["method"], *empty, *metrics, *_size(row["trainable"], row["bytes"])))
+    mean = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
+    parts = (name.partition("_") for name in names)
+    headings = [*keys, *(f"{part} {heading(metric)}" for part, _, metric in parts), "trainable", "kB"]
+    _print(f"{mean}, protocol {made.protocol}", [], headings, rows)
     print(f"\ntable: {made.folder / 'sweep.csv'}\nplot:  {made.folder / 'accuracy_by_rank.png'}")
     print(f"a cell: ofa-jax evaluate {made.folder / 'cells' / 'NAME'}")
 
@@ -92,18 +85,20 @@ def heading(metric: str) -> str:
     return known.get(metric, metric.upper() if len(metric) <= 4 else metric.replace("_", " "))
 
 
-def _part_heading(column: str) -> str:
-    part, _, metric = column.partition("_")
-    return f"{part} {heading(metric)}"
+def _print(title: str, left: Sequence[str], right: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table whose first columns are aligned left and the others right."""
+    columns = [Column(name, min_width=14 if name == "method" else None) for name in left]
+    columns += [Column(name, justify="right") for name in right]
+    table = Table(*columns, title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
-
-
-def _number(row: Mapping[Any, Any], name: str, std: float = float("nan")) -> str:
-    value = row.get(name, float("nan"))
-    return "—" if value != value else f"{value:.4f}" + ("" if std != std else f" ± {std:.4f}")
+def _number(value: float, digits: int = 4, std: float = math.nan) -> str:
+    if math.isnan(value):
+        return "—"
+    return f"{value:.{digits}f}" + ("" if math.isnan(std) else f" ± {std:.{digits}f}")
 
 
 def _size(trainable: int, size: int) -> tuple[str, str]:

@@ -62,7 +62,7 @@ def build_experiment(
         found = [".".join(map(str, problem["loc"])) for problem in problems]
         from_overrides = all(any(f"{path}.".startswith(f"{place}.") for path in given) for place in found)
         text = "; ".join(_explain(problem) for problem in problems)
-        raise ConfigError(text, where="--set" if from_overrides else where) from None
+        raise ConfigError(text, where="overrides" if from_overrides else where) from None
 
 
 def dump_experiment(experiment: Experiment) -> dict[str, Any]:
@@ -159,8 +159,8 @@ def _parse_override(override: str) -> dict[str, Any]:
     path = path.strip()
     if not equals or not path:
         fix = "Write for example train.epochs=3"
-        raise ConfigError(f"{override!r} is not of the form PATH=VALUE", where="--set", fix=fix)
-    return nest(path, _parse_yaml(text, "--set", f"the value of {path!r} is "))
+        raise ConfigError(f"{override!r} is not of the form PATH=VALUE", where="overrides", fix=fix)
+    return nest(path, _parse_yaml(text, "overrides", f"the value of {path!r} is "))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ofa_jax.baselines.compare import model_name
 from ofa_jax.plots import run as plots
-from ofa_jax.report.parts import Picture, Section, Table, best_median_worst, number, picture
+from ofa_jax.report.parts import Picture, Section, Table, best_median_worst, number, number_table, picture
 from ofa_jax.runs.bundle import LoadedModel
 from ofa_jax.tasks.base import Outputs, Predict, Score, Sums, Task, TaskData
 from ofa_jax.tasks.losses import symmetric_terms
@@ -57,12 +57,11 @@ class Evaluation:
         """Some test windows as the network saw them: ``x, x_mask, y, y_mask, prediction``."""
 
         def outputs(prediction: Any, batch: Batch) -> dict[str, jax.Array]:
-            shown = ("x", "x_mask", "y", "y_mask")
-            return {**{name: getattr(batch, name) for name in shown}, "prediction": prediction}
+            return {**batch._asdict(), "prediction": prediction}
 
-        rows = np.asarray(list(places))
-        found = self.predictor(outputs)(self.table.take(rows))
-        return [{name: values[index] for name, values in found.items()} for index in range(len(rows))]
+        table = self.table.take(np.asarray(list(places)))
+        found = self.predictor(outputs)(table)
+        return [{name: values[index] for name, values in found.items()} for index in range(table.size)]
 
 
 class Results(NamedTuple):
@@ -94,16 +93,14 @@ def forecast_results(evaluation: Evaluation) -> Results:
         f"largest {most} at step {int(curve.argmax()) + 1}.",
         f"{measure} by step of the forecast, {over}.",
     )
-    rows = [(str(step), *map(number, values)) for step, *values in steps.itertuples()]
-    listed = Table(f"{measure} by step", ("step", *steps.columns), rows)
-    title, sentences, pictures, folded = "Errors", [], [shown], [listed]
+    listed = number_table(f"{measure} by step", ("step", *steps.columns), steps)
     if names is None:
-        sentences = ["The series are not channels of one table, so there are no errors by channel."]
+        said = "The series are not channels of one table, so there are no errors by channel."
+        errors = Section("errors", "Errors", [said], pictures=[shown], folded=[listed])
     else:
         by_channel = pd.Series(per_window).groupby(np.asarray(names)[table.channel], sort=False).mean()
         bars, by_name = channel_parts(by_channel, measure, over)
-        pictures, folded = [shown, bars], [by_name, listed]
-    errors = Section("errors", title, sentences, pictures=pictures, folded=folded)
+        errors = Section("errors", "Errors", pictures=[shown, bars], folded=[by_name, listed])
     metrics = task.final_metrics(lambda _: sums, "test")
     return Results(metrics, _windows_section(evaluation, per_window, measure), errors)
 
@@ -119,12 +116,12 @@ def _evaluate(
         return {**evaluation.task.sums(pred_bhc, batch), "step_error": by_step, "step_count": counted}
 
     predictor, table = evaluation.predictor(outputs, predict), evaluation.table
-    parts, error, count = [], np.zeros(()), np.zeros(())
-    for start in range(0, table.size, SLICE):
-        part = dict(predictor(table.take(slice(start, start + SLICE))))
-        error = error + part.pop("step_error").sum(axis=0, dtype=np.float64)
-        count = count + part.pop("step_count").sum(axis=0, dtype=np.float64)
-        parts.append(part)
+    parts: list[dict[str, np.ndarray]] = []
+    error, count = np.zeros(evaluation.task.spec.horizon), np.zeros(evaluation.task.spec.horizon)
+    for begin in range(0, table.size, SLICE):
+        parts.append(dict(predictor(table.take(slice(begin, begin + SLICE)))))
+        error += parts[-1].pop("step_error").sum(axis=0, dtype=np.float64)
+        count += parts[-1].pop("step_count").sum(axis=0, dtype=np.float64)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, ratio(error, count)
 
 
@@ -140,14 +137,14 @@ def ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
 def channel_parts(errors: pd.Series, measure: str, over: str) -> tuple[Picture, Table]:
     """A figure and a table of errors, indexed by channel."""
     errors = errors.dropna().sort_values(ascending=False, kind="stable")
-    rows = [(str(name), number(value)) for name, value in errors.items()]
-    (worst, most), (best, least) = rows[0], rows[-1]
+    table = number_table(f"{measure} by channel", ("channel", measure), errors)
+    (worst, most), (best, least) = table.rows[0], table.rows[-1]
     shown = picture(
         plots.error_by_channel(errors, measure),
         f"{measure} by channel as bars: largest for {worst} ({most}), smallest for {best} ({least}).",
         f"{measure} by channel, {over}.",
     )
-    return shown, Table(f"{measure} by channel", ("channel", measure), rows)
+    return shown, table
 
 
 def rule(evaluation: Evaluation, measure: str) -> str:
@@ -159,14 +156,10 @@ def rule(evaluation: Evaluation, measure: str) -> str:
 
 
 def _windows_section(evaluation: Evaluation, errors: np.ndarray, measure: str) -> Section:
-    places, spec = best_median_worst(errors), evaluation.task.spec
-    windows = zip(places.items(), evaluation.windows(places.values()), strict=True)
-    parts = {
-        f"{name}: {_window_name(evaluation, place)}, {measure} {number(errors[place])}": _forecast_table(
-            evaluation, place, window
-        )
-        for (name, place), window in windows
-    }
+    places, spec, parts = best_median_worst(errors), evaluation.task.spec, {}
+    for (name, place), window in zip(places.items(), evaluation.windows(places.values()), strict=True):
+        title = f"{name}: {_window_name(evaluation, place)}, {measure} {number(errors[place])}"
+        parts[title] = _forecast_table(evaluation, place, window)
     table, titles = pd.concat(parts, names=["panel"]).reset_index("panel"), "; ".join(parts)
     history = min(HISTORY * spec.horizon, spec.input_length)
     units = "original units" if evaluation.loaded.scaler is not None else "the series' own units"

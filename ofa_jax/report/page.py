@@ -15,7 +15,7 @@ from ofa_jax.build import RANDOM, REPLACED
 from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import OfaError
 from ofa_jax.files import readable_folder, write_atomic
-from ofa_jax.plots import style as style
+from ofa_jax.plots import style
 from ofa_jax.report import run as sections
 from ofa_jax.report.attention import attention_section
 from ofa_jax.report.forecasts import Evaluation
@@ -61,8 +61,7 @@ def write_report(
     run = Path(run)
     out = run / REPORT_FILE if out is None else Path(out)
     if out.is_dir():
-        fix = f"Name a file, such as {out / REPORT_FILE}"
-        raise OfaError("this is a folder, so no report can be written there", where=str(out), fix=fix)
+        raise OfaError("this is a folder", where=str(out), fix=f"Name a file, such as {out / REPORT_FILE}")
     loaded, data = open_run(run, trunk=trunk, source=source, target=target)
     _, made = read_config(run)
     events, evaluation = read_events(run / METRICS_FILE), Evaluation(loaded, data)
@@ -96,8 +95,8 @@ def _compared(
     loaded, data, folder = evaluation.loaded, evaluation.data, run / BASELINES
     names = [baseline.name for baseline in trained_baselines(loaded.experiment, data)]
     kept = tuple(name for name in names if (readable_folder(folder / name) / RECORD).exists())
-    wanted, place = None if train else kept, folder if train or kept else None
-    return compare(loaded, data, baselines=place, reporter=reporter, only=wanted, metrics=metrics)
+    only = None if train else kept
+    return compare(loaded, data, baselines=folder, reporter=reporter, only=only, metrics=metrics)
 
 
 def _task_title(experiment: Experiment, data: TaskData) -> str:

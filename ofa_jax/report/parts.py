@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from ofa_jax.plots.style import as_svg
 
@@ -45,7 +46,7 @@ class Section:
         tables: Tables.
         pictures: Figures.
         folded: Long tables, collapsed.
-        listing: A file's text, collapsed under ``listing_title``.
+        settings: The run's settings as YAML, collapsed.
     """
 
     name: str
@@ -54,14 +55,20 @@ class Section:
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
     folded: Sequence[Table] = ()
-    listing: str = ""
-    listing_title: str = ""
+    settings: str = ""
 
 
 def picture(figure: Figure, alt: str, caption: str) -> Picture:
-    """A figure as a part of the page; an image of its own, so that its ids cannot clash with another's."""
+    """A figure as a part of the page; a separate image, so that its ids cannot clash with another's."""
     encoded = base64.b64encode(as_svg(figure).encode()).decode()
     return Picture(f"data:image/svg+xml;base64,{encoded}", alt, caption)
+
+
+def number_table(caption: str, head: Sequence[str], numbers: pd.DataFrame | pd.Series) -> Table:
+    """A table of measurements, its rows named by the index."""
+    frame = numbers if isinstance(numbers, pd.DataFrame) else numbers.to_frame()
+    rows = [(str(name), *map(number, values)) for name, *values in frame.itertuples()]
+    return Table(caption, head, rows)
 
 
 def page(**content: Any) -> str:

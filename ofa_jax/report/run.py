@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.files import readable_folder
 from ofa_jax.plots import run as plots_run
 from ofa_jax.plots import studies as plots
-from ofa_jax.plots import style as style
-from ofa_jax.report.parts import Section, Table, number, picture
+from ofa_jax.plots import style
+from ofa_jax.report.parts import Section, Table, number, number_table, picture
 from ofa_jax.runs.bundle import LoadedModel
 from ofa_jax.runs.folder import BUNDLE, Provenance
 from ofa_jax.tasks.base import TaskData
@@ -42,7 +41,7 @@ def shown_place(place: str) -> str:
 
 def settings_section(loaded: LoadedModel, data: TaskData, made: Provenance) -> Section:
     """Settings, data, trunk and versions; ``made`` is the run's ``provenance``."""
-    settings = json.loads(json.dumps(dump_experiment(loaded.experiment)))
+    settings = dump_experiment(loaded.experiment)
     for section, name in (("data", "source"), ("data", "target"), ("trunk", "source")):
         if settings[section].get(name):
             settings[section][name] = shown_place(settings[section][name])
@@ -51,14 +50,13 @@ def settings_section(loaded: LoadedModel, data: TaskData, made: Provenance) -> S
         ("sha256 of the data", made.data_sha256),
         ("sha256 of the trunk", loaded.model.trunk_sha256 or "—"),
     ]
-    versions = [(name, str(version)) for name, version in made.versions.items()]
+    versions = Table("Versions at the start of the run", ("package", "version"), [*made.versions.items()])
     return Section(
         "settings",
         "Settings",
         tables=[Table("Summary", ("setting", "value"), rows)],
-        folded=[Table("Versions at the start of the run", ("package", "version"), versions)],
-        listing=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
-        listing_title="All settings",
+        folded=[versions],
+        settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     )
 
 
@@ -184,7 +182,6 @@ def gradient_section(events: Events, rank: int) -> Section:
     modules = table.groupby("module", sort=False)
     found = modules["gradient_norm"].agg(["first", "last", "min", "max"])
     found["update ratio"] = modules["update_ratio"].median()
-    rows = [(str(module), *map(number, values)) for module, *values in found.itertuples()]
     clipped = pd.Series([event.get("clip_rate") for event in logged], dtype=float)
     clipping = f"The gradient was clipped in {100 * clipped.mean():.3g} % of the logged steps."
     sentences = [
@@ -193,15 +190,15 @@ def gradient_section(events: Events, rank: int) -> Section:
         clipping if clipped.notna().any() else NOT_CLIPPED,
     ]
     drawn = {
-        "Gradient norm": ("gradient_norm", plots.gradient_norms),
-        "Norm of an update over the norm of the parameter": ("update_ratio", plots.update_ratios),
+        "gradient_norm": "Gradient norm",
+        "update_ratio": "Norm of an update over the norm of the parameter",
     }
     pictures = []
-    for what, (column, draw) in drawn.items():
+    for column, what in drawn.items():
         if (values := table[column]).notna().any():
             span = f"between {number(values.min())} and {number(values.max())}"
-            alt = f"{what} over training of {len(rows)} parameters, {span}."
-            pictures.append(picture(draw(table), alt, f"{what}, by parameter."))
+            alt = f"{what} over training of {len(found)} parameters, {span}."
+            pictures.append(picture(plots.gradient_norms(table, column), alt, f"{what}, by parameter."))
     head = ("parameter", "first norm", "last norm", "smallest", "largest", "median update ratio")
-    tables = [Table("Gradient norms by parameter", head, rows)]
+    tables = [number_table("Gradient norms by parameter", head, found)]
     return Section("gradients", title, sentences, tables, pictures)

@@ -22,9 +22,8 @@ AROUND = 100
 
 def imputation_results(evaluation: Evaluation) -> Results:
     """Imputation: three windows, each with its worst channel; errors by channel."""
-    task, scaler, names = evaluation.task, evaluation.loaded.scaler, evaluation.loaded.names
+    task, scaler = evaluation.task, evaluation.loaded.scaler
     assert scaler is not None
-    assert names is not None
 
     def outputs(pred_btc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         squared = jnp.sum(jnp.where(batch.y_mask, jnp.square(pred_btc - batch.y), 0), axis=1)
@@ -37,7 +36,9 @@ def imputation_results(evaluation: Evaluation) -> Results:
     for (name, place), window in zip(places.items(), evaluation.windows(places.values()), strict=True):
         channel = int(np.nanargmax(per_channel[place]))
         window_id = int(evaluation.table.window_id[place])
-        title = f"{name}: window {window_id:,}, MSE {number(per_window[place])}, series {names[channel]}"
+        title = (
+            f"{name}: window {window_id:,}, MSE {number(per_window[place])}, series {scaler.names[channel]}"
+        )
         scaled = {"actual": window["y"][:, channel], "filled": window["prediction"][:, channel]}
         table = pd.DataFrame(scaled, dtype=float) * scaler.std[channel] + scaler.mean[channel]
         table["filled"] = table["filled"].where(window["y_mask"][:, channel])
@@ -50,7 +51,7 @@ def imputation_results(evaluation: Evaluation) -> Results:
     said = "Of each window, the series with the largest error is drawn, in original units."
     sentences = [rule(evaluation, "MSE of hidden points"), said]
     windows = Section("windows", "Imputed points on test windows", sentences, pictures=[shown])
-    errors = pd.Series(ratio(squared.sum(axis=0), hidden.sum(axis=0)), index=names)
+    errors = pd.Series(ratio(squared.sum(axis=0), hidden.sum(axis=0)), index=scaler.names)
     over = "over all hidden test points, on the standardized scale"
     reason = "Points are hidden at random, so errors by step would say nothing."
     metrics = task.final_metrics(lambda _: found, "test")
@@ -103,7 +104,7 @@ def anomaly_results(evaluation: Evaluation) -> Results:
     """Anomaly detection: scores of the test part and around three labeled anomalies; errors by channel."""
     scores, threshold, errors, metrics = anomaly_scores(evaluation)
     label = scores["label"]
-    runs = scores[label].groupby((label != label.shift()).cumsum()[label])
+    runs = scores[label].groupby((label != label.shift()).cumsum())
     peaks, steps = runs["score"].max().to_numpy(), runs["step"].agg(["min", "max"]).to_numpy()
     found = peaks > threshold
     rows = [
@@ -141,40 +142,30 @@ def anomaly_results(evaluation: Evaluation) -> Results:
 
 
 def anomaly_scores(evaluation: Evaluation) -> tuple[pd.DataFrame, float, pd.Series, Mapping[str, float]]:
-    """Scores of the test part, the threshold of the metrics, mean squared errors by channel, metrics.
-
-    The scores have the columns ``step, score, label``, a row per scored test step.
-    """
+    """A row ``step, score, label`` per test step, the threshold, mean squared errors by channel, metrics."""
     task, labels = evaluation.task, evaluation.data.labels
 
     def outputs(pred_btc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         by_channel = jnp.mean(jnp.square(pred_btc - batch.x), axis=1)
         return {**task.sums(pred_btc, batch), "channel_error": by_channel}
 
-    predictor, found = evaluation.predictor(outputs), dict[int, Sums]()
+    predictor, known = evaluation.predictor(outputs), dict[int, Sums]()
 
     def score(table: WindowTable) -> Sums:  # metrics and threshold read the same tables
-        if id(table) not in found:
-            found[id(table)] = predictor(table)
-        return found[id(table)]
+        if id(table) not in known:
+            known[id(table)] = predictor(table)
+        return known[id(table)]
 
     assert evaluation.data.calibrate is not None
-    metrics = task.final_metrics(score, "test")
-    threshold = evaluation.data.calibrate(score)["threshold"]
-    test = score(evaluation.table)
-    rows, scores = _first_cover(evaluation.table, test["step_error"])
+    metrics, threshold = task.final_metrics(score, "test"), evaluation.data.calibrate(score)["threshold"]
+    found = score(evaluation.table)
+    rows_bt = evaluation.table.first[:, None] + np.arange(task.spec.input_length)
+    rows, first = np.unique(rows_bt, return_index=True)  # of windows that overlap, the first counts
     step = rows - int(labels["train_borders"][-1])
+    scores = found["step_error"].ravel()[first].astype(np.float64)
     table = pd.DataFrame({"step": step, "score": scores, "label": labels["test_label"][step].astype(bool)})
-    errors = test["channel_error"].mean(axis=0, dtype=np.float64)
-    names = evaluation.loaded.names or [f"channel {index}" for index in range(len(errors))]
-    return table, threshold, pd.Series(errors, index=names), metrics
-
-
-def _first_cover(table: WindowTable, error_bt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Buffer rows in order, and each one's error in the first window that covers it."""
-    rows_bt = np.asarray(table.first)[:, None] + np.arange(error_bt.shape[1])
-    rows, where = np.unique(rows_bt.ravel(), return_index=True)
-    return rows, error_bt.ravel()[where].astype(np.float64)
+    errors = found["channel_error"].mean(axis=0, dtype=np.float64)
+    return table, threshold, pd.Series(errors, index=evaluation.loaded.names), metrics
 
 
 RESULTS: Mapping[str, Callable[[Evaluation], Results]] = {

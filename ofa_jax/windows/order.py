@@ -74,7 +74,7 @@ class IndexStream:
 
         seed = int(
             np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0]
-        )  # neighbouring seeds share no epoch's order
+        )  # neighboring seeds share no epoch's order
         places = map(index_shuffle, range(start, stop), repeat(self._count - 1), repeat(seed), repeat(4))
         return np.fromiter(places, np.int32, stop - start)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import typer
 
 from ofa_jax import __version__
 from ofa_jax.cli import main as cli
@@ -100,13 +101,33 @@ def test_every_command_has_help(call, command):
     assert "Usage" in called.out
 
 
-@pytest.mark.parametrize("command", ["train", "params"])
+@pytest.mark.parametrize("command", ["train", "params", "sweep", "gradients"])
 def test_help_ends_with_the_table_of_settings(call, command):
     from ofa_jax.config.load import settings
 
     table = call(command, "--help").out.partition("Settings for --set")[2]
     for setting in settings():
         assert setting.path in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        (["evaluate", "run", "--controls"], "baselines", True),
+        (["evaluate", "run", "--control", "nlinear"], "baseline", ["nlinear"]),
+        (["report", "run", "--controls"], "baselines", True),
+        (["sweep", "csv", "--ranks", "2", "--out", "x", "--controls"], "baselines", True),
+        (["gradients", "csv", "--out", "x", "--sgd-rate", "0.5"], "sgd_learning_rate", 0.5),
+        (["gradients", "csv", "--out", "x", "--adam-rate=0.5"], "adam_learning_rate", 0.5),
+    ],
+)
+def test_options_keep_their_former_names(call, arguments, name, value):
+    group = typer.main.get_command(cli.app)
+    command, *rest = arguments
+    parent = group.make_context("ofa-jax", [*arguments])  # takes words out of its list
+    assert group.commands[command].make_context(command, [*rest], parent=parent).params[name] == value
+    former = next(word.partition("=")[0] for word in reversed(rest) if word.startswith("--"))
+    assert f"{former} " not in call(command, "--help").out
 
 
 def test_params_of_the_published_experiment(call):
@@ -270,6 +291,9 @@ def test_deliberate_errors_are_one_paragraph(trained, tmp_path, monkeypatch, cal
 
 
 def test_errors_name_the_flag(run, call):
+    refused(
+        call("params", "csv", "--set", "train.epoch=3"), "error: --set: there is no setting 'train.epoch'"
+    )
     refused(
         call("evaluate", run, "--baseline", "nope"), "error: --baseline: the task 'forecast' has no baseline"
     )

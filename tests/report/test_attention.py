@@ -8,9 +8,12 @@ import flax.linen as nn
 import numpy as np
 import pytest
 
+from ofa_jax.adapters.bundle import BundleRecord
 from ofa_jax.build import Model, build_model
-from ofa_jax.errors import ConfigError
-from ofa_jax.report.attention import attention_weights
+from ofa_jax.report.attention import attention_section, attention_weights
+from ofa_jax.report.forecasts import Evaluation
+from ofa_jax.runs.bundle import LoadedModel
+from ofa_jax.runs.train import read_data
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def x_btc(tiny) -> np.ndarray:
 
 
 def test_every_patch_shares_out_one_among_those_before_it(model, x_btc):
-    weights = attention_weights(model, x_btc)
+    weights = attention_weights(model, x_btc, np.ones(x_btc.shape, bool))
     patches = model.network.tokens
     assert weights.shape == (2, 4, patches, patches)
     np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-6)  # a softmax in float32
@@ -55,6 +58,7 @@ def test_every_patch_shares_out_one_among_those_before_it(model, x_btc):
 def test_they_are_the_weights_that_the_network_mixes_its_values_with(model, x_btc, remat):
     """One window of one channel, so that the mean over windows is the window's own."""
     window = x_btc[:1, :, :1]
+    observed = np.ones(window.shape, bool)
     seen: dict[str, np.ndarray] = {}
 
     def read_off(call, args, kwargs, context):
@@ -68,9 +72,9 @@ def test_they_are_the_weights_that_the_network_mixes_its_values_with(model, x_bt
 
     params = model.merged()
     with nn.intercept_methods(read_off):
-        model.network.apply({"params": params}, window, None)
+        model.network.apply({"params": params}, window, observed)
     network = replace(model.network, trunk=replace(model.network.trunk, remat=remat))
-    weights = attention_weights(replace(model, network=network), window)
+    weights = attention_weights(replace(model, network=network), window, observed)
     for layer in range(2):
         value = np.split(seen[f"gpt2/h/{layer}/attn/c_attn"], 3, axis=-1)[2][0]
         by_head = value.reshape(len(value), 4, -1)
@@ -81,7 +85,9 @@ def test_they_are_the_weights_that_the_network_mixes_its_values_with(model, x_bt
         )
 
 
-def test_a_network_without_gpt2_has_none(tiny, x_btc):
-    model = build_model(tiny.experiment("unused", "trunk.source=none", "rules=[[train, .*]]"))
-    with pytest.raises(ConfigError, match="no GPT-2"):
-        attention_weights(model, x_btc)
+def test_a_network_without_gpt2_has_none(tiny, tmp_path):
+    experiment = tiny.of_task("forecast", tmp_path, "trunk.source=none", "rules=[[train, .*]]")
+    model = LoadedModel(experiment, build_model(experiment), None, BundleRecord.model_construct())
+    section = attention_section(Evaluation(model, read_data(experiment)))
+    assert section.sentences == ["The network has no GPT-2, so there is no causal attention."]
+    assert not section.pictures

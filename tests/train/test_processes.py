@@ -453,6 +453,13 @@ def test_the_first_copy_is_cut_off_before_there_is_a_checkpoint(stages, tmp_path
         assert set(files(tmp_path / f"new{left}")) <= {"config.yaml", "metrics.jsonl"}
 
 
+def test_errors_name_the_option(tmp_path):
+    given = ["--config", "csv", "--out", tmp_path / "run", "--set", "train.epoch=3"]
+    done = subprocess.run([sys.executable, TOOL, *given], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --set: there is no setting 'train.epoch'")
+
+
 def test_urls_that_nothing_reads_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="nosuch://bucket/run: this URL cannot be used"):
         train_tpu.Mirror("nosuch://bucket/run", tmp_path)

@@ -33,7 +33,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError("the file is empty", where=str(path), fix="Fetch it again")
     if not raw.endswith(b"\n"):
         what = "the last line has no line end, so the file may be cut short"
-        fix = "Fetch it again, or end the line if the file is whole"
+        fix = "Fetch it again, or end the line if the file is complete"
         raise DataError(what, where=place(path, number), fix=fix)
 
 

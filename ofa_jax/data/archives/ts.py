@@ -95,7 +95,7 @@ def read_ts(path: str | Path, *, missing: Missing = "error") -> LabelledCases:
 
 def _classes(header: Header, path: Path) -> tuple[str, ...]:
     if header.flag("timestamps"):
-        what = "the values carry timestamps of their own, which are not read"
+        what = "the values carry timestamps, which are not read"
         fix = "Write the values alone, with `@timestamps false`"
         raise DataError(what, where=header.where("timestamps"), fix=fix)
     if (header.text("targetlabel") or "false").lower() != "false":

@@ -344,7 +344,7 @@ def test_tsf_mistakes(tmp_path, old, new, match):
         ("true up down 1.0", "false", r"line 8: there are no class labels"),
         ("@classLabel true up down 1.0\n", "", r"toy\.ts: there are no class labels"),
         ("@classLabel", "@targetLabel true\n@classLabel", r"line 8: the cases carry numbers to predict"),
-        ("@timeStamps false", "@timeStamps true", r"line 3: the values carry timestamps of their own"),
+        ("@timeStamps false", "@timeStamps true", r"line 3: the values carry timestamps"),
         ("7,8:9,10", "7,8:9", r"line 11: channel 2 has 1 values, channel 1 has 2"),
         ("7,8:9,10", "7,8:9,x", r"line 11, channel 2, value 2: 'x' is not a finite number"),
         ("7,8:9,10:down", "7,8:9,10:", r"line 11: the label '' is none"),
