@@ -20,6 +20,7 @@ from ofa_jax.model import frozen_init, trees
 from ofa_jax.model.dropout import dropout
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
 from ofa_jax.model.patching import denormalize, instance_stats, normalize, patch_count, patchify
+from ofa_jax.model.weights import listing
 
 Params = dict[str, Any]
 """A nested dict of arrays keyed by module name, as Flax keeps it under ``params``."""
@@ -66,8 +67,8 @@ TrunkModule = GPT2Trunk | AttentionTrunk | NoTrunk
 class Network(nn.Module):
     """What the networks share.
 
-    A network is called with windows ``x_btc`` ``[b, t, c]``, optionally an ``x_mask`` of that shape, True where
-    a value is observed, and in training ``dropout_keys``, one per sample ``[b]``.
+    A network is called with windows ``x_btc`` ``[b, t, c]``, optionally an ``x_mask`` of that shape, True
+    where a value is observed, and in training ``dropout_keys``, one per sample ``[b]``.
 
     Attributes:
         trunk: The module between embedding and head. Its ``compute_dtype`` applies to every product; its
@@ -348,8 +349,7 @@ def init_base(network: Network, trunk_params: Params, seed: int) -> Params:
     wanted = {path: shape for path, shape in shapes.items() if path.startswith("gpt2/")}
     wrong = sorted(path for path in wanted | found if wanted.get(path) != found.get(path))
     if wrong:
-        listed = ", ".join(wrong[:5]) + (" and others" if wrong[5:] else "")
-        what = f"the trunk does not fit the network at {listed}"
+        what = f"the trunk does not fit the network at {listing(wrong, 5)}"
         fix = "Load the trunk with the configuration that the network was built with"
         raise WeightsError(what, where="gpt2", fix=fix)
     trunk = {path: trees.aligned(np.asarray(leaf)) for path, leaf in given.items()}

@@ -219,14 +219,10 @@ def _resolve(source: str | Path, revision: str | None, patterns: list[str]) -> t
             what = f"revision {revision!r} is for hub ids, but this is a folder"
             raise WeightsError(what, where=text, fix="Leave the revision out")
         return folder, text
-    if folder.exists():
-        raise WeightsError(
-            "is a file", where=text, fix=f"Name the folder that contains {CONFIG} and {WEIGHTS}"
-        )
-    is_path = isinstance(source, Path) or text.startswith((".", "~"))
-    if is_path or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
-        fix = "Name a folder of GPT-2 weights, or a hub id such as gpt2"
-        raise WeightsError("there is no such folder", where=text, fix=fix)
+    if folder.exists() or isinstance(source, Path) or not re.fullmatch(r"(?![.~])[\w.-]+(/[\w.-]+)?", text):
+        what = "is a file" if folder.exists() else "there is no such folder"
+        fix = f"Name the folder that contains {CONFIG} and {WEIGHTS}, or a hub id such as gpt2"
+        raise WeightsError(what, where=text, fix=fix)
 
     from huggingface_hub import snapshot_download
 
@@ -235,7 +231,8 @@ def _resolve(source: str | Path, revision: str | None, patterns: list[str]) -> t
         snapshot = Path(snapshot_download(text, revision=revision, **options))
     except Exception as error:  # the hub, its HTTP client and its transfer tool each have their own families
         reason = next(iter(str(error).strip().splitlines()), "no reason given").rstrip(".")
-        what = f"neither a folder nor a model that can be fetched from the hub ({type(error).__name__}: {reason})"
+        cause = f"{type(error).__name__}: {reason}"
+        what = f"neither a folder of this name nor a model that can be fetched from the hub ({cause})"
         fix = (
             "Check the spelling, the network, HF_HUB_OFFLINE and, for a gated model, `hf auth login`; or run "
             f"`ofa-jax convert {text} --out FOLDER` where there is network, copy FOLDER here and name it; "
