@@ -34,14 +34,9 @@ REPLACED: dict[str, type[AttentionTrunk] | type[NoTrunk]] = {"attention": Attent
 class Model:
     """A network with its parameters in two trees.
 
-    Attributes:
-        network: The Flax module.
-        frozen: Parameters that never change, nested.
-        trainable: ``{"adapters": {module path: {a, b}}, "base": nested}``; what is optimized and saved.
-        targets: The adapted layers.
-        lora: The adapters' configuration.
-        trunk_sha256: Fingerprint of the trunk's weights as loaded.
-        trunk_source: Where they came from.
+    ``frozen`` (nested) never changes; ``trainable``, ``{"adapters": {module path: {a, b}}, "base": nested}``,
+    is optimized and saved. ``targets`` are the adapted layers, ``trunk_sha256`` is the fingerprint of the
+    trunk's weights as loaded.
     """
 
     network: Network
@@ -174,10 +169,7 @@ def trunk_mathematics(config: GPT2Config) -> dict[str, Any]:
 def restore_model(experiment: Experiment, bundle: Bundle, *, where: str = "bundle") -> Model:
     """Rebuild the network of a bundle and check that every frozen bit is the one it was trained with.
 
-    Args:
-        experiment: The bundle's settings; ``trunk.source`` may be another path.
-        bundle: What was read.
-        where: The bundle's path, for errors.
+    ``experiment`` has the bundle's settings, except that its ``trunk.source`` may be another path.
 
     Raises:
         CheckpointError: The trunk, the rule of the frozen layers or their bits differ, or the bundle's

@@ -125,10 +125,7 @@ class Network(nn.Module):
 class ForecastNetwork(Network):
     """Channel-independent forecasting (protocol §1): instance norm, patches, Dense, trunk, Dense.
 
-    Attributes:
-        horizon: Forecast steps, H.
-        patch: Patch length.
-        stride: Steps from one patch to the next, at most ``patch``.
+    Forecasts ``horizon`` steps from patches of ``patch`` steps, one every ``stride`` steps, at most ``patch``.
     """
 
     horizon: int
@@ -187,13 +184,9 @@ class ReconstructNetwork(Network):
 
 
 class ClassifyNetwork(Network):
-    """Classification: multivariate patches, token convolution, sinusoid, trunk, erf GELU, layer norm, Dense.
+    """Classification of C ``channels`` into K ``classes``; ``patch`` and ``stride`` as in forecasting.
 
-    Attributes:
-        channels: C.
-        classes: K.
-        patch: Patch length.
-        stride: Steps from one patch to the next.
+    Multivariate patches, token convolution, sinusoid, trunk, erf GELU, layer norm, Dense.
     """
 
     channels: int
@@ -258,9 +251,7 @@ class ShortTermNetwork(Network):
 class ImputeNetwork(Network):
     """Imputation: token convolution, embedding of calendar features, sinusoid, trunk, layer norm, Dense.
 
-    Attributes:
-        channels: C.
-        calendar: Calendar features that follow the channels in every step; 0 where there are none.
+    C ``channels`` are followed in every step by ``calendar`` features, which may be none.
     """
 
     channels: int
@@ -333,10 +324,7 @@ def init_base(network: Network, trunk_params: Params, seed: int) -> Params:
     The others follow PyTorch's default distributions, token convolutions a normal one (protocol §2), by the
     rule of :mod:`~ofa_jax.model.frozen_init`: the same seed gives the same bits everywhere.
 
-    Args:
-        network: The network.
-        trunk_params: GPT-2's parameters, ``load_trunk(...).params``; ignored by a network without GPT-2.
-        seed: Seed of the other layers.
+    ``trunk_params`` are ``load_trunk(...).params``; a network without GPT-2 ignores them.
 
     Raises:
         WeightsError: ``trunk_params`` are not those that the network reads.

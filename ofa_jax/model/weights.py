@@ -42,13 +42,10 @@ _Stored = dict[str, tuple[Path, tuple[int, ...]]]
 
 @dataclass(frozen=True, eq=False)
 class Trunk:
-    """A checked trunk on the host.
+    """A checked trunk on the host: config, nested read-only float32 arrays and their origin.
 
-    Attributes:
-        config: Shapes and mathematics; ``config.n_layer`` is the number of blocks kept.
-        params: Nested dict of read-only float32 arrays, as :class:`~ofa_jax.model.gpt2.GPT2Trunk` takes them.
-        source: Origin of the weights (folder, ``id@commit`` of the hub, or ``random``); conversion keeps it.
-        dropped: Hugging Face names of stored tensors that the trunk does not use.
+    ``source`` is a folder, ``id@commit`` of the hub, or ``random``, and is kept by conversion; ``dropped``
+    are the Hugging Face names of stored tensors that the trunk does not use.
     """
 
     config: GPT2Config
@@ -131,11 +128,9 @@ def trunk_tensors(config: GPT2Config) -> dict[str, tuple[str, tuple[int, ...]]]:
 def read_config(source: str | Path, *, revision: str | None = None, n_layer: int | None = None) -> GPT2Config:
     """Shapes and mathematics of a trunk, without its weights.
 
-    Args:
-        source: A folder, a hub id, or the name of a published GPT-2 (``gpt2``, ``distilgpt2``, …; with or
-            without its owner), which needs neither files nor network. A folder of that name comes first.
-        revision: Branch, tag or commit of a hub id; the published sizes are the same in every revision.
-        n_layer: Keep the first ``n_layer`` blocks; default: all.
+    ``source`` is a folder, a hub id, or the name of a published GPT-2 (``gpt2``, ``distilgpt2``, …; with or
+    without its owner), which needs neither files nor network; a folder of that name comes first. ``revision``
+    is a branch, tag or commit of a hub id. The first ``n_layer`` blocks are kept, by default all.
 
     Raises:
         WeightsError: No config found, one that is not GPT-2's, fields (named) that change the mathematics and
@@ -157,10 +152,8 @@ def load_trunk(source: str | Path, *, n_layer: int | None = None, revision: str 
     ``transformer.`` prefix, and converted folders, whose sha256 is checked. float16, bfloat16 and float64
     become float32.
 
-    Args:
-        source: A Hugging Face or converted folder, or a hub id.
-        n_layer: Keep the first ``n_layer`` blocks; default: all.
-        revision: Branch, tag or commit of a hub id.
+    ``source`` is a folder or a hub id, ``revision`` a branch, tag or commit of the latter. The first
+    ``n_layer`` blocks are kept, by default all.
 
     Raises:
         WeightsError: Nothing found, pickled weights only, damaged files, tensors that are missing, unexpected
