@@ -150,7 +150,7 @@ def test_another_trunk_is_refused(tmp_path, from_folder):
     other = GPT2Config(n_embd=8, n_layer=2, n_head=2, n_positions=16)
     save_trunk(random_trunk(other, seed=5), tmp_path / "other")
     elsewhere = experiment.replace({"trunk.source": str(tmp_path / "other")})
-    refused(elsewhere, folder, r"the trunk .*/other is not the one of training .*, which came from random")
+    refused(elsewhere, folder, r"the trunk .*/other is not the one of training, which came from random")
 
 
 def test_the_same_trunk_elsewhere_is_accepted(tmp_path, from_folder, trunk_folder):
@@ -178,10 +178,9 @@ def test_another_dropout_is_no_other_trunk(from_folder):
     restore_model(experiment.replace({"trunk.dropout": 0.0}), read_bundle(folder))
 
 
-def test_another_seed_of_the_frozen_layers_is_refused_by_name(tmp_path, save):
+def test_another_seed_of_the_frozen_layers_is_refused(tmp_path, save):
     folder = save(tmp_path / "bundle", settings(), build_model(settings()))
-    message = "network.seed is 1, but the frozen layers were drawn from seed 0"
-    refused(settings("reference", "network.seed=1"), folder, message)
+    refused(settings("reference", "network.seed=1"), folder, "the frozen layers around the trunk differ")
 
 
 def test_another_rule_of_the_frozen_layers_is_refused_by_name(tmp_path, monkeypatch, save):
@@ -198,16 +197,13 @@ def test_other_bits_under_the_same_rule_are_refused(tmp_path, monkeypatch, save)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "was"), [("alpha", "8.0", "16.0"), ("scaling", "lora", "rslora"), ("rank", "4", "3")]
-)
-def test_another_scaling_is_refused_by_name(tmp_path, name, value, was, save):
-    folder = save(tmp_path / "bundle", settings(), build_model(settings()))
-    message = f"adapters.{name} is {value}, but the bundle was trained with {was}"
-    refused(settings("reference", f"adapters.{name}={value}"), folder, message)
-
-
-@pytest.mark.parametrize(
-    "override", ["task.horizon=5", "network.patch=12", "rules=[[adapt, out_layer/kernel], [freeze, '.*']]"]
+    "override",
+    [
+        "task.horizon=5",
+        "network.patch=12",
+        "adapters.rank=4",
+        "rules=[[adapt, out_layer/kernel], [freeze, '.*']]",
+    ],
 )
 def test_another_network_is_refused(tmp_path, override, save):
     folder = save(tmp_path / "bundle", settings(), build_model(settings()))

@@ -20,9 +20,9 @@ from pydantic import Field, model_validator
 
 from ofa_jax import files
 from ofa_jax.adapters.partition import AdapterTarget
-from ofa_jax.adapters.peft import ADAPTER_CONFIG, ADAPTER_FILE, Alpha, Dropout, Rank, read_peft, write_peft
+from ofa_jax.adapters.peft import ADAPTER_CONFIG, ADAPTER_FILE, read_peft, write_peft
 from ofa_jax.adapters.rslora import Adapters, LoraConfig
-from ofa_jax.config.schema import Init, Scaling
+from ofa_jax.config.schema import AdapterConfig
 from ofa_jax.errors import CheckpointError
 from ofa_jax.files import FileRecord, Record, Sha256
 from ofa_jax.model import trees
@@ -65,21 +65,8 @@ class FrozenRecord(Record):
     sha256: Sha256
 
 
-class AdaptersRecord(Record):
-    """:class:`~ofa_jax.adapters.rslora.LoraConfig`."""
-
-    rank: Rank
-    alpha: Alpha
-    scaling: Scaling
-    dropout: Dropout
-    init: Init
-
-    def lora(self) -> LoraConfig:
-        return LoraConfig(**self.model_dump())
-
-
 class BundleRecord(FileRecord):
-    """``ofa.json``. ``settings`` are checked where an experiment is built from them; format 2 changed their names."""
+    """``ofa.json``; format 2 changed the names of ``settings``, which are checked where they are used."""
 
     newest = BUNDLE_FORMAT
 
@@ -95,7 +82,7 @@ class BundleRecord(FileRecord):
     threshold: float | None = None
     best_epoch: int = Field(ge=0)
     validation: dict[str, float]
-    adapters: AdaptersRecord | None
+    adapters: AdapterConfig | None
     files: dict[str, Sha256]
     sha256: Sha256
 
@@ -119,21 +106,15 @@ class Bundle:
 def write_bundle(
     folder: str | Path,
     *,
-    adapters: Mapping[str, Mapping[str, Any]],
+    adapters: Adapters,
     targets: Mapping[str, AdapterTarget],
     trained: Mapping[str, Any],
     lora: LoraConfig,
     meta: Mapping[str, Any],
 ) -> None:
-    """Write a bundle; a kill at any moment leaves the old one or the new one.
+    """Write a bundle, or replace one; a kill at any moment leaves the old or the new.
 
-    Args:
-        folder: The bundle's folder; an existing bundle there is replaced.
-        adapters: Adapters by module path; may be empty.
-        targets: Kind and shape of each adapted layer.
-        trained: Trained base parameters, nested; may be empty.
-        lora: The adapters' configuration.
-        meta: The other fields of :class:`BundleRecord`.
+    Adapters and trained base parameters may be empty; ``meta`` has the other fields of :class:`BundleRecord`.
 
     Raises:
         CheckpointError: ``meta`` does not fit the record.
@@ -162,8 +143,7 @@ def read_bundle(folder: str | Path) -> Bundle:
     """
     folder = files.readable_folder(folder)
     record = _read_meta(folder)
-    damage = files.find_damage(folder, record.files)
-    if damage:
+    if damage := files.find_damage(folder, record.files):
         fix = "The bundle is damaged or was edited; copy the complete folder again"
         raise CheckpointError(damage, where=str(folder), fix=fix)
     adapters = read_peft(folder)[0] if record.adapters else {}
@@ -175,8 +155,9 @@ def _read_meta(folder: Path) -> BundleRecord:
     where = folder / META_FILE
     content = files.read_json(where, kind="bundle")
     record = files.parse_record(content, BundleRecord, where=str(where))
-    signed = {key: value for key, value in content.items() if key not in ("format", "sha256")}
-    if record.sha256 != files.json_digest(signed):
+    if record.sha256 != files.json_digest(
+        {key: content[key] for key in content.keys() - {"format", "sha256"}}
+    ):
         what = "was edited after it was saved (its sha256 differs)"
         raise CheckpointError(what, where=str(where), fix="Copy the bundle again")
     return record

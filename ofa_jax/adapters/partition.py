@@ -7,12 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ofa_jax.config.recipes import Action
+from ofa_jax.config.recipes import Action, Rule
 from ofa_jax.errors import ConfigError
 from ofa_jax.model.trees import flatten, unflatten
-
-Rule = tuple[Action, str]
-"""An action and a regular expression that must match a leaf's full path (``gpt2/h/0/ln_1/scale``)."""
 
 LayerKind = Literal["dense", "embedding"]
 
@@ -53,11 +50,19 @@ def partition(params: Mapping[str, Any], rules: Sequence[Rule]) -> Partition:
     Raises:
         ConfigError: A leaf without a rule, a rule without a leaf, or an adapter on an unsuitable leaf.
     """
-    flat = flatten(params)
+    flat, targets = flatten(params), {}
     decided = actions(flat, rules)
-    targets = adapter_targets({path: leaf.shape for path, leaf in flat.items()}, decided)
-    trained = {path: leaf for path, leaf in flat.items() if is_trained(decided[path])}
-    frozen = {path: leaf for path, leaf in flat.items() if not is_trained(decided[path])}
+    for path, action in decided.items():
+        if action in ("adapt", "train_and_adapt"):
+            module, _, leaf = path.rpartition("/")
+            shape = flat[path].shape
+            if leaf not in _KINDS or len(shape) != 2:
+                what = f"{path!r} of shape {shape} cannot carry an adapter"
+                fix = "Adapt dense kernels and embedding tables only; train or freeze the rest"
+                raise ConfigError(what, where="rules", fix=fix)
+            targets[module] = AdapterTarget(_KINDS[leaf], shape)
+    trained = {path: leaf for path, leaf in flat.items() if decided[path] in ("train", "train_and_adapt")}
+    frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
     return Partition(unflatten(frozen), unflatten(trained), targets)
 
 
@@ -82,10 +87,15 @@ def actions(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, Action]:
     """What happens to each leaf: the first rule that matches its full path decides.
 
     Raises:
-        ConfigError: A leaf that no rule covers, a rule that decides nothing, or an invalid regular
-            expression.
+        ConfigError: A leaf that no rule covers, a rule that decides nothing, or an invalid expression.
     """
-    patterns = [_compile(expression) for _, expression in rules]
+    patterns = []
+    for _, expression in rules:
+        try:
+            patterns.append(re.compile(expression))
+        except re.error as error:
+            what = f"{expression!r} is not a regular expression ({error})"
+            raise ConfigError(what, where="rules") from None
     decided: dict[str, Action] = {}
     used = set()
     for path in paths:
@@ -102,37 +112,3 @@ def actions(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, Action]:
             fix += "; this network has no trunk: use recipe head_only or full"
         raise ConfigError(f"{', '.join(unused)} decides no parameter", where="rules", fix=fix)
     return decided
-
-
-def is_trained(action: Action) -> bool:
-    """Whether an action changes the leaf itself."""
-    return action in ("train", "train_and_adapt")
-
-
-def adapter_targets(
-    shapes: Mapping[str, tuple[int, ...]], decided: Mapping[str, Action]
-) -> dict[str, AdapterTarget]:
-    """The layers that carry an adapter, by module path.
-
-    Raises:
-        ConfigError: An ``adapt`` rule names a leaf that is not a dense kernel or an embedding table.
-    """
-    targets = {}
-    for path, action in decided.items():
-        if action not in ("adapt", "train_and_adapt"):
-            continue
-        module, _, leaf = path.rpartition("/")
-        shape = shapes[path]
-        if leaf not in _KINDS or len(shape) != 2:
-            fix = "Adapt dense kernels and embedding tables only; train or freeze the rest"
-            raise ConfigError(f"{path!r} of shape {shape} cannot carry an adapter", where="rules", fix=fix)
-        targets[module] = AdapterTarget(_KINDS[leaf], (shape[0], shape[1]))
-    return targets
-
-
-def _compile(expression: str) -> re.Pattern[str]:
-    try:
-        return re.compile(expression)
-    except re.error as error:
-        what = f"{expression!r} is not a regular expression ({error})"
-        raise ConfigError(what, where="rules") from None

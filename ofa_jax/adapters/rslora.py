@@ -14,8 +14,7 @@ that agree up to rounding::
     prediction = apply(merged, x)
 
 At initialization one factor is zero, so an adapted network equals the plain one exactly. As in peft, that is
-``b`` for a dense layer and ``a`` for an embedding (protocol §1.7), whose ``a: [positions, r]`` has one row
-per position.
+``b`` for a dense layer and ``a`` for an embedding (protocol §1.7).
 """
 
 from __future__ import annotations
@@ -50,13 +49,10 @@ class LoraConfig:
         alpha: Numerator of the scale.
         scaling: ``rslora`` alpha/sqrt(r) (Kalajdzievski, arXiv 2312.03732), ``lora`` alpha/r, ``none`` alpha.
         dropout: Probability of dropping an input value of a dense adapter in training.
-        init: Distribution of the factor that is not zero.
-
-            - ``peft_gaussian``: dense ``a`` ~ N(0, std 1/r), embedding ``b`` ~ N(0, std 1), as peft's
-              ``"gaussian"``;
-            - ``theorem``: dense ``a`` ~ N(0, variance 1/in), embedding ``b`` ~ N(0, variance 1/d),
-              independent of the rank, as the paper's Theorem 1 assumes;
-            - ``kaiming``: dense ``a`` ~ U(±1/sqrt(in)), embedding ``b`` ~ N(0, std 1), as peft's ``True``.
+        init: Distribution of the factor that is not zero, ``a`` of a dense layer, ``b`` of an embedding:
+            ``peft_gaussian`` N(0, std 1/r) and N(0, 1), as peft's ``"gaussian"``; ``theorem`` N(0, variance
+            1/in) and N(0, variance 1/d), as the paper's Theorem 1 assumes; ``kaiming`` U(±1/sqrt(in)) and
+            N(0, 1), as peft's ``True``.
 
     Raises:
         ConfigError: The rank is below 1, or ``scaling`` or ``init`` is unknown.
@@ -71,9 +67,9 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"rank {self.rank} is not at least 1", where="adapters.rank")
-        for name, known in (("scaling", get_args(Scaling)), ("init", get_args(Init))):
-            if getattr(self, name) not in known:
-                what = f"{getattr(self, name)!r} is not one of {', '.join(known)}"
+        for name, value, known in (("scaling", self.scaling, Scaling), ("init", self.init, Init)):
+            if value not in get_args(known):
+                what = f"{value!r} is not one of {', '.join(get_args(known))}"
                 raise ConfigError(what, where=f"adapters.{name}")
 
     @property
@@ -84,27 +80,20 @@ class LoraConfig:
 
 
 def init_adapters(targets: Mapping[str, AdapterTarget], lora: LoraConfig, *, seed: int = 0) -> Adapters:
-    """Initial adapters: float32 NumPy arrays, drawn on the host by the seeded rule of the frozen layers.
-
-    Args:
-        targets: The layers to adapt, as in ``partition(...).targets``.
-        lora: Rank and initialization.
-        seed: Seed of the draw.
-    """
+    """Initial adapters of the layers ``partition(...).targets``: float32 NumPy arrays, drawn on the host."""
     adapters: Adapters = {}
     for path, target in targets.items():
         rows, columns = target.shape
         a = np.zeros((rows, lora.rank), np.float32)
         b = np.zeros((lora.rank, columns), np.float32)
-        name = f"adapters/{path}"
         if target.kind == "embedding":
             std = 1 / math.sqrt(columns) if lora.init == "theorem" else 1.0
-            b = frozen_init.normal(seed, f"{name}/b", b.shape, std)
+            b = frozen_init.normal(seed, f"adapters/{path}/b", b.shape, std)
         elif lora.init == "kaiming":
-            a = frozen_init.uniform(seed, f"{name}/a", a.shape, 1 / math.sqrt(rows))
+            a = frozen_init.uniform(seed, f"adapters/{path}/a", a.shape, 1 / math.sqrt(rows))
         else:
             std = 1 / lora.rank if lora.init == "peft_gaussian" else 1 / math.sqrt(rows)
-            a = frozen_init.normal(seed, f"{name}/a", a.shape, std)
+            a = frozen_init.normal(seed, f"adapters/{path}/a", a.shape, std)
         adapters[path] = {"a": a, "b": b}
     return adapters
 
@@ -115,8 +104,7 @@ def with_adapters(
     """A network function that also takes adapters: ``f(params, *xs) -> g(params, adapters, *xs)``.
 
     The adapter's sum is computed in float32 and cast to the layer's output type. Dropout acts on the input of
-    dense adapters only, never on embeddings, as in peft. Where a layer sees several rows per sample (one per
-    channel), each row has its own mask.
+    dense adapters only, as in peft; each row of a sample (one per channel) has its own mask.
 
     Args:
         apply_fn: ``f(params, *xs, dropout_keys=None)`` that applies a Flax linen module.
@@ -124,39 +112,36 @@ def with_adapters(
         scale: Replaces ``lora.scale``: a float32 scalar that may be traced.
 
     Raises:
-        WeightsError: While tracing: an adapter that does not fit its layer's shape, or whose path names no
-            dense or embedding layer of the network, where it would have no effect.
+        WeightsError: While tracing: an adapter that does not fit its layer's shape, or that would have no
+            effect because its path names no dense or embedding layer of the network.
     """
     factor = lora.scale if scale is None else scale
 
-    def adapted(params, adapters, *xs, dropout_keys=None, **kwargs):
+    def adapted(params, adapters, *xs, dropout_keys=None):
         reached = set()
 
         def add_delta(call, args, named, context):
             module, path = context.module, "/".join(context.module.path)
-            adaptable = context.method_name == "__call__" and isinstance(module, nn.Dense | nn.Embed)
-            output = call(*args, **named)
-            if not adaptable or path not in adapters:
+            output, is_embedding = call(*args, **named), isinstance(module, nn.Embed)
+            layer = context.method_name == "__call__" and (is_embedding or isinstance(module, nn.Dense))
+            if not layer or path not in adapters:
                 return output
             reached.add(path)
             a, b, (x,) = adapters[path]["a"], adapters[path]["b"], args
-            is_embedding = isinstance(module, nn.Embed)
             rows = module.num_embeddings if is_embedding else x.shape[-1]
             _check_fit(path, a, b, (rows, module.features))
             if is_embedding:
                 low_rank = jnp.take(a, x, axis=0)
             else:
-                keys_m = dropout_keys
-                if keys_m is not None:
-                    keys_m = channel_keys(keys_m, x.shape[0] // keys_m.shape[0])
+                channels = 1 if dropout_keys is None else x.shape[0] // dropout_keys.shape[0]
+                keys_m = channel_keys(dropout_keys, channels)
                 dropped = dropout(x.astype(jnp.float32), lora.dropout, keys_m, f"{path}/adapter")
                 low_rank = _matmul(dropped, a)
             return (output.astype(jnp.float32) + factor * _matmul(low_rank, b)).astype(output.dtype)
 
         with nn.intercept_methods(add_delta):
-            output = apply_fn(params, *xs, dropout_keys=dropout_keys, **kwargs)
-        unused = ", ".join(sorted(set(adapters) - reached))
-        if unused:
+            output = apply_fn(params, *xs, dropout_keys=dropout_keys)
+        if unused := ", ".join(sorted(adapters.keys() - reached)):
             what = f"no dense or embedding layer is called {unused}, so its adapter has no effect"
             raise WeightsError(what, where="adapters")
         return output
@@ -164,15 +149,8 @@ def with_adapters(
     return adapted
 
 
-def merge(
-    params: Mapping[str, Any], adapters: Mapping[str, Mapping[str, Any]], lora: LoraConfig
-) -> dict[str, Any]:
-    """Fold adapters into the weights, ``W + s · a b`` per adapted layer; other leaves stay the same objects.
-
-    Args:
-        params: A network's base parameters, nested.
-        adapters: ``{module path: {"a": [in, r], "b": [r, out]}}``.
-        lora: Their scale s.
+def merge(params: Mapping[str, Any], adapters: Adapters, lora: LoraConfig) -> dict[str, Any]:
+    """Fold adapters into the weights, ``W + s · a b``; other leaves stay the same objects.
 
     Raises:
         WeightsError: An adapter that names no layer of ``params`` or does not fit its shape.

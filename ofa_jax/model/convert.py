@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.errors import WeightsError
@@ -33,15 +34,9 @@ def convert(
 def save_trunk(trunk: Trunk, out: str | Path, dtype: str = "float32") -> dict[str, Any]:
     """Write a trunk folder.
 
-    Args:
-        trunk: What to write.
-        out: A folder; it may be new, empty, or a trunk folder, which is replaced.
-        dtype: Stored type: ``float32``, ``bfloat16`` or ``float16``.
-
-    Returns:
-        What ``trunk.json`` contains (``source``, ``sha256``, ``config_sha256`` and ``fingerprint``, the
-        :attr:`~ofa_jax.model.weights.Trunk.sha256` of the trunk as it will load) and ``layers``, ``dtype``,
-        ``parameters``, ``dropped`` and ``bytes``.
+    ``out`` may be new, empty, or a trunk folder, which is replaced; ``dtype`` is ``float32``, ``bfloat16`` or
+    ``float16``. Returns what ``trunk.json`` contains (``fingerprint`` is the trunk's sha256 as it will load),
+    and ``layers``, ``dtype``, ``parameters``, ``dropped`` and ``bytes``.
 
     Raises:
         WeightsError: ``out`` contains something else, ``dtype`` is unknown, or values are too large for it.
@@ -76,14 +71,11 @@ def save_trunk(trunk: Trunk, out: str | Path, dtype: str = "float32") -> dict[st
 
 
 def _cast(leaf: np.ndarray, dtype: str, name: str) -> np.ndarray:
-    import ml_dtypes
-
-    types = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-    if dtype not in types:
-        fix = f"Choose one of {', '.join(types)}"
+    if dtype not in ("float32", "bfloat16", "float16"):
+        fix = "Choose float32, bfloat16 or float16"
         raise WeightsError(f"dtype {dtype!r} is unknown", where="convert", fix=fix)
     with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(leaf, types[dtype])
+        cast = np.ascontiguousarray(leaf, jnp.dtype(dtype))
     if not np.isfinite(cast.astype(np.float32)).all():
         what = f"{name} has values beyond the range of {dtype}"
         raise WeightsError(what, where="convert", fix="Choose float32 or bfloat16")
@@ -98,7 +90,6 @@ def _writable(out: str | Path) -> Path:
     present = {file.name for file in out.iterdir()} if out.exists() else set()
     foreign = sorted(present - {CONFIG, WEIGHTS, MANIFEST})
     if foreign or (present and MANIFEST not in present):
-        found = f" (it contains {listing(foreign, 5)})" if foreign else ""
-        what = f"is not empty and not a trunk folder{found}; nothing was written"
-        raise WeightsError(what, where=str(out), fix="Name a new folder")
+        what = f"is not empty and not a trunk folder (it contains {listing(foreign or sorted(present), 5)})"
+        raise WeightsError(f"{what}; nothing was written", where=str(out), fix="Name a new folder")
     return out

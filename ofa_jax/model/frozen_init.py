@@ -43,13 +43,6 @@ def normal(seed: int, path: str, shape: Sequence[int], std: float) -> np.ndarray
     return _draw(seed, path, shape, lambda u: _normal_quantile(u) * std)
 
 
-def linear(seed: int, path: str, fan_in: int, fan_out: int) -> dict[str, np.ndarray]:
-    """Kernel ``[in, out]`` and bias ``[out]`` ~ U(±1/sqrt(in)), as in PyTorch's ``nn.Linear``."""
-    bound = 1.0 / float(np.sqrt(np.float64(fan_in)))
-    kernel = uniform(seed, f"{path}/kernel", (fan_in, fan_out), bound)
-    return {"kernel": kernel, "bias": uniform(seed, f"{path}/bias", (fan_out,), bound)}
-
-
 def _draw(
     seed: int, path: str, shape: Sequence[int], transform: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:

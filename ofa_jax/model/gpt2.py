@@ -52,19 +52,17 @@ class GPT2Config:
     scale_attn_by_inverse_layer_idx: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("n_embd", "n_layer", "n_head", "n_positions", "n_inner"):
-            value = getattr(self, name)
-            if (not isinstance(value, int) or value < 1) and not (name == "n_inner" and value is None):
-                raise ConfigError(f"{name} is {value!r}, but must be an integer of at least 1", where="trunk")
+        sizes = (self.n_embd, self.n_layer, self.n_head, self.n_positions, self.mlp_width)
+        rates = (self.embd_pdrop, self.attn_pdrop, self.resid_pdrop)
+        if min(sizes) < 1 or min(rates) < 0 or max(rates) >= 1:
+            what = f"sizes must be at least 1 and dropout rates in [0, 1), not {self}"
+            raise ConfigError(what, where="trunk")
         if self.n_embd % self.n_head:
             what = f"n_embd {self.n_embd} cannot be divided among {self.n_head} heads"
             raise ConfigError(what, where="trunk")
         if self.activation_function not in ACTIVATIONS:
             what = f"activation_function {self.activation_function!r} is not supported"
             raise ConfigError(what, where="trunk", fix=f"Supported are {', '.join(ACTIVATIONS)}")
-        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but must be in [0, 1)", where="trunk")
 
     @property
     def mlp_width(self) -> int:
@@ -79,7 +77,6 @@ PRESETS = {
     "gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),
 }
 """Shapes of the published GPT-2 sizes by hub name, so that parameters can be counted without a download."""
-
 
 _einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -202,11 +199,9 @@ class GPT2Trunk(nn.Module):
         config, tokens = self.config, embeds_mnd.shape[1]
         if self.positions:
             if tokens > config.n_positions:
-                raise ConfigError(
-                    f"{tokens} tokens, but the trunk has {config.n_positions} positions",
-                    where="network",
-                    fix="Use a shorter input, or a larger network.patch or network.stride",
-                )
+                what = f"{tokens} tokens, but the trunk has {config.n_positions} positions"
+                fix = "Use a shorter input, or a larger network.patch or network.stride"
+                raise ConfigError(what, where="network", fix=fix)
             wpe = nn.Embed(config.n_positions, config.n_embd, name="wpe")
             embeds_mnd = embeds_mnd.astype(jnp.float32) + wpe(jnp.arange(tokens))
         site = "/".join((*self.path, "wpe"))

@@ -1,7 +1,7 @@
 """Linear baselines: NLinear and DLinear (Zeng et al., arXiv 2205.13504), and softmax regression.
 
-All are ``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None)``; ``frozen`` is not used, and one map serves every
-channel, as in the published runs without ``--individual``.
+All are ``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None)``; ``frozen`` is not used, and one map
+serves every channel, as in the published runs without ``--individual``.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ofa_jax.model.patching import instance_stats
+
 KERNEL = 25
 """Steps of DLinear's moving average, as published."""
 
 
 def init_nlinear(input_length: int, horizon: int) -> dict[str, Any]:
-    """``{"kernel": [t, h], "bias": [h]}``, initialized to the mean of the window, as the published code offers."""
+    """``{"kernel": [t, h], "bias": [h]}``, initialized to the window's mean, as the published code offers."""
     kernel = np.full((input_length, horizon), 1 / input_length, np.float32)
     return {"kernel": kernel, "bias": np.zeros(horizon, np.float32)}
 
@@ -50,8 +52,7 @@ def masked_dlinear(
 ) -> jax.Array:
     """DLinear for windows with hidden points, which take the mean of their channel's observed points."""
     if x_mask is not None:
-        count = jnp.maximum(x_mask.sum(axis=1, keepdims=True), 1)
-        x_btc = jnp.where(x_mask, x_btc, jnp.where(x_mask, x_btc, 0).sum(axis=1, keepdims=True) / count)
+        x_btc = jnp.where(x_mask, x_btc, instance_stats(x_btc, x_mask).mean)
     return dlinear(frozen, trainable, x_btc)
 
 

@@ -20,6 +20,7 @@ from ofa_jax.model import frozen_init, trees
 from ofa_jax.model.dropout import dropout
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
 from ofa_jax.model.patching import denormalize, instance_stats, normalize, patch_count, patchify
+from ofa_jax.model.weights import listing
 
 Params = dict[str, Any]
 """A nested dict of arrays keyed by module name, as Flax keeps it under ``params``."""
@@ -66,12 +67,12 @@ TrunkModule = GPT2Trunk | AttentionTrunk | NoTrunk
 class Network(nn.Module):
     """What the networks share.
 
-    A network is called with windows ``x_btc`` ``[b, t, c]``, optionally an ``x_mask`` of that shape, True where
-    a value is observed, and in training ``dropout_keys``, one per sample ``[b]``.
+    A network is called with windows ``x_btc`` ``[b, t, c]``, optionally an ``x_mask`` of that shape, True
+    where a value is observed, and in training ``dropout_keys``, one per sample ``[b]``.
 
     Attributes:
-        trunk: The module between embedding and head. Its ``compute_dtype`` applies to every product. Its
-            parameters are under its ``path_name``, whatever its Flax name.
+        trunk: The module between embedding and head. Its ``compute_dtype`` applies to every product; its
+            parameters are under its ``path_name``.
         input_length: Input steps, L.
     """
 
@@ -85,8 +86,8 @@ class Network(nn.Module):
 
     @property
     def example_shape(self) -> tuple[int, int, int]:
-        """The shape ``[b, t, c]`` of one input window."""
-        return (1, self.input_length, 1)
+        """The shape ``[b, t, c]`` of one input window; a network without ``channels`` takes any number."""
+        return (1, self.input_length, getattr(self, "channels", 1) + getattr(self, "calendar", 0))
 
     @property
     def width(self) -> int:
@@ -124,10 +125,7 @@ class Network(nn.Module):
 class ForecastNetwork(Network):
     """Channel-independent forecasting (protocol §1): instance norm, patches, Dense, trunk, Dense.
 
-    Attributes:
-        horizon: Forecast steps, H.
-        patch: Patch length.
-        stride: Steps from one patch to the next, at most ``patch``.
+    Forecasts ``horizon`` steps from patches of ``patch`` steps, one every ``stride`` steps, at most ``patch``.
     """
 
     horizon: int
@@ -184,19 +182,11 @@ class ReconstructNetwork(Network):
         out_btc = self._dense(c, "out_layer")(self._read(hidden_btd, self.read_width))
         return denormalize(out_btc.astype(jnp.float32).reshape(x_gsc.shape), stats).reshape(b, t, c)
 
-    @property
-    def example_shape(self) -> tuple[int, int, int]:
-        return (1, self.input_length, self.channels)
-
 
 class ClassifyNetwork(Network):
-    """Classification: multivariate patches, token convolution, sinusoid, trunk, erf GELU, layer norm, Dense.
+    """Classification of C ``channels`` into K ``classes``; ``patch`` and ``stride`` as in forecasting.
 
-    Attributes:
-        channels: C.
-        classes: K.
-        patch: Patch length.
-        stride: Steps from one patch to the next.
+    Multivariate patches, token convolution, sinusoid, trunk, erf GELU, layer norm, Dense.
     """
 
     channels: int
@@ -221,10 +211,6 @@ class ClassifyNetwork(Network):
     @property
     def tokens(self) -> int:
         return patch_count(self.input_length, self.patch, self.stride)
-
-    @property
-    def example_shape(self) -> tuple[int, int, int]:
-        return (1, self.input_length, self.channels)
 
 
 class ShortTermNetwork(Network):
@@ -265,9 +251,7 @@ class ShortTermNetwork(Network):
 class ImputeNetwork(Network):
     """Imputation: token convolution, embedding of calendar features, sinusoid, trunk, layer norm, Dense.
 
-    Attributes:
-        channels: C.
-        calendar: Calendar features that follow the channels in every step; 0 where there are none.
+    C ``channels`` are followed in every step by ``calendar`` features, which may be none.
     """
 
     channels: int
@@ -288,10 +272,6 @@ class ImputeNetwork(Network):
         out_btc = self._dense(self.channels, "out_layer")(_layer_norm("ln_proj")(hidden_btd))
         return denormalize(out_btc.astype(jnp.float32), stats)
 
-    @property
-    def example_shape(self) -> tuple[int, int, int]:
-        return (1, self.input_length, self.channels + self.calendar)
-
 
 def channel_keys(dropout_keys: jax.Array | None, channels: int) -> jax.Array | None:
     """One key per univariate window ``[b * c]`` from one per sample ``[b]``; one channel keeps the key."""
@@ -302,9 +282,7 @@ def channel_keys(dropout_keys: jax.Array | None, channels: int) -> jax.Array | N
 
 
 def sinusoid(tokens: int, width: int) -> np.ndarray:
-    """Fixed positions ``[tokens, width]``: sine in even, cosine in odd columns, wavelengths 2π to 10000 · 2π.
-
-    Computed in float32, as in the published code.
+    """Positions ``[tokens, width]``: sine in even, cosine in odd columns, wavelengths 2π to 10000 · 2π.
 
     Raises:
         ConfigError: An odd width.
@@ -312,6 +290,7 @@ def sinusoid(tokens: int, width: int) -> np.ndarray:
     if width % 2:
         what = f"sinusoidal positions need an even width, not {width}"
         raise ConfigError(what, where="network", fix="Choose an even network.embed_width or trunk width")
+    # in float32, as in the published code
     rates = np.exp(np.arange(0, width, 2, dtype=np.float32) * -(np.log(1e4) / width))
     angles = np.arange(tokens, dtype=np.float32)[:, None] * rates
     return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(tokens, width).astype(np.float32)
@@ -328,7 +307,7 @@ def _split_channels(x_btc: jax.Array) -> jax.Array:
 
 
 def _join_channels(y_mh: jax.Array, channels: int) -> jax.Array:
-    """The inverse of :func:`_split_channels`, on any number of steps."""
+    """The inverse of :func:`_split_channels`."""
     return y_mh.reshape(-1, channels, y_mh.shape[1]).transpose(0, 2, 1)
 
 
@@ -336,22 +315,16 @@ def base_shapes(network: Network) -> dict[str, tuple[int, ...]]:
     """Shape of every base parameter by path; no array is computed."""
     example = jax.ShapeDtypeStruct(network.example_shape, jnp.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), example)
-    return {path: tuple(leaf.shape) for path, leaf in trees.flatten(variables["params"]).items()}
+    return trees.shapes(variables["params"])
 
 
 def init_base(network: Network, trunk_params: Params, seed: int) -> Params:
-    """The network's base parameters: GPT-2's as given, every other layer drawn from ``seed``.
+    """The network's base parameters, nested float32 NumPy arrays: GPT-2's as given, the others drawn.
 
-    The other layers follow PyTorch's default distributions by the rule of :mod:`~ofa_jax.model.frozen_init`:
-    the same seed gives the same bits everywhere. Token convolutions are normally distributed (protocol §2).
+    The others follow PyTorch's default distributions, token convolutions a normal one (protocol §2), by the
+    rule of :mod:`~ofa_jax.model.frozen_init`: the same seed gives the same bits everywhere.
 
-    Args:
-        network: The network.
-        trunk_params: GPT-2's parameters, ``load_trunk(...).params``; ignored by a network without GPT-2.
-        seed: Seed of the other layers.
-
-    Returns:
-        A nested dict of float32 NumPy arrays, keyed ``gpt2``, ``in_layer``, ``out_layer``.
+    ``trunk_params`` are ``load_trunk(...).params``; a network without GPT-2 ignores them.
 
     Raises:
         WeightsError: ``trunk_params`` are not those that the network reads.
@@ -364,8 +337,7 @@ def init_base(network: Network, trunk_params: Params, seed: int) -> Params:
     wanted = {path: shape for path, shape in shapes.items() if path.startswith("gpt2/")}
     wrong = sorted(path for path in wanted | found if wanted.get(path) != found.get(path))
     if wrong:
-        listed = ", ".join(wrong[:5]) + (" and others" if wrong[5:] else "")
-        what = f"the trunk does not fit the network at {listed}"
+        what = f"the trunk does not fit the network at {listing(wrong, 5)}"
         fix = "Load the trunk with the configuration that the network was built with"
         raise WeightsError(what, where="gpt2", fix=fix)
     trunk = {path: trees.aligned(np.asarray(leaf)) for path, leaf in given.items()}

@@ -40,11 +40,9 @@ class InstanceStats(NamedTuple):
 
 
 def instance_stats(x_btc: jax.Array, mask_btc: jax.Array | None = None) -> InstanceStats:
-    """Mean and standard deviation over time, per window and channel (protocol §1.2).
+    """Mean and standard deviation over time, per window and channel of ``[b, t, c]`` (protocol §1.2).
 
-    Args:
-        x_btc: Values ``[b, t, c]``.
-        mask_btc: True where a value counts; a window with no such value gets mean 0 and variance 0.
+    ``mask_btc`` is True where a value counts; a window without such a value gets mean 0 and variance 0.
     """
     x_btc = x_btc.astype(jnp.float32)
     if mask_btc is None:

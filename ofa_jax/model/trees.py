@@ -8,18 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+_ALIGNMENT = 64
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A nested dict as one flat dict keyed by ``"a/b/c"``, in path order."""
-    flat: dict[str, Any] = {}
-    for name in sorted(tree):
-        path = f"{prefix}{name}"
-        if isinstance(tree[name], Mapping):
-            flat |= flatten(tree[name], f"{path}/")
-        else:
-            flat[path] = tree[name]
-    return dict(sorted(flat.items())) if not prefix else flat
+    flat = flatten_dict(tree, sep="/")
+    return {path: flat[path] for path in sorted(flat)}
 
 
 def shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -29,14 +26,7 @@ def shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of :func:`flatten`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *folders, name = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = leaf
-    return tree
+    return unflatten_dict(flat, sep="/")
 
 
 def fingerprint(leaves: Iterable[tuple[str, Any]]) -> str:
@@ -47,9 +37,6 @@ def fingerprint(leaves: Iterable[tuple[str, Any]]) -> str:
         digest.update(f"{path} {array.shape} {array.dtype.str}\n".encode())
         digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
     return digest.hexdigest()
-
-
-_ALIGNMENT = 64
 
 
 def aligned_empty(shape: Sequence[int]) -> np.ndarray:

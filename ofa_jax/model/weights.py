@@ -1,19 +1,19 @@
-"""Hugging Face files -> trunk tree: one table of names, every stored tensor used once or named as dropped.
+"""Hugging Face files -> trunk tree: one rule of names, every stored tensor used once or named as dropped.
 
-A trunk comes from a folder or a hub id, from safetensors only: a pickle can run code while it is read. Random
-    weights are
-never a fallback; they come from :func:`random_trunk` alone.
+A trunk comes from a folder or a hub id, from safetensors only: a pickle can run code while it is read.
+Random weights are never a fallback; they come from :func:`random_trunk` alone.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -28,27 +28,6 @@ CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "trunk.json"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
-_OUTER = """
-wpe.weight wpe/embedding nd
-ln_f.weight ln_f/scale d
-ln_f.bias ln_f/bias d
-"""
-_BLOCK = """
-ln_1.weight ln_1/scale d
-ln_1.bias ln_1/bias d
-attn.c_attn.weight attn/c_attn/kernel dq
-attn.c_attn.bias attn/c_attn/bias q
-attn.c_proj.weight attn/c_proj/kernel dd
-attn.c_proj.bias attn/c_proj/bias d
-ln_2.weight ln_2/scale d
-ln_2.bias ln_2/bias d
-mlp.c_fc.weight mlp/c_fc/kernel df
-mlp.c_fc.bias mlp/c_fc/bias f
-mlp.c_proj.weight mlp/c_proj/kernel fd
-mlp.c_proj.bias mlp/c_proj/bias d
-"""
-"""Hugging Face name, our path, shape in letters; its Conv1D weight is ``[in, out]``, as a Flax kernel."""
-
 _UNUSED = re.compile(
     r"wte\.weight|h\.\d+\.attn\.(bias|masked_bias)"
     r"|(lm_head|score|classifier|qa_outputs|multiple_choice_head)\..+"
@@ -57,17 +36,16 @@ _UNUSED = re.compile(
 
 _INITIALIZER_RANGE = 0.02  # Hugging Face's default `initializer_range`
 
+_Stored = dict[str, tuple[Path, tuple[int, ...]]]
+"""File and shape of every stored tensor by name."""
+
 
 @dataclass(frozen=True, eq=False)
 class Trunk:
-    """A checked trunk on the host.
+    """A checked trunk on the host: config, nested read-only float32 arrays and their origin.
 
-    Attributes:
-        config: Shapes and mathematics; ``config.n_layer`` is the number of blocks kept.
-        params: Nested dict of read-only float32 arrays, as :class:`~ofa_jax.model.gpt2.GPT2Trunk` takes them.
-        source: Where the weights came from (folder, ``id@commit`` of the hub, or ``random``); kept by
-            conversion.
-        dropped: Hugging Face names of stored tensors that the trunk does not use.
+    ``source`` is a folder, ``id@commit`` of the hub, or ``random``, and is kept by conversion; ``dropped``
+    are the Hugging Face names of stored tensors that the trunk does not use.
     """
 
     config: GPT2Config
@@ -128,43 +106,36 @@ class TrunkRecord(FileRecord):
     config_sha256: Sha256
 
 
-class _Stored(NamedTuple):
-    file: Path
-    shape: tuple[int, ...]
-
-
 def trunk_tensors(config: GPT2Config) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Hugging Face name -> (our path, shape), for every tensor of the trunk."""
-    size = {"n": config.n_positions, "d": config.n_embd, "q": 3 * config.n_embd, "f": config.mlp_width}
-    rows = [line.split() for line in _OUTER.split("\n") if line]
-    for i in range(config.n_layer):
-        block = (line.split() for line in _BLOCK.split("\n") if line)
-        rows += [[f"h.{i}.{name}", f"h/{i}/{path}", letters] for name, path, letters in block]
-    return {name: (path, tuple(size[letter] for letter in letters)) for name, path, letters in rows}
+    """Hugging Face name -> (our path, shape), for every tensor of the trunk, in path order."""
+    d = config.n_embd
 
+    def dense(fan_in: int, fan_out: int) -> dict[str, tuple[int, ...]]:
+        return {"kernel": (fan_in, fan_out), "bias": (fan_out,)}  # Hugging Face's Conv1D is [in, out] too
 
-def trunk_shapes(config: GPT2Config, positions: bool = True) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every trunk parameter in path order; without ``positions`` there is no ``wpe``."""
-    shapes = dict(sorted(trunk_tensors(config).values()))
-    return {path: shape for path, shape in shapes.items() if positions or not path.startswith("wpe/")}
+    norm = {"scale": (d,), "bias": (d,)}
+    attention = {"c_attn": dense(d, 3 * d), "c_proj": dense(d, d)}
+    mlp = {"c_fc": dense(d, config.mlp_width), "c_proj": dense(config.mlp_width, d)}
+    block = {"ln_1": norm, "attn": attention, "ln_2": norm, "mlp": mlp}
+    blocks = {str(i): block for i in range(config.n_layer)}
+    tree = {"wpe": {"embedding": (config.n_positions, d)}, "h": blocks, "ln_f": norm}
+    rows = {}
+    for path, shape in trees.flatten(tree).items():
+        rows[re.sub("(kernel|scale|embedding)$", "weight", path).replace("/", ".")] = path, shape
+    return rows
 
 
 def read_config(source: str | Path, *, revision: str | None = None, n_layer: int | None = None) -> GPT2Config:
     """Shapes and mathematics of a trunk, without its weights.
 
-    Args:
-        source: A folder, a hub id, or the name of a published GPT-2 (``gpt2``, ``distilgpt2``, …; with or
-            without ``openai-community/``, ``distilbert/``), which needs neither files nor network. A folder
-            of that name takes precedence.
-        revision: Branch, tag or commit of a hub id; the published sizes are the same in every revision.
-        n_layer: Keep the first ``n_layer`` blocks; default: all.
+    ``source`` is a folder, a hub id, or the name of a published GPT-2 (``gpt2``, ``distilgpt2``, …; with or
+    without its owner), which needs neither files nor network; a folder of that name comes first. ``revision``
+    is a branch, tag or commit of a hub id. The first ``n_layer`` blocks are kept, by default all.
 
     Raises:
         WeightsError: No config found, one that is not GPT-2's, fields (named) that change the mathematics and
-            are not
-            supported, or fewer blocks than requested. ``reorder_and_upcast_attn`` is accepted: attention
-                scores and softmax
-            are always float32 here.
+            are not supported, or fewer blocks than requested. ``reorder_and_upcast_attn`` is accepted:
+            attention scores and softmax are always float32 here.
     """
     owner, _, name = str(source).rpartition("/")
     owners = ("", "distilbert" if name == "distilgpt2" else "openai-community")
@@ -181,10 +152,8 @@ def load_trunk(source: str | Path, *, n_layer: int | None = None, revision: str 
     ``transformer.`` prefix, and converted folders, whose sha256 is checked. float16, bfloat16 and float64
     become float32.
 
-    Args:
-        source: A Hugging Face or converted folder, or a hub id.
-        n_layer: Keep the first ``n_layer`` blocks; default: all.
-        revision: Branch, tag or commit of a hub id.
+    ``source`` is a folder or a hub id, ``revision`` a branch, tag or commit of the latter. The first
+    ``n_layer`` blocks are kept, by default all.
 
     Raises:
         WeightsError: Nothing found, pickled weights only, damaged files, tensors that are missing, unexpected
@@ -199,10 +168,10 @@ def load_trunk(source: str | Path, *, n_layer: int | None = None, revision: str 
     stored = _list_tensors(folder, str(source))
     names, dropped = _match(stored, stored_config, config, folder)
     flat: dict[str, np.ndarray] = {}
-    for file in sorted({stored[name].file for name in names.values()}):
+    for file in sorted({stored[name][0] for name in names.values()}):
         with files.open_tensors(file, error=WeightsError) as tensors:
             for path, name in names.items():
-                if stored[name].file == file:
+                if stored[name][0] == file:
                     flat[path] = files.read_tensor(tensors, name, file, error=WeightsError)
                     flat[path].flags.writeable = False
     return Trunk(config, trees.unflatten(flat), origin, dropped)
@@ -212,18 +181,16 @@ def random_trunk(config: GPT2Config, seed: int) -> Trunk:
     """A trunk with Hugging Face's initial distribution, the same bits from ``seed`` on every machine.
 
     Kernels and positions ~ N(0, 0.02²), both ``c_proj`` kernels ~ N(0, 0.02² / (2 n_layer)), biases 0, layer
-    norms 1 and 0; drawn by :func:`ofa_jax.model.frozen_init.normal` under ``gpt2/<path>``. ``source`` is
-    ``random``.
+    norms 1 and 0; drawn by :func:`ofa_jax.model.frozen_init.normal` under ``gpt2/<path>``.
     """
-    residual_std = _INITIALIZER_RANGE / float(np.sqrt(np.float64(2 * config.n_layer)))
+    residual_std = _INITIALIZER_RANGE / math.sqrt(2 * config.n_layer)
     flat: dict[str, np.ndarray] = {}
-    for path, shape in trunk_shapes(config).items():
-        kind = path.rpartition("/")[2]
-        if kind in ("kernel", "embedding"):
+    for path, shape in trunk_tensors(config).values():
+        if path.endswith(("kernel", "embedding")):
             std = residual_std if path.endswith("c_proj/kernel") else _INITIALIZER_RANGE
             flat[path] = frozen_init.normal(seed, f"gpt2/{path}", shape, std)
         else:
-            flat[path] = np.full(shape, 1 if kind == "scale" else 0, np.float32)
+            flat[path] = np.full(shape, path.endswith("scale"), np.float32)
         flat[path].flags.writeable = False
     return Trunk(config, trees.unflatten(flat), "random")
 
@@ -238,21 +205,17 @@ def _keep(config: GPT2Config, n_layer: int | None, where: str) -> GPT2Config:
 
 
 def _resolve(source: str | Path, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
-    """The local folder of ``source``, downloaded if it is a hub id, and the name to keep as its origin."""
+    """The local folder of ``source``, downloaded if it is a hub id, and its origin."""
     folder, text = Path(os.path.expanduser(source)), str(source)
     if folder.is_dir():
         if revision is not None:
             what = f"revision {revision!r} is for hub ids, but this is a folder"
             raise WeightsError(what, where=text, fix="Leave the revision out")
         return folder, text
-    if folder.exists():
-        raise WeightsError(
-            "is a file", where=text, fix=f"Name the folder that contains {CONFIG} and {WEIGHTS}"
-        )
-    is_path = isinstance(source, Path) or text.startswith((".", "~"))
-    if is_path or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
-        fix = "Name a folder of GPT-2 weights, or a hub id such as gpt2"
-        raise WeightsError("there is no such folder", where=text, fix=fix)
+    if folder.exists() or isinstance(source, Path) or not re.fullmatch(r"(?![.~])[\w.-]+(/[\w.-]+)?", text):
+        what = "is a file" if folder.exists() else "there is no such folder"
+        fix = f"Name the folder that contains {CONFIG} and {WEIGHTS}, or a hub id such as gpt2"
+        raise WeightsError(what, where=text, fix=fix)
 
     from huggingface_hub import snapshot_download
 
@@ -261,14 +224,14 @@ def _resolve(source: str | Path, revision: str | None, patterns: list[str]) -> t
         snapshot = Path(snapshot_download(text, revision=revision, **options))
     except Exception as error:  # the hub, its HTTP client and its transfer tool each have their own families
         reason = next(iter(str(error).strip().splitlines()), "no reason given").rstrip(".")
-        raise WeightsError(
-            "neither a folder of this name nor a model that can be fetched from the Hugging Face hub "
-            f"({type(error).__name__}: {reason})",
-            where=text,
-            fix="Check the spelling, the network, HF_HUB_OFFLINE and, for a gated model, `hf auth login`; or "
-            f"run `ofa-jax convert {text} --out FOLDER` on a machine with network, copy FOLDER here and name "
-            "it; or ask for random weights with `trunk.source: random`",
-        ) from error
+        cause = f"{type(error).__name__}: {reason}"
+        what = f"neither a folder of this name nor a model that can be fetched from the hub ({cause})"
+        fix = (
+            "Check the spelling, the network, HF_HUB_OFFLINE and, for a gated model, `hf auth login`; or run "
+            f"`ofa-jax convert {text} --out FOLDER` where there is network, copy FOLDER here and name it; "
+            "or ask for random weights with `trunk.source: random`"
+        )
+        raise WeightsError(what, where=text, fix=fix) from error
     return snapshot, f"{text}@{snapshot.name}"
 
 
@@ -295,87 +258,64 @@ def _folder_config(folder: Path) -> tuple[GPT2Config, TrunkRecord | None]:
 
 
 def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
-    damage = files.find_damage(folder, digests)
-    if damage:
+    if damage := files.find_damage(folder, digests):
         fix = "Copy the folder again, or run `ofa-jax convert` again"
         raise WeightsError(damage, where=str(folder), fix=fix)
 
 
-def _list_tensors(folder: Path, source: str) -> dict[str, _Stored]:
-    """Every stored tensor by name, from the headers of ``model.safetensors`` or of the index's shards."""
-    if (folder / WEIGHTS).exists():
-        return _header(folder / WEIGHTS)
-    if not (folder / _INDEX).exists():
-        raise _no_safetensors(folder, source)
-    index = files.read_record(folder / _INDEX, _IndexRecord, kind="trunk", error=WeightsError).weight_map
-    stored: dict[str, _Stored] = {}
-    astray = []
-    for shard in sorted(set(index.values())):
-        found = _header(folder / shard)
-        astray += [f"{name} in {shard}" for name in found if index.get(name) != shard]
-        stored |= found
-    astray += [f"{name} not in {shard}" for name, shard in index.items() if name not in stored]
-    if astray:
-        what, fix = f"index and shards disagree: {listing(astray)}", "Download all of them again"
-        raise WeightsError(what, where=str(folder / _INDEX), fix=fix)
+def _list_tensors(folder: Path, source: str) -> _Stored:
+    """Every stored tensor, from the headers of ``model.safetensors`` or of the index's shards."""
+    index = None
+    if not (folder / WEIGHTS).exists():
+        if not (folder / _INDEX).exists():
+            raise _no_safetensors(folder, source)
+        index = files.read_record(folder / _INDEX, _IndexRecord, kind="trunk", error=WeightsError).weight_map
+    stored: _Stored = {}
+    for name in [WEIGHTS] if index is None else sorted(set(index.values())):
+        with files.open_tensors(folder / name, error=WeightsError) as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (not a dict)
+                stored[key] = folder / name, tuple(tensors.get_slice(key).get_shape())
+    found = {name: file.name for name, (file, _) in stored.items()}
+    if index is not None and found != index:
+        what = f"index and shards disagree on {listing(sorted(dict(found.items() ^ index.items())))}"
+        raise WeightsError(what, where=str(folder / _INDEX), fix="Download all of them again")
     return stored
 
 
-def _header(path: Path) -> dict[str, _Stored]:
-    with files.open_tensors(path, error=WeightsError) as tensors:
-        names = tensors.keys()
-        return {name: _Stored(path, tuple(tensors.get_slice(name).get_shape())) for name in names}
-
-
 def _no_safetensors(folder: Path, source: str) -> WeightsError:
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+    what = f"neither {WEIGHTS} nor {_INDEX} is here"
+    if pickles := sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES):
+        what += f", only pickled weights ({listing(pickles)}), which can run code while they are read"
     call = f"from transformers import GPT2Model; GPT2Model.from_pretrained('{source}').save_pretrained('OUT')"
-    if pickles:
-        what = (
-            f"only pickled weights here ({listing(pickles)}); reading them can run code, so they are refused"
-        )
-        fix = (
-            f'Convert them on a spare machine with transformers and torch: python -c "{call}"; then name OUT'
-        )
-    else:
-        what = f"neither {WEIGHTS} nor {_INDEX} is here"
-        fix = (
-            f'Name a folder with weights; for a hub model that has only pickles, first run python -c "{call}"'
-        )
+    fix = f'Name a folder with safetensors; to convert pickles, run on a spare machine: python -c "{call}"'
     return WeightsError(what, where=str(folder), fix=fix)
 
 
 def _match(
-    stored: Mapping[str, _Stored], stored_config: GPT2Config, config: GPT2Config, folder: Path
+    stored: _Stored, stored_config: GPT2Config, config: GPT2Config, folder: Path
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Path -> stored name for every parameter of ``config``, and the names that are dropped."""
-    rows, all_rows, root = trunk_tensors(config), trunk_tensors(stored_config), "transformer."
-    prefixed = [name for name in stored if name.startswith(root)]
-    bare = [name for name in stored if name in all_rows or name == "wte.weight"]
-    if prefixed and bare:
-        with_it, without = listing(prefixed, 3), listing(bare, 3)
-        what = f"some names have the prefix {root!r} ({with_it}) and some do not ({without})"
-        fix = "The folder mixes two models; save it again with transformers"
-        raise WeightsError(what, where=str(folder), fix=fix)
+    rows, all_rows = trunk_tensors(config), trunk_tensors(stored_config)
+    prefix = "transformer." if any(name.startswith("transformer.") for name in stored) else ""
     names: dict[str, str] = {}
     dropped, unexpected, misshapen = [], [], []
-    for full_name, entry in stored.items():
-        name = full_name.removeprefix(root)
-        if name in rows:
+    for full_name, (_, found) in stored.items():
+        name, inside = full_name.removeprefix(prefix), full_name.startswith(prefix)
+        if inside and name in rows:
             path, shape = rows[name]
             names[path] = full_name
-            if entry.shape != shape:
-                misshapen.append(f"{full_name} is {list(entry.shape)}, not {list(shape)}")
-        elif name in all_rows or _UNUSED.fullmatch(name):
+            if found != shape:
+                misshapen.append(f"{full_name} is {list(found)}, not {list(shape)}")
+        elif _UNUSED.fullmatch(name) or (inside and name in all_rows):
             dropped.append(full_name)
         else:
             unexpected.append(full_name)
-    missing = [(root if prefixed else "") + name for name, (path, _) in rows.items() if path not in names]
+    missing = [prefix + name for name, (path, _) in rows.items() if path not in names]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(faults.values()):
-        found = "; ".join(f"{len(them)} {kind}: {listing(them)}" for kind, them in faults.items() if them)
+        listed = "; ".join(f"{len(them)} {kind}: {listing(them)}" for kind, them in faults.items() if them)
         fix = "Check that config.json and the weights belong together and are plain GPT-2"
-        raise WeightsError(f"the tensors are not those of config.json: {found}", where=str(folder), fix=fix)
+        raise WeightsError(f"the tensors are not those of config.json: {listed}", where=str(folder), fix=fix)
     return names, tuple(sorted(dropped))
 
 

@@ -10,35 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from small_adapters import LORA, TARGETS, adapters, edit
 
 from ofa_jax.adapters.bundle import BUNDLE_FORMAT, read_bundle, write_bundle
-from ofa_jax.adapters.partition import AdapterTarget
-from ofa_jax.adapters.rslora import LoraConfig
-from ofa_jax.build import build_model, frozen_record
+from ofa_jax.build import build_model, frozen_record, lora_config
 from ofa_jax.config.load import dump_experiment, load_experiment
 from ofa_jax.errors import CheckpointError, OfaError, WeightsError
 from ofa_jax.files import json_digest, sha256_file
 from ofa_jax.model.trees import flatten, unflatten
-
-TARGETS = {
-    "gpt2/wpe": AdapterTarget("embedding", (7, 4)),
-    "gpt2/h/0/attn/c_attn": AdapterTarget("dense", (4, 12)),
-    "out_layer": AdapterTarget("dense", (9, 3)),
-}
-LORA = LoraConfig(rank=5, alpha=16, scaling="rslora", dropout=0.01)
-
-
-def adapters() -> dict:
-    rng = np.random.default_rng(0)
-    made = {}
-    for path, target in TARGETS.items():
-        made[path] = {
-            "a": rng.normal(size=(target.shape[0], 5)).astype(np.float32),
-            "b": rng.normal(size=(5, target.shape[1])).astype(np.float32),
-        }
-    extremes = [-0.0, 1e-40, np.float32(3.4e38), np.nextafter(np.float32(1), np.float32(2))]
-    made["out_layer"]["a"].ravel()[:4] = extremes
-    return made
 
 
 def trained() -> dict:
@@ -48,6 +27,8 @@ def trained() -> dict:
 
 
 PARTS = {"adapters": adapters(), "trained": trained()}
+EXTREMES = [-0.0, 1e-40, np.float32(3.4e38), np.nextafter(np.float32(1), np.float32(2))]
+PARTS["adapters"]["out_layer"]["a"].ravel()[:4] = EXTREMES
 
 
 @pytest.fixture
@@ -86,7 +67,7 @@ def test_round_trip_is_bit_for_bit(tmp_path, write, bundle_meta, kept):
     assert content["format"] == BUNDLE_FORMAT
     if "adapters" in kept:
         assert bundle.record.adapters is not None
-        assert bundle.record.adapters.lora() == LORA
+        assert lora_config(bundle.record.adapters) == LORA
     else:
         assert bundle.record.adapters is None
     files = {
@@ -110,7 +91,7 @@ def test_a_failed_write_leaves_the_old_bundle(tmp_path, folder, write):
         write(folder, frequency=object())
     with pytest.raises(CheckpointError, match="season: input should be greater than or equal to 1"):
         write(folder, season=0)
-    assert_same_bits(read_bundle(folder).adapters, adapters())
+    assert_same_bits(read_bundle(folder).adapters, PARTS["adapters"])
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
 
 
@@ -196,11 +177,6 @@ def test_any_edit_of_the_adapter_config_is_noticed(folder, change):
     edit(folder, change)
     with pytest.raises(CheckpointError, match=r"adapter_config\.json is not the file that was saved"):
         read_bundle(folder)
-
-
-def edit(folder: Path, change: dict) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
 
 def sign(folder: Path, content: dict) -> None:

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from ofa_jax.adapters.partition import AdapterTarget, actions, adapter_targets, combine, partition
+from ofa_jax.adapters.partition import AdapterTarget, actions, combine, partition
 from ofa_jax.build import build_model, footprint
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.recipes import RECIPES
 from ofa_jax.errors import ConfigError
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
 from ofa_jax.model.networks import ForecastNetwork, base_shapes
-from ofa_jax.model.trees import fingerprint, flatten
+from ofa_jax.model.trees import fingerprint, flatten, unflatten
 from ofa_jax.runs.bundle import load_bundle
 from ofa_jax.runs.train import train_run
 from ofa_jax.train.progress import SilentReporter
@@ -86,7 +86,7 @@ def test_an_adapter_where_none_fits_is_refused(path):
 
 def test_a_kernel_that_is_no_matrix_cannot_be_adapted():
     with pytest.raises(ConfigError, match=r"'conv/kernel' of shape \(3, 4, 8\) cannot carry an adapter"):
-        adapter_targets({"conv/kernel": (3, 4, 8)}, {"conv/kernel": "adapt"})
+        partition({"conv": {"kernel": np.zeros((3, 4, 8))}}, [("adapt", "conv/kernel")])
 
 
 def test_the_parts_of_a_partition():
@@ -147,8 +147,7 @@ trees = st.dictionaries(
 def test_combine_undoes_partition(tree, data):
     leaves = {path: np.full(2, index) for index, path in enumerate(flatten(tree))}
     choice = {path: data.draw(st.sampled_from(["freeze", "train"])) for path in leaves}
-    flat_tree = _nest(leaves)
-    split = partition(flat_tree, [(choice[path], path) for path in leaves])
+    split = partition(unflatten(leaves), [(choice[path], path) for path in leaves])
     frozen, trained = flatten(split.frozen), flatten(split.trained)
     assert frozen.keys() == {path for path in leaves if choice[path] == "freeze"}
     assert trained.keys() == {path for path in leaves if choice[path] == "train"}
@@ -156,16 +155,6 @@ def test_combine_undoes_partition(tree, data):
     assert joined.keys() == leaves.keys()
     assert all(joined[path] is leaves[path] for path in leaves)
     assert flatten(combine(split.trained, split.frozen)).keys() == leaves.keys()
-
-
-def _nest(flat):
-    tree: dict = {}
-    for path, leaf in flat.items():
-        node = tree
-        for folder in path.split("/")[:-1]:
-            node = node.setdefault(folder, {})
-        node[path.split("/")[-1]] = leaf
-    return tree
 
 
 def test_combine_leaves_its_arguments_alone_and_refuses_a_common_leaf():

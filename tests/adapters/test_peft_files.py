@@ -10,41 +10,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from small_adapters import LORA, TARGETS, adapters, edit
 
-from ofa_jax.adapters.partition import AdapterTarget
 from ofa_jax.adapters.peft import peft_config, peft_tensors, read_peft, write_peft
 from ofa_jax.adapters.rslora import LoraConfig
 from ofa_jax.errors import WeightsError
-
-TARGETS = {
-    "gpt2/wpe": AdapterTarget("embedding", (7, 4)),
-    "gpt2/h/0/attn/c_attn": AdapterTarget("dense", (4, 12)),
-    "out_layer": AdapterTarget("dense", (9, 3)),
-}
-LORA = LoraConfig(rank=5, alpha=16, scaling="rslora", dropout=0.01)
-
-
-def adapters() -> dict:
-    rng = np.random.default_rng(0)
-    return {
-        path: {
-            "a": rng.normal(size=(target.shape[0], 5)).astype(np.float32),
-            "b": rng.normal(size=(5, target.shape[1])).astype(np.float32),
-        }
-        for path, target in TARGETS.items()
-    }
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     write_peft(tmp_path, adapters(), TARGETS, LORA)
     return tmp_path
-
-
-def edit(folder: Path, change: dict) -> None:
-    path = folder / "adapter_config.json"
-    content = json.loads(path.read_text()) | change
-    path.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ofa_jax.errors import ConfigError
 from ofa_jax.model import frozen_init
-from ofa_jax.model.frozen_init import linear, normal, uniform
+from ofa_jax.model.frozen_init import normal, uniform
 from ofa_jax.model.trees import aligned, fingerprint, flatten, unflatten
 
 DIGESTS = json.loads((Path(__file__).parents[1] / "golden" / "digests.json").read_text())
@@ -39,6 +39,14 @@ def drawn(kind: str) -> dict[str, np.ndarray]:
         return {"low": frozen_init._normal_quantile(low), "high": frozen_init._normal_quantile(1 - low)}
     layers = {name: linear(seed, "out_layer", 336, 96) for name, seed in seeds.items()}
     return {f"{name}.{leaf}": array for name, layer in layers.items() for leaf, array in layer.items()}
+
+
+def linear(seed: int, path: str, fan_in: int, fan_out: int) -> dict[str, np.ndarray]:
+    """A layer around the trunk, as :func:`~ofa_jax.model.networks.init_base` draws it."""
+    shapes = {"kernel": (fan_in, fan_out), "bias": (fan_out,)}
+    return {
+        leaf: uniform(seed, f"{path}/{leaf}", shape, 1 / math.sqrt(fan_in)) for leaf, shape in shapes.items()
+    }
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal", "linear", "quantile"])

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from moved_trunk import moved_trunk
 
 from ofa_jax.errors import ConfigError
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk, attention_weights, gelu_new
 from ofa_jax.model.trees import flatten, unflatten
-from ofa_jax.model.weights import random_trunk
 
 CONFIG = GPT2Config(
     n_embd=16, n_layer=1, n_head=4, n_positions=12
@@ -21,13 +21,7 @@ CONFIG = GPT2Config(
 QUIET = replace(CONFIG, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
 
 
-def moved_trunk(config=CONFIG):
-    """A random trunk with every leaf moved off its initial value, so that biases and norms are not idle."""
-    rng, flat = np.random.default_rng(3), flatten(random_trunk(config, 0).params)
-    return unflatten({p: leaf + 0.2 * rng.normal(size=leaf.shape).astype("f4") for p, leaf in flat.items()})
-
-
-PARAMS = moved_trunk()
+PARAMS = moved_trunk(CONFIG)
 
 
 @partial(jax.jit, static_argnames="config")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -9,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from moved_trunk import moved_trunk
 
 from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.model import frozen_init
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
 from ofa_jax.model.networks import ForecastNetwork, base_shapes, channel_keys, init_base
-from ofa_jax.model.trees import flatten, unflatten
+from ofa_jax.model.trees import flatten
 from ofa_jax.model.weights import random_trunk
 
 # one block: most of the time here is compilation
@@ -23,15 +25,7 @@ NETWORK = ForecastNetwork(GPT2Trunk(CONFIG), input_length=32, horizon=5, patch=8
 QUIET = replace(NETWORK, trunk=GPT2Trunk(replace(CONFIG, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)))
 
 
-def moved_trunk():
-    """A random trunk with every leaf moved off its initial value, so that biases and norms are not idle."""
-    rng, flat = np.random.default_rng(3), flatten(random_trunk(CONFIG, 0).params)
-    return unflatten(
-        {path: leaf + 0.2 * rng.normal(size=leaf.shape).astype("f4") for path, leaf in flat.items()}
-    )
-
-
-BASE = init_base(NETWORK, moved_trunk(), seed=1)
+BASE = init_base(NETWORK, moved_trunk(CONFIG), seed=1)
 
 
 @partial(jax.jit, static_argnames="network")
@@ -99,15 +93,16 @@ def test_parameter_tree_is_this_one():
 def test_base_is_the_trunk_as_given_and_layers_from_the_seed():
     assert {path: leaf.shape for path, leaf in flatten(BASE).items()} == base_shapes(NETWORK)
     assert {leaf.dtype for leaf in flatten(BASE).values()} == {np.dtype(np.float32)}
-    for path, leaf in flatten(moved_trunk()).items():
+    for path, leaf in flatten(moved_trunk(CONFIG)).items():
         np.testing.assert_array_equal(flatten(BASE)[f"gpt2/{path}"], leaf)
-    for name, fans in {"in_layer": (8, 16), "out_layer": (8 * 16, 5)}.items():
-        for leaf, wanted in frozen_init.linear(1, name, *fans).items():
+    for name, (fan_in, fan_out) in {"in_layer": (8, 16), "out_layer": (8 * 16, 5)}.items():
+        for leaf, shape in {"kernel": (fan_in, fan_out), "bias": (fan_out,)}.items():
+            wanted = frozen_init.uniform(1, f"{name}/{leaf}", shape, 1 / math.sqrt(fan_in))
             np.testing.assert_array_equal(BASE[name][leaf], wanted)
 
 
 def test_without_positions_a_trunk_s_position_table_is_left_out():
-    base = init_base(replace(NETWORK, trunk=GPT2Trunk(CONFIG, positions=False)), moved_trunk(), seed=1)
+    base = init_base(replace(NETWORK, trunk=GPT2Trunk(CONFIG, positions=False)), moved_trunk(CONFIG), seed=1)
     assert "wpe" not in base["gpt2"]
 
 
@@ -136,7 +131,7 @@ def test_more_patches_than_positions_are_refused():
 @pytest.mark.parametrize("length", [4, 7])
 def test_inputs_shorter_than_a_patch_are_forecast(length):
     network = ForecastNetwork(GPT2Trunk(CONFIG), length, 3, patch=8, stride=4)
-    out = forecast(series()[:, :length], network=network, params=init_base(network, moved_trunk(), 0))
+    out = forecast(series()[:, :length], network=network, params=init_base(network, moved_trunk(CONFIG), 0))
     assert out.shape == (4, 3, 3)
     assert np.isfinite(out).all()
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from moved_trunk import moved_tree
 
 from ofa_jax.adapters.partition import AdapterTarget
 from ofa_jax.adapters.rslora import LoraConfig, init_adapters, merge, with_adapters
@@ -35,7 +36,7 @@ from ofa_jax.model.networks import (
     init_base,
     sinusoid,
 )
-from ofa_jax.model.trees import fingerprint, flatten, unflatten
+from ofa_jax.model.trees import fingerprint, flatten
 from ofa_jax.model.weights import random_trunk
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -58,11 +59,7 @@ LORA = LoraConfig(rank=4, alpha=16)
 def moved(network: Any, seed: int = 1) -> dict[str, Any]:
     """The network's parameters, each leaf moved off its initial value, so that biases are not idle."""
     trunk = random_trunk(network.trunk.config, 0).params if isinstance(network.trunk, GPT2Trunk) else {}
-    draw = np.random.default_rng(seed)
-    flat = flatten(init_base(network, trunk, seed))
-    return unflatten(
-        {path: leaf + 0.2 * draw.normal(size=leaf.shape).astype("f4") for path, leaf in flat.items()}
-    )
+    return moved_tree(init_base(network, trunk, seed), seed)
 
 
 def windows(name: str, b: int = 3, seed: int = 0) -> np.ndarray:
