@@ -191,6 +191,9 @@ def restore_model(experiment: Experiment, bundle: Bundle, *, where: str = "bundl
         fix = "Restore the trunk's original config.json"
     elif saved.sha256 != found["sha256"]:
         what = "the frozen layers around the trunk differ from those of training"
+    elif (stored := bundle.record.adapters) and lora_config(stored) != model.lora:
+        what = f"the settings are of {model.lora}, but the bundle's adapters are of {lora_config(stored)}"
+        fix = "Use the settings that the bundle was made with"
     elif trees.shapes(trainable) != trees.shapes(model.trainable):
         what, fix = "the bundle's parameters do not fit its settings", "Copy the bundle again"
     else:

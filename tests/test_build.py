@@ -197,13 +197,17 @@ def test_other_bits_under_the_same_rule_are_refused(tmp_path, monkeypatch, save)
 
 
 @pytest.mark.parametrize(
-    "override",
-    [
-        "task.horizon=5",
-        "network.patch=12",
-        "adapters.rank=4",
-        "rules=[[adapt, out_layer/kernel], [freeze, '.*']]",
-    ],
+    ("name", "value", "was"),
+    [("alpha", "8.0", "16.0"), ("scaling", "'lora'", "'rslora'"), ("rank", "4", "3")],
+)
+def test_another_scaling_is_refused_by_name(tmp_path, name, value, was, save):
+    folder = save(tmp_path / "bundle", settings(), build_model(settings()))
+    message = f"the settings are of .*{name}={value},.* adapters are of .*{name}={was},"
+    refused(settings("reference", f"adapters.{name}={value}"), folder, message)
+
+
+@pytest.mark.parametrize(
+    "override", ["task.horizon=5", "network.patch=12", "rules=[[adapt, out_layer/kernel], [freeze, '.*']]"]
 )
 def test_another_network_is_refused(tmp_path, override, save):
     folder = save(tmp_path / "bundle", settings(), build_model(settings()))

@@ -117,7 +117,7 @@ def with_adapters(
     """
     factor = lora.scale if scale is None else scale
 
-    def adapted(params, adapters, *xs, dropout_keys=None):
+    def adapted(params, adapters, *xs, dropout_keys=None, **kwargs):
         reached = set()
 
         def add_delta(call, args, named, context):
@@ -140,7 +140,7 @@ def with_adapters(
             return (output.astype(jnp.float32) + factor * _matmul(low_rank, b)).astype(output.dtype)
 
         with nn.intercept_methods(add_delta):
-            output = apply_fn(params, *xs, dropout_keys=dropout_keys)
+            output = apply_fn(params, *xs, dropout_keys=dropout_keys, **kwargs)
         if unused := ", ".join(sorted(adapters.keys() - reached)):
             what = f"no dense or embedding layer is called {unused}, so its adapter has no effect"
             raise WeightsError(what, where="adapters")

@@ -287,7 +287,8 @@ def _no_safetensors(folder: Path, source: str) -> WeightsError:
     if pickles := sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES):
         what += f", only pickled weights ({listing(pickles)}), which can run code while they are read"
     call = f"from transformers import GPT2Model; GPT2Model.from_pretrained('{source}').save_pretrained('OUT')"
-    fix = f'Name a folder with safetensors; to convert pickles, run on a spare machine: python -c "{call}"'
+    fix = "Name a folder with safetensors; to convert pickles, run on a spare machine with transformers and "
+    fix += f'torch: python -c "{call}"; then name OUT'
     return WeightsError(what, where=str(folder), fix=fix)
 
 
