@@ -93,13 +93,7 @@ def prepare_frame(
     parts, complete = cut(horizon=horizon, percent=data.percent), cut()["train"]
     scaler = fit_scaler(frame.values[slice(*complete)], frame.names)
     tables: dict[Split, WindowTable] = {
-        split: sliding_windows(
-            parts[split],
-            input_length=length,
-            horizon=horizon,
-            channels=frame.n_channels,
-            source=f"{frame.source} ({split} part)",
-        )
+        split: sliding_windows(parts[split], input_length=length, horizon=horizon, channels=frame.n_channels)
         for split in SPLITS
     }
     season = data.season or (entry.season if entry else season_of_frame(frame))

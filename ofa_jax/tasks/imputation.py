@@ -63,12 +63,7 @@ def prepare(data: DataConfig, task: ImputationSettings, protocol: Protocol = "st
         notices.append("no timestamps, so the network reads no calendar features")
     tables: dict[Split, WindowTable] = {
         split: sliding_windows(
-            parts[split],
-            input_length=length,
-            horizon=0,
-            channels=channels,
-            univariate=False,
-            source=f"{frame.source} ({split} part)",
+            parts[split], input_length=length, horizon=0, channels=channels, univariate=False
         )
         for split in SPLITS
     }
