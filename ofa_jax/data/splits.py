@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ofa_jax.config.tasks import SplitRule
-from ofa_jax.errors import ConfigError, DataError
+from ofa_jax.errors import DataError
 
 Split = Literal["train", "validation", "test"]
 Borders = dict[Split, tuple[int, int]]
@@ -47,13 +47,13 @@ def borders(
 
     Raises:
         DataError: A part has too few rows.
-        ConfigError: ``percent`` or ``ratios`` outside their range.
     """
-    if not 1 <= percent <= 100:
-        raise ConfigError(f"percent is {percent}", fix="Give a whole number from 1 to 100")
-    if min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
-        raise ConfigError(f"the split ratios are {ratios}", fix="Give three positive shares that sum to 1")
-    train, validation, test = _part_lengths(n_rows, rule, ratios)
+    if rule == "ratio":
+        # truncated products of floats, as the benchmarks compute them: int(10 * 0.7) is 7, int(90 * 0.7) is 62
+        train, test = int(n_rows * ratios[0]), int(n_rows * ratios[2])
+        validation = n_rows - train - test
+    else:
+        train, validation, test = (rows * _ETT_ROWS_PER_HOUR[rule] for rows in _ETT_PARTS)
     end = train + validation
     kept = (train - input_length) * percent // 100 + input_length
     found: Borders = {
@@ -77,15 +77,6 @@ def borders(
             what, fix = f"{n_rows} row(s) are too few: {what}", f"{fix}, or give more rows"
         raise DataError(what, where=source, fix=fix)
     return found
-
-
-def _part_lengths(n_rows: int, rule: SplitRule, ratios: tuple[float, float, float]) -> tuple[int, int, int]:
-    if rule != "ratio":
-        train, validation, test = (rows * _ETT_ROWS_PER_HOUR[rule] for rows in _ETT_PARTS)
-        return train, validation, test
-    # truncated products of floats, as the benchmarks compute them: int(10 * 0.7) is 7, int(90 * 0.7) is 62
-    train, test = int(n_rows * ratios[0]), int(n_rows * ratios[2])
-    return train, n_rows - train - test, test
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,36 +121,29 @@ class Scaler:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists for JSON, which keeps every float64 exactly."""
-        return {
-            "names": list(self.names),
-            "mean": self.mean.tolist(),
-            "std": self.std.tolist(),
-            "constant": list(self.constant),
-        }
+        lists = {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        return {"names": list(self.names), **lists, "constant": list(self.constant)}
 
 
-def moments(values: np.ndarray, *, ddof: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, standard deviation (1 where constant) and whether constant, each ``[C]``, of ``[T, C]``."""
-    constant = values.max(axis=0) == values.min(axis=0)
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        # the value itself where constant: a rounded mean would leave a residue
-        mean = np.where(constant, values[0], values.mean(axis=0))
-        std = np.where(constant, 1.0, values.std(axis=0, ddof=ddof))
-    return mean, std, constant
-
-
-def fit_scaler(values: np.ndarray, names: Sequence[str]) -> Scaler:
-    """Fit mean and standard deviation (ddof 0) on the training rows ``[T, C]``; constant series get std 1.
+def fit_scaler(
+    values: np.ndarray, names: Sequence[str], *, ddof: int = 0, source: str | None = None
+) -> Scaler:
+    """Fit mean and standard deviation on the training rows ``[T, C]``; constant series get std 1.
 
     Raises:
         DataError: No rows, or a spread that float64 cannot square.
     """
     values, names = np.asarray(values, dtype=np.float64), tuple(names)
     if len(values) == 0:
-        raise DataError("there are no rows to fit the scaler on", fix="Give at least one training row")
-    mean, std, constant = moments(values)
+        fix = "Give at least one training row"
+        raise DataError("there are no rows to fit the scaler on", where=source, fix=fix)
+    constant = values.max(axis=0) == values.min(axis=0)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        # the value itself where constant: a rounded mean would leave a residue
+        mean = np.where(constant, values[0], values.mean(axis=0))
+        std = np.where(constant, 1.0, values.std(axis=0, ddof=ddof))
     bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std > 0)))
     if len(bad):
         what = f"series `{names[bad[0]]}` is spread too widely or too narrowly to standardize"
-        raise DataError(what, fix="Give it in other units")
-    return Scaler(mean, std, names, tuple(name for name, flat in zip(names, constant, strict=True) if flat))
+        raise DataError(what, where=source, fix="Give it in other units")
+    return Scaler(mean, std, names, tuple(np.array(names, object)[constant]))

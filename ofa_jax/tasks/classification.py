@@ -13,7 +13,7 @@ from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import ClassificationSettings, DataConfig, NetworkConfig
 from ofa_jax.data.archives import LabelledCases, read_ts
 from ofa_jax.data.catalog.load import load_cases
-from ofa_jax.data.splits import Scaler, Split, moments
+from ofa_jax.data.splits import Scaler, Split, fit_scaler
 from ofa_jax.errors import DataError
 from ofa_jax.model.linear import init_linear_classifier, linear_classifier
 from ofa_jax.model.networks import ClassifyNetwork, TrunkModule
@@ -46,7 +46,9 @@ def prepare(data: DataConfig, task: ClassificationSettings, protocol: Protocol =
     present = _present_classes(train, test)
     channels = base.check_size("channels", train.n_channels, task.channels, train.source)
     base.check_size("classes", len(present), task.classes, train.source)
-    scaler = _fit_scaler(train)
+    names = tuple(f"channel {index}" for index in range(train.n_channels))
+    # over all steps of the training cases (protocol §2)
+    scaler = fit_scaler(np.concatenate(train.cases), names, ddof=1, source=train.source)
     buffer, first = lay_end_to_end([scaler.transform(case) for case in (*train.cases, *test.cases)])
     lengths = np.concatenate([train.lengths, test.lengths])
     longest = int(train.lengths.max())
@@ -117,18 +119,6 @@ def _notices(
     if clipped:
         notices.append(f"{clipped} test case(s) are clipped to {task.input_length} steps (protocol §2)")
     return notices + scaler.notices
-
-
-def _fit_scaler(train: LabelledCases) -> Scaler:
-    """Mean and standard deviation (ddof 1) per channel over all steps of the training cases (protocol §2)."""
-    steps = np.concatenate(train.cases)
-    names = tuple(f"channel {index}" for index in range(train.n_channels))
-    mean, std, constant = moments(steps, ddof=1)
-    bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std > 0)))
-    if len(bad):
-        what = f"{names[bad[0]]} is spread too widely or too narrowly to standardise"
-        raise DataError(what, where=train.source, fix="Change its units")
-    return Scaler(mean, std, names, tuple(name for name, flat in zip(names, constant, strict=True) if flat))
 
 
 def _held_out(label: np.ndarray) -> np.ndarray:
