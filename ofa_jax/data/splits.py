@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ofa_jax.config.tasks import SplitRule
-from ofa_jax.errors import ConfigError, DataError
+from ofa_jax.errors import DataError
 
 Split = Literal["train", "validation", "test"]
 Borders = dict[Split, tuple[int, int]]
@@ -47,13 +47,13 @@ def borders(
 
     Raises:
         DataError: A part has too few rows.
-        ConfigError: ``percent`` or ``ratios`` outside their range.
     """
-    if not 1 <= percent <= 100:
-        raise ConfigError(f"percent is {percent}", fix="Give a whole number from 1 to 100")
-    if min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
-        raise ConfigError(f"the split ratios are {ratios}", fix="Give three positive shares that sum to 1")
-    train, validation, test = _part_lengths(n_rows, rule, ratios)
+    if rule == "ratio":
+        # truncated products of floats, as the benchmarks compute them: int(10 * 0.7) is 7, int(90 * 0.7) is 62
+        train, test = int(n_rows * ratios[0]), int(n_rows * ratios[2])
+        validation = n_rows - train - test
+    else:
+        train, validation, test = (rows * _ETT_ROWS_PER_HOUR[rule] for rows in _ETT_PARTS)
     end = train + validation
     kept = (train - input_length) * percent // 100 + input_length
     found: Borders = {
@@ -77,15 +77,6 @@ def borders(
             what, fix = f"{n_rows} row(s) are too few: {what}", f"{fix}, or give more rows"
         raise DataError(what, where=source, fix=fix)
     return found
-
-
-def _part_lengths(n_rows: int, rule: SplitRule, ratios: tuple[float, float, float]) -> tuple[int, int, int]:
-    if rule != "ratio":
-        train, validation, test = (rows * _ETT_ROWS_PER_HOUR[rule] for rows in _ETT_PARTS)
-        return train, validation, test
-    # truncated products of floats, as the benchmarks compute them: int(10 * 0.7) is 7, int(90 * 0.7) is 62
-    train, test = int(n_rows * ratios[0]), int(n_rows * ratios[2])
-    return train, n_rows - train - test, test
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,12 +121,8 @@ class Scaler:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists for JSON, which keeps every float64 exactly."""
-        return {
-            "names": list(self.names),
-            "mean": self.mean.tolist(),
-            "std": self.std.tolist(),
-            "constant": list(self.constant),
-        }
+        lists = {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        return {"names": list(self.names), **lists, "constant": list(self.constant)}
 
 
 def fit_scaler(
@@ -159,4 +146,4 @@ def fit_scaler(
     if len(bad):
         what = f"series `{names[bad[0]]}` is spread too widely or too narrowly to standardize"
         raise DataError(what, where=source, fix="Give it in other units")
-    return Scaler(mean, std, names, tuple(name for name, flat in zip(names, constant, strict=True) if flat))
+    return Scaler(mean, std, names, tuple(np.array(names, object)[constant]))

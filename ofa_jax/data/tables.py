@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _DELIMITERS = (",", ";", "\t")
 _NO_VALUE = ("", "NaN", "nan", "-nan", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "<NA>")
-_NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity|nan)", re.IGNORECASE | re.ASCII)
+NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity|nan)", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ def _read_cells(columns: dict[str, list[Any]], table: Table) -> np.ndarray:
 def _number(cell: object) -> float | None:
     if isinstance(cell, str):
         text = cell.strip()
-        return float("nan") if text in _NO_VALUE else float(text) if _NUMBER.fullmatch(text) else None
+        return float("nan") if text in _NO_VALUE else float(text) if NUMBER.fullmatch(text) else None
     if cell is None or type(cell).__name__ == "NAType":
         return float("nan")
     if isinstance(cell, bool) or not isinstance(cell, numbers.Real | Decimal):
@@ -284,7 +284,7 @@ def _check_header(names: tuple[str, ...], where: str) -> None:
     if broken is not None:
         fix = "Close the quote that was left open, or take the line break out of the name"
         raise DataError(f"the column name {shorten(broken)} runs over several lines", where=where, fix=fix)
-    numeric = [_NUMBER.fullmatch(name) is not None for name in names]
+    numeric = [NUMBER.fullmatch(name) is not None for name in names]
     counted = any(names == tuple(str(i + start) for i in range(len(names))) for start in (0, 1))
     dated = bool(re.match(r"\d{4}-\d\d-\d\d|\d{1,2}[/.]\d{1,2}[/.]\d{4}", names[0])) and all(numeric[1:])
     if (all(numeric) and not counted) or dated:

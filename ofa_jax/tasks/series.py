@@ -122,9 +122,7 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
     else:
         frame, entry = read_series(data, name)
         columns = tuple(np.ascontiguousarray(column) for column in frame.values.T)
-        collection = SeriesCollection(
-            frame.names, columns, frame.frequency, None, None, None, {}, frame.source
-        )
+        collection = SeriesCollection(frame.names, columns, frame.frequency, None, None, frame.source)
     return collection, data.season or (entry.season if entry else season_of(collection.frequency))
 
 

@@ -50,11 +50,7 @@ def gather(buffer: jax.Array, table: WindowTable, index: jax.Array, spec: Window
         return jnp.where(mask, values, 0), mask
 
     steps = jnp.arange(spec.input_length)[None]
-    padded = (
-        spec.input_length - row.x_valid[:, None]
-        if spec.align == "end"
-        else jnp.zeros_like(row.x_valid[:, None])
-    )
+    padded = spec.input_length - row.x_valid[:, None] if spec.align == "end" else 0
     offset = steps - padded
     x, x_mask = take(row.first[:, None] + offset, (offset >= 0) & (offset < row.x_valid[:, None]))
     ahead = jnp.arange(spec.horizon)[None]

@@ -48,22 +48,16 @@ def each_step_once(borders: np.ndarray, length: int) -> ScoredWindows:
     """
     firsts, scored = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for begin, end in pairwise(borders.tolist()):
-        starts = np.arange(begin, end - length + 1, length)
-        firsts.append(starts)
-        scored.append(np.full(len(starts), length))
-        rest = (end - begin) % length
-        if len(starts) and rest:
-            firsts.append(np.array([end - length]))
-            scored.append(np.array([rest]))
-    return ScoredWindows(_table(np.concatenate(firsts), length), np.concatenate(scored), length)
+        if end - begin >= length:
+            starts = np.union1d(np.arange(begin, end - length + 1, length), end - length)
+            firsts.append(starts)
+            scored.append(np.diff(starts + length, prepend=begin))
+    table = WindowTable.of(np.concatenate(firsts), x_valid=length)
+    return ScoredWindows(table, np.concatenate(scored), length)
 
 
 def every_step(borders: np.ndarray, length: int, step: int = 1) -> ScoredWindows:
     """A window every ``step`` rows of each recording; all steps count, as often as they are covered."""
     starts = [np.arange(begin, end - length + 1, step) for begin, end in pairwise(borders.tolist())]
     first = np.concatenate([np.zeros(0, np.int64), *starts])
-    return ScoredWindows(_table(first, length), np.full(len(first), length), length)
-
-
-def _table(first: np.ndarray, length: int) -> WindowTable:
-    return WindowTable.of(first, x_valid=length)
+    return ScoredWindows(WindowTable.of(first, x_valid=length), np.full(len(first), length), length)

@@ -13,8 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ofa_jax.errors import DataError
-
 ALL_CHANNELS = -1
 """In a table's ``channel`` column: the window takes every channel."""
 
@@ -94,7 +92,6 @@ def sliding_windows(
     channels: int,
     univariate: bool = True,
     step: int = 1,
-    source: str = "data",
 ) -> WindowTable:
     """Every complete window of a stretch of rows; univariate ones in channel-major order (protocol §1.1).
 
@@ -105,17 +102,8 @@ def sliding_windows(
         channels: Number of channels of the buffer.
         univariate: One window per channel and start, in that order; otherwise one per start with all channels.
         step: Rows from one start to the next.
-        source: Named in the error.
-
-    Raises:
-        DataError: Fewer rows than one window needs.
     """
-    span = input_length + horizon
-    starts = np.arange(rows[0], rows[1] - span + 1, step, dtype=np.int32)
-    if not len(starts):
-        what = f"{rows[1] - rows[0]} rows hold no window of {input_length} input and {horizon} target steps"
-        fix = f"This part needs at least {span} rows; shorten task.input_length or task.horizon"
-        raise DataError(what, where=source, fix=fix)
+    starts = np.arange(rows[0], rows[1] - input_length - horizon + 1, step)
     columns = np.arange(channels) if univariate else np.array([ALL_CHANNELS])
     return WindowTable.of(
         np.tile(starts, len(columns)),

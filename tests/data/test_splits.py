@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ofa_jax.data.splits import borders, fit_scaler
-from ofa_jax.errors import ConfigError, DataError
+from ofa_jax.errors import DataError
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,6 @@ def test_an_ett_part_that_no_number_of_rows_can_lengthen():
         borders(17420, "ett_hour", input_length=336, horizon=3000)
     with pytest.raises(DataError, match="series: by the rule `ett_hour`, the train part"):
         borders(17420, "ett_hour", input_length=9000)
-
-
-@pytest.mark.parametrize(
-    "options", [{"percent": 0}, {"percent": 101}, {"ratios": (0.7, 0.2, 0.2)}, {"ratios": (1.0, 0.0, 0.0)}]
-)
-def test_settings_out_of_range_are_refused(options):
-    with pytest.raises(ConfigError):
-        borders(1000, "ratio", input_length=10, **options)
 
 
 def test_scaler_standardizes_and_inverts():

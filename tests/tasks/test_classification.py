@@ -39,7 +39,7 @@ def cases(
     draw = np.random.default_rng(seed)
     lengths = lengths or [3 + index % 5 for index in range(len(labels))]
     made = tuple(draw.normal([2, -40], [3, 7], (length, 2)) for length in lengths)
-    return LabelledCases("letters", made, tuple(labels), tuple(classes), None, f"memory-{seed}")
+    return LabelledCases(made, tuple(labels), tuple(classes), None, f"memory-{seed}")
 
 
 def prepared(
@@ -167,7 +167,7 @@ def test_the_fingerprint_tells_labels_lengths_and_parts_apart():
 
     def data(labels: str, lengths: list[int]) -> str:
         pieces = tuple(np.split(whole, np.cumsum(lengths)[:-1]))
-        made = LabelledCases("letters", pieces, tuple(labels), CLASSES, None, "memory")
+        made = LabelledCases(pieces, tuple(labels), CLASSES, None, "memory")
         return prepared(made, test).fingerprint
 
     assert data("aabb", [5, 5, 5, 5]) == prepared(train, test, protocol="published").fingerprint
@@ -210,11 +210,7 @@ def test_what_cannot_be_used_is_one_clear_error():
     wide = cases("aabb")
     wide.cases[0][0, 1] = 1e308
     wide.cases[1][0, 1] = -1e308
-    refused(
-        r"memory-0: series `channel 1` is spread too widely or too narrowly to standardize\. Give it in other",
-        wide,
-        test,
-    )
+    refused(r"memory-0: series `channel 1` is spread too widely or too narrowly to standardize\.", wide, test)
 
 
 def test_without_two_cases_of_a_class_strict_cannot_validate():

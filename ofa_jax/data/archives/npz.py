@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import tokenize
-import zipfile
 import zlib
 from pathlib import Path
+from tokenize import TokenError
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from ofa_jax.files import write_atomic
 _NEEDED = ("train", "test", "test_label")
 _BORDERS = ("channels", "train_len", "test_len")
 _END_RECORD = 22  # bytes of a zip file's last record without a comment
+# what zipfile (exotic entries: RuntimeError) and numpy's parser of headers raise on damaged files
+_NO_ZIP = (OSError, EOFError, BadZipFile, zlib.error, RuntimeError)
+_NO_ARRAY = (ValueError, KeyError, TypeError, SyntaxError, TokenError, MemoryError)
 MAX_BYTES = 16 << 30
 """Largest uncompressed content; larger than any published stream."""
 
@@ -35,9 +38,8 @@ def read_stream(path: str | Path) -> LabelledStream:
     """
     path = Path(path)
     arrays = _load(path)
-    absent = [name for name in _NEEDED if name not in arrays]
-    given = [name for name in _BORDERS if name in arrays]
-    if absent or (given and len(given) != len(_BORDERS)):
+    several = any(name in arrays for name in _BORDERS)
+    if not set(_NEEDED + _BORDERS if several else _NEEDED) <= set(arrays):
         what = f"has the arrays {', '.join(sorted(arrays)) or '(none)'}"
         fix = f"Give {', '.join(_NEEDED)}, and for several segments all of {', '.join(_BORDERS)}"
         raise DataError(what, where=str(path), fix=fix)
@@ -47,10 +49,12 @@ def read_stream(path: str | Path) -> LabelledStream:
         raise DataError(what, where=str(path), fix="Give both the same channels")
     label = _labels(arrays["test_label"], len(test), f"{path}, array `test_label`")
     segments: tuple[str, ...] = (path.name.removesuffix(".npz"),)
-    lengths = [np.array([len(train)]), np.array([len(test)])]
-    if given:
-        segments, lengths = _segments(arrays, (len(train), len(test)), path)
-    borders = [np.concatenate([[0], np.cumsum(rows)]).astype(np.int64) for rows in lengths]
+    train_len, test_len = np.array([len(train)]), np.array([len(test)])
+    if several:
+        segments = _segments(arrays["channels"], f"{path}, array `channels`")
+        train_len = _lengths(arrays["train_len"], segments, len(train), f"{path}, array `train_len`")
+        test_len = _lengths(arrays["test_len"], segments, len(test), f"{path}, array `test_len`")
+    borders = [np.cumsum([0, *lengths], dtype=np.int64) for lengths in (train_len, test_len)]
     return LabelledStream(train, test, label, segments, borders[0], borders[1], str(path))
 
 
@@ -72,35 +76,25 @@ def write_stream(path: str | Path, stream: LabelledStream) -> None:
 def _load(path: Path) -> dict[str, np.ndarray]:
     require_file(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [entry.filename.removesuffix(".npy") for entry in archive.infolist()]
-            size = sum(entry.file_size for entry in archive.infolist())
-        if len(names) != _entries_promised(path):  # a damaged entry can swallow those after it
-            raise zipfile.BadZipFile("its directory is damaged")
+        with ZipFile(path) as archive:
+            entries = archive.infolist()
+        names = [entry.filename.removesuffix(".npy") for entry in entries]
+        with open(path, "rb") as file:
+            file.seek(-_END_RECORD, io.SEEK_END)
+            record = file.read()
+        promised = int.from_bytes(record[10:12], "little") if record.startswith(b"PK\5\6") else -1
+        if len(names) != promised:  # a damaged entry can swallow those after it
+            raise BadZipFile("its directory is damaged")
         for name in names:
-            if name not in (*_NEEDED, *_BORDERS) or names.count(name) > 1:
+            if name not in _NEEDED + _BORDERS or names.count(name) > 1:
                 what = f"the array {shorten(name)} is unknown or duplicate"
-                raise DataError(what, where=str(path), fix=f"Give only {', '.join((*_NEEDED, *_BORDERS))}")
+                raise DataError(what, where=str(path), fix=f"Give only {', '.join(_NEEDED + _BORDERS)}")
+        size = sum(entry.file_size for entry in entries)
         if size > MAX_BYTES:
             raise DataError(f"unpacks to {size} bytes", where=str(path), fix="Check the file")
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names}
-    except DataError:
-        raise
-    # what zipfile and numpy raise on damaged files; RuntimeError: exotic entries
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-        SyntaxError,
-        MemoryError,
-        tokenize.TokenError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except (*_NO_ZIP, *_NO_ARRAY) as error:
         reason = " ".join(str(error).split())[:200]
         fix = "Check that the file is complete; fetch it again"
         if path.suffix != ".npz":
@@ -108,58 +102,47 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"not readable as .npz ({reason})", where=str(path), fix=fix) from None
 
 
-def _entries_promised(path: Path) -> int:
-    with open(path, "rb") as file:
-        file.seek(-_END_RECORD, io.SEEK_END)
-        record = file.read()
-    return int.from_bytes(record[10:12], "little") if record.startswith(b"PK\5\6") else -1
+def _require(correct: bool, array: np.ndarray, where: str, fix: str) -> None:
+    if not correct:
+        raise DataError(f"is {array.dtype} {array.shape}", where=where, fix=fix)
 
 
 def _values(array: np.ndarray, where: str) -> np.ndarray:
-    if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
-        what, fix = f"is {array.dtype} {array.shape}", "Give numbers of shape [steps, channels]"
-        raise DataError(what, where=where, fix=fix)
+    numeric = array.ndim == 2 and array.size > 0 and array.dtype.kind in "fiu"
+    _require(numeric, array, where, "Give numbers of shape [steps, channels]")
     values = array.astype(np.float64)
     wrong = np.argwhere(~np.isfinite(values))
     if len(wrong):
-        row, column = (int(position) + 1 for position in wrong[0])
-        what, place = (
-            f"{len(wrong)} value(s) are missing or infinite",
-            f"{where}, row {row}, channel {column}",
-        )
-        raise DataError(what, where=place, fix="Fill them before saving")
+        row, column = wrong[0] + 1
+        what = f"{len(wrong)} value(s) are missing or infinite"
+        raise DataError(what, where=f"{where}, row {row}, channel {column}", fix="Fill them before saving")
     return values
 
 
 def _labels(array: np.ndarray, steps: int, where: str) -> np.ndarray:
-    if array.shape != (steps,) or array.dtype.kind not in "biuf":
-        what = f"is {array.dtype} {array.shape}, but the test stream has {steps} steps"
-        raise DataError(what, where=where, fix="Give one label per step")
+    numeric = array.shape == (steps,) and array.dtype.kind in "biuf"
+    _require(numeric, array, where, f"Give one label for each of the {steps} steps of `test`")
     wrong = np.flatnonzero((array != 0) & (array != 1))
     if len(wrong):
-        what, place = f"the label is {array[wrong[0]]}", f"{where}, row {int(wrong[0]) + 1}"
-        raise DataError(what, where=place, fix="Write 1 for anomalous, else 0")
+        what, row = f"the label is {array[wrong[0]]}", wrong[0] + 1
+        raise DataError(what, where=f"{where}, row {row}", fix="Write 1 for anomalous, else 0")
     return array.astype(bool)
 
 
-def _segments(
-    arrays: dict[str, np.ndarray], totals: tuple[int, int], path: Path
-) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    names, where = arrays["channels"], f"{path}, array `channels`"
-    if names.ndim != 1 or names.dtype.kind != "U" or not len(names):
-        raise DataError(
-            f"is {names.dtype} {names.shape}", where=where, fix="Give the segments' names as text"
-        )
-    if len(set(names.tolist())) != len(names):
+def _segments(array: np.ndarray, where: str) -> tuple[str, ...]:
+    text = array.ndim == 1 and array.dtype.kind == "U" and array.size > 0
+    _require(text, array, where, "Give the segments' names as text")
+    names = tuple(array.tolist())
+    if len(set(names)) < len(names):
         raise DataError("a segment's name is duplicate", where=where, fix="Name each segment once")
-    lengths = []
-    for name, total in zip(("train_len", "test_len"), totals, strict=True):
-        rows, where = arrays[name], f"{path}, array `{name}`"
-        if rows.shape != names.shape or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() > total:
-            fix = f"Give the rows of each of the {len(names)} segments"
-            raise DataError(f"is {rows.dtype} {rows.shape}", where=where, fix=fix)
-        if int(rows.sum()) != total:
-            what = f"the segments' rows add up to {int(rows.sum())} of {total}"
-            raise DataError(what, where=where, fix="Correct the rows")
-        lengths.append(rows)
-    return tuple(names.tolist()), lengths
+    return names
+
+
+def _lengths(array: np.ndarray, segments: tuple[str, ...], total: int, where: str) -> np.ndarray:
+    counts = array.shape == (len(segments),) and array.dtype.kind in "iu"
+    counts = counts and bool((array >= 0).all() and (array <= total).all())
+    _require(counts, array, where, f"Give the rows of each of the {len(segments)} segments")
+    if array.sum() != total:
+        what = f"the segments' rows add up to {array.sum()} of {total}"
+        raise DataError(what, where=where, fix="Correct the rows")
+    return array

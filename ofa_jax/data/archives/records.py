@@ -1,8 +1,7 @@
-"""What the benchmark archives hold: collections of single series, labelled cases, and labelled streams."""
+"""What the benchmark archives hold: collections of single series, labeled cases, and labeled streams."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,9 +17,7 @@ class SeriesCollection:
         values: S arrays ``[T_s]`` float64, in original units, all finite and none empty.
         frequency: The archive's own word (``yearly``, ``Weekly``), or None where it says nothing.
         horizon: Steps H at the end of every series that the archive sets aside as its test part, or None.
-        starts: ``[S]`` datetime64[s], the first timestamp of each series, or None.
         observed: S arrays ``[T_s]`` bool, False where a missing value was filled; None without any.
-        attributes: Everything else that the archive says of each series, as text ``[S]`` by attribute.
         source: Where the values come from, for messages.
     """
 
@@ -28,9 +25,7 @@ class SeriesCollection:
     values: tuple[np.ndarray, ...]
     frequency: str | None
     horizon: int | None
-    starts: np.ndarray | None
     observed: tuple[np.ndarray, ...] | None
-    attributes: Mapping[str, tuple[str, ...]]
     source: str
 
     @property
@@ -49,7 +44,6 @@ class LabelledCases:
     """Cases of one or several channels, each with a class.
 
     Attributes:
-        name: The problem's name.
         cases: N arrays ``[T_i, C]`` float64, all finite and none empty.
         labels: ``[N]`` the class of each case, as the archive writes it.
         classes: The K classes in the header's order; a file need not hold a case of each.
@@ -57,7 +51,6 @@ class LabelledCases:
         source: Where the values come from, for messages.
     """
 
-    name: str
     cases: tuple[np.ndarray, ...]
     labels: tuple[str, ...]
     classes: tuple[str, ...]
@@ -78,12 +71,6 @@ class LabelledCases:
     def lengths(self) -> np.ndarray:
         """``[N]`` int64, the steps T_i of each case."""
         return np.array([len(case) for case in self.cases], np.int64)
-
-    @cached_property
-    def class_index(self) -> np.ndarray:
-        """``[N]`` int32, each case's class as its place in :attr:`classes`."""
-        place = {label: index for index, label in enumerate(self.classes)}
-        return np.array([place[label] for label in self.labels], np.int32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ofa_jax.config.tasks import Missing
 from ofa_jax.data.missing import fill_missing
-from ofa_jax.data.tables import open_data
+from ofa_jax.data.tables import NUMBER, open_data
 from ofa_jax.data.timestamps import shorten
 from ofa_jax.errors import DataError
 
 _BLANK = " \t\r\n"
 _MISSING = ("?", "NaN", "nan", "NA")
 _FOREIGN = re.compile(r"[^0-9eE+\-.,]")
+CUT_SHORT = "Fetch the file again: it is cut short"
+"""What to do about a file without data."""
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -39,9 +42,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _decode(raw: bytes, where: str) -> str:
     if b"\0" in raw:
-        raise DataError(
-            "the file holds binary data, not text", where=where, fix="Give the archive's own text file"
-        )
+        fix = "Give the archive's own text file"
+        raise DataError("the file holds binary data, not text", where=where, fix=fix)
     try:
         text = raw.decode()
     except UnicodeDecodeError:
@@ -59,30 +61,24 @@ class Header:
 
     Args:
         path: The file, for messages.
+        lines: Its lines, which are read up to and with ``@data``.
         known: The allowed tags.
         several: Those that may be repeated.
+
+    Raises:
+        DataError: An unknown or repeated tag, a line that is neither tag nor comment, no ``@data``.
     """
 
-    def __init__(self, path: Path, known: tuple[str, ...], several: tuple[str, ...] = ()) -> None:
-        self._path, self._known, self._several = path, known, several
+    def __init__(
+        self, path: Path, lines: Iterator[tuple[int, str]], known: Sequence[str], several: Sequence[str] = ()
+    ) -> None:
+        self._path = path
         self._found: dict[str, list[tuple[int, str]]] = {}
-
-    @property
-    def never_missing(self) -> str | None:
-        """Why no value may be missing, as :func:`numbers` takes it; None where values may be."""
-        return "the header says `@missing false`" if self.flag("missing") is False else None
-
-    def read(self, lines: Iterator[tuple[int, str]]) -> None:
-        """Take the lines up to and with ``@data``.
-
-        Raises:
-            DataError: An unknown or repeated tag, a line that is neither tag nor comment, no ``@data``.
-        """
         number = 0
         for number, line in lines:
             if not line or line.startswith(("#", "%")):
                 continue
-            where = place(self._path, number)
+            where = place(path, number)
             if not line.startswith("@"):
                 what = f"the header contains {shorten(line)}"
                 raise DataError(what, where=where, fix="Data belong below the line `@data`")
@@ -90,54 +86,56 @@ class Header:
             name = name.lower()
             if name == "data":
                 return
-            if name not in self._known:
+            if name not in known:
                 what = f"the header tag {shorten(name)} is not known"
-                raise DataError(what, where=where, fix=f"Known are {', '.join(self._known)}")
-            if name in self._found and name not in self._several:
+                raise DataError(what, where=where, fix=f"Known are {', '.join(known)}")
+            if name in self._found and name not in several:
                 raise DataError(f"`@{name}` is repeated", where=where, fix="Keep one of the two")
             self._found.setdefault(name, []).append((number, value))
-        what = "there is no line `@data`"
-        raise DataError(what, where=place(self._path, number), fix="Fetch the file again: it is cut short")
+        raise DataError("there is no line `@data`", where=place(path, number), fix=CUT_SHORT)
 
     def where(self, name: str) -> str:
-        """The place of a tag that was found."""
-        return place(self._path, self._found[name][0][0])
+        """The place of a tag; the file where it is absent."""
+        return place(self._path, self._found[name][0][0]) if name in self._found else str(self._path)
 
     def all(self, name: str) -> list[tuple[int, str]]:
         """Line and value of each occurrence of a tag."""
         return self._found.get(name, [])
 
-    def text(self, name: str) -> str | None:
-        """A tag's value, or None where it is absent."""
-        found = self._found.get(name)
-        if found is None:
+    def text(self, name: str, form: str = ".+", expected: str = "a value, or remove the line") -> str | None:
+        """A tag's value, which must have a form (a regular expression); None where the tag is absent."""
+        if name not in self._found:
             return None
-        if not found[0][1]:
-            raise DataError(
-                f"`@{name}` has no value", where=self.where(name), fix="Give one, or remove the line"
-            )
-        return found[0][1]
+        value = self._found[name][0][1]
+        if not re.fullmatch(form, value, re.IGNORECASE):
+            what = f"`@{name}` is {shorten(value)}"
+            raise DataError(what, where=self.where(name), fix=f"Write {expected}")
+        return value
 
     def flag(self, name: str) -> bool | None:
         """A tag that is ``true`` or ``false``, or None where it is absent."""
-        text = self.text(name)
-        if text is None:
-            return None
-        if text.lower() not in ("true", "false"):
-            raise DataError(
-                f"`@{name}` is {shorten(text)}", where=self.where(name), fix="Write true or false"
-            )
-        return text.lower() == "true"
+        text = self.text(name, "true|false", "true or false")
+        return None if text is None else text.lower() == "true"
 
     def count(self, name: str) -> int | None:
         """A tag that is a whole number of at least 1, or None where it is absent."""
-        text = self.text(name)
-        if text is None:
-            return None
-        if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
-            what = f"`@{name}` is {shorten(text)}"
-            raise DataError(what, where=self.where(name), fix="Write a whole number of at least 1")
-        return int(text)
+        text = self.text(name, "0*[1-9][0-9]{0,8}", "a whole number of at least 1")
+        return None if text is None else int(text)
+
+    @property
+    def never_missing(self) -> str | None:
+        """Why no value may be missing, as :func:`numbers` takes it; None where values may be."""
+        return "the header says `@missing false`" if self.flag("missing") is False else None
+
+    def check_lengths(self, lengths: Sequence[int], places: Sequence[str]) -> None:
+        """Refuse series of other lengths than the header says (``@equallength``, ``@serieslength``)."""
+        equal, length = self.flag("equallength"), self.count("serieslength")
+        if equal or (equal is None and length):
+            length = length or lengths[0]
+            for found, where in zip(lengths, places, strict=True):
+                if found != length:
+                    what = f"has {found} steps where the header says that all have {length}"
+                    raise DataError(what, where=where, fix="Correct the header or the line")
 
 
 def numbers(text: str, where: str, *, never_missing: str | None = None) -> np.ndarray:
@@ -153,18 +151,15 @@ def numbers(text: str, where: str, *, never_missing: str | None = None) -> np.nd
     """
     fields = text.split(",")
     if not _FOREIGN.search(text):
-        try:
-            values = np.array(list(map(float, fields)), np.float64)
-        except ValueError:
-            values = np.array([np.inf])
-        if np.isfinite(values).all():
-            return values
+        with contextlib.suppress(ValueError):
+            values = np.array(list(map(float, fields)))
+            if np.isfinite(values).all():
+                return values
     return np.array(
         [
             _number(field.strip(_BLANK), f"{where}, value {index}", never_missing)
             for index, field in enumerate(fields, start=1)
-        ],
-        np.float64,
+        ]
     )
 
 
@@ -172,16 +167,12 @@ def _number(field: str, where: str, never_missing: str | None) -> float:
     if field in _MISSING:
         if never_missing is None:
             return np.nan
-        raise DataError(
-            f"a value is missing although {never_missing}", where=where, fix="Correct the one or the other"
-        )
+        what = f"a value is missing although {never_missing}"
+        raise DataError(what, where=where, fix="Correct the one or the other")
     if not field:
         what = "there is nothing between two separators"
         raise DataError(what, where=where, fix="Write the value, or `?` for a missing one")
-    try:
-        value = np.inf if _FOREIGN.search(field) else float(field)
-    except ValueError:
-        value = np.inf
+    value = float(field) if NUMBER.fullmatch(field) else np.inf
     if not np.isfinite(value):
         what = f"{shorten(field)} is not a finite number"
         raise DataError(what, where=where, fix="Correct the value; `?` means a missing one")

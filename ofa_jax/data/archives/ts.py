@@ -8,7 +8,7 @@ import numpy as np
 
 from ofa_jax.config.tasks import Missing
 from ofa_jax.data.archives.records import LabelledCases
-from ofa_jax.data.archives.text import Header, fill, numbers, place, read_lines
+from ofa_jax.data.archives.text import CUT_SHORT, Header, fill, numbers, place, read_lines
 from ofa_jax.data.timestamps import shorten
 from ofa_jax.errors import DataError
 
@@ -39,52 +39,43 @@ def read_ts(path: str | Path, *, missing: Missing = "error") -> LabelledCases:
     """
     path = Path(path)
     lines = read_lines(path)
-    header = Header(path, _TAGS)
-    header.read(lines)
-    classes = _classes(header, path)
-    channels = _channels(header)
-    never_missing = header.never_missing
+    header = Header(path, lines, _TAGS)
+    classes, channels, never_missing = _classes(header), _channels(header), header.never_missing
 
     cases, labels, observed, places = [], [], [], []
+    read: list[np.ndarray]
     for number, line in lines:
         if not line:
             continue
         where = place(path, number)
         *parts, label = line.split(":")
         label = label.strip()
-        if not parts or (channels is not None and len(parts) != channels):
-            raise DataError(
-                f"has {len(parts)} channel(s) and a label, separated by `:`, where "
-                + ("at least one channel is needed" if channels is None else f"{channels} are expected"),
-                where=where,
-                fix="Correct the line or the header; the line may be cut short or be in the wrong place",
-            )
-        channels = len(parts)
+        channels = channels or max(len(parts), 1)
+        if len(parts) != channels:
+            what = f"has {len(parts)} channel(s) and a label, separated by `:`, where {channels} are expected"
+            fix = "Correct the line or the header; the line may be cut short or be in the wrong place"
+            raise DataError(what, where=where, fix=fix)
         if label not in classes:
-            raise DataError(
-                f"the label {shorten(label)} is none of the header's classes ({shorten(' '.join(classes))})",
-                where=where,
-                fix="Correct the header or the label; the line may be cut short",
-            )
-        read = [
-            numbers(part, f"{where}, channel {index}", never_missing=never_missing)
-            for index, part in enumerate(parts, start=1)
-        ]
-        _check_channel_lengths(read, where)
-        filled = [
-            fill(series, missing, f"{where}, channel {index}") for index, series in enumerate(read, start=1)
-        ]
+            listed = shorten(" ".join(classes))
+            what = f"the label {shorten(label)} is none of the header's classes ({listed})"
+            fix = "Correct the header or the label; the line may be cut short"
+            raise DataError(what, where=where, fix=fix)
+        read, filled = [], []
+        for index, part in enumerate(parts, start=1):
+            series = numbers(part, f"{where}, channel {index}", never_missing=never_missing)
+            if read and len(series) != len(read[0]):
+                what = f"channel {index} has {len(series)} values, channel 1 has {len(read[0])}"
+                raise DataError(what, where=where, fix="Give the channels one length")
+            read.append(series)
+            filled.append(fill(series, missing, f"{where}, channel {index}"))
         cases.append(np.stack(filled, axis=1))
         observed.append(~np.isnan(np.stack(read, axis=1)))
         labels.append(label)
         places.append(where)
     if not cases:
-        raise DataError(
-            "there are no cases below `@data`", where=str(path), fix="Fetch the file again: it is cut short"
-        )
-    _check_lengths(header, cases, places)
+        raise DataError("there are no cases below `@data`", where=str(path), fix=CUT_SHORT)
+    header.check_lengths([len(case) for case in cases], places)
     return LabelledCases(
-        name=header.text("problemname") or path.name.split(".")[0],
         cases=tuple(cases),
         labels=tuple(labels),
         classes=classes,
@@ -93,7 +84,7 @@ def read_ts(path: str | Path, *, missing: Missing = "error") -> LabelledCases:
     )
 
 
-def _classes(header: Header, path: Path) -> tuple[str, ...]:
+def _classes(header: Header) -> tuple[str, ...]:
     if header.flag("timestamps"):
         what = "the values carry timestamps, which are not read"
         fix = "Write the values alone, with `@timestamps false`"
@@ -101,20 +92,15 @@ def _classes(header: Header, path: Path) -> tuple[str, ...]:
     if (header.text("targetlabel") or "false").lower() != "false":
         what = "the cases carry numbers to predict, not classes"
         raise DataError(what, where=header.where("targetlabel"), fix="Give a classification problem")
-    text = header.text("classlabel")
-    if text is None or text.split()[0].lower() != "true":
+    given, *classes = (header.text("classlabel") or "false").split()
+    if given.lower() != "true":
         what = "there are no class labels (`@classLabel true …`)"
-        fix = "Give a classification problem"
-        raise DataError(what, where=str(path) if text is None else header.where("classlabel"), fix=fix)
-    classes = tuple(text.split()[1:])
-    twice = next((name for name in classes if classes.count(name) > 1), None)
-    if not classes or twice is not None:
-        raise DataError(
-            "`@classLabel` names no class" if not classes else f"`@classLabel` names {shorten(twice)} twice",
-            where=header.where("classlabel"),
-            fix="Name each class once, separated by spaces",
-        )
-    return classes
+        raise DataError(what, where=header.where("classlabel"), fix="Give a classification problem")
+    if not classes or len(set(classes)) < len(classes):
+        what = f"`@classLabel` names {'a class twice' if classes else 'no class'}"
+        fix = "Name each class once, separated by spaces"
+        raise DataError(what, where=header.where("classlabel"), fix=fix)
+    return tuple(classes)
 
 
 def _channels(header: Header) -> int | None:
@@ -124,21 +110,3 @@ def _channels(header: Header) -> int | None:
         what = f"`@{tag}` is {dimensions} although the header says `@univariate true`"
         raise DataError(what, where=header.where(tag), fix="Correct one")
     return 1 if univariate else dimensions
-
-
-def _check_channel_lengths(read: list[np.ndarray], where: str) -> None:
-    for index, series in enumerate(read, start=1):
-        if len(series) != len(read[0]):
-            what = f"channel {index} has {len(series)} values, channel 1 has {len(read[0])}"
-            raise DataError(what, where=where, fix="Give the channels one length")
-
-
-def _check_lengths(header: Header, cases: list[np.ndarray], places: list[str]) -> None:
-    equal, length = header.flag("equallength"), header.count("serieslength")
-    if equal is False or (equal is None and length is None):
-        return
-    length = length or len(cases[0])
-    for case, where in zip(cases, places, strict=True):
-        if len(case) != length:
-            what = f"the case has {len(case)} steps where the header says that all have {length}"
-            raise DataError(what, where=where, fix="Correct the header or the case")

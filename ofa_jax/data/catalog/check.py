@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ofa_jax.data.archives import (
     LabelledCases,
     LabelledStream,
-    M4Info,
     SeriesCollection,
     read_m4_info,
     read_m4_part,
@@ -24,7 +21,7 @@ from ofa_jax.data.catalog.entries import ENTRIES
 from ofa_jax.data.catalog.load import content_sha256
 from ofa_jax.data.frames import Frame, Missing, Timestamps, read_frame
 
-Record = Frame | SeriesCollection | LabelledCases | LabelledStream | M4Info
+Record = Frame | SeriesCollection | LabelledCases | LabelledStream | dict[str, tuple[int, str]]
 
 
 def check_file(
@@ -52,13 +49,10 @@ def check_file(
     ]
     if timestamps is None:
         timestamps = known[0].timestamps if known else "error"
-    record = _read(path, missing, timestamps)
-    return {
-        "path": str(path),
-        "sha256": digest,
-        "known_as": [entry.name for entry in known],
-        **_summary(record),
-    }
+    names = [entry.name for entry in known]
+    return {"path": str(path), "sha256": digest, "known_as": names} | _summary(
+        _read(path, missing, timestamps)
+    )
 
 
 def _read(path: Path, missing: Missing, timestamps: Timestamps) -> Record:
@@ -80,34 +74,16 @@ def _read(path: Path, missing: Missing, timestamps: Timestamps) -> Record:
 
 def _summary(record: Record) -> dict[str, Any]:
     if isinstance(record, Frame):
+        times = record.timestamps
+        ends = (None, None) if times is None else times[[0, -1]].astype("datetime64[s]").astype(str).tolist()
         return {
             "kind": "frame",
             "rows": record.n_rows,
             "channels": record.n_channels,
             "names": list(record.names),
             "frequency": record.frequency,
-            "first": None if record.timestamps is None else str(record.timestamps[0].astype("datetime64[s]")),
-            "last": None if record.timestamps is None else str(record.timestamps[-1].astype("datetime64[s]")),
-        }
-    if isinstance(record, SeriesCollection):
-        return {
-            "kind": "collection",
-            "series": record.n_series,
-            "frequency": record.frequency,
-            "horizon": record.horizon,
-            "filled": _filled(record.observed),
-            **_lengths(record.lengths),
-        }
-    if isinstance(record, LabelledCases):
-        return {
-            "kind": "cases",
-            "cases": record.n_cases,
-            "channels": record.n_channels,
-            "classes": {
-                name: int((record.class_index == index).sum()) for index, name in enumerate(record.classes)
-            },
-            "filled": _filled(record.observed),
-            **_lengths(record.lengths),
+            "first": ends[0],
+            "last": ends[1],
         }
     if isinstance(record, LabelledStream):
         return {
@@ -118,17 +94,21 @@ def _summary(record: Record) -> dict[str, Any]:
             "segments": len(record.segments),
             "anomaly_ratio": record.anomaly_ratio,
         }
-    kinds, counts = np.unique(np.array(record.frequencies), return_counts=True)
-    return {
-        "kind": "table of series",
-        "series": len(record.names),
-        "frequencies": dict(zip(kinds.tolist(), counts.tolist(), strict=True)),
+    if isinstance(record, dict):
+        frequencies = Counter(frequency for _, frequency in record.values())
+        return {
+            "kind": "table of series",
+            "series": len(record),
+            "frequencies": dict(sorted(frequencies.items())),
+        }
+    lengths = {
+        "filled": sum(int((~mask).sum()) for mask in record.observed or ()),
+        "shortest": int(record.lengths.min()),
+        "longest": int(record.lengths.max()),
     }
-
-
-def _filled(observed: Sequence[np.ndarray] | None) -> int:
-    return 0 if observed is None else sum(int((~mask).sum()) for mask in observed)
-
-
-def _lengths(lengths: np.ndarray) -> dict[str, int]:
-    return {"shortest": int(lengths.min()), "longest": int(lengths.max())}
+    if isinstance(record, SeriesCollection):
+        names = {"kind": "collection", "series": record.n_series}
+        return names | {"frequency": record.frequency, "horizon": record.horizon} | lengths
+    classes = {name: record.labels.count(name) for name in record.classes}
+    sizes = {"kind": "cases", "cases": record.n_cases, "channels": record.n_channels}
+    return sizes | {"classes": classes} | lengths

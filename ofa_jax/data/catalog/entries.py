@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import TypeAdapter
@@ -88,18 +89,33 @@ class DatasetEntry:
         Raises:
             DataError: The data set has none.
         """
-        for file in self.files:
-            if file.role == role:
-                return file
-        roles = ", ".join(file.role for file in self.files)
-        raise DataError(f"the data set `{self.name}` has no file `{role}`", fix=f"It has {roles}")
+        roles = {file.role: file for file in self.files}
+        if role not in roles:
+            what = f"the data set `{self.name}` has no file `{role}`"
+            raise DataError(what, fix=f"It has {', '.join(roles)}")
+        return roles[role]
 
 
 def _read() -> tuple[DatasetEntry, ...]:
     text = resources.files("ofa_jax.data.catalog").joinpath("entries.yaml").read_text(encoding="utf-8")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is built in
-    data_sets = yaml.load(text, Loader=loader)["data_sets"]
-    return TypeAdapter(tuple[DatasetEntry, ...]).validate_python(data_sets)
+    found = []
+    for family in yaml.load(text, Loader=loader):
+        members = family.pop("members", [{}])
+        found += [_fill(family, member) | member for member in members]
+    return TypeAdapter(tuple[DatasetEntry, ...]).validate_python(found)
+
+
+def _fill(template: Any, member: dict[str, Any]) -> Any:
+    """The template with a member's fields in its texts (see entries.yaml)."""
+    if isinstance(template, dict):
+        return {name: _fill(value, member) for name, value in template.items()}
+    if isinstance(template, list):
+        return [_fill(value, member) for value in template]
+    if isinstance(template, str):
+        alone = re.fullmatch(r"{(\w+)}", template)
+        return member.get(alone[1]) if alone else template.format_map(member)
+    return template
 
 
 ENTRIES = _read()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import logging
-import lzma
 import os
 import shutil
 import tempfile
-import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
+from typing import Literal
+from zipfile import BadZipFile, ZipFile
 
 from ofa_jax.data.catalog.entries import DataFile, DatasetEntry
 from ofa_jax.data.catalog.load import content_sha256, data_root, find, source_of, verify
@@ -23,6 +20,9 @@ from ofa_jax.files import umask
 
 MAX_BYTES = 4 << 30
 """Largest uncompressed file; larger than any in the catalog."""
+
+# what zipfile raises on damaged archives; RuntimeError: encrypted or exotic entries
+_DAMAGE = (EOFError, ValueError, RuntimeError, BadZipFile, zlib.error, LZMAError)
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,14 @@ def fetch(entry: DatasetEntry, root: str | Path | None = None) -> tuple[Fetched,
             what = f"`{entry.name}` cannot be downloaded: there is no address for {file.path}"
             fix = f"Get it from {source_of(entry, file)} and put it at {file.path} below {root}"
             raise DataError(what, where=str(root / file.path), fix=fix)
-    for url in dict.fromkeys(file.url for file in missing if file.url is not None):
-        with _scratch(root) as scratch:
-            _fetch_url(url, [file for file in missing if file.url == url], root, scratch)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for url in dict.fromkeys(file.url for file in missing if file.url is not None):
+            with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as scratch:
+                _fetch_url(url, [file for file in missing if file.url == url], root, Path(scratch))
+    except OSError as error:
+        what = f"the data root cannot be written to ({error})"
+        raise DataError(what, where=str(root), fix="Free space, or choose another folder") from None
     return tuple(_result(entry, file, root, file in missing) for file in entry.files)
 
 
@@ -80,103 +85,56 @@ def _result(entry: DatasetEntry, file: DataFile, root: Path, new: bool) -> Fetch
     return Fetched(path, "downloaded" if new else "present", verified, digest)
 
 
-@contextlib.contextmanager
-def _scratch(root: Path) -> Iterator[Path]:
-    """A temporary folder on the file system of the data root."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as scratch:
-            yield Path(scratch)
-    except OSError as error:
-        what = f"the data root cannot be written to ({error})"
-        raise DataError(what, where=str(root), fix="Free space, or choose another folder") from None
-
-
 def _fetch_url(url: str, files: Sequence[DataFile], root: Path, scratch: Path) -> None:
-    archive = _download(url, scratch)
-    plain = files[0].member is None and not url.endswith(".gz")
-    unpacked = {files[0].path: archive} if plain else _unpack(archive, files, scratch, url)
-    for file in files:
-        found = content_sha256(unpacked[file.path])
-        if file.sha256 is not None and found != file.sha256:
+    """Move the files that come from one address into place, all or none."""
+    download = _download(url, scratch)
+    unpacked = [download] if files[0].member is None else _unpack(download, files, scratch, url)
+    for file, path in zip(files, unpacked, strict=True):
+        found = content_sha256(path)
+        if file.sha256 not in (None, found):
             what = f"the download of {file.path} has the sha256 {found}, expected {file.sha256}"
-            raise DataError(
-                f"{what}; it was discarded",
-                where=url,
-                fix="Try again; if it persists, the published file has changed",
-            )
-    for file in files:
+            fix = "Try again; if it persists, the published file has changed"
+            raise DataError(f"{what}; it was discarded", where=url, fix=fix)
+    for file, path in zip(files, unpacked, strict=True):
         target = root / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(unpacked[file.path], "rb") as content:
+        with open(path, "rb") as content:
             os.fsync(content.fileno())
-        os.chmod(unpacked[file.path], 0o666 & ~umask())  # temporary files are their owner's alone
-        os.replace(unpacked[file.path], target)
+        os.chmod(path, 0o666 & ~umask())  # temporary files are their owner's alone
+        os.replace(path, target)
 
 
 def _download(url: str, scratch: Path) -> Path:
     import pooch  # type: ignore[import-untyped]
     import requests
 
-    logger = pooch.get_logger()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    pooch.get_logger().setLevel("WARNING")
     try:
         return Path(pooch.retrieve(url, known_hash=None, fname="download", path=scratch))
     except requests.RequestException as error:
         what = f"the download failed ({error})"
         raise DataError(what, where=url, fix="Check the connection and try again") from None
-    finally:
-        logger.setLevel(level)
 
 
-def _unpack(archive: Path, files: Sequence[DataFile], scratch: Path, url: str) -> dict[str, Path]:
-    """The wanted files of a zip archive, or the one of a gzip file; names inside never become paths."""
+def _unpack(archive: Path, files: Sequence[DataFile], scratch: Path, url: str) -> list[Path]:
+    """The wanted files of a zip archive; names inside never become paths."""
+    found = []
     try:
-        if files[0].member is None:
-            with gzip.open(archive) as content:
-                return {files[0].path: _copy(content, scratch / "0", url)}
-        with zipfile.ZipFile(archive) as opened:
-            found = {}
+        with ZipFile(archive) as opened:
             for number, file in enumerate(files):
-                names = [entry for entry in opened.namelist() if PurePosixPath(entry).name == file.member]
-                if len(names) != 1:
-                    what = f"the archive has {len(names)} files `{file.member}`"
+                members = [
+                    info for info in opened.infolist() if PurePosixPath(info.filename).name == file.member
+                ]
+                if len(members) != 1:
+                    what = f"the archive has {len(members)} files `{file.member}`"
                     raise DataError(what, where=url, fix="See the data set's pages")
-                with opened.open(names[0]) as content:
-                    found[file.path] = _copy(content, scratch / str(number), url)
-            return found
-    # RuntimeError and its NotImplementedError are encrypted or exotic entries
-    except (
-        EOFError,
-        ValueError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        gzip.BadGzipFile,
-        zlib.error,
-        lzma.LZMAError,
-    ) as error:
+                if members[0].file_size > MAX_BYTES:  # zipfile reads no more than that size
+                    what = f"a file unpacks to more than {MAX_BYTES} bytes"
+                    raise DataError(what, where=url, fix="Do not use this archive")
+                found.append(scratch / str(number))
+                with opened.open(members[0]) as content, open(found[-1], "wb") as target:
+                    shutil.copyfileobj(content, target, 1 << 20)
+    except _DAMAGE as error:
         what = f"the archive cannot be unpacked ({error})"
         raise DataError(what, where=url, fix="Try again, or download it by hand") from None
-
-
-def _copy(content: IO[bytes] | gzip.GzipFile, path: Path, url: str) -> Path:
-    with open(path, "wb") as target:
-        bounded: Any = _Bounded(content, url)
-        shutil.copyfileobj(bounded, target, 1 << 20)
-    return path
-
-
-class _Bounded:
-    """A stream that refuses to be larger than :data:`MAX_BYTES`."""
-
-    def __init__(self, stream: IO[bytes] | gzip.GzipFile, url: str) -> None:
-        self._stream, self._url, self._left = stream, url, MAX_BYTES
-
-    def read(self, size: int) -> bytes:
-        block = self._stream.read(size)
-        self._left -= len(block)
-        if self._left < 0:
-            what = f"a file unpacks to more than {MAX_BYTES} bytes"
-            raise DataError(what, where=self._url, fix="Do not use this archive")
-        return block
+    return found

@@ -45,13 +45,11 @@ def data_root() -> Path:
         DataError: It is not set, or names no folder.
     """
     value = os.environ.get(DATA_VARIABLE, "")
-    if not value:
-        fix = f"Set it to the folder that holds the data sets: export {DATA_VARIABLE}=/path/to/data"
-        raise DataError(f"{DATA_VARIABLE} is not set", fix=fix)
     root = Path(value).expanduser()
-    if not root.is_dir():
-        what = f"{DATA_VARIABLE} names {value!r}, which is no folder"
-        raise DataError(what, fix="Set it to the folder that holds the data sets")
+    if not value or not root.is_dir():
+        what = f"{DATA_VARIABLE} " + (f"names {value!r}, which is no folder" if value else "is not set")
+        fix = f"Set it to the folder that holds the data sets: export {DATA_VARIABLE}=/path/to/data"
+        raise DataError(what, fix=fix)
     return root
 
 
@@ -76,15 +74,11 @@ def locate(entry: DatasetEntry, root: str | Path | None = None, *, role: str | N
         fix = f"Export {DATA_VARIABLE}=FOLDER; {_how_to_get(entry, file, 'that folder')}"
         raise DataError(f"{error.what}, so `{entry.name}` cannot be looked for", fix=fix) from None
     path = find(file, root)
-    if path is not None:
-        return path
-    raise DataError(
-        f"the data set `{entry.name}` is not there"
-        if file.needed
-        else f"the file `{file.role}` of `{entry.name}` is not there",
-        where=str(root / file.path),
-        fix=_how_to_get(entry, file, str(root)),
-    )
+    if path is None:
+        missing = "the data set" if file.needed else f"the file `{file.role}` of"
+        what, fix = f"{missing} `{entry.name}` is not there", _how_to_get(entry, file, str(root))
+        raise DataError(what, where=str(root / file.path), fix=fix)
+    return path
 
 
 def _how_to_get(entry: DatasetEntry, file: DataFile, root: str) -> str:
@@ -115,16 +109,13 @@ def verify(entry: DatasetEntry, path: str | Path, *, role: str | None = None) ->
     Raises:
         DataError: The published file's sha256 is known and this is another file.
     """
-    path = Path(path)
     file = entry.files[0] if role is None else entry.file(role)
-    found = content_sha256(path)
-    if found in (file.sha256, file.copy_sha256):
-        return True
-    if file.sha256 is None:
-        return False
-    what = f"this is not the published file of `{entry.name}`: its sha256 is {found}, expected {file.sha256}"
-    fix = f"Download it again from {source_of(entry, file)}, or rename it to use it as a file of your own"
-    raise DataError(what, where=str(path), fix=fix)
+    found = content_sha256(Path(path))
+    if file.sha256 not in (None, found):
+        what = f"this is not the published file of `{entry.name}`: its sha256 is {found}, not {file.sha256}"
+        fix = f"Download it again from {source_of(entry, file)}, or rename it to use it as a file of your own"
+        raise DataError(what, where=str(path), fix=fix)
+    return found in (file.sha256, file.copy_sha256)
 
 
 def load(
@@ -145,10 +136,9 @@ def load(
         DataError: As :func:`locate`, :func:`verify` and ``read_frame``; a name that is neither known
             nor a file; a known data set that is not a frame.
     """
-    entry = _entry(name_or_path, "frame")
-    if entry is not None:
-        return read_frame(_checked(entry, root), **{"timestamps": entry.timestamps, **options}), entry
-    return read_frame(_own(name_or_path, "frame"), **options), None
+    entry, paths = _files(name_or_path, "frame", root)
+    policy = {} if entry is None else {"timestamps": entry.timestamps}
+    return read_frame(paths["data"], **(policy | options)), entry
 
 
 def load_collection(
@@ -160,18 +150,11 @@ def load_collection(
         DataError: As :func:`load`, ``read_tsf`` and ``read_m4``; another number of series
             than the catalog's.
     """
-    entry = _entry(name_or_path, "collection")
-    if entry is None:
-        return read_tsf(_own(name_or_path, "collection"), missing=missing), None
-    roles = [file.role for file in entry.files]
-    if "train" in roles:
-        train, test = (_checked(entry, root, role) for role in ("train", "test"))
-        base = data_root() if root is None else Path(root)
-        info = _checked(entry, root, "info") if "info" in roles and find(entry.file("info"), base) else None
-        collection = read_m4(train, test, info)
-    else:
-        collection = read_tsf(_checked(entry, root), missing=missing)
-    _expect(entry, {"series": (collection.n_series, entry.n_series)}, collection.source)
+    entry, paths = _files(name_or_path, "collection", root)
+    m4 = [paths[role] for role in ("train", "test", "info") if role in paths]
+    collection = read_m4(*m4) if m4 else read_tsf(paths["data"], missing=missing)
+    if entry is not None:
+        _expect(entry, collection.source, "series", collection.n_series, entry.n_series)
     return collection, entry
 
 
@@ -184,10 +167,10 @@ def load_cases(
         DataError: As :func:`load` and :func:`ofa_jax.data.archives.read_ts`; parts that differ in channels
             or classes; other numbers of cases or channels than the catalog's.
     """
-    entry = _entry(name_or_folder, "cases")
-    known = [] if entry is None else [_checked(entry, root, role) for role in ("train", "test")]
-    paths = known or _case_files(_own(name_or_folder, "cases"))
-    train, test = (read_ts(path, missing=missing) for path in paths)
+    entry, paths = _files(name_or_folder, "cases", root)
+    if entry is None:
+        paths = {part: _case_file(paths["data"], part) for part in ("train", "test")}
+    train, test = (read_ts(paths[part], missing=missing) for part in ("train", "test"))
     if train.n_channels != test.n_channels or train.classes != test.classes:
         raise DataError(
             f"training and test cases differ: {train.n_channels} and {test.n_channels} channels, "
@@ -197,11 +180,8 @@ def load_cases(
         )
     if entry is not None:
         for part, count in ((train, entry.n_train), (test, entry.n_test)):
-            _expect(
-                entry,
-                {"cases": (part.n_cases, count), "channels": (part.n_channels, entry.n_channels)},
-                part.source,
-            )
+            _expect(entry, part.source, "cases", part.n_cases, count)
+            _expect(entry, part.source, "channels", part.n_channels, entry.n_channels)
     return train, test, entry
 
 
@@ -219,19 +199,16 @@ def load_streams(
         DataError: As :func:`load` and :func:`ofa_jax.data.archives.read_stream`; other channels or,
             when all are read, other steps than the catalog's.
     """
-    entry = _entry(name_or_path, "stream")
-    if entry is None:
-        return (read_stream(_own(name_or_path, "stream")),), None
-    roles = [file.role for file in entry.files] if only is None else list(only)
-    streams = tuple(read_stream(_checked(entry, root, role)) for role in roles)
-    for stream in streams:
-        _expect(entry, {"channels": (stream.n_channels, entry.n_channels)}, stream.source)
-    if only is None:
-        steps = {
-            "training steps": (sum(len(stream.train) for stream in streams), entry.n_train),
-            "test steps": (sum(len(stream.test) for stream in streams), entry.n_test),
-        }
-        _expect(entry, steps, streams[0].source)
+    entry, paths = _files(name_or_path, "stream", root, only)
+    streams = tuple(read_stream(path) for path in paths.values())
+    if entry is not None:
+        for stream in streams:
+            _expect(entry, stream.source, "channels", stream.n_channels, entry.n_channels)
+        if only is None:
+            train_steps = sum(len(stream.train) for stream in streams)
+            test_steps = sum(len(stream.test) for stream in streams)
+            _expect(entry, streams[0].source, "training steps", train_steps, entry.n_train)
+            _expect(entry, streams[0].source, "test steps", test_steps, entry.n_test)
     return streams, entry
 
 
@@ -248,81 +225,68 @@ def known(name: str) -> DatasetEntry:
 
 
 def list_entries(root: str | Path | None = None) -> list[dict[str, Any]]:
-    """Every known data set as a dictionary of plain values.
-
-    Args:
-        root: Data root to look for the files in; None leaves ``present`` out (None) of every file.
-    """
+    """Every known data set as a dictionary of plain values; ``present`` is None without a data root."""
     return [_listing(entry, None if root is None else Path(root)) for entry in ENTRIES]
 
 
 def _listing(entry: DatasetEntry, root: Path | None) -> dict[str, Any]:
-    def present(file: DataFile) -> bool | None:
-        return None if root is None else find(file, root) is not None
-
-    plain = asdict(entry)
-    sizes = {name: plain[name] for name in _SIZES if plain[name] is not None}
-    fields = ("path", "role", "needed", "sha256", "url")
     files = [
-        {name: getattr(file, name) for name in fields} | {"present": present(file)} for file in entry.files
+        {name: getattr(file, name) for name in ("path", "role", "needed", "sha256", "url")}
+        | {"present": None if root is None else find(file, root) is not None}
+        for file in entry.files
     ]
     needed = [file for file in files if file["needed"]]
-    return {
-        **{name: plain[name] for name in ("name", "kind", "title")},
+    plain = asdict(entry)
+    sizes = {name: plain.pop(name) for name in _SIZES}
+    del plain["timestamps"]
+    return plain | {
         "present": None if root is None else all(file["present"] for file in needed),
         "fetchable": all(file["url"] is not None for file in needed),
         "files": files,
-        **{name: plain[name] for name in ("pages", "licence", "citation", "note")},
         "split": entry.split if entry.kind == "frame" else None,
-        **{name: plain[name] for name in ("frequency", "season", "horizons")},
-        "sizes": sizes,
+        "sizes": {name: size for name, size in sizes.items() if size is not None},
     }
 
 
 _SIZES = ("n_rows", "n_channels", "n_series", "n_train", "n_test", "length", "n_classes")
 
 
-def _entry(name_or_path: str | Path, kind: Kind) -> DatasetEntry | None:
+def _files(
+    name_or_path: str | Path, kind: Kind, root: str | Path | None, only: Sequence[str] | None = None
+) -> tuple[DatasetEntry | None, dict[str, Path]]:
+    """A known set with its verified files by role (of all: optional ones if present), or a user's path."""
     entry = CATALOG.get(str(name_or_path))
-    if entry is None or entry.kind == kind:
-        return entry
     names = [name for name, other in CATALOG.items() if other.kind == kind]
-    (is_a, reader), needed = _KINDS[entry.kind], _KINDS[kind][0]
-    what, fix = f"`{entry.name}` is a {is_a}, here a {needed} is needed", f"Name one of {', '.join(names)}"
-    raise DataError(what, fix=f"{fix}, or set task.name to a task that reads it (in Python: `{reader}`)")
+    if entry is None:
+        path = Path(name_or_path)
+        if not path.exists() and not path.suffix:
+            nearest = difflib.get_close_matches(str(name_or_path).lower(), CATALOG, n=3) or names
+            what = f"`{name_or_path}` is neither a known data set nor a file"
+            raise DataError(what, fix=f"Known names nearest to it: {', '.join(nearest)}; or give a path")
+        return None, {"data": path}
+    if entry.kind != kind:
+        (is_a, reader), needed = _KINDS[entry.kind], _KINDS[kind][0]
+        fix = f"Name one of {', '.join(names)}, or set task.name to a task that reads it"
+        what = f"`{entry.name}` is a {is_a}, here a {needed} is needed"
+        raise DataError(what, fix=f"{fix} (in Python: `{reader}`)")
+    paths = {}
+    for file in entry.files if only is None else map(entry.file, only):
+        if file.needed or find(file, data_root() if root is None else Path(root)):
+            paths[file.role] = locate(entry, root, role=file.role)
+            verify(entry, paths[file.role], role=file.role)
+    return entry, paths
 
 
-def _own(name_or_path: str | Path, kind: Kind) -> Path:
-    path = Path(name_or_path)
-    if not path.exists() and not path.suffix:
-        nearest = difflib.get_close_matches(str(name_or_path).lower(), CATALOG, n=3) or [
-            name for name, entry in CATALOG.items() if entry.kind == kind
-        ]
-        what = f"`{name_or_path}` is neither a known data set nor a file"
-        raise DataError(what, fix=f"Known names nearest to it: {', '.join(nearest)}; or give a path")
-    return path
+def _case_file(folder: Path, part: str) -> Path:
+    pattern = f"*_{part.upper()}.ts"
+    matches = [*folder.glob(pattern), *folder.glob(f"{pattern}.gz")]
+    if len(matches) != 1:
+        what = f"there are {len(matches)} files `{pattern}`"
+        raise DataError(what, where=str(folder), fix="Give a folder that holds one problem's two parts")
+    return matches[0]
 
 
-def _checked(entry: DatasetEntry, root: str | Path | None, role: str | None = None) -> Path:
-    path = locate(entry, root, role=role)
-    verify(entry, path, role=role)
-    return path
-
-
-def _case_files(folder: Path) -> list[Path]:
-    found = []
-    for part in ("TRAIN", "TEST"):
-        matches = sorted([*folder.glob(f"*_{part}.ts"), *folder.glob(f"*_{part}.ts.gz")])
-        if len(matches) != 1:
-            what = f"there are {len(matches)} files `*_{part}.ts`"
-            raise DataError(what, where=str(folder), fix="Give a folder that holds one problem's two parts")
-        found += matches
-    return found
-
-
-def _expect(entry: DatasetEntry, counts: dict[str, tuple[int, int | None]], source: str) -> None:
-    for what, (found, expected) in counts.items():
-        if expected is not None and found != expected:
-            raise DataError(
-                f"has {found} {what}, `{entry.name}` has {expected}", where=source, fix="Download it again"
-            )
+def _expect(entry: DatasetEntry, where: str, what: str, found: int, expected: int | None) -> None:
+    if expected not in (None, found):
+        what = f"has {found} {what}, `{entry.name}` has {expected}"
+        raise DataError(what, where=where, fix="Download it again")

@@ -174,15 +174,6 @@ def test_members_of_an_archive_come_out_of_one_download(site, tmp_path):
     assert done[0].path.stat().st_mode & 0o400
 
 
-def test_a_gzip_download_is_unpacked(site, tmp_path):
-    site.files["a.csv.gz"] = gzip.compress(TEXT)
-    toy = entry(DataFile("a.csv", sha256=sha256(TEXT), url=site.url("a.csv.gz")))
-    assert fetch(toy, tmp_path)[0].path.read_bytes() == TEXT
-    site.files["a.csv.gz"] = gzip.compress(CONTENT)[:-100]
-    (tmp_path / "a.csv").unlink()
-    refused(toy, tmp_path, "cannot be unpacked")
-
-
 @pytest.mark.parametrize(
     ("names", "match"), [(["x/a.csv", "y/a.csv"], "has 2 files `a.csv`"), (["b.csv"], "has 0 files `a.csv`")]
 )
