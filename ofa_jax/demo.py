@@ -27,8 +27,8 @@ def run_demo(out: str | Path, reporter: Reporter) -> Comparison:
     """Generate series, train, compare with baselines and the noise floor, forecast, plot.
 
     Args:
-        out: Folder for ``load.csv``, ``run``, ``forecast.csv`` and ``forecast.png``; a second call resumes or reuses
-            what is there.
+        out: Folder for ``load.csv``, ``run``, ``forecast.csv`` and ``forecast.png``; a second call resumes or
+            reuses what is there.
         reporter: Progress reporter.
 
     Raises:

@@ -236,7 +236,8 @@ def test_a_bundle_without_a_trunk_forecasts_like_any_other(tiny, tmp_path):
 
 
 def test_anomalies_of_a_table(tiny, tmp_path):
-    """A run stores the threshold of its report; every row is scored once, by the window that the report uses."""
+    """A run stores the threshold of its report; every row is scored once, by the window that the report
+    uses."""
     train_run(tiny.of_task("anomaly", tmp_path, "train.epochs=1"), tmp_path / "run")
     loaded, data = open_run(tmp_path / "run")
     threshold = loaded.record.threshold

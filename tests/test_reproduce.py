@@ -337,10 +337,8 @@ def test_a_part_of_a_data_set_is_reported(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("Quarterly-train-partial14891.csv.gz", "Quarterly-test.csv.gz"):
         (tmp_path / "m4" / name).touch()
     said = reproduce.missing_data(by_name["m4_quarterly"].experiment(0))
-    assert (
-        said
-        == "1 of 2 files are missing (`m4/Quarterly-train.csv`); `Quarterly-train-partial14891.csv.gz` is only a part"
-    )
+    partial = "`Quarterly-train-partial14891.csv.gz` is only a part"
+    assert said == f"1 of 2 files are missing (`m4/Quarterly-train.csv`); {partial}"
     (tmp_path / "SMD").mkdir()
     for file in CATALOG["smd"].files[:14]:
         (tmp_path / file.path).touch()
@@ -378,9 +376,8 @@ def test_the_trunk_and_protocol_that_are_asked_for_reach_the_settings(place: Pla
     assert case.settings(0)["trunk"]["source"] == "gpt2-six"
     assert case.experiment(0).protocol == "published"
     assert case.name == "long-published-tiny-horizon8"
-    assert asked.command("ranks") == (
-        "python tools/reproduce.py ranks --seeds 1 --ranks 4,2 --trunk gpt2-six --protocol published --no-baselines"
-    )
+    options = "--seeds 1 --ranks 4,2 --trunk gpt2-six --protocol published --no-baselines"
+    assert asked.command("ranks") == f"python tools/reproduce.py ranks {options}"
 
 
 # --- the plan -------------------------------------------------------------------------------------
@@ -473,10 +470,8 @@ def test_mean_deviation_bold_and_verdict_where_a_baseline_wins(known: None) -> N
     ]
     spread = np.std(baseline, ddof=1)
     assert table_row(text, "C") == ["C", f"**0.3300 ± {spread:.4f}**", "0.3000", "0", "0"]
-    assert (
-        f"Best MSE: C, 0.3300 ± {spread:.4f}; **a baseline beats the model**: M, random trunk has 0.4400 ± 0.0300."
-        in text
-    )
+    verdict = "**a baseline beats the model**: M, random trunk has 0.4400 ± 0.0300."
+    assert f"Best MSE: C, 0.3300 ± {spread:.4f}; {verdict}" in text
     assert "3 seeds, protocol strict" in text
     assert "random trunk**: this tests the pipeline and says nothing about GPT-2" in text
     assert "cpu, 2 cores of some cpu, float32; jax 1.2" in text

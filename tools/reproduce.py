@@ -1,7 +1,7 @@
 """Reproduce one of the published tables (docs/protocol.md, §4) and write a page that compares the two.
 
-Every seed of every setting is a *cell*, kept as one JSON file. Existing cells are not run again, so re-running the
-same command resumes. The page is made from the cells alone.
+Every seed of every setting is a *cell*, kept as one JSON file. Existing cells are not run again, so
+re-running the same command resumes. The page is made from the cells alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Train one run on all devices of a TPU VM, of all VMs of a slice, or of GPU nodes. docs/tpu.md is a complete guide.
+"""Train one run on all devices of a TPU VM, of all VMs of a slice, or of GPU nodes. docs/tpu.md is a complete
+guide.
 
-Start the same command on every machine; the processes find each other, and process 0 keeps the run folder or its
-copy in a bucket. :func:`ofa_jax.runs.train.train_run` trains, as on one machine.
+Start the same command on every machine; the processes find each other, and process 0 keeps the run folder or
+its copy in a bucket. :func:`ofa_jax.runs.train.train_run` trains, as on one machine.
 
 Exit status:
 
@@ -96,9 +97,8 @@ def train(experiment: Experiment, out: str) -> FitResult:
     with ConsoleReporter() as reporter, ExitStack() as stack:
         if is_main_process():
             kind, number = jax.devices()[0].device_kind, jax.device_count()
-            reporter.notice(
-                f"{jax.process_count()} processes, {number} devices ({kind}), parallel {experiment.train.parallel}"
-            )
+            devices = f"{jax.process_count()} processes, {number} devices ({kind})"
+            reporter.notice(f"{devices}, parallel {experiment.train.parallel}")
         if "://" not in out:
             return train_run(experiment, out, reporter)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ofa-jax-"))) / "run"
@@ -112,10 +112,11 @@ def train(experiment: Experiment, out: str) -> FitResult:
 
 
 class Mirror:
-    """A copy of a run folder at a URL; :meth:`fetch` brings only complete parts, whenever :meth:`push` was interrupted.
+    """A copy of a run folder at a URL; :meth:`fetch` brings only complete parts, whenever :meth:`push` was
+    interrupted.
 
-    A checkpoint, and the bundle, is a folder with a record of its files. The record is deleted first and written
-    last, and a folder without one does not count.
+    A checkpoint, and the bundle, is a folder with a record of its files. The record is deleted first and
+    written last, and a folder without one does not count.
 
     Args:
         url: Any that fsspec supports; the extra ``tpu`` installs what ``gs://`` needs.

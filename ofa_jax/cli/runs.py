@@ -23,7 +23,8 @@ def demo(out: Annotated[Path, Option(help="Folder to write.")] = Path("demo")) -
     with ConsoleReporter() as reporter:
         print_comparison(run_demo(out, reporter))
     print(
-        f"\nforecast: {out / 'forecast.csv'}\nplot:     {out / 'forecast.png'}\ndata:     {out / 'load.csv'}\n"
+        f"\nforecast: {out / 'forecast.csv'}\nplot:     {out / 'forecast.png'}\n"
+        f"data:     {out / 'load.csv'}\n"
         "\nWith your own CSV (a timestamp column, one column per series):\n"
         "  ofa-jax train csv --set data.source=yours.csv --out runs/yours    (downloads GPT-2 once)\n"
         "  ofa-jax evaluate runs/yours --baselines\n"

@@ -32,7 +32,7 @@ def sweep(
     overrides: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Train one adapter per combination of rank, seed and other settings. Re-run the same command to resume."""
+    """Train one adapter per combination of rank, seed and other settings. Re-run to resume."""
     from ofa_jax.cli.show import print_sweep
     from ofa_jax.config.load import load_experiment
     from ofa_jax.studies.sweep.cells import Axes

@@ -125,7 +125,7 @@ class Network(nn.Module):
 class ForecastNetwork(Network):
     """Channel-independent forecasting (protocol §1): instance norm, patches, Dense, trunk, Dense.
 
-    Forecasts ``horizon`` steps from patches of ``patch`` steps, one every ``stride`` steps, at most ``patch``.
+    Forecasts ``horizon`` steps from patches of ``patch`` steps, one every ``stride`` ≤ ``patch`` steps.
     """
 
     horizon: int

@@ -161,7 +161,8 @@ def test_a_number_beyond_float64_is_noticed(folder):
 def test_a_newer_format_is_refused_by_name(folder):
     content = json.loads((folder / "ofa.json").read_text())
     (folder / "ofa.json").write_text(json.dumps(content | {"format": BUNDLE_FORMAT + 1}))
-    named = rf"ofa\.json: format {BUNDLE_FORMAT + 1} is newer than this version of ofa-jax reads \({BUNDLE_FORMAT}\)"
+    newer = BUNDLE_FORMAT + 1
+    named = rf"ofa\.json: format {newer} is newer than this version of ofa-jax reads \({BUNDLE_FORMAT}\)"
     with pytest.raises(CheckpointError, match=named):
         read_bundle(folder)
 

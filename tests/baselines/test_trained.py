@@ -1,4 +1,5 @@
-"""Every task and its baselines: what each computes, how much it trains, and that it is trained once and kept."""
+"""Every task and its baselines: what each computes, how much it trains, and that it is trained once and
+kept."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ NETWORKS = {
     "no_trunk": "no trunk, same recipe",
     "gpt4ts": "gpt4ts, random trunk",
 }
-# one layer of attention of width 8: four maps and a norm; GPT4TS trains two norms of the block, ln_f and 24 positions
+# one layer of attention of width 8: four maps and a norm; GPT4TS trains two norms of the block, ln_f and 24
+# positions
 PATTN, TUNED = 4 * (8 * 8 + 8) + 16, 3 * 16 + 24 * 8
 TRAINABLE = {
     "forecast": {
@@ -255,7 +257,8 @@ def test_an_unknown_baseline_is_one_error(tiny, tmp_path, task):
 
 
 def test_baselines_of_a_real_trunk(tiny, tmp_path):
-    """Its shape goes into the baselines, and a random trunk of that shape is one of them; nothing is called random any more."""
+    """Its shape goes into the baselines, and a random trunk of that shape is one of them; nothing is called
+    random any more."""
     save_trunk(
         random_trunk(GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=40), seed=9), tmp_path / "trunk"
     )
@@ -471,7 +474,8 @@ def test_the_published_protocol_is_said_and_kept(tiny, tmp_path, task):
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """What must not depend on how a run came about: every array of its last checkpoint by digest, its events, its bundle."""
+    """What must not depend on how a run came about: every array of its last checkpoint by digest, its events,
+    its bundle."""
     last = max(
         (entry for entry in (run / "checkpoints").iterdir() if entry.name.isdigit()),
         key=lambda entry: int(entry.name),

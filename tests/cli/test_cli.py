@@ -1,4 +1,5 @@
-"""The command line: every command does what its help says, errors are one paragraph, JSON is alone on standard output."""
+"""The command line: every command does what its help says, errors are one paragraph, JSON is alone on
+standard output."""
 
 from __future__ import annotations
 
@@ -74,8 +75,10 @@ def test_importing_the_package_is_cheap():
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(arguments):
     code = (
-        "import sys\nfrom ofa_jax.cli.main import main\ntry:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
-        "print([name for name in ('jax', 'pandas', 'flax', 'transformers', 'matplotlib') if name in sys.modules])"
+        "import sys\nfrom ofa_jax.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "heavy = ('jax', 'pandas', 'flax', 'transformers', 'matplotlib')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     done = python(code, *arguments)
     assert done.stdout.splitlines()[-1] == "[]"

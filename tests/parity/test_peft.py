@@ -262,7 +262,8 @@ def test_features_of_peft_that_are_not_read_are_refused_by_name(tmp_path, config
 
 
 def test_dropout_is_on_the_dense_adapter_s_input_as_in_peft():
-    """With every weight zero but the adapter's, both outputs count the kept inputs: same mean, same spread."""
+    """With every weight zero but the adapter's, both outputs count the kept inputs: same mean, same
+    spread."""
     samples, width, rate = 4000, 50, 0.2
     layer = torch.nn.Sequential()
     layer.add_module("out_layer", torch.nn.Linear(width, 1, bias=False))

@@ -1,4 +1,5 @@
-"""Anomaly detection: which steps train, validate and are scored, under which threshold, and what is refused."""
+"""Anomaly detection: which steps train, validate and are scored, under which threshold, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def stream(
     anomalies: Sequence[int] = (7,),
     seed: int = 0,
 ) -> LabelledStream:
-    """Two channels; recordings of so many training and test steps; ``anomalies`` are steps of the test stream."""
+    """Two channels; recordings of so many training and test steps; ``anomalies`` are steps of the test
+    stream."""
     draw = np.random.default_rng(seed)
     count = max(len(train), len(test))
     train, test = ([*lengths, *[0] * (count - len(lengths))] for lengths in (train, test))
@@ -63,7 +65,8 @@ def prepared(
 
 
 class Verdict:
-    """What the final metrics of the test part are made of, where the error of every step is ``error(buffer row)``."""
+    """What the final metrics of the test part are made of, where the error of every step is ``error(buffer
+    row)``."""
 
     def __init__(self, data: TaskData, error=lambda rows: rows) -> None:
         def score(table):
@@ -134,7 +137,8 @@ def test_no_window_crosses_a_recording_and_validation_is_not_trained_on(train, t
 
 
 def test_the_training_scores_leave_short_recordings_out_and_say_so():
-    # 100 training steps: validation begins at 80, inside the last recording; the rest of 4 steps before it is too short
+    # 100 training steps: validation begins at 80, inside the last recording; the rest of 4 steps before it is
+    # too short
     data = prepared(stream([69, 7, 24], [40]))
     verdict = Verdict(data)
     assert verdict.threshold == np.percentile([*range(69), *range(76, 100)], 99)
@@ -382,7 +386,7 @@ def test_scores_that_are_not_finite_are_refused():
     for value in (np.nan, np.inf):
         with pytest.raises(
             DataError,
-            match=rf"memory: the scores of 2 step\(s\) are not finite, the first is {value}\. Look for extreme values",
+            match=rf"memory: the scores of 2 step\(s\) are not finite, the first is {value}\. Look for extreme",
         ):
             Verdict(data, lambda rows, value=value: np.where((rows == 70) | (rows == 99), value, rows))
         with pytest.raises(DataError, match=r"the scores of 1 step"):
@@ -410,7 +414,7 @@ def test_parts_are_of_known_sets_alone(tmp_path):
     assert anomaly.prepare(DataConfig(source=own), task).task.tables["test"].size == 4
     with pytest.raises(
         ConfigError,
-        match=r"data\.parts: .*own\.npz is not in the catalog and has no parts to choose from\. Leave data\.parts out",
+        match=r"data\.parts: .*own\.npz is not in the catalog and has no parts to choose from\. Leave data\.p",
     ):
         read(own, "part-0")
     with pytest.raises(ConfigError, match=r"data\.parts: names no part"):

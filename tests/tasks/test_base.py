@@ -42,7 +42,10 @@ def source_of(name: str, folder: Path, tiny) -> Path:
         )
         return folder / "own.npz"
     if name == "classification":
-        header = "@problemName p\n@timeStamps false\n@missing false\n@univariate true\n@equalLength true\n@classLabel true a b\n@data\n"
+        header = (
+            "@problemName p\n@timeStamps false\n@missing false\n@univariate true\n"
+            "@equalLength true\n@classLabel true a b\n@data\n"
+        )
         cases = "".join(f"{index},{index + 1},{-index}:{'ab'[index % 2]}\n" for index in range(10))
         for part in ("TRAIN", "TEST"):
             (folder / f"p_{part}.ts").write_text(header + cases)

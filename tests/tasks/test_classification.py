@@ -193,7 +193,8 @@ def test_what_cannot_be_used_is_one_clear_error():
         cases("aabb"),
         cases("abc", seed=1),
     )
-    message = r"memory-0: the longest training case has 7 steps, but task.input_length is 6\. Set task.input_length to 7"
+    found = r"memory-0: the longest training case has 7 steps, but task.input_length is 6"
+    message = rf"{found}\. Set task.input_length to 7"
     refused(message, cases("aabb", [3, 7, 3, 3]), test, input_length=6)
     refused(
         r"memory-0: has 2 channels, but task\.channels is 12\. Set task\.channels to 2",

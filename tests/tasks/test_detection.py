@@ -23,7 +23,8 @@ def verdicts(draw, *, least=0):
 
 
 def brute_force(found, label, begins=()):
-    """From every anomalous step, walk both ways to the ends of its stretch and look whether any step there was found."""
+    """From every anomalous step, walk both ways to the ends of its stretch and look whether any step there
+    was found."""
     adjusted = found.copy()
     for step in np.flatnonzero(label):
         left = step

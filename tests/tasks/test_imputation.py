@@ -105,7 +105,8 @@ def test_as_many_points_are_hidden_as_asked_for(rate):
     count = 2000
     hidden = np.asarray(hide_points(batch_of(count), keys(count), rate=rate, channels=2).y_mask)[:-1]
     deviation = math.sqrt(rate * (1 - rate))
-    # five standard deviations of a mean of so many draws; the keys are fixed, so this never fails by chance alone
+    # five standard deviations of a mean of so many draws; the keys are fixed, so this never fails by chance
+    # alone
     assert abs(hidden.mean() - rate) < 5 * deviation / math.sqrt(hidden.size)
     for axes in ((0, 1), (0, 2)):
         spread = (
@@ -155,7 +156,8 @@ def test_a_window_hides_the_same_points_in_every_evaluation(data):
 
 
 def hidden_by_training(data: TaskData, step: int, *, seed: int = 2021) -> np.ndarray:
-    """``[b, t, c]``: where one training step has a gradient, if every point's prediction is a separate parameter."""
+    """``[b, t, c]``: where one training step has a gradient, if every point's prediction is a separate
+    parameter."""
 
     def parameter(frozen, trainable, x_btc, x_mask, *, dropout_keys=None):
         return trainable["prediction"]
@@ -227,7 +229,8 @@ def test_windows_are_normalised_by_their_observed_points(model):
     out = predict(model.frozen, model.trainable, hidden.x, hidden.x_mask)
     moved = hidden.x.at[..., :2].set(hidden.x[..., :2] * 100 + 7000)
     found = predict(model.frozen, model.trainable, moved, hidden.x_mask)
-    # float32 at values near 7000, and the variance's floor of 1e-5 next to variances of one; the last row observes nothing
+    # float32 at values near 7000, and the variance's floor of 1e-5 next to variances of one; the last row
+    # observes nothing
     np.testing.assert_allclose(found[:-1], out[:-1] * 100 + 7000, rtol=1e-5)
 
 

@@ -22,14 +22,16 @@ from ofa_jax.tasks.losses import (
 from ofa_jax.windows.batch import Batch
 
 REL = 2e-6
-"""A term is a handful of float32 operations (each right to 6e-8) and so is the sum of at most twelve non-negative terms."""
+"""A term is a handful of float32 operations (each right to 6e-8) and so is the sum of at most twelve
+non-negative terms."""
 
 # no subnormals: XLA's threads take them for 0, as CPUs do in their fast mode
 VALUES = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 
 
 def batch_of(target: np.ndarray, mask: np.ndarray | None = None, x: np.ndarray | None = None) -> Batch:
-    """A batch with the targets ``[b, h]`` of one channel; a row whose targets are all missing fills the batch."""
+    """A batch with the targets ``[b, h]`` of one channel; a row whose targets are all missing fills the
+    batch."""
     y = np.asarray(target, np.float32)[..., None]
     seen = np.ones(y.shape, bool) if mask is None else np.asarray(mask)[..., None]
     x = np.zeros((len(y), 2, 1), np.float32) if x is None else x
@@ -78,7 +80,8 @@ def test_every_term_is_counted_once_and_slices_add_up(name, cells, cut):
     loss, batch = FORECAST_LOSSES[name], batch_of(target, seen.astype(bool))
     total, count = map(float, loss(column(pred), batch))
     wanted = math.fsum(by_hand(name, p, t) for p, t, s in cells if s)
-    # |p - t| of float32 numbers is rounded to 6e-8 of the larger one: next to a tiny target mape sees that as 1e-5 points per unit
+    # |p - t| of float32 numbers is rounded to 6e-8 of the larger one: next to a tiny target mape sees that as
+    # 1e-5 points per unit
     slack = (
         sum(100 * 6e-8 * (abs(p) + abs(t)) / (abs(t) + 1e-8) for p, t, s in cells if s)
         if name == "mape"
@@ -120,7 +123,8 @@ def test_a_batch_of_padding_alone_is_0_of_0():
 def test_the_gradient_of_smape_holds_the_denominator_constant():
     pred, target = np.array([3.0, 1.0, -2.0, 4.0, 0.0, 0.0]), np.array([1.0, 4.0, 2.0, 4.0, 5.0, 0.0])
     gradient = jax.grad(lambda p: smape(p, batch_of(target[None]))[0])(column(pred[None]))[0, :, 0]
-    # d/dp of 200 |p - t| / c is 200 sign(p - t) / c; the whole derivative of the first term would be 200 * (4 - 2) / 16 = 25
+    # d/dp of 200 |p - t| / c is 200 sign(p - t) / c; the whole derivative of the first term would be 200 * (4
+    # - 2) / 16 = 25
     np.testing.assert_allclose(gradient, [200 / 4, -200 / 5, -200 / 4, 0, -200 / 5, 0], rtol=REL)
 
 

@@ -1,4 +1,5 @@
-"""The metrics: closed forms by hand, plain-Python brute force, other people's implementations, and degenerate series."""
+"""The metrics: closed forms by hand, plain-Python brute force, other people's implementations, and degenerate
+series."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from ofa_jax.tasks.metrics import (
 from ofa_jax.windows.batch import Batch
 
 REL = 2e-6
-"""Sums per window are made of a few float32 operations, each right to 6e-8; across windows they are added in float64."""
+"""Sums per window are made of a few float32 operations, each right to 6e-8; across windows they are added in
+float64."""
 
 # no subnormals: XLA's threads take them for 0, as CPUs do in their fast mode
 VALUES = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)

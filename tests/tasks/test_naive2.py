@@ -1,4 +1,5 @@
-"""Naive2 against the competition's own submission, a plain-Python writing of its rules, and series that break them."""
+"""Naive2 against the competition's own submission, a plain-Python writing of its rules, and series that break
+them."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def submission(data_root) -> dict[str, np.ndarray]:
 
 
 def training(data_root, part: str) -> SeriesCollection:
-    # the catalog has the whole Quarterly file; a third of it is missing here, and what is there is the competition's
+    # the catalog has the whole Quarterly file; a third of it is missing here, and what is there is the
+    # competition's
     whole = {"Quarterly": "m4/Quarterly-train-partial14891.csv.gz"}.get(part)
     return read_m4_part(
         data_root / whole if whole else locate(CATALOG[f"m4_{part.lower()}"], data_root, role="train")

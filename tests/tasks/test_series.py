@@ -1,4 +1,5 @@
-"""Transfer between collections and the M4 competition's way: which steps every window reads, and what its forecast is measured by."""
+"""Transfer between collections and the M4 competition's way: which steps every window reads, and what its
+forecast is measured by."""
 
 from __future__ import annotations
 
@@ -361,7 +362,8 @@ def test_short_term_windows_are_those_of_plain_slices(
 
 
 def test_nothing_that_is_held_back_trains():
-    """Strict training reads nothing of the last 2 H steps, published nothing of the last H; every window's target follows its input."""
+    """Strict training reads nothing of the last 2 H steps, published nothing of the last H; every window's
+    target follows its input."""
     import tempfile
 
     lengths, horizon = [9, 30, 17], 3
@@ -394,7 +396,8 @@ def test_every_epoch_cuts_each_series_once_and_in_time_everywhere(tmp_path):
             assert sorted(windows) == sorted(epoch_of(task, seed=1, epoch=epoch, batch_size=5))
         for number, x, _ in windows:
             cuts[number].add(int(x[-1]))
-    # the last input step: series 1 is 4 … 33, its training part ends with 29; series 2 is 34 … 41, series 4 is 46 … 75
+    # the last input step: series 1 is 4 … 33, its training part ends with 29; series 2 is 34 … 41, series 4
+    # is 46 … 75
     assert cuts == {1: {24, 25, 26, 27, 28}, 2: {34, 35, 36}, 4: {66, 67, 68, 69, 70}}
 
 
@@ -429,7 +432,8 @@ def test_a_models_windows_and_its_yardstick_are_the_same(tmp_path, make, protoco
             lambda table: evaluate(last_value(2), data.task, table, {}, {}, batch_size=3), split
         )
         assert set(found) == {"smape", "mase", "owa"}
-        # the model reads float32 values, the reference float64 ones: 6e-8 of a value, some 1e-6 of a difference of two like ones
+        # the model reads float32 values, the reference float64 ones: 6e-8 of a value, some 1e-6 of a
+        # difference of two like ones
         assert found == pytest.approx(data.naive["Naive2"](split), rel=1e-5)
         assert found["owa"] == pytest.approx(1, rel=1e-5)
         assert data.naive["seasonal naive"](split) == data.naive["Naive2"](split)
@@ -632,7 +636,8 @@ def test_a_range_that_holds_no_cut_is_refused(tmp_path):
         ("gone.csv", "gone.csv"),
         (
             "smap",
-            "`smap` is a labeled stream (anomaly), here a collection of single series (zero_shot, short_term)",
+            "`smap` is a labeled stream (anomaly), here a collection of single series (zero_shot, "
+            "short_term)",
         ),
     ],
 )
@@ -736,7 +741,8 @@ def test_windows_of_the_transfer_between_m3_and_m4(
 
 
 def test_m3_yearly_is_too_short_for_a_tenth(data_root):
-    """The published transfer trains on a tenth of each series from M4 only; of M3 Yearly a tenth holds no window at all."""
+    """The published transfer trains on a tenth of each series from M4 only; of M3 Yearly a tenth holds no
+    window at all."""
     with pytest.raises(
         DataError, match=r"no series has .*at least 81 steps are needed.*raise data\.percent from 10"
     ):

@@ -23,7 +23,8 @@ from ofa_jax.windows.table import (
 )
 
 ETTH1 = {"train": 8209, "validation": 2785, "test": 2785}
-"""Windows per channel at L 336, H 96, counted from the months of protocol §3: 8640 - 432 + 1, then 2880 + 336 - 432 + 1."""
+"""Windows per channel at L 336, H 96, counted from the months of protocol §3: 8640 - 432 + 1, then 2880 + 336
+- 432 + 1."""
 
 
 def table_of(*rows: tuple[int, int, int, int, int, int]) -> WindowTable:
@@ -221,8 +222,8 @@ FIRST_BATCH = [35170, 54160, 13707, 20309, 3081, 28381, 46566, 47820]
 def test_the_order_is_the_one_that_runs_were_trained_in():
     found = IndexStream(57463, 8, seed=2021).batches(0, 1)[0].tolist()
     assert found == FIRST_BATCH, (
-        f"the first batch is {found}: grain shuffles differently, so runs begun before cannot be resumed nor repeated to the bit; "
-        "say so in CHANGELOG.md, then write the new numbers here"
+        f"the first batch is {found}: grain shuffles differently, so earlier runs cannot be resumed or repeated "
+        "to the bit; say so in CHANGELOG.md, then write the new numbers here"
     )
 
 

@@ -67,7 +67,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """Cells of one bucket, trained together in a program of ``lanes`` lanes, with ranks padded to ``width``."""
+    """Cells of one bucket: a program of ``lanes`` lanes trains them, with ranks padded to ``width``."""
 
     name: str
     cells: tuple[Cell, ...]
