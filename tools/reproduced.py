@@ -323,7 +323,8 @@ def provenance(table: str, cells: list[Cell], command: str) -> list[str]:
     return [
         *text,
         f"Test part, protocol `{protocols}` ([protocol.md](../protocol.md), §5). "
-        "Mean ± standard deviation (n − 1) over the seeds; **bold**: the best of our own figures. `bytes` is what the trained parameters take in float32. "
+        "Mean ± standard deviation (n − 1) over the seeds; **bold**: the best of our own figures. "
+        "`bytes` is what the trained parameters take in float32. "
         f"{published(table).get('note', '')}".rstrip(),
         "",
         f"Measured on {'; and on '.join(machines)}; {'; and '.join(packages)}.{time}",

@@ -242,7 +242,7 @@ def test_predict_from_the_bundle_alone_without_timestamps(trained, tmp_path, tin
     [
         (lambda table: table.drop(columns="b"), ("new.csv", "missing: `b`")),
         (lambda table: table.assign(c=1.0), ("new.csv", "extra: `c`")),
-        (lambda table: table.head(20), ("new.csv", "20 rows, but the model reads the last 32")),
+        (lambda table: table.head(20), ("new.csv", "20 rows, but the model reads 32")),
         (lambda table: table.drop(index=7), ("new.csv", "the step is irregular", "row 8")),
         (lambda table: table.assign(a="text"), ("new.csv", "text")),
     ],
@@ -295,7 +295,8 @@ def test_deliberate_errors_are_one_paragraph(trained, tmp_path, monkeypatch, cal
 
 def test_errors_name_the_flag(run, call):
     refused(
-        call("params", "csv", "--set", "train.epoch=3"), "error: --set: there is no setting 'train.epoch'"
+        call("params", "csv", "--set", "train.epoch=3"),
+        "error: --set: train.epoch is not a setting (did you mean train.epochs",
     )
     refused(
         call("evaluate", run, "--baseline", "nope"), "error: --baseline: the task 'forecast' has no baseline"

@@ -150,7 +150,7 @@ def test_settings_that_cannot_be_are_refused(override, said):
 
 
 def test_shared_frozen_leaves_need_jit():
-    with pytest.raises(ConfigError, match="fsdp is 2, but parallel pmap cannot shard parameters"):
+    with pytest.raises(ConfigError, match="fsdp is 2, but pmap cannot shard parameters; use parallel jit"):
         build_experiment({"data": {"source": "etth1"}}, ["train.parallel=pmap", "train.fsdp=2"])
 
 

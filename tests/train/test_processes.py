@@ -457,7 +457,7 @@ def test_errors_name_the_option(tmp_path):
     given = ["--config", "csv", "--out", tmp_path / "run", "--set", "train.epoch=3"]
     done = subprocess.run([sys.executable, TOOL, *given], capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --set: there is no setting 'train.epoch'")
+    assert done.stderr.startswith("error: --set: train.epoch is not a setting (did you mean train.epochs")
 
 
 def test_urls_that_nothing_reads_are_refused(tmp_path):

@@ -222,7 +222,7 @@ FIRST_BATCH = [35170, 54160, 13707, 20309, 3081, 28381, 46566, 47820]
 def test_the_order_is_the_one_that_runs_were_trained_in():
     found = IndexStream(57463, 8, seed=2021).batches(0, 1)[0].tolist()
     assert found == FIRST_BATCH, (
-        f"the first batch is {found}: grain shuffles differently, so earlier runs cannot be resumed or repeated "
+        f"the first batch is {found}: grain shuffles differently, so runs cannot be resumed or repeated "
         "to the bit; say so in CHANGELOG.md, then write the new numbers here"
     )
 
