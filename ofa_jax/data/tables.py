@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -190,15 +191,7 @@ def read_text(path: Path) -> Table:
                 raise DataError(what, where=f"{path}, row {len(lines)} (line {lines[-1]})", fix=fix)
     except csv.Error as error:
         raise _not_text(path, error) from None
-
-    def read(positions: Sequence[int], dtype: type) -> pd.DataFrame:
-        try:
-            return _read_csv(body, delimiter, len(names), positions, dtype)
-        except ValueError as error:  # pandas' ParserError is one
-            if dtype is float:
-                raise
-            raise _not_text(path, error) from None
-
+    read = partial(_read_csv, path, body, delimiter, len(names))
     return Table(str(path), names, len(lines), first_cell, read, lines=lines)
 
 
@@ -207,28 +200,33 @@ def _not_text(path: Path, error: Exception) -> DataError:
     return DataError(what, where=str(path), fix="Check the quotes in the file")
 
 
-def _read_csv(text: str, delimiter: str, width: int, positions: Sequence[int], dtype: type) -> pd.DataFrame:
+def _read_csv(
+    path: Path, text: str, delimiter: str, width: int, positions: Sequence[int], dtype: type
+) -> pd.DataFrame:
     import pandas as pd
 
-    options: dict[str, Any] = {
-        "names": list(range(width)),
-        "usecols": sorted(positions),
-        "dtype": dict.fromkeys(positions, dtype),
-        "na_values": {position: list(_NO_VALUE) for position in positions if dtype is float},
-    }
     # from pandas 3.1 on every number is read exactly and the option that asks for it warns
-    if tuple(int(part) for part in pd.__version__.split(".")[:2]) < (3, 1):
-        options["float_precision"] = "round_trip"
-    frame: pd.DataFrame = pd.read_csv(
-        io.StringIO(text),
-        sep=delimiter,
-        header=0,
-        keep_default_na=False,
-        skip_blank_lines=False,
-        skipinitialspace=True,
-        index_col=False,
-        **options,
-    )
+    old = tuple(int(part) for part in pd.__version__.split(".")[:2]) < (3, 1)
+    exact: dict[str, Any] = {"float_precision": "round_trip"} if old else {}
+    try:
+        frame = pd.read_csv(
+            io.StringIO(text),
+            sep=delimiter,
+            header=0,
+            names=list(range(width)),
+            usecols=sorted(positions),
+            dtype=dict.fromkeys(positions, dtype),
+            na_values=list(_NO_VALUE) if dtype is float else [],
+            keep_default_na=False,
+            skip_blank_lines=False,
+            skipinitialspace=True,
+            index_col=False,
+            **exact,
+        )
+    except ValueError as error:  # pandas' ParserError is one
+        if dtype is float:
+            raise
+        raise _not_text(path, error) from None
     return frame[list(positions)]
 
 
