@@ -166,7 +166,12 @@ def read_text(path: Path) -> Table:
         DataError: The file is damaged, empty or not text, has no header, or a row does not have its width.
     """
     with open_data(path) as file:
-        text = _decode(file.read(), path)
+        content = file.read()
+    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    text = content.decode("utf-16", errors="replace") if utf16 else decode(content)
+    if "\0" in text:
+        raise DataError("the file contains binary data, not text", where=str(path), fix="Give CSV or Parquet")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     body = text.lstrip("\n")
     skipped = len(text) - len(body)
     if not body.strip():
@@ -257,17 +262,12 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
         raise DataError(what, where=str(path), fix="Check that it is complete and readable") from None
 
 
-def _decode(content: bytes, path: Path) -> str:
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        text = content.decode("utf-16", errors="replace")
-    else:
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = content.decode("latin-1")
-    if "\0" in text:
-        raise DataError("the file contains binary data, not text", where=str(path), fix="Give CSV or Parquet")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+def decode(content: bytes) -> str:
+    """UTF-8, with or without a byte order mark, or else Latin-1."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 def _check_header(names: tuple[str, ...], where: str) -> None:

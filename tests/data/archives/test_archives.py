@@ -290,7 +290,7 @@ def test_a_missing_value_that_the_header_denies_is_always_an_error(tmp_path, how
         ("::0.5,0.25", "::", r"line 13, value 1: there is nothing"),
         ("0.25\n", "0.25", r"line 13: the last line has no line end"),
         ("@data\n", "", r"line 10: the header contains 'T1:1979"),
-        ("T 2", "\0", r"line 12: the file holds binary data"),
+        ("T 2", "\0", r"line 12: the file contains binary data"),
         (TSF[TSF.index("T1:") :], "", r"no series below `@data`"),
         (TSF[TSF.index("@data") :], "", r"line 9: there is no line `@data`"),
         (TSF, "", r"the file is empty"),
