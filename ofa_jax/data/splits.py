@@ -49,7 +49,7 @@ def borders(
         DataError: A part has too few rows.
     """
     if rule == "ratio":
-        # truncated products of floats, as the benchmarks compute them: int(10 * 0.7) is 7, int(90 * 0.7) is 62
+        # truncated products of floats, as the benchmarks compute them: int(90 * 0.7) is 62
         train, test = int(n_rows * ratios[0]), int(n_rows * ratios[2])
         validation = n_rows - train - test
     else:

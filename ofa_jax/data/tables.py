@@ -242,8 +242,10 @@ def require_file(path: Path) -> None:
         DataError: It is a folder or missing.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "there is no such file"
-        raise DataError(what, where=str(path), fix="Check the path")
+        what, fix = "there is no such file", "Check the path"
+        if path.is_dir():
+            what, fix = "is a folder", "Give the path of a file"
+        raise DataError(what, where=str(path), fix=fix)
 
 
 @contextmanager

@@ -13,17 +13,17 @@ from ofa_jax.windows.table import PADDING
 class IndexStream:
     """The order in which all processes see the windows: shuffled per epoch, cut into batches, repeated.
 
-    Batches are numbered from 0 through all epochs, so a position is one integer and no batch crosses an epoch.
-    The order is grain's index shuffle, a seeded permutation with random access (its pipeline over a range costs
-    three times as much per window, which shows with a small network).
+    Batches are numbered from 0 through all epochs, so a position is one integer; no batch crosses an epoch.
+    The order is grain's index shuffle, a seeded permutation with random access (its pipeline over a range
+    costs three times as much per window, which shows with a small network).
 
     Args:
         windows: Number of windows in the table.
         batch_size: Windows per batch; an epoch's last batch is padded with :data:`PADDING`.
         seed: Seed of the order, 0 to 2**32 - 1; every epoch has a different order. None keeps the table's.
         drop_last: Leave out an epoch's partial last batch, as published code does (protocol §3).
-        groups: ``[groups + 1]``: borders of groups of rows, from 0 to ``windows``; every epoch sees one row per
-            group, drawn by seed, epoch and group alone. None makes every row a group.
+        groups: ``[groups + 1]``: borders of groups of rows, from 0 to ``windows``; every epoch sees one row
+            per group, drawn by seed, epoch and group alone. None makes every row a group.
 
     Raises:
         DataError: There are too few windows for one batch.

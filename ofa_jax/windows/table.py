@@ -1,8 +1,8 @@
 """The window table: where the windows of a data set lie in its buffer.
 
-The frames of a data set are concatenated in one float32 buffer ``[rows, channels]``. A **window** is a row of a
-table that points into it: its first observed row, one channel or all, its observed input and target steps, and an
-id. That represents overlapping forecasting windows, thousands of short series and labeled cases alike.
+The frames of a data set are concatenated in one float32 buffer ``[rows, channels]``. A **window** is a row of
+a table that points into it: its first observed row, one channel or all, its observed input and target steps,
+and an id. That represents overlapping forecasting windows, thousands of short series and labeled cases alike.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def sliding_windows(
         input_length: L.
         horizon: H; may be 0.
         channels: Number of channels of the buffer.
-        univariate: One window per channel and start, in that order; otherwise one per start with all channels.
+        univariate: One window per channel and start, in that order; otherwise one per start with all of them.
         step: Rows from one start to the next.
     """
     starts = np.arange(rows[0], rows[1] - input_length - horizon + 1, step)

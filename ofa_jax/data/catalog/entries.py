@@ -47,8 +47,8 @@ class DatasetEntry:
         name: Its name in commands and settings.
         kind: A ``frame`` (CSV), a ``collection`` of single series (``.tsf`` or M4), labeled ``cases``
             (``.ts``), or a labeled ``stream`` (``.npz``).
-        title, note, pages, licence, citation: One line about it, advice, web pages, what its owners allow, and
-            the paper that introduced it.
+        title, note, pages, licence, citation: One line about it, advice, web pages, what its owners allow,
+            and the paper that introduced it.
         files: Its files.
         split: Split rule of a frame (protocol §3).
         frequency: Its step: a pandas alias for frames; Y, Q, M, W, D or h for collections.

@@ -100,7 +100,7 @@ def content_sha256(path: Path) -> str:
         DataError: The file cannot be read or unpacked.
     """
     with open_data(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # gzip's lacks getbuffer
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # no getbuffer
 
 
 def verify(entry: DatasetEntry, path: Path, *, role: str = "data") -> bool:

@@ -329,7 +329,7 @@ def test_tsf_mistakes(tmp_path, old, new, match):
             "true up 1.0",
             r"line 11: the label 'down' is none of the header's classes \('up 1\.0'\)",
         ),
-        ("true up down 1.0", "true up down up", r"line 8: `@classLabel` names a class twice"),
+        ("true up down 1.0", "true up down up", r"line 8: `@classLabel` names 'up' twice"),
         ("true up down 1.0", "true", r"line 8: `@classLabel` names no class"),
         ("true up down 1.0", "false", r"line 8: there are no class labels"),
         ("@classLabel true up down 1.0\n", "", r"toy\.ts: there are no class labels"),
