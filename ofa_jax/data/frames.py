@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from ofa_jax.config.tasks import Missing, Timestamps
 from ofa_jax.data.missing import fill_missing
-from ofa_jax.data.tables import Table, as_table, read_parquet, read_text
+from ofa_jax.data.tables import Table, as_table, read_parquet, read_text, require_file
 from ofa_jax.data.timestamps import check_order, following, infer_step, looks_like_date, parse_times
 from ofa_jax.errors import DataError
 
@@ -110,11 +111,11 @@ def read_frame(
     times, zoned, time_name = None, False, "date"
     if time is not None:
         time_name = table.names[time]
-        place = table.place(time_name)
-        times, zoned = parse_times(table.cells(time), place)
+        place = partial(table.place, time_name)
+        times, zoned = parse_times(table.read([time], object).iloc[:, 0], place)
         check_order(times, timestamps, place)
     if missing != "keep":
-        values = fill_missing(values, missing, lambda column, row: table.place(names[column])(row))
+        values = fill_missing(values, missing, lambda column, row: table.place(names[column], row))
     return Frame(values, names, times, table.source, time_name, zoned)
 
 
@@ -142,14 +143,13 @@ def _open(source: str | Path | pd.DataFrame) -> Table:
     if not isinstance(source, str | Path):
         return as_table(source, "DataFrame")
     path = Path(source)
-    if not path.exists():
-        raise DataError("there is no such file", where=str(path), fix="Check the path")
-    if path.is_file() and path.name.lower().endswith(_TEXT):
+    require_file(path)
+    if path.name.lower().endswith(_TEXT):
         return read_text(path)
-    if path.is_file() and path.name.lower().endswith(_PARQUET):
+    if path.name.lower().endswith(_PARQUET):
         return read_parquet(path)
-    what = "is a folder" if path.is_dir() else f"the ending {path.suffix!r} is not supported"
-    raise DataError(what, where=str(path), fix=f"Give a file that ends in {', '.join([*_TEXT, *_PARQUET])}")
+    fix = f"Give a file that ends in {', '.join([*_TEXT, *_PARQUET])}"
+    raise DataError(f"the ending {path.suffix!r} is not supported", where=str(path), fix=fix)
 
 
 def _choose(

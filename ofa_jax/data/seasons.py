@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import re
 
-_ALIASES = {
-    "min": 1440,
-    "h": 24,
-    "D": 7,
-    "B": 5,
-    "W": 52,
-    "M": 12,
-    "BM": 12,
-    "Q": 4,
-    "BQ": 4,
-    "Y": 1,
-    "BY": 1,
-}
-"""By the unit of a pandas alias: a day for hours and minutes, a week for days, a year above."""
+_ALIASES = {"min": 1440, "h": 24, "D": 7, "B": 5, "W": 52, "M": 12, "Q": 4, "Y": 1}
+"""By the unit of a pandas alias (also of business months and the like): a day for hours and minutes, a week
+for days, a year above."""
 
 _ARCHIVES = {"yearly": 1, "quarterly": 4, "monthly": 12, "weekly": 1, "daily": 1, "hourly": 24}
 """By the word that Monash and M4 files use: the season m of the M4 competition (protocol §3)."""
@@ -30,7 +19,7 @@ def season_of(frequency: str | None) -> int | None:
     """
     if (frequency or "").lower() in _ARCHIVES:
         return _ARCHIVES[(frequency or "").lower()]
-    match = re.fullmatch(r"(\d*)([A-Za-z]+?)([SE]?)(-[A-Z]+)?", frequency or "")
+    match = re.fullmatch(r"(\d*)B?([A-Za-z]+?)([SE]?)(-[A-Z]+)?", frequency or "")
     cycle = _ALIASES.get(match[2]) if match else None
     if match is None or cycle is None:
         return None

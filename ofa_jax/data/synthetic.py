@@ -63,7 +63,7 @@ class SyntheticLoad:
     noise_shock: np.ndarray
 
     def noise_floor(self, horizon: int) -> tuple[np.ndarray, np.ndarray]:
-        """The least expected mse ``[C]`` in MW² and mae ``[C]`` in MW over ``horizon`` hours."""
+        """The least expected mse in MW² and mae in MW over ``horizon`` hours, ``[C]`` each (derived above)."""
         steps = np.arange(1, horizon + 1)[:, None]
         weather = self.weather_shock**2 * _growth(np.array([self.weather_memory]), steps)
         variance_hc = self.response**2 * weather + self.noise_shock**2 * _growth(self.noise_memory, steps)
@@ -71,7 +71,7 @@ class SyntheticLoad:
         return variance_hc.mean(axis=0), absolute_hc.mean(axis=0)
 
     def best_forecast(self, origins: np.ndarray, horizon: int) -> np.ndarray:
-        """The best forecasts ``[M, H, C]`` in MW of the rows after each of ``origins`` ``[M]``."""
+        """The best forecasts ``[M, H, C]`` in MW of the ``horizon`` rows after each of the ``origins``."""
         steps = np.arange(1, horizon + 1)
         cycles = self.cycles[origins[:, None] + steps]
         weather = self.weather_memory ** steps[:, None] * self.response * self.weather[origins][:, None, None]

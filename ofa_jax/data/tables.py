@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ofa_jax.data.timestamps import Place, looks_like_date, shorten
+from ofa_jax.data.timestamps import looks_like_date, shorten
 from ofa_jax.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,41 +64,31 @@ class Table:
             frame = self.read(positions, object)
         if {dtype.kind for dtype in frame.dtypes} <= set("iuf"):
             return np.array(frame.to_numpy(np.float64, na_value=np.nan), order="C")
-        names = [self.names[position] for position in positions]
-        return _read_cells({name: frame.iloc[:, index].tolist() for index, name in enumerate(names)}, self)
+        cells = [frame.iloc[:, index].tolist() for index in range(len(positions))]
+        values = [[_number(cell) for cell in column] for column in cells]
+        only_text = [all(value is None for value in column) for column in values]
+        for index, column in enumerate(values):
+            if None not in column:
+                continue
+            row = column.index(None)
+            text = cells[index][row]
+            what, fix = "among numbers the column", "Correct it, or leave the cell empty"
+            if only_text[index]:
+                what, fix = "the column", "List the columns of numbers in `columns`"
+            if all(only_text):
+                what, fix = "there is no numeric column; this one", "Give at least one column of numbers"
+            if re.fullmatch(r"[+-]?[\d.]+,\d+", str(text).strip()):
+                fix = "Write numbers with a decimal point and without thousands signs"
+            where = self.place(self.names[positions[index]], row)
+            raise DataError(f"{what} contains the text {shorten(text)}", where=where, fix=fix)
+        return np.array(values, dtype=np.float64).T.copy()
 
-    def cells(self, position: int) -> pd.Series:
-        """The cells of one column as they are."""
-        return self.read([position], object).iloc[:, 0]
-
-    def place(self, name: str) -> Place:
-        """The place of a row of the column ``name``."""
-
-        def place(row: int | None) -> str:
-            line = f" (line {self.lines[row]})" if self.lines is not None and row is not None else ""
-            return f"{self.source}, column `{name}`" + ("" if row is None else f", row {row + 1}{line}")
-
-        return place
-
-
-def _read_cells(columns: dict[str, list[Any]], table: Table) -> np.ndarray:
-    """The cells as ``[T, C]`` float64, or the error that names the first that is not a number."""
-    values = {name: [_number(cell) for cell in cells] for name, cells in columns.items()}
-    only_text = {name: all(value is None for value in column) for name, column in values.items()}
-    for name, column in values.items():
-        if None not in column:
-            continue
-        row = column.index(None)
-        cell = columns[name][row]
-        what, fix = "among numbers the column", "Correct it, or leave the cell empty"
-        if only_text[name]:
-            what, fix = "the column", "List the columns of numbers in `columns`"
-        if all(only_text.values()):
-            what, fix = "there is no numeric column; this one", "Give at least one column of numbers"
-        if re.fullmatch(r"[+-]?[\d.]+,\d+", str(cell).strip()):
-            fix = "Write numbers with a decimal point and without thousands signs"
-        raise DataError(f"{what} contains the text {shorten(cell)}", where=table.place(name)(row), fix=fix)
-    return np.array(list(values.values()), dtype=np.float64).T.copy()
+    def place(self, name: str, row: int | None) -> str:
+        """How messages name a column, or its cell in a row (0-based)."""
+        if row is None:
+            return f"{self.source}, column `{name}`"
+        line = "" if self.lines is None else f" (line {self.lines[row]})"
+        return f"{self.source}, column `{name}`, row {row + 1}{line}"
 
 
 def _number(cell: object) -> float | None:
@@ -130,8 +121,9 @@ def as_table(frame: pd.DataFrame, source: str) -> Table:
         what = "the columns or the index have several levels"
         raise DataError(what, where=source, fix="Flatten them to one level")
     index = frame.index.to_timestamp() if isinstance(frame.index, pd.PeriodIndex) else frame.index
-    text = len(index) > 0 and isinstance(index[0], str)
-    dated = isinstance(index, pd.DatetimeIndex) or (text and looks_like_date(str(index[0])))
+    dated = isinstance(index, pd.DatetimeIndex)
+    if len(index) and isinstance(index[0], str):
+        dated = looks_like_date(index[0])
     if dated:
         frame = frame.copy(deep=False)
         frame.insert(0, "index" if index.name is None else index.name, index, allow_duplicates=True)
@@ -140,13 +132,14 @@ def as_table(frame: pd.DataFrame, source: str) -> Table:
         fix = "Set a DatetimeIndex, or turn the index into a column with `reset_index()`"
         raise DataError(what, where=source, fix=fix)
     first = frame.iat[0, 0] if frame.size else ""
-    first_cell = str(first) if isinstance(first, str) or hasattr(first, "year") else ""
-    names = tuple(map(str, frame.columns))
-
-    def read(positions: Sequence[int], dtype: type) -> pd.DataFrame:
-        return frame.iloc[:, list(positions)]
-
-    return Table(source, names, len(frame), first_cell, read, 0 if dated else None)
+    return Table(
+        source=source,
+        names=tuple(map(str, frame.columns)),
+        n_rows=len(frame),
+        first_cell=str(first) if isinstance(first, str) or hasattr(first, "year") else "",
+        read=lambda positions, dtype: frame.iloc[:, list(positions)],
+        time_index=0 if dated else None,
+    )
 
 
 def read_parquet(path: Path) -> Table:
@@ -173,12 +166,17 @@ def read_text(path: Path) -> Table:
         DataError: The file is damaged, empty or not text, has no header, or a row does not have its width.
     """
     with open_data(path) as file:
-        text = _decode(file.read(), path)
+        content = file.read()
+    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    text = content.decode("utf-16", errors="replace") if utf16 else decode(content)
+    if "\0" in text:
+        raise DataError("the file contains binary data, not text", where=str(path), fix="Give CSV or Parquet")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     body = text.lstrip("\n")
+    skipped = len(text) - len(body)
     if not body.strip():
         fix = "Give a file with a header line and data rows"
         raise DataError("the file is empty", where=str(path), fix=fix)
-    skipped = len(text) - len(body)
     # blank lines at the end are not rows; one in the middle is a row with nothing in it
     body = re.sub(r"(?:\n *)+\Z", "", body) + "\n"
     delimiter = max(_DELIMITERS, key=re.sub(r'"[^"]*"', "", body.split("\n", 1)[0]).count)
@@ -189,23 +187,16 @@ def read_text(path: Path) -> Table:
         _check_header(names, f"{path}, line {skipped + 1}")
         for fields in reader:
             lines.append(skipped + reader.line_num)
-            first_cell = fields[0].strip() if fields and len(lines) == 1 else first_cell
-            width = max(len(fields), 1)
-            if width != len(names):
-                what = f"has {width} field(s) where the header has {len(names)}"
+            fields = fields or [""]
+            if len(lines) == 1:
+                first_cell = fields[0].strip()
+            if len(fields) != len(names):
+                what = f"has {len(fields)} field(s) where the header has {len(names)}"
                 fix = "Correct the row; a text with the delimiter in it needs quotes"
                 raise DataError(what, where=f"{path}, row {len(lines)} (line {lines[-1]})", fix=fix)
     except csv.Error as error:
         raise _not_text(path, error) from None
-
-    def read(positions: Sequence[int], dtype: type) -> pd.DataFrame:
-        try:
-            return _read_csv(body, delimiter, len(names), positions, dtype)
-        except ValueError as error:  # pandas' ParserError is one
-            if dtype is float:
-                raise
-            raise _not_text(path, error) from None
-
+    read = partial(_read_csv, path, body, delimiter, len(names))
     return Table(str(path), names, len(lines), first_cell, read, lines=lines)
 
 
@@ -214,28 +205,33 @@ def _not_text(path: Path, error: Exception) -> DataError:
     return DataError(what, where=str(path), fix="Check the quotes in the file")
 
 
-def _read_csv(text: str, delimiter: str, width: int, positions: Sequence[int], dtype: type) -> pd.DataFrame:
+def _read_csv(
+    path: Path, text: str, delimiter: str, width: int, positions: Sequence[int], dtype: type
+) -> pd.DataFrame:
     import pandas as pd
 
-    options: dict[str, Any] = {
-        "names": list(range(width)),
-        "usecols": sorted(positions),
-        "dtype": dict.fromkeys(positions, dtype),
-        "na_values": {position: list(_NO_VALUE) for position in positions if dtype is float},
-    }
     # from pandas 3.1 on every number is read exactly and the option that asks for it warns
-    if tuple(int(part) for part in pd.__version__.split(".")[:2]) < (3, 1):
-        options["float_precision"] = "round_trip"
-    frame: pd.DataFrame = pd.read_csv(
-        io.StringIO(text),
-        sep=delimiter,
-        header=0,
-        keep_default_na=False,
-        skip_blank_lines=False,
-        skipinitialspace=True,
-        index_col=False,
-        **options,
-    )
+    old = tuple(int(part) for part in pd.__version__.split(".")[:2]) < (3, 1)
+    exact: dict[str, Any] = {"float_precision": "round_trip"} if old else {}
+    try:
+        frame = pd.read_csv(
+            io.StringIO(text),
+            sep=delimiter,
+            header=0,
+            names=list(range(width)),
+            usecols=sorted(positions),
+            dtype=dict.fromkeys(positions, dtype),
+            na_values=list(_NO_VALUE) if dtype is float else [],
+            keep_default_na=False,
+            skip_blank_lines=False,
+            skipinitialspace=True,
+            index_col=False,
+            **exact,
+        )
+    except ValueError as error:  # pandas' ParserError is one
+        if dtype is float:
+            raise
+        raise _not_text(path, error) from None
     return frame[list(positions)]
 
 
@@ -246,8 +242,10 @@ def require_file(path: Path) -> None:
         DataError: It is a folder or missing.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "there is no such file"
-        raise DataError(what, where=str(path), fix="Check the path")
+        what, fix = "there is no such file", "Check the path"
+        if path.is_dir():
+            what, fix = "is a folder", "Give the path of a file"
+        raise DataError(what, where=str(path), fix=fix)
 
 
 @contextmanager
@@ -266,17 +264,12 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
         raise DataError(what, where=str(path), fix="Check that it is complete and readable") from None
 
 
-def _decode(content: bytes, path: Path) -> str:
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        text = content.decode("utf-16", errors="replace")
-    else:
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = content.decode("latin-1")
-    if "\0" in text:
-        raise DataError("the file contains binary data, not text", where=str(path), fix="Give CSV or Parquet")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+def decode(content: bytes) -> str:
+    """UTF-8, with or without a byte order mark, or else Latin-1."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 def _check_header(names: tuple[str, ...], where: str) -> None:

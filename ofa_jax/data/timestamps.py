@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +19,7 @@ Place = Callable[[int | None], str]
 
 _DAY = 24 * 3600 * 10**9
 _ZERO = np.timedelta64(0)
+_YEARS = range(1678, 2262)  # those that datetime64[ns] has from start to end
 _WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
 _ZONE = re.compile(r"[T ][\d:.,]+\s*(Z|[+-]\d\d?(:?\d\d)?)$", re.IGNORECASE)
 _CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p")
@@ -46,16 +46,16 @@ class Step:
 
 def looks_like_date(text: str) -> bool:
     """Whether one cell reads as a date that is not simply a number."""
-    if re.fullmatch(r"[+-]?[\d.]*", text):
+    import pandas as pd
+
+    text = text.strip()
+    if not text[:1].isdigit() or re.fullmatch(r"[\d.]+", text):
         return False
-    try:
-        parse_times([text], lambda row: "")
-    except DataError as error:
-        return "day first or month first" in error.what
-    return True
+    year = pd.to_datetime(text, format="ISO8601", errors="coerce").year
+    return year in _YEARS or bool(_year_last_formats(text))
 
 
-def parse_times(cells: Sequence[Any] | pd.Series, place: Place) -> tuple[np.ndarray, bool]:
+def parse_times(column: pd.Series, place: Place) -> tuple[np.ndarray, bool]:
     """Timestamps of a column as ``[T]`` datetime64[ns], and whether they have a time zone (then in UTC).
 
     ISO 8601 comes first, years and months included. Dates with the year last are read day first or month
@@ -66,16 +66,16 @@ def parse_times(cells: Sequence[Any] | pd.Series, place: Place) -> tuple[np.ndar
     """
     import pandas as pd
 
-    column = cells if isinstance(cells, pd.Series) else pd.Series(list(cells), dtype=object)
-    missing = np.flatnonzero(column.isna().to_numpy())
+    dated = pd.api.types.is_datetime64_any_dtype(column.dtype)
+    gone = column.isna().to_numpy()
+    texts = [] if dated else [str(cell).strip() for cell in column]
+    missing = np.flatnonzero(gone if dated else gone | (np.array(texts) == ""))
     if len(missing):
-        raise _missing(place(int(missing[0])))
-    if pd.api.types.is_datetime64_any_dtype(column.dtype):
+        fix = "Fill it, or remove the row"
+        raise DataError("the timestamp is missing", where=place(int(missing[0])), fix=fix)
+    if dated:
         return _to_ns(column, place), column.dt.tz is not None
-    texts = [str(cell).strip() for cell in column.tolist()]
     for row, text in enumerate(texts):
-        if not text:
-            raise _missing(place(row))
         if not text[0].isdigit():  # pandas reads words such as "now" as the present moment
             raise _not_a_date(text, place(row))
     return _parse_text(texts, place)
@@ -96,51 +96,50 @@ def _parse_text(texts: list[str], place: Place) -> tuple[np.ndarray, bool]:
     except ValueError:  # zones in a form that only pandas recognizes
         raise DataError("only some rows have a time zone", where=place(None), fix=fix_zones) from None
     if pd.isna(parsed.iloc[0]):
-        return _parse_year_last(texts, place), False
-    return _complete(parsed, texts, place), zoned[0] or parsed.dt.tz is not None
+        return _parse_year_last(column, place), False
+    _check_complete(parsed, texts, place)
+    return _to_ns(parsed, place), zoned[0] or parsed.dt.tz is not None
 
 
-def _parse_year_last(texts: list[str], place: Place) -> np.ndarray:
+def _parse_year_last(texts: pd.Series, place: Place) -> np.ndarray:
     import pandas as pd
 
-    match = re.match(r"\d{1,2}([/.-])\d{1,2}\1\d{4}", texts[0])
-    sign = match[1] if match else "/"
-    orders = (f"%d{sign}%m{sign}%Y", f"%m{sign}%d{sign}%Y")
-    formats = [order + clock for clock in _CLOCKS for order in orders if _fits(texts[0], order + clock)]
+    formats = _year_last_formats(texts[0])
     if not formats:
         raise _not_a_date(texts[0], place(0))
-    series = pd.Series(texts, dtype=object)
-    readings = [pd.to_datetime(series, format=form, errors="coerce") for form in formats]
-    longest = max(readings, key=lambda reading: reading.notna().to_numpy().cumprod().sum())
+    readings = [pd.to_datetime(texts, format=form, errors="coerce") for form in formats]
+    _check_complete(max(readings, key=lambda reading: reading.notna().cumprod().sum()), texts, place)
     complete = [_to_ns(reading, place) for reading in readings if reading.notna().all()]
     if len(complete) == 2 and not np.array_equal(complete[0], complete[1]):
         complete = [times for times in complete if _is_regular(times)]
         if len(complete) != 1:
             what = f"{texts[0]!r} can be read day first or month first, and the other rows do not decide it"
             raise DataError(what, where=place(0), fix="Write dates with the year first, such as 2024-01-31")
-    return complete[0] if complete else _complete(longest, texts, place)
+    return complete[0]
 
 
-def _fits(text: str, form: str) -> bool:
-    try:
-        datetime.strptime(text, form)
-    except ValueError:
-        return False
-    return True
+def _year_last_formats(text: str) -> list[str]:
+    """The formats with the year last that fit, day first before month first."""
+    import pandas as pd
+
+    match = re.match(r"\d{1,2}([/.-])\d{1,2}\1\d{4}", text)
+    sign = match[1] if match else "/"
+    orders = (f"%d{sign}%m{sign}%Y", f"%m{sign}%d{sign}%Y")
+    formats = [order + clock for clock in _CLOCKS for order in orders]
+    return [form for form in formats if not pd.isna(pd.to_datetime(text, format=form, errors="coerce"))]
 
 
 def _is_regular(times: np.ndarray) -> bool:
-    if len(times) < 3 or (np.diff(times) <= np.timedelta64(0)).any():
+    if len(times) < 3 or (np.diff(times) <= _ZERO).any():
         return False
     step = infer_step(times)
     return step is not None and step.first_break is None
 
 
-def _complete(parsed: pd.Series, texts: list[str], place: Place) -> np.ndarray:
-    bad = np.flatnonzero(parsed.isna().to_numpy())
+def _check_complete(parsed: pd.Series, texts: Sequence[str] | pd.Series, place: Place) -> None:
+    bad = np.flatnonzero(parsed.isna())
     if len(bad):
         raise _not_a_date(texts[int(bad[0])], place(int(bad[0])))
-    return _to_ns(parsed, place)
 
 
 def _to_ns(parsed: pd.Series, place: Place) -> np.ndarray:
@@ -154,10 +153,6 @@ def _to_ns(parsed: pd.Series, place: Place) -> np.ndarray:
     except pd.errors.OutOfBoundsDatetime as error:
         what = f"a timestamp lies outside the years 1678 to 2262 ({error})"
         raise DataError(what, where=place(None), fix="Correct it, or leave the timestamps out") from None
-
-
-def _missing(where: str) -> DataError:
-    return DataError("the timestamp is missing", where=where, fix="Fill it, or remove the row")
 
 
 def _not_a_date(text: str, where: str) -> DataError:
@@ -180,40 +175,30 @@ def check_order(times: np.ndarray, policy: str, place: Place) -> None:
     """
     import pandas as pd
 
-    gaps = np.diff(times)
+    index, gaps = pd.DatetimeIndex(times), np.diff(times)
     backwards, repeated = (np.flatnonzero(found) + 1 for found in (gaps < _ZERO, gaps == _ZERO))
     if len(backwards):
         row = int(backwards[0])
-        what = f"timestamps are not in order: {_show(times[row])} comes after {_show(times[row - 1])}"
+        what = f"timestamps are not in order: {index[row]} comes after {index[row - 1]}"
         raise DataError(what, where=place(row), fix="Sort the rows by time, oldest first")
     if policy == "as_is":
         return
     if len(repeated):
         row = int(repeated[0])
-        raise DataError(
-            f"the timestamp {_show(times[row])} repeats the previous row's ({len(repeated)} repeats in all)",
-            where=place(row),
-            fix="Remove the duplicates, or set `timestamps: as_is` to keep all rows",
-        )
+        what = f"the timestamp {index[row]} repeats the previous row's ({len(repeated)} repeats in all)"
+        fix = "Remove the duplicates, or set `timestamps: as_is` to keep all rows"
+        raise DataError(what, where=place(row), fix=fix)
     step = infer_step(times)
-    if step is None or step.first_break is None:
-        return
-    row = step.first_break
-    before, time = (pd.Timestamp(times[index]) for index in (row - 1, row))
-    expected = before + step.offset
-    raise DataError(
-        f"the step is irregular: {time} follows {before}, a step of {time - before}; "
-        f"expected {expected}, a step of {expected - before}",
-        where=place(row),
-        fix="Insert the missing rows (empty ones with `missing: linear`), or set `timestamps: as_is` "
-        "to keep the rows as they are",
-    )
-
-
-def _show(time: np.datetime64) -> str:
-    import pandas as pd
-
-    return str(pd.Timestamp(time))
+    if step is not None and step.first_break is not None:
+        row = step.first_break
+        before, time, expected = index[row - 1], index[row], index[row - 1] + step.offset
+        raise DataError(
+            f"the step is irregular: {time} follows {before}, a step of {time - before}; "
+            f"expected {expected}, a step of {expected - before}",
+            where=place(row),
+            fix="Insert the missing rows (empty ones with `missing: linear`), or set `timestamps: as_is` "
+            "to keep the rows as they are",
+        )
 
 
 def infer_step(times: np.ndarray) -> Step | None:
@@ -222,14 +207,16 @@ def infer_step(times: np.ndarray) -> Step | None:
     Calendar steps (months, quarters, years at their start, end, first or last business day, or on one day of
     the month; business days) are recognized where every row fits; any other step is a fixed duration.
     """
+    import pandas as pd
+
     first_rows = np.concatenate([[0], np.flatnonzero(np.diff(times) > _ZERO) + 1])
-    times = times[first_rows]
-    if len(times) < 3:
+    index = pd.DatetimeIndex(times[first_rows])
+    if len(index) < 3:
         return None
-    gaps = np.diff(times).astype("timedelta64[ns]").astype(np.int64)
+    gaps = np.diff(index.asi8)
     size = _most_common(gaps)
-    found = _business_days(times, gaps) if size == _DAY else _months(times) if size >= 28 * _DAY else None
-    offset, alias, regular = found or _fixed(times, gaps, size)
+    found = _business_days(index, gaps) if size == _DAY else _months(index) if size >= 28 * _DAY else None
+    offset, alias, regular = found or _fixed(index, gaps, size)
     breaks = np.flatnonzero(~regular)
     return Step(offset, alias, int(first_rows[breaks[0] + 1]) if len(breaks) else None)
 
@@ -240,39 +227,32 @@ def _most_common(values: np.ndarray) -> int:
 
 
 _Found = tuple["pd.offsets.BaseOffset", str | None, np.ndarray]
+"""The offset, its alias, and whether each gap is one step."""
 
 
-def _fixed(times: np.ndarray, gaps: np.ndarray, size: int) -> _Found:
+def _fixed(index: pd.DatetimeIndex, gaps: np.ndarray, size: int) -> _Found:
     from pandas import Timedelta
     from pandas.tseries.frequencies import to_offset
 
     offset = to_offset(f"{size // _DAY}D") if size % _DAY == 0 else to_offset(Timedelta(size, "ns"))
-    alias = offset.freqstr
-    weekdays = _weekdays(times)
-    if size == 7 * _DAY and (weekdays == weekdays[0]).all():
-        alias = f"W-{_WEEKDAYS[weekdays[0]]}"
-    return offset, alias, gaps == size
+    weekly = size == 7 * _DAY and index.day_of_week.nunique() == 1
+    return offset, f"W-{_WEEKDAYS[index.day_of_week[0]]}" if weekly else offset.freqstr, gaps == size
 
 
-def _weekdays(times: np.ndarray) -> np.ndarray:
-    return (times.astype("datetime64[D]").astype(np.int64) + 3) % 7  # 1970-01-01 was a Thursday
-
-
-def _business_days(times: np.ndarray, gaps: np.ndarray) -> _Found | None:
+def _business_days(index: pd.DatetimeIndex, gaps: np.ndarray) -> _Found | None:
     from pandas.tseries.frequencies import to_offset
 
-    dates = times.astype("datetime64[D]")
+    dates = index.to_numpy().astype("datetime64[D]")
     # Monday to Friday of a single week are plain days: only a skipped weekend identifies business days
-    if (_weekdays(times) > 4).any() or not (gaps == 3 * _DAY).any() or (gaps % _DAY != 0).any():
+    if index.day_of_week.max() > 4 or not (gaps == 3 * _DAY).any() or (gaps % _DAY != 0).any():
         return None
     return to_offset("B"), "B", np.busday_count(dates[:-1], dates[1:]) == 1
 
 
-def _months(times: np.ndarray) -> _Found | None:
+def _months(index: pd.DatetimeIndex) -> _Found | None:
     import pandas as pd
     from pandas.tseries.frequencies import to_offset
 
-    index = pd.DatetimeIndex(times)
     moves = np.diff(12 * index.year + index.month)
     count = _most_common(moves)
     if count == 0 or (index - index.normalize()).nunique() > 1:

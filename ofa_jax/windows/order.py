@@ -13,9 +13,9 @@ from ofa_jax.windows.table import PADDING
 class IndexStream:
     """The order in which all processes see the windows: shuffled per epoch, cut into batches, repeated.
 
-    Batches are numbered from 0 through all epochs, so a position is one integer and no batch crosses an
-    epoch. The order is grain's index shuffle, a seeded permutation with random access (its pipeline over a
-    range costs three times as much per window, which shows with a small network).
+    Batches are numbered from 0 through all epochs, so a position is one integer; no batch crosses an epoch.
+    The order is grain's index shuffle, a seeded permutation with random access (its pipeline over a range
+    costs three times as much per window, which shows with a small network).
 
     Args:
         windows: Number of windows in the table.

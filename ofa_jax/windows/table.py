@@ -100,7 +100,7 @@ def sliding_windows(
         input_length: L.
         horizon: H; may be 0.
         channels: Number of channels of the buffer.
-        univariate: One window per channel and start, in that order; else one per start, of all channels.
+        univariate: One window per channel and start, in that order; otherwise one per start with all of them.
         step: Rows from one start to the next.
     """
     starts = np.arange(rows[0], rows[1] - input_length - horizon + 1, step)

@@ -18,7 +18,7 @@ from ofa_jax.tasks.naive2 import is_seasonal, naive2, seasonal_indices
 @pytest.fixture(scope="module")
 def submission(data_root) -> dict[str, np.ndarray]:
     """The competition's own Naive2 forecasts of all series, by id."""
-    read = read_m4_part(locate(CATALOG["m4_weekly"], data_root, role="naive2"))
+    read = read_m4_part(locate(CATALOG["m4_weekly"], role="naive2"))
     return dict(zip(read.names, read.values, strict=True))
 
 
@@ -26,9 +26,7 @@ def training(data_root, part: str) -> SeriesCollection:
     # the catalog has the whole Quarterly file; a third of it is missing here, and what is there is the
     # competition's
     whole = {"Quarterly": "m4/Quarterly-train-partial14891.csv.gz"}.get(part)
-    return read_m4_part(
-        data_root / whole if whole else locate(CATALOG[f"m4_{part.lower()}"], data_root, role="train")
-    )
+    return read_m4_part(data_root / whole if whole else locate(CATALOG[f"m4_{part.lower()}"], role="train"))
 
 
 @pytest.mark.parametrize(

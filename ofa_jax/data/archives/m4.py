@@ -20,7 +20,7 @@ _FETCH_AGAIN = "Fetch the file again"
 
 
 def read_m4(train: str | Path, test: str | Path, info: str | Path | None = None) -> SeriesCollection:
-    """One frequency of M4 as complete series: the training part, then the test part of ``horizon`` steps.
+    """One frequency of M4 as complete series, the training part followed by the test part of H steps.
 
     Args:
         train: ``Yearly-train.csv`` or the like, also ``.gz``.

@@ -11,7 +11,7 @@ import numpy as np
 
 from ofa_jax.config.tasks import Missing
 from ofa_jax.data.missing import fill_missing
-from ofa_jax.data.tables import NUMBER, open_data
+from ofa_jax.data.tables import NUMBER, decode, open_data
 from ofa_jax.data.timestamps import shorten
 from ofa_jax.errors import DataError
 
@@ -31,24 +31,16 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     number, raw = 0, b""
     with open_data(path) as file:
         for number, raw in enumerate(file, start=1):
-            yield number, _decode(raw, place(path, number))
+            if b"\0" in raw:
+                what, fix = "the file contains binary data, not text", "Give the archive's own text file"
+                raise DataError(what, where=place(path, number), fix=fix)
+            yield number, decode(raw).strip(_BLANK)
     if not number:
         raise DataError("the file is empty", where=str(path), fix="Fetch it again")
     if not raw.endswith(b"\n"):
         what = "the last line has no line end, so the file may be cut short"
         fix = "Fetch it again, or end the line if the file is complete"
         raise DataError(what, where=place(path, number), fix=fix)
-
-
-def _decode(raw: bytes, where: str) -> str:
-    if b"\0" in raw:
-        fix = "Give the archive's own text file"
-        raise DataError("the file holds binary data, not text", where=where, fix=fix)
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    return text.removeprefix("\ufeff").strip(_BLANK)
 
 
 def place(path: Path, line: int) -> str:

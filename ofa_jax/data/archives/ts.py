@@ -96,8 +96,9 @@ def _classes(header: Header) -> tuple[str, ...]:
     if given.lower() != "true":
         what = "there are no class labels (`@classLabel true …`)"
         raise DataError(what, where=header.where("classlabel"), fix="Give a classification problem")
-    if not classes or len(set(classes)) < len(classes):
-        what = f"`@classLabel` names {'a class twice' if classes else 'no class'}"
+    twice = [name for name in classes if classes.count(name) > 1]
+    if twice or not classes:
+        what = f"`@classLabel` names {f'{shorten(twice[0])} twice' if twice else 'no class'}"
         fix = "Name each class once, separated by spaces"
         raise DataError(what, where=header.where("classlabel"), fix=fix)
     return tuple(classes)

@@ -47,12 +47,9 @@ class DatasetEntry:
         name: Its name in commands and settings.
         kind: A ``frame`` (CSV), a ``collection`` of single series (``.tsf`` or M4), labeled ``cases``
             (``.ts``), or a labeled ``stream`` (``.npz``).
-        title: One line about it.
+        title, note, pages, licence, citation: One line about it, advice, web pages, what its owners allow,
+            and the paper that introduced it.
         files: Its files.
-        pages: Web pages about it.
-        licence: What its owners allow.
-        citation: The paper that introduced it.
-        note: Advice for users.
         split: Split rule of a frame (protocol §3).
         frequency: Its step: a pandas alias for frames; Y, Q, M, W, D or h for collections.
         season: Season length in steps; for collections the m of MASE (protocol §3).

@@ -42,21 +42,17 @@ class Fetched:
     sha256: str | None
 
 
-def fetch(entry: DatasetEntry, root: str | Path | None = None) -> tuple[Fetched, ...]:
-    """Download the missing files of a data set below ``root``.
+def fetch(entry: DatasetEntry) -> tuple[Fetched, ...]:
+    """Download the missing files of a data set below :func:`ofa_jax.data.catalog.load.data_root`.
 
     Present files are verified and left alone. A file is moved into place only when it is complete and,
     where its sha256 is known, right.
 
-    Args:
-        entry: The data set.
-        root: The data root, created if missing; default: :func:`ofa_jax.data.catalog.load.data_root`.
-
     Raises:
-        DataError: A needed file has no address; the download fails; the sha256 differs; an archive is damaged
-            or lacks the file.
+        DataError: There is no data root; a needed file has no address; the download fails; the sha256
+            differs; an archive is damaged or lacks the file.
     """
-    root = data_root() if root is None else Path(root)
+    root = data_root()
     missing = [file for file in entry.files if find(file, root) is None]
     for file in missing:
         if not (root / file.path).resolve().is_relative_to(root.resolve()):
@@ -66,7 +62,6 @@ def fetch(entry: DatasetEntry, root: str | Path | None = None) -> tuple[Fetched,
             fix = f"Get it from {source_of(entry, file)} and put it at {file.path} below {root}"
             raise DataError(what, where=str(root / file.path), fix=fix)
     try:
-        root.mkdir(parents=True, exist_ok=True)
         for url in dict.fromkeys(file.url for file in missing if file.url is not None):
             with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as scratch:
                 _fetch_url(url, [file for file in missing if file.url == url], root, Path(scratch))

@@ -61,15 +61,15 @@ def find(file: DataFile, root: Path) -> Path | None:
     return None
 
 
-def locate(entry: DatasetEntry, root: str | Path | None = None, *, role: str | None = None) -> Path:
-    """The file of a data set with a role (default: the first) below ``root`` (default: :func:`data_root`).
+def locate(entry: DatasetEntry, *, role: str = "data") -> Path:
+    """The file of a data set with a role, below :func:`data_root`.
 
     Raises:
         DataError: It is not there: where it was looked for, where to get it, where to put it.
     """
-    file = entry.files[0] if role is None else entry.file(role)
+    file = entry.file(role)
     try:
-        root = data_root() if root is None else Path(root)
+        root = data_root()
     except DataError as error:
         fix = f"Export {DATA_VARIABLE}=FOLDER; {_how_to_get(entry, file, 'that folder')}"
         raise DataError(f"{error.what}, so `{entry.name}` cannot be looked for", fix=fix) from None
@@ -100,17 +100,16 @@ def content_sha256(path: Path) -> str:
         DataError: The file cannot be read or unpacked.
     """
     with open_data(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # gzip's lacks getbuffer
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # no getbuffer
 
 
-def verify(entry: DatasetEntry, path: str | Path, *, role: str | None = None) -> bool:
+def verify(entry: DatasetEntry, path: Path, *, role: str = "data") -> bool:
     """Check a file's content against the catalog's sha256; False where the catalog has none for it.
 
     Raises:
         DataError: The published file's sha256 is known and this is another file.
     """
-    file = entry.files[0] if role is None else entry.file(role)
-    found = content_sha256(Path(path))
+    file, found = entry.file(role), content_sha256(path)
     if file.sha256 not in (None, found):
         what = f"this is not the published file of `{entry.name}`: its sha256 is {found}, not {file.sha256}"
         fix = f"Download it again from {source_of(entry, file)}, or rename it to use it as a file of your own"
@@ -118,14 +117,11 @@ def verify(entry: DatasetEntry, path: str | Path, *, role: str | None = None) ->
     return found in (file.sha256, file.copy_sha256)
 
 
-def load(
-    name_or_path: str | Path, *, root: str | Path | None = None, **options: Any
-) -> tuple[Frame, DatasetEntry | None]:
+def load(name_or_path: str | Path, **options: Any) -> tuple[Frame, DatasetEntry | None]:
     """A known frame by name, verified and read as its protocol says, or a user's own file.
 
     Args:
         name_or_path: A name in :data:`CATALOG`, or a path.
-        root: Data root for known data sets; by default :func:`data_root`.
         options: As of :func:`ofa_jax.data.frames.read_frame`; ``timestamps`` defaults to the catalog's
             for a known data set.
 
@@ -136,13 +132,13 @@ def load(
         DataError: As :func:`locate`, :func:`verify` and ``read_frame``; a name that is neither known
             nor a file; a known data set that is not a frame.
     """
-    entry, paths = _files(name_or_path, "frame", root)
+    entry, paths = _files(name_or_path, "frame")
     policy = {} if entry is None else {"timestamps": entry.timestamps}
     return read_frame(paths["data"], **(policy | options)), entry
 
 
 def load_collection(
-    name_or_path: str | Path, *, root: str | Path | None = None, missing: Missing = "error"
+    name_or_path: str | Path, *, missing: Missing = "error"
 ) -> tuple[SeriesCollection, DatasetEntry | None]:
     """A known collection of single series (M3, M4) or a user's ``.tsf`` file; test part at each series' end.
 
@@ -150,7 +146,7 @@ def load_collection(
         DataError: As :func:`load`, ``read_tsf`` and ``read_m4``; another number of series
             than the catalog's.
     """
-    entry, paths = _files(name_or_path, "collection", root)
+    entry, paths = _files(name_or_path, "collection")
     m4 = [paths[role] for role in ("train", "test", "info") if role in paths]
     collection = read_m4(*m4) if m4 else read_tsf(paths["data"], missing=missing)
     if entry is not None:
@@ -159,7 +155,7 @@ def load_collection(
 
 
 def load_cases(
-    name_or_folder: str | Path, *, root: str | Path | None = None, missing: Missing = "error"
+    name_or_folder: str | Path, *, missing: Missing = "error"
 ) -> tuple[LabelledCases, LabelledCases, DatasetEntry | None]:
     """Training and test cases of a known problem, or of a folder with ``*_TRAIN.ts`` and ``*_TEST.ts``.
 
@@ -167,7 +163,7 @@ def load_cases(
         DataError: As :func:`load` and :func:`ofa_jax.data.archives.read_ts`; parts that differ in channels
             or classes; other numbers of cases or channels than the catalog's.
     """
-    entry, paths = _files(name_or_folder, "cases", root)
+    entry, paths = _files(name_or_folder, "cases")
     if entry is None:
         paths = {part: _case_file(paths["data"], part) for part in ("train", "test")}
     train, test = (read_ts(paths[part], missing=missing) for part in ("train", "test"))
@@ -186,20 +182,19 @@ def load_cases(
 
 
 def load_streams(
-    name_or_path: str | Path, *, root: str | Path | None = None, only: Sequence[str] | None = None
+    name_or_path: str | Path, *, only: Sequence[str] | None = None
 ) -> tuple[tuple[LabelledStream, ...], DatasetEntry | None]:
     """The streams of a known anomaly set (one, or one per machine), or the one of a user's own ``.npz``.
 
     Args:
         name_or_path: A name in :data:`CATALOG`, or a path.
-        root: Data root for known data sets; by default :func:`data_root`.
-        only: Roles of the files to read (``machine-1-2``, …) ; default: all, and all must be there.
+        only: Roles of the files to read (``machine-1-2``, …); default: all, and all must be there.
 
     Raises:
         DataError: As :func:`load` and :func:`ofa_jax.data.archives.read_stream`; other channels or,
             when all are read, other steps than the catalog's.
     """
-    entry, paths = _files(name_or_path, "stream", root, only)
+    entry, paths = _files(name_or_path, "stream", only)
     streams = tuple(read_stream(path) for path in paths.values())
     if entry is not None:
         for stream in streams:
@@ -224,9 +219,9 @@ def known(name: str) -> DatasetEntry:
     raise DataError(f"`{name}` is not a known data set", fix=f"The nearest names are {', '.join(nearest)}")
 
 
-def list_entries(root: str | Path | None = None) -> list[dict[str, Any]]:
+def list_entries(root: Path | None = None) -> list[dict[str, Any]]:
     """Every known data set as a dictionary of plain values; ``present`` is None without a data root."""
-    return [_listing(entry, None if root is None else Path(root)) for entry in ENTRIES]
+    return [_listing(entry, root) for entry in ENTRIES]
 
 
 def _listing(entry: DatasetEntry, root: Path | None) -> dict[str, Any]:
@@ -252,7 +247,7 @@ _SIZES = ("n_rows", "n_channels", "n_series", "n_train", "n_test", "length", "n_
 
 
 def _files(
-    name_or_path: str | Path, kind: Kind, root: str | Path | None, only: Sequence[str] | None = None
+    name_or_path: str | Path, kind: Kind, only: Sequence[str] | None = None
 ) -> tuple[DatasetEntry | None, dict[str, Path]]:
     """A known set with its verified files by role (of all: optional ones if present), or a user's path."""
     entry = CATALOG.get(str(name_or_path))
@@ -271,8 +266,8 @@ def _files(
         raise DataError(what, fix=f"{fix} (in Python: `{reader}`)")
     paths = {}
     for file in entry.files if only is None else map(entry.file, only):
-        if file.needed or find(file, data_root() if root is None else Path(root)):
-            paths[file.role] = locate(entry, root, role=file.role)
+        if file.needed or find(file, data_root()):
+            paths[file.role] = locate(entry, role=file.role)
             verify(entry, paths[file.role], role=file.role)
     return entry, paths
 

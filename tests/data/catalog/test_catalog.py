@@ -237,11 +237,12 @@ def test_data_root_says_what_to_set(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", CATALOG)
-def test_an_absent_file_says_where_from_and_where_to(name, tmp_path):
+def test_an_absent_file_says_where_from_and_where_to(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path))
     entry = CATALOG[name]
     for file in entry.files:
         with pytest.raises(DataError) as caught:
-            locate(entry, tmp_path, role=file.role)
+            locate(entry, role=file.role)
         message = str(caught.value)
         assert str(tmp_path / file.path) in message
         assert "https://" in message
@@ -249,23 +250,24 @@ def test_an_absent_file_says_where_from_and_where_to(name, tmp_path):
 
 
 def test_another_file_under_a_known_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path))
     entry = CATALOG["etth1"]
     path = tmp_path / entry.files[0].path
     path.parent.mkdir()
     path.write_text("date,a\n2024-01-01,1\n")
     with pytest.raises(DataError, match="not the published file of `etth1`"):
-        load("etth1", root=tmp_path)
+        load("etth1")
     monkeypatch.setitem(CATALOG, "etth1", replace_sum("etth1", path))
     assert verify(CATALOG["etth1"], path)
-    frame, found = load("etth1", root=tmp_path)
+    frame, found = load("etth1")
     assert frame.names == ("a",)
     assert found is CATALOG["etth1"]
     path.with_name("ETTh1.csv.gz").write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
-    assert load("etth1", root=tmp_path)[0].names == ("a",)
+    assert load("etth1")[0].names == ("a",)
     path.with_name("ETTh1.csv.gz").write_bytes(b"damaged")
     with pytest.raises(DataError, match="the file cannot be read"):
-        load("etth1", root=tmp_path)
+        load("etth1")
 
 
 def test_a_file_whose_published_sum_is_not_known_is_neither_refused_nor_verified(tmp_path):
@@ -280,13 +282,14 @@ def test_a_file_whose_published_sum_is_not_known_is_neither_refused_nor_verified
 
 
 def test_a_known_set_is_read_by_its_own_policy(tmp_path, monkeypatch):
+    monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path))
     path = tmp_path / "weather" / "weather.csv"
     path.parent.mkdir()
     path.write_text("date,a\n2024-01-01,1\n2024-01-01,2\n2024-01-02,3\n2024-01-03,4\n")
     monkeypatch.setitem(CATALOG, "weather", replace_sum("weather", path))
-    assert load("weather", root=tmp_path)[0].n_rows == 4
+    assert load("weather")[0].n_rows == 4
     with pytest.raises(DataError, match="repeats the previous row"):
-        load("weather", root=tmp_path, timestamps="error")
+        load("weather", timestamps="error")
     with pytest.raises(DataError, match="repeats the previous row"):
         load(path)
 
@@ -329,20 +332,21 @@ def write_m4(root: Path) -> None:
 
 
 def test_m4_is_read_with_or_without_its_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path))
     write_m4(tmp_path)
     entry = CATALOG["m4_yearly"]
     files = tuple(dataclasses.replace(file, sha256=None) for file in entry.files)
     monkeypatch.setitem(CATALOG, "m4_yearly", dataclasses.replace(entry, files=files, n_series=2))
-    collection, _ = load_collection("m4_yearly", root=tmp_path)
+    collection, _ = load_collection("m4_yearly")
     assert [series.tolist() for series in collection.values] == [[1, 2, 8], [3, 9]]
     assert collection.frequency is None
     (tmp_path / "m4" / "M4-info.csv").write_text(
         "M4id,category,Frequency,Horizon,SP\nY1,Macro,1,1,Yearly\nY2,Micro,1,1,Yearly\n"
     )
-    assert load_collection("m4_yearly", root=tmp_path)[0].frequency == "Yearly"
+    assert load_collection("m4_yearly")[0].frequency == "Yearly"
     monkeypatch.setitem(CATALOG, "m4_yearly", dataclasses.replace(entry, files=files))
     with pytest.raises(DataError, match="has 2 series, `m4_yearly` has 23000"):
-        load_collection("m4_yearly", root=tmp_path)
+        load_collection("m4_yearly")
 
 
 def test_own_collections_cases_and_streams(tmp_path):
@@ -365,12 +369,13 @@ def test_own_collections_cases_and_streams(tmp_path):
     assert (entry, stream.test_label.tolist()) == (None, [False, True, False])
 
 
-def test_streams_of_other_sizes_than_the_catalog_are_refused(tmp_path):
+def test_streams_of_other_sizes_than_the_catalog_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path))
     np.savez(tmp_path / "small.npz", train=np.ones((2, 25)), test=np.ones((3, 25)), test_label=[0, 1, 0])
     write_stream(tmp_path / "PSM" / "PSM.npz", read_stream(tmp_path / "small.npz"))
     with pytest.raises(DataError, match="has 2 training steps, `psm` has 132481"):
-        load_streams("psm", root=tmp_path)
-    assert len(load_streams("psm", root=tmp_path, only=("data",))[0][0].test) == 3
+        load_streams("psm")
+    assert len(load_streams("psm", only=("data",))[0][0].test) == 3
 
 
 def test_the_listing_is_plain_and_says_what_is_there(tmp_path):

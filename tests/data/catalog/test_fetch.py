@@ -5,19 +5,21 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from ofa_jax.data.catalog import fetch as fetch_module
 from ofa_jax.data.catalog.entries import DataFile, DatasetEntry
-from ofa_jax.data.catalog.fetch import fetch
+from ofa_jax.data.catalog.fetch import Fetched
 from ofa_jax.errors import DataError
 
 CONTENT = np.random.default_rng(0).bytes(400_000)
@@ -68,6 +70,11 @@ def site() -> Iterator[Site]:
     server.server_close()
 
 
+def fetch(toy: DatasetEntry, root: Path) -> tuple[Fetched, ...]:
+    with mock.patch.dict(os.environ, OFA_JAX_DATA=str(root)):
+        return fetch_module.fetch(toy)
+
+
 def entry(*files: DataFile) -> DatasetEntry:
     return DatasetEntry("toy", "frame", "A toy", files, ("https://example.org/toy",), "none", "nobody")
 
@@ -99,6 +106,7 @@ def refused(toy: DatasetEntry, root: Path, match: str) -> None:
 def test_a_file_is_fetched_checked_and_put_in_its_place(site, tmp_path):
     site.files["a.bin"] = CONTENT
     toy = entry(DataFile("folder/a.bin", sha256=sha256(CONTENT), url=site.url("a.bin")))
+    (tmp_path / "new").mkdir()
     (done,) = fetch(toy, tmp_path / "new")
     assert (done.status, done.verified, done.sha256) == ("downloaded", True, sha256(CONTENT))
     assert done.path == tmp_path / "new" / "folder" / "a.bin"
@@ -236,4 +244,4 @@ def test_a_root_that_cannot_be_written_to(site, tmp_path):
     site.files["a.csv"] = TEXT
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written to"):
-        fetch(entry(DataFile("a.csv", url=site.url("a.csv"))), tmp_path / "file" / "root")
+        fetch(entry(DataFile("file/a.csv", url=site.url("a.csv"))), tmp_path)
