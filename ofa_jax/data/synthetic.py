@@ -63,7 +63,7 @@ class SyntheticLoad:
     noise_shock: np.ndarray
 
     def noise_floor(self, horizon: int) -> tuple[np.ndarray, np.ndarray]:
-        """The least expected mse in MW² and mae in MW over ``horizon`` hours, ``[C]`` each (derived above)."""
+        """The least expected mse in MW² and mae in MW over ``horizon`` hours, ``[C]`` each."""
         steps = np.arange(1, horizon + 1)[:, None]
         weather = self.weather_shock**2 * _growth(np.array([self.weather_memory]), steps)
         variance_hc = self.response**2 * weather + self.noise_shock**2 * _growth(self.noise_memory, steps)

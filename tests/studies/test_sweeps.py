@@ -98,7 +98,7 @@ def alone(
     return runs
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
 def swept(
     request: pytest.FixtureRequest, tiny: Any, source: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -219,7 +219,7 @@ def trainer_of(experiment: Experiment, axes: Axes, folder: Path, *, lanes: int, 
     return programs.trainer(chosen, logs, Checkpoints(folder), SilentReporter())
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "radam"])
+@pytest.mark.parametrize("optimizer", ["adam", pytest.param("radam", marks=pytest.mark.slow)])
 def test_padding_never_moves(tiny: Any, source: Path, tmp_path: Path, optimizer: str) -> None:
     """Eight steps, of which rectified Adam rectifies from the sixth on, with dropout and clipping."""
     experiment = tiny.experiment(
@@ -408,7 +408,14 @@ def undisturbed(tiny: Any, source: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize(
     ("how", "chunks", "lost"),
-    [("stop", 2, 0), ("stop", 9, 0), ("stop", 13, 0), ("kill", 5, 2), ("kill", 6, 3), ("kill", 10, 1)],
+    [
+        pytest.param("stop", 2, 0, marks=pytest.mark.slow),
+        pytest.param("stop", 9, 0, marks=pytest.mark.slow),
+        ("stop", 13, 0),
+        pytest.param("kill", 5, 2, marks=pytest.mark.slow),
+        pytest.param("kill", 6, 3, marks=pytest.mark.slow),
+        ("kill", 10, 1),
+    ],
 )
 def test_stopped_or_killed_and_continued_ends_with_the_same_bits(
     tiny: Any, source: Path, undisturbed: Path, tmp_path: Path, how: str, chunks: int, lost: int
@@ -425,6 +432,7 @@ def test_stopped_or_killed_and_continued_ends_with_the_same_bits(
     assert outcome(out) == outcome(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_best_epoch_before_the_stop_is_kept(tiny: Any, source: Path, tmp_path: Path) -> None:
     """The fifth of six epochs is the best; stopped in the sixth, nothing but the checkpoint knows it."""
     experiment = tiny.experiment(source, "train.epochs=6", "train.schedule=constant", PLAIN)
@@ -436,6 +444,7 @@ def test_a_best_epoch_before_the_stop_is_kept(tiny: Any, source: Path, tmp_path:
     assert outcome(tmp_path / "sweep") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_the_speed_of_a_resumed_epoch_is_that_of_its_rest(
     tiny: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -513,10 +522,10 @@ def test_the_published_ranks_equal_separate_runs(
 @pytest.mark.parametrize(
     "task",
     [
-        "anomaly",
+        "classification",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("zero_shot", "short_term", "classification", "imputation")
+            for name in ("anomaly", "zero_shot", "short_term", "imputation")
         ),
     ],
 )
@@ -552,6 +561,7 @@ def test_baselines_are_trained_and_kept(
     assert read_sweep(tmp_path / "sweep").record == sweep.record
 
 
+@pytest.mark.slow
 def test_alpha_0_one_window_and_one_channel_work(tiny: Any, tmp_path: Path) -> None:
     """Scale 0 gives gradient 0: the adapters keep their initial values, the first epoch stays the best."""
     source = tmp_path / "one.csv"

@@ -91,7 +91,9 @@ def test_a_line_says_what_plain_gradients_and_updates_say(tiny, tmp_path):
             ), (path, name)
 
 
-@pytest.mark.parametrize("overrides", [(), ("train.micro_batch=10", "train.clip_norm=0.5")])
+@pytest.mark.parametrize(
+    "overrides", [pytest.param((), marks=pytest.mark.slow), ("train.micro_batch=10", "train.clip_norm=0.5")]
+)
 def test_watching_changes_no_bit(tiny, tmp_path, overrides):
     plain, watched = (trainer_of(tiny, None, *overrides, *more) for more in ((), ("train.gradient_log=3",)))
     for steps in (3, 3, 1):
