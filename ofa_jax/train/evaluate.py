@@ -62,8 +62,7 @@ def _prediction(prediction: jax.Array, batch: Any) -> dict[str, jax.Array]:
 @lru_cache(maxsize=64)
 def _compiled(predict: Predict, outputs: Outputs, spec: WindowSpec, corrupt: Any, layout: Layout) -> Any:
     # cached, so that applying a model again does not compile it again
-    how: dict[str, Any] = {"sharding": layout.eval_sharding, "compiled": layout.compile_eval}
-    return make_eval_step(predict, outputs, spec, corrupt, **how)
+    return layout.compile_eval(make_eval_step(predict, outputs, spec, corrupt, sharding=layout.eval_sharding))
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""The training step and the evaluation step as pure functions, and the program that runs a chunk of steps."""
+"""The training step, a chunk of steps, and the evaluation step, as pure functions."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ofa_jax.tasks.base import Outputs, Predict
 from ofa_jax.windows.batch import Batch, gather
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
 Params = dict[str, Any]
-Predict = Callable[..., jax.Array]
-"""``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None) -> prediction``."""
 Loss = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
 """``loss(prediction, batch) -> (sum of losses, their number)``."""
-Outputs = Callable[[Any, Batch], dict[str, jax.Array]]
-"""``outputs(prediction, batch) -> {name: [b, …]}``: what an evaluation keeps of every window."""
 Corrupt = Callable[[Batch, jax.Array], Batch]
 """``corrupt(batch, keys_b) -> batch``: hides points of gathered windows, with one key per sample."""
 
@@ -140,10 +137,6 @@ def chunk_rows(steps: int) -> int:
     return -(-steps // 32) * 32
 
 
-jit_donating_state = partial(jax.jit, donate_argnums=1)
-"""Compiles a chunk."""
-
-
 def make_chunk(
     predict: Predict,
     loss: Loss,
@@ -153,20 +146,13 @@ def make_chunk(
     *,
     slices: int = 1,
     sharding: StepSharding = ONE_DEVICE,
-    compiled: Callable[..., Any] = jit_donating_state,
-) -> Callable[..., Any]:
-    """The program ``chunk(frozen, state, buffer, table, index_kb, steps, key) -> (state, losses_k)``.
+) -> Callable[..., tuple[TrainState, jax.Array]]:
+    """``chunk(frozen, state, buffer, table, index_kb, steps, key) -> (state, losses_k)``, to be compiled.
 
     The first ``steps`` of the k batches are trained on. It is a traced number, so full and partial chunks
-    share one
-    program and one compiled loop body: results do not depend on how steps are grouped. Another k is another
-    program, which may round otherwise (k = 1 does), so take k from :func:`chunk_rows`. ``state`` is donated,
-    ``frozen`` never is.
+    share one program and one compiled loop body: results do not depend on how steps are grouped. Another k
+    is another program, which may round otherwise (k = 1 does), so take k from :func:`chunk_rows`.
     """
-
-    def read_batch(buffer: jax.Array, table: WindowTable, index_b: jax.Array, keys_b: jax.Array) -> Batch:
-        batch = gather(buffer, table, index_b, spec)
-        return batch if corrupt is None else corrupt(batch, keys_b)
 
     def chunk(
         frozen: Params,
@@ -177,16 +163,19 @@ def make_chunk(
         steps: int,
         key: jax.Array,
     ) -> tuple[TrainState, jax.Array]:
-        read = partial(read_batch, buffer, table)
+        def read_batch(index_b: jax.Array, keys_b: jax.Array) -> Batch:
+            batch = gather(buffer, table, index_b, spec)
+            return batch if corrupt is None else corrupt(batch, keys_b)
+
         step = partial(train_step, predict, loss, optimizer, frozen, slices=slices, sharding=sharding)
 
         def body(number: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
-            state, value = step(carry[0], index_kb[number], key, read)
+            state, value = step(carry[0], index_kb[number], key, read_batch)
             return state, carry[1].at[number].set(value)
 
         return jax.lax.fori_loop(0, steps, body, (state, jnp.zeros(index_kb.shape[0], jnp.float32)))
 
-    return compiled(chunk)
+    return chunk
 
 
 def make_eval_step(
@@ -196,9 +185,8 @@ def make_eval_step(
     corrupt: Corrupt | None = None,
     *,
     sharding: StepSharding = ONE_DEVICE,
-    compiled: Callable[..., Any] = jax.jit,
 ) -> Callable[..., dict[str, jax.Array]]:
-    """The program ``evaluate(frozen, trainable, buffer, table, index_b) -> {name: [b, …]}``, without dropout.
+    """``evaluate(frozen, trainable, buffer, table, index_b) -> {name: [b, …]}``, without dropout, to be compiled.
 
     ``corrupt`` gets a key per window id, so that a window looks the same in every evaluation.
     """
@@ -213,4 +201,4 @@ def make_eval_step(
         frozen = sharding.gather_frozen(frozen, index_b)
         return outputs(predict(frozen, trainable, batch.x, batch.x_mask), batch)
 
-    return compiled(evaluate)
+    return evaluate
