@@ -38,8 +38,7 @@ class LoadedModel:
     @property
     def trained_on(self) -> TrainedOn:
         """What applying the model to new data needs to know."""
-        stored = {"frequency": self.record.frequency, "classes": self.record.classes}
-        meta = {**stored, "threshold": self.record.threshold}
+        meta = self.record.model_dump(include={"frequency", "classes", "threshold"})
         return TrainedOn(self.experiment.task, self.experiment.data, self.scaler, meta)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ofa_jax.adapters.bundle import META_FILE
 from ofa_jax.build import build_model
-from ofa_jax.config.load import build_experiment, dump_experiment
+from ofa_jax.config.load import dump_experiment
 from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import CheckpointError, ConfigError, DataError
@@ -74,13 +73,13 @@ def train_run(
     out, main = Path(out), is_main_process()
     reporter = reporter if main else SILENT
     with detect_lost_peers(), contextlib.ExitStack() as stack:
-        begun = None
+        dtype = ""
         with raise_together("opening the run folder"):
             if main:
                 stack.enter_context(locked_folder(out, CONFIG_FILE, [BUNDLE], kind="run folder"))
-                begun = dump_experiment(read_config(out)[0]) if (out / CONFIG_FILE).exists() else None
-        begun = json.loads(broadcast_from_main(json.dumps(begun).encode()))
-        experiment = resolved(experiment, None if begun is None else build_experiment(begun))
+                if (out / CONFIG_FILE).exists():
+                    dtype = read_config(out)[0].trunk.compute_dtype
+        experiment = resolved(experiment, broadcast_from_main(dtype.encode()).decode())
         with raise_together("reading data and trunk"):
             data = read_data(experiment)
             experiment = experiment.replace({"task": data.settings})
@@ -88,26 +87,22 @@ def train_run(
                 reporter.notice(notice)
             model = build_model(experiment)
         facts = {**dump_experiment(experiment), **provenance(model, data).model_dump()}
-        check_alike({name: value for name, value in leaves(facts) if name not in PLACES})
+        check_alike({name: value for name, value in leaves(facts).items() if name not in PLACES})
         with raise_together("starting the run"):
             recorded = begin_or_check(out, experiment, model, data, reporter) if main else experiment
         writer = BundleWriter(out / BUNDLE, recorded, model, data) if main else None
         checkpoints = Checkpoints(out / CHECKPOINTS, saved=saved) if main else None
-        try:
-            result = fit(
-                model.predict,
-                data.task,
-                frozen=model.frozen,
-                trainable=model.trainable,
-                settings=resolve_auto_batch_sizes(experiment.train, model.network),
-                reporter=reporter,
-                log=EventLog(out / METRICS_FILE if main else None),
-                checkpoints=MultiProcessCheckpoints(checkpoints),
-                keep_best=writer,
-            )
-        finally:
-            if checkpoints is not None:
-                checkpoints.close()
+        result = fit(
+            model.predict,
+            data.task,
+            frozen=model.frozen,
+            trainable=model.trainable,
+            settings=resolve_auto_batch_sizes(experiment.train, model.network),
+            reporter=reporter,
+            log=EventLog(out / METRICS_FILE if main else None),
+            checkpoints=MultiProcessCheckpoints(checkpoints),
+            keep_best=writer,
+        )
         if data.calibrate is not None:
             options = evaluation_options(experiment.train, model.network)
             evaluator = WindowPredictor(model.predict, data.task, data.task.sums, **options)

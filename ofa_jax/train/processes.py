@@ -202,7 +202,3 @@ class MultiProcessCheckpoints:
             start += leaf.nbytes
         step, meta, skipped = header
         return Restored(step, jax.tree.unflatten(structure, arrays), meta, tuple(skipped))
-
-    def close(self) -> None:
-        if self._own is not None:
-            self._own.close()

@@ -18,7 +18,6 @@ two epochs score almost the same, rounding may decide which is the best.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -204,7 +203,7 @@ def run_sweep(
     with locked_folder(out, RECORD, files, kind="sweep folder"):
         begun = read_sweep(out) if (out / RECORD).exists() else None
         before = build_experiment(begun.content.settings, where=str(out / RECORD)) if begun else None
-        experiment = resolved(experiment, before)
+        experiment = resolved(experiment, before.trunk.compute_dtype if before else None)
         data = read_data(experiment)
         experiment = experiment.replace({"task": data.settings})
         for notice in data.notices:
@@ -297,10 +296,9 @@ class _Work:
             begin_or_check(folder, cell.experiment, self.programs.model, self.data, self.reporter)
         logs = [EventLog(self._folder(cell) / METRICS_FILE) for cell in group.cells]
         checkpoints = Checkpoints(self.sweep.folder / CHECKPOINTS / group.name)
-        with contextlib.closing(checkpoints):
-            trainer = self.programs.trainer(group, logs, checkpoints, self.reporter)
-            trainer.resume()
-            trainer.run(request)
+        trainer = self.programs.trainer(group, logs, checkpoints, self.reporter)
+        trainer.resume()
+        trainer.run(request)
         self._keep(group, trainer)
         self.step = trainer.step
         shutil.rmtree(self.sweep.folder / CHECKPOINTS / group.name)
