@@ -137,9 +137,7 @@ def read_config(run: str | Path) -> tuple[Experiment, Provenance]:
     return build_experiment(content, where=str(path)), record
 
 
-def begin_or_check(
-    out: Path, experiment: Experiment, model: Model, data: TaskData, reporter: Reporter
-) -> Experiment:
+def begin_or_check(out: Path, experiment: Experiment, made: Provenance, reporter: Reporter) -> Experiment:
     """Write a new run's config.yaml, or check that the folder's run has these settings, data and trunk.
 
     Returns:
@@ -149,7 +147,6 @@ def begin_or_check(
         ConfigError: The run has other settings.
         CheckpointError: The data or the trunk are not those of the run.
     """
-    made = provenance(model, data)
     if not (out / CONFIG_FILE).exists():
         write_config(out, experiment, made)
         return experiment

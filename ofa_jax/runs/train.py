@@ -86,10 +86,11 @@ def train_run(
             for notice in data.notices:
                 reporter.notice(notice)
             model = build_model(experiment)
-        facts = {**dump_experiment(experiment), **provenance(model, data).model_dump()}
+        made = provenance(model, data)
+        facts = {**dump_experiment(experiment), **made.model_dump()}
         check_alike({name: value for name, value in leaves(facts).items() if name not in PLACES})
         with raise_together("starting the run"):
-            recorded = begin_or_check(out, experiment, model, data, reporter) if main else experiment
+            recorded = begin_or_check(out, experiment, made, reporter) if main else experiment
         writer = BundleWriter(out / BUNDLE, recorded, model, data) if main else None
         checkpoints = Checkpoints(out / CHECKPOINTS, saved=saved) if main else None
         result = fit(
@@ -103,14 +104,14 @@ def train_run(
             checkpoints=MultiProcessCheckpoints(checkpoints),
             keep_best=writer,
         )
+        values: dict[str, Any] = {}
         if data.calibrate is not None:
             options = evaluation_options(experiment.train, model.network)
             evaluator = WindowPredictor(model.predict, data.task, data.task.sums, **options)
             values = data.calibrate(lambda table: evaluator(table, model.frozen, result.best))
-            with raise_together("writing the bundle"):
-                if writer is not None:
-                    writer(result.best, result.progress, values)
         with raise_together("saving the bundle"):
+            if writer is not None and values:
+                writer(result.best, result.progress, values)
             if main and saved is not None:
                 saved()
         return result

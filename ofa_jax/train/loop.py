@@ -35,7 +35,7 @@ from ofa_jax.tasks.base import Sums, Task
 from ofa_jax.train.checkpoints import Checkpoints, Restored
 from ofa_jax.train.devices import Layout
 from ofa_jax.train.events import EventLog
-from ofa_jax.train.grad_stats import LARGEST, GradStatsState, as_json, log_fields
+from ofa_jax.train.grad_stats import GradStatsState, as_json, log_fields
 from ofa_jax.train.lanes import Lane, Progress, stack, take
 from ofa_jax.train.memory import check_room
 from ofa_jax.train.processes import MultiProcessCheckpoints, max_over_processes, raise_together
@@ -146,7 +146,7 @@ class Trainer:
             lane = self.lanes[number]
             lane.progress, lane.best = Progress(**counters), take(arrays["best"], number)
             if sums is not None and lane.progress.gradients:
-                sums[number] = np.minimum(lane.progress.gradients, LARGEST)
+                sums[number] = lane.progress.gradients
         self.step = restored.step
         if sums is not None:
             state = state._replace(opt_state=GradStatsState(state.opt_state, sums))

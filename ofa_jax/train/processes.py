@@ -36,7 +36,6 @@ def connect(
     process_id: int | None = None,
     *,
     heartbeat: int = 100,
-    wait: int = 300,
 ) -> None:
     """Join the processes of this run; call it before anything else asks jax for its devices.
 
@@ -46,7 +45,6 @@ def connect(
         processes: Number of processes; without a coordinator it is compared with what jax found.
         process_id: Number of this process, with a coordinator.
         heartbeat: Seconds without a sign of life after which a process counts as lost.
-        wait: Seconds to wait for all processes; jax ends this process when they are over.
 
     Raises:
         ConfigError: The arguments are incomplete, or jax found another number of processes.
@@ -59,7 +57,7 @@ def connect(
     jax.config.update("jax_enable_preemption_service", False)
     given = (coordinator, processes if coordinator else None, process_id)
     try:
-        jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat, initialization_timeout=wait)
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat)
     except ValueError as error:
         if "coordinator_address should be defined" not in str(error):
             fix = "Give all three arguments"
@@ -147,10 +145,7 @@ def detect_lost_peers() -> Iterator[None]:
     """Turn the error of a computation that lost another process into :class:`PeerLost`."""
     try:
         yield
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # jax raises either, depending on the phase of the computation
+    except (RuntimeError, ValueError) as error:  # jax raises either, depending on the phase
         what = " ".join(str(error).split())
         if jax.process_count() == 1 or not _LOST_DEVICE.match(what):
             raise

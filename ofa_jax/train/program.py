@@ -19,7 +19,7 @@ from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.grad_stats import with_grad_stats
 from ofa_jax.train.memory import EVAL_WINDOWS, slices_and_rows, windows_at_once
 from ofa_jax.train.optim import make_optimizer, make_schedule
-from ofa_jax.train.step import Params, TrainState, make_chunk
+from ofa_jax.train.step import Params, TrainState, train_chunk
 from ofa_jax.windows.order import IndexStream
 from ofa_jax.windows.table import WindowTable
 
@@ -143,7 +143,7 @@ class Program:
     ) -> tuple[TrainState, jax.Array]:
         task, predict, optimizer = self.task, self._scaled(lane.scale), self.optimizer(lane.learning_rate)
         how: dict[str, Any] = {"slices": self._slices, "sharding": self.layout.sharding}
-        chunk = make_chunk(predict, task.loss, optimizer, task.spec, task.corrupt, **how)
+        chunk = partial(train_chunk, predict, task.loss, optimizer, task.spec, task.corrupt, **how)
         after, losses_k = chunk(frozen, state, buffer, table, index_kb, steps, lane.key)
         if lane.active is not None:
             after = jax.tree.map(lambda new, old: jnp.where(lane.active, new, old), after, state)

@@ -36,7 +36,7 @@ def main(out: str, *layouts: str, team: tuple[str, int, int] | None = None) -> N
     from ofa_jax.windows.table import WindowTable
 
     if team is not None:
-        connect(*team, heartbeat=10, wait=60)
+        connect(*team, heartbeat=10)
     dropout = ["trunk.dropout=0.1", "adapters.dropout=0.1"]
     config = Path(__file__).parents[2] / "configs" / "quick" / "etth1.yaml"
     experiment = load_experiment(config, [*dropout, f"train.batch_size={BATCH}", "train.eval_batch_size=30"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,10 +26,10 @@ from ofa_jax.train.step import (
     TrainState,
     chunk_rows,
     dropout_key,
+    eval_step,
     init_state,
-    make_chunk,
-    make_eval_step,
     sample_keys,
+    train_chunk,
 )
 from ofa_jax.windows.batch import Batch, gather
 from ofa_jax.windows.order import IndexStream
@@ -68,8 +69,10 @@ def chunk(setting):
     return compiled(setting.model.predict, setting.task.loss, setting.optimizer, setting.task.spec)
 
 
-def compiled(*what: Any, **how: Any) -> Any:
-    return SINGLE.compile_chunk(make_chunk(*what, **how))
+def compiled(
+    predict: Any, loss: Any, optimizer: Any, spec: WindowSpec, corrupt: Any = None, **how: Any
+) -> Any:
+    return SINGLE.compile_chunk(partial(train_chunk, predict, loss, optimizer, spec, corrupt, **how))
 
 
 def run_chunks(setting: Setting, chunk: Any, length: int, steps: int) -> tuple[TrainState, np.ndarray]:
@@ -340,7 +343,7 @@ def test_evaluation_changes_each_window_in_one_way(setting):
         return {"target": batch.y[:, :, 0], "id": batch.window_id}
 
     predict = lambda frozen, trainable, x, x_mask: x  # noqa: E731
-    step = jax.jit(make_eval_step(predict, sums, setting.task.spec, random_targets))
+    step = jax.jit(partial(eval_step, predict, sums, setting.task.spec, random_targets))
 
     def of(*rows):
         found = step({}, {}, setting.buffer, setting.table, jnp.asarray(rows, jnp.int32))
@@ -356,7 +359,7 @@ def test_evaluation_changes_each_window_in_one_way(setting):
     assert len(set(whole.values())) == 8
     for rows in ((5, 1, 3, 7, -1, 0, 2, 6), (7, 100), (4,)):
         assert all(target == whole[window] for window, target in of(*rows).items() if window in whole)
-    plain = jax.jit(make_eval_step(predict, sums, setting.task.spec))
+    plain = jax.jit(partial(eval_step, predict, sums, setting.task.spec, None))
     batch = gather(setting.buffer, setting.table, jnp.arange(3), setting.task.spec)
     np.testing.assert_array_equal(
         plain({}, {}, setting.buffer, setting.table, jnp.arange(3))["target"], batch.y[:, :, 0]

@@ -268,7 +268,7 @@ class _Work:
         self, sweep: Sweep, cells: list[Cell], programs: SweepPrograms, data: TaskData, reporter: Reporter
     ) -> None:
         self.sweep, self.cells, self.programs = sweep, cells, programs
-        self.data, self.reporter = data, reporter
+        self.data, self.reporter, self.made = data, reporter, provenance(programs.model, data)
         self.groups = groups_of(cells, sweep.content.at_once)
         self.step = 0
         sweep.write()  # also of a resumed sweep, which may have been killed between its two files
@@ -293,7 +293,7 @@ class _Work:
             folder.mkdir(parents=True, exist_ok=True)
             for name in (CONFIG_FILE, BUNDLE):
                 clear_leftovers(folder / name)
-            begin_or_check(folder, cell.experiment, self.programs.model, self.data, self.reporter)
+            begin_or_check(folder, cell.experiment, self.made, self.reporter)
         logs = [EventLog(self._folder(cell) / METRICS_FILE) for cell in group.cells]
         checkpoints = Checkpoints(self.sweep.folder / CHECKPOINTS / group.name)
         trainer = self.programs.trainer(group, logs, checkpoints, self.reporter)

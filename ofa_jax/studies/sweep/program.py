@@ -73,11 +73,6 @@ def cut(adapters: Adapters, rank: int) -> Adapters:
     return {path: {"a": both["a"][:, :rank], "b": both["b"][:rank]} for path, both in adapters.items()}
 
 
-def stacked(trees: Sequence[Any]) -> Any:
-    """Trees of one structure as one tree with leaves ``[v, …]``, on the host."""
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
-
-
 class SweepPrograms:
     """The programs of a sweep by number of lanes; data and frozen tree are on the device once.
 
