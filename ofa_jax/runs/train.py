@@ -35,7 +35,6 @@ from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.events import EventLog
 from ofa_jax.train.loop import SILENT, FitResult, Reporter, fit
 from ofa_jax.train.processes import (
-    MultiProcessCheckpoints,
     broadcast_from_main,
     check_alike,
     detect_lost_peers,
@@ -92,7 +91,6 @@ def train_run(
         with raise_together("starting the run"):
             recorded = begin_or_check(out, experiment, made, reporter) if main else experiment
         writer = BundleWriter(out / BUNDLE, recorded, model, data) if main else None
-        checkpoints = Checkpoints(out / CHECKPOINTS, saved=saved) if main else None
         result = fit(
             model.predict,
             data.task,
@@ -101,7 +99,7 @@ def train_run(
             settings=resolve_auto_batch_sizes(experiment.train, model.network),
             reporter=reporter,
             log=EventLog(out / METRICS_FILE if main else None),
-            checkpoints=MultiProcessCheckpoints(checkpoints),
+            checkpoints=Checkpoints(out / CHECKPOINTS, saved=saved) if main else None,
             keep_best=writer,
         )
         values: dict[str, Any] = {}

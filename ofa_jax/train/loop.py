@@ -38,7 +38,7 @@ from ofa_jax.train.events import EventLog
 from ofa_jax.train.grad_stats import GradStatsState, as_json, log_fields
 from ofa_jax.train.lanes import Lane, Progress, stack, take
 from ofa_jax.train.memory import check_room
-from ofa_jax.train.processes import MultiProcessCheckpoints, max_over_processes, raise_together
+from ofa_jax.train.processes import max_over_processes, raise_together, restore_on_all
 from ofa_jax.train.program import LaneInputs, Program
 from ofa_jax.train.progress import SilentReporter
 from ofa_jax.train.signals import StopRequest, stop_on_signal
@@ -73,7 +73,8 @@ class Trainer:
         program: Compiled for at least as many lanes; the others stay idle.
         lanes: What is trained.
         reporter: Progress reporter.
-        checkpoints: Where given, the newest one is resumed and new ones are written.
+        checkpoints: Where given, the newest one is resumed and new ones are written. With several processes,
+            only the main one has them.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Trainer:
         lanes: Sequence[Lane],
         *,
         reporter: Reporter = SILENT,
-        checkpoints: Checkpoints | MultiProcessCheckpoints | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self.program, self.lanes, self.reporter, self.checkpoints = program, lanes, reporter, checkpoints
         self.task, self.settings, self.epoch_steps = program.task, program.settings, program.epoch_steps
@@ -113,15 +114,15 @@ class Trainer:
 
     def resume(self) -> None:
         """Restore, in the order of the module's docstring."""
-        if self.checkpoints is None:
-            return
-        restored = self.checkpoints.restore(self._arrays())
+        restored = restore_on_all(self.checkpoints, self._arrays())
         newest = "there is no checkpoint"
         if restored:
             newest = f"the newest intact checkpoint is of step {restored.step}"
             for text in restored.skipped:
                 self.reporter.notice(text)
             self._load(restored)
+        if self.checkpoints is None:
+            return
         for lane in self.lanes:
             log = f"the metrics.jsonl of {lane.name}" if lane.name else "metrics.jsonl"
             if (reached := lane.log.last_step()) > self.step:
@@ -155,15 +156,15 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint, after everything that was logged so far is on disk."""
         self.saved_at = time.monotonic()
-        if self.checkpoints is None:
-            return
         sums = self._gradient_sums()
         for number, lane in enumerate(self.lanes):
             lane.progress.events_size = lane.log.sync()
             lane.progress.gradients = [] if sums is None else as_json(sums[number])
         counters = [asdict(lane.progress) for lane in self.lanes]
         meta = {"cells": counters} if self.lanes[0].name else counters[0]
-        self.checkpoints.save(self.step, self._arrays(), meta)
+        with raise_together("saving a checkpoint"):
+            if self.checkpoints is not None:
+                self.checkpoints.save(self.step, self._arrays(), meta)
 
     def run(self, request: StopRequest) -> None:
         """Train until every lane has ended or a signal asks for a stop."""
@@ -361,7 +362,7 @@ def fit(
     settings: TrainConfig,
     reporter: Reporter = SILENT,
     log: EventLog | None = None,
-    checkpoints: Checkpoints | MultiProcessCheckpoints | None = None,
+    checkpoints: Checkpoints | None = None,
     keep_best: Callable[[Params, Progress], None] | None = None,
     layout: Layout | None = None,
 ) -> FitResult:

@@ -157,43 +157,22 @@ def detect_lost_peers() -> Iterator[None]:
         ) from error
 
 
-class MultiProcessCheckpoints:
-    """The main process's :class:`~ofa_jax.train.checkpoints.Checkpoints` for all; all call every method.
-
-    Args:
-        own: On the main process, its checkpoints; None on the others.
-    """
-
-    def __init__(self, own: Checkpoints | None) -> None:
-        self._own = own
-
-    def steps(self) -> list[int]:
-        """The steps that have a checkpoint, on the main process; empty on the others."""
-        return [] if self._own is None else self._own.steps()
-
-    def save(self, step: int, arrays: PyTree, meta: dict[str, Any]) -> None:
-        """Save on the main process; all wait for it."""
-        with raise_together("saving a checkpoint"):
-            if self._own is not None:
-                self._own.save(step, arrays, meta)
-
-    def restore(self, like: PyTree) -> Restored | None:
-        """The newest intact checkpoint, on every process with the same bits."""
-        found = None
-        with raise_together("restoring a checkpoint"):
-            if self._own is not None:
-                found = self._own.restore(like)
-        if jax.process_count() == 1:
-            return found
-        header = None if found is None else [found.step, found.meta, found.skipped]
-        header = json.loads(broadcast_from_main(json.dumps(header).encode()))
-        if header is None:
-            return None
-        leaves, structure = jax.tree.flatten(like)
-        own = [] if found is None else [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(found.arrays)]
-        stored, start, arrays = broadcast_from_main(b"".join(own)), 0, []
-        for leaf in map(np.asarray, leaves):
-            arrays.append(np.frombuffer(stored, leaf.dtype, leaf.size, start).reshape(leaf.shape).copy())
-            start += leaf.nbytes
-        step, meta, skipped = header
-        return Restored(step, jax.tree.unflatten(structure, arrays), meta, tuple(skipped))
+def restore_on_all(checkpoints: Checkpoints | None, like: PyTree) -> Restored | None:
+    """The main process's newest intact checkpoint, on every process with the same bits; the others pass None."""
+    found = None
+    with raise_together("restoring a checkpoint"):
+        if checkpoints is not None:
+            found = checkpoints.restore(like)
+    if jax.process_count() == 1:
+        return found
+    header = None if found is None else [found.step, found.meta, found.skipped]
+    header = json.loads(broadcast_from_main(json.dumps(header).encode()))
+    if header is None:
+        return None
+    own = [] if found is None else [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(found.arrays)]
+    stored, start, arrays = broadcast_from_main(b"".join(own)), 0, []
+    for leaf in map(np.asarray, jax.tree.leaves(like)):
+        arrays.append(np.frombuffer(stored, leaf.dtype, leaf.size, start).reshape(leaf.shape).copy())
+        start += leaf.nbytes
+    step, meta, skipped = header
+    return Restored(step, jax.tree.unflatten(jax.tree.structure(like), arrays), meta, tuple(skipped))
