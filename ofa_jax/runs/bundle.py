@@ -23,7 +23,7 @@ from ofa_jax.train.step import Params
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A bundle as a model: settings, network with trained parameters, scaler of the series (None: own units)."""
+    """A bundle as a model; its scaler is None where series keep their units."""
 
     experiment: Experiment
     model: Model
@@ -38,8 +38,7 @@ class LoadedModel:
     @property
     def trained_on(self) -> TrainedOn:
         """What applying the model to new data needs to know."""
-        stored = {"frequency": self.record.frequency, "classes": self.record.classes}
-        meta = {**stored, "threshold": self.record.threshold}
+        meta = self.record.model_dump(include={"frequency", "classes", "threshold"})
         return TrainedOn(self.experiment.task, self.experiment.data, self.scaler, meta)
 
 
@@ -91,7 +90,8 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> LoadedModel:
         trunk: Current path or hub id of the trunk's weights, if they moved.
 
     Raises:
-        CheckpointError: There is no bundle, it is damaged, or the trunk or frozen layers are not those of training.
+        CheckpointError: There is no bundle, it is damaged, or the trunk or frozen layers are not those of
+        training.
         WeightsError: The trunk cannot be loaded.
     """
     path = Path(path)

@@ -19,6 +19,7 @@ from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.files import FileRecord, Sha256, clear_leftovers, parse_record, run_lock, write_atomic
+from ofa_jax.model import trees
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.train.events import read_events
 from ofa_jax.train.loop import Reporter
@@ -65,7 +66,7 @@ def provenance(model: Model, data: TaskData) -> Provenance:
 
 @contextlib.contextmanager
 def locked_folder(out: Path, record: str, files: Sequence[str], *, kind: str) -> Iterator[None]:
-    """Create or lock a folder that has a ``record`` once it is in use; leftovers of killed writers are removed.
+    """Create or lock a folder that has a ``record`` once it is in use, and remove leftovers of killed writers.
 
     Args:
         out: The folder.
@@ -92,19 +93,18 @@ def locked_folder(out: Path, record: str, files: Sequence[str], *, kind: str) ->
                 shutil.rmtree(out)
 
 
-def resolved(experiment: Experiment, begun: Experiment | None = None) -> Experiment:
-    """The same settings independent of the working directory and device: absolute paths, the compute dtype by name.
+def resolved(experiment: Experiment, dtype: str | None = None) -> Experiment:
+    """The settings independent of working directory and device: absolute paths, a named compute dtype.
 
-    A resumed run keeps the dtype it was ``begun`` with.
+    The dtype ``auto`` becomes ``dtype``, that of the run which is resumed; default: the device's.
     """
     data, trunk = experiment.data, experiment.trunk
-    auto = trunk.compute_dtype == "auto"
-    changes = {"trunk.compute_dtype": compute_dtype(begun.trunk if begun is not None and auto else trunk)}
-    named = {"data.source": data.source, "data.target": data.target}
-    files = {path: name for path, name in named.items() if name is not None and name not in CATALOG}
-    if trunk.source not in (RANDOM, *REPLACED):
-        files["trunk.source"] = trunk.source
-    changes |= {path: str(Path(name).absolute()) for path, name in files.items() if Path(name).exists()}
+    chosen = dtype if dtype and trunk.compute_dtype == "auto" else compute_dtype(trunk)
+    changes = {"trunk.compute_dtype": chosen}
+    places = (("data.source", data.source, CATALOG), ("data.target", data.target, CATALOG))
+    for path, name, known in (*places, ("trunk.source", trunk.source, (RANDOM, *REPLACED))):
+        if name is not None and name not in known and Path(name).exists():
+            changes[path] = str(Path(name).absolute())
     return experiment.replace(changes)
 
 
@@ -137,9 +137,7 @@ def read_config(run: str | Path) -> tuple[Experiment, Provenance]:
     return build_experiment(content, where=str(path)), record
 
 
-def begin_or_check(
-    out: Path, experiment: Experiment, model: Model, data: TaskData, reporter: Reporter
-) -> Experiment:
+def begin_or_check(out: Path, experiment: Experiment, made: Provenance, reporter: Reporter) -> Experiment:
     """Write a new run's config.yaml, or check that the folder's run has these settings, data and trunk.
 
     Returns:
@@ -149,17 +147,18 @@ def begin_or_check(
         ConfigError: The run has other settings.
         CheckpointError: The data or the trunk are not those of the run.
     """
-    made = provenance(model, data)
     if not (out / CONFIG_FILE).exists():
         write_config(out, experiment, made)
         return experiment
     saved, before = read_config(out)
     check_same(dump_experiment(saved), before, dump_experiment(experiment), made, where=out)
-    now = made.versions
-    changed = [name for name, version in before.versions.items() if now.get(name) != version]
-    if changed:
-        listed = "; ".join(f"{name} {before.versions[name]} then, {now.get(name)} now" for name in changed)
-        reporter.notice(f"resumed with other package versions, so last digits may differ: {listed}")
+    now, then = made.versions, before.versions
+    if changed := [
+        f"{name} {then[name]} then, {now.get(name)} now" for name in then if now.get(name) != then[name]
+    ]:
+        reporter.notice(
+            f"resumed with other package versions, so last digits may differ: {'; '.join(changed)}"
+        )
     return saved
 
 
@@ -185,18 +184,14 @@ def check_same(
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Settings that differ and matter, as ``(path, old value, new value)``."""
-    before, after = dict(leaves(old)), dict(leaves(new))
+    before, after = leaves(old), leaves(new)
     paths = [path for path in after if path not in NEUTRAL]
     return [(path, before.get(path), after[path]) for path in paths if before.get(path) != after[path]]
 
 
-def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``(path, value)`` of every setting in a nested mapping."""
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def leaves(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting in a nested mapping by its path."""
+    return {path.replace("/", "."): value for path, value in trees.flatten(settings).items()}
 
 
 def is_finished(run: str | Path) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ofa_jax.adapters.bundle import META_FILE
 from ofa_jax.build import build_model
-from ofa_jax.config.load import build_experiment, dump_experiment
+from ofa_jax.config.load import dump_experiment
 from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import CheckpointError, ConfigError, DataError
@@ -36,7 +35,6 @@ from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.events import EventLog
 from ofa_jax.train.loop import SILENT, FitResult, Reporter, fit
 from ofa_jax.train.processes import (
-    MultiProcessCheckpoints,
     broadcast_from_main,
     check_alike,
     detect_lost_peers,
@@ -55,8 +53,8 @@ def train_run(
 ) -> FitResult:
     """Train in a run folder; a folder that already has this run is resumed.
 
-    Where several processes train one run, each calls this with the same settings. Only the main process uses the
-    folder and reports.
+    Where several processes train one run, each calls this with the same settings. Only the main process uses
+    the folder and reports.
 
     Args:
         experiment: The settings.
@@ -65,7 +63,8 @@ def train_run(
         saved: Called on the main process after every new checkpoint and at the end; it may copy the folder.
 
     Raises:
-        CheckpointError: Another process uses the folder, it is not a run folder, or its checkpoints are damaged.
+        CheckpointError: Another process uses the folder, it is not a run folder, or its checkpoints are
+            damaged.
         ConfigError: The folder's run has other settings.
         PeerLost: Another process of the run is gone.
         OfaError: As :func:`~ofa_jax.tasks.table.prepare`, :func:`~ofa_jax.build.build_model` and
@@ -74,48 +73,44 @@ def train_run(
     out, main = Path(out), is_main_process()
     reporter = reporter if main else SILENT
     with detect_lost_peers(), contextlib.ExitStack() as stack:
-        begun = None
+        dtype = ""
         with raise_together("opening the run folder"):
             if main:
                 stack.enter_context(locked_folder(out, CONFIG_FILE, [BUNDLE], kind="run folder"))
-                begun = dump_experiment(read_config(out)[0]) if (out / CONFIG_FILE).exists() else None
-        begun = json.loads(broadcast_from_main(json.dumps(begun).encode()))
-        experiment = resolved(experiment, None if begun is None else build_experiment(begun))
+                if (out / CONFIG_FILE).exists():
+                    dtype = read_config(out)[0].trunk.compute_dtype
+        experiment = resolved(experiment, broadcast_from_main(dtype.encode()).decode())
         with raise_together("reading data and trunk"):
             data = read_data(experiment)
             experiment = experiment.replace({"task": data.settings})
             for notice in data.notices:
                 reporter.notice(notice)
             model = build_model(experiment)
-        facts = {**dump_experiment(experiment), **provenance(model, data).model_dump()}
-        check_alike({name: value for name, value in leaves(facts) if name not in PLACES})
+        made = provenance(model, data)
+        facts = {**dump_experiment(experiment), **made.model_dump()}
+        check_alike({name: value for name, value in leaves(facts).items() if name not in PLACES})
         with raise_together("starting the run"):
-            recorded = begin_or_check(out, experiment, model, data, reporter) if main else experiment
+            recorded = begin_or_check(out, experiment, made, reporter) if main else experiment
         writer = BundleWriter(out / BUNDLE, recorded, model, data) if main else None
-        checkpoints = Checkpoints(out / CHECKPOINTS, saved=saved) if main else None
-        try:
-            result = fit(
-                model.predict,
-                data.task,
-                frozen=model.frozen,
-                trainable=model.trainable,
-                settings=resolve_auto_batch_sizes(experiment.train, model.network),
-                reporter=reporter,
-                log=EventLog(out / METRICS_FILE if main else None),
-                checkpoints=MultiProcessCheckpoints(checkpoints),
-                keep_best=writer,
-            )
-        finally:
-            if checkpoints is not None:
-                checkpoints.close()
+        result = fit(
+            model.predict,
+            data.task,
+            frozen=model.frozen,
+            trainable=model.trainable,
+            settings=resolve_auto_batch_sizes(experiment.train, model.network),
+            reporter=reporter,
+            log=EventLog(out / METRICS_FILE if main else None),
+            checkpoints=Checkpoints(out / CHECKPOINTS, saved=saved) if main else None,
+            keep_best=writer,
+        )
+        values: dict[str, Any] = {}
         if data.calibrate is not None:
             options = evaluation_options(experiment.train, model.network)
             evaluator = WindowPredictor(model.predict, data.task, data.task.sums, **options)
             values = data.calibrate(lambda table: evaluator(table, model.frozen, result.best))
-            with raise_together("writing the bundle"):
-                if writer is not None:
-                    writer(result.best, result.progress, values)
         with raise_together("saving the bundle"):
+            if writer is not None and values:
+                writer(result.best, result.progress, values)
             if main and saved is not None:
                 saved()
         return result

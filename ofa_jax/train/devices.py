@@ -30,7 +30,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ofa_jax.errors import ConfigError
-from ofa_jax.train.step import ONE_DEVICE, Params, StepSharding, jit_donating_state
+from ofa_jax.train.step import ONE_DEVICE, Params, StepSharding
 
 DATA, FSDP = "data", "fsdp"
 """The mesh's axes; rows are sharded over both, large frozen leaves over the second."""
@@ -41,34 +41,38 @@ SHARDED_FROM = 8192
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def _as_arrays(tree: Any) -> Any:
-    return jax.tree.map(jnp.asarray, tree)
-
-
 @dataclass(frozen=True)
 class Layout:
-    """How a run is distributed over devices; by default on one.
+    """How a run is distributed over devices.
 
     Attributes:
         devices: Their number; the rows of a batch are a multiple of it.
         place: Puts a tree on every device.
         place_frozen: Puts the frozen tree where it belongs. (``device_put`` reuses aligned host memory.)
         sharding: Of a training step.
-        compile_chunk: Compiles a chunk.
+        compile_chunk: Compiles a chunk, which takes over its state.
         eval_sharding: Of an evaluation step.
         compile_eval: Compiles an evaluation; its results are replicated.
     """
 
-    devices: int = 1
-    place: Callable[[Any], Any] = _as_arrays
-    place_frozen: Callable[[Any], Any] = jax.device_put
-    sharding: StepSharding = ONE_DEVICE
-    compile_chunk: Compiler = jit_donating_state
-    eval_sharding: StepSharding = ONE_DEVICE
-    compile_eval: Compiler = jax.jit
+    devices: int
+    place: Callable[[Any], Any]
+    place_frozen: Callable[[Any], Any]
+    sharding: StepSharding
+    compile_chunk: Compiler
+    eval_sharding: StepSharding
+    compile_eval: Compiler
 
 
-SINGLE = Layout()
+SINGLE = Layout(
+    devices=1,
+    place=partial(jax.tree.map, jnp.asarray),
+    place_frozen=jax.device_put,
+    sharding=ONE_DEVICE,
+    compile_chunk=partial(jax.jit, donate_argnums=1),
+    eval_sharding=ONE_DEVICE,
+    compile_eval=jax.jit,
+)
 
 
 def make_layout(

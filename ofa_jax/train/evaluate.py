@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from ofa_jax.tasks.base import NewData, Task
 from ofa_jax.train.devices import Layout, make_layout
 from ofa_jax.train.memory import EVAL_WINDOWS, slices_and_rows
-from ofa_jax.train.step import Outputs, Params, Predict, make_eval_step
+from ofa_jax.train.step import Outputs, Params, Predict, eval_step
 from ofa_jax.windows.order import IndexStream
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
@@ -62,8 +62,9 @@ def _prediction(prediction: jax.Array, batch: Any) -> dict[str, jax.Array]:
 @lru_cache(maxsize=64)
 def _compiled(predict: Predict, outputs: Outputs, spec: WindowSpec, corrupt: Any, layout: Layout) -> Any:
     # cached, so that applying a model again does not compile it again
-    how: dict[str, Any] = {"sharding": layout.eval_sharding, "compiled": layout.compile_eval}
-    return make_eval_step(predict, outputs, spec, corrupt, **how)
+    return layout.compile_eval(
+        partial(eval_step, predict, outputs, spec, corrupt, sharding=layout.eval_sharding)
+    )
 
 
 def evaluate(

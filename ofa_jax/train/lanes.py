@@ -63,21 +63,10 @@ class Lane:
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """Leaves ``[v, …]`` on the host; a single tree as it is."""
-    if len(trees) == 1:
-        return trees[0]
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
+    """Trees of one structure as one tree with leaves ``[v, …]``, on the host."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
-def take(tree: Any, number: int, lanes: int) -> Any:
+def take(tree: Any, number: int) -> Any:
     """A lane of :func:`stack`, as a copy on the host."""
-    return jax.tree.map(
-        lambda leaf: np.array(leaf) if lanes == 1 else np.array(np.asarray(leaf)[number]), tree
-    )
-
-
-def column(values: Sequence[float | None]) -> Any:
-    """A hyperparameter of all lanes, float32 ``[v]``; None where no lane has its own."""
-    if values[0] is None:
-        return None
-    return np.float32(values[0]) if len(values) == 1 else np.asarray(values, np.float32)
+    return jax.tree.map(lambda leaf: np.array(np.asarray(leaf)[number]), tree)

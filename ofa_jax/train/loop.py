@@ -22,6 +22,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -34,10 +35,10 @@ from ofa_jax.tasks.base import Sums, Task
 from ofa_jax.train.checkpoints import Checkpoints, Restored
 from ofa_jax.train.devices import Layout
 from ofa_jax.train.events import EventLog
-from ofa_jax.train.grad_stats import LARGEST, GradStatsState, as_json, log_fields
-from ofa_jax.train.lanes import Lane, Progress, column, stack, take
+from ofa_jax.train.grad_stats import GradStatsState, as_json, log_fields
+from ofa_jax.train.lanes import Lane, Progress, stack, take
 from ofa_jax.train.memory import check_room
-from ofa_jax.train.processes import MultiProcessCheckpoints, max_over_processes, raise_together
+from ofa_jax.train.processes import max_over_processes, raise_together, restore_on_all
 from ofa_jax.train.program import LaneInputs, Program
 from ofa_jax.train.progress import SilentReporter
 from ofa_jax.train.signals import StopRequest, stop_on_signal
@@ -72,7 +73,8 @@ class Trainer:
         program: Compiled for at least as many lanes; the others stay idle.
         lanes: What is trained.
         reporter: Progress reporter.
-        checkpoints: Where given, the newest one is resumed and new ones are written.
+        checkpoints: Where given, the newest one is resumed and new ones are written. With several processes,
+            only the main one has them.
     """
 
     def __init__(
@@ -81,29 +83,25 @@ class Trainer:
         lanes: Sequence[Lane],
         *,
         reporter: Reporter = SILENT,
-        checkpoints: Checkpoints | MultiProcessCheckpoints | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self.program, self.lanes, self.reporter, self.checkpoints = program, lanes, reporter, checkpoints
         self.task, self.settings, self.epoch_steps = program.task, program.settings, program.epoch_steps
-        slots = self._slots()
+        self._slots = [*lanes, *[lanes[-1]] * (program.lanes - len(lanes))]
         self.schedules = [program.schedule(lane.learning_rate) for lane in lanes]
-        streams = [program.stream(lane.seed) for lane in lanes]
-        self.streams = streams + streams[-1:] * (len(slots) - len(lanes))
-        keys = [dropout_key(lane.seed) for lane in slots]
+        self.streams = [program.stream(lane.seed) for lane in lanes]
         self.inputs = LaneInputs(
-            key=program.layout.place(keys[0] if len(slots) == 1 else jnp.stack(keys)),
-            learning_rate=column([lane.learning_rate for lane in slots]),
-            scale=column([lane.scale for lane in slots]),
+            key=program.layout.place(jnp.stack([dropout_key(lane.seed) for lane in self._slots])),
+            learning_rate=_column([lane.learning_rate for lane in self._slots]),
+            scale=_column([lane.scale for lane in self._slots]),
         )
-        optimizer = program.optimizer()
-        states = [init_state(lane.best, optimizer) for lane in slots]
-        self.state: TrainState = program.layout.place(stack(states))
-        self._needs_axis = program.lanes == 1 and bool(lanes[0].name)
+        init = jax.vmap(partial(init_state, optimizer=program.optimizer()))
+        self.state: TrainState = program.layout.place(init(self._best()))
         self.step = 0
         self.saved_at = time.monotonic()
 
-    def _slots(self) -> list[Lane]:
-        return [*self.lanes, *[self.lanes[-1]] * (self.program.lanes - len(self.lanes))]
+    def _best(self) -> Params:
+        return stack([lane.best for lane in self._slots])
 
     @property
     def running(self) -> list[int]:
@@ -112,62 +110,61 @@ class Trainer:
 
     def trainable(self, number: int) -> Params:
         """A lane's current trainable tree, as a copy on the host."""
-        return take(self.state.trainable, number, self.program.lanes)
+        return take(self.state.trainable, number)
 
     def resume(self) -> None:
         """Restore, in the order of the module's docstring."""
+        restored = restore_on_all(self.checkpoints, self._arrays())
+        newest = "there is no checkpoint"
+        if restored:
+            newest = f"the newest intact checkpoint is of step {restored.step}"
+            for text in restored.skipped:
+                self.reporter.notice(text)
+            self._load(restored)
         if self.checkpoints is None:
             return
-        restored = self.checkpoints.restore(self._arrays())
-        found = restored.step if restored else 0
-        for text in restored.skipped if restored else ():
-            self.reporter.notice(text)
-        logs = [f"the metrics.jsonl of {lane.name}" if lane.name else "metrics.jsonl" for lane in self.lanes]
-        newest = f"the newest intact checkpoint is of step {found}" if restored else "there is no checkpoint"
-        for lane, log in zip(self.lanes, logs, strict=True):
-            if (reached := lane.log.last_step()) > found:
+        for lane in self.lanes:
+            log = f"the metrics.jsonl of {lane.name}" if lane.name else "metrics.jsonl"
+            if (reached := lane.log.last_step()) > self.step:
                 self.reporter.notice(f"{log} reached step {reached}, but {newest}: repeating the steps since")
-        if restored:
-            self._load(restored)
-        for lane, log in zip(self.lanes, logs, strict=True):
             if not lane.log.cut(lane.progress.events_size):
                 self.reporter.notice(f"{log} is shorter than at the last checkpoint; earlier events are lost")
         if restored and self.running:
-            self.reporter.notice(f"resumed at step {found}")
+            self.reporter.notice(f"resumed at step {self.step}")
 
     def _arrays(self) -> dict[str, Any]:
-        """The arrays of a checkpoint, without statistics of gradients; those of a sweep have a lane axis."""
+        """The arrays of a checkpoint, without statistics of gradients; those of a run have no lane axis."""
         state = self.state
         if isinstance(state.opt_state, GradStatsState):
             state = state._replace(opt_state=state.opt_state.inner)
-        arrays = {"state": state, "best": stack([lane.best for lane in self._slots()])}
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[None], arrays) if self._needs_axis else arrays
+        arrays = {"state": state, "best": self._best()}
+        return arrays if self.lanes[0].name else take(arrays, 0)
 
     def _load(self, restored: Restored) -> None:
-        arrays = jax.tree.map(lambda leaf: leaf[0], restored.arrays) if self._needs_axis else restored.arrays
-        state, sums = TrainState(*arrays["state"]), self._gradient_sums()
+        arrays = restored.arrays if self.lanes[0].name else stack([restored.arrays])
+        state, sums = arrays["state"], self._gradient_sums()
         for number, counters in enumerate(restored.meta.get("cells", [restored.meta])):
             lane = self.lanes[number]
-            lane.progress, lane.best = Progress(**counters), take(arrays["best"], number, self.program.lanes)
+            lane.progress, lane.best = Progress(**counters), take(arrays["best"], number)
             if sums is not None and lane.progress.gradients:
-                sums[number] = np.minimum(lane.progress.gradients, LARGEST)
+                sums[number] = lane.progress.gradients
         self.step = restored.step
         if sums is not None:
-            state = state._replace(opt_state=GradStatsState(state.opt_state, self._without_axis(sums)))
+            state = state._replace(opt_state=GradStatsState(state.opt_state, sums))
         self.state = self.program.layout.place(state)
 
     def save(self) -> None:
         """Write a checkpoint, after everything that was logged so far is on disk."""
         self.saved_at = time.monotonic()
-        if self.checkpoints is None:
-            return
         sums = self._gradient_sums()
         for number, lane in enumerate(self.lanes):
             lane.progress.events_size = lane.log.sync()
             lane.progress.gradients = [] if sums is None else as_json(sums[number])
         counters = [asdict(lane.progress) for lane in self.lanes]
         meta = {"cells": counters} if self.lanes[0].name else counters[0]
-        self.checkpoints.save(self.step, self._arrays(), meta)
+        with raise_together("saving a checkpoint"):
+            if self.checkpoints is not None:
+                self.checkpoints.save(self.step, self._arrays(), meta)
 
     def run(self, request: StopRequest) -> None:
         """Train until every lane has ended or a signal asks for a stop."""
@@ -227,7 +224,7 @@ class Trainer:
         following = self.step + self._chunk_steps()
         for stream in self.streams:  # the devices are busy now, so the host prepares the next chunk's order
             stream.prepare(self.step, following)
-        losses_vk = np.asarray(losses).reshape(len(self.streams), -1)[:, :steps].astype(np.float64)
+        losses_vk = np.asarray(losses)[:, :steps].astype(np.float64)
         for number in running:
             self._account(number, first, losses_vk[number], (index[number] >= 0).sum(axis=1))
         if self.step % (self.settings.gradient_log or math.inf) == 0:
@@ -244,11 +241,7 @@ class Trainer:
         inputs = self.inputs
         if program.lanes > 1:
             inputs = inputs._replace(active=np.isin(np.arange(program.lanes), self.running))
-        index_kb = place(self._without_axis(filled))
-        return program.frozen, self.state, program.buffer, program.table, index_kb, steps, inputs
-
-    def _without_axis(self, array_v: np.ndarray) -> np.ndarray:
-        return array_v[0] if self.program.lanes == 1 else array_v
+        return program.frozen, self.state, program.buffer, program.table, place(filled), steps, inputs
 
     def _account(self, number: int, first: int, losses_k: np.ndarray, windows_k: np.ndarray) -> None:
         """Add a chunk's losses to a lane's counters, and log the mean loss every ``log_every`` steps."""
@@ -273,15 +266,13 @@ class Trainer:
             lane = self.lanes[number]
             fields = log_fields(as_json(sums[number]), lane.best, self.settings.clip_norm)
             lane.log.append("gradient", step=self.step, epoch=epoch, **fields)
-        cleared = self.program.layout.place(self._without_axis(np.zeros_like(sums)))
+        cleared = self.program.layout.place(np.zeros_like(sums))
         self.state = self.state._replace(opt_state=self.state.opt_state._replace(sums=cleared))
 
     def _gradient_sums(self) -> Any:
         """Statistics of gradients since the last line, ``[v, …]`` float32; None where they are not logged."""
         opt_state = self.state.opt_state
-        if not isinstance(opt_state, GradStatsState):
-            return None
-        return np.array(opt_state.sums).reshape(self.program.lanes, -1)
+        return np.array(opt_state.sums) if isinstance(opt_state, GradStatsState) else None
 
     def _diverged(self, number: int, what: str, step: int) -> None:
         """End a lane whose numbers are no longer finite at a step, from 0; for a run this is an error."""
@@ -319,7 +310,7 @@ class Trainer:
 
     def evaluate_best(self, table: WindowTable) -> Sequence[Sums]:
         """For each lane the task's sums of every window with its best tree, ``{name: [windows, …]}``."""
-        return self.program.evaluate(table, stack([lane.best for lane in self._slots()]), self.inputs.scale)
+        return self.program.evaluate(table, self._best(), self.inputs.scale)
 
     def _close_lane(self, number: int, epoch: int, metrics: dict[str, float], clock: dict[str, Any]) -> None:
         """Keep the best tree, log the epoch, and end the lane if its patience or its epochs are used up."""
@@ -358,6 +349,10 @@ class Trainer:
             self.end(number, "all epochs done")
 
 
+def _column(values: Sequence[float | None]) -> Any:
+    return None if values[0] is None else np.asarray(values, np.float32)
+
+
 def fit(
     predict: Predict,
     task: Task,
@@ -367,7 +362,7 @@ def fit(
     settings: TrainConfig,
     reporter: Reporter = SILENT,
     log: EventLog | None = None,
-    checkpoints: Checkpoints | MultiProcessCheckpoints | None = None,
+    checkpoints: Checkpoints | None = None,
     keep_best: Callable[[Params, Progress], None] | None = None,
     layout: Layout | None = None,
 ) -> FitResult:

@@ -36,7 +36,6 @@ def connect(
     process_id: int | None = None,
     *,
     heartbeat: int = 100,
-    wait: int = 300,
 ) -> None:
     """Join the processes of this run; call it before anything else asks jax for its devices.
 
@@ -46,7 +45,6 @@ def connect(
         processes: Number of processes; without a coordinator it is compared with what jax found.
         process_id: Number of this process, with a coordinator.
         heartbeat: Seconds without a sign of life after which a process counts as lost.
-        wait: Seconds to wait for all processes; jax ends this process when they are over.
 
     Raises:
         ConfigError: The arguments are incomplete, or jax found another number of processes.
@@ -59,7 +57,7 @@ def connect(
     jax.config.update("jax_enable_preemption_service", False)
     given = (coordinator, processes if coordinator else None, process_id)
     try:
-        jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat, initialization_timeout=wait)
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat)
     except ValueError as error:
         if "coordinator_address should be defined" not in str(error):
             fix = "Give all three arguments"
@@ -147,10 +145,7 @@ def detect_lost_peers() -> Iterator[None]:
     """Turn the error of a computation that lost another process into :class:`PeerLost`."""
     try:
         yield
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # jax raises either, depending on the phase of the computation
+    except (RuntimeError, ValueError) as error:  # jax raises either, depending on the phase
         what = " ".join(str(error).split())
         if jax.process_count() == 1 or not _LOST_DEVICE.match(what):
             raise
@@ -162,47 +157,23 @@ def detect_lost_peers() -> Iterator[None]:
         ) from error
 
 
-class MultiProcessCheckpoints:
-    """The main process's :class:`~ofa_jax.train.checkpoints.Checkpoints` for all; all call every method.
-
-    Args:
-        own: On the main process, its checkpoints; None on the others.
-    """
-
-    def __init__(self, own: Checkpoints | None) -> None:
-        self._own = own
-
-    def steps(self) -> list[int]:
-        """The steps that have a checkpoint, on the main process; empty on the others."""
-        return [] if self._own is None else self._own.steps()
-
-    def save(self, step: int, arrays: PyTree, meta: dict[str, Any]) -> None:
-        """Save on the main process; all wait for it."""
-        with raise_together("saving a checkpoint"):
-            if self._own is not None:
-                self._own.save(step, arrays, meta)
-
-    def restore(self, like: PyTree) -> Restored | None:
-        """The newest intact checkpoint, on every process with the same bits."""
-        found = None
-        with raise_together("restoring a checkpoint"):
-            if self._own is not None:
-                found = self._own.restore(like)
-        if jax.process_count() == 1:
-            return found
-        header = None if found is None else [found.step, found.meta, found.skipped]
-        header = json.loads(broadcast_from_main(json.dumps(header).encode()))
-        if header is None:
-            return None
-        leaves, structure = jax.tree.flatten(like)
-        own = [] if found is None else [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(found.arrays)]
-        stored, start, arrays = broadcast_from_main(b"".join(own)), 0, []
-        for leaf in map(np.asarray, leaves):
-            arrays.append(np.frombuffer(stored, leaf.dtype, leaf.size, start).reshape(leaf.shape).copy())
-            start += leaf.nbytes
-        step, meta, skipped = header
-        return Restored(step, jax.tree.unflatten(structure, arrays), meta, tuple(skipped))
-
-    def close(self) -> None:
-        if self._own is not None:
-            self._own.close()
+def restore_on_all(checkpoints: Checkpoints | None, like: PyTree) -> Restored | None:
+    """The main process's newest intact checkpoint, on every process with the same bits; the others pass
+    None."""
+    found = None
+    with raise_together("restoring a checkpoint"):
+        if checkpoints is not None:
+            found = checkpoints.restore(like)
+    if jax.process_count() == 1:
+        return found
+    header = None if found is None else [found.step, found.meta, found.skipped]
+    header = json.loads(broadcast_from_main(json.dumps(header).encode()))
+    if header is None:
+        return None
+    own = [] if found is None else [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(found.arrays)]
+    stored, start, arrays = broadcast_from_main(b"".join(own)), 0, []
+    for leaf in map(np.asarray, jax.tree.leaves(like)):
+        arrays.append(np.frombuffer(stored, leaf.dtype, leaf.size, start).reshape(leaf.shape).copy())
+        start += leaf.nbytes
+    step, meta, skipped = header
+    return Restored(step, jax.tree.unflatten(jax.tree.structure(like), arrays), meta, tuple(skipped))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,13 +13,13 @@ import optax
 
 from ofa_jax.config.schema import TrainConfig
 from ofa_jax.model.networks import Network
-from ofa_jax.tasks.base import Task
+from ofa_jax.tasks.base import Predict, Task
 from ofa_jax.train.devices import Layout, make_layout, usable_fsdp
 from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.grad_stats import with_grad_stats
 from ofa_jax.train.memory import EVAL_WINDOWS, slices_and_rows, windows_at_once
 from ofa_jax.train.optim import make_optimizer, make_schedule
-from ofa_jax.train.step import Params, Predict, TrainState, make_chunk
+from ofa_jax.train.step import Params, TrainState, train_chunk
 from ofa_jax.windows.order import IndexStream
 from ofa_jax.windows.table import WindowTable
 
@@ -41,7 +41,7 @@ def evaluation_options(settings: TrainConfig, network: Network) -> dict[str, Any
 
 
 class LaneInputs(NamedTuple):
-    """What a chunk takes per lane, ``[v]`` for several lanes; None where the lanes do not differ."""
+    """What a chunk takes per lane, ``[v]``; None where all lanes have the settings' value or are active."""
 
     key: jax.Array
     learning_rate: Any = None
@@ -51,8 +51,6 @@ class LaneInputs(NamedTuple):
 
 class Program:
     """Training chunk and evaluation, shared by all Trainers whose lanes have the same shapes.
-
-    A single lane has no axis: XLA's matrix products for CPUs are slower with an axis of length one.
 
     Args:
         predict: ``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None)``; also ``scale=`` if lanes
@@ -65,8 +63,8 @@ class Program:
 
     Attributes:
         chunk: ``(frozen, state, buffer, table, index_kb, steps, lane inputs) -> (state, losses_k)``,
-            compiled; state, index, inputs and losses are ``[v, …]`` for several lanes. Lanes that are not
-            active keep their state.
+            compiled; state, index, inputs and losses are ``[v, …]``. Lanes that are not active keep their
+            state.
         rows: Rows of a padded batch, per lane.
     """
 
@@ -87,12 +85,10 @@ class Program:
         stream = self.stream(settings.seed)
         self.windows, self.epoch_steps = stream.windows, stream.steps_per_epoch
 
-        chunk, predict_lanes, sums = self._chunk, self._predict_trained, task.sums
-        if lanes > 1:
-            chunk = jax.vmap(chunk, in_axes=(None, 0, None, None, 0, None, 0))
-            predict_lanes = jax.vmap(predict_lanes, in_axes=(None, 0, None, None))
-            sums = jax.vmap(sums, in_axes=(0, None), out_axes=1)  # [b, v, …]
+        chunk = _over_lanes(self._chunk, lanes, (None, 0, None, None, 0, None, 0))
         self.chunk: Any = layout.compile_chunk(chunk)
+        predict_lanes = _over_lanes(self._predict_trained, lanes, (None, 0, None, None))
+        sums = _over_lanes(task.sums, lanes, (0, None), out_axis=1)  # [b, v, …]
         size = max((settings.eval_batch_size or EVAL_WINDOWS) // lanes, 1)
         self._predictor = WindowPredictor(predict_lanes, task, sums, batch_size=size, layout=layout)
         self.frozen, self.table = layout.place_frozen(frozen), layout.place(task.tables["train"])
@@ -106,9 +102,14 @@ class Program:
     def schedule(self, learning_rate: Any = None) -> optax.Schedule:
         """Learning rate by step, from the given one or the settings' own."""
         s = self.settings
-        chosen = s.learning_rate if learning_rate is None else learning_rate
-        cosine: dict[str, Any] = {"cosine_epochs": s.cosine_epochs, "min_learning_rate": s.min_learning_rate}
-        return make_schedule(s.schedule, chosen, self.epoch_steps, decay=s.decay, **cosine)
+        return make_schedule(
+            s.schedule,
+            s.learning_rate if learning_rate is None else learning_rate,
+            self.epoch_steps,
+            decay=s.decay,
+            cosine_epochs=s.cosine_epochs,
+            min_learning_rate=s.min_learning_rate,
+        )
 
     def optimizer(self, learning_rate: Any = None) -> optax.GradientTransformation:
         """The optimizer, which also sums statistics of gradients if they are logged."""
@@ -121,8 +122,6 @@ class Program:
     ) -> Sequence[dict[str, np.ndarray]]:
         """For each lane the task's sums of every window, ``{name: [windows, …]}``; trees are ``[v, …]``."""
         sums = self._predictor(table, self.frozen, {"trainable": trainable, "scale": scale})
-        if self.lanes == 1:
-            return [sums]
         return [{name: values[:, lane] for name, values in sums.items()} for lane in range(self.lanes)]
 
     def _predict_trained(
@@ -143,18 +142,30 @@ class Program:
         steps: int,
         lane: LaneInputs,
     ) -> tuple[TrainState, jax.Array]:
-        task, predict = self.task, self._scaled(lane.scale)
-        how: dict[str, Any] = {"slices": self._slices, "sharding": self.layout.sharding}
-        run = make_chunk(
-            predict,
-            task.loss,
-            self.optimizer(lane.learning_rate),
-            task.spec,
-            task.corrupt,
-            compiled=lambda pure: pure,
-            **how,
+        task, predict, optimizer = self.task, self._scaled(lane.scale), self.optimizer(lane.learning_rate)
+        after, losses_k = train_chunk(
+            *(predict, task.loss, optimizer, task.spec, task.corrupt),
+            *(frozen, state, buffer, table, index_kb, steps, lane.key),
+            slices=self._slices,
+            sharding=self.layout.sharding,
         )
-        after, losses_k = run(frozen, state, buffer, table, index_kb, steps, lane.key)
         if lane.active is not None:
             after = jax.tree.map(lambda new, old: jnp.where(lane.active, new, old), after, state)
         return after, losses_k
+
+
+def _over_lanes(
+    function: Callable[..., Any], lanes: int, in_axes: tuple[int | None, ...], out_axis: int = 0
+) -> Callable[..., Any]:
+    """``vmap``; a single lane loses its axis inside, with which XLA's matrix products for CPUs are slower."""
+    if lanes > 1:
+        return jax.vmap(function, in_axes, out_axis)
+
+    def single(*arguments: Any) -> Any:
+        given = [
+            argument if axis is None else jax.tree.map(lambda leaf: leaf[0], argument)
+            for argument, axis in zip(arguments, in_axes, strict=True)
+        ]
+        return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, out_axis), function(*given))
+
+    return single

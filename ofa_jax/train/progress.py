@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class SilentReporter:
@@ -27,7 +27,6 @@ class ConsoleReporter:
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
-        self._task = TaskID(0)
 
     def __enter__(self) -> ConsoleReporter:
         return self
@@ -42,16 +41,14 @@ class ConsoleReporter:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), state)
         self._progress = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
         description, done = f"epoch {epoch}/{epochs}", min(done, windows)
-        self._task = self._progress.add_task(description, total=windows, completed=done, loss="—", speed="—")
+        self._progress.add_task(description, total=windows, completed=done, loss="—", speed="—")
         self._progress.start()
 
     def advance(self, windows: int, loss: float) -> None:
-        if self._progress is None:
-            return
-        self._progress.update(self._task, advance=windows, loss=f"{loss:.4f}")
-        speed = self._progress.tasks[0].speed
-        if speed:
-            self._progress.update(self._task, speed=f"{speed:.0f}")
+        if self._progress is not None:
+            (task,) = self._progress.tasks
+            speed = f"{task.speed:.0f}" if task.speed else "—"
+            self._progress.update(task.id, advance=windows, loss=f"{loss:.4f}", speed=speed)
 
     def end_epoch(self, record: Mapping[str, Any]) -> None:
         self.close()

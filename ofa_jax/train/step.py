@@ -1,4 +1,4 @@
-"""The training step and the evaluation step as pure functions, and the program that runs a chunk of steps."""
+"""The training step, a chunk of steps, and the evaluation step, as pure functions."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ofa_jax.tasks.base import Outputs, Predict
 from ofa_jax.windows.batch import Batch, gather
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
 Params = dict[str, Any]
-Predict = Callable[..., jax.Array]
-"""``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None) -> prediction``."""
 Loss = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
 """``loss(prediction, batch) -> (sum of losses, their number)``."""
-Outputs = Callable[[Any, Batch], dict[str, jax.Array]]
-"""``outputs(prediction, batch) -> {name: [b, …]}``: what an evaluation keeps of every window."""
 Corrupt = Callable[[Batch, jax.Array], Batch]
 """``corrupt(batch, keys_b) -> batch``: hides points of gathered windows, with one key per sample."""
 
@@ -136,81 +133,66 @@ def _over_slices(
 
 
 def chunk_rows(steps: int) -> int:
-    """The k of :func:`make_chunk` for chunks of ``steps`` steps: a multiple of 32, so that many share it."""
+    """The k of :func:`train_chunk` for chunks of ``steps`` steps: a multiple of 32, so that many share it."""
     return -(-steps // 32) * 32
 
 
-jit_donating_state = partial(jax.jit, donate_argnums=1)
-"""Compiles a chunk."""
-
-
-def make_chunk(
+def train_chunk(
     predict: Predict,
     loss: Loss,
     optimizer: optax.GradientTransformation,
     spec: WindowSpec,
-    corrupt: Corrupt | None = None,
+    corrupt: Corrupt | None,
+    frozen: Params,
+    state: TrainState,
+    buffer: jax.Array,
+    table: WindowTable,
+    index_kb: jax.Array,
+    steps: int,
+    key: jax.Array,
     *,
     slices: int = 1,
     sharding: StepSharding = ONE_DEVICE,
-    compiled: Callable[..., Any] = jit_donating_state,
-) -> Callable[..., Any]:
-    """The program ``chunk(frozen, state, buffer, table, index_kb, steps, key) -> (state, losses_k)``.
+) -> tuple[TrainState, jax.Array]:
+    """Train on the first ``steps`` of k batches: the next state, and the losses ``[k]``.
 
-    The first ``steps`` of the k batches are trained on. It is a traced number, so full and partial chunks
-    share one
-    program and one compiled loop body: results do not depend on how steps are grouped. Another k is another
-    program, which may round otherwise (k = 1 does), so take k from :func:`chunk_rows`. ``state`` is donated,
-    ``frozen`` never is.
+    ``steps`` is traced, so full and partial chunks share one program and one compiled loop body: results do
+    not depend on how steps are grouped. Another k is another program, which may round otherwise (k = 1 does),
+    so take k from :func:`chunk_rows`.
     """
 
-    def read_batch(buffer: jax.Array, table: WindowTable, index_b: jax.Array, keys_b: jax.Array) -> Batch:
+    def read_batch(index_b: jax.Array, keys_b: jax.Array) -> Batch:
         batch = gather(buffer, table, index_b, spec)
         return batch if corrupt is None else corrupt(batch, keys_b)
 
-    def chunk(
-        frozen: Params,
-        state: TrainState,
-        buffer: jax.Array,
-        table: WindowTable,
-        index_kb: jax.Array,
-        steps: int,
-        key: jax.Array,
-    ) -> tuple[TrainState, jax.Array]:
-        read = partial(read_batch, buffer, table)
-        step = partial(train_step, predict, loss, optimizer, frozen, slices=slices, sharding=sharding)
+    step = partial(train_step, predict, loss, optimizer, frozen, slices=slices, sharding=sharding)
 
-        def body(number: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
-            state, value = step(carry[0], index_kb[number], key, read)
-            return state, carry[1].at[number].set(value)
+    def body(number: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
+        state, value = step(carry[0], index_kb[number], key, read_batch)
+        return state, carry[1].at[number].set(value)
 
-        return jax.lax.fori_loop(0, steps, body, (state, jnp.zeros(index_kb.shape[0], jnp.float32)))
-
-    return compiled(chunk)
+    return jax.lax.fori_loop(0, steps, body, (state, jnp.zeros(index_kb.shape[0], jnp.float32)))
 
 
-def make_eval_step(
+def eval_step(
     predict: Predict,
     outputs: Outputs,
     spec: WindowSpec,
-    corrupt: Corrupt | None = None,
+    corrupt: Corrupt | None,
+    frozen: Params,
+    trainable: Params,
+    buffer: jax.Array,
+    table: WindowTable,
+    index_b: jax.Array,
     *,
     sharding: StepSharding = ONE_DEVICE,
-    compiled: Callable[..., Any] = jax.jit,
-) -> Callable[..., dict[str, jax.Array]]:
-    """The program ``evaluate(frozen, trainable, buffer, table, index_b) -> {name: [b, …]}``, without dropout.
+) -> dict[str, jax.Array]:
+    """Outputs of a batch of windows, ``{name: [b, …]}``, without dropout.
 
     ``corrupt`` gets a key per window id, so that a window looks the same in every evaluation.
     """
-    key = dropout_key(0)
-
-    def evaluate(
-        frozen: Params, trainable: Params, buffer: jax.Array, table: WindowTable, index_b: jax.Array
-    ) -> dict[str, jax.Array]:
-        batch = gather(buffer, table, sharding.local_rows(index_b), spec)
-        if corrupt is not None:
-            batch = corrupt(batch, jax.vmap(lambda window: jax.random.fold_in(key, window))(batch.window_id))
-        frozen = sharding.gather_frozen(frozen, index_b)
-        return outputs(predict(frozen, trainable, batch.x, batch.x_mask), batch)
-
-    return compiled(evaluate)
+    batch = gather(buffer, table, sharding.local_rows(index_b), spec)
+    if corrupt is not None:
+        batch = corrupt(batch, jax.vmap(partial(jax.random.fold_in, dropout_key(0)))(batch.window_id))
+    frozen = sharding.gather_frozen(frozen, index_b)
+    return outputs(predict(frozen, trainable, batch.x, batch.x_mask), batch)

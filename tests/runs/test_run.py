@@ -79,7 +79,8 @@ from ofa_jax.train.evaluate import evaluate
 from ofa_jax.runs.train import open_run
 loaded, data = open_run(sys.argv[1])
 model = loaded.model
-found = evaluate(model.predict, data.task, data.task.tables["test"], model.frozen, model.trainable, batch_size=16)["squared_error"]
+trees = model.frozen, model.trainable
+found = evaluate(model.predict, data.task, data.task.tables["test"], *trees, batch_size=16)["squared_error"]
 np.testing.assert_array_equal(found.view(np.uint32), np.load(sys.argv[2]).view(np.uint32))
 print("same bits")
 """

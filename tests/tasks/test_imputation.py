@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,7 +27,7 @@ from ofa_jax.tasks import imputation
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.tasks.imputation import calendar_features, hide_points
 from ofa_jax.train.evaluate import evaluate
-from ofa_jax.train.step import dropout_key, init_state, make_eval_step, train_step
+from ofa_jax.train.step import dropout_key, eval_step, init_state, train_step
 from ofa_jax.windows.batch import Batch, gather
 from ofa_jax.windows.table import WindowTable
 
@@ -137,9 +138,8 @@ def masks(data: TaskData, split: str, index: np.ndarray) -> np.ndarray:
         return x_btc
 
     task = data.task
-    step = make_eval_step(
-        nothing, lambda prediction, batch: {"hidden": batch.y_mask}, task.spec, task.corrupt
-    )
+    outputs = lambda prediction, batch: {"hidden": batch.y_mask}  # noqa: E731
+    step = partial(eval_step, nothing, outputs, task.spec, task.corrupt)
     return np.asarray(
         step({}, {}, jnp.asarray(task.buffer), task.tables[split], jnp.asarray(index))["hidden"]
     )

@@ -36,7 +36,7 @@ def main(out: str, *layouts: str, team: tuple[str, int, int] | None = None) -> N
     from ofa_jax.windows.table import WindowTable
 
     if team is not None:
-        connect(*team, heartbeat=10, wait=60)
+        connect(*team, heartbeat=10)
     dropout = ["trunk.dropout=0.1", "adapters.dropout=0.1"]
     config = Path(__file__).parents[2] / "configs" / "quick" / "etth1.yaml"
     experiment = load_experiment(config, [*dropout, f"train.batch_size={BATCH}", "train.eval_batch_size=30"])
@@ -61,12 +61,10 @@ def main(out: str, *layouts: str, team: tuple[str, int, int] | None = None) -> N
         for _ in range(STEPS):
             trainer.run_chunk(1)
             losses.append(trainer.lanes[0].progress.epoch_loss)
-        found |= {
-            f"{name}/trained/{path}": np.asarray(leaf)
-            for path, leaf in flatten(trainer.state.trainable).items()
-        }
+        trained = trainer.trainable(0)
+        found |= {f"{name}/trained/{path}": leaf for path, leaf in flatten(trained).items()}
         evaluator = WindowPredictor(model.predict, task, task.sums, batch_size=BATCH, layout=layout)
-        sums = evaluator(few, program.frozen, trainer.state.trainable)
+        sums = evaluator(few, program.frozen, trained)
         found |= {f"{name}/sums/{key}": value for key, value in sums.items()}
         found[f"{name}/losses"] = np.diff(losses, prepend=0) / BATCH
         found[f"{name}/frozen_bytes"] = np.array(

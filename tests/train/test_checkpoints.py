@@ -39,13 +39,8 @@ def state(seed: int = 0) -> dict:
         "best": jax.tree.map(np.asarray, trainable),
         "key": jax.random.key_data(jax.random.key(seed)),
         "step": jnp.asarray(7, jnp.int32),
-        "odd": [
-            np.float32(np.nan),
-            np.array([1, -2], np.int64),
-            jnp.ones((2,), jnp.bfloat16),
-            np.zeros((0, 3), np.float32),
-        ],
-        "python": {"patience": 3, "loss": 0.1, "stop": False, "none": None},
+        "odd": [np.float32(np.nan), np.array([1, -2], np.int64), jnp.ones((2,), jnp.bfloat16)],
+        "none": None,
     }
 
 
@@ -68,7 +63,6 @@ def two_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = Checkpoints(folder)
     store.save(10, state(10), META | {"epoch": 1})
     store.save(20, state(20), META | {"epoch": 2})
-    store.close()
     return folder
 
 
@@ -97,8 +91,7 @@ def test_round_trip_keeps_every_bit(folder: Path) -> None:
     assert (restored.step, restored.meta, restored.skipped) == (20, META | {"epoch": 2}, ())
     assert_same_bits(restored.arrays, state(20))
     assert type(restored.arrays["optimizer"][1][0]).__name__ == "ScaleByAdamState"
-    assert restored.arrays["python"] == {"patience": 3, "loss": 0.1, "stop": False, "none": None}
-    assert type(restored.arrays["python"]["stop"]) is bool
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(restored.arrays))
 
 
 def test_nothing_saved_restores_nothing(tmp_path: Path) -> None:
@@ -109,7 +102,7 @@ def test_nothing_saved_restores_nothing(tmp_path: Path) -> None:
 
 
 def test_only_the_newest_stay_and_a_step_can_be_saved_again(tmp_path: Path) -> None:
-    store = Checkpoints(tmp_path, keep=2)
+    store = Checkpoints(tmp_path)
     for step in (9, 10, 100):
         store.save(step, {"a": np.float32(step)}, {})
     store.save(100, {"a": np.float32(-1)}, {"again": True})
@@ -339,13 +332,12 @@ for step in (10, 20):
     store.save(step, like, {})
 (Path(sys.argv[1]) / "20" / "checkpoint.json").unlink()
 assert store.restore(like).step == 10
-store.close()
 store.save(20, like, {})
 
 import warnings
 from absl import logging
-from ofa_jax.train.checkpoints import _quiet
-with _quiet():
+from ofa_jax.train.checkpoints import _orbax
+with _orbax():
     logging.error("orbax speaks through this logger")
     warnings.warn("and through warnings", stacklevel=1)
 """

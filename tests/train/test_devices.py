@@ -14,7 +14,7 @@ import pytest
 
 from ofa_jax.config.load import build_experiment
 from ofa_jax.errors import ConfigError
-from ofa_jax.train.devices import Layout, frozen_sharding, make_layout, put
+from ofa_jax.train.devices import SINGLE, frozen_sharding, make_layout, put
 
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
 TOLERANCE = 2e-5
@@ -119,7 +119,7 @@ def test_large_frozen_leaves_are_sharded(ten_steps):
 
 def test_one_device_is_plain_jit():
     layout = make_layout("pmap")
-    assert layout == make_layout() == Layout()
+    assert layout == make_layout() == SINGLE
     placed = layout.place({"a": np.ones(3, np.float32)})["a"]
     assert isinstance(placed.sharding, jax.sharding.SingleDeviceSharding)
     assert not placed.committed

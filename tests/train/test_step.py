@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from ofa_jax.build import build_model
 from ofa_jax.model.trees import flatten
 from ofa_jax.tasks.forecast import prepare_frame
 from ofa_jax.tasks.losses import reconstruction_error
+from ofa_jax.train.devices import SINGLE
 from ofa_jax.train.lanes import Lane
 from ofa_jax.train.loop import Trainer, fit
 from ofa_jax.train.optim import make_optimizer, make_schedule
@@ -24,10 +26,10 @@ from ofa_jax.train.step import (
     TrainState,
     chunk_rows,
     dropout_key,
+    eval_step,
     init_state,
-    make_chunk,
-    make_eval_step,
     sample_keys,
+    train_chunk,
 )
 from ofa_jax.windows.batch import Batch, gather
 from ofa_jax.windows.order import IndexStream
@@ -64,7 +66,13 @@ def setting(tiny) -> Setting:
 
 @pytest.fixture(scope="module")
 def chunk(setting):
-    return make_chunk(setting.model.predict, setting.task.loss, setting.optimizer, setting.task.spec)
+    return compiled(setting.model.predict, setting.task.loss, setting.optimizer, setting.task.spec)
+
+
+def compiled(
+    predict: Any, loss: Any, optimizer: Any, spec: WindowSpec, corrupt: Any = None, **how: Any
+) -> Any:
+    return SINGLE.compile_chunk(partial(train_chunk, predict, loss, optimizer, spec, corrupt, **how))
 
 
 def run_chunks(setting: Setting, chunk: Any, length: int, steps: int) -> tuple[TrainState, np.ndarray]:
@@ -121,7 +129,7 @@ def test_every_frozen_leaf_keeps_its_bits(tiny, recipe):
         np.testing.assert_array_equal(
             np.asarray(after[path]).view(np.uint32), leaf.view(np.uint32), err_msg=path
         )
-    trained = flatten(trainer.state.trainable)
+    trained = flatten(trainer.trainable(0))
     assert trained.keys().isdisjoint({f"base/{path}" for path in before})
     assert any(
         np.any(np.asarray(trained[path]) != leaf) for path, leaf in flatten(used.model.trainable).items()
@@ -161,7 +169,7 @@ def dropping(tiny) -> Setting:
 
 def sliced(setting: Setting, slices: int, rows: int, steps: int = 5) -> tuple[TrainState, np.ndarray]:
     """So many steps of 32 windows and of padding up to ``rows``, in slices."""
-    chunk = make_chunk(
+    chunk = compiled(
         setting.model.predict, setting.task.loss, setting.optimizer, setting.task.spec, slices=slices
     )
     index = np.full((chunk_rows(steps), rows), -1, np.int32)
@@ -197,7 +205,7 @@ def test_memory_is_that_of_a_slice(setting):
         return jax.nn.gelu(x_btc @ frozen["kernel"]) @ trainable["out"]
 
     def temporary(rows: int, slices: int) -> int:
-        chunk = make_chunk(predict, reconstruction_error, setting.optimizer, spec, slices=slices)
+        chunk = compiled(predict, reconstruction_error, setting.optimizer, spec, slices=slices)
         table = WindowTable(*(jax.ShapeDtypeStruct((5000,), jnp.int32) for _ in WindowTable._fields))
         buffer, index = (
             jax.ShapeDtypeStruct((9000, channels), jnp.float32),
@@ -291,7 +299,7 @@ def target_sums(setting: Setting, length: int, steps: int) -> tuple[np.ndarray, 
     def loss(pred, batch):
         return jnp.sum(pred * batch.y), jnp.float32(1)
 
-    chunk = make_chunk(predict, loss, optax.sgd(-1.0), setting.task.spec, random_targets)
+    chunk = compiled(predict, loss, optax.sgd(-1.0), setting.task.spec, random_targets)
     state, stream, losses = (
         init_state({"v": np.zeros(32, np.float32)}, optax.sgd(-1.0)),
         IndexStream(202, 32, seed=2021),
@@ -334,7 +342,8 @@ def test_evaluation_changes_each_window_in_one_way(setting):
     def sums(pred, batch):
         return {"target": batch.y[:, :, 0], "id": batch.window_id}
 
-    step = make_eval_step(lambda frozen, trainable, x, x_mask: x, sums, setting.task.spec, random_targets)
+    predict = lambda frozen, trainable, x, x_mask: x  # noqa: E731
+    step = jax.jit(partial(eval_step, predict, sums, setting.task.spec, random_targets))
 
     def of(*rows):
         found = step({}, {}, setting.buffer, setting.table, jnp.asarray(rows, jnp.int32))
@@ -350,7 +359,7 @@ def test_evaluation_changes_each_window_in_one_way(setting):
     assert len(set(whole.values())) == 8
     for rows in ((5, 1, 3, 7, -1, 0, 2, 6), (7, 100), (4,)):
         assert all(target == whole[window] for window, target in of(*rows).items() if window in whole)
-    plain = make_eval_step(lambda frozen, trainable, x, x_mask: x, sums, setting.task.spec)
+    plain = jax.jit(partial(eval_step, predict, sums, setting.task.spec, None))
     batch = gather(setting.buffer, setting.table, jnp.arange(3), setting.task.spec)
     np.testing.assert_array_equal(
         plain({}, {}, setting.buffer, setting.table, jnp.arange(3))["target"], batch.y[:, :, 0]
@@ -362,7 +371,7 @@ def test_rectified_adam_behind_a_limit_trains_through_the_chunk(tiny):
     used = Setting(tiny, "train.optimizer=radam", "train.clip_norm=0.5")
     trainer = used.trainer()
     trainer.run_chunk(3)
-    after = flatten(trainer.state.trainable)
+    after = flatten(trainer.trainable(0))
     assert all(np.isfinite(leaf).all() for leaf in after.values())
     assert all(
         np.any(np.asarray(after[path]) != leaf) for path, leaf in flatten(used.model.trainable).items()

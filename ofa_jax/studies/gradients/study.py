@@ -51,6 +51,7 @@ from ofa_jax.studies.gradients.taps import Taps, quantities, tap
 from ofa_jax.studies.gradients.theory import FirstStep, Optimizer, StudyInit, init_std
 from ofa_jax.studies.sweep.program import bucket, padded
 from ofa_jax.tasks.base import Task
+from ofa_jax.train.lanes import stack
 from ofa_jax.train.step import Params, TrainState, dropout_key, init_state, train_step
 from ofa_jax.windows.batch import Batch, gather
 from ofa_jax.windows.order import IndexStream
@@ -255,8 +256,7 @@ class StudyRunner:
 
     def _run(self, adapters: Sequence[Adapters], scale: float, optimizer: Optimizer) -> dict[int, Quantities]:
         """Take the steps from some draws side by side: what is measured, by the number of steps taken."""
-        draws = [{**self.model.trainable, "adapters": each} for each in adapters]
-        trees_v = jax.tree.map(lambda *leaves: np.stack(leaves), *draws)
+        trees_v = stack([{**self.model.trainable, "adapters": each} for each in adapters])
         state = jax.vmap(partial(init_state, optimizer=self._optimizers[optimizer]))(trees_v)
         before, found = state, {}
         for step in range(max(self._steps) + 1):

@@ -18,7 +18,6 @@ two epochs score almost the same, rounding may decide which is the best.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -189,7 +188,7 @@ def run_sweep(
     with locked_folder(out, RECORD, files, kind="sweep folder"):
         begun = read_sweep(out) if (out / RECORD).exists() else None
         before = build_experiment(begun.settings, where=str(out / RECORD)) if begun else None
-        experiment = resolved(experiment, before)
+        experiment = resolved(experiment, before.trunk.compute_dtype if before else None)
         data = read_data(experiment)
         experiment = experiment.replace({"task": data.settings})
         for notice in data.notices:
@@ -210,7 +209,7 @@ def run_sweep(
             windows={split: table.size for split, table in data.task.tables.items()},
         )
         made = fresh if begun is None else _same_sweep(begun, fresh, at_once)
-        work = _Work(made, cells_of(experiment, axes), programs, data, reporter)
+        work = _Work(made, cells_of(experiment, axes), programs, data, fresh.provenance, reporter)
         wanted = baselines and made.baseline_rows is None
         with stop_on_signal() as request:
             work.train(request)
@@ -258,6 +257,7 @@ class _Work:
     cells: list[Cell]
     programs: SweepPrograms
     data: TaskData
+    made: Provenance
     reporter: Reporter
     step: int = 0
 
@@ -278,19 +278,17 @@ class _Work:
 
     def train_group(self, group: Group, request: StopRequest) -> None:
         """Train a group to its end, evaluate it, and write its bundles and rows."""
-        logs = []
         for cell in group.cells:
             folder = self._folder(cell)
             folder.mkdir(parents=True, exist_ok=True)
             for name in (CONFIG_FILE, BUNDLE):
                 clear_leftovers(folder / name)
-            begin_or_check(folder, cell.experiment, self.programs.model, self.data, self.reporter)
-            logs.append(EventLog(folder / METRICS_FILE))
+            begin_or_check(folder, cell.experiment, self.made, self.reporter)
+        logs = [EventLog(self._folder(cell) / METRICS_FILE) for cell in group.cells]
         checkpoints = Checkpoints(self.sweep.folder / CHECKPOINTS / group.name)
-        with contextlib.closing(checkpoints):
-            trainer = self.programs.trainer(group, logs, checkpoints, self.reporter)
-            trainer.resume()
-            trainer.run(request)
+        trainer = self.programs.trainer(group, logs, checkpoints, self.reporter)
+        trainer.resume()
+        trainer.run(request)
         self._keep(group, trainer)
         self.step = trainer.step
         shutil.rmtree(self.sweep.folder / CHECKPOINTS / group.name)
