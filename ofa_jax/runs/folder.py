@@ -66,7 +66,7 @@ def provenance(model: Model, data: TaskData) -> Provenance:
 
 @contextlib.contextmanager
 def locked_folder(out: Path, record: str, files: Sequence[str], *, kind: str) -> Iterator[None]:
-    """Create or lock a folder that has a ``record`` once it is in use, and remove leftovers of killed writers.
+    """Create or lock a folder that has a ``record`` once it is in use; remove leftovers of killed writers.
 
     Args:
         out: The folder.

@@ -144,8 +144,18 @@ class Program:
     ) -> tuple[TrainState, jax.Array]:
         task, predict, optimizer = self.task, self._scaled(lane.scale), self.optimizer(lane.learning_rate)
         after, losses_k = train_chunk(
-            *(predict, task.loss, optimizer, task.spec, task.corrupt),
-            *(frozen, state, buffer, table, index_kb, steps, lane.key),
+            predict,
+            task.loss,
+            optimizer,
+            task.spec,
+            task.corrupt,
+            frozen,
+            state,
+            buffer,
+            table,
+            index_kb,
+            steps,
+            lane.key,
             slices=self._slices,
             sharding=self.layout.sharding,
         )
