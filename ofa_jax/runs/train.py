@@ -53,8 +53,8 @@ def train_run(
 ) -> FitResult:
     """Train in a run folder; a folder that already has this run is resumed.
 
-    Where several processes train one run, each calls this with the same settings. Only the main process uses the
-    folder and reports.
+    Where several processes train one run, each calls this with the same settings. Only the main process uses
+    the folder and reports.
 
     Args:
         experiment: The settings.
@@ -63,7 +63,7 @@ def train_run(
         saved: Called on the main process after every new checkpoint and at the end; it may copy the folder.
 
     Raises:
-        CheckpointError: Another process uses the folder, it is not a run folder, or its checkpoints are damaged.
+        CheckpointError: The folder is in use or not a run folder, or its checkpoints are damaged.
         ConfigError: The folder's run has other settings.
         PeerLost: Another process of the run is gone.
         OfaError: As :func:`~ofa_jax.tasks.table.prepare`, :func:`~ofa_jax.build.build_model` and

@@ -62,8 +62,8 @@ class Program:
         layout: The devices; default: all, as the settings say.
 
     Attributes:
-        chunk: ``(frozen, state, buffer, table, index_kb, steps, lane inputs) -> (state, losses_k)``, compiled;
-            state, index, inputs and losses are ``[v, …]``. Lanes that are not active keep their state.
+        chunk: ``(frozen, state, buffer, table, index_kb, steps, lane inputs) -> (state, losses_k)``,
+            compiled; state, index, inputs and losses are ``[v, …]``. Lanes that are not active keep their state.
         rows: Rows of a padded batch, per lane.
     """
 
@@ -142,9 +142,9 @@ class Program:
         lane: LaneInputs,
     ) -> tuple[TrainState, jax.Array]:
         task, predict, optimizer = self.task, self._scaled(lane.scale), self.optimizer(lane.learning_rate)
-        how: dict[str, Any] = {"slices": self._slices, "sharding": self.layout.sharding}
-        chunk = partial(train_chunk, predict, task.loss, optimizer, task.spec, task.corrupt, **how)
-        after, losses_k = chunk(frozen, state, buffer, table, index_kb, steps, lane.key)
+        chunk = partial(train_chunk, predict, task.loss, optimizer, task.spec, task.corrupt)
+        given = (frozen, state, buffer, table, index_kb, steps, lane.key)
+        after, losses_k = chunk(*given, slices=self._slices, sharding=self.layout.sharding)
         if lane.active is not None:
             after = jax.tree.map(lambda new, old: jnp.where(lane.active, new, old), after, state)
         return after, losses_k
