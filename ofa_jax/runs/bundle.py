@@ -23,7 +23,7 @@ from ofa_jax.train.step import Params
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A bundle as a model; its scaler is None where series keep their units."""
+    """A bundle as a model: settings, trained network, scaler of the series (None: their own units)."""
 
     experiment: Experiment
     model: Model
@@ -90,7 +90,7 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> LoadedModel:
         trunk: Current path or hub id of the trunk's weights, if they moved.
 
     Raises:
-        CheckpointError: There is no bundle, it is damaged, or the trunk or frozen layers are not those of
+        CheckpointError: There is no bundle, it is damaged, or trunk or frozen layers are not those of
         training.
         WeightsError: The trunk cannot be loaded.
     """

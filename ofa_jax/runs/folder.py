@@ -66,7 +66,7 @@ def provenance(model: Model, data: TaskData) -> Provenance:
 
 @contextlib.contextmanager
 def locked_folder(out: Path, record: str, files: Sequence[str], *, kind: str) -> Iterator[None]:
-    """Create or lock a folder that has a ``record`` once it is in use; remove leftovers of killed writers.
+    """Create or lock a folder that has a ``record`` once it is in use, and remove killed writers' leftovers.
 
     Args:
         out: The folder.
@@ -94,9 +94,9 @@ def locked_folder(out: Path, record: str, files: Sequence[str], *, kind: str) ->
 
 
 def resolved(experiment: Experiment, dtype: str | None = None) -> Experiment:
-    """The settings independent of working directory and device: absolute paths, a named compute dtype.
+    """The same settings independent of working directory and device: absolute paths, a named compute dtype.
 
-    The dtype ``auto`` becomes ``dtype``, that of the run which is resumed; default: the device's.
+    The dtype ``auto`` becomes ``dtype``, that of the run that is resumed; default: the device's.
     """
     data, trunk = experiment.data, experiment.trunk
     chosen = dtype if dtype and trunk.compute_dtype == "auto" else compute_dtype(trunk)
@@ -153,12 +153,9 @@ def begin_or_check(out: Path, experiment: Experiment, made: Provenance, reporter
     saved, before = read_config(out)
     check_same(dump_experiment(saved), before, dump_experiment(experiment), made, where=out)
     now, then = made.versions, before.versions
-    if changed := [
-        f"{name} {then[name]} then, {now.get(name)} now" for name in then if now.get(name) != then[name]
-    ]:
-        reporter.notice(
-            f"resumed with other package versions, so last digits may differ: {'; '.join(changed)}"
-        )
+    if changed := [name for name in then if now.get(name) != then[name]]:
+        listed = "; ".join(f"{name} {then[name]} then, {now.get(name)} now" for name in changed)
+        reporter.notice(f"resumed with other package versions, so last digits may differ: {listed}")
     return saved
 
 

@@ -63,8 +63,7 @@ def train_run(
         saved: Called on the main process after every new checkpoint and at the end; it may copy the folder.
 
     Raises:
-        CheckpointError: Another process uses the folder, it is not a run folder, or its checkpoints are
-            damaged.
+        CheckpointError: The folder is in use or not a run folder, or its checkpoints are damaged.
         ConfigError: The folder's run has other settings.
         PeerLost: Another process of the run is gone.
         OfaError: As :func:`~ofa_jax.tasks.table.prepare`, :func:`~ofa_jax.build.build_model` and

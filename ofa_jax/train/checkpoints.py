@@ -4,8 +4,7 @@
 (:class:`CheckpointRecord`), written last. Orbax alone restores a flipped byte without an error, so a
 checkpoint counts as intact only if its record agrees with its own digest and every file that orbax wrote is
 there with its sha256. Files rather than leaves are checked: orbax never parses a damaged file (its threads
-print tracebacks when it does), damage is distinct from an orbax version that cannot read the layout, and no
-byte is exempt.
+print tracebacks when it does), and damage is distinct from an orbax version that cannot read the layout.
 
 A damaged checkpoint is skipped in favor of the previous one and renamed to ``damaged-STEP``; nothing damaged
 is deleted. An intact checkpoint of another structure, or of a newer format, is an error and never a reason to
@@ -101,9 +100,9 @@ class Checkpoints:
     def save(self, step: int, arrays: PyTree, meta: dict[str, Any]) -> None:
         """Write the checkpoint of ``step``, then drop all but the newest two.
 
-        ``meta`` is a JSON object. Leaves of ``arrays`` are numeric or boolean, of NumPy or complete jax
-        arrays; save a typed PRNG key as ``jax.random.key_data``. A checkpoint of the same step is replaced.
-        Returns when everything is on disk.
+        ``meta`` is a JSON object. Leaves of ``arrays`` are NumPy arrays, or jax arrays that are complete on
+        this process; save a typed PRNG key as ``jax.random.key_data``. A checkpoint of the same step is
+        replaced. Returns when everything is on disk.
 
         Raises:
             CheckpointError: ``meta`` is not JSON.
@@ -219,8 +218,7 @@ def _read_record(folder: Path) -> CheckpointRecord:
         raise _Damage(f"{RECORD}: {error.what}") from None
     digest = content.pop("digest", None)
     compact = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    # of any format, so that a newer one is distinct from a damaged number; format 1 was digested without
-    # spaces
+    # checked before the format, so that a newer one is distinct from a damaged number; format 1 had no spaces
     if digest not in (files.json_digest(content), hashlib.sha256(compact.encode()).hexdigest()):
         raise _Damage(f"{RECORD} does not agree with its own digest")
     record = files.parse_record(content, CheckpointRecord, where=str(folder / RECORD))

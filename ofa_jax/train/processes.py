@@ -158,8 +158,7 @@ def detect_lost_peers() -> Iterator[None]:
 
 
 def restore_on_all(checkpoints: Checkpoints | None, like: PyTree) -> Restored | None:
-    """The main process's newest intact checkpoint, on every process with the same bits; the others pass
-    None."""
+    """The main process's newest intact checkpoint on every process, bit for bit; the others pass None."""
     found = None
     with raise_together("restoring a checkpoint"):
         if checkpoints is not None:

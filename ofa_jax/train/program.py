@@ -143,22 +143,9 @@ class Program:
         lane: LaneInputs,
     ) -> tuple[TrainState, jax.Array]:
         task, predict, optimizer = self.task, self._scaled(lane.scale), self.optimizer(lane.learning_rate)
-        after, losses_k = train_chunk(
-            predict,
-            task.loss,
-            optimizer,
-            task.spec,
-            task.corrupt,
-            frozen,
-            state,
-            buffer,
-            table,
-            index_kb,
-            steps,
-            lane.key,
-            slices=self._slices,
-            sharding=self.layout.sharding,
-        )
+        chunk = partial(train_chunk, predict, task.loss, optimizer, task.spec, task.corrupt)
+        given = (frozen, state, buffer, table, index_kb, steps, lane.key)
+        after, losses_k = chunk(*given, slices=self._slices, sharding=self.layout.sharding)
         if lane.active is not None:
             after = jax.tree.map(lambda new, old: jnp.where(lane.active, new, old), after, state)
         return after, losses_k
