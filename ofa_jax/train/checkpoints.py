@@ -100,8 +100,8 @@ class Checkpoints:
     def save(self, step: int, arrays: PyTree, meta: dict[str, Any]) -> None:
         """Write the checkpoint of ``step``, then drop all but the newest two.
 
-        ``meta`` is a JSON object. Leaves of ``arrays`` are NumPy arrays, or jax arrays that are complete on this
-        process; save a typed PRNG key as ``jax.random.key_data``. A checkpoint of the same step is replaced.
+        ``meta`` is a JSON object. Leaves of ``arrays`` are NumPy arrays, or jax arrays that are complete on
+        this process; save a typed PRNG key as ``jax.random.key_data``. A checkpoint of the same step is replaced.
         Returns when everything is on disk.
 
         Raises:
