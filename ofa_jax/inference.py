@@ -26,9 +26,9 @@ def predict(loaded: LoadedModel, source: str | Path | pd.DataFrame) -> pd.DataFr
         source: A CSV or Parquet file or a DataFrame; for classification a ``.ts`` file.
 
     Returns:
-        Forecasting: the horizon after the last row, a row per step. Anomaly detection: ``score`` and ``anomaly``
-        per row. Classification: the ``predicted`` class and the probability of every class per case. Imputation:
-        the input with its gaps filled.
+        Forecasting: the horizon after the last row, a row per step. Anomaly detection: ``score`` and
+        ``anomaly`` per row. Classification: the ``predicted`` class and the probability of every class per case.
+        Imputation: the input with its gaps filled.
 
     Raises:
         DataError: The data cannot be read or do not fit the model.

@@ -101,8 +101,8 @@ class Checkpoints:
         """Write the checkpoint of ``step``, then drop all but the newest two.
 
         ``meta`` is a JSON object. Leaves of ``arrays`` are NumPy arrays, or jax arrays that are complete on
-        this process; save a typed PRNG key as ``jax.random.key_data``. A checkpoint of the same step is replaced.
-        Returns when everything is on disk.
+        this process; save a typed PRNG key as ``jax.random.key_data``. A checkpoint of the same step is
+        replaced. Returns when everything is on disk.
 
         Raises:
             CheckpointError: ``meta`` is not JSON.
