@@ -22,14 +22,13 @@ def predict(loaded: LoadedModel, source: str | Path | pd.DataFrame) -> pd.DataFr
     """Apply a model to new data in original units.
 
     Args:
-        loaded: The model, from :func:`~ofa_jax.runs.bundle.load_bundle` or
-            :func:`~ofa_jax.runs.train.open_run`.
+        loaded: The model, from :func:`~ofa_jax.runs.bundle.load_bundle` or ``open_run``.
         source: A CSV or Parquet file or a DataFrame; for classification a ``.ts`` file.
 
     Returns:
         Forecasting: the horizon after the last row, a row per step. Anomaly detection: ``score`` and
-        ``anomaly`` per row. Classification: the ``predicted`` class and the probability of every class per
-        case. Imputation: the input with its gaps filled.
+        ``anomaly`` per row. Classification: the ``predicted`` class and the probability of every class per case.
+        Imputation: the input with its gaps filled.
 
     Raises:
         DataError: The data cannot be read or do not fit the model.

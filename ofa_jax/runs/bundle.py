@@ -90,8 +90,7 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> LoadedModel:
         trunk: Current path or hub id of the trunk's weights, if they moved.
 
     Raises:
-        CheckpointError: There is no bundle, it is damaged, or trunk or frozen layers are not those of
-        training.
+        CheckpointError: There is no bundle, it is damaged, or trunk or frozen layers differ from training.
         WeightsError: The trunk cannot be loaded.
     """
     path = Path(path)

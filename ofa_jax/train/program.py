@@ -63,8 +63,7 @@ class Program:
 
     Attributes:
         chunk: ``(frozen, state, buffer, table, index_kb, steps, lane inputs) -> (state, losses_k)``,
-            compiled; state, index, inputs and losses are ``[v, …]``. Lanes that are not active keep their
-            state.
+            compiled; state, index, inputs and losses are ``[v, …]``. Inactive lanes keep their state.
         rows: Rows of a padded batch, per lane.
     """
 
