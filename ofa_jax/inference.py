@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ofa_jax.files import write_atomic
+from ofa_jax.files import write_output
 from ofa_jax.runs.bundle import LoadedModel
 from ofa_jax.tasks.base import NewData, TaskData
 from ofa_jax.tasks.table import TASKS
@@ -61,5 +61,5 @@ def evaluate(loaded: LoadedModel, data: TaskData, split: Split = "test") -> dict
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a table as CSV, atomically."""
-    write_atomic(path, table.to_csv(index=False))
+    """Write a table as CSV, atomically; a stream (``-``, a device, a pipe) is written through."""
+    write_output(path, table.to_csv(index=False))

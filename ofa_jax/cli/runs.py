@@ -81,23 +81,29 @@ def evaluate(
 def predict(
     run: Annotated[Path, Argument(metavar="RUN", help="Run folder or bundle folder.")],
     input_: Annotated[Path, Option("--input", help="CSV or Parquet file to read; .ts for classification.")],
-    output: Annotated[Path, Option(help="CSV file to write.")],
+    output: Annotated[Path, Option(help="CSV file to write; -: standard output.")],
     plot: Annotated[Path | None, Option(help="Figure to write (.png, .svg, .pdf).")] = None,
     trunk: Trunk = None,
 ) -> None:
     """Apply a model to new data: forecast, detect anomalies, classify or impute, depending on its task."""
+    from ofa_jax.files import STANDARD_OUTPUT, check_output
     from ofa_jax.inference import apply_model, read_input, write_table
-    from ofa_jax.plots.style import save_figure
+    from ofa_jax.plots.style import check_kind, save_figure
     from ofa_jax.runs.bundle import load_bundle
 
+    check_output(output, inputs=[input_])
+    if plot is not None:
+        check_kind(plot)
+        check_output(plot, inputs=[input_, output], where="plot")
     loaded = load_bundle(run, trunk=trunk)
     new = read_input(loaded, input_)
     table = apply_model(loaded, new)
-    if plot is not None:  # first, because its file type may be refused
+    if plot is not None:
         note = "random trunk" if loaded.experiment.trunk.source == "random" else ""
         save_figure(new.plot(table, note), plot)
     write_table(table, output)
-    print(f"{new.summary(table)}: {output}" + (f"\nplot: {plot}" if plot else ""))
+    text = f"{new.summary(table)}: {output}" + (f"\nplot: {plot}" if plot else "")
+    print(text, file=sys.stderr if STANDARD_OUTPUT & {str(output), str(plot)} else sys.stdout)
 
 
 def report(

@@ -18,7 +18,15 @@ from ofa_jax.config.load import FORMAT, build_experiment, dump_experiment, read_
 from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import CheckpointError, ConfigError
-from ofa_jax.files import FileRecord, Sha256, clear_leftovers, parse_record, run_lock, write_atomic
+from ofa_jax.files import (
+    FileRecord,
+    Sha256,
+    clear_leftovers,
+    is_leftover,
+    parse_record,
+    run_lock,
+    write_atomic,
+)
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.train.events import read_events
 from ofa_jax.train.loop import Reporter
@@ -78,9 +86,10 @@ def locked_folder(out: Path, record: str, files: Sequence[str], *, kind: str) ->
     """
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"is a file, not a {kind}", where=str(out), fix="Choose another folder")
-    leftovers = (".lock", f".{record}.", *(f".{name}." for name in files))
     found = os.listdir(out) if out.is_dir() else []
-    if record not in found and not all(name.startswith(leftovers) for name in found):
+    if record not in found and not all(
+        name == ".lock" or any(is_leftover(name, of) for of in (record, *files)) for name in found
+    ):
         raise CheckpointError(f"not empty and not a {kind}", where=str(out), fix="Choose a new folder")
     with run_lock(out):
         try:

@@ -239,7 +239,7 @@ def test_predict_from_the_bundle_alone_without_timestamps(trained, tmp_path, tin
     [
         (lambda table: table.drop(columns="b"), ("new.csv", "missing: `b`")),
         (lambda table: table.assign(c=1.0), ("new.csv", "extra: `c`")),
-        (lambda table: table.head(20), ("new.csv", "20 rows, but the model reads the last 32")),
+        (lambda table: table.head(20), ("new.csv", "20 rows, but the model reads 32")),
         (lambda table: table.drop(index=7), ("new.csv", "the step is irregular", "row 8")),
         (lambda table: table.assign(a="text"), ("new.csv", "text")),
     ],
@@ -249,6 +249,31 @@ def test_predict_refuses_other_rows(trained, tiny, tmp_path, call, change, parts
     change(pd.read_csv(tiny.csv(path, rows=40))).to_csv(path, index=False)
     refused(call("predict", trained.run, "--input", path, "--output", tmp_path / "f.csv"), *parts)
     assert not (tmp_path / "f.csv").exists()
+
+
+def test_predict_overwrites_no_input(trained, tiny, tmp_path, call):
+    new = tiny.csv(tmp_path / "new.csv", rows=40)
+    before = new.read_bytes()
+    refused(call("predict", trained.run, "--input", new, "--output", new), "--output: ", "be overwritten")
+    out = ("--output", tmp_path / "f.png", "--plot", tmp_path / "f.png")
+    refused(call("predict", trained.run, "--input", new, *out), "--plot: ", "be overwritten")
+    assert new.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["new.csv"]
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_predict_to_standard_output(trained, tiny, tmp_path, name):
+    new = tiny.csv(tmp_path / "new.csv", rows=40)
+    with open(tmp_path / "f.csv", "w") as out:
+        done = subprocess.run(
+            tiny.arguments("predict", trained.run, "--input", new, "--output", name),
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+        )
+    assert (done.returncode, done.stderr) == (0, f"8 steps of 2 series: {name}\n")
+    assert pd.read_csv(tmp_path / "f.csv").shape == (8, 3)
 
 
 def test_predict_refuses_an_unknown_kind_of_picture(trained, tiny, tmp_path, call):

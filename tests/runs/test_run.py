@@ -284,9 +284,9 @@ def test_a_folder_that_was_begun_and_not_used_is_removed_by_its_owner_alone(tmp_
 
 
 def test_leftovers_of_killed_writers_are_removed_when_a_folder_is_locked(run):
-    (run / ".config.yaml.x1").write_text("half")
-    shutil.copytree(run / "bundle", run / ".bundle.x2")
-    (run / "bundle").rename(run / ".bundle.old")
+    (run / ".config.yaml.x1.ofa-tmp").write_text("half")
+    shutil.copytree(run / "bundle", run / ".bundle.x2.ofa-tmp")
+    (run / "bundle").rename(run / ".bundle.ofa-old")
     with locked_folder(run, "config.yaml", ["bundle"], kind="run folder"):
         assert sorted(entry.name for entry in run.iterdir() if entry.name != "checkpoints") == [
             ".lock",
