@@ -39,7 +39,8 @@ PLACES = ("data.source", "data.target", "trunk.source", "trunk.revision")
 """Settings that locate data and trunk; their content is compared by its bits instead."""
 
 _SPEED = "chunk checkpoint_minutes gradient_log micro_batch eval_batch_size parallel fsdp"
-NEUTRAL = frozenset(PLACES) | {f"train.{name}" for name in _SPEED.split()}
+SPEED = frozenset(f"train.{name}" for name in _SPEED.split())
+NEUTRAL = SPEED.union(PLACES)
 """Settings that change no number of a run beyond rounding and may differ when it is resumed."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
