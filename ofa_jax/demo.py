@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def run_demo(out: str | Path, reporter: Reporter) -> Comparison:
     table.insert(0, "date", load.frame.timestamps)
     _check_folder(out, table)
     source, run = out / "load.csv", out / "run"
-    experiment = load_experiment("demo", [f"data.source={json.dumps(str(source))}"])
+    experiment = load_experiment("demo").replace({"data.source": str(source)})
     write_table(table, source)
     train_run(experiment, run, reporter)
     loaded, data = open_run(run)

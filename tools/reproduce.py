@@ -146,10 +146,7 @@ class Case:
             "network.seed": seed,
             "trunk.random.seed": seed,
         }
-        request = {
-            "trunk.source": self.request.trunk and json.dumps(self.request.trunk),
-            "protocol": self.request.protocol,
-        }
+        request = {"trunk.source": self.request.trunk, "protocol": self.request.protocol}
         few = (
             AS_MANY_STEPS
             if self.request.quick and self.table == "zero_shot" and dict(self.vary).get("data.percent") == 10

@@ -98,8 +98,8 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> LoadedModel:
     folder = path if (path / META_FILE).exists() else path / BUNDLE
     bundle = read_bundle(folder)
     settings = upgrade_settings(bundle.record.settings, bundle.record.format)
-    overrides = [] if trunk is None else [f"trunk.source={trunk!r}"]
-    experiment = build_experiment(settings, overrides, where=str(folder / META_FILE))
+    experiment = build_experiment(settings, where=str(folder / META_FILE))
+    experiment = experiment if trunk is None else experiment.replace({"trunk.source": trunk})
     try:
         model = restore_model(experiment, bundle, where=str(folder))
     except WeightsError as error:

@@ -455,3 +455,19 @@ def test_data_fetch_by_name(call, monkeypatch, tmp_path):
     assert called.status == 2
     assert "cannot be downloaded" in called.err
     assert not list(tmp_path.iterdir())
+
+
+def test_data_fetch_makes_its_folder(call, monkeypatch, tmp_path):
+    from ofa_jax.data.catalog import fetch
+
+    def download(url, files, root, scratch):
+        for file in files:
+            (root / file.path).parent.mkdir(parents=True, exist_ok=True)
+            (root / file.path).write_text("date,OT\n")
+
+    monkeypatch.setattr(fetch, "_fetch_url", download)
+    monkeypatch.setattr(fetch, "verify", lambda *given, **named: True)
+    monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path / "new" / "data"))
+    called = call("data", "fetch", "etth1")
+    assert called.status == 0, called
+    assert (tmp_path / "new" / "data" / "ETT-small" / "ETTh1.csv").is_file()
