@@ -63,3 +63,11 @@ def evaluate(loaded: LoadedModel, data: TaskData, split: Split = "test") -> dict
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
     """Write a table as CSV, atomically; a stream (``-``, a device, a pipe) is written through."""
     write_output(path, table.to_csv(index=False))
+
+
+def formula_names(table: pd.DataFrame) -> list[str]:
+    """Columns and texts of a table that begin with ``=``, ``+``, ``-`` or ``@``; they stay as they are."""
+    texts = [name for name in table.columns if isinstance(name, str)]
+    for name in table.select_dtypes(["object", "string"]):
+        texts += [value for value in table[name].unique() if isinstance(value, str)]
+    return [text for text in dict.fromkeys(texts) if text.startswith(("=", "+", "-", "@"))]

@@ -14,7 +14,7 @@ import typer
 from ofa_jax import __version__
 from ofa_jax.cli import data, runs, studies
 from ofa_jax.cli.options import FORMER_NAMES, Command, interrupted, message
-from ofa_jax.errors import Interrupted, OfaError
+from ofa_jax.errors import Interrupted, OfaError, printable
 
 app = typer.Typer(
     name="ofa-jax",
@@ -51,7 +51,7 @@ def main() -> None:
         _fail(message(error))
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        _fail(f"{place}{error.strerror or error}. Check permissions and free space.")
+        _fail(printable(f"{place}{error.strerror or error}. Check permissions and free space."))
     except Interrupted as stop:
         print(interrupted(stop), file=sys.stderr)
         raise SystemExit(128 + stop.signal_number) from None

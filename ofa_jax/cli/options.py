@@ -84,4 +84,4 @@ class Command(TyperCommand):
         for setting in settings():
             choices = f" ({setting.type})" if " | " in setting.type else ""
             table.add_row(setting.path, setting.default, setting.description + choices)
-        Console().print(table)
+        Console(markup=False).print(table)

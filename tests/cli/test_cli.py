@@ -17,6 +17,8 @@ import typer
 
 from ofa_jax import __version__
 from ofa_jax.cli import main as cli
+from ofa_jax.inference import formula_names
+from ofa_jax.train.progress import ConsoleReporter
 
 COMMANDS = ("demo", "train", "evaluate", "predict", "params", "convert", "sweep", "gradients", "report")
 
@@ -316,9 +318,7 @@ def test_deliberate_errors_are_one_paragraph(trained, tmp_path, monkeypatch, cal
 
 
 def test_errors_name_the_flag(run, call):
-    refused(
-        call("params", "csv", "--set", "train.epoch=3"), "error: --set: there is no setting 'train.epoch'"
-    )
+    refused(call("params", "csv", "--set", "train.epoch=3"), "error: --set: train.epoch is not a setting")
     refused(
         call("evaluate", run, "--baseline", "nope"), "error: --baseline: the task 'forecast' has no baseline"
     )
@@ -355,7 +355,7 @@ def test_a_full_disk_is_one_paragraph(trained, tiny, tmp_path, call, monkeypatch
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(predict, "write_atomic", full)
+    monkeypatch.setattr(predict, "write_output", full)
     called = call(
         "predict",
         trained.run,
@@ -471,3 +471,37 @@ def test_data_fetch_makes_its_folder(call, monkeypatch, tmp_path):
     called = call("data", "fetch", "etth1")
     assert called.status == 0, called
     assert (tmp_path / "new" / "data" / "ETT-small" / "ETTh1.csv").is_file()
+
+
+HOSTILE = "\x1b[31m[red]\u202e\x07"
+SHOWN = r"\x1b[31m[red]\u202e\x07"
+
+
+def test_names_reach_the_terminal_escaped(call, tiny, tmp_path):
+    path = tiny.csv(tmp_path / f"{HOSTILE}.csv")
+    path.write_text(path.read_text().replace("date,a,b", f"date,{HOSTILE},[bold]b"))
+    called = call("data", "check", path)
+    assert called.status == 0, called
+    assert f"names: {SHOWN}, [bold]b" in called.out.splitlines()
+    assert f"path: {tmp_path}/{SHOWN}.csv" in called.out.splitlines()
+    refused(call("data", "check", tmp_path / f"{HOSTILE}.tsf"), f"{SHOWN}.tsf: ")
+    refused(call("params", tmp_path / HOSTILE), SHOWN)
+
+
+def test_notices_and_tables_show_brackets_and_escapes(capsys):
+    from ofa_jax.cli.show import _print
+
+    with ConsoleReporter() as reporter:
+        reporter.notice(f"series {HOSTILE} is constant")
+        values = {"epoch": 1, "train_loss": 1, "windows_per_second": 1, "best": False}
+        reporter.end_epoch({"protocol": "[red]", **values})
+    _print("[red]title", ["method"], [], [[HOSTILE]])
+    out, err = capsys.readouterr()
+    assert err.splitlines()[0] == f"series {SHOWN} is constant"
+    assert "protocol [red]" in err
+    assert [line.strip() for line in out.splitlines()] == ["[red]title", "method", SHOWN]
+
+
+def test_texts_that_a_spreadsheet_would_run_stay_and_are_named():
+    table = pd.DataFrame({"=a": [-1.0], "b": ["+x"], "-c": ["plain"], "d": ["1"]})
+    assert formula_names(table) == ["=a", "-c", "+x"]
