@@ -5,7 +5,7 @@ Commands import what they need when they run, so that ``--help`` is quick.
 
 from __future__ import annotations
 
-import io
+import contextlib
 import sys
 from typing import Annotated
 
@@ -43,8 +43,8 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def main() -> None:
     """Run the command line; an OfaError is one paragraph on stderr and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # the terminal's encoding may lack a character
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an encoding may lack a character
     try:
         app()
     except OfaError as error:

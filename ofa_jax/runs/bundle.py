@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ class BundleWriter:
         for name in ("source", "target"):
             place = settings["data"][name]
             if place is not None and place not in CATALOG:
-                settings["data"][name] = Path(place).name  # private paths stay out of a bundle
+                # private paths stay out of a bundle, and JSON has no bytes that are not UTF-8
+                settings["data"][name] = os.fsencode(Path(place).name).decode(errors="replace")
         self._meta: dict[str, Any] = {
             "kind": "ofa-jax bundle",
             "versions": versions(),

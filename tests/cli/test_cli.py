@@ -326,7 +326,8 @@ def test_errors_name_the_flag(run, call):
         call("evaluate", run, "--target", "x"), "error: --target: a run of the task 'forecast' has no target"
     )
     refused(
-        call("sweep", run / "config.yaml", "--ranks", "2,x", "--out", run / "s"), "error: --ranks: 'x' is not"
+        call("sweep", run / "config.yaml", "--ranks", "2,x", "--out", run / "s"),
+        "error: --ranks: input should be a valid integer",
     )
 
 
