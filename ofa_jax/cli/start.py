@@ -44,7 +44,7 @@ def main() -> None:
     """Run the command line."""
     # without standard error, print would fall back to standard output
     stream: Any = sys.stderr if sys.stderr is not None else open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = _BestEffort(stream)  # type: ignore[assignment]
+    sys.stderr = _BestEffort(stream)
     caught = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, as by nohup
     if caught:
         signal.signal(signal.SIGINT, _stop)

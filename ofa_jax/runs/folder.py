@@ -87,6 +87,8 @@ def locked_folder(out: Path, record: str, files: Sequence[str], *, kind: str) ->
     """
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"is a file, not a {kind}", where=str(out), fix="Choose another folder")
+    if str(out.absolute()).encode(errors="replace") != os.fsencode(out.absolute()):  # checkpoints cannot be
+        raise CheckpointError("its path is not UTF-8", where=str(out), fix="Choose another folder")
     found = os.listdir(out) if out.is_dir() else []
     if record not in found and not all(
         name == ".lock" or any(is_leftover(name, of) for of in (record, *files)) for name in found
