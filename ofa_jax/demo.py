@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,16 +31,15 @@ def run_demo(out: str | Path, reporter: Reporter) -> Comparison:
         reporter: Progress reporter.
 
     Raises:
-        OfaError: ``out`` is a file.
+        OfaError: ``out`` is a file, or has files of these names that are not the demo's; nothing was written.
     """
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise OfaError("this is a file", where=str(out), fix="Choose a folder")
-    source, run = out / "load.csv", out / "run"
-    experiment = load_experiment("demo", [f"data.source={json.dumps(str(source))}"])
     load = hourly_load()
     table = pd.DataFrame(load.frame.values.round(3), columns=list(load.frame.names))
     table.insert(0, "date", load.frame.timestamps)
+    _check_folder(out, table)
+    source, run = out / "load.csv", out / "run"
+    experiment = load_experiment("demo").replace({"data.source": str(source)})
     write_table(table, source)
     train_run(experiment, run, reporter)
     loaded, data = open_run(run)
@@ -60,6 +58,21 @@ def run_demo(out: str | Path, reporter: Reporter) -> Comparison:
     note = "generated data, random trunk; these hours are in the test part"
     save_figure(plots.forecast(shown, title=title, note=note), out / "forecast.png")
     return replace(comparison, rows=rows)
+
+
+def _check_folder(out: Path, table: pd.DataFrame) -> None:
+    """Refuse a folder whose files the demo would overwrite, unless it has the demo's series."""
+    if out.exists() and not out.is_dir():
+        raise OfaError("this is a file", where=str(out), fix="Choose a folder")
+    source, fix = out / "load.csv", "Choose a new folder"
+    if source.exists():
+        expected = table.to_csv(index=False).encode()
+        if not source.is_file() or source.read_bytes() != expected:
+            raise OfaError("not written by this demo; it would be overwritten", where=str(source), fix=fix)
+        return
+    for name in ("run", "forecast.csv", "forecast.png"):
+        if (out / name).exists():
+            raise OfaError("not from a demo, since there is no load.csv", where=str(out / name), fix=fix)
 
 
 def noise_floor_rows(load: SyntheticLoad, data: ForecastData, horizon: int) -> tuple[Row, Row]:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 
+def printable(text: object) -> str:
+    """A text from outside as it may be shown in a terminal: control and formatting characters are escaped."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
+    )
+
+
 class OfaError(Exception):
-    """Base of every deliberate error.
+    """Base of every deliberate error; its text is :func:`printable`.
 
     Args:
         what: What was found, in one sentence, with the offending value.
@@ -18,7 +25,7 @@ class OfaError(Exception):
         self.fix = fix
         place = f"{where}: " if where else ""
         advice = f" {_sentence(fix)}" if fix else ""
-        super().__init__(f"{place}{_sentence(what)}{advice}")
+        super().__init__(printable(f"{place}{_sentence(what)}{advice}"))
 
 
 def _sentence(text: str) -> str:

@@ -9,8 +9,10 @@ import json
 import os
 import reprlib
 import shutil
+import stat
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
@@ -26,6 +28,10 @@ FORMAT = 1
 """The version that a file format carries where it does not name its own; a newer one is refused by name."""
 
 MAX_JSON_BYTES = 2**26
+SCRATCH, OLD = ".ofa-tmp", ".ofa-old"
+"""How names of unfinished and of replaced files and folders end; nothing else is ever cleaned up."""
+
+STANDARD_OUTPUT = frozenset({"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
 DAMAGED = "The file is damaged or was edited; restore the original or create it again"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -88,6 +94,7 @@ def read_json(path: Path, *, kind: str, error: type[OfaError] = CheckpointError)
     Raises:
         error: The file, part of a ``kind`` ("bundle"), is missing, too large, or not such an object.
     """
+    check_regular(path, error=error)
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_JSON_BYTES + 1)
@@ -139,6 +146,8 @@ def find_damage(folder: Path, digests: Mapping[str, str]) -> str | None:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             return f"{name} is outside the folder"
         try:
+            if (folder / name).exists() and not (folder / name).is_file():
+                return f"{name} is not a file"
             found = sha256_file(folder / name)
         except FileNotFoundError:
             return f"{name} is missing"
@@ -154,6 +163,7 @@ def open_tensors(path: Path, *, error: type[OfaError] = CheckpointError) -> Iter
     """A safetensors file opened for NumPy; raises ``error`` if it is missing, truncated or something else."""
     from safetensors import SafetensorError, safe_open
 
+    check_regular(path, error=error)
     try:
         with safe_open(path, framework="np") as tensors:
             yield tensors
@@ -200,7 +210,7 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
         raise OfaError("this is a folder, not a file", where=str(path), fix="Name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SCRATCH)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -213,18 +223,75 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
     _sync_folder(path.parent)
 
 
+def check_output(path: str | Path, *, inputs: Iterable[str | Path] = (), where: str = "output") -> None:
+    """Refuse an output, the argument ``where``, that is a folder or one of the ``inputs``, before any work.
+
+    Raises:
+        OfaError: It is; or there is a file where its folder should be.
+    """
+    path = Path(path)
+    if str(path) in STANDARD_OUTPUT:
+        return
+    if path.is_dir():
+        raise OfaError(f"{path} is a folder, not a file", where=where, fix="Name a file")
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir():
+        raise OfaError(f"{folder} is a file, not a folder", where=where, fix="Name a file in a folder")
+    for source in inputs:
+        same = path.absolute() == Path(source).absolute()
+        if same or (path.exists() and Path(source).exists() and path.samefile(source)):
+            what = f"{path} is also read or written otherwise and would be overwritten"
+            raise OfaError(what, where=where, fix="Name another file")
+
+
+def write_output(path: str | Path, content: bytes | str) -> None:
+    """Write a file that a user named: a stream, device or pipe is written through, the target of a link
+    replaced.
+
+    Raises:
+        OfaError: ``path`` is a folder.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    path = Path(path)
+    if str(path) in STANDARD_OUTPUT:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    elif path.exists() and not path.is_dir() and not path.is_file():
+        with open(path, "wb") as stream:
+            stream.write(data)
+    else:
+        write_atomic(path.resolve() if path.is_symlink() else path, data)
+
+
+def check_regular(path: Path, *, links: bool = True, error: type[OfaError] = CheckpointError) -> None:
+    """Refuse a device, a pipe, a socket and, unless ``links``, a symbolic link in place of a file.
+
+    Raises:
+        error: It is one; nothing was opened.
+    """
+    if path.is_symlink() and not links:
+        raise error("is a symbolic link, not a file", where=str(path), fix="Put the file itself in its place")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        kind = stat.filemode(path.stat().st_mode)[0].translate(_KINDS)
+        raise error(f"is {kind}, not a file", where=str(path), fix="Put a file in its place")
+
+
+_KINDS = str.maketrans({"p": "a pipe", "s": "a socket", "c": "a device", "b": "a device"})
+
+
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A scratch folder that becomes ``path`` (replacing it) when the block ends without an error.
 
     Two folders cannot be exchanged in one step on most file systems, so an existing ``path`` is first renamed
-    to ``.NAME.old`` next to it; the next writer, or :func:`clear_leftovers`, repairs a kill between the two
-    renames. Readers use :func:`readable_folder`, which changes nothing.
+    to ``.NAME.ofa-old`` next to it; the next writer, or :func:`clear_leftovers`, repairs a kill between the
+    two renames. Readers use :func:`readable_folder`, which changes nothing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _recover_folder(path)
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=SCRATCH))
     try:
         yield scratch
         mask = umask()
@@ -256,15 +323,20 @@ def clear_leftovers(path: str | Path) -> None:
     """Repair an interrupted exchange of ``path``, remove leftovers of killed writers; for its owner only."""
     path = Path(path)
     _recover_folder(path)
-    for entry in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        if entry.is_dir():
+    for entry in path.parent.glob(f".{glob.escape(path.name)}.*{SCRATCH}"):
+        if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()
 
 
+def is_leftover(name: str, of: str) -> bool:
+    """Whether a killed writer of the file or folder ``of`` left an entry of this name."""
+    return name == f".{of}{OLD}" or (name.startswith(f".{of}.") and name.endswith(SCRATCH))
+
+
 def _old_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
+    return path.with_name(f".{path.name}{OLD}")
 
 
 def _recover_folder(path: Path) -> None:

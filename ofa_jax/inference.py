@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ofa_jax.files import write_atomic
+from ofa_jax.files import write_output
 from ofa_jax.runs.bundle import LoadedModel
 from ofa_jax.tasks.base import NewData, TaskData
 from ofa_jax.tasks.table import TASKS
@@ -27,7 +27,8 @@ def predict(loaded: LoadedModel, source: str | Path | pd.DataFrame) -> pd.DataFr
 
     Returns:
         Forecasting: the horizon after the last row, a row per step. Anomaly detection: ``score`` and
-        ``anomaly`` per row. Classification: the ``predicted`` class and the probability of every class per case.
+        ``anomaly`` per row. Classification: the ``predicted`` class and the probability of every class per
+        case.
         Imputation: the input with its gaps filled.
 
     Raises:
@@ -61,5 +62,13 @@ def evaluate(loaded: LoadedModel, data: TaskData, split: Split = "test") -> dict
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a table as CSV, atomically."""
-    write_atomic(path, table.to_csv(index=False))
+    """Write a table as CSV, atomically; a stream (``-``, a device, a pipe) is written through."""
+    write_output(path, table.to_csv(index=False))
+
+
+def formula_names(table: pd.DataFrame) -> list[str]:
+    """Columns and texts of a table that begin with ``=``, ``+``, ``-`` or ``@``; they stay as they are."""
+    texts = [name for name in table.columns if isinstance(name, str)]
+    for name in table.select_dtypes(["object", "string"]):
+        texts += [value for value in table[name].unique() if isinstance(value, str)]
+    return [text for text in dict.fromkeys(texts) if text.startswith(("=", "+", "-", "@"))]

@@ -230,10 +230,13 @@ def test_an_unreadable_override_is_refused(override, message):
         ),
         ("train.epochs=true", "train.epochs: input should be neither true nor false (found True)"),
         ("train.learning_rate=0", "train.learning_rate: input should be greater than 0 (found 0)"),
-        ("train.learning_rate=.inf", "train.learning_rate: input should be a finite number (found inf)"),
+        (
+            "train.learning_rate=.inf",
+            "train.learning_rate: input should be a valid number, unable to parse string as a number (found '.inf')",
+        ),
         (
             "train.learning_rate=yes",
-            "train.learning_rate: input should be neither true nor false (found True)",
+            "train.learning_rate: input should be a valid number, unable to parse string as a number (found 'yes')",
         ),
         ("adapters.dropout=1", "adapters.dropout: input should be less than 1 (found 1)"),
         (
@@ -294,18 +297,94 @@ def test_an_unknown_recipe_is_the_only_mistake_listed():
     [
         ("recipe=[paper]", "recipe: input should be 'reference'"),
         ("task.name=[anomaly]", "task: name: input should be one of 'forecast'"),
-        ("data.source=2024-13-45", "the value of 'data.source' is not readable as YAML"),
+        ("train.epochs=!!int abc", "the value of 'train.epochs' is not readable as YAML (invalid literal"),
     ],
 )
 def test_a_value_of_another_kind_is_refused(override, message):
     assert message in refused(MINIMAL, override)
 
 
-def test_an_impossible_date_in_a_file_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("data.columns=[NO,SE]", "data.columns", ("NO", "SE")),
+        ("data.columns=[0, OT]", "data.columns", ("0", "OT")),
+        (
+            "data.columns=[a #1, b: c, ~, 2020-01-01, 012]",
+            "data.columns",
+            ("a #1", "b: c", "~", "2020-01-01", "012"),
+        ),
+        ("data.columns=['a, b', \"NO\", on]", "data.columns", ("a, b", "NO", "on")),
+        ("data.columns=[]", "data.columns", ()),
+        ("data={source: x, columns: [NO, 1]}", "data.columns", ("NO", "1")),
+        ("data.timestamp_column=on", "data.timestamp_column", "on"),
+        ("data.timestamp_column=2020", "data.timestamp_column", "2020"),
+        ("data.timestamp_column=~", "data.timestamp_column", None),
+        ("data.timestamp_column='null'", "data.timestamp_column", "null"),
+        ("data.source=my #1.csv", "data.source", "my #1.csv"),
+        ("data.source=[1] x: y.csv", "data.source", "[1] x: y.csv"),
+        ("data.source=2024-13-45", "data.source", "2024-13-45"),
+        ("data.source=~/x.csv", "data.source", "/home/me/x.csv"),
+        ("trunk.source=~/gpt2", "trunk.source", "/home/me/gpt2"),
+        ("trunk.revision=1e5", "trunk.revision", "1e5"),
+        ("train.epochs=012", "train.epochs", 12),
+    ],
+)
+def test_names_are_names(override, path, value, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    found = build_experiment(MINIMAL, [override])
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+def test_names_in_a_file_are_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
     path = tmp_path / "a.yaml"
-    path.write_text("data: {source: 2024-13-45}\n")
-    with pytest.raises(ConfigError, match=r"a\.yaml: not readable as YAML"):
+    path.write_text("data:\n  source: ~/x.csv\n  timestamp_column: 2020-13-45\n  columns: [NO, 0, ~]\n")
+    data = load_experiment(path).data
+    assert (data.source, data.timestamp_column, data.columns) == (
+        "/home/me/x.csv",
+        "2020-13-45",
+        ("NO", "0", "~"),
+    )
+
+
+LAUGHS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {seed: 2020-13-45}", "train.seed: input should be a valid integer"),
+        ("train: {seed: 1:30}", "train.seed: input should be a valid integer"),
+        ("train: {epochs: !!int abc}", "not readable as YAML (invalid literal"),
+        ("trunk: {remat: !!bool maybe}", "not readable as YAML ("),
+        ("train: {seed: !!timestamp abc}", "the tag 'tag:yaml.org,2002:timestamp' is not known"),
+        ("train: !!python/object:os.system {}", "the tag "),
+        (f"train: {{epochs: {'1' * 5000}}}", "train.epochs: "),
+        (f"train: {{epochs: 0.{'1' * 5000}}}", "train.epochs: "),
+        ("data: &a {source: *a}", "nested deeper than 20 levels"),
+        ("data: &a {source: x, <<: *a}", "nested deeper than 20 levels"),
+        ("train: " + "[" * 10_000 + "]" * 10_000, "nested deeper than 20 levels"),
+        ("train: " + "{a: " * 10_000 + "}" * 10_000, "nested deeper than 20 levels"),
+        ("a0: &a0 [x]\n" + LAUGHS, "more than 100,000 values"),
+        ("? [a]\n: 1", "a key should be the name of a setting"),
+        ("train: {epochs: 1}\ntrain: {}", "duplicate key 'train'"),
+        ("# " + "x" * 2**20, "larger than 1 MiB"),
+        ('data: {source: "a\\0b"}', "data.source: a path has no zero characters"),
+        ("data: {source: \ufffe}", "not readable as YAML"),
+        ("data: {source: x}\n--- {}\n", "expected a single document"),
+    ],
+)
+def test_oddities_of_yaml_are_one_short_error(tmp_path, text, message):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
         load_experiment(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 800
 
 
 def test_an_empty_section_is_refused():

@@ -28,6 +28,15 @@ def test_the_demo_in_its_own_default_folder(tmp_path, monkeypatch):
     assert run_demo("demo", SilentReporter()) == made
 
 
+@pytest.mark.parametrize("name", ["load.csv", "run", "forecast.csv", "forecast.png"])
+def test_a_folder_with_files_of_others_is_refused_before_anything_is_written(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OfaError, match="Choose a new folder"):
+        run_demo(tmp_path, SilentReporter())
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
 def test_a_file_in_its_place_is_refused(tmp_path):
     (tmp_path / "demo").write_text("mine")
     with pytest.raises(OfaError, match="this is a file"):

@@ -47,8 +47,12 @@ class Place:
         places = ["--out", str(self.out), "--cells", str(self.cells), "--docs", str(self.docs)]
         return CliRunner().invoke(reproduce.app, [table, *arguments, *places], catch_exceptions=False)
 
+    def path(self, name: str) -> Path:
+        """The newest cell of that name; the rest of a file's name says what decided its numbers."""
+        return max(self.cells.glob(f"{name}-*.json"), key=lambda path: path.stat().st_mtime_ns)
+
     def cell(self, name: str) -> dict[str, Any]:
-        return json.loads((self.cells / f"{name}.json").read_text())
+        return json.loads(self.path(name).read_text())
 
     @property
     def page(self) -> str:
@@ -154,7 +158,7 @@ def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(
     resumed = place.run("--seeds", "1")
     assert resumed.exit_code == 0
     assert "resumed at step 7" in resumed.output  # an epoch's steps
-    assert [path.name for path in place.cells.iterdir()] == ["long-tiny-seed0.json"]
+    assert [path.name.rpartition("-")[0] for path in place.cells.iterdir()] == ["long-tiny-seed0"]
     assert baselines == [next(place.out.glob("tiny-*")) / reproduce.BASELINES]
 
     train_run(
@@ -196,25 +200,40 @@ def test_only_what_is_missing_is_run(place: Place, measured: list[tuple[str, int
     assert measured == [("long-tiny-horizon8", 0), ("long-tiny-horizon4", 0)]
     place.run("--seeds", "2")
     assert measured[2:] == [("long-tiny-horizon8", 1), ("long-tiny-horizon4", 1)]
-    (place.cells / "long-tiny-horizon4-seed0.json").unlink()
+    place.path("long-tiny-horizon4-seed0").unlink()
     place.run("--seeds", "2")
     assert measured[4:] == [("long-tiny-horizon4", 0)]
 
 
-def test_a_cell_with_other_settings_is_reported_and_run_again(
-    place: Place, measured: list[tuple[str, int]]
+def test_cells_of_other_settings_and_rules_are_reported_and_kept(
+    place: Place, measured: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place.run("--seeds", "1")
     place.change(train={"learning_rate": 0.02})
+    before = place.path("long-tiny-horizon8-seed0")
     result = place.run("--seeds", "1")
     assert len(measured) == 4
-    assert "long-tiny-horizon8-seed0.json was made with other settings" in result.output
+    assert f"{before.name} was made with other settings" in result.output
     assert place.cell("long-tiny-horizon8-seed0")["config"]["train"]["learning_rate"] == 0.02
+    assert json.loads(before.read_text())["config"]["train"]["learning_rate"] == 0.01
+    place.change(train={"learning_rate": 0.01})
+    place.run("--seeds", "1")
+    assert len(measured) == 4
+    monkeypatch.setattr(reproduce, "RULES", reproduce.RULES + 1)
+    place.run("--seeds", "1")
+    assert len(measured) == 6
+
+
+def test_settings_of_speed_make_no_other_cell(place: Place, measured: list[tuple[str, int]]) -> None:
+    place.run("--seeds", "1")
+    place.change(train={"chunk": 1, "micro_batch": 4})
+    place.run("--seeds", "1")
+    assert len(measured) == 2
 
 
 def test_a_setting_that_came_later_makes_no_cell_old(place: Place, measured: list[tuple[str, int]]) -> None:
     place.run("--seeds", "1")
-    path = place.cells / "long-tiny-horizon8-seed0.json"
+    path = place.path("long-tiny-horizon8-seed0")
     cell = json.loads(path.read_text())
     del cell["config"]["train"]["fsdp"]  # as a version without this setting would have written it
     path.write_text(json.dumps(cell))
@@ -225,7 +244,12 @@ def test_a_setting_that_came_later_makes_no_cell_old(place: Place, measured: lis
 def test_a_page_does_not_mix_cells_of_other_settings(place: Place, measured: list[tuple[str, int]]) -> None:
     place.run("--seeds", "2")
     place.change(train={"learning_rate": 0.02})
-    place.run("--seeds", "1")
+    kept = place.run("--seeds", "1")
+    assert kept.exit_code == 1
+    assert (
+        "long.md is kept: tiny.csv has 12 measured figures there, the cells of this command 6." in kept.output
+    )
+    (place.docs / "long.md").unlink()
     case = reproduce.cases("long", reproduce.Request(seeds=2))
     reproduce.write_page(reproduce.Workspace(place.cells, place.out, SilentReporter()), case, place.docs)
     assert "1 of 2 seeds" in place.page
@@ -248,7 +272,7 @@ def test_a_damaged_cell_is_reported_and_run_again(
     place: Place, measured: list[tuple[str, int]], content: str
 ) -> None:
     place.run("--seeds", "1")
-    (place.cells / "long-tiny-horizon8-seed0.json").write_text(content)
+    place.path("long-tiny-horizon8-seed0").write_text(content)
     result = place.run("--seeds", "1")
     assert result.exit_code == 0
     assert len(measured) == 3
@@ -270,12 +294,12 @@ def test_what_fails_is_kept_as_not_run_and_the_rest_is_run(
         result = place.run("--seeds", "1")
     assert result.exit_code == 1
     assert "training: the loss became nan. start again." in " ".join(result.output.split())
-    assert place.cell("long-tiny-horizon8-seed0")["failed"] == "the loss became nan"
+    assert [path.name.rpartition("-")[0] for path in place.cells.iterdir()] == ["long-tiny-horizon4-seed0"]
     assert measured == [("long-tiny-horizon4", 0)]
     assert "Not run: horizon 8: the loss became nan." in place.page
 
     assert place.run("--seeds", "1").exit_code == 0  # it is tried again
-    assert "failed" not in place.cell("long-tiny-horizon8-seed0")
+    assert place.cell("long-tiny-horizon8-seed0")["methods"]
     assert "Not run" not in place.page
 
 
@@ -304,9 +328,8 @@ def test_a_kill_while_a_cell_is_written_leaves_no_part_of_it(
         assert place.run("--seeds", "1").exit_code != 0
     assert {path.name: path.read_bytes() for path in place.cells.iterdir()} == before
     place.run("--seeds", "1")
-    assert all(
-        place.cell(name.removesuffix(".json"))["config"]["train"]["learning_rate"] == 0.02 for name in before
-    )
+    for name in ("long-tiny-horizon8-seed0", "long-tiny-horizon4-seed0"):
+        assert place.cell(name)["config"]["train"]["learning_rate"] == 0.02
 
 
 def test_missing_data_are_reported_and_a_failure_only_where_named(
@@ -324,6 +347,20 @@ def test_missing_data_are_reported_and_a_failure_only_where_named(
     assert "Nothing has been run yet." in place.page
     monkeypatch.setattr(reproduce.Workspace, "measure", lambda bench, case, seed: open_run(tmp_path))
     assert place.run("--seeds", "1", "--data", "tiny").exit_code == 1
+
+
+def test_a_clone_without_data_keeps_the_measured_pages(
+    place: Place, measured: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.delenv("OFA_JAX_DATA", raising=False)
+    place.docs.mkdir()
+    shipped = (REPOSITORY / "docs" / "results" / "quick.md").read_text()
+    (place.docs / "quick.md").write_text(shipped)
+    result = place.run("--quick", table="classification")
+    assert result.exit_code == 1
+    assert "quick.md is kept: japanesevowels has 18 measured figures there" in result.output
+    assert (place.docs / "quick.md").read_text() == shipped
 
 
 def test_a_part_of_a_data_set_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -647,7 +684,7 @@ def test_the_quick_page_keeps_the_other_tables(
     monkeypatch.setattr(reproduce, "QUICK", dict.fromkeys(("anomaly", "long"), (("tiny",), {})))
     place.run("--seeds", "1", "--quick")
     place.run("--seeds", "1", "--quick", table="anomaly")
-    (place.cells / "quick-long-tiny-seed0.json").unlink()
+    place.path("quick-long-tiny-seed0").unlink()
     place.run("--seeds", "2", "--quick")
     text = (place.docs / "quick.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("## ")] == [

@@ -1,13 +1,13 @@
 """Reproduce one of the published tables (docs/protocol.md, §4) and write a page that compares the two.
 
-Every seed of every setting is a *cell*, kept as one JSON file. Existing cells are not run again, so
-re-running the same command resumes. The page is made from the cells alone.
+Every seed of every setting is a *cell*, kept as one JSON file that is named by what decides its numbers.
+Existing cells are not run again, so re-running the same command resumes. The page is made from the cells
+alone, and never replaces one that shows more.
 """
 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import itertools
 import json
 import os
@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import jax
 import typer
 from filelock import FileLock
-from reproduced import Cell, Entry, render, replace_section
+from reproduced import Cell, Entry, figures, quick_sections, render, replace_section
 
 from ofa_jax.baselines.compare import compare
 from ofa_jax.cli.options import interrupted, message
@@ -31,8 +31,8 @@ from ofa_jax.config.load import build_experiment, dump_experiment, load_experime
 from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG, data_root, find
 from ofa_jax.errors import DataError, Interrupted, OfaError, WeightsError
-from ofa_jax.files import read_json, write_atomic, write_json
-from ofa_jax.runs.folder import BASELINES, CONFIG_FILE, read_config, versions
+from ofa_jax.files import json_digest, read_json, write_atomic, write_json
+from ofa_jax.runs.folder import BASELINES, CONFIG_FILE, SPEED, differences, leaves, read_config, versions
 from ofa_jax.runs.train import open_run, train_run
 from ofa_jax.train.loop import Reporter
 from ofa_jax.train.progress import ConsoleReporter
@@ -42,6 +42,13 @@ ROOT = Path(__file__).resolve().parents[1]
 Table = Literal[
     "long", "few_shot", "zero_shot", "short_term", "anomaly", "classification", "imputation", "ranks"
 ]
+RULES = 2
+"""Raised when the same settings give other numbers: 2 since dropout's bits and the order of windows
+changed."""
+
+CELL_FORMAT = 2
+"""Format of a cell: 2 has ``rules``; cells of format 1 were made with rules 1, which no longer exist."""
+
 WITH_BASELINES = "controls"
 """The key of a cell that says whether it has baselines; named so in the first cells."""
 
@@ -140,10 +147,7 @@ class Case:
             "network.seed": seed,
             "trunk.random.seed": seed,
         }
-        request = {
-            "trunk.source": self.request.trunk and json.dumps(self.request.trunk),
-            "protocol": self.request.protocol,
-        }
+        request = {"trunk.source": self.request.trunk, "protocol": self.request.protocol}
         few = (
             AS_MANY_STEPS
             if self.request.quick and self.table == "zero_shot" and dict(self.vary).get("data.percent") == 10
@@ -164,6 +168,15 @@ class Case:
             if plain[section][name] is not None:
                 plain[section][name] = _known_as(plain[section][name])
         return json.loads(json.dumps(plain))  # as in a cell: lists, not tuples
+
+    def key(self, seed: int) -> str:
+        """A short digest of what decides the numbers of a seed.
+
+        Settings with their default are left out, so that one that is added later changes no key.
+        """
+        plain = build_experiment(self.settings(seed)).model_dump(mode="json", exclude_defaults=True)
+        decisive = {path: value for path, value in leaves(plain) if path not in SPEED}
+        return json_digest({"rules": RULES, **decisive})[:8]
 
 
 def cases(table: str, request: Request) -> list[Case]:
@@ -201,11 +214,12 @@ def cases(table: str, request: Request) -> list[Case]:
 
 @dataclass
 class Workspace:
-    """Folders of cells and runs, and why trunks could not be loaded, by source."""
+    """Folders of cells and runs, why cells failed, by file, and why trunks could not be loaded, by source."""
 
     cells: Path
     out: Path
     reporter: Reporter
+    failed: dict[Path, str] = field(default_factory=dict)
     missing_trunks: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -218,12 +232,14 @@ class Workspace:
         }
 
     def path(self, case: Case, seed: int) -> Path:
-        return self.cells / f"{case.name}-seed{seed}.json"
+        return self.cells / f"{case.name}-seed{seed}-{case.key(seed)}.json"
 
     def read(self, case: Case, seed: int, say: Callable[[str], None] = lambda text: None) -> Cell | None:
-        """The stored cell, if it was made with these settings."""
+        """The stored cell of these settings, where it was measured."""
         path = self.path(case, seed)
         if not path.exists():
+            for other in sorted(self.cells.glob(f"{case.name}-seed{seed}[-.]*")):
+                say(f"{other.name} was made with other settings or rules and is kept")
             return None
         try:
             cell = read_json(path, kind="cell")
@@ -232,19 +248,19 @@ class Workspace:
         except OfaError as error:
             say(f"{error} This cell is run again.")
             return None
-        if made == build_experiment(
-            case.settings(seed)
-        ):  # as settings, so that one that was added later has its default
-            return cell
-        say(f"{path.name} was made with other settings and is run again")
-        return None
+        wanted = build_experiment(case.settings(seed))  # a setting that was added later has its default
+        changed = [name for name, *_ in differences(dump_experiment(made), dump_experiment(wanted))]
+        if changed or cell.get("rules") != RULES or not cell.get("methods"):
+            say(f"{path.name} was not made with these settings ({', '.join(changed)}) and is run again")
+            return None
+        return cell
 
     def is_done(self, case: Case, seed: int) -> bool:
         cell = self.read(case, seed, self.reporter.notice)
-        return cell is not None and "methods" in cell and (cell.get(WITH_BASELINES) or not case.baselines)
+        return cell is not None and (cell.get(WITH_BASELINES, False) or not case.baselines)
 
     def run(self, case: Case, seed: int) -> bool:
-        """Run a cell and store it; False if it failed, which is stored as well."""
+        """Run a cell and store it; False if it failed, which stores nothing."""
         experiment = case.experiment(seed)
         kept: Cell = {
             "table": case.table,
@@ -254,7 +270,9 @@ class Workspace:
             "seed": seed,
             "protocol": experiment.protocol,
             "config": case.settings(seed),
+            "rules": RULES,
         }
+        path = self.path(case, seed)
         source = experiment.trunk.source
         try:
             if source in self.missing_trunks:
@@ -266,19 +284,21 @@ class Workspace:
             if isinstance(error, WeightsError):
                 self.missing_trunks[source] = error.what
                 reason = f"the trunk {kept['config']['trunk']['source']} is not available"
-            kept["failed"] = reason
+            self.failed[path] = reason
+            return False
         finally:
             jax.clear_caches()  # the next cell needs other programs
-        before = self.read(case, seed)
-        if "failed" in kept and before is not None and "methods" in before:
-            return False  # keep what was measured with these settings
-        write_json(self.path(case, seed), kept)
-        return "failed" not in kept
+        write_json(path, kept, version=CELL_FORMAT)
+        return True
+
+    def shown(self, case: Case, seed: int) -> Cell | None:
+        """The stored cell, or why it could not be measured now."""
+        reason = self.failed.get(self.path(case, seed))
+        return self.read(case, seed) or (reason and {"seed": seed, "failed": reason}) or None
 
     def measure(self, case: Case, seed: int) -> Cell:
         """Train or resume, and compare with baselines."""
-        digest = hashlib.sha256(json.dumps(case.settings(seed), sort_keys=True).encode()).hexdigest()[:12]
-        folder = self.out / f"{case.config.stem}-{digest}"
+        folder = self.out / f"{case.config.stem}-{case.key(seed)}"
         began, resumed = time.monotonic(), (folder / CONFIG_FILE).exists()
         train_run(case.experiment(seed), folder, self.reporter)
         trained = time.monotonic()
@@ -355,12 +375,13 @@ def run_missing(workspace: Workspace, wanted: list[tuple[Case, int]], named: boo
         yield workspace.run(case, seed)
 
 
-def write_page(workspace: Workspace, everything: list[Case], docs: Path) -> Path:
-    """The page of a table; of a quick run, its section of the quick page."""
+def write_page(workspace: Workspace, everything: list[Case], docs: Path) -> tuple[Path, str | None]:
+    """The page of a table (of a quick run, its section of the quick page), and why it was not replaced, if
+    so."""
     table, request, found = everything[0].table, everything[0].request, []
     for case in everything:
         data = case.settings(0)["data"]
-        cells = [workspace.read(case, seed) for seed in range(request.seeds)]
+        cells = [workspace.shown(case, seed) for seed in range(request.seeds)]
         source = " → ".join(name for name in (data["source"], data["target"]) if name)
         found.append(Entry(source, dict(case.vary), cells, missing_data(case.experiment(0))))
     text = render(table, found, quick=request.quick, command=request.command(table))
@@ -368,13 +389,17 @@ def write_page(workspace: Workspace, everything: list[Case], docs: Path) -> Path
     page = docs / f"{'quick' if request.quick else table}{suffix}.md"
     workspace.out.mkdir(parents=True, exist_ok=True)
     with FileLock(workspace.out / f".{page.name}.lock"):  # two tables may run at once
-        write_atomic(
-            page,
-            replace_section(page.read_text() if page.exists() else "", table, text)
-            if request.quick
-            else text,
-        )
-    return page
+        before = page.read_text() if page.exists() else ""
+        old = quick_sections(before).get(table, "") if request.quick else before
+        now = figures(text)
+        for heading, count in figures(old).items():
+            if now[heading] < count:
+                less = (
+                    f"{heading} has {count} measured figures there, the cells of this command {now[heading]}"
+                )
+                return page, f"{page} is kept: {less}. Delete it to write the page anyway."
+        write_atomic(page, replace_section(before, table, text) if request.quick else text)
+    return page, None
 
 
 def main(
@@ -427,9 +452,9 @@ def main(
         except Interrupted as stop:
             reporter.notice(interrupted(stop))
             raise typer.Exit(128 + stop.signal_number) from None
-        page = write_page(workspace, everything, docs)
-    print(f"{page}" + (f"; {failed} cell(s) failed" if failed else ""))
-    raise typer.Exit(1 if failed else 0)
+        page, kept = write_page(workspace, everything, docs)
+    print((kept or f"{page}") + (f"; {failed} cell(s) failed" if failed else ""))
+    raise typer.Exit(1 if failed or kept else 0)
 
 
 FORMER_NAMES = {"controls": "baselines", "no-controls": "no-baselines"}

@@ -7,6 +7,7 @@ import itertools
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -412,9 +413,29 @@ def render(table: str, entries: list[Entry], *, quick: bool, command: str) -> st
     return "\n".join(text).rstrip() + "\n"
 
 
+def quick_sections(page: str) -> dict[str, str]:
+    """The sections of the quick page, by table."""
+    return dict(re.findall(r"<!-- (\w+) -->\n(.*?)<!-- end -->\n", page, flags=re.DOTALL))
+
+
+def figures(page: str) -> Counter[str]:
+    """How much a page, or a section of one, has measured of each data set: rows times the seeds behind
+    them."""
+    found, heading, seeds = Counter[str](), "", 1
+    for line in page.splitlines():
+        if line.startswith("#"):
+            heading, seeds = line.strip("# "), 1
+        elif line.endswith(":") and (stated := re.search(r"\b(\d+)(?: of \d+)? seeds?\b", line)):
+            seeds = int(stated[1])
+        elif line.startswith("| ") and not line.startswith(("| method ", "| --- ", "| *published:* ")):
+            found[heading] += seeds
+    del found["Not run"]
+    return found
+
+
 def replace_section(page: str, table: str, text: str) -> str:
     """The quick page with one table's section replaced."""
-    sections = dict(re.findall(r"<!-- (\w+) -->\n(.*?)<!-- end -->\n", page, flags=re.DOTALL))
+    sections = quick_sections(page)
     sections[table] = "\n" + re.sub("^#", "##", text, flags=re.MULTILINE) + "\n"
     head = (
         "# Quick runs: every task on real data with a small random trunk\n\n"

@@ -142,7 +142,7 @@ def _read_config(path: Path) -> LoraConfig:
     features = [
         f"{key}={content[key]!r}"[:100] for key in others if content[key] and not _INERT.fullmatch(key)
     ]
-    fix = "Only plain LoRA and rsLoRA with one rank and alpha for all layers can be read"
+    fix = "Save the adapter with peft again, as plain LoRA or rsLoRA with one rank and alpha for all layers"
     if features:
         raise WeightsError(f"{', '.join(features)} is not supported", where=str(path), fix=fix)
     found = parse_record(content, _PeftConfig, where=str(path), error=WeightsError, fix=fix)

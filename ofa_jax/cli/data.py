@@ -11,6 +11,7 @@ from typing import Annotated
 from typer import Argument, Typer
 
 from ofa_jax.cli.options import Json
+from ofa_jax.cli.show import say
 
 app = Typer(help="List and fetch published data sets; check a data file.", no_args_is_help=True)
 
@@ -34,7 +35,7 @@ def list_(as_json: Json = False) -> None:
         present = {True: "yes", False: "no", None: "?"}[entry["present"]]
         fetchable = "yes" if entry["fetchable"] else "by hand"
         table.add_row(entry["name"], present, fetchable, entry["kind"], entry["title"])
-    Console().print(table)
+    Console(markup=False).print(table)
     if entries[0]["present"] is None:
         print(f"{DATA_VARIABLE} is not set, so present files are unknown", file=sys.stderr)
 
@@ -43,11 +44,12 @@ def list_(as_json: Json = False) -> None:
 def fetch(name: Annotated[str, Argument(help="Name from `ofa-jax data list`.", metavar="NAME")]) -> None:
     """Download a data set into OFA_JAX_DATA and verify it."""
     from ofa_jax.data.catalog.fetch import fetch as fetch_entry
-    from ofa_jax.data.catalog.load import known
+    from ofa_jax.data.catalog.load import DATA_VARIABLE, data_root, known
 
-    for file in fetch_entry(known(name)):
+    folder = os.environ.get(DATA_VARIABLE)  # is created where it does not exist yet
+    for file in fetch_entry(known(name), Path(folder).expanduser() if folder else data_root()):
         checked = "sha256 verified" if file.verified else "no published sha256 to compare with"
-        print(f"{file.path}: {file.status}" + ("" if file.sha256 is None else f", {checked}"))
+        say(f"{file.path}: {file.status}" + ("" if file.sha256 is None else f", {checked}"))
 
 
 @app.command("check")
@@ -64,4 +66,4 @@ def check(
         return
     for key, value in summary.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        print(f"{key.replace('_', ' ')}: {'—' if shown in ('', None) else shown}")
+        say(f"{key.replace('_', ' ')}: {'—' if shown in ('', None) else shown}")

@@ -5,7 +5,7 @@ Commands import what they need when they run, so that ``--help`` is quick.
 
 from __future__ import annotations
 
-import io
+import contextlib
 import sys
 from typing import Annotated
 
@@ -14,7 +14,7 @@ import typer
 from ofa_jax import __version__
 from ofa_jax.cli import data, runs, studies
 from ofa_jax.cli.options import FORMER_NAMES, Command, interrupted, message
-from ofa_jax.errors import Interrupted, OfaError
+from ofa_jax.errors import Interrupted, OfaError, printable
 
 app = typer.Typer(
     name="ofa-jax",
@@ -43,15 +43,15 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def main() -> None:
     """Run the command line; an OfaError is one paragraph on stderr and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # the terminal's encoding may lack a character
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an encoding may lack a character
     try:
         app()
     except OfaError as error:
         _fail(message(error))
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        _fail(f"{place}{error.strerror or error}. Check permissions and free space.")
+        _fail(printable(f"{place}{error.strerror or error}. Check permissions and free space."))
     except Interrupted as stop:
         print(interrupted(stop), file=sys.stderr)
         raise SystemExit(128 + stop.signal_number) from None

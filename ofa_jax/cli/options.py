@@ -36,7 +36,19 @@ FORMER_NAMES = {
 FLAGS = {"overrides": "--set", "source": "--data"} | {
     name: f"--{name.replace('_', '-')}"
     for name in (
-        *("out", "trunk", "target", "baseline", "ranks", "alphas", "scalings", "inits", "learning_rates"),
+        *(
+            "out",
+            "output",
+            "plot",
+            "trunk",
+            "target",
+            "baseline",
+            "ranks",
+            "alphas",
+            "scalings",
+            "inits",
+            "learning_rates",
+        ),
         *("optimizers", "steps", "seeds", "windows", "sgd_learning_rate", "adam_learning_rate", "at_once"),
     )
 }
@@ -72,4 +84,4 @@ class Command(TyperCommand):
         for setting in settings():
             choices = f" ({setting.type})" if " | " in setting.type else ""
             table.add_row(setting.path, setting.default, setting.description + choices)
-        Console().print(table)
+        Console(markup=False).print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +11,10 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from ofa_jax.cli.options import Baselines, Config, Json, Run, Sets, Source, Target, Trunk
+from ofa_jax.cli.show import say
 from ofa_jax.train.progress import ConsoleReporter
+
+_DEMO_FILES = {"forecast: ": "forecast.csv", "plot:     ": "forecast.png", "data:     ": "load.csv"}
 
 
 def demo(out: Annotated[Path, Option(help="Folder to write.")] = Path("demo")) -> None:
@@ -22,9 +26,8 @@ def demo(out: Annotated[Path, Option(help="Folder to write.")] = Path("demo")) -
     print(note, file=sys.stderr)
     with ConsoleReporter() as reporter:
         print_comparison(run_demo(out, reporter))
+    say("", *(f"{name}{out / file}" for name, file in _DEMO_FILES.items()))
     print(
-        f"\nforecast: {out / 'forecast.csv'}\nplot:     {out / 'forecast.png'}\n"
-        f"data:     {out / 'load.csv'}\n"
         "\nWith your own CSV (a timestamp column, one column per series):\n"
         "  ofa-jax train csv --set data.source=yours.csv --out runs/yours    (downloads GPT-2 once)\n"
         "  ofa-jax evaluate runs/yours --baselines\n"
@@ -45,8 +48,8 @@ def train(
     experiment = load_experiment(config, overrides or ())
     with ConsoleReporter() as reporter:
         result = train_run(experiment, out, reporter)
-    print(f"{training_summary(result, experiment.protocol)}\nbundle: {out / 'bundle'}")
-    print(f"next:   ofa-jax evaluate {out}")
+    say(training_summary(result, experiment.protocol), f"bundle: {out / 'bundle'}")
+    say(f"next:   ofa-jax evaluate {shlex.quote(str(out))}")
 
 
 def evaluate(
@@ -82,23 +85,32 @@ def evaluate(
 def predict(
     run: Annotated[Path, Argument(metavar="RUN", help="Run folder or bundle folder.")],
     input_: Annotated[Path, Option("--input", help="CSV or Parquet file to read; .ts for classification.")],
-    output: Annotated[Path, Option(help="CSV file to write.")],
+    output: Annotated[Path, Option(help="CSV file to write; -: standard output.")],
     plot: Annotated[Path | None, Option(help="Figure to write (.png, .svg, .pdf).")] = None,
     trunk: Trunk = None,
 ) -> None:
     """Apply a model to new data: forecast, detect anomalies, classify or impute, depending on its task."""
-    from ofa_jax.inference import apply_model, read_input, write_table
-    from ofa_jax.plots.style import save_figure
+    from ofa_jax.files import STANDARD_OUTPUT, check_output
+    from ofa_jax.inference import apply_model, formula_names, read_input, write_table
+    from ofa_jax.plots.style import check_kind, save_figure
     from ofa_jax.runs.bundle import load_bundle
 
+    check_output(output, inputs=[input_])
+    if plot is not None:
+        check_kind(plot)
+        check_output(plot, inputs=[input_, output], where="plot")
     loaded = load_bundle(run, trunk=trunk)
     new = read_input(loaded, input_)
     table = apply_model(loaded, new)
-    if plot is not None:  # first, because its file type may be refused
+    if plot is not None:
         note = "random trunk" if loaded.experiment.trunk.source == "random" else ""
         save_figure(new.plot(table, note), plot)
     write_table(table, output)
-    print(f"{new.summary(table)}: {output}" + (f"\nplot: {plot}" if plot else ""))
+    if formulas := formula_names(table):
+        listed = ", ".join(formulas[:3]) + ", …" * (len(formulas) > 3)
+        say(f"a spreadsheet may run these texts as formulas: {listed}", file=sys.stderr)
+    lines = [f"{new.summary(table)}: {output}", *([f"plot: {plot}"] if plot else [])]
+    say(*lines, file=sys.stderr if STANDARD_OUTPUT & {str(output), str(plot)} else None)
 
 
 def report(
@@ -114,7 +126,7 @@ def report(
 
     moved = {"trunk": trunk, "source": source, "target": target}
     with ConsoleReporter() as reporter:
-        print(f"report: {write_report(run, reporter, out=out, baselines=baselines, **moved)}")
+        say(f"report: {write_report(run, reporter, out=out, baselines=baselines, **moved)}")
 
 
 def params(config: Config, overrides: Sets = None, as_json: Json = False) -> None:
@@ -158,7 +170,8 @@ def convert(
         print(json.dumps(report))
         return
     size = f"{report['layers']} layers, {report['dtype']}, {report['bytes']:,} bytes"
-    print(f"{report['parameters']:,} parameters in {size}: {out}")
+    say(f"{report['parameters']:,} parameters in {size}: {out}")
     if dropped := sum(report["dropped"].values()):
         print(f"{dropped} tensors are not part of the trunk and were left out; trunk.json names them")
-    print(f"use it: --set trunk.source={out} --set trunk.n_layer={report['layers']}")
+    source = shlex.quote(f"trunk.source={out}")
+    say(f"use it: --set {source} --set trunk.n_layer={report['layers']}")

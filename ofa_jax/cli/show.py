@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.table import Column, Table
+
+from ofa_jax.errors import printable
 
 if TYPE_CHECKING:
     from ofa_jax.baselines.compare import Comparison
@@ -48,7 +50,7 @@ def print_slopes(made: Written) -> None:
         title = f"slope of the first-order loss change against rank, {made.study.windows} windows"
         _print(title, keys[:-1], ["steps", "slope", "95 % interval", "theory"], rows)
     folder = made.folder
-    print(f"slopes: {folder / 'slopes.csv'}\nvalues: {folder / 'study.csv'}\nfigures: {folder}")
+    say(f"slopes: {folder / 'slopes.csv'}", f"values: {folder / 'study.csv'}", f"figures: {folder}")
 
 
 def print_sweep(made: Sweep) -> None:
@@ -73,8 +75,13 @@ def print_sweep(made: Sweep) -> None:
     parts = (name.partition("_") for name in names)
     headings = [*keys, *(f"{part} {heading(metric)}" for part, _, metric in parts), "trainable", "kB"]
     _print(f"{mean}, protocol {made.protocol}", [], headings, rows)
-    print(f"\ntable: {made.folder / 'sweep.csv'}\nplot:  {made.folder / 'accuracy_by_rank.png'}")
-    print(f"a cell: ofa-jax evaluate {made.folder / 'cells' / 'NAME'}")
+    say("", f"table: {made.folder / 'sweep.csv'}", f"plot:  {made.folder / 'accuracy_by_rank.png'}")
+    say(f"a cell: ofa-jax evaluate {made.folder / 'cells' / 'NAME'}")
+
+
+def say(*lines: object, file: TextIO | None = None) -> None:
+    """Print lines that may hold names from outside."""
+    print(*map(printable, lines), sep="\n", file=file)
 
 
 def heading(metric: str) -> str:
@@ -91,8 +98,8 @@ def _print(title: str, left: Sequence[str], right: Sequence[str], rows: Iterable
     columns += [Column(name, justify="right") for name in right]
     table = Table(*columns, title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+        table.add_row(*map(printable, row))
+    Console(markup=False).print(table)
 
 
 def _number(value: float, digits: int = 4, std: float = math.nan) -> str:

@@ -6,8 +6,11 @@ Later layers win: recipe and task, file, overrides. The result is validated once
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from ofa_jax.config.reading import MAX_BYTES, parse_yaml
 from ofa_jax.config.recipes import RECIPES, nest, overlay
 from ofa_jax.config.schema import Experiment
 from ofa_jax.config.tasks import TaskSettings, task_class, task_settings
@@ -60,7 +64,10 @@ def build_experiment(
         problems = error.errors()
         given = [override.partition("=")[0].strip() for override in overrides]
         found = [".".join(map(str, problem["loc"])) for problem in problems]
-        from_overrides = all(any(f"{path}.".startswith(f"{place}.") for path in given) for place in found)
+        from_overrides = all(
+            any(f"{path}.".startswith(f"{place}.") or f"{place}.".startswith(f"{path}.") for path in given)
+            for place in found
+        )
         text = "; ".join(_explain(problem) for problem in problems)
         raise ConfigError(text, where="overrides" if from_overrides else where) from None
 
@@ -89,7 +96,8 @@ def read_yaml(path: Path, *, shown: str | None = None) -> dict[str, Any]:
     """
     where = shown or str(path)
     try:
-        content = _parse_yaml(path.read_bytes(), where, "")
+        with open(path, "rb") as file:
+            content = _parse_yaml(file.read(MAX_BYTES + 1), where, "")
     except FileNotFoundError:
         raise ConfigError("file not found", where=where, fix=_suggest_config(path)) from None
     except OSError as error:
@@ -99,25 +107,29 @@ def read_yaml(path: Path, *, shown: str | None = None) -> dict[str, Any]:
     return content
 
 
-def _parse_yaml(text: str | bytes, where: str, what: str) -> Any:
+def _parse_yaml(text: str | bytes, where: str, what: str, path: str = "") -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{what}not readable as YAML ({reason})", where=where) from None
+        return parse_yaml(text, _name_settings(), path)
+    except ValueError as error:
+        raise ConfigError(f"{what}not readable as YAML ({error})", where=where) from None
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys instead of keeping the last."""
+@cache
+def _name_settings() -> dict[str, bool]:
+    """Settings that are names of files, columns or data sets, and whether they are lists of names."""
+    return {
+        path: kind is not str
+        for path, field in _fields(Experiment, "")
+        for kind in _options(field.annotation)
+        if kind in (str, tuple[str, ...])
+    }
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                problem = f"duplicate key {key.value!r}"
-                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    """The types that a setting may have, without annotations."""
+    if get_origin(kind) in (Union, UnionType):
+        return tuple(option for part in get_args(kind) for option in _options(part))
+    return _options(get_args(kind)[0]) if get_origin(kind) is Annotated else (kind,)
 
 
 def _installed_root() -> Path:
@@ -154,13 +166,22 @@ def _suggest_config(path: Path) -> str:
 
 
 def _parse_override(override: str) -> dict[str, Any]:
-    """``a.b=1`` as ``{"a": {"b": 1}}``."""
-    path, equals, text = override.partition("=")
-    path = path.strip()
-    if not equals or not path:
+    """``a.b=1`` as ``{"a": {"b": 1}}``; names and lists of names are taken as they are written."""
+    path, equals, text = (part.strip() for part in override.partition("="))
+    if not equals or not re.fullmatch(r"\w+(\.\w+){,9}", path):
         fix = "Write for example train.epochs=3"
-        raise ConfigError(f"{override!r} is not of the form PATH=VALUE", where="overrides", fix=fix)
-    return nest(path, _parse_yaml(text, "overrides", f"the value of {path!r} is "))
+        raise ConfigError(f"{_repr(override)} is not of the form PATH=VALUE", where="overrides", fix=fix)
+    names, quotes = _name_settings(), ("'", '"')
+    is_list = names.get(path) and text.startswith("[") and text.endswith("]")
+    if path not in names or text in ("", "~", "null") or text.startswith(quotes):
+        value = _parse_yaml(text, "overrides", f"the value of {path!r} is ", path)
+    elif is_list and not any(part.strip().startswith(quotes) for part in text[1:-1].split(",")):
+        value = [part.strip() for part in text[1:-1].split(",")] if text[1:-1].strip() else []
+    elif is_list:
+        value = _parse_yaml(text, "overrides", f"the value of {path!r} is ", path)
+    else:
+        value = text
+    return nest(path, value)
 
 
 @dataclass(frozen=True)
@@ -225,9 +246,15 @@ def _type_name(kind: Any) -> str:
     return "list" if origin is tuple else kind.__name__
 
 
+_QUOTES = "'\""
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 100
+_repr = _short.repr
+
+
 def _explain(problem: Any) -> str:
     path = ".".join(map(str, problem["loc"])) or "settings"
-    shown = "" if isinstance(problem["input"], Mapping | BaseModel) else f" (found {problem['input']!r})"
+    shown = "" if isinstance(problem["input"], Mapping | BaseModel) else f" (found {_repr(problem['input'])})"
     known = [setting.path for setting in settings()]
     match problem["type"]:
         case "extra_forbidden" if path in known:
@@ -241,7 +268,7 @@ def _explain(problem: Any) -> str:
             first = next(name for name in known if name.startswith(f"{path}.")).rpartition(".")[2]
             return f"{path} should be a section of settings, such as {{{first}: …}}{shown}"
         case "tuple_type":
-            return f"{path} should be a list, such as [{problem['input']}]"
+            return f"{path} should be a list, such as [{_repr(problem['input']).strip(_QUOTES)}]"
         case "missing":
             return f"{path} is missing"
     message = problem["msg"].removeprefix("Value error, ")

@@ -18,6 +18,7 @@ from ofa_jax.config.tasks import (
     DataConfig,
     ForecastSettings,
     NetworkConfig,
+    PathText,
     Positive,
     Section,
     Seed,
@@ -54,7 +55,9 @@ class RandomTrunk(Section):
 class TrunkConfig(Section):
     """Which GPT-2, and how it is computed."""
 
-    source: str = Field("openai-community/gpt2", description="hub id, folder, or random, attention or none")
+    source: PathText = Field(
+        "openai-community/gpt2", description="hub id, folder, or random, attention or none"
+    )
     revision: str | None = Field(None, description="revision on the hub")
     n_layer: Annotated[int, Field(ge=1, le=1000)] = Field(6, description="blocks to keep, from the first")
     random: RandomTrunk = Field(RandomTrunk(), description="shape of a trunk that is not loaded")

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.types import PositiveFloat
 
 from ofa_jax.config.recipes import SHORT_TERM_REFERENCE
@@ -19,6 +28,15 @@ Ratios = tuple[float, float, float]
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Steps = Annotated[int, Field(ge=1, le=2**20)]
 Percent = Annotated[int, Field(ge=1, le=100)]
+
+
+def _expanded(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("a path has no zero characters")
+    return os.path.expanduser(path)
+
+
+PathText = Annotated[str, AfterValidator(_expanded)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -38,8 +56,8 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which series, and how they are read and split."""
 
-    source: str = Field(description="cataloged data set (etth1, …), or path of your own file or folder")
-    target: str | None = Field(None, description="data set to forecast without training on it")
+    source: PathText = Field(description="cataloged data set (etth1, …), or path of your own file or folder")
+    target: PathText | None = Field(None, description="data set to forecast without training on it")
     parts: tuple[str, ...] | None = Field(None, description="streams to use (machine-1-2, …); default: all")
     timestamp_column: str | None = Field(None, description="timestamp column; default: detected")
     columns: tuple[str, ...] | None = Field(None, description="columns to use; default: all numeric ones")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ofa_jax.errors import DataError
-from ofa_jax.files import write_atomic
+from ofa_jax.files import write_output
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,7 +179,17 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure atomically, in the format that the file's extension names.
 
     Raises:
-        DataError: The extension names no format that can be drawn.
+        DataError: As :func:`check_kind`.
+    """
+    kind = check_kind(path)
+    write_output(path, _rendered(figure, kind, 150))
+
+
+def check_kind(path: str | Path) -> str:
+    """The format that a figure's file extension names.
+
+    Raises:
+        DataError: It names none that can be drawn.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -187,4 +197,4 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     if kind not in FigureCanvasAgg.get_supported_filetypes():
         what = f"figures cannot be written as {kind or 'a file without an extension'!r}"
         raise DataError(what, where=str(path), fix="Use .png, .svg or .pdf")
-    write_atomic(path, _rendered(figure, kind, 150))
+    return kind

@@ -13,8 +13,7 @@ from ofa_jax.baselines.compare import Comparison, compare
 from ofa_jax.baselines.trained import RECORD, trained_baselines
 from ofa_jax.build import RANDOM, REPLACED
 from ofa_jax.config.schema import Experiment
-from ofa_jax.errors import OfaError
-from ofa_jax.files import readable_folder, write_atomic
+from ofa_jax.files import check_output, readable_folder, write_output
 from ofa_jax.plots import style
 from ofa_jax.report import run as sections
 from ofa_jax.report.attention import attention_section
@@ -60,8 +59,7 @@ def write_report(
     """
     run = Path(run)
     out = run / REPORT_FILE if out is None else Path(out)
-    if out.is_dir():
-        raise OfaError("this is a folder", where=str(out), fix=f"Name a file, such as {out / REPORT_FILE}")
+    check_output(out, where="out")
     loaded, data = open_run(run, trunk=trunk, source=source, target=target)
     _, made = read_config(run)
     events, evaluation = read_events(run / METRICS_FILE), Evaluation(loaded, data)
@@ -84,7 +82,7 @@ def write_report(
         ],
         footer=f"Written by ofa-jax {metadata.version('ofa-jax')}, from the bundle of epoch {epoch}.",
     )
-    write_atomic(out, content)
+    write_output(out, content)
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ class BundleWriter:
         for name in ("source", "target"):
             place = settings["data"][name]
             if place is not None and place not in CATALOG:
-                settings["data"][name] = Path(place).name  # private paths stay out of a bundle
+                # private paths stay out of a bundle, and JSON has no bytes that are not UTF-8
+                settings["data"][name] = os.fsencode(Path(place).name).decode(errors="replace")
         self._meta: dict[str, Any] = {
             "kind": "ofa-jax bundle",
             "versions": versions(),
@@ -97,8 +99,8 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> LoadedModel:
     folder = path if (path / META_FILE).exists() else path / BUNDLE
     bundle = read_bundle(folder)
     settings = upgrade_settings(bundle.record.settings, bundle.record.format)
-    overrides = [] if trunk is None else [f"trunk.source={trunk!r}"]
-    experiment = build_experiment(settings, overrides, where=str(folder / META_FILE))
+    experiment = build_experiment(settings, where=str(folder / META_FILE))
+    experiment = experiment if trunk is None else experiment.replace({"trunk.source": trunk})
     try:
         model = restore_model(experiment, bundle, where=str(folder))
     except WeightsError as error:

@@ -18,7 +18,15 @@ from ofa_jax.config.load import FORMAT, build_experiment, dump_experiment, read_
 from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import CheckpointError, ConfigError
-from ofa_jax.files import FileRecord, Sha256, clear_leftovers, parse_record, run_lock, write_atomic
+from ofa_jax.files import (
+    FileRecord,
+    Sha256,
+    clear_leftovers,
+    is_leftover,
+    parse_record,
+    run_lock,
+    write_atomic,
+)
 from ofa_jax.model import trees
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.train.events import read_events
@@ -32,7 +40,8 @@ PLACES = ("data.source", "data.target", "trunk.source", "trunk.revision")
 """Settings that locate data and trunk; their content is compared by its bits instead."""
 
 _SPEED = "chunk checkpoint_minutes gradient_log micro_batch eval_batch_size parallel fsdp"
-NEUTRAL = frozenset(PLACES) | {f"train.{name}" for name in _SPEED.split()}
+SPEED = frozenset(f"train.{name}" for name in _SPEED.split())
+NEUTRAL = SPEED.union(PLACES)
 """Settings that change no number of a run beyond rounding and may differ when it is resumed."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -79,9 +88,12 @@ def locked_folder(out: Path, record: str, files: Sequence[str], *, kind: str) ->
     """
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"is a file, not a {kind}", where=str(out), fix="Choose another folder")
-    leftovers = (".lock", f".{record}.", *(f".{name}." for name in files))
+    if str(out.absolute()).encode(errors="replace") != os.fsencode(out.absolute()):  # checkpoints cannot be
+        raise CheckpointError("its path is not UTF-8", where=str(out), fix="Choose another folder")
     found = os.listdir(out) if out.is_dir() else []
-    if record not in found and not all(name.startswith(leftovers) for name in found):
+    if record not in found and not all(
+        name == ".lock" or any(is_leftover(name, of) for of in (record, *files)) for name in found
+    ):
         raise CheckpointError(f"not empty and not a {kind}", where=str(out), fix="Choose a new folder")
     with run_lock(out):
         try:

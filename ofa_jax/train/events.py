@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from ofa_jax.files import Record, parse_record
+from ofa_jax.files import Record, check_regular, parse_record
 
 CLOCK_FIELDS = ("time", "seconds", "windows_per_second")
 """Fields that differ between two runs that are otherwise the same to the bit."""
@@ -64,6 +64,8 @@ class EventLog:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        if path:
+            check_regular(path, links=False)  # cutting it back would shorten the file that a link names
 
     def append(self, event: str, **fields: Any) -> None:
         """Add an event; it is in the file at once and on the disk at the next :meth:`sync`."""
@@ -110,4 +112,5 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_lines(path: Path) -> list[bytes]:
+    check_regular(path)
     return path.read_bytes().split(b"\n")[:-1] if path.exists() else []

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ofa_jax.errors import printable
+
 
 class SilentReporter:
     """Prints nothing."""
@@ -25,7 +27,7 @@ class ConsoleReporter:
     """Loss, windows per second and time left during an epoch; a line with its results at its end."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
         self._progress: Progress | None = None
 
     def __enter__(self) -> ConsoleReporter:
@@ -58,10 +60,10 @@ class ConsoleReporter:
         speed = f"protocol {record['protocol']}, {record['windows_per_second']:.0f} windows/s"
         best = "  best" if record["best"] else ""
         loss = f"train loss {record['train_loss']:.4f}"
-        self._console.print(f"{cell}epoch {record['epoch']}: {loss}  {metrics}  ({speed}){best}")
+        self._console.print(f"{printable(cell)}epoch {record['epoch']}: {loss}  {metrics}  ({speed}){best}")
 
     def notice(self, text: str) -> None:
-        self._console.print(text, markup=False)  # names of series may contain brackets
+        self._console.print(printable(text))  # names of series may contain anything
 
     def close(self) -> None:
         """Remove the live line; safe to call at any time."""

@@ -153,6 +153,22 @@ def test_a_wrong_value_is_refused_by_name_or_harmless(folder, key):
     assert all(key in text or "does not fit rank" in text for text in refusals)
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ('"use_rslora": "false"', r"use_rslora: input should be a valid boolean \(found 'false'\)"),
+        ('"use_rslora": 0', r"use_rslora: input should be a valid boolean \(found 0\)"),
+        ('"lora_alpha": 1e999', "lora_alpha: input should be a finite number"),
+        ('"lora_alpha": Infinity', "not readable as JSON"),
+        ('"lora_alpha": NaN', "not readable as JSON"),
+    ],
+)
+def test_text_for_a_truth_value_and_an_infinite_alpha_are_refused(folder, content, named):
+    (folder / "adapter_config.json").write_text(f'{{"peft_type": "LORA", "r": 5, {content}}}')
+    with pytest.raises(WeightsError, match=named):
+        read_peft(folder)
+
+
 def test_a_missing_type_is_refused(folder):
     edit(folder, {"peft_type": ...})
     with pytest.raises(WeightsError, match="peft_type: field required"):

@@ -18,6 +18,8 @@ import typer
 
 from ofa_jax import __version__
 from ofa_jax.cli import main as cli
+from ofa_jax.inference import formula_names
+from ofa_jax.train.progress import ConsoleReporter
 
 COMMANDS = ("demo", "train", "evaluate", "predict", "params", "convert", "sweep", "gradients", "report")
 
@@ -254,6 +256,31 @@ def test_predict_refuses_other_rows(trained, tiny, tmp_path, call, change, parts
     assert not (tmp_path / "f.csv").exists()
 
 
+def test_predict_overwrites_no_input(trained, tiny, tmp_path, call):
+    new = tiny.csv(tmp_path / "new.csv", rows=40)
+    before = new.read_bytes()
+    refused(call("predict", trained.run, "--input", new, "--output", new), "--output: ", "be overwritten")
+    out = ("--output", tmp_path / "f.png", "--plot", tmp_path / "f.png")
+    refused(call("predict", trained.run, "--input", new, *out), "--plot: ", "be overwritten")
+    assert new.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["new.csv"]
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_predict_to_standard_output(trained, tiny, tmp_path, name):
+    new = tiny.csv(tmp_path / "new.csv", rows=40)
+    with open(tmp_path / "f.csv", "w") as out:
+        done = subprocess.run(
+            tiny.arguments("predict", trained.run, "--input", new, "--output", name),
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+        )
+    assert (done.returncode, done.stderr) == (0, f"8 steps of 2 series: {name}\n")
+    assert pd.read_csv(tmp_path / "f.csv").shape == (8, 3)
+
+
 def test_predict_refuses_an_unknown_kind_of_picture(trained, tiny, tmp_path, call):
     new = tiny.csv(tmp_path / "new.csv", rows=40)
     called = call(
@@ -335,7 +362,7 @@ def test_a_full_disk_is_one_paragraph(trained, tiny, tmp_path, call, monkeypatch
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(predict, "write_atomic", full)
+    monkeypatch.setattr(predict, "write_output", full)
     called = call(
         "predict",
         trained.run,
@@ -435,3 +462,53 @@ def test_data_fetch_by_name(call, monkeypatch, tmp_path):
     assert called.status == 2
     assert "cannot be downloaded" in called.err
     assert not list(tmp_path.iterdir())
+
+
+def test_data_fetch_makes_its_folder(call, monkeypatch, tmp_path):
+    from ofa_jax.data.catalog import fetch
+
+    def download(url, files, root, scratch):
+        for file in files:
+            (root / file.path).parent.mkdir(parents=True, exist_ok=True)
+            (root / file.path).write_text("date,OT\n")
+
+    monkeypatch.setattr(fetch, "_fetch_url", download)
+    monkeypatch.setattr(fetch, "verify", lambda *given, **named: True)
+    monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path / "new" / "data"))
+    called = call("data", "fetch", "etth1")
+    assert called.status == 0, called
+    assert (tmp_path / "new" / "data" / "ETT-small" / "ETTh1.csv").is_file()
+
+
+HOSTILE = "\x1b[31m[red]\u202e\x07"
+SHOWN = r"\x1b[31m[red]\u202e\x07"
+
+
+def test_names_reach_the_terminal_escaped(call, tiny, tmp_path):
+    path = tiny.csv(tmp_path / f"{HOSTILE}.csv")
+    path.write_text(path.read_text().replace("date,a,b", f"date,{HOSTILE},[bold]b"))
+    called = call("data", "check", path)
+    assert called.status == 0, called
+    assert f"names: {SHOWN}, [bold]b" in called.out.splitlines()
+    assert f"path: {tmp_path}/{SHOWN}.csv" in called.out.splitlines()
+    refused(call("data", "check", tmp_path / f"{HOSTILE}.tsf"), f"{SHOWN}.tsf: ")
+    refused(call("params", tmp_path / HOSTILE), SHOWN)
+
+
+def test_notices_and_tables_show_brackets_and_escapes(capsys):
+    from ofa_jax.cli.show import _print
+
+    with ConsoleReporter() as reporter:
+        reporter.notice(f"series {HOSTILE} is constant")
+        values = {"epoch": 1, "train_loss": 1, "windows_per_second": 1, "best": False}
+        reporter.end_epoch({"protocol": "[red]", **values})
+    _print("[red]title", ["method"], [], [[HOSTILE]])
+    out, err = capsys.readouterr()
+    assert err.splitlines()[0] == f"series {SHOWN} is constant"
+    assert "protocol [red]" in err
+    assert [line.strip() for line in out.splitlines()] == ["[red]title", "method", SHOWN]
+
+
+def test_texts_that_a_spreadsheet_would_run_stay_and_are_named():
+    table = pd.DataFrame({"=a": [-1.0], "b": ["+x"], "-c": ["plain"], "d": ["1"]})
+    assert formula_names(table) == ["=a", "-c", "+x"]

@@ -393,7 +393,17 @@ def test_baselines_without_the_metric_are_refused(cells):
 
 
 @pytest.mark.parametrize(
-    "name", ["a $ b", "$x_1$ and $y$", "$\\frac{$", "日本語", "tab\tand \x00 nothing", "x" * 300, "<b>&amp;"]
+    "name",
+    [
+        "a $ b",
+        "$x_1$ and $y$",
+        "$\\frac{$",
+        "cost $a_{$",
+        "日本語",
+        "tab\tand \x00 nothing",
+        "x" * 300,
+        "<b>&amp;",
+    ],
 )
 def test_names_from_outside_are_drawn_as_they_are(name):
     """No name breaks a figure or its SVG: neither mathematics to matplotlib nor control characters."""

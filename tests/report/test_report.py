@@ -324,7 +324,7 @@ def test_an_unfinished_run_says_so(run):
 
 
 def test_bad_places_are_one_clear_error(run, tmp_path):
-    with pytest.raises(OfaError, match=r"this is a folder\. Name a file, such as"):
+    with pytest.raises(OfaError, match=r"out: .* is a folder, not a file\. Name a file"):
         write_report(run, SilentReporter(), out=tmp_path)
     with pytest.raises(CheckpointError, match="not a run folder"):
         write_report(tmp_path, SilentReporter())

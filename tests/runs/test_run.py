@@ -286,10 +286,23 @@ def test_a_folder_that_was_begun_and_not_used_is_removed_by_its_owner_alone(tmp_
     assert not run.exists()
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="all names are UTF-8 there")
+def test_a_file_and_a_folder_whose_names_are_not_utf8(tiny, tmp_path):
+    source = os.fsdecode(os.fsencode(tmp_path) + b"/x\xff.csv")
+    experiment = tiny.experiment(tiny.csv(Path(source)), "train.epochs=1")
+    run = Path(os.fsdecode(os.fsencode(tmp_path) + b"/run\xff"))
+    with pytest.raises(CheckpointError, match=r"/run\\udcff: its path is not UTF-8"):
+        train_run(experiment, run, SilentReporter())
+    assert not run.exists()
+    train_run(experiment, tmp_path / "run", SilentReporter())
+    loaded, _ = open_run(tmp_path / "run")
+    assert loaded.experiment.data.source == "x\ufffd.csv"
+
+
 def test_leftovers_of_killed_writers_are_removed_when_a_folder_is_locked(run):
-    (run / ".config.yaml.x1").write_text("half")
-    shutil.copytree(run / "bundle", run / ".bundle.x2")
-    (run / "bundle").rename(run / ".bundle.old")
+    (run / ".config.yaml.x1.ofa-tmp").write_text("half")
+    shutil.copytree(run / "bundle", run / ".bundle.x2.ofa-tmp")
+    (run / "bundle").rename(run / ".bundle.ofa-old")
     with locked_folder(run, "config.yaml", ["bundle"], kind="run folder"):
         assert sorted(entry.name for entry in run.iterdir() if entry.name != "checkpoints") == [
             ".lock",

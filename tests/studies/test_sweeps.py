@@ -465,12 +465,12 @@ def test_a_finished_sweep_is_left_as_it_is(
     tiny: Any, source: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(undisturbed, tmp_path / "sweep"))
-    (out / ".sweep.csv.abc").write_text("half")
+    (out / ".sweep.csv.abc.ofa-tmp").write_text("half")
     listener = Listener()
     run_sweep(tiny.experiment(source), PAIRS, out, listener)
     assert (listener.chunks, listener.notices) == (0, [])
     assert outcome(out) == outcome(undisturbed)
-    assert not (out / ".sweep.csv.abc").exists()
+    assert not (out / ".sweep.csv.abc.ofa-tmp").exists()
 
 
 def test_one_program_is_compiled_for_each_bucket(tiny: Any, source: Path, tmp_path: Path) -> None:

@@ -294,10 +294,10 @@ def test_orbax_failing_on_whole_files_is_no_damage(folder: Path) -> None:
 
 
 def test_leftovers_of_interrupted_saves_are_cleared(folder: Path, two_saved: Path) -> None:
-    shutil.copytree(two_saved / "20" / "arrays", folder / ".30.abc123" / "arrays.partial")
-    shutil.copytree(two_saved / "10", folder / ".5.discarded")
-    (folder / "20").rename(folder / ".20.old")
-    (folder / ".20.xyz").mkdir()
+    shutil.copytree(two_saved / "20" / "arrays", folder / ".30.abc123.ofa-tmp" / "arrays.partial")
+    shutil.copytree(two_saved / "10", folder / ".5.discarded.ofa-tmp")
+    (folder / "20").rename(folder / ".20.ofa-old")
+    (folder / ".20.xyz.ofa-tmp").mkdir()
     (folder / ".keep").write_text("not ours")
     assert Checkpoints(folder).steps() == [10, 20]
     assert entries(folder) == {"10", "20", ".keep"}

@@ -232,10 +232,12 @@ def test_a_finished_run_is_left_as_it_is(tiny, source, undisturbed, tmp_path):
 
 
 def test_leftovers_of_a_kill_are_cleared(tiny, source, undisturbed, stopped):
-    (stopped / ".config.yaml.abc123").write_text("half")
-    (stopped / ".bundle.abc123").mkdir()
-    (stopped / ".bundle.abc123" / "ofa.json").write_text("{")
-    os.replace(stopped / "bundle", stopped / ".bundle.old")  # killed between the two renames of an exchange
+    (stopped / ".config.yaml.abc123.ofa-tmp").write_text("half")
+    (stopped / ".bundle.abc123.ofa-tmp").mkdir()
+    (stopped / ".bundle.abc123.ofa-tmp" / "ofa.json").write_text("{")
+    os.replace(
+        stopped / "bundle", stopped / ".bundle.ofa-old"
+    )  # killed between the two renames of an exchange
     resume(tiny, source, stopped)
     assert outcome(stopped) == outcome(undisturbed)
     assert sorted(entry.name for entry in stopped.iterdir()) == [
@@ -252,7 +254,7 @@ def test_a_folder_with_leftovers_alone_is_a_new_run(tiny, source, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / ".lock").touch()
-    (run / ".config.yaml.abc123").write_text("half")
+    (run / ".config.yaml.abc123.ofa-tmp").write_text("half")
     with pytest.raises(Interrupted):
         train_run(tiny.experiment(source), run, Listener(after_chunks=1))
     assert (run / "config.yaml").exists()
