@@ -232,11 +232,11 @@ def test_an_unreadable_override_is_refused(override, message):
         ("train.learning_rate=0", "train.learning_rate: input should be greater than 0 (found 0)"),
         (
             "train.learning_rate=.inf",
-            "train.learning_rate: input should be a valid number, unable to parse string as a number (found '.inf')",
+            "train.learning_rate: input should be a valid number, unable to parse string as a number",
         ),
         (
             "train.learning_rate=yes",
-            "train.learning_rate: input should be a valid number, unable to parse string as a number (found 'yes')",
+            "train.learning_rate: input should be a valid number, unable to parse string as a number",
         ),
         ("adapters.dropout=1", "adapters.dropout: input should be less than 1 (found 1)"),
         (

@@ -175,7 +175,7 @@ class Case:
         Settings with their default are left out, so that one that is added later changes no key.
         """
         plain = build_experiment(self.settings(seed)).model_dump(mode="json", exclude_defaults=True)
-        decisive = {path: value for path, value in leaves(plain) if path not in SPEED}
+        decisive = {path: value for path, value in leaves(plain).items() if path not in SPEED}
         return json_digest({"rules": RULES, **decisive})[:8]
 
 

@@ -44,10 +44,12 @@ def list_(as_json: Json = False) -> None:
 def fetch(name: Annotated[str, Argument(help="Name from `ofa-jax data list`.", metavar="NAME")]) -> None:
     """Download a data set into OFA_JAX_DATA and verify it."""
     from ofa_jax.data.catalog.fetch import fetch as fetch_entry
-    from ofa_jax.data.catalog.load import DATA_VARIABLE, data_root, known
+    from ofa_jax.data.catalog.load import DATA_VARIABLE, known
 
-    folder = os.environ.get(DATA_VARIABLE)  # is created where it does not exist yet
-    for file in fetch_entry(known(name), Path(folder).expanduser() if folder else data_root()):
+    entry = known(name)
+    if folder := os.environ.get(DATA_VARIABLE):
+        Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+    for file in fetch_entry(entry):
         checked = "sha256 verified" if file.verified else "no published sha256 to compare with"
         say(f"{file.path}: {file.status}" + ("" if file.sha256 is None else f", {checked}"))
 
