@@ -89,13 +89,7 @@ def actions(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, Action]:
     Raises:
         ConfigError: A leaf that no rule covers, a rule that decides nothing, or an invalid expression.
     """
-    patterns = []
-    for _, expression in rules:
-        try:
-            patterns.append(re.compile(expression))
-        except re.error as error:
-            what = f"{expression!r} is not a regular expression ({error})"
-            raise ConfigError(what, where="rules") from None
+    patterns = [_compiled(expression) for _, expression in rules]
     decided: dict[str, Action] = {}
     used = set()
     for path in paths:
@@ -112,3 +106,53 @@ def actions(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, Action]:
             fix += "; this network has no trunk: use recipe head_only or full"
         raise ConfigError(f"{', '.join(unused)} decides no parameter", where="rules", fix=fix)
     return decided
+
+
+_LONGEST, _REPETITIONS = 500, 3
+
+
+def _compiled(expression: str) -> re.Pattern[str]:
+    """A rule's expression, refused where matching could take more than a cubic time (a bundle brings its rules).
+
+    Raises:
+        ConfigError: It is no regular expression, is too long, repeats a group, or repeats too much in a row.
+    """
+    if len(expression) > _LONGEST:
+        what = f"an expression of {len(expression):,} characters, {expression[:20]!r}…, is too long"
+        raise ConfigError(what, where="rules", fix=f"Use at most {_LONGEST}, in several rules")
+    try:
+        pattern = re.compile(expression)
+    except (re.error, OverflowError, RecursionError) as error:
+        what = f"{expression!r} is not a regular expression ({error})"
+        raise ConfigError(what, where="rules") from None
+    # escapes and classes are one character each, `(?` begins a group
+    plain = re.sub(r"\\.|\[\^?\]?(\\.|[^]\\])*\]", "x", expression, flags=re.DOTALL)
+    if re.search(r"\(\?(#|[aiLmsu-]*x)", plain):
+        fix = "Write it without (?x) and (?#…)"
+        raise ConfigError(f"{expression!r} has comments", where="rules", fix=fix)
+    plain = plain.replace("(?", "(")
+    if re.search(r"\)([*+]|\{[\d,])", plain):
+        fix = "Repeat a single character or class, such as .*, or list alternatives"
+        raise ConfigError(f"{expression!r} repeats a group", where="rules", fix=fix)
+    if (found := _repetitions(plain)) > _REPETITIONS:
+        what = f"{expression!r} has {found} repetitions in a row, more than {_REPETITIONS}"
+        raise ConfigError(what, where="rules", fix="Use fewer of * + ? {} or several rules")
+    return pattern
+
+
+def _repetitions(plain: str) -> int:
+    """How many repetitions one way through an expression has; alternatives count as their largest."""
+    here, largest = [0], [0]
+    for token in re.findall(r"[()|*+?]|\{[\d,]", plain):
+        if token == "(":
+            here.append(0)
+            largest.append(0)
+        elif token == ")":
+            inner = max(here.pop(), largest.pop())
+            here[-1] += inner
+        elif token == "|":
+            largest[-1] = max(here[-1], largest[-1])
+            here[-1] = 0
+        else:
+            here[-1] += 1
+    return max(sum(here), *largest)

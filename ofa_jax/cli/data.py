@@ -6,9 +6,9 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from typer import Argument, Typer
+from typer import Argument, Option, Typer
 
 from ofa_jax.cli.options import Json
 from ofa_jax.cli.show import say
@@ -57,12 +57,19 @@ def fetch(name: Annotated[str, Argument(help="Name from `ofa-jax data list`.", m
 @app.command("check")
 def check(
     file: Annotated[Path, Argument(help="CSV, Parquet, .tsf, .ts, M4 CSV or npz.", metavar="FILE")],
+    missing: Annotated[
+        Literal["error", "linear", "ffill"], Option(help="How to treat missing values, as data.missing.")
+    ] = "error",
+    timestamps: Annotated[
+        Literal["error", "as_is"] | None,
+        Option(help="Duplicate or irregular timestamps, as data.timestamps; default: catalog, else error."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Read a file with every check that training makes, and summarize it."""
     from ofa_jax.data.catalog.check import check_file
 
-    summary = check_file(file)
+    summary = check_file(file, missing=missing, timestamps=timestamps)
     if as_json:
         print(json.dumps(summary))
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,7 +60,22 @@ FLAGS = {"overrides": "--set", "source": "--data"} | {
 def message(error: OfaError) -> str:
     """An error's text, with the option in place of the argument that it names."""
     where = FLAGS.get(error.where or "", error.where)
-    return str(OfaError(error.what, where=where, fix=error.fix))
+    return str(OfaError(error.what, where=where, fix=error.fix and _options(error.fix)))
+
+
+def _options(fix: str) -> str:
+    """Settings of the data that advice names, as options of the command that runs, where it has them."""
+    if sys.argv[1:3] == ["data", "check"]:
+        return re.sub(r"set `(missing|timestamps): (\w+)`", r"use `--\1 \2`", fix)
+    if sys.argv[1:2] and sys.argv[1] in WITH_SETTINGS:
+        fix = re.sub(r"set `(missing|timestamps): (\w+)`", r"use `--set data.\1=\2`", fix)
+        fix = re.sub(r"with `(missing|timestamps): (\w+)`", r"with `--set data.\1=\2`", fix)
+        return re.sub(r"`(columns|timestamp_column)`", r"`--set data.\1=…`", fix)
+    return fix
+
+
+WITH_SETTINGS = ("train", "params", "sweep", "gradients")
+"""Commands that have the option ``--set``."""
 
 
 def interrupted(stop: Interrupted) -> str:

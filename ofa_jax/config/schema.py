@@ -22,6 +22,7 @@ from ofa_jax.config.tasks import (
     Positive,
     Section,
     Seed,
+    Steps,
     TaskSettings,
     task_class,
     task_settings,
@@ -30,6 +31,7 @@ from ofa_jax.config.tasks import (
 Scaling = Literal["rslora", "lora", "none"]
 Init = Literal["peft_gaussian", "theorem", "kaiming"]
 Protocol = Literal["strict", "published"]
+Width = Annotated[int, Field(ge=1, le=2**16)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -46,9 +48,9 @@ def _as_task(value: Any) -> Any:
 class RandomTrunk(Section):
     """Shape and seed of a trunk that is not loaded (``trunk.source`` random, attention or none)."""
 
-    n_embd: Positive = Field(768, description="width")
-    n_head: Positive = Field(12, description="attention heads")
-    n_positions: Positive = Field(1024, description="positions")
+    n_embd: Width = Field(768, description="width")
+    n_head: Width = Field(12, description="attention heads")
+    n_positions: Steps = Field(1024, description="positions")
     seed: Seed = Field(0, description="seed of the random weights")
 
 
@@ -71,7 +73,7 @@ class TrunkConfig(Section):
 class AdapterConfig(Section):
     """The low-rank adapters."""
 
-    rank: Positive = Field(16, description="rank r")
+    rank: Width = Field(16, description="rank r")
     alpha: Annotated[float, Field(ge=0, le=1e6)] = Field(16, description="scale numerator")
     scaling: Scaling = Field("rslora", description="alpha/sqrt(r), alpha/r or alpha")
     init: Init = Field("peft_gaussian", description="distribution of the nonzero factor")
@@ -127,7 +129,9 @@ class Experiment(Section):
     recipe: Literal[tuple(RECIPES)] = Field(  # type: ignore[valid-type]
         "reference", description="preset of partition rules and hyperparameters"
     )
-    rules: tuple[tuple[Action, str], ...] = Field(description="ordered path rules; default: the recipe's")
+    rules: tuple[tuple[Action, str], ...] = Field(
+        max_length=1000, description="ordered path rules; default: the recipe's"
+    )
     network: NetworkConfig
     adapters: AdapterConfig = AdapterConfig()
     train: TrainConfig = TrainConfig()

@@ -82,8 +82,8 @@ class NetworkConfig(Section):
 
     patch: Steps = Field(description="patch length")
     stride: Steps = Field(description="steps from one patch to the next")
-    read_width: Positive | None = Field(None, description="dimensions the head reads, d_ff; default: all")
-    embed_width: Positive | None = Field(None, description="embedding width; default: the trunk's")
+    read_width: Steps | None = Field(None, description="dimensions the head reads, d_ff; default: all")
+    embed_width: Steps | None = Field(None, description="embedding width; default: the trunk's")
     segment: Steps = Field(25, description="steps that are normalized together")
     positions: bool = Field(True, description="add GPT-2's position embedding")
     seed: Seed = Field(0, description="seed of the random layers around the trunk")
@@ -177,7 +177,7 @@ class AnomalySettings(TaskSettings):
 
     name: Literal["anomaly"]
     input_length: Steps = Field(100, description="input steps, L")
-    channels: Positive | None = _CHANNELS
+    channels: Steps | None = _CHANNELS
     step: Positive = Field(1, description="rows from one training window to the next")
     anomaly_ratio: Annotated[float, Field(gt=0, lt=100)] = Field(
         1, description="percentage of scores flagged"
@@ -195,8 +195,8 @@ class ClassificationSettings(TaskSettings):
     reads = frozenset({"data.missing"})
 
     name: Literal["classification"]
-    channels: Positive | None = _CHANNELS
-    classes: Positive | None = Field(None, description="classes; default: the data's")
+    channels: Steps | None = _CHANNELS
+    classes: Steps | None = Field(None, description="classes; default: the data's")
 
 
 class ImputationSettings(TaskSettings):
@@ -207,7 +207,7 @@ class ImputationSettings(TaskSettings):
 
     name: Literal["imputation"]
     input_length: Steps = Field(96, description="input steps, L")
-    channels: Positive | None = _CHANNELS
+    channels: Steps | None = _CHANNELS
     calendar: Annotated[int, Field(ge=0, le=5)] | None = Field(
         None, description="calendar features; default: as the timestamps allow"
     )

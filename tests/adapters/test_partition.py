@@ -78,6 +78,45 @@ def test_a_bad_expression_is_named(expression):
     assert f"rules: {expression!r} is not a regular expression" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("expression", "said"),
+    [
+        ("(a+)+x", "repeats a group"),
+        ("(a+)(?#)*x", "has comments"),
+        ("(?sx)(a+) *x", "has comments"),
+        (r"[\](].*.*.*.*x", "has 4 repetitions"),
+        (r"[^\])].*.*.*.*x", "has 4 repetitions"),
+        ("(a|a)*x", "repeats a group"),
+        ("(?:[a-z]|/)*[)]", "repeats a group"),
+        ("(a?){30}", "repeats a group"),
+        ("a{99999999999999999999}", "not a regular expression"),
+        (".*.*.*.*x", "has 4 repetitions in a row, more than 3"),
+        ("(.*|a)(.+|b)(.?|c)(d{2}|e)", "has 4 repetitions in a row"),
+        ("a?" * 40 + "a" * 40, "has 40 repetitions"),
+        ("(" * 300 + ")" * 300, "is too long"),
+    ],
+)
+def test_an_expression_that_may_never_end_is_refused(expression, said):
+    with pytest.raises(ConfigError) as caught:
+        partition(TREE, [("freeze", expression), ("freeze", ".*")])
+    assert said in str(caught.value)
+    assert str(caught.value).startswith("rules: ")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        r"(gpt2/h/\d+/.*|gpt2/wpe/.*|out_layer/.*|in_layer/.*|.*)",
+        r"(?!x/)(gpt2/)?[^)*+]+/.*",
+        r"gpt2/(wpe|h/\d+/[a-z_12]+)/.*|.*",
+        r"[])*]?.*",
+        r"\(?\)*.*",
+    ],
+)
+def test_ordinary_expressions_are_taken(expression):
+    actions(["gpt2/h/0/ln_1/scale"], [("freeze", expression)])
+
+
 @pytest.mark.parametrize("path", ["out_layer/bias", "gpt2/h/0/ln_1/scale", "gpt2/h/0/ln_1/bias"])
 def test_an_adapter_where_none_fits_is_refused(path):
     with pytest.raises(ConfigError, match=rf"rules: '{path}' of shape \(\d,\) cannot carry an adapter"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -512,3 +513,23 @@ def test_notices_and_tables_show_brackets_and_escapes(capsys):
 def test_texts_that_a_spreadsheet_would_run_stay_and_are_named():
     table = pd.DataFrame({"=a": [-1.0], "b": ["+x"], "-c": ["plain"], "d": ["1"]})
     assert formula_names(table) == ["=a", "-c", "+x"]
+
+
+def test_advice_on_data_names_options_that_the_command_has(call, tiny, tmp_path):
+    """Every option in the advice is tried as it is printed."""
+    gaps, repeated = tiny.csv(tmp_path / "gaps.csv"), tiny.csv(tmp_path / "repeated.csv")
+    gaps.write_text(re.sub(r"(T05:00:00),[^,]*", r"\1,", gaps.read_text()))
+    lines = repeated.read_text().splitlines()
+    repeated.write_text("\n".join([*lines, lines[-1]]) + "\n")
+    config = tiny.config(tmp_path)
+    for path in (gaps, repeated):
+        for command in (["data", "check", path], ["train", config, "--set", f"data.source={path}"]):
+            out = ["--out", tmp_path / "run"] if command[0] == "train" else []
+            called = call(*command, *out)
+            refused(called)
+            advised = re.findall(r"`(--[^`]*)`", called.err)
+            assert advised, called.err
+            for options in advised:
+                again = call(*command, *out, *options.split(), *(["--set", "train.epochs=1"] if out else []))
+                assert again.status == 0, (options, again)
+                shutil.rmtree(tmp_path / "run", ignore_errors=True)
