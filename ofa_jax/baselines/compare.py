@@ -44,6 +44,7 @@ class Comparison:
     split: Split
     windows: int
     rows: tuple[Row, ...]
+    notices: tuple[str, ...] = ()
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -57,7 +58,7 @@ class Comparison:
             for row in self.rows
         ]
         table = {"task": self.task, "split": self.split, "windows": self.windows}
-        return {**table, "protocol": self.protocol, "methods": methods}
+        return {**table, "protocol": self.protocol, "notices": list(self.notices), "methods": methods}
 
 
 def compare(
@@ -88,7 +89,8 @@ def compare(
     rows += baseline_rows(
         experiment, network, data, split=split, wanted=wanted, folder=baselines, reporter=reporter
     )
-    return Comparison(data.settings.name, task.protocol, split, task.tables[split].size, tuple(rows))
+    windows = task.tables[split].size
+    return Comparison(data.settings.name, task.protocol, split, windows, tuple(rows), data.notices)
 
 
 def baseline_rows(

@@ -88,6 +88,8 @@ def evaluate(
         if not is_finished(run):
             epoch = loaded.record.best_epoch
             reporter.notice(f"training has not finished; scoring the best epoch so far, {epoch}")
+        for notice in data.notices:
+            reporter.notice(notice)
         comparison = compare(
             loaded, data, split=split, baselines=folder, reporter=reporter, only=only or None
         )

@@ -40,6 +40,7 @@ class Task:
     Attributes:
         spec: What all windows have in common.
         buffer: The scaled series, end to end, ``[rows, channels]`` float32.
+        observed: ``[rows, channels]`` bool, False where a missing value was filled; None without any.
         tables: The windows of each split.
         loss: ``(prediction, batch) -> (sum, count)``; the training loss is their ratio.
         sums: What an evaluation keeps of every window.
@@ -66,6 +67,25 @@ class Task:
     full_batches: bool = False
     groups: np.ndarray | None = None
     report: Callable[[Score, Split], dict[str, float]] | None = None
+    observed: np.ndarray | None = None
+
+    def check_targets(self, source: str) -> None:
+        """Refuse a split all of whose targets, as far as they follow the input, are missing.
+
+        Raises:
+            DataError: There is one.
+        """
+        if self.observed is None or not self.spec.horizon:
+            return
+        known = np.concatenate([np.zeros((1, self.observed.shape[1]), int), self.observed.cumsum(axis=0)])
+        for split, table in self.tables.items():
+            end = table.first + table.x_valid + table.y_valid
+            counted = known[end] - known[table.first + table.x_valid]
+            if self.spec.univariate:
+                counted = counted[np.arange(table.size), table.channel]
+            if not counted.any():
+                what = f"every target of the {split} part is missing in the data"
+                raise DataError(what, where=source, fix="Give rows with values there, or set data.ratios")
 
     def final_metrics(self, score: Score, split: Split) -> dict[str, float]:
         """The reported metrics of a split."""
@@ -121,7 +141,10 @@ class TaskData:
     @property
     def fingerprint(self) -> str:
         """The sha256 of everything that was read, so that a run notices changed data."""
-        return trees.fingerprint([("buffer", self.task.buffer), *sorted(self.labels.items())])
+        read = [("buffer", self.task.buffer), *sorted(self.labels.items())]
+        if self.task.observed is not None:
+            read.append(("observed", self.task.observed))
+        return trees.fingerprint(read)
 
 
 def with_sizes(task: TaskSettings, source: str, **sizes: int) -> Any:
@@ -166,7 +189,7 @@ class NewData:
     """New data laid out for a trained model.
 
     Attributes:
-        spec, buffer, corrupt: As in :class:`Task`.
+        spec, buffer, corrupt, observed: As in :class:`Task`.
         table: The windows to predict.
         to_table: Outputs of all windows as a table in original units.
         plot: ``(table, note) -> Figure``.
@@ -182,6 +205,7 @@ class NewData:
     summary: Callable[[pd.DataFrame], str]
     outputs: Outputs | None = None
     corrupt: Callable[[Batch, jax.Array], Batch] | None = None
+    observed: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

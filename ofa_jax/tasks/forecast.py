@@ -15,6 +15,7 @@ from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, ForecastSettings
 from ofa_jax.data.catalog.load import CATALOG, DatasetEntry, load
 from ofa_jax.data.frames import Frame, check_columns, read_frame
+from ofa_jax.data.missing import count_filled, filled_notices
 from ofa_jax.data.seasons import season_of
 from ofa_jax.data.splits import Borders, Scaler, Split, borders, fit_scaler
 from ofa_jax.errors import DataError
@@ -87,6 +88,7 @@ def prepare_frame(
         protocol=protocol,
         drop_last=protocol == "published",
         full_batches=protocol == "published",
+        observed=frame.observed,
     )
     naive = partial(seasonal_naive, season=season, horizon=horizon)
     return ForecastData(
@@ -94,8 +96,8 @@ def prepare_frame(
         task,
         scaler,
         season,
-        notices=tuple(scaler.notices),
-        meta={"frequency": frame.frequency},
+        notices=(*filled_notices(frame.observed, frame.source), *scaler.notices),
+        meta={"frequency": frame.frequency, "filled": count_filled(frame.observed)},
         untrained={f"seasonal naive ({season} steps)": naive},
         frame=frame,
         borders=parts,
@@ -205,6 +207,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     frame, scaler = read_new(trained, source), trained.scaler
     length, horizon = trained.task.input_length, getattr(trained.task, "horizon", 0)
     last, index = frame.values[-length:], time_index(frame, horizon)
+    filled = 0 if frame.observed is None else int((~frame.observed[-length:]).sum())
     panels = partial(forecast_panels, frame, history=min(length, 3 * horizon))
     title = f"{frame.source}: the next {horizon} steps"
 
@@ -219,7 +222,10 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         table=WindowTable.of(np.zeros(1), x_valid=length),
         to_table=to_table,
         plot=lambda table, note: plots.forecast(panels(table), title=title, note=note),
-        summary=lambda table: f"{horizon} steps of {frame.n_channels} series",
+        summary=lambda table: (
+            f"{horizon} steps of {frame.n_channels} series"
+            + (f" ({filled:,} of the values they are read from were missing and filled)" if filled else "")
+        ),
     )
 
 

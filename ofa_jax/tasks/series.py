@@ -6,7 +6,7 @@ padded at their start and missing targets are masked (protocol §2, §3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, ShortTermSettings, ZeroShotSettings
 from ofa_jax.data.archives import SeriesCollection
 from ofa_jax.data.catalog.load import CATALOG, load_collection
+from ofa_jax.data.missing import count_filled, filled_notices
 from ofa_jax.data.seasons import season_of
 from ofa_jax.data.splits import Split
 from ofa_jax.errors import ConfigError, DataError
@@ -62,14 +63,15 @@ def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protoc
         fix += f", or raise data.percent from {data.percent}" if data.percent < 100 else ""
         raise DataError(what, where=source.source, fix=fix)
     origin = _forecastable(target, horizon)
-    buffer, first, far = _lay(source, target)
+    buffer, observed, first, far = _lay(source, target)
     train = _windows(first, length, counts, source.lengths, length, horizon)
     held: dict[Split, HeldOut] = {
         "validation": HeldOut(source, first, ends, source_season, horizon),
         "test": HeldOut(target, far, origin, target_season, horizon),
     }
     lengths = {"source_lengths": source.lengths, "target_lengths": target.lengths}
-    return _series_data(task, protocol, buffer, train, held, lengths, drop_last=protocol == "published")
+    practice: dict[str, Any] = {"observed": observed, "drop_last": protocol == "published"}
+    return _series_data(task, protocol, buffer, train, held, lengths, **practice)
 
 
 def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Protocol = "strict") -> TaskData:
@@ -97,7 +99,7 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
         what = f"no series is long enough to train on: the last {rest} steps of each are held out"
         fix = f"Series of at least {rest + 2} steps are needed; shorten task.horizon"
         raise DataError(what, where=collection.source, fix=fix)
-    buffer, first, _ = _lay(collection, collection)
+    buffer, observed, first, _ = _lay(collection, collection)
     train = _windows(first, lowest, counts, ends, length, horizon)
     held: dict[Split, HeldOut] = {
         "validation": HeldOut(collection, first, ends, season, horizon),
@@ -105,7 +107,8 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
     }
     groups = np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64)
     lengths = {"lengths": collection.lengths}
-    return _series_data(task, protocol, buffer, train, held, lengths, groups=groups)
+    practice: dict[str, Any] = {"observed": observed, "groups": groups}
+    return _series_data(task, protocol, buffer, train, held, lengths, **practice)
 
 
 def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int | None]:
@@ -122,8 +125,9 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
     else:
         frame, entry = read_series(data, name)
         columns = tuple(np.ascontiguousarray(column) for column in frame.values.T)
+        observed = None if frame.observed is None else tuple(np.ascontiguousarray(frame.observed.T))
         collection = SeriesCollection(
-            frame.names, columns, frame.frequency, None, None, None, {}, frame.source
+            frame.names, columns, frame.frequency, None, None, observed, {}, frame.source
         )
     return collection, data.season or (entry.season if entry else season_of(collection.frequency))
 
@@ -151,16 +155,26 @@ class HeldOut:
         counts = (self.cut >= 1).astype(np.int64)
         return _windows(self.first, self.cut, counts, self.collection.lengths, length, self.horizon)
 
+    def _parts(self, series: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        cuts = zip(series, self.cut.tolist(), strict=True)
+        return [(steps[:cut], steps[cut : cut + self.horizon]) for steps, cut in cuts if cut >= 1]
+
     @cached_property
     def parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of each window all steps before its target, and the target."""
-        cuts = zip(self.collection.values, self.cut.tolist(), strict=True)
-        return [(series[:cut], series[cut : cut + self.horizon]) for series, cut in cuts if cut >= 1]
+        return self._parts(self.collection.values)
+
+    @cached_property
+    def observed(self) -> list[tuple[np.ndarray, np.ndarray]] | None:
+        """As :attr:`parts`, False where a value was filled; None without any."""
+        return None if self.collection.observed is None else self._parts(self.collection.observed)
 
     @cached_property
     def scale(self) -> np.ndarray:
         """``[windows]``: what MASE divides by."""
-        return np.array([naive_scale(past, self.season or 1) for past, _ in self.parts])
+        season, pasts = self.season or 1, [past for past, _ in self.parts]
+        seen = [None] * len(pasts) if self.observed is None else [past for past, _ in self.observed]
+        return np.array([naive_scale(past, season, known) for past, known in zip(pasts, seen, strict=True)])
 
     @cached_property
     def naive2_metrics(self) -> dict[str, float]:
@@ -169,7 +183,8 @@ class HeldOut:
     def naive_sums(self, naive: Naive) -> Sums:
         """The sums of a naive method's forecasts."""
         forecast = [naive(past, self.season or 1, self.horizon) for past, _ in self.parts]
-        return score_forecasts(np.stack(forecast), np.stack([after for _, after in self.parts]))
+        seen = None if self.observed is None else np.stack([after for _, after in self.observed])
+        return score_forecasts(np.stack(forecast), np.stack([after for _, after in self.parts]), seen)
 
     def plain(self, sums: Sums) -> dict[str, float]:
         """sMAPE and, where some window has a scale, MASE."""
@@ -184,9 +199,9 @@ class HeldOut:
         return found | {"owa": (found["smape"] / reference["smape"] + found["mase"] / reference["mase"]) / 2}
 
 
-def score_forecasts(forecast: Any, target: Any) -> Sums:
+def score_forecasts(forecast: Any, target: Any, observed: np.ndarray | None = None) -> Sums:
     """The sums of forecasts ``[windows, h]`` that were made elsewhere, as an evaluation would give them."""
-    seen: Any = np.ones((*target.shape, 1), bool)
+    seen: Any = np.ones((*target.shape, 1), bool) if observed is None else observed[..., None]
     batch = Batch(seen, target[..., None], seen, seen, seen[:, 0, 0], seen[:, 0, 0])
     return {name: np.asarray(values) for name, values in series_sums(forecast[..., None], batch).items()}
 
@@ -209,7 +224,10 @@ def _series_data(
     tables = {"train": train, **{split: part.windows(task.input_length) for split, part in held.items()}}
     source = held["validation"].collection
     short = source.n_series - len(np.unique(train.window_id))
-    notices = [f"{short:,} of {source.n_series:,} series are too short to train on"] if short else []
+    collections = {part.collection.source: part.collection.observed for part in held.values()}
+    notices = [text for name, seen in collections.items() for text in filled_notices(seen, name)]
+    if short:
+        notices.append(f"{short:,} of {source.n_series:,} series are too short to train on")
     for part in held.values():
         if not part.season:
             unknown = "unknown season length, so MASE and Naive2 use 1; set data.season"
@@ -244,15 +262,23 @@ def _series_data(
         None,
         season=held["test"].season or 1,
         notices=tuple(dict.fromkeys(notices)),  # both parts may be of one collection
+        meta={"filled": sum(map(count_filled, collections.values()))},
         labels=lengths,
         naive={"seasonal naive": partial(naive, seasonal_last), "Naive2": partial(naive, naive2)},
     )
 
 
-def _lay(source: SeriesCollection, target: SeriesCollection) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One buffer ``[rows, 1]`` of both, and the first row of each of their series."""
-    buffer, first = lay_end_to_end(_columns(source) + ([] if source is target else _columns(target)))
-    return buffer, first[: source.n_series], first[-target.n_series :]
+def _lay(
+    source: SeriesCollection, target: SeriesCollection
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
+    """One buffer ``[rows, 1]`` of both, which values were observed, and the first row of each series."""
+    both = [source] if source is target else [source, target]
+    buffer, first = lay_end_to_end([column for one in both for column in _columns(one)])
+    observed = None
+    if any(one.observed is not None for one in both):
+        masks = [one.observed or [np.ones(steps, bool) for steps in one.lengths] for one in both]
+        observed = np.concatenate([mask for one in masks for mask in one])[:, None]
+    return buffer, observed, first[: source.n_series], first[-target.n_series :]
 
 
 def _columns(collection: SeriesCollection) -> list[np.ndarray]:

@@ -176,7 +176,7 @@ def test_a_run_of_every_task_says_its_protocol_everywhere(trained):
     loaded, data = open_run(run)
     comparison = compare(loaded, data, reporter=Listener())
     content = comparison.to_dict()
-    assert set(content) == {"task", "split", "windows", "protocol", "methods"}
+    assert set(content) == {"task", "split", "windows", "protocol", "notices", "methods"}
     assert set(content["methods"][0]) == {"method", *comparison.rows[0].metrics, "trainable", "bytes"}
     assert (content["task"], content["protocol"], content["split"], content["windows"]) == (
         task,

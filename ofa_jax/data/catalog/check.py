@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ofa_jax.data.archives.text import read_lines
 from ofa_jax.data.catalog.entries import ENTRIES
 from ofa_jax.data.catalog.load import content_sha256
 from ofa_jax.data.frames import Frame, Missing, Timestamps, read_frame
+from ofa_jax.data.missing import count_filled
 
 Record = Frame | SeriesCollection | LabelledCases | LabelledStream | M4Info
 
@@ -86,6 +86,7 @@ def _summary(record: Record) -> dict[str, Any]:
             "channels": record.n_channels,
             "names": list(record.names),
             "frequency": record.frequency,
+            "filled": count_filled(record.observed),
             "first": None if record.timestamps is None else str(record.timestamps[0].astype("datetime64[s]")),
             "last": None if record.timestamps is None else str(record.timestamps[-1].astype("datetime64[s]")),
         }
@@ -95,7 +96,7 @@ def _summary(record: Record) -> dict[str, Any]:
             "series": record.n_series,
             "frequency": record.frequency,
             "horizon": record.horizon,
-            "filled": _filled(record.observed),
+            "filled": count_filled(record.observed),
             **_lengths(record.lengths),
         }
     if isinstance(record, LabelledCases):
@@ -106,7 +107,7 @@ def _summary(record: Record) -> dict[str, Any]:
             "classes": {
                 name: int((record.class_index == index).sum()) for index, name in enumerate(record.classes)
             },
-            "filled": _filled(record.observed),
+            "filled": count_filled(record.observed),
             **_lengths(record.lengths),
         }
     if isinstance(record, LabelledStream):
@@ -124,10 +125,6 @@ def _summary(record: Record) -> dict[str, Any]:
         "series": len(record.names),
         "frequencies": dict(zip(kinds.tolist(), counts.tolist(), strict=True)),
     }
-
-
-def _filled(observed: Sequence[np.ndarray] | None) -> int:
-    return 0 if observed is None else sum(int((~mask).sum()) for mask in observed)
 
 
 def _lengths(lengths: np.ndarray) -> dict[str, int]:
