@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def print_comparison(comparison: Comparison) -> None:
     """A row per method: metrics, trainable parameters and kilobytes."""
     names = comparison.metric_names
-    part = f"{comparison.split} part, {comparison.windows:,} windows, protocol {comparison.protocol}"
+    part = f"{comparison.split} part, {comparison.windows:,} windows, {comparison.conditions}"
     digits = 4 if len(names) <= 4 else 3
     table = _table(f"{comparison.task}, {part}")
     table.add_column("method", min_width=14)
@@ -69,7 +69,8 @@ def print_sweep(made: Sweep) -> None:
         if (name == objective or name.startswith("test_")) and not name.endswith("_std")
     ]
     mean = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
-    table = _table(f"{mean}, protocol {made.content.protocol}")
+    season = f", m = {made.content.season}" if made.content.season else ""
+    table = _table(f"{mean}, protocol {made.content.protocol}{season}")
     for name in (*keys, *map(_part_heading, shown), "trainable", "kB"):
         table.add_column(name, justify="right")
     for row in cells.to_dict("records"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -59,6 +60,5 @@ def count_filled(observed: np.ndarray | Sequence[np.ndarray] | None) -> int:
 def filled_notices(observed: np.ndarray | Sequence[np.ndarray] | None, source: str) -> list[str]:
     """What a user is told of filled values; empty without any."""
     count = count_filled(observed)
-    return (
-        [f"{source}: {count:,} missing value(s) were filled; as targets they do not count"] if count else []
-    )
+    what = f"{count:,} missing value(s) were filled; as targets they do not count"
+    return [f"{Path(source).name}: {what}"] if count else []  # reports name no folders

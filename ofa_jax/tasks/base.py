@@ -91,6 +91,19 @@ class Task:
         """The reported metrics of a split."""
         return self.metrics(score(self.tables[split])) if self.report is None else self.report(score, split)
 
+    def reading(self, length: int) -> Task:
+        """The same targets with at least ``length`` input steps; without splits that begin too late for it."""
+        if length <= self.spec.input_length:
+            return self
+        tables = {
+            split: table._replace(
+                first=table.first + table.x_valid - length, x_valid=np.full_like(table.first, length)
+            )
+            for split, table in self.tables.items()
+            if (table.first + table.x_valid >= length).all()
+        }
+        return replace(self, spec=replace(self.spec, input_length=length), tables=tables)
+
     def with_full_batches(self, batch_size: int) -> Task:
         """Validation and test cut to full batches where the published protocol drops the rest (§5 row 6).
 
@@ -118,11 +131,13 @@ class TaskData:
         task: Windows, loss and metrics.
         settings: The task's settings, completed with sizes of the data (channels, classes).
         scaler: What standardized the series; None where they keep their units.
-        season: Season length in steps; 1 where there is none.
+        season: Season length m in steps; 1 where there is none.
+        validation_season: That of the validation part where it is of other series (zero-shot).
         notices: Messages for the user, one line each.
         meta: What a bundle stores about the data: names of classes, frequency.
         labels: Arrays that metrics depend on besides the buffer, by name.
         untrained: Baselines without parameters, by title: predict functions on the task's windows.
+        lookback: Input steps of those that need more than the model reads.
         naive: Baselines that need no windows: ``title -> (split -> metrics)``, None where undefined.
         calibrate: ``score -> values`` that a bundle stores after training, to apply the model to new data.
     """
@@ -131,12 +146,24 @@ class TaskData:
     settings: TaskSettings
     scaler: Scaler | None
     season: int = 1
+    validation_season: int | None = None
     notices: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)
     untrained: Mapping[str, Predict] = field(default_factory=dict)
+    lookback: Mapping[str, int] = field(default_factory=dict)
     naive: Mapping[str, Callable[[Split], dict[str, float] | None]] = field(default_factory=dict)
     calibrate: Callable[[Score], dict[str, Any]] | None = None
+
+    def as_read_by(self, title: str) -> Task:
+        """The task with the input steps that an untrained baseline needs."""
+        return self.task.reading(self.lookback.get(title, 0))
+
+    def season_in(self, split: Split) -> int | None:
+        """The season length m that a split is scored with; None where the task has none."""
+        if "data.season" not in self.settings.reads:
+            return None
+        return (split == "validation" and self.validation_season) or self.season
 
     @property
     def fingerprint(self) -> str:

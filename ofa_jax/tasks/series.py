@@ -19,7 +19,7 @@ from ofa_jax.config.tasks import DataConfig, ShortTermSettings, ZeroShotSettings
 from ofa_jax.data.archives import SeriesCollection
 from ofa_jax.data.catalog.load import CATALOG, load_collection
 from ofa_jax.data.missing import count_filled, filled_notices
-from ofa_jax.data.seasons import season_of
+from ofa_jax.data.seasons import season_length, season_notices
 from ofa_jax.data.splits import Split
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.model.networks import ForecastNetwork, ShortTermNetwork
@@ -48,10 +48,11 @@ def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protoc
         DataError: A collection cannot be read, or its series are too short to train on or to forecast.
     """
     assert data.target is not None, "the settings make sure of it"
-    source, source_season = read_collection(data.source, data)
-    target, target_season = (
-        (source, source_season) if data.target == data.source else read_collection(data.target, data)
-    )
+    source, source_season, notices = read_collection(data.source, data)
+    target, target_season = source, source_season
+    if data.target != data.source:
+        target, target_season, more = read_collection(data.target, data)
+        notices += more
     length, horizon = task.input_length, task.horizon
     ends = source.lengths - 2 * horizon
     kept = np.where(ends > length, (ends - length) * data.percent // 100 + length, ends)
@@ -71,7 +72,7 @@ def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protoc
     }
     lengths = {"source_lengths": source.lengths, "target_lengths": target.lengths}
     practice: dict[str, Any] = {"observed": observed, "drop_last": protocol == "published"}
-    return _series_data(task, protocol, buffer, train, held, lengths, **practice)
+    return _series_data(task, protocol, buffer, train, held, lengths, notices, **practice)
 
 
 def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Protocol = "strict") -> TaskData:
@@ -89,7 +90,7 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
     if reach < 1:
         what = f"a range of {task.cut_range:g} horizons of {horizon} step(s) holds no cut"
         raise ConfigError(what, where="task.cut_range", fix="Widen it")
-    collection, season = read_collection(data.source, data)
+    collection, season, notices = read_collection(data.source, data)
     origin = _forecastable(collection, horizon)
     ends = origin - horizon if protocol == "strict" else origin
     lowest = np.maximum(1, ends - reach)
@@ -108,13 +109,11 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
     groups = np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64)
     lengths = {"lengths": collection.lengths}
     practice: dict[str, Any] = {"observed": observed, "groups": groups}
-    return _series_data(task, protocol, buffer, train, held, lengths, **practice)
+    return _series_data(task, protocol, buffer, train, held, lengths, notices, **practice)
 
 
-def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int | None]:
-    """Single series of a collection, a ``.tsf`` file or a table's columns, and their season length if known.
-
-    It is that of the settings, else the catalog's, else the frequency's.
+def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int | None, list[str]]:
+    """Single series of a collection, a ``.tsf`` file or a table's columns, their season if known, and notices.
 
     Raises:
         DataError: It cannot be read.
@@ -129,7 +128,8 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
         collection = SeriesCollection(
             frame.names, columns, frame.frequency, None, None, observed, {}, frame.source
         )
-    return collection, data.season or (entry.season if entry else season_of(collection.frequency))
+    known = (data.season, entry.season if entry else None, collection.frequency)
+    return collection, season_length(*known), season_notices(*known, collection.source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +218,7 @@ def _series_data(
     train: WindowTable,
     held: Mapping[Split, HeldOut],
     lengths: Mapping[str, np.ndarray],
+    notices: Sequence[str],
     **practice: Any,
 ) -> TaskData:
     """The task that trains on a table and is scored on held-out parts."""
@@ -225,17 +226,21 @@ def _series_data(
     source = held["validation"].collection
     short = source.n_series - len(np.unique(train.window_id))
     collections = {part.collection.source: part.collection.observed for part in held.values()}
-    notices = [text for name, seen in collections.items() for text in filled_notices(seen, name)]
+    filled = (text for name, seen in collections.items() for text in filled_notices(seen, name))
+    notices = [*filled, *notices]
     if short:
         notices.append(f"{short:,} of {source.n_series:,} series are too short to train on")
     for part in held.values():
         if not part.season:
             unknown = "unknown season length, so MASE and Naive2 use 1; set data.season"
-            notices.append(f"{part.collection.source}: {unknown}")
+            notices.append(f"{Path(part.collection.source).name}: {unknown}")
     for split, part in held.items():
         if missed := int((~(part.scale > 0)).sum()):
             windows = f"{missed:,} of {len(part.scale):,} {split} windows"
             notices.append(f"MASE omits {windows} whose input is constant or shorter than a season")
+        if brief := sum(len(past) < (part.season or 1) for past, _ in part.parts):
+            windows = f"{brief:,} of {len(part.parts):,} {split} windows, which no season of {part.season} steps precedes"
+            notices.append(f"seasonal naive repeats the last value in {windows}")
 
     def report(score: Score, split: Split) -> dict[str, float]:
         sums = score(tables[split])
@@ -261,6 +266,7 @@ def _series_data(
         task,
         None,
         season=held["test"].season or 1,
+        validation_season=held["validation"].season or 1,
         notices=tuple(dict.fromkeys(notices)),  # both parts may be of one collection
         meta={"filled": sum(map(count_filled, collections.values()))},
         labels=lengths,

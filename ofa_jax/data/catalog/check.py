@@ -23,6 +23,7 @@ from ofa_jax.data.catalog.entries import ENTRIES
 from ofa_jax.data.catalog.load import content_sha256
 from ofa_jax.data.frames import Frame, Missing, Timestamps, read_frame
 from ofa_jax.data.missing import count_filled
+from ofa_jax.data.seasons import season_of
 
 Record = Frame | SeriesCollection | LabelledCases | LabelledStream | M4Info
 
@@ -86,6 +87,7 @@ def _summary(record: Record) -> dict[str, Any]:
             "channels": record.n_channels,
             "names": list(record.names),
             "frequency": record.frequency,
+            "season": season_of(record.frequency),
             "filled": count_filled(record.observed),
             "first": None if record.timestamps is None else str(record.timestamps[0].astype("datetime64[s]")),
             "last": None if record.timestamps is None else str(record.timestamps[-1].astype("datetime64[s]")),
@@ -95,6 +97,7 @@ def _summary(record: Record) -> dict[str, Any]:
             "kind": "collection",
             "series": record.n_series,
             "frequency": record.frequency,
+            "season": season_of(record.frequency),
             "horizon": record.horizon,
             "filled": count_filled(record.observed),
             **_lengths(record.lengths),

@@ -30,7 +30,7 @@ from pydantic import ConfigDict, Field, PositiveInt
 from ofa_jax.baselines.compare import baseline_rows
 from ofa_jax.baselines.trained import trained_baselines
 from ofa_jax.build import build_model, lora_config
-from ofa_jax.config.load import FORMAT, build_experiment, dump_experiment, upgrade_settings
+from ofa_jax.config.load import build_experiment, dump_experiment, upgrade_settings
 from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import ConfigError, Interrupted
 from ofa_jax.files import FileRecord, clear_leftovers, read_record, write_atomic, write_json
@@ -60,6 +60,9 @@ from ofa_jax.train.signals import StopRequest, stop_on_signal
 if TYPE_CHECKING:
     import pandas as pd
 
+SWEEP_FORMAT = 3
+"""Of sweep.json; format 3 added the season length m of the test part."""
+
 RECORD, TABLE, CELLS = "sweep.json", "sweep.csv", "cells"
 FIGURES = ("accuracy_by_rank", "accuracy_by_bytes")
 """Figures of a sweep: functions of :mod:`ofa_jax.plots.studies` and files of the folder."""
@@ -72,15 +75,16 @@ class SweepRecord(FileRecord):
     """The content of sweep.json."""
 
     model_config = ConfigDict(frozen=False, validate_by_name=True)
-    newest = FORMAT
+    newest = SWEEP_FORMAT
 
-    format: int = FORMAT
+    format: int = SWEEP_FORMAT
     kind: Literal["ofa-jax sweep"] = "ofa-jax sweep"
     provenance: Provenance
     settings: dict[str, Any]
     axes: dict[str, Any]
     at_once: dict[Annotated[int, Field(strict=False)], PositiveInt]
     protocol: str
+    season: int | None = None
     objective: str
     windows: dict[str, int]
     cells: list[dict[str, Any]] = Field(default_factory=list)
@@ -135,7 +139,7 @@ class Sweep:
 
     def write(self) -> None:
         """Write record and table, each atomically."""
-        write_json(self.folder / RECORD, self.record, version=FORMAT)
+        write_json(self.folder / RECORD, self.record, version=SWEEP_FORMAT)
         if self.content.cells:
             write_atomic(self.folder / TABLE, self.cells.to_csv(index=False))
 
@@ -223,6 +227,7 @@ def run_sweep(
             at_once=sizes,
             protocol=data.task.protocol,
             objective=data.task.objective,
+            season=data.season_in("test"),
             windows={split: table.size for split, table in data.task.tables.items()},
         )
         content = fresh if begun is None else _same_sweep(out, begun.content, fresh, at_once)
