@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ofa_jax.cli.options import Json
+from ofa_jax.cli.options import Json, print_json
 
 app = typer.Typer(help="List and fetch published data sets; check a data file.", no_args_is_help=True)
 
@@ -22,7 +21,7 @@ def list_(as_json: Json = False) -> None:
 
     entries = list_entries(data_root() if os.environ.get(DATA_VARIABLE) else None)
     if as_json:
-        print(json.dumps({"data": entries}))
+        print_json({"data": entries})
         return
     from rich.console import Console
     from rich.table import Table
@@ -63,7 +62,7 @@ def check(
 
     summary = check_file(file)
     if as_json:
-        print(json.dumps(summary))
+        print_json(summary)
         return
     for key, value in summary.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value

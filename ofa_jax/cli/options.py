@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,6 +73,19 @@ class CommandWithSettings(TyperCommand):
             choices = f" ({setting.type})" if " | " in setting.type else ""
             table.add_row(setting.path, setting.default, setting.description + choices)
         Console().print(table)
+
+
+def print_json(content: Any) -> None:
+    """Print strict JSON, where a number that is not finite is null."""
+
+    def strict(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {name: strict(value) for name, value in node.items()}
+        if isinstance(node, list | tuple):
+            return [strict(value) for value in node]
+        return None if isinstance(node, float) and not math.isfinite(node) else node
+
+    print(json.dumps(strict(content), allow_nan=False))
 
 
 def console_reporter() -> ConsoleReporter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,6 +19,7 @@ from ofa_jax.cli.options import (
     TargetPath,
     Trunk,
     console_reporter,
+    print_json,
 )
 
 
@@ -88,13 +88,13 @@ def evaluate(
         if not is_finished(run):
             epoch = loaded.record.best_epoch
             reporter.notice(f"training has not finished; scoring the best epoch so far, {epoch}")
-        for notice in data.notices:
+        for notice in () if as_json else data.notices:  # JSON has them
             reporter.notice(notice)
         comparison = compare(
             loaded, data, split=split, baselines=folder, reporter=reporter, only=only or None
         )
     if as_json:
-        print(json.dumps(comparison.to_dict()))
+        print_json(comparison.to_dict())
     else:
         print_comparison(comparison)
 
@@ -135,7 +135,7 @@ def params(config: Config, set_: Sets = None, as_json: Json = False) -> None:
 
     counts = asdict(footprint(load_experiment(config, set_ or ())))
     if as_json:
-        print(json.dumps(counts))
+        print_json(counts)
         return
     meanings = {
         "trainable": "trainable parameters",
@@ -166,7 +166,7 @@ def convert(
 
     report = convert_trunk(source, out, n_layer=layers, revision=revision, dtype=dtype)
     if as_json:
-        print(json.dumps(report))
+        print_json(report)
         return
     size = f"{report['layers']} layers, {report['dtype']}, {report['bytes']:,} bytes"
     print(f"{report['parameters']:,} parameters in {size}: {out}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from ofa_jax.cli.options import (
     TargetPath,
     Trunk,
     console_reporter,
+    print_json,
 )
 
 
@@ -61,7 +61,7 @@ def sweep(
     with console_reporter() as reporter:
         made = run_sweep(experiment, axes, out, reporter, at_once=at_once, baselines=baselines or controls)
     if as_json:
-        print(json.dumps(made.record))
+        print_json(made.record)
     else:
         print_sweep(made)
 
@@ -118,7 +118,7 @@ def gradients(
     with console_reporter() as reporter:
         made = run_study(experiment, grid, out, reporter.notice)
     if as_json:
-        print(json.dumps(made.to_dict()))
+        print_json(made.to_dict())
     else:
         print_slopes(made)
 

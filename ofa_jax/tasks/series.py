@@ -59,8 +59,9 @@ def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protoc
     counts = np.maximum(kept - length - horizon + 1, 0)
     if not counts.any():
         least = length + 2 * horizon - (-100 * horizon // data.percent)
+        fitting = _fitting(int(source.lengths.max()), length, horizon, data.percent)
         what = f"no series has {length} input, {horizon} target and {2 * horizon} held-out steps"
-        fix = f"Series of at least {least} steps are needed; shorten task.input_length or task.horizon"
+        fix = f"Series of at least {least} steps are needed; {fitting}"
         fix += f", or raise data.percent from {data.percent}" if data.percent < 100 else ""
         raise DataError(what, where=source.source, fix=fix)
     origin = _forecastable(target, horizon)
@@ -73,6 +74,15 @@ def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protoc
     lengths = {"source_lengths": source.lengths, "target_lengths": target.lengths}
     practice: dict[str, Any] = {"observed": observed, "drop_last": protocol == "published"}
     return _series_data(task, protocol, buffer, train, held, lengths, notices, **practice)
+
+
+def _fitting(steps: int, length: int, horizon: int, percent: int) -> str:
+    """The input length and horizon that a series of so many steps can be trained with, as advice."""
+    chosen = min(horizon, (steps - 1) * percent // (2 * percent + 100))
+    longest = steps - 2 * chosen + (-100 * chosen // percent)
+    if chosen < 1:
+        return "these are too short for any task.horizon"
+    return f"set task.input_length to {min(length, longest)} and task.horizon to {chosen}"
 
 
 def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Protocol = "strict") -> TaskData:
@@ -98,7 +108,9 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
     if not counts.any():
         rest = 2 * horizon if protocol == "strict" else horizon
         what = f"no series is long enough to train on: the last {rest} steps of each are held out"
-        fix = f"Series of at least {rest + 2} steps are needed; shorten task.horizon"
+        most = (int(collection.lengths.max()) - 2) * horizon // rest
+        shorten = f"; set task.horizon to {most}" if most >= 1 else ""
+        fix = f"Series of at least {rest + 2} steps are needed{shorten}"
         raise DataError(what, where=collection.source, fix=fix)
     buffer, observed, first, _ = _lay(collection, collection)
     train = _windows(first, lowest, counts, ends, length, horizon)
@@ -188,8 +200,8 @@ class HeldOut:
 
     def plain(self, sums: Sums) -> dict[str, float]:
         """sMAPE and, where some window has a scale, MASE."""
-        mase = {"mase": mean_scaled_error(sums, self.scale)} if (self.scale > 0).any() else {}
-        return series_metrics(sums) | mase
+        mase = mean_scaled_error(sums, self.scale)
+        return series_metrics(sums) | ({} if np.isnan(mase) else {"mase": mase})
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         """sMAPE, MASE, and OWA, the mean of both relative to Naive2 (protocol §3), where defined."""
@@ -299,7 +311,9 @@ def _forecastable(collection: SeriesCollection, horizon: int) -> np.ndarray:
         index = int(np.flatnonzero(origin < 1)[0])
         name, steps = collection.names[index], collection.lengths[index]
         what = f"series `{name}` has {steps} step(s), horizon is {horizon}"
-        raise DataError(what, where=collection.source, fix="Shorten task.horizon, or leave such series out")
+        shortest = int(collection.lengths.min())
+        shorten = f"Set task.horizon to at most {shortest - 1}, or leave" if shortest > 1 else "Leave"
+        raise DataError(what, where=collection.source, fix=f"{shorten} such series out")
     return origin
 
 

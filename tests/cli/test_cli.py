@@ -16,6 +16,7 @@ import pytest
 
 from ofa_jax import __version__
 from ofa_jax.cli import main as cli
+from ofa_jax.cli.options import print_json
 
 COMMANDS = ("demo", "train", "evaluate", "predict", "params", "convert", "sweep", "gradients", "report")
 
@@ -159,6 +160,11 @@ def test_training_a_finished_run_again_is_quick_and_quiet(trained, call):
     assert called.out.startswith("all epochs done")
 
 
+def test_json_has_null_where_a_number_is_not_finite(capsys):
+    print_json({"a": [1.0, float("inf")], "b": {"c": float("nan")}, "d": (True, None, "x", 3)})
+    assert capsys.readouterr().out == '{"a": [1.0, null], "b": {"c": null}, "d": [true, null, "x", 3]}\n'
+
+
 def test_evaluate_as_json(trained, tiny):
     done = tiny.command("evaluate", trained.run, "--json", cwd="/")
     assert (done.returncode, done.stderr) == (0, "")
@@ -218,7 +224,7 @@ def test_predict_from_the_bundle_alone_without_timestamps(trained, tmp_path, tin
     [
         (lambda table: table.drop(columns="b"), ("new.csv", "missing: `b`")),
         (lambda table: table.assign(c=1.0), ("new.csv", "extra: `c`")),
-        (lambda table: table.head(20), ("new.csv", "20 rows, but the model reads the last 32")),
+        (lambda table: table.head(20), ("new.csv", "20 rows, but the model reads 32")),
         (lambda table: table.drop(index=7), ("new.csv", "the step is irregular", "row 8")),
         (lambda table: table.assign(a="text"), ("new.csv", "text")),
     ],

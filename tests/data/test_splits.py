@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ofa_jax.data.splits import borders, fit_scaler
 from ofa_jax.errors import ConfigError, DataError
@@ -58,6 +62,40 @@ def test_an_ett_part_that_no_number_of_rows_can_lengthen():
         borders(17420, "ett_hour", input_length=336, horizon=3000)
     with pytest.raises(DataError, match="series: by the rule `ett_hour`, the train part"):
         borders(17420, "ett_hour", input_length=9000)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    rows=st.integers(5, 400),
+    length=st.integers(1, 400),
+    horizon=st.integers(0, 120),
+    percent=st.sampled_from([100, 100, 50, 5]),
+    rule=st.sampled_from(["ratio", "ratio", "ett_hour"]),
+)
+def test_the_sizes_that_the_error_names_fit(rows, length, horizon, percent, rule):
+    rows, length, horizon = (number * (40 if rule == "ett_hour" else 1) for number in (rows, length, horizon))
+    rows = max(rows, 14_400) if rule == "ett_hour" else rows
+    asked = {"input_length": length, "horizon": horizon}
+    options = {"rule": rule, "percent": percent}
+    fix = ""
+    try:
+        borders(rows, **asked, **options)
+    except DataError as error:
+        fix = str(error.fix)
+    named = {name: int(value) for name, value in re.findall(r"task\.(\w+) to (\d+)", fix)}
+    if named:
+        found = borders(rows, **{**asked, **named}, **options)
+        assert all(named[name] < asked[name] for name in named)
+        assert found["train"][1] >= sum({**asked, **named}.values())
+    elif fix:
+        assert "No input length and horizon fit" in fix
+        with pytest.raises(DataError):
+            borders(rows, input_length=1, horizon=min(horizon, 1), **options)
+
+
+def test_144_months_get_sizes_that_fit():
+    with pytest.raises(DataError, match=r"Set task\.input_length to 42 and task\.horizon to 16, or give"):
+        borders(144, "ratio", input_length=336, horizon=96)
 
 
 @pytest.mark.parametrize(

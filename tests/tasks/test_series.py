@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -186,7 +187,8 @@ def test_a_source_series_of_l_and_three_h_has_one_training_window(tmp_path, leng
         (0, list(range(1, length + 1)), list(range(length + 1, length + horizon + 1)))
     ]
     with pytest.raises(
-        DataError, match=rf"b\.tsf: no series has .*at least {least} steps are needed; shorten"
+        DataError,
+        match=rf"b\.tsf: no series has .*at least {least} steps are needed; (set task|these are too short)",
     ) as caught:
         zero_shot(tsf(tmp_path / "b.tsf", numbered([least - 1, 1])), target, length=length, horizon=horizon)
     assert "percent" not in str(caught.value)
@@ -206,6 +208,34 @@ def test_the_length_that_the_error_asks_for_is_enough_and_the_least(tmp_path, pe
     )
     with pytest.raises(DataError, match=f"at least {least} steps"):
         zero_shot(tsf(tmp_path / "c.tsf", numbered([least - 1])), target, percent=percent)
+
+
+@pytest.mark.parametrize("steps", [4, 5, 9, 30])
+@pytest.mark.parametrize("percent", [100, 30])
+def test_the_sizes_that_the_error_names_train(tmp_path, steps, percent):
+    path = tsf(tmp_path / "a.tsf", numbered([steps, 2]))
+    target = tsf(tmp_path / "b.tsf", numbered([200]))
+    with pytest.raises(DataError) as caught:
+        zero_shot(path, target, length=96, horizon=96, percent=percent)
+    named = dict(re.findall(r"task\.(\w+) to (\d+)", str(caught.value.fix)))
+    if not named:
+        assert "too short for any task.horizon" in str(caught.value.fix)
+        with pytest.raises(DataError):
+            zero_shot(path, target, length=1, horizon=1, percent=percent)
+        return
+    sizes = {"length": int(named["input_length"]), "horizon": int(named["horizon"])}
+    assert zero_shot(path, target, percent=percent, **sizes).task.tables["train"].size
+
+
+@pytest.mark.parametrize("protocol", ["strict", "published"])
+@pytest.mark.parametrize("steps", [5, 9, 30])
+def test_the_horizon_that_the_error_names_trains(tmp_path, steps, protocol):
+    path = tsf(tmp_path / "a.tsf", numbered([steps]))
+    with pytest.raises(DataError) as caught:
+        short_term(path, horizon=steps - 1, protocol=protocol)
+    named = re.search(r"set task\.horizon to (\d+)", str(caught.value.fix))
+    assert named is not None
+    assert short_term(path, horizon=int(named[1]), protocol=protocol).task.tables["train"].size
 
 
 def test_no_target_of_a_collection_that_is_its_own_target_is_seen_before(tmp_path):
@@ -596,7 +626,7 @@ def on_side(side: str, bad: object, good: object, **more: Any) -> TaskData:
     return zero_shot(*((bad, good) if side == "source" else (good, bad)), **more)
 
 
-TOO_SHORT = "series `T{}` has {} step(s), horizon is {}. Shorten task.horizon, or leave such series out."
+TOO_SHORT = "series `T{}` has {} step(s), horizon is {}. "
 
 
 @pytest.mark.parametrize(
