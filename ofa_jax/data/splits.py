@@ -100,6 +100,10 @@ def _part_lengths(n_rows: int, rule: SplitRule, ratios: tuple[float, float, floa
     return train, n_rows - train - test, test
 
 
+RESOLUTION = 2.0**-24
+"""Of float32, relative: half the distance from 1 to the next number."""
+
+
 @dataclass(frozen=True, eq=False)
 class Scaler:
     """Mean and standard deviation per series.
@@ -109,18 +113,27 @@ class Scaler:
         std: ``[C]`` float64, in original units, positive.
         names: The C series' names.
         constant: Names of those that were constant where the scaler was fitted; their ``std`` is 1.
+        nearly_constant: Names of those whose spread there float32 cannot tell from their size (:data:`RESOLUTION`);
+            their ``std`` is their size.
     """
 
     mean: np.ndarray
     std: np.ndarray
     names: tuple[str, ...]
     constant: tuple[str, ...] = ()
+    nearly_constant: tuple[str, ...] = ()
 
     @property
     def notices(self) -> list[str]:
         """Warnings for the user: the series that it leaves unscaled."""
-        names = ", ".join(self.constant)
-        return [f"constant in the training part, so scaled by 1: {names}"] if names else []
+        names, nearly = ", ".join(self.constant), ", ".join(self.nearly_constant)
+        found = [f"constant in the training part, so scaled by 1: {names}"] if names else []
+        if nearly:
+            what = "nearly constant in the training part (a spread below float32's resolution of their size)"
+            found.append(
+                f"{what}, so scaled by their size; subtract their level to use what varies: {nearly}"
+            )
+        return found
 
     def transform(self, values: np.ndarray) -> np.ndarray:
         """Standardize ``[..., C]`` in original units to float32.
@@ -151,9 +164,17 @@ class Scaler:
 
 
 def fit_scaler(
-    values: np.ndarray, names: Sequence[str], *, ddof: int = 0, source: str | None = None
+    values: np.ndarray,
+    names: Sequence[str],
+    *,
+    ddof: int = 0,
+    source: str | None = None,
+    later: np.ndarray | None = None,
 ) -> Scaler:
-    """Fit mean and standard deviation on the training rows ``[T, C]``; constant series get std 1.
+    """Fit mean and standard deviation on the training rows ``[T, C]``.
+
+    Constant series get std 1. Nearly constant ones get their size, so that rounding noise is not blown up: the
+    largest absolute value of the training rows and of ``later`` rows, if given.
 
     Raises:
         DataError: No rows, or a spread that float64 cannot square.
@@ -167,8 +188,12 @@ def fit_scaler(
         # the value itself where constant: a rounded mean would leave a residue
         mean = np.where(constant, values[0], values.mean(axis=0))
         std = np.where(constant, 1.0, values.std(axis=0, ddof=ddof))
+    size = np.abs(values if later is None else np.concatenate([values, later])).max(axis=0)
+    nearly = ~constant & (std > 0) & (std < RESOLUTION * size)
+    std = np.where(nearly, size, std)
     bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std > 0)))
     if len(bad):
         what = f"series `{names[bad[0]]}` is spread too widely or too narrowly to standardize"
         raise DataError(what, where=source, fix="Give it in other units")
-    return Scaler(mean, std, names, tuple(name for name, flat in zip(names, constant, strict=True) if flat))
+    flat, noisy = (tuple(names[index] for index in np.flatnonzero(kind)) for kind in (constant, nearly))
+    return Scaler(mean, std, names, flat, noisy)

@@ -149,7 +149,8 @@ def split_and_scale(
         borders, frame.n_rows, rule, input_length=input_length, ratios=data.ratios, source=frame.source
     )
     parts, complete = cut(horizon=horizon, percent=data.percent), cut()["train"]
-    scaler = fit_scaler(frame.values[slice(*complete)], frame.names, source=frame.source)
+    fitted, later = np.split(frame.values, [complete[1]])
+    scaler = fit_scaler(fitted, frame.names, source=frame.source, later=later)
     shape: dict[str, Any] = {"input_length": input_length, "horizon": horizon, "univariate": univariate}
     tables = {
         split: sliding_windows(rows, channels=frame.n_channels, **shape) for split, rows in parts.items()

@@ -126,6 +126,30 @@ def test_values_that_cannot_be_scaled_are_refused():
             fit_scaler(np.array(values)[:, None], ["a"])
 
 
+def test_a_nearly_constant_series_is_scaled_by_its_size_and_named():
+    draw = np.random.default_rng(0)
+    noise = np.where(draw.random(1000) < 0.5, 0.1 + 0.2, 0.3)  # which differ in the last bit
+    fine = 1e6 + draw.normal(size=1000) * 1e-4
+    usual = 1e6 + draw.normal(size=1000)  # a spread that float32 sees
+    residue = draw.normal(size=1000) * 1e-17
+    names = ("noise", "fine", "usual", "residue")
+    values = np.stack([noise, fine, usual, residue], axis=1)
+    later = np.array([[5.0, 0.0, 1e6, 1.0]])
+    scaler = fit_scaler(values, names, later=later)
+    assert (scaler.constant, scaler.nearly_constant) == ((), ("noise", "fine", "residue"))
+    assert len(scaler.notices) == 1
+    assert scaler.notices[0].endswith("subtract their level to use what varies: noise, fine, residue")
+    scaled = scaler.transform(np.concatenate([values, later]))
+    assert np.square(scaled[:, [0, 1, 3]]).max() <= 1
+    assert scaled[:1000, 2].std() == pytest.approx(1, rel=1e-5)
+    np.testing.assert_allclose(scaler.invert(scaled), np.concatenate([values, later]), atol=1e-1, rtol=1e-6)
+
+
+def test_small_units_are_no_near_constancy():
+    scaler = fit_scaler(np.random.default_rng(0).normal(size=(100, 1)) * 1e-12, ["a"])
+    assert (scaler.nearly_constant, scaler.notices) == ((), [])
+
+
 def test_a_constant_series_gets_std_1_and_is_named():
     # 0.1 has no exact mean: its sum over 1000 rows is not 100
     values = np.stack([np.full(1000, 0.1), np.arange(1000.0)], axis=1)
