@@ -29,7 +29,6 @@ from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import mean_scaled_error, naive_scale, series_metrics, series_sums
 from ofa_jax.tasks.naive import last_cycle
 from ofa_jax.tasks.naive2 import naive2
-from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowSpec, WindowTable, lay_end_to_end
 
 Naive = Callable[[np.ndarray, int, int], np.ndarray]
@@ -212,10 +211,14 @@ class HeldOut:
 
 
 def score_forecasts(forecast: Any, target: Any, observed: np.ndarray | None = None) -> Sums:
-    """The sums of forecasts ``[windows, h]`` that were made elsewhere, as an evaluation would give them."""
-    seen: Any = np.ones((*target.shape, 1), bool) if observed is None else observed[..., None]
-    batch = Batch(seen, target[..., None], seen, seen, seen[:, 0, 0], seen[:, 0, 0])
-    return {name: np.asarray(values) for name, values in series_sums(forecast[..., None], batch).items()}
+    """The sums of forecasts ``[windows, h]`` that were made elsewhere, in float64, as an evaluation names them."""
+    seen = np.ones(target.shape, bool) if observed is None else observed
+    error, size = np.abs(forecast - target), np.abs(forecast) + np.abs(target)
+    terms = np.divide(200 * error, size, out=np.zeros(size.shape), where=size > 0)
+    sums = {"symmetric": terms, "absolute_error": error}
+    return {name: np.where(seen, values, 0).sum(axis=1) for name, values in sums.items()} | {
+        "count": seen.sum(axis=1)
+    }
 
 
 def seasonal_last(insample: np.ndarray, season: int, horizon: int) -> np.ndarray:

@@ -575,6 +575,21 @@ def test_the_yardstick_sees_the_whole_series_before_the_window(tmp_path):
             )  # float32 differences of Naive2's float64 products
 
 
+@pytest.mark.parametrize(("scale", "level"), [(1e-12, 0.0), (1e12, 0.0), (1.0, 1e9), (1e-3, 1e6)])
+def test_naive_methods_are_scored_in_float64(tmp_path, scale, level):
+    values = np.random.default_rng(0).integers(1, 100, size=40).astype(float)
+    paths = (
+        tsf(tmp_path / "a.tsf", [values.tolist()]),
+        tsf(tmp_path / "b.tsf", [(values * scale + level).tolist()]),
+    )
+    found, other = (short_term(path).naive["seasonal naive"]("test") for path in paths)
+    assert found is not None
+    assert other is not None
+    assert other["mase"] == pytest.approx(found["mase"], rel=1e-6)
+    if not level:
+        assert other["smape"] == pytest.approx(found["smape"], rel=1e-9)
+
+
 def test_seasonal_last_repeats_the_cycle_that_it_knows():
     assert seasonal_last(np.arange(10.0), 4, 6).tolist() == [6, 7, 8, 9, 6, 7]
     assert seasonal_last(np.arange(4.0), 4, 2).tolist() == [0, 1]
