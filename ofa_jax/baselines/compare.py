@@ -49,7 +49,7 @@ class Comparison:
 
     @property
     def conditions(self) -> str:
-        """What the numbers depend on besides the methods: protocol, and season length m where the task has one."""
+        """Conditions of the numbers: the protocol, and the season length m where the task has one."""
         return f"protocol {self.protocol}" + (f", m = {self.season}" if self.season else "")
 
     @property

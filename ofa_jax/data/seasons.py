@@ -37,7 +37,7 @@ def season_of(frequency: str | None) -> int | None:
 
 
 def season_length(setting: int | None, cataloged: int | None, frequency: str | None) -> int | None:
-    """The season m of any data, whatever their file: ``data.season``, else the catalog's, else the frequency's.
+    """The season m of data of any kind: ``data.season``, else the catalog's, else the frequency's.
 
     The catalog has the M4 competition's m for its own sets (protocol §3), where a day and a week have none.
     None where nothing says it.

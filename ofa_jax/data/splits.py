@@ -113,7 +113,7 @@ class Scaler:
         std: ``[C]`` float64, in original units, positive.
         names: The C series' names.
         constant: Names of those that were constant where the scaler was fitted; their ``std`` is 1.
-        nearly_constant: Names of those whose spread there float32 cannot tell from their size (:data:`RESOLUTION`);
+        nearly_constant: Names of those whose spread there is below float32's :data:`RESOLUTION` of their size;
             their ``std`` is their size.
     """
 
@@ -173,7 +173,7 @@ def fit_scaler(
 ) -> Scaler:
     """Fit mean and standard deviation on the training rows ``[T, C]``.
 
-    Constant series get std 1. Nearly constant ones get their size, so that rounding noise is not blown up: the
+    Constant series get std 1. Nearly constant ones get their size, so that rounding noise stays small: the
     largest absolute value of the training rows and of ``later`` rows, if given.
 
     Raises:

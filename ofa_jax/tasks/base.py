@@ -92,7 +92,7 @@ class Task:
         return self.metrics(score(self.tables[split])) if self.report is None else self.report(score, split)
 
     def reading(self, length: int) -> Task:
-        """The same targets with at least ``length`` input steps; without splits that begin too late for it."""
+        """The same targets with at least ``length`` input steps; without splits that begin too early."""
         if length <= self.spec.input_length:
             return self
         tables = {

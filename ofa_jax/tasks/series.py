@@ -124,7 +124,7 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
 
 
 def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int | None, list[str]]:
-    """Single series of a collection, a ``.tsf`` file or a table's columns, their season if known, and notices.
+    """Single series of a collection, a ``.tsf`` file or a table's columns; their season if known; notices.
 
     Raises:
         DataError: It cannot be read.
@@ -211,7 +211,7 @@ class HeldOut:
 
 
 def score_forecasts(forecast: Any, target: Any, observed: np.ndarray | None = None) -> Sums:
-    """The sums of forecasts ``[windows, h]`` that were made elsewhere, in float64, as an evaluation names them."""
+    """The sums of forecasts ``[windows, h]`` made elsewhere, in float64, as an evaluation names them."""
     seen = np.ones(target.shape, bool) if observed is None else observed
     error, size = np.abs(forecast - target), np.abs(forecast) + np.abs(target)
     terms = np.divide(200 * error, size, out=np.zeros(size.shape), where=size > 0)
@@ -254,7 +254,8 @@ def _series_data(
             windows = f"{missed:,} of {len(part.scale):,} {split} windows"
             notices.append(f"MASE omits {windows} whose input is constant or shorter than a season")
         if brief := sum(len(past) < (part.season or 1) for past, _ in part.parts):
-            windows = f"{brief:,} of {len(part.parts):,} {split} windows, which no season of {part.season} steps precedes"
+            windows = f"{brief:,} of {len(part.parts):,} {split} windows"
+            windows += f", which no season of {part.season} steps precedes"
             notices.append(f"seasonal naive repeats the last value in {windows}")
 
     def report(score: Score, split: Split) -> dict[str, float]:
