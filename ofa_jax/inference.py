@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from ofa_jax.errors import DataError
 from ofa_jax.files import write_output
 from ofa_jax.runs.bundle import LoadedModel
 from ofa_jax.tasks.base import NewData, TaskData
@@ -50,7 +54,15 @@ def apply_model(loaded: LoadedModel, new: NewData) -> pd.DataFrame:
     """The table of :func:`predict` for data that were read."""
     model = loaded.model
     predictor = WindowPredictor(model.predict, new, new.outputs)
-    return new.to_table(predictor(new.table, model.frozen, model.trainable))
+    table = new.to_table(predictor(new.table, model.frozen, model.trainable))
+    numbers = table.select_dtypes("number")
+    values = numbers.to_numpy(np.float64)
+    wrong = np.argwhere(~np.isfinite(values))
+    if len(wrong):
+        row, column = wrong[0]
+        what = f"the model gives {values[row, column]} for `{numbers.columns[column]}` in row {row + 1}"
+        raise DataError(what, fix="Look for values in the input that are far outside those of training")
+    return table
 
 
 def evaluate(loaded: LoadedModel, data: TaskData, split: Split = "test") -> dict[str, float]:
@@ -58,7 +70,11 @@ def evaluate(loaded: LoadedModel, data: TaskData, split: Split = "test") -> dict
     model, task = loaded.model, data.task
     options = evaluation_options(loaded.experiment.train, model.network)
     predictor = WindowPredictor(model.predict, task, task.sums, **options)
-    return task.final_metrics(lambda table: predictor(table, model.frozen, model.trainable), split)
+    metrics = task.final_metrics(lambda table: predictor(table, model.frozen, model.trainable), split)
+    if wrong := [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]:
+        what = f"on the {split} part {wrong[0]}"
+        raise DataError(what, where=loaded.experiment.data.source, fix="Look for extreme values in that part")
+    return metrics
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:

@@ -92,7 +92,7 @@ class Tiny:
 
         source = self.csv(folder / "tiny.csv")
         path = folder / "tiny.yaml"
-        path.write_text(yaml.safe_dump({"data": {"source": str(source)}, **self.settings}))
+        path.write_text(yaml.safe_dump({"data": {"source": str(source), "season": 24}, **self.settings}))
         return path
 
     @staticmethod

@@ -186,10 +186,15 @@ def assert_same_record(found: Mapping[str, Any], wanted: Mapping[str, Any], tole
 
 
 def assert_same_comparison(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Every number of every method, in the same order; what tables call a method may change."""
-    for method, then in zip(found["methods"], wanted["methods"], strict=True):
+    """Every number of every method, in the same order; what tables call a method may change, fields may be
+    new."""
+    methods = found["methods"]
+    if any(method["method"] == "last value" for method in methods):
+        # then it had the name of a season longer than the input; what has the name now is another method
+        methods = [method for method in methods if not method["method"].startswith("seasonal naive")]
+    for method, then in zip(methods, wanted["methods"], strict=True):
         assert_same_record(method, {**then, "method": method["method"]}, METRIC_TOLERANCE)
-    assert {**found, "methods": []} == {**wanted, "methods": []}
+    assert {**{name: found[name] for name in wanted}, "methods": []} == {**wanted, "methods": []}
 
 
 @pytest.fixture(scope="module", params=RUNS)

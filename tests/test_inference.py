@@ -167,6 +167,15 @@ def test_evaluating_gives_the_stored_validation_metrics(tiny_run, loaded):
     assert evaluate(loaded, data).keys() == {"mse", "mae"}
 
 
+def test_nothing_that_is_not_finite_leaves_the_model(loaded, tiny_run, tiny):
+    broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.inf), loaded.model.trainable)
+    model = replace(loaded, model=replace(loaded.model, trainable=broken))
+    with pytest.raises(DataError, match=r"the model gives (nan|inf|-inf) for `a` in row 1\. Look for values"):
+        predict(model, rows(tiny, 60))
+    with pytest.raises(DataError, match=r"on the test part mse is (nan|inf)\. Look for extreme values"):
+        evaluate(model, open_run(tiny_run)[1])
+
+
 def untrained(tiny, task: str, folder: Path, *overrides: str) -> LoadedModel:
     """A bundle of a task as training would begin it, written and read back."""
     experiment = resolved(tiny.of_task(task, folder, *overrides))

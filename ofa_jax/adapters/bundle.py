@@ -29,7 +29,7 @@ from ofa_jax.model import trees
 
 TRAINED_FILE = "trained.safetensors"
 META_FILE = "ofa.json"
-BUNDLE_FORMAT = 2
+BUNDLE_FORMAT = 3
 
 _Spread = Annotated[float, Field(ge=1e-30, le=1e30)]
 _STANDARDIZED = 1e12
@@ -66,7 +66,12 @@ class FrozenRecord(Record):
 
 
 class BundleRecord(FileRecord):
-    """``ofa.json``; format 2 changed the names of ``settings``, which are checked where they are used."""
+    """``ofa.json``. ``settings`` are checked where an experiment is built from them; format 2 changed their
+    names.
+
+    Format 3 added ``filled``, the number of missing values that were filled in the data of training, and its
+    ``sha256`` covers ``format``.
+    """
 
     newest = BUNDLE_FORMAT
 
@@ -80,6 +85,7 @@ class BundleRecord(FileRecord):
     frequency: str | None = None
     classes: list[str] | None = None
     threshold: float | None = None
+    filled: int = Field(0, ge=0)
     best_epoch: int = Field(ge=0)
     validation: dict[str, float]
     adapters: AdapterConfig | None
@@ -129,7 +135,7 @@ def write_bundle(
             save_file(flat, scratch / TRAINED_FILE)
         content = {**meta, "adapters": asdict(lora) if adapters else None}
         content["files"] = files.file_digests(scratch)
-        content["sha256"] = files.json_digest(content)
+        content["sha256"] = files.json_digest({"format": BUNDLE_FORMAT, **content})
         files.write_json(scratch / META_FILE, content, version=BUNDLE_FORMAT)
         _read_meta(scratch)
 
@@ -155,9 +161,9 @@ def _read_meta(folder: Path) -> BundleRecord:
     where = folder / META_FILE
     content = files.read_json(where, kind="bundle")
     record = files.parse_record(content, BundleRecord, where=str(where))
-    if record.sha256 != files.json_digest(
-        {key: content[key] for key in content.keys() - {"format", "sha256"}}
-    ):
+    unsigned = ("sha256",) if record.format >= 3 else ("format", "sha256")
+    signed = {key: value for key, value in content.items() if key not in unsigned}
+    if record.sha256 != files.json_digest(signed):
         what = "was edited after it was saved (its sha256 differs)"
         raise CheckpointError(what, where=str(where), fix="Copy the bundle again")
     return record

@@ -112,7 +112,8 @@ _LONGEST, _REPETITIONS = 500, 3
 
 
 def _compiled(expression: str) -> re.Pattern[str]:
-    """A rule's expression, refused where matching could take more than a cubic time (a bundle brings its rules).
+    """A rule's expression, refused where matching could take more than a cubic time (a bundle brings its
+    rules).
 
     Raises:
         ConfigError: It is no regular expression, is too long, repeats a group, or repeats too much in a row.

@@ -15,7 +15,7 @@ from ofa_jax.config.schema import Experiment, Protocol
 from ofa_jax.inference import evaluate
 from ofa_jax.model.networks import Network
 from ofa_jax.runs.bundle import LoadedModel
-from ofa_jax.tasks.base import Predict, Split, TaskData
+from ofa_jax.tasks.base import Predict, Split, Task, TaskData
 from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.loop import SILENT, Reporter
 from ofa_jax.train.program import evaluation_options
@@ -44,6 +44,13 @@ class Comparison:
     split: Split
     windows: int
     rows: tuple[Row, ...]
+    notices: tuple[str, ...] = ()
+    season: int | None = None
+
+    @property
+    def conditions(self) -> str:
+        """Conditions of the numbers: the protocol, and the season length m where the task has one."""
+        return f"protocol {self.protocol}" + (f", m = {self.season}" if self.season else "")
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -56,8 +63,9 @@ class Comparison:
             {"method": row.method, **row.metrics, "trainable": row.trainable, "bytes": row.bytes}
             for row in self.rows
         ]
-        table = {"task": self.task, "split": self.split, "windows": self.windows}
-        return {**table, "protocol": self.protocol, "methods": methods}
+        table: dict[str, Any] = {"task": self.task, "split": self.split, "windows": self.windows}
+        table |= {"protocol": self.protocol, "season": self.season, "notices": list(self.notices)}
+        return {**table, "methods": methods}
 
 
 def compare(
@@ -88,7 +96,9 @@ def compare(
     rows += baseline_rows(
         experiment, network, data, split=split, wanted=wanted, folder=baselines, reporter=reporter
     )
-    return Comparison(data.settings.name, task.protocol, split, task.tables[split].size, tuple(rows))
+    windows = task.tables[split].size
+    stated = (data.notices, data.season_in(split))
+    return Comparison(data.settings.name, task.protocol, split, windows, tuple(rows), *stated)
 
 
 def baseline_rows(
@@ -104,11 +114,14 @@ def baseline_rows(
     """The rows of baselines: those without parameters, then the trained ones that are ``wanted``."""
     options, task = evaluation_options(experiment.train, network), data.task
 
-    def score(predict: Predict, frozen: Params, trainable: Params) -> dict[str, float]:
+    def score(predict: Predict, frozen: Params, trainable: Params, task: Task = task) -> dict[str, float]:
         predictor = WindowPredictor(predict, task, task.sums, **options)
         return task.final_metrics(lambda table: predictor(table, frozen, trainable), split)
 
-    rows = [Row(title, score(predict, {}, {}), 0) for title, predict in data.untrained.items()]
+    untrained = ((title, predict, data.as_read_by(title)) for title, predict in data.untrained.items())
+    rows = [
+        Row(title, score(predict, {}, {}, own), 0) for title, predict, own in untrained if split in own.tables
+    ]
     rows += [
         Row(title, found, 0) for title, metrics in data.naive.items() if (found := metrics(split)) is not None
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option, Typer
 
-from ofa_jax.cli.options import Json
+from ofa_jax.cli.options import Json, print_json
 from ofa_jax.cli.show import say
 
 app = Typer(help="List and fetch published data sets; check a data file.", no_args_is_help=True)
@@ -23,7 +22,7 @@ def list_(as_json: Json = False) -> None:
 
     entries = list_entries(data_root() if os.environ.get(DATA_VARIABLE) else None)
     if as_json:
-        print(json.dumps({"data": entries}))
+        print_json({"data": entries})
         return
     from rich.console import Console
     from rich.table import Column, Table
@@ -71,7 +70,7 @@ def check(
 
     summary = check_file(file, missing=missing, timestamps=timestamps)
     if as_json:
-        print(json.dumps(summary))
+        print_json(summary)
         return
     for key, value in summary.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -102,3 +104,16 @@ class Command(TyperCommand):
             choices = f" ({setting.type})" if " | " in setting.type else ""
             table.add_row(setting.path, setting.default, setting.description + choices)
         Console(markup=False).print(table)
+
+
+def print_json(content: Any) -> None:
+    """Print strict JSON, where a number that is not finite is null."""
+
+    def strict(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {name: strict(value) for name, value in node.items()}
+        if isinstance(node, list | tuple):
+            return [strict(value) for value in node]
+        return None if isinstance(node, float) and not math.isfinite(node) else node
+
+    print(json.dumps(strict(content), allow_nan=False))

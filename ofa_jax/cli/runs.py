@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from ofa_jax.cli.options import Baselines, Config, Json, Run, Sets, Source, Target, Trunk
+from ofa_jax.cli.options import Baselines, Config, Json, Run, Sets, Source, Target, Trunk, print_json
 from ofa_jax.cli.show import say
 from ofa_jax.train.progress import ConsoleReporter
 
@@ -75,9 +74,11 @@ def evaluate(
         if not is_finished(run):
             epoch = loaded.record.best_epoch
             reporter.notice(f"training has not finished; scoring the best epoch so far, {epoch}")
+        for notice in () if as_json else data.notices:  # JSON has them
+            reporter.notice(notice)
         comparison = compare(loaded, data, split=split, baselines=folder, reporter=reporter, only=only)
     if as_json:
-        print(json.dumps(comparison.to_dict()))
+        print_json(comparison.to_dict())
     else:
         print_comparison(comparison)
 
@@ -138,7 +139,7 @@ def params(config: Config, overrides: Sets = None, as_json: Json = False) -> Non
 
     counts = asdict(footprint(load_experiment(config, overrides or ())))
     if as_json:
-        print(json.dumps(counts))
+        print_json(counts)
         return
     meanings = {
         "trainable": "trainable parameters",
@@ -167,7 +168,7 @@ def convert(
 
     report = convert_trunk(source, out, n_layer=layers, revision=revision, dtype=dtype)
     if as_json:
-        print(json.dumps(report))
+        print_json(report)
         return
     size = f"{report['layers']} layers, {report['dtype']}, {report['bytes']:,} bytes"
     say(f"{report['parameters']:,} parameters in {size}: {out}")

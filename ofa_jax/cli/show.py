@@ -29,7 +29,7 @@ def training_summary(result: FitResult, protocol: str) -> str:
 def print_comparison(comparison: Comparison) -> None:
     """A row per method: metrics, trainable parameters and kilobytes."""
     names = comparison.metric_names
-    part = f"{comparison.split} part, {comparison.windows:,} windows, protocol {comparison.protocol}"
+    part = f"{comparison.split} part, {comparison.windows:,} windows, {comparison.conditions}"
     digits = 4 if len(names) <= 4 else 3
     rows = []
     for row in comparison.rows:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Option
 
-from ofa_jax.cli.options import Baselines, Config, Json, Sets
+from ofa_jax.cli.options import Baselines, Config, Json, Sets, print_json
 from ofa_jax.train.progress import ConsoleReporter
 
 
@@ -50,7 +49,7 @@ def sweep(
         axes = Axes(seeds=seeds, **lists)
         made = run_sweep(experiment, axes, out, reporter, at_once=at_once, baselines=baselines)
     if as_json:
-        print(json.dumps(made.record))
+        print_json(made.record)
     else:
         print_sweep(made)
 
@@ -97,6 +96,6 @@ def gradients(
     with ConsoleReporter() as reporter:
         made = run_study(experiment, Grid(**chosen), out, reporter.notice)
     if as_json:
-        print(json.dumps(made.to_dict()))
+        print_json(made.to_dict())
     else:
         print_slopes(made)

@@ -36,6 +36,7 @@ class Frame:
         source: Origin of the values, for messages.
         time_name: Name of the source's timestamp column.
         zoned: Whether the source's timestamps had a time zone.
+        observed: ``[T, C]`` bool, False where a missing value was filled; None without any.
     """
 
     values: np.ndarray
@@ -44,6 +45,7 @@ class Frame:
     source: str
     time_name: str = "date"
     zoned: bool = False
+    observed: np.ndarray | None = None
 
     @property
     def n_rows(self) -> int:
@@ -114,9 +116,12 @@ def read_frame(
         place = partial(table.place, time_name)
         times, zoned = parse_times(table.read([time], object).iloc[:, 0], place)
         check_order(times, timestamps, place)
+    observed = None
     if missing != "keep":
+        known = np.isfinite(values)
         values = fill_missing(values, missing, lambda column, row: table.place(names[column], row))
-    return Frame(values, names, times, table.source, time_name, zoned)
+        observed = None if known.all() else known
+    return Frame(values, names, times, table.source, time_name, zoned, observed)
 
 
 def check_columns(frame: Frame, expected_names: Sequence[str]) -> Frame:
@@ -136,7 +141,9 @@ def check_columns(frame: Frame, expected_names: Sequence[str]) -> Frame:
         what = f"the columns are not the {len(expected)} used in training ({listed})"
         raise DataError(what, where=frame.source, fix="Give the same columns; their order does not matter")
     order = [frame.names.index(name) for name in expected]
-    return dataclasses.replace(frame, values=np.ascontiguousarray(frame.values[:, order]), names=expected)
+    observed = None if frame.observed is None else frame.observed[:, order]
+    values = np.ascontiguousarray(frame.values[:, order])
+    return dataclasses.replace(frame, values=values, names=expected, observed=observed)
 
 
 def _open(source: str | Path | pd.DataFrame) -> Table:

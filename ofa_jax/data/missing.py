@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -48,3 +49,16 @@ def fill_missing(values: np.ndarray, missing: Missing, place: Callable[[int, int
         what = f"the {edge} value is missing or infinite and `missing: {missing}` has nothing to fill it from"
         raise DataError(what, where=place(column, row), fix=fix)
     return filled
+
+
+def count_filled(observed: np.ndarray | Sequence[np.ndarray] | None) -> int:
+    """How many values were filled, by the mask or masks of a frame, a collection or cases."""
+    masks = [observed] if isinstance(observed, np.ndarray) else observed or ()
+    return sum(int((~mask).sum()) for mask in masks)
+
+
+def filled_notices(observed: np.ndarray | Sequence[np.ndarray] | None, source: str) -> list[str]:
+    """What a user is told of filled values; empty without any."""
+    count = count_filled(observed)
+    what = f"{count:,} missing value(s) were filled; as targets they do not count"
+    return [f"{Path(source).name}: {what}"] if count else []  # reports name no folders

@@ -71,12 +71,37 @@ def borders(
     if short is not None:
         share = f" ({percent} % of it kept)" if short == "train" and percent < 100 else ""
         parts = f"the {short} part{share} has {rows[short]} rows and windows need {needed}"
-        fix = "Shorten the input length or the horizon" + (", or raise data.percent" if share else "")
+        fitting = _fitting(train, min(validation, test), input_length, horizon or 0, percent)
+        fix = fitting + (", or raise data.percent" if share else "")
         what = f"by the rule `{rule}`, {parts}"
         if rule == "ratio":  # the other rules' parts do not grow with the rows
             what, fix = f"{n_rows} row(s) are too few: {what}", f"{fix}, or give more rows"
         raise DataError(what, where=source, fix=fix)
     return found
+
+
+def _fitting(train: int, held_out: int, length: int, horizon: int, percent: int) -> str:
+    """Which input length and horizon would fit parts of so many rows, as advice; sizes that fit are kept."""
+    chosen = min(horizon, held_out, (train - 1) * percent // 100)
+    longest = train - -(-100 * chosen // percent)
+    if chosen < min(horizon, 1) or longest < 1:
+        return "No input length and horizon fit these rows"
+    half = max(1, longest // 2)  # so that there is more than one window to train on
+    sizes = {"input_length": (length, length if length <= longest else half), "horizon": (horizon, chosen)}
+    return "Set " + " and ".join(f"task.{name} to {now}" for name, (was, now) in sizes.items() if now != was)
+
+
+def _part_lengths(n_rows: int, rule: SplitRule, ratios: tuple[float, float, float]) -> tuple[int, int, int]:
+    if rule != "ratio":
+        train, validation, test = (rows * _ETT_ROWS_PER_HOUR[rule] for rows in _ETT_PARTS)
+        return train, validation, test
+    # truncated products of floats, as the benchmarks compute them: int(10 * 0.7) is 7, int(90 * 0.7) is 62
+    train, test = int(n_rows * ratios[0]), int(n_rows * ratios[2])
+    return train, n_rows - train - test, test
+
+
+RESOLUTION = 2.0**-24
+"""Of float32, relative: half the distance from 1 to the next number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,18 +113,27 @@ class Scaler:
         std: ``[C]`` float64, in original units, positive.
         names: The C series' names.
         constant: Names of those that were constant where the scaler was fitted; their ``std`` is 1.
+        nearly_constant: Names of those whose spread there is below float32's :data:`RESOLUTION` of their
+            size; their ``std`` is their size.
     """
 
     mean: np.ndarray
     std: np.ndarray
     names: tuple[str, ...]
     constant: tuple[str, ...] = ()
+    nearly_constant: tuple[str, ...] = ()
 
     @property
     def notices(self) -> list[str]:
         """Warnings for the user: the series that it leaves unscaled."""
-        names = ", ".join(self.constant)
-        return [f"constant in the training part, so scaled by 1: {names}"] if names else []
+        names, nearly = ", ".join(self.constant), ", ".join(self.nearly_constant)
+        found = [f"constant in the training part, so scaled by 1: {names}"] if names else []
+        if nearly:
+            what = "nearly constant in the training part (a spread below float32's resolution of their size)"
+            found.append(
+                f"{what}, so scaled by their size; subtract their level to use what varies: {nearly}"
+            )
+        return found
 
     def transform(self, values: np.ndarray) -> np.ndarray:
         """Standardize ``[..., C]`` in original units to float32.
@@ -126,9 +160,17 @@ class Scaler:
 
 
 def fit_scaler(
-    values: np.ndarray, names: Sequence[str], *, ddof: int = 0, source: str | None = None
+    values: np.ndarray,
+    names: Sequence[str],
+    *,
+    ddof: int = 0,
+    source: str | None = None,
+    later: np.ndarray | None = None,
 ) -> Scaler:
-    """Fit mean and standard deviation on the training rows ``[T, C]``; constant series get std 1.
+    """Fit mean and standard deviation on the training rows ``[T, C]``.
+
+    Constant series get std 1. Nearly constant ones get their size, so that rounding noise stays small: the
+    largest absolute value of the training rows and of ``later`` rows, if given.
 
     Raises:
         DataError: No rows, or a spread that float64 cannot square.
@@ -142,8 +184,12 @@ def fit_scaler(
         # the value itself where constant: a rounded mean would leave a residue
         mean = np.where(constant, values[0], values.mean(axis=0))
         std = np.where(constant, 1.0, values.std(axis=0, ddof=ddof))
+    size = np.abs(values if later is None else np.concatenate([values, later])).max(axis=0)
+    nearly = ~constant & (std > 0) & (std < RESOLUTION * size)
+    std = np.where(nearly, size, std)
     bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std > 0)))
     if len(bad):
         what = f"series `{names[bad[0]]}` is spread too widely or too narrowly to standardize"
         raise DataError(what, where=source, fix="Give it in other units")
-    return Scaler(mean, std, names, tuple(np.array(names, object)[constant]))
+    flat, noisy = (tuple(names[index] for index in np.flatnonzero(kind)) for kind in (constant, nearly))
+    return Scaler(mean, std, names, flat, noisy)

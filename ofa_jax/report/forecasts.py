@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -83,7 +83,10 @@ def forecast_results(evaluation: Evaluation) -> Results:
 
     curves = {model_name(loaded): curve}
     for title, predict in evaluation.data.untrained.items():
-        curves[title] = _evaluate(evaluation, terms, predict)[1]
+        own = evaluation.data.as_read_by(title)
+        if "test" in own.tables:
+            seen = replace(evaluation, data=replace(evaluation.data, task=own))
+            curves[title] = _evaluate(seen, terms, predict)[1]
     steps = pd.DataFrame(curves, index=pd.RangeIndex(1, len(curve) + 1, name="step"))
     over = "over all test windows, " + ("on the standardized scale" if standardized else "in percent")
     least, most = number(curve[0]), number(curve.max())

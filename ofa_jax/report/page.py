@@ -105,10 +105,10 @@ def _task_title(experiment: Experiment, data: TaskData) -> str:
 
 
 def _summary(comparison: Comparison, epoch: int) -> list[str]:
-    model, protocol = comparison.rows[0], comparison.protocol
+    model = comparison.rows[0]
     found = ", ".join(f"{style.spelled(name)} {number(value)}" for name, value in model.metrics.items())
     return [
-        f"{model.method}, on {comparison.windows:,} test windows, protocol {protocol}: {found}.",
+        f"{model.method}, on {comparison.windows:,} test windows, {comparison.conditions}: {found}.",
         f"{model.trainable:,} trainable parameters, of epoch {epoch}, the best on the validation part.",
     ]
 

@@ -141,7 +141,7 @@ def baselines_section(comparison: Comparison) -> Section:
     sentences = ["Every method is scored on the same windows with the same metrics."]
     if not any(row.trainable for row in comparison.rows[1:]):
         sentences.append(HOW_TO_TRAIN)
-    caption = f"Metrics over all {comparison.windows:,} test windows, protocol {comparison.protocol}"
+    caption = f"Metrics over all {comparison.windows:,} test windows, {comparison.conditions}"
     return Section("baselines", "Comparison with baselines", sentences, [Table(caption, head, rows)])
 
 

@@ -40,6 +40,7 @@ class Task:
     Attributes:
         spec: What all windows have in common.
         buffer: The scaled series, end to end, ``[rows, channels]`` float32.
+        observed: ``[rows, channels]`` bool, False where a missing value was filled; None without any.
         tables: The windows of each split.
         loss: ``(prediction, batch) -> (sum, count)``; the training loss is their ratio.
         sums: What an evaluation keeps of every window.
@@ -66,10 +67,42 @@ class Task:
     full_batches: bool = False
     groups: np.ndarray | None = None
     report: Callable[[Score, Split], dict[str, float]] | None = None
+    observed: np.ndarray | None = None
+
+    def check_targets(self, source: str) -> None:
+        """Refuse a split all of whose targets, as far as they follow the input, are missing.
+
+        Raises:
+            DataError: There is one.
+        """
+        if self.observed is None or not self.spec.horizon:
+            return
+        known = np.concatenate([np.zeros((1, self.observed.shape[1]), int), self.observed.cumsum(axis=0)])
+        for split, table in self.tables.items():
+            end = table.first + table.x_valid + table.y_valid
+            counted = known[end] - known[table.first + table.x_valid]
+            if self.spec.univariate:
+                counted = counted[np.arange(table.size), table.channel]
+            if not counted.any():
+                what = f"every target of the {split} part is missing in the data"
+                raise DataError(what, where=source, fix="Give rows with values there, or set data.ratios")
 
     def final_metrics(self, score: Score, split: Split) -> dict[str, float]:
         """The reported metrics of a split."""
         return self.metrics(score(self.tables[split])) if self.report is None else self.report(score, split)
+
+    def reading(self, length: int) -> Task:
+        """The same targets with at least ``length`` input steps; without splits that begin too early."""
+        if length <= self.spec.input_length:
+            return self
+        tables = {
+            split: table._replace(
+                first=table.first + table.x_valid - length, x_valid=np.full_like(table.first, length)
+            )
+            for split, table in self.tables.items()
+            if (table.first + table.x_valid >= length).all()
+        }
+        return replace(self, spec=replace(self.spec, input_length=length), tables=tables)
 
     def with_full_batches(self, batch_size: int) -> Task:
         """Validation and test cut to full batches where the published protocol drops the rest (§5 row 6).
@@ -98,11 +131,13 @@ class TaskData:
         task: Windows, loss and metrics.
         settings: The task's settings, completed with sizes of the data (channels, classes).
         scaler: What standardized the series; None where they keep their units.
-        season: Season length in steps; 1 where there is none.
+        season: Season length m in steps; 1 where there is none.
+        validation_season: That of the validation part where it is of other series (zero-shot).
         notices: Messages for the user, one line each.
         meta: What a bundle stores about the data: names of classes, frequency.
         labels: Arrays that metrics depend on besides the buffer, by name.
         untrained: Baselines without parameters, by title: predict functions on the task's windows.
+        lookback: Input steps of those that need more than the model reads.
         naive: Baselines that need no windows: ``title -> (split -> metrics)``, None where undefined.
         calibrate: ``score -> values`` that a bundle stores after training, to apply the model to new data.
     """
@@ -111,17 +146,32 @@ class TaskData:
     settings: TaskSettings
     scaler: Scaler | None
     season: int = 1
+    validation_season: int | None = None
     notices: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)
     untrained: Mapping[str, Predict] = field(default_factory=dict)
+    lookback: Mapping[str, int] = field(default_factory=dict)
     naive: Mapping[str, Callable[[Split], dict[str, float] | None]] = field(default_factory=dict)
     calibrate: Callable[[Score], dict[str, Any]] | None = None
+
+    def as_read_by(self, title: str) -> Task:
+        """The task with the input steps that an untrained baseline needs."""
+        return self.task.reading(self.lookback.get(title, 0))
+
+    def season_in(self, split: Split) -> int | None:
+        """The season length m that a split is scored with; None where the task has none."""
+        if "data.season" not in self.settings.reads:
+            return None
+        return (split == "validation" and self.validation_season) or self.season
 
     @property
     def fingerprint(self) -> str:
         """The sha256 of everything that was read, so that a run notices changed data."""
-        return trees.fingerprint([("buffer", self.task.buffer), *sorted(self.labels.items())])
+        read = [("buffer", self.task.buffer), *sorted(self.labels.items())]
+        if self.task.observed is not None:
+            read.append(("observed", self.task.observed))
+        return trees.fingerprint(read)
 
 
 def with_sizes(task: TaskSettings, source: str, **sizes: int) -> Any:
@@ -166,7 +216,7 @@ class NewData:
     """New data laid out for a trained model.
 
     Attributes:
-        spec, buffer, corrupt: As in :class:`Task`.
+        spec, buffer, corrupt, observed: As in :class:`Task`.
         table: The windows to predict.
         to_table: Outputs of all windows as a table in original units.
         plot: ``(table, note) -> Figure``.
@@ -182,6 +232,7 @@ class NewData:
     summary: Callable[[pd.DataFrame], str]
     outputs: Outputs | None = None
     corrupt: Callable[[Batch, jax.Array], Batch] | None = None
+    observed: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import ClassificationSettings, DataConfig
 from ofa_jax.data.archives import LabelledCases, read_ts
 from ofa_jax.data.catalog.load import load_cases
+from ofa_jax.data.missing import count_filled, filled_notices
 from ofa_jax.data.splits import Split, fit_scaler
 from ofa_jax.errors import DataError
 from ofa_jax.model.linear import init_linear_classifier, linear_classifier
@@ -76,8 +77,12 @@ def prepare(data: DataConfig, task: ClassificationSettings, protocol: Protocol =
         made,
         task,
         scaler,
-        notices=(*_notices(longest, test.lengths, task.input_length), *scaler.notices),
-        meta={"classes": list(present)},
+        notices=(
+            *(text for part in (train, test) for text in filled_notices(part.observed, part.source)),
+            *_notices(longest, test.lengths, task.input_length),
+            *scaler.notices,
+        ),
+        meta={"classes": list(present), "filled": count_filled(train.observed) + count_filled(test.observed)},
         labels={"label": label, "length": lengths, "training_cases": np.array(train.n_cases)},
         naive={"most frequent class": partial(_most_frequent, tables)},
     )

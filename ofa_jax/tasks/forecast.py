@@ -15,13 +15,14 @@ from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, ForecastSettings
 from ofa_jax.data.catalog.load import CATALOG, DatasetEntry, load
 from ofa_jax.data.frames import Frame, check_columns, read_frame
-from ofa_jax.data.seasons import season_of
+from ofa_jax.data.missing import count_filled, filled_notices
+from ofa_jax.data.seasons import season_length, season_notices, season_of
 from ofa_jax.data.splits import Borders, Scaler, Split, borders, fit_scaler
 from ofa_jax.errors import DataError
 from ofa_jax.model.linear import dlinear, init_dlinear, init_nlinear, nlinear
 from ofa_jax.model.networks import ForecastNetwork
 from ofa_jax.plots import run as plots
-from ofa_jax.tasks.base import LinearBaseline, NewData, Sums, Task, TaskData, TaskKind, TrainedOn
+from ofa_jax.tasks.base import LinearBaseline, NewData, Predict, Sums, Task, TaskData, TaskKind, TrainedOn
 from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
 from ofa_jax.tasks.naive import seasonal_naive
@@ -75,7 +76,8 @@ def prepare_frame(
     """As :func:`prepare`, for series in memory."""
     length, horizon = task.input_length, task.horizon
     parts, scaler, tables = split_and_scale(frame, data, entry, input_length=length, horizon=horizon)
-    season = data.season or (entry.season if entry else season_of_frame(frame))
+    known = (data.season, entry.season if entry else None)
+    season = season_length(*known, None) or season_of_frame(frame)
     made = Task(
         spec=WindowSpec(length, horizon, univariate=True),
         buffer=scaler.transform(frame.values),
@@ -87,19 +89,44 @@ def prepare_frame(
         protocol=protocol,
         drop_last=protocol == "published",
         full_batches=protocol == "published",
+        observed=frame.observed,
     )
-    naive = partial(seasonal_naive, season=season, horizon=horizon)
+    untrained, notices = naive_forecasts(season, length, horizon)
     return ForecastData(
         made,
         task,
         scaler,
         season,
-        notices=tuple(scaler.notices),
-        meta={"frequency": frame.frequency},
-        untrained={f"seasonal naive ({season} steps)": naive},
+        notices=(
+            *filled_notices(frame.observed, frame.source),
+            *season_notices(*known, frame.frequency, frame.source),
+            *notices,
+            *scaler.notices,
+        ),
+        meta={"frequency": frame.frequency, "filled": count_filled(frame.observed)},
+        untrained=untrained,
+        lookback={title: season for title in untrained if title.startswith("seasonal")},
         frame=frame,
         borders=parts,
     )
+
+
+def naive_forecasts(season: int, length: int, horizon: int) -> tuple[dict[str, Predict], list[str]]:
+    """Seasonal naive, by the name of what it does, and what a user is told of it.
+
+    With a season longer than the L input steps it reads the series before the window, and the last value,
+    which is all that the window shows of a cycle, is a baseline as well.
+    """
+    repeat: dict[str, Predict] = {"last value": partial(seasonal_naive, season=1, horizon=horizon)}
+    if season == 1:
+        return repeat, []
+    cycle: dict[str, Predict] = {
+        f"seasonal naive ({season} steps)": partial(seasonal_naive, season=season, horizon=horizon)
+    }
+    if season <= length:
+        return cycle, []
+    what = f"the season of {season} steps is longer than task.input_length {length}"
+    return cycle | repeat, [f"{what}, so seasonal naive reads the series before the window"]
 
 
 def split_and_scale(
@@ -122,7 +149,8 @@ def split_and_scale(
         borders, frame.n_rows, rule, input_length=input_length, ratios=data.ratios, source=frame.source
     )
     parts, complete = cut(horizon=horizon, percent=data.percent), cut()["train"]
-    scaler = fit_scaler(frame.values[slice(*complete)], frame.names, source=frame.source)
+    fitted, later = np.split(frame.values, [complete[1]])
+    scaler = fit_scaler(fitted, frame.names, source=frame.source, later=later)
     shape: dict[str, Any] = {"input_length": input_length, "horizon": horizon, "univariate": univariate}
     tables = {
         split: sliding_windows(rows, channels=frame.n_channels, **shape) for split, rows in parts.items()
@@ -205,6 +233,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     frame, scaler = read_new(trained, source), trained.scaler
     length, horizon = trained.task.input_length, getattr(trained.task, "horizon", 0)
     last, index = frame.values[-length:], time_index(frame, horizon)
+    filled = 0 if frame.observed is None else int((~frame.observed[-length:]).sum())
     panels = partial(forecast_panels, frame, history=min(length, 3 * horizon))
     title = f"{frame.source}: the next {horizon} steps"
 
@@ -219,7 +248,10 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         table=WindowTable.of(np.zeros(1), x_valid=length),
         to_table=to_table,
         plot=lambda table, note: plots.forecast(panels(table), title=title, note=note),
-        summary=lambda table: f"{horizon} steps of {frame.n_channels} series",
+        summary=lambda table: (
+            f"{horizon} steps of {frame.n_channels} series"
+            + (f" ({filled:,} of the values they are read from were missing and filled)" if filled else "")
+        ),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pandas as pd
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, ImputationSettings
 from ofa_jax.data.frames import Frame
+from ofa_jax.data.missing import count_filled, filled_notices
 from ofa_jax.errors import DataError
 from ofa_jax.model.linear import init_dlinear, masked_dlinear
 from ofa_jax.model.networks import ImputeNetwork
@@ -41,8 +41,9 @@ def prepare(data: DataConfig, task: ImputationSettings, protocol: Protocol = "st
     _, scaler, tables = split_and_scale(frame, data, entry, input_length=length, horizon=0, univariate=False)
     untimed = ["no timestamps, so the network reads no calendar features"]
     made = Task(
-        spec=WindowSpec(length, 0, univariate=False),
+        spec=WindowSpec(length, 0, univariate=False, hide_filled=True),
         buffer=np.concatenate([scaler.transform(frame.values), features], axis=1),
+        observed=None if frame.observed is None else _with_calendar(frame.observed, features),
         tables=tables,
         loss=squared_error,
         sums=forecast_sums,
@@ -55,13 +56,22 @@ def prepare(data: DataConfig, task: ImputationSettings, protocol: Protocol = "st
         made,
         task,
         scaler,
-        notices=(*scaler.notices, *(untimed if frame.timestamps is None else [])),
-        meta={"frequency": frame.frequency},
+        notices=(
+            *filled_notices(frame.observed, frame.source),
+            *scaler.notices,
+            *(untimed if frame.timestamps is None else []),
+        ),
+        meta={"frequency": frame.frequency, "filled": count_filled(frame.observed)},
         untrained={
             "linear interpolation": partial(interpolate, channels=channels),
             "mean of the window": partial(window_mean, channels=channels),
         },
     )
+
+
+def _with_calendar(observed: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """A mask of channels ``[T, C]``, with the calendar features, which are never missing."""
+    return np.concatenate([observed, np.ones(features.shape, bool)], axis=1)
 
 
 def imputation_metrics(sums: Sums) -> dict[str, float]:
@@ -146,29 +156,14 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         return pd.DataFrame(np.where(known, frame.values, filled), index, names).reset_index()
 
     return NewData(
-        spec=WindowSpec(trained.task.input_length, 0, univariate=False),
-        buffer=np.concatenate([values, features, known.astype(np.float32)], axis=1),
+        spec=WindowSpec(trained.task.input_length, 0, univariate=False, hide_filled=True),
+        buffer=np.concatenate([values, features], axis=1),
+        observed=_with_calendar(known, features),
         table=windows.table,
         to_table=to_table,
         plot=lambda filled, note: filled_table(given, filled),
         summary=lambda filled: f"{int((~known).sum()):,} missing values of {channels} series filled",
-        corrupt=_ShowKnown(channels, channels + features.shape[1]),
     )
-
-
-@dataclass(frozen=True)
-class _ShowKnown:
-    """Takes the last ``channels`` of ``[b, t, width + channels]``, 1 where known, as the mask of the first.
-
-    Equal ones share a compiled program, so that applying a model again does not compile it again.
-    """
-
-    channels: int
-    width: int
-
-    def __call__(self, batch: Batch, keys_b: jax.Array) -> Batch:
-        seen = batch.x_mask[..., : self.width].at[..., : self.channels].set(batch.x[..., self.width :] > 0)
-        return batch._replace(x=batch.x[..., : self.width], x_mask=seen)
 
 
 def _dlinear(task):

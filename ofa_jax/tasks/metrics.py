@@ -40,20 +40,27 @@ def series_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {"smape": _means(sums)["symmetric"]}
 
 
-def naive_scale(insample: np.ndarray, season: int) -> float:
-    """MASE's denominator: ``mean |in[m:] - in[:-m]|`` of the input ``[T]``; NaN where T ≤ m (protocol §3)."""
-    if len(insample) <= season:
-        return float("nan")
-    return float(np.abs(insample[season:] - insample[:-season]).mean())
+def naive_scale(insample: np.ndarray, season: int, observed: np.ndarray | None = None) -> float:
+    """MASE's denominator: ``mean |in[m:] - in[:-m]|`` of the input ``[T]`` (protocol §3).
+
+    Differences to or from a value that is not ``observed`` are left out; NaN where none is left.
+    """
+    step = np.abs(insample[season:] - insample[:-season])
+    if observed is not None:
+        step = step[observed[season:] & observed[:-season]]
+    return float(step.mean()) if len(step) else float("nan")
 
 
 def mean_scaled_error(sums: Mapping[str, np.ndarray], scale: np.ndarray) -> float:
-    """MASE: mean over windows of MAE over ``scale`` ``[windows]``, without windows of scale 0 or NaN."""
-    known = np.isfinite(scale) & (scale > 0)
+    """MASE: mean over windows of MAE over ``scale`` ``[windows]``.
+
+    Windows of scale 0 or NaN and those without an observed target are left out.
+    """
+    known = np.isfinite(scale) & (scale > 0) & (sums["count"] > 0)
     if not known.any():
         return float("nan")
-    error = sums["absolute_error"].astype(np.float64) / sums["count"]
-    return float((error[known] / scale[known]).mean())
+    error = sums["absolute_error"][known].astype(np.float64) / sums["count"][known]
+    return float((error / scale[known]).mean())
 
 
 def classification_sums(logits_bk: jax.Array, batch: Batch) -> dict[str, jax.Array]:

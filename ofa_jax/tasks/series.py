@@ -6,7 +6,7 @@ padded at their start and missing targets are masked (protocol §2, §3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, ShortTermSettings, ZeroShotSettings
 from ofa_jax.data.archives import SeriesCollection
 from ofa_jax.data.catalog.load import CATALOG, load_collection
-from ofa_jax.data.seasons import season_of
+from ofa_jax.data.missing import count_filled, filled_notices
+from ofa_jax.data.seasons import season_length, season_notices
 from ofa_jax.data.splits import Split
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.model.networks import ForecastNetwork, ShortTermNetwork
@@ -28,7 +29,6 @@ from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import mean_scaled_error, naive_scale, series_metrics, series_sums
 from ofa_jax.tasks.naive import last_cycle
 from ofa_jax.tasks.naive2 import naive2
-from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowSpec, WindowTable, lay_end_to_end
 
 Naive = Callable[[np.ndarray, int, int], np.ndarray]
@@ -47,29 +47,41 @@ def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protoc
         DataError: A collection cannot be read, or its series are too short to train on or to forecast.
     """
     assert data.target is not None, "the settings make sure of it"
-    source, source_season = read_collection(data.source, data)
-    target, target_season = (
-        (source, source_season) if data.target == data.source else read_collection(data.target, data)
-    )
+    source, source_season, notices = read_collection(data.source, data)
+    target, target_season = source, source_season
+    if data.target != data.source:
+        target, target_season, more = read_collection(data.target, data)
+        notices += more
     length, horizon = task.input_length, task.horizon
     ends = source.lengths - 2 * horizon
     kept = np.where(ends > length, (ends - length) * data.percent // 100 + length, ends)
     counts = np.maximum(kept - length - horizon + 1, 0)
     if not counts.any():
         least = length + 2 * horizon - (-100 * horizon // data.percent)
+        fitting = _fitting(int(source.lengths.max()), length, horizon, data.percent)
         what = f"no series has {length} input, {horizon} target and {2 * horizon} held-out steps"
-        fix = f"Series of at least {least} steps are needed; shorten task.input_length or task.horizon"
+        fix = f"Series of at least {least} steps are needed; {fitting}"
         fix += f", or raise data.percent from {data.percent}" if data.percent < 100 else ""
         raise DataError(what, where=source.source, fix=fix)
     origin = _forecastable(target, horizon)
-    buffer, first, far = _lay(source, target)
+    buffer, observed, first, far = _lay(source, target)
     train = _windows(first, length, counts, source.lengths, length, horizon)
     held: dict[Split, HeldOut] = {
         "validation": HeldOut(source, first, ends, source_season, horizon),
         "test": HeldOut(target, far, origin, target_season, horizon),
     }
     lengths = {"source_lengths": source.lengths, "target_lengths": target.lengths}
-    return _series_data(task, protocol, buffer, train, held, lengths, drop_last=protocol == "published")
+    practice: dict[str, Any] = {"observed": observed, "drop_last": protocol == "published"}
+    return _series_data(task, protocol, buffer, train, held, lengths, notices, **practice)
+
+
+def _fitting(steps: int, length: int, horizon: int, percent: int) -> str:
+    """The input length and horizon that a series of so many steps can be trained with, as advice."""
+    chosen = min(horizon, (steps - 1) * percent // (2 * percent + 100))
+    longest = steps - 2 * chosen + (-100 * chosen // percent)
+    if chosen < 1:
+        return "these are too short for any task.horizon"
+    return f"set task.input_length to {min(length, longest)} and task.horizon to {chosen}"
 
 
 def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Protocol = "strict") -> TaskData:
@@ -87,7 +99,7 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
     if reach < 1:
         what = f"a range of {task.cut_range:g} horizons of {horizon} step(s) holds no cut"
         raise ConfigError(what, where="task.cut_range", fix="Widen it")
-    collection, season = read_collection(data.source, data)
+    collection, season, notices = read_collection(data.source, data)
     origin = _forecastable(collection, horizon)
     ends = origin - horizon if protocol == "strict" else origin
     lowest = np.maximum(1, ends - reach)
@@ -95,9 +107,11 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
     if not counts.any():
         rest = 2 * horizon if protocol == "strict" else horizon
         what = f"no series is long enough to train on: the last {rest} steps of each are held out"
-        fix = f"Series of at least {rest + 2} steps are needed; shorten task.horizon"
+        most = (int(collection.lengths.max()) - 2) * horizon // rest
+        shorten = f"; set task.horizon to {most}" if most >= 1 else ""
+        fix = f"Series of at least {rest + 2} steps are needed{shorten}"
         raise DataError(what, where=collection.source, fix=fix)
-    buffer, first, _ = _lay(collection, collection)
+    buffer, observed, first, _ = _lay(collection, collection)
     train = _windows(first, lowest, counts, ends, length, horizon)
     held: dict[Split, HeldOut] = {
         "validation": HeldOut(collection, first, ends, season, horizon),
@@ -105,13 +119,12 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
     }
     groups = np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64)
     lengths = {"lengths": collection.lengths}
-    return _series_data(task, protocol, buffer, train, held, lengths, groups=groups)
+    practice: dict[str, Any] = {"observed": observed, "groups": groups}
+    return _series_data(task, protocol, buffer, train, held, lengths, notices, **practice)
 
 
-def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int | None]:
-    """Single series of a collection, a ``.tsf`` file or a table's columns, and their season length if known.
-
-    It is that of the settings, else the catalog's, else the frequency's.
+def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int | None, list[str]]:
+    """Single series of a collection, a ``.tsf`` file or a table's columns; their season if known; notices.
 
     Raises:
         DataError: It cannot be read.
@@ -122,8 +135,10 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
     else:
         frame, entry = read_series(data, name)
         columns = tuple(np.ascontiguousarray(column) for column in frame.values.T)
-        collection = SeriesCollection(frame.names, columns, frame.frequency, None, None, frame.source)
-    return collection, data.season or (entry.season if entry else season_of(collection.frequency))
+        observed = None if frame.observed is None else tuple(np.ascontiguousarray(frame.observed.T))
+        collection = SeriesCollection(frame.names, columns, frame.frequency, None, observed, frame.source)
+    known = (data.season, entry.season if entry else None, collection.frequency)
+    return collection, season_length(*known), season_notices(*known, collection.source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,16 +164,26 @@ class HeldOut:
         counts = (self.cut >= 1).astype(np.int64)
         return _windows(self.first, self.cut, counts, self.collection.lengths, length, self.horizon)
 
+    def _parts(self, series: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        cuts = zip(series, self.cut.tolist(), strict=True)
+        return [(steps[:cut], steps[cut : cut + self.horizon]) for steps, cut in cuts if cut >= 1]
+
     @cached_property
     def parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of each window all steps before its target, and the target."""
-        cuts = zip(self.collection.values, self.cut.tolist(), strict=True)
-        return [(series[:cut], series[cut : cut + self.horizon]) for series, cut in cuts if cut >= 1]
+        return self._parts(self.collection.values)
+
+    @cached_property
+    def observed(self) -> list[tuple[np.ndarray, np.ndarray]] | None:
+        """As :attr:`parts`, False where a value was filled; None without any."""
+        return None if self.collection.observed is None else self._parts(self.collection.observed)
 
     @cached_property
     def scale(self) -> np.ndarray:
         """``[windows]``: what MASE divides by."""
-        return np.array([naive_scale(past, self.season or 1) for past, _ in self.parts])
+        season, pasts = self.season or 1, [past for past, _ in self.parts]
+        seen = [None] * len(pasts) if self.observed is None else [past for past, _ in self.observed]
+        return np.array([naive_scale(past, season, known) for past, known in zip(pasts, seen, strict=True)])
 
     @cached_property
     def naive2_metrics(self) -> dict[str, float]:
@@ -167,12 +192,13 @@ class HeldOut:
     def naive_sums(self, naive: Naive) -> Sums:
         """The sums of a naive method's forecasts."""
         forecast = [naive(past, self.season or 1, self.horizon) for past, _ in self.parts]
-        return score_forecasts(np.stack(forecast), np.stack([after for _, after in self.parts]))
+        seen = None if self.observed is None else np.stack([after for _, after in self.observed])
+        return score_forecasts(np.stack(forecast), np.stack([after for _, after in self.parts]), seen)
 
     def plain(self, sums: Sums) -> dict[str, float]:
         """sMAPE and, where some window has a scale, MASE."""
-        mase = {"mase": mean_scaled_error(sums, self.scale)} if (self.scale > 0).any() else {}
-        return series_metrics(sums) | mase
+        mase = mean_scaled_error(sums, self.scale)
+        return series_metrics(sums) | ({} if np.isnan(mase) else {"mase": mase})
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         """sMAPE, MASE, and OWA, the mean of both relative to Naive2 (protocol §3), where defined."""
@@ -182,11 +208,15 @@ class HeldOut:
         return found | {"owa": (found["smape"] / reference["smape"] + found["mase"] / reference["mase"]) / 2}
 
 
-def score_forecasts(forecast: Any, target: Any) -> Sums:
-    """The sums of forecasts ``[windows, h]`` that were made elsewhere, as an evaluation would give them."""
-    seen: Any = np.ones((*target.shape, 1), bool)
-    batch = Batch(seen, target[..., None], seen, seen, seen[:, 0, 0], seen[:, 0, 0])
-    return {name: np.asarray(values) for name, values in series_sums(forecast[..., None], batch).items()}
+def score_forecasts(forecast: Any, target: Any, observed: np.ndarray | None = None) -> Sums:
+    """The sums of forecasts ``[windows, h]`` made elsewhere, in float64, as an evaluation names them."""
+    seen = np.ones(target.shape, bool) if observed is None else observed
+    error, size = np.abs(forecast - target), np.abs(forecast) + np.abs(target)
+    terms = np.divide(200 * error, size, out=np.zeros(size.shape), where=size > 0)
+    sums = {"symmetric": terms, "absolute_error": error}
+    return {name: np.where(seen, values, 0).sum(axis=1) for name, values in sums.items()} | {
+        "count": seen.sum(axis=1)
+    }
 
 
 def seasonal_last(insample: np.ndarray, season: int, horizon: int) -> np.ndarray:
@@ -201,21 +231,30 @@ def _series_data(
     train: WindowTable,
     held: Mapping[Split, HeldOut],
     lengths: Mapping[str, np.ndarray],
+    notices: Sequence[str],
     **practice: Any,
 ) -> TaskData:
     """The task that trains on a table and is scored on held-out parts."""
     tables = {"train": train, **{split: part.windows(task.input_length) for split, part in held.items()}}
     source = held["validation"].collection
     short = source.n_series - len(np.unique(train.window_id))
-    notices = [f"{short:,} of {source.n_series:,} series are too short to train on"] if short else []
+    collections = {part.collection.source: part.collection.observed for part in held.values()}
+    filled = (text for name, seen in collections.items() for text in filled_notices(seen, name))
+    notices = [*filled, *notices]
+    if short:
+        notices.append(f"{short:,} of {source.n_series:,} series are too short to train on")
     for part in held.values():
         if not part.season:
             unknown = "unknown season length, so MASE and Naive2 use 1; set data.season"
-            notices.append(f"{part.collection.source}: {unknown}")
+            notices.append(f"{Path(part.collection.source).name}: {unknown}")
     for split, part in held.items():
         if missed := int((~(part.scale > 0)).sum()):
             windows = f"{missed:,} of {len(part.scale):,} {split} windows"
             notices.append(f"MASE omits {windows} whose input is constant or shorter than a season")
+        if brief := sum(len(past) < (part.season or 1) for past, _ in part.parts):
+            windows = f"{brief:,} of {len(part.parts):,} {split} windows"
+            windows += f", which no season of {part.season} steps precedes"
+            notices.append(f"seasonal naive repeats the last value in {windows}")
 
     def report(score: Score, split: Split) -> dict[str, float]:
         sums = score(tables[split])
@@ -241,16 +280,25 @@ def _series_data(
         task,
         None,
         season=held["test"].season or 1,
+        validation_season=held["validation"].season or 1,
         notices=tuple(dict.fromkeys(notices)),  # both parts may be of one collection
+        meta={"filled": sum(map(count_filled, collections.values()))},
         labels=lengths,
         naive={"seasonal naive": partial(naive, seasonal_last), "Naive2": partial(naive, naive2)},
     )
 
 
-def _lay(source: SeriesCollection, target: SeriesCollection) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One buffer ``[rows, 1]`` of both, and the first row of each of their series."""
-    buffer, first = lay_end_to_end(_columns(source) + ([] if source is target else _columns(target)))
-    return buffer, first[: source.n_series], first[-target.n_series :]
+def _lay(
+    source: SeriesCollection, target: SeriesCollection
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
+    """One buffer ``[rows, 1]`` of both, which values were observed, and the first row of each series."""
+    both = [source] if source is target else [source, target]
+    buffer, first = lay_end_to_end([column for one in both for column in _columns(one)])
+    observed = None
+    if any(one.observed is not None for one in both):
+        masks = [one.observed or [np.ones(steps, bool) for steps in one.lengths] for one in both]
+        observed = np.concatenate([mask for one in masks for mask in one])[:, None]
+    return buffer, observed, first[: source.n_series], first[-target.n_series :]
 
 
 def _columns(collection: SeriesCollection) -> list[np.ndarray]:
@@ -265,7 +313,9 @@ def _forecastable(collection: SeriesCollection, horizon: int) -> np.ndarray:
         index = int(np.flatnonzero(origin < 1)[0])
         name, steps = collection.names[index], collection.lengths[index]
         what = f"series `{name}` has {steps} step(s), horizon is {horizon}"
-        raise DataError(what, where=collection.source, fix="Shorten task.horizon, or leave such series out")
+        shortest = int(collection.lengths.min())
+        shorten = f"Set task.horizon to at most {shortest - 1}, or leave" if shortest > 1 else "Leave"
+        raise DataError(what, where=collection.source, fix=f"{shorten} such series out")
     return origin
 
 

@@ -34,4 +34,5 @@ def prepare(data: DataConfig, task: TaskSettings, *, protocol: Protocol, batch_s
         ConfigError: A setting is out of range.
     """
     made = TASKS[task.name].prepare(data, task, protocol)
+    made.task.check_targets(data.source)
     return replace(made, task=made.task.with_full_batches(batch_size))

@@ -12,6 +12,7 @@ from ofa_jax.tasks.base import NewData, Task
 from ofa_jax.train.devices import Layout, make_layout
 from ofa_jax.train.memory import EVAL_WINDOWS, slices_and_rows
 from ofa_jax.train.step import Outputs, Params, Predict, eval_step
+from ofa_jax.windows.batch import Rows
 from ofa_jax.windows.order import IndexStream
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
@@ -38,7 +39,7 @@ class WindowPredictor:
     ) -> None:
         self._layout = layout = layout or make_layout()
         self._step = _compiled(predict, outputs or _prediction, task.spec, task.corrupt, layout)
-        self.buffer = layout.place(task.buffer)
+        self.buffer = layout.place(Rows.of(task.buffer, task.observed))
         self._batch_size = batch_size or EVAL_WINDOWS
 
     def __call__(self, table: WindowTable, frozen: Params, trainable: Params) -> dict[str, np.ndarray]:

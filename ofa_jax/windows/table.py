@@ -75,6 +75,7 @@ class WindowSpec:
         univariate: Whether each window is one channel (then batches have ``c = 1``).
         align: Alignment of short inputs: ``end`` pads before them (forecasting), ``start`` after them.
         labelled: Whether the target is the window's class label instead of steps.
+        hide_filled: Whether filled values are masked in the input as well; always in the target.
     """
 
     input_length: int
@@ -82,6 +83,7 @@ class WindowSpec:
     univariate: bool = True
     align: Literal["start", "end"] = "end"
     labelled: bool = False
+    hide_filled: bool = False
 
 
 def sliding_windows(

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax.baselines.compare import compare, model_name
+from ofa_jax.baselines.compare import baseline_rows, compare, model_name
+from ofa_jax.build import build_network, trunk_config
 from ofa_jax.errors import CheckpointError
 from ofa_jax.files import run_lock
 from ofa_jax.model.linear import init_nlinear, nlinear
 from ofa_jax.runs.folder import BASELINES
-from ofa_jax.runs.train import open_run
+from ofa_jax.runs.train import open_run, read_data
+from ofa_jax.tasks.forecast import prepare_frame
 from ofa_jax.tasks.naive import seasonal_naive
 from ofa_jax.train.progress import SilentReporter
 
@@ -37,6 +39,39 @@ def test_seasonal_naive_repeats_the_last_cycle(season, length, horizon):
     np.testing.assert_array_equal(
         seasonal_naive({}, {}, jnp.asarray(x_btc), season=season, horizon=horizon), wanted
     )
+
+
+def test_a_season_longer_than_the_input_is_read_before_the_window(tiny, tmp_path):
+    lines = ["date,a"]
+    cycle = np.random.default_rng(0).normal(size=52)
+    days = np.datetime64("2015-01-04") + 7 * np.arange(400)
+    lines += [f"{day},{value!r}" for day, value in zip(days, np.resize(cycle, 400).tolist(), strict=True)]
+    (tmp_path / "weeks.csv").write_text("\n".join(lines) + "\n")
+    experiment = tiny.experiment(tmp_path / "weeks.csv", "task.input_length=24", "data.percent=50")
+    data = read_data(experiment)
+    assert list(data.untrained) == ["seasonal naive (52 steps)", "last value"]
+    assert any("longer than task.input_length 24" in text for text in data.notices)
+    network = build_network(experiment, trunk_config(experiment.trunk))
+
+    def rows(split: Any) -> dict[str, float]:
+        made = baseline_rows(
+            experiment, network, data, split=split, wanted=[], folder=None, reporter=SilentReporter()
+        )
+        return {row.method: row.metrics["mse"] for row in made}
+
+    found, buffer = rows("test"), data.task.buffer[:, 0].astype(np.float64)
+    assert found["seasonal naive (52 steps)"] == 0  # the series repeats itself
+    ahead = np.arange(8)
+    origins = np.arange(320, 400 - 8 + 1)
+    error = buffer[origins[:, None] + ahead] - buffer[origins - 1][:, None]
+    assert found["last value"] == pytest.approx(np.square(error).mean(), rel=1e-5)  # float32 squares
+    assert list(rows("train")) == ["last value"]  # no year precedes the first windows
+
+
+def test_with_a_season_of_one_step_the_baseline_is_named_last_value(tiny):
+    experiment = tiny.experiment("unused.csv", "data.season=1")
+    data = prepare_frame(tiny.frame(), experiment.data, experiment.task)
+    assert (list(data.untrained), dict(data.lookback)) == (["last value"], {})
 
 
 def test_nlinear_is_a_linear_map_around_the_last_value():

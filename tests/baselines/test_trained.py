@@ -50,7 +50,7 @@ from ofa_jax.train.progress import SilentReporter
 TASKS = ("forecast", "zero_shot", "short_term", "anomaly", "classification", "imputation")
 
 UNTRAINED = {
-    "forecast": ["seasonal naive (24 steps)"],
+    "forecast": ["seasonal naive (24 steps)", "last value"],
     "zero_shot": ["seasonal naive", "Naive2"],
     "short_term": ["seasonal naive", "Naive2"],
     "anomaly": ["distance from the mean", "random scores"],
@@ -178,7 +178,7 @@ def test_a_run_of_every_task_says_its_protocol_everywhere(trained):
     loaded, data = open_run(run)
     comparison = compare(loaded, data, reporter=Listener())
     content = comparison.to_dict()
-    assert set(content) == {"task", "split", "windows", "protocol", "methods"}
+    assert set(content) == {"task", "split", "windows", "protocol", "season", "notices", "methods"}
     assert set(content["methods"][0]) == {"method", *comparison.rows[0].metrics, "trainable", "bytes"}
     assert (content["task"], content["protocol"], content["split"], content["windows"]) == (
         task,

@@ -19,6 +19,7 @@ import typer
 
 from ofa_jax import __version__
 from ofa_jax.cli import main as cli
+from ofa_jax.cli.options import print_json
 from ofa_jax.inference import formula_names
 from ofa_jax.train.progress import ConsoleReporter
 
@@ -184,6 +185,11 @@ def test_training_a_finished_run_again_is_quick_and_quiet(trained, call):
     called = call("train", trained.config, "--out", trained.run, "--set", "train.epochs=2")
     assert (called.status, called.err) == (0, "")
     assert called.out.startswith("all epochs done")
+
+
+def test_json_has_null_where_a_number_is_not_finite(capsys):
+    print_json({"a": [1.0, float("inf")], "b": {"c": float("nan")}, "d": (True, None, "x", 3)})
+    assert capsys.readouterr().out == '{"a": [1.0, null], "b": {"c": null}, "d": [true, null, "x", 3]}\n'
 
 
 def test_evaluate_as_json(trained, tiny):

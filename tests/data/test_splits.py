@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ofa_jax.data.splits import borders, fit_scaler
 from ofa_jax.errors import DataError
@@ -60,6 +64,40 @@ def test_an_ett_part_that_no_number_of_rows_can_lengthen():
         borders(17420, "ett_hour", input_length=9000)
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    rows=st.integers(5, 400),
+    length=st.integers(1, 400),
+    horizon=st.integers(0, 120),
+    percent=st.sampled_from([100, 100, 50, 5]),
+    rule=st.sampled_from(["ratio", "ratio", "ett_hour"]),
+)
+def test_the_sizes_that_the_error_names_fit(rows, length, horizon, percent, rule):
+    rows, length, horizon = (number * (40 if rule == "ett_hour" else 1) for number in (rows, length, horizon))
+    rows = max(rows, 14_400) if rule == "ett_hour" else rows
+    asked = {"input_length": length, "horizon": horizon}
+    options = {"rule": rule, "percent": percent}
+    fix = ""
+    try:
+        borders(rows, **asked, **options)
+    except DataError as error:
+        fix = str(error.fix)
+    named = {name: int(value) for name, value in re.findall(r"task\.(\w+) to (\d+)", fix)}
+    if named:
+        found = borders(rows, **{**asked, **named}, **options)
+        assert all(named[name] < asked[name] for name in named)
+        assert found["train"][1] >= sum({**asked, **named}.values())
+    elif fix:
+        assert "No input length and horizon fit" in fix
+        with pytest.raises(DataError):
+            borders(rows, input_length=1, horizon=min(horizon, 1), **options)
+
+
+def test_144_months_get_sizes_that_fit():
+    with pytest.raises(DataError, match=r"Set task\.input_length to 42 and task\.horizon to 16, or give"):
+        borders(144, "ratio", input_length=336, horizon=96)
+
+
 def test_scaler_standardizes_and_inverts():
     values = np.random.default_rng(0).normal(5.0, 3.0, (200, 3))
     scaler = fit_scaler(values, ("a", "b", "c"))
@@ -78,6 +116,30 @@ def test_values_that_cannot_be_scaled_are_refused():
     for values in ([1e300, -1e300], [1e-200, 2e-200]):
         with pytest.raises(DataError, match="`a` is spread"):
             fit_scaler(np.array(values)[:, None], ["a"])
+
+
+def test_a_nearly_constant_series_is_scaled_by_its_size_and_named():
+    draw = np.random.default_rng(0)
+    noise = np.where(draw.random(1000) < 0.5, 0.1 + 0.2, 0.3)  # which differ in the last bit
+    fine = 1e6 + draw.normal(size=1000) * 1e-4
+    usual = 1e6 + draw.normal(size=1000)  # a spread that float32 sees
+    residue = draw.normal(size=1000) * 1e-17
+    names = ("noise", "fine", "usual", "residue")
+    values = np.stack([noise, fine, usual, residue], axis=1)
+    later = np.array([[5.0, 0.0, 1e6, 1.0]])
+    scaler = fit_scaler(values, names, later=later)
+    assert (scaler.constant, scaler.nearly_constant) == ((), ("noise", "fine", "residue"))
+    assert len(scaler.notices) == 1
+    assert scaler.notices[0].endswith("subtract their level to use what varies: noise, fine, residue")
+    scaled = scaler.transform(np.concatenate([values, later]))
+    assert np.square(scaled[:, [0, 1, 3]]).max() <= 1
+    assert scaled[:1000, 2].std() == pytest.approx(1, rel=1e-5)
+    np.testing.assert_allclose(scaler.invert(scaled), np.concatenate([values, later]), atol=1e-1, rtol=1e-6)
+
+
+def test_small_units_are_no_near_constancy():
+    scaler = fit_scaler(np.random.default_rng(0).normal(size=(100, 1)) * 1e-12, ["a"])
+    assert (scaler.nearly_constant, scaler.notices) == ((), [])
 
 
 def test_a_constant_series_gets_std_1_and_is_named():

@@ -251,7 +251,8 @@ def test_errors_by_channel_and_step_are_means_of_the_same_errors(run, monkeypatc
     windows = evaluation.windows(range(table.size))
     squared = np.stack([np.square(window["prediction"] - window["y"])[:, 0] for window in windows])
     by_channel, by_step = errors.folded
-    assert by_step.head == ("step", "One-for-All (reference, random trunk)", "seasonal naive (24 steps)")
+    ours, naive = "One-for-All (reference, random trunk)", "seasonal naive (24 steps)"
+    assert by_step.head == ("step", ours, naive, "last value")
     own = [float(row[1]) for row in by_step.rows]
     np.testing.assert_allclose(own, squared.mean(axis=0), rtol=1e-3)  # four digits are shown
     by_name = {row[0]: float(row[1]) for row in by_channel.rows}
@@ -293,7 +294,8 @@ def test_baselines_that_the_run_has_are_in_the_table(run, report):
     compared = _compared(run, Evaluation(loaded, data), {"mse": 0.5}, False, SilentReporter())
     section = baselines_section(compared)
     methods = [row[0] for row in section.tables[0].rows]
-    assert methods == ["One-for-All (reference, random trunk)", "seasonal naive (24 steps)", "NLinear"], (
+    untrained = ["seasonal naive (24 steps)", "last value"]
+    assert methods == ["One-for-All (reference, random trunk)", *untrained, "NLinear"], (
         "only those that are kept"
     )
     assert len(section.sentences) == 1
@@ -319,7 +321,7 @@ def test_an_unfinished_run_says_so(run):
     events = read_events(run / METRICS_FILE)
     begun = [event for event in events if event["event"] != "finished"]
     assert "Training has not finished" in _warnings(loaded, data, begun)[1]
-    assert len(_warnings(loaded, data, events)) == 1
+    assert len(_warnings(loaded, data, events)) == 3  # the season is inferred, and longer than the input
     assert "so there are no curves" in training_section([], "mse").sentences[0]
 
 

@@ -136,7 +136,7 @@ def test_published_trains_on_all_cases_and_chooses_by_accuracy_on_the_test_cases
 def test_classes_without_a_training_case_are_not_counted():
     data = prepared(cases("bbdd"), cases("db", seed=1))
     assert data.settings.classes == 2
-    assert data.meta == {"classes": ["b", "d"]}
+    assert data.meta == {"classes": ["b", "d"], "filled": 0}
     assert data.task.tables["test"].label.tolist() == [1, 0]
 
 

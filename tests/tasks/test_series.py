@@ -3,6 +3,7 @@ forecast is measured by."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from ofa_jax.config.tasks import task_settings
 from ofa_jax.data.archives import read_m4_part
 from ofa_jax.data.archives.text import read_lines
 from ofa_jax.data.catalog.load import CATALOG, load_collection, locate
+from ofa_jax.data.seasons import season_length
 from ofa_jax.errors import ConfigError, DataError, OfaError
 from ofa_jax.model.linear import init_nlinear, nlinear
 from ofa_jax.tasks.base import Task, TaskData
@@ -63,6 +65,11 @@ def tsf(
     ]
     path.write_text("\n".join([*head, *body]) + "\n")
     return path
+
+
+def said(data: TaskData) -> list[str]:
+    """The notices but that of the season, which the frequency gives."""
+    return [text for text in data.notices if "inferred from the frequency" not in text]
 
 
 def csv(path: Path, columns: dict[str, Sequence[float]], *, step: str | None = "MS") -> Path:
@@ -181,7 +188,8 @@ def test_a_source_series_of_l_and_three_h_has_one_training_window(tmp_path, leng
         (0, list(range(1, length + 1)), list(range(length + 1, length + horizon + 1)))
     ]
     with pytest.raises(
-        DataError, match=rf"b\.tsf: no series has .*at least {least} steps are needed; shorten"
+        DataError,
+        match=rf"b\.tsf: no series has .*at least {least} steps are needed; (set task|these are too short)",
     ) as caught:
         zero_shot(tsf(tmp_path / "b.tsf", numbered([least - 1, 1])), target, length=length, horizon=horizon)
     assert "percent" not in str(caught.value)
@@ -201,6 +209,34 @@ def test_the_length_that_the_error_asks_for_is_enough_and_the_least(tmp_path, pe
     )
     with pytest.raises(DataError, match=f"at least {least} steps"):
         zero_shot(tsf(tmp_path / "c.tsf", numbered([least - 1])), target, percent=percent)
+
+
+@pytest.mark.parametrize("steps", [4, 5, 9, 30])
+@pytest.mark.parametrize("percent", [100, 30])
+def test_the_sizes_that_the_error_names_train(tmp_path, steps, percent):
+    path = tsf(tmp_path / "a.tsf", numbered([steps, 2]))
+    target = tsf(tmp_path / "b.tsf", numbered([200]))
+    with pytest.raises(DataError) as caught:
+        zero_shot(path, target, length=96, horizon=96, percent=percent)
+    named = dict(re.findall(r"task\.(\w+) to (\d+)", str(caught.value.fix)))
+    if not named:
+        assert "too short for any task.horizon" in str(caught.value.fix)
+        with pytest.raises(DataError):
+            zero_shot(path, target, length=1, horizon=1, percent=percent)
+        return
+    sizes = {"length": int(named["input_length"]), "horizon": int(named["horizon"])}
+    assert zero_shot(path, target, percent=percent, **sizes).task.tables["train"].size
+
+
+@pytest.mark.parametrize("protocol", ["strict", "published"])
+@pytest.mark.parametrize("steps", [5, 9, 30])
+def test_the_horizon_that_the_error_names_trains(tmp_path, steps, protocol):
+    path = tsf(tmp_path / "a.tsf", numbered([steps]))
+    with pytest.raises(DataError) as caught:
+        short_term(path, horizon=steps - 1, protocol=protocol)
+    named = re.search(r"set task\.horizon to (\d+)", str(caught.value.fix))
+    assert named is not None
+    assert short_term(path, horizon=int(named[1]), protocol=protocol).task.tables["train"].size
 
 
 def test_no_target_of_a_collection_that_is_its_own_target_is_seen_before(tmp_path):
@@ -234,11 +270,11 @@ def test_short_series_are_padded_before_their_start(tmp_path):
         np.testing.assert_array_equal(batch.x_mask[..., 0], np.array([*x, [0] * 4]) > 0)
         np.testing.assert_array_equal(batch.y[..., 0], [*y, [0] * 2])
         np.testing.assert_array_equal(batch.y_mask[..., 0], [[True] * 2, [True] * 2, [False] * 2])
-    assert data.notices == (
+    assert said(data) == [
         "1 of 2 series are too short to train on",
         "MASE omits 1 of 2 validation windows whose input is constant or shorter than a season",
         "MASE omits 1 of 2 test windows whose input is constant or shorter than a season",
-    )
+    ]
 
 
 def test_the_published_transfer_drops_training_batches_and_nothing_else(tmp_path):
@@ -262,7 +298,9 @@ def test_columns_of_a_table_are_series_on_either_side(tmp_path, step):
     table = csv(tmp_path / "own.csv", {"one": series[0], "two": series[1]}, step=step)
     other = tsf(tmp_path / "a.tsf", numbered([12, 14], start=31), frequency="quarterly")
     season = {"MS": 12, "h": 24, None: 1}[step]
-    unknown = [f"{table}: unknown season length, so MASE and Naive2 use 1; set data.season"] * (step is None)
+    unknown = [f"{table.name}: unknown season length, so MASE and Naive2 use 1; set data.season"] * (
+        step is None
+    )
 
     data = zero_shot(table, other, length=4)
     assert [len(shown(data.task, split)) for split in ("train", "validation", "test")] == [12, 2, 2]
@@ -294,18 +332,49 @@ def test_the_column_of_timestamps_can_be_named(tmp_path):
         ("yearly", 1),
         ("quarterly", 4),
         ("monthly", 12),
-        ("weekly", 1),
-        ("daily", 1),
+        ("weekly", 52),
+        ("daily", 7),
         ("hourly", 24),
         ("Hourly", 24),
+        ("half_hourly", 48),
     ],
 )
 def test_the_cycle_of_an_archive_follows_from_its_word_for_the_frequency(tmp_path, frequency, season):
-    path = tsf(tmp_path / "a.tsf", numbered([60]), frequency=frequency)
+    path = tsf(tmp_path / "a.tsf", numbered([160]), frequency=frequency)
     found = short_term(path)
-    assert found.season == season
-    assert not found.notices
-    assert short_term(path, season=5).season == 5
+    assert (found.season, found.season_in("test")) == (season, season)
+    inferred = (
+        f"season length m = {season}, inferred from the frequency {frequency}; data.season sets another"
+    )
+    assert found.notices == (f"{path.name}: {inferred}",)
+    assert (short_term(path, season=5).season, short_term(path, season=5).notices) == (5, ())
+
+
+def test_a_table_and_an_archive_of_the_same_days_have_the_same_season_and_metrics(tmp_path):
+    series = np.random.default_rng(0).normal(size=60).cumsum() + np.resize([0, 1, 2, 3, 2, 1, 0], 60) * 5 + 50
+    archive = short_term(tsf(tmp_path / "a.tsf", [series.tolist()], frequency="daily"), length=14, horizon=7)
+    columns = short_term(csv(tmp_path / "a.csv", {"T0": series.tolist()}, step="D"), length=14, horizon=7)
+    assert archive.season == columns.season == 7
+    for name in ("seasonal naive", "Naive2"):
+        assert archive.naive[name]("test") == columns.naive[name]("test")
+
+
+def test_the_competitions_season_is_that_of_its_own_sets_alone():
+    assert {CATALOG[f"m4_{word}"].season for word in ("weekly", "daily", "yearly")} == {1}
+    assert (season_length(None, CATALOG["m4_daily"].season, "Daily"), season_length(None, None, "Daily")) == (
+        1,
+        7,
+    )
+    assert (
+        season_length(5, CATALOG["m4_daily"].season, "Daily") == 5
+    )  # a setting that is given is what counts
+    assert season_length(None, None, "fortnightly") is None
+
+
+def test_seasonal_naive_says_where_it_repeats_the_last_value(tmp_path):
+    data = short_term(tsf(tmp_path / "a.tsf", numbered([40, 12]), frequency="monthly"))
+    windows = "1 of 2 test windows, which no season of 12 steps precedes"
+    assert f"seasonal naive repeats the last value in {windows}" in data.notices
 
 
 @pytest.mark.parametrize("frequency", [None, "fortnightly"])
@@ -313,8 +382,8 @@ def test_a_cycle_that_nothing_tells_is_one_step_and_said(tmp_path, frequency):
     path = tsf(tmp_path / "a.tsf", numbered([60]), frequency=frequency)
     found = short_term(path)
     assert found.season == 1
-    assert [text for text in found.notices if "data.season" in text] == list(found.notices)
     assert len(found.notices) == 1
+    assert "data.season" in found.notices[0]
     assert not short_term(path, season=1).notices
 
 
@@ -510,6 +579,21 @@ def test_the_yardstick_sees_the_whole_series_before_the_window(tmp_path):
             )  # float32 differences of Naive2's float64 products
 
 
+@pytest.mark.parametrize(("scale", "level"), [(1e-12, 0.0), (1e12, 0.0), (1.0, 1e9), (1e-3, 1e6)])
+def test_naive_methods_are_scored_in_float64(tmp_path, scale, level):
+    values = np.random.default_rng(0).integers(1, 100, size=40).astype(float)
+    paths = (
+        tsf(tmp_path / "a.tsf", [values.tolist()]),
+        tsf(tmp_path / "b.tsf", [(values * scale + level).tolist()]),
+    )
+    found, other = (short_term(path).naive["seasonal naive"]("test") for path in paths)
+    assert found is not None
+    assert other is not None
+    assert other["mase"] == pytest.approx(found["mase"], rel=1e-6)
+    if not level:
+        assert other["smape"] == pytest.approx(found["smape"], rel=1e-9)
+
+
 def test_seasonal_last_repeats_the_cycle_that_it_knows():
     assert seasonal_last(np.arange(10.0), 4, 6).tolist() == [6, 7, 8, 9, 6, 7]
     assert seasonal_last(np.arange(4.0), 4, 2).tolist() == [0, 1]
@@ -524,8 +608,7 @@ def test_constant_series_have_neither_mase_nor_owa(tmp_path, value):
         lambda table: evaluate(last_value(2), data.task, table, {}, {}, batch_size=3), "test"
     )
     assert found == {"smape": 0}
-    assert [text for text in data.notices if text.startswith("MASE omits 2 of 2")] == list(data.notices)
-    assert len(data.notices) == 2
+    assert [text.startswith("MASE omits 2 of 2") for text in said(data)] == [True, True]
 
 
 def test_one_constant_series_is_left_out_of_mase_and_said(tmp_path):
@@ -562,7 +645,7 @@ def on_side(side: str, bad: object, good: object, **more: Any) -> TaskData:
     return zero_shot(*((bad, good) if side == "source" else (good, bad)), **more)
 
 
-TOO_SHORT = "series `T{}` has {} step(s), horizon is {}. Shorten task.horizon, or leave such series out."
+TOO_SHORT = "series `T{}` has {} step(s), horizon is {}. "
 
 
 @pytest.mark.parametrize(
@@ -606,7 +689,7 @@ def test_a_bad_series_is_one_clear_error(tmp_path, sides, series, more, match):
 
 def test_a_short_source_series_is_no_error_where_others_train(tmp_path):
     data = zero_shot(tsf(tmp_path / "a.tsf", numbered([30, 1])), tsf(tmp_path / "b.tsf", numbered([5])))
-    assert data.notices[0] == "1 of 2 series are too short to train on"
+    assert said(data)[0] == "1 of 2 series are too short to train on"
 
 
 @pytest.mark.parametrize(("protocol", "least"), [("strict", 6), ("published", 4)])

@@ -20,6 +20,8 @@ from ofa_jax.data.archives.text import read_lines
 from ofa_jax.data.catalog.entries import ENTRIES
 from ofa_jax.data.catalog.load import content_sha256
 from ofa_jax.data.frames import Frame, Missing, Timestamps, read_frame
+from ofa_jax.data.missing import count_filled
+from ofa_jax.data.seasons import season_of
 
 Record = Frame | SeriesCollection | LabelledCases | LabelledStream | dict[str, tuple[int, str]]
 
@@ -82,6 +84,8 @@ def _summary(record: Record) -> dict[str, Any]:
             "channels": record.n_channels,
             "names": list(record.names),
             "frequency": record.frequency,
+            "season": season_of(record.frequency),
+            "filled": count_filled(record.observed),
             "first": ends[0],
             "last": ends[1],
         }
@@ -106,9 +110,10 @@ def _summary(record: Record) -> dict[str, Any]:
         "shortest": int(record.lengths.min()),
         "longest": int(record.lengths.max()),
     }
+    lengths |= {"filled": count_filled(record.observed)}
     if isinstance(record, SeriesCollection):
-        names = {"kind": "collection", "series": record.n_series}
-        return names | {"frequency": record.frequency, "horizon": record.horizon} | lengths
+        names = {"kind": "collection", "series": record.n_series, "frequency": record.frequency}
+        return names | {"season": season_of(record.frequency), "horizon": record.horizon} | lengths
     classes = {name: record.labels.count(name) for name in record.classes}
     sizes = {"kind": "cases", "cases": record.n_cases, "channels": record.n_channels}
     return sizes | {"classes": classes} | lengths

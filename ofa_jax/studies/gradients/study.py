@@ -53,7 +53,7 @@ from ofa_jax.studies.sweep.program import bucket, padded
 from ofa_jax.tasks.base import Task
 from ofa_jax.train.lanes import stack
 from ofa_jax.train.step import Params, TrainState, dropout_key, init_state, train_step
-from ofa_jax.windows.batch import Batch, gather
+from ofa_jax.windows.batch import Batch, Rows, gather
 from ofa_jax.windows.order import IndexStream
 from ofa_jax.windows.table import WindowTable
 
@@ -211,7 +211,7 @@ class StudyRunner:
         self._stream = IndexStream(table.size, self.windows, seed=seed, groups=groups)
         self._key = dropout_key(seed)
         self._frozen = jax.tree.map(jnp.asarray, model.frozen)
-        self._data = jnp.asarray(task.buffer), WindowTable(*map(jnp.asarray, table))
+        self._data = jax.tree.map(jnp.asarray, (Rows.of(task.buffer, task.observed), table))
         adam_rate = grid.adam_learning_rate or experiment.train.learning_rate
         self._rates = {"sgd": grid.sgd_learning_rate, "adam": adam_rate}
         self._optimizers = {"sgd": optax.sgd(grid.sgd_learning_rate), "adam": optax.adam(adam_rate)}

@@ -31,7 +31,7 @@ from pydantic_core import to_jsonable_python
 from ofa_jax.baselines.compare import baseline_rows
 from ofa_jax.baselines.trained import trained_baselines
 from ofa_jax.build import build_model, lora_config
-from ofa_jax.config.load import FORMAT, build_experiment, dump_experiment, upgrade_settings
+from ofa_jax.config.load import build_experiment, dump_experiment, upgrade_settings
 from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import ConfigError, Interrupted
 from ofa_jax.files import FileRecord, clear_leftovers, read_record, write_atomic, write_json
@@ -61,6 +61,9 @@ from ofa_jax.train.signals import StopRequest, stop_on_signal
 if TYPE_CHECKING:
     import pandas as pd
 
+SWEEP_FORMAT = 3
+"""Of sweep.json; format 3 added the season length m of the test part."""
+
 RECORD, TABLE, CELLS = "sweep.json", "sweep.csv", "cells"
 FIGURES = ("accuracy_by_rank", "accuracy_by_bytes")
 """Figures of a sweep: functions of :mod:`ofa_jax.plots.studies` and files of the folder."""
@@ -70,16 +73,17 @@ class Sweep(FileRecord):
     """A sweep: its folder, and the content of sweep.json."""
 
     model_config = ConfigDict(frozen=False, validate_by_name=True)
-    newest = FORMAT
+    newest = SWEEP_FORMAT
 
     folder: Path = Field(Path(), exclude=True)
-    format: int = FORMAT
+    format: int = SWEEP_FORMAT
     kind: Literal["ofa-jax sweep"] = "ofa-jax sweep"
     provenance: Provenance
     settings: dict[str, Any]
     axes: dict[str, Any]
     at_once: dict[Annotated[int, Field(strict=False)], PositiveInt]
     protocol: str
+    season: int | None = None
     objective: str
     windows: dict[str, int]
     cell_rows: list[dict[str, Any]] = Field(default_factory=list, alias="cells")
@@ -119,7 +123,7 @@ class Sweep(FileRecord):
 
     def write(self) -> None:
         """Write record and table, each atomically."""
-        write_json(self.folder / RECORD, self.record, version=FORMAT)
+        write_json(self.folder / RECORD, self.record, version=SWEEP_FORMAT)
         if self.cell_rows:
             write_atomic(self.folder / TABLE, self.cells.to_csv(index=False))
 
@@ -206,6 +210,7 @@ def run_sweep(
             at_once=_sizes(axes, programs, at_once),
             protocol=data.task.protocol,
             objective=data.task.objective,
+            season=data.season_in("test"),
             windows={split: table.size for split, table in data.task.tables.items()},
         )
         made = fresh if begun is None else _same_sweep(begun, fresh, at_once)

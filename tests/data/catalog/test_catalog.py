@@ -407,6 +407,8 @@ def test_checking_a_file_sums_it_up(tmp_path):
         "channels": 2,
         "names": ["a", "b"],
         "frequency": "D",
+        "season": 7,
+        "filled": 0,
         "first": "2024-01-01T00:00:00",
         "last": "2024-01-03T00:00:00",
     }
