@@ -58,7 +58,7 @@ def count_filled(observed: np.ndarray | Sequence[np.ndarray] | None) -> int:
 
 
 def filled_notices(observed: np.ndarray | Sequence[np.ndarray] | None, source: str) -> list[str]:
-    """What a user is told of filled values; empty without any."""
+    """Notices about filled values; empty without any."""
     count = count_filled(observed)
     what = f"{count:,} missing value(s) were filled; as targets they do not count"
     return [f"{Path(source).name}: {what}"] if count else []  # reports name no folders

@@ -49,7 +49,7 @@ def season_length(setting: int | None, cataloged: int | None, frequency: str | N
 def season_notices(
     setting: int | None, cataloged: int | None, frequency: str | None, source: str
 ) -> list[str]:
-    """What a user is told of a season that was inferred."""
+    """Notices about a season that was inferred."""
     season = None if setting or cataloged else season_of(frequency)
     inferred = (
         f"season length m = {season}, inferred from the frequency {frequency}; data.season sets another"

@@ -112,7 +112,7 @@ def prepare_frame(
 
 
 def naive_forecasts(season: int, length: int, horizon: int) -> tuple[dict[str, Predict], list[str]]:
-    """Seasonal naive, by the name of what it does, and what a user is told of it.
+    """Seasonal naive, by the name of what it does, and its notices.
 
     With a season longer than the L input steps it reads the series before the window, and the last value,
     which is all that the window shows of a cycle, is a baseline as well.
