@@ -207,7 +207,8 @@ class Trainer:
     def stop(self, signal_number: int) -> None:
         """End here if a signal asked for it and there is something left to train."""
         if signal_number and self.running:
-            raise Interrupted(signal_number, self.step, saved=self.checkpoints is not None)
+            (saved,) = max_over_processes(self.checkpoints is not None)  # only the main process has them
+            raise Interrupted(signal_number, self.step, saved=bool(saved))
 
     def _chunk_steps(self) -> int:
         """Steps of the next chunk, which ends with the epoch and where gradients are logged."""
