@@ -83,9 +83,20 @@ def parse_record(
     except ValidationError as invalid:
         first = invalid.errors(include_url=False, include_context=False)[0]
         field = ".".join(map(str, first["loc"])) or "the object"
-        found = "" if first["type"] == "missing" else f" (found {reprlib.repr(first['input'])})"
-        message = first["msg"][:1].lower() + first["msg"][1:]
-        raise error(f"{field}: {message}{found}", where=where, fix=fix) from None
+        raise error(f"{field}: {describe(first)}", where=where, fix=fix) from None
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 100
+short = _short.repr
+"""A value as Python writes it, cut where it is long."""
+
+
+def describe(problem: Any, *, value: bool = True) -> str:
+    """An entry of pydantic's ``errors()`` in words: what is wrong and, by default, the value."""
+    message = problem["msg"].removeprefix("Value error, ")
+    found = f" (found {short(problem['input'])})" if value and problem["type"] != "missing" else ""
+    return f"{message[:1].lower()}{message[1:]}{found}"
 
 
 def read_json(path: Path, *, kind: str, error: type[OfaError] = CheckpointError) -> dict[str, Any]:
@@ -114,7 +125,7 @@ def _parse_json(data: str | bytes, where: str, error: type[OfaError]) -> dict[st
     except ValueError as failure:
         raise error(f"not readable as JSON ({failure})", where=where, fix=DAMAGED) from None
     if not isinstance(content, dict):
-        raise error(f"{reprlib.repr(content)} is not a JSON object", where=where, fix=DAMAGED)
+        raise error(f"{short(content)} is not a JSON object", where=where, fix=DAMAGED)
     return content
 
 

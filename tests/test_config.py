@@ -375,6 +375,11 @@ LAUGHS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in ran
         ('data: {source: "a\\0b"}', "data.source: a path has no zero characters"),
         ("data: {source: \ufffe}", "not readable as YAML"),
         ("data: {source: x}\n--- {}\n", "expected a single document"),
+        ("", "is not a mapping of settings"),
+        ("- a\n- b\n", "is not a mapping of settings"),
+        ("data: [", "not readable as YAML"),
+        ("data: {source: !!python/object:os.system x}", "not readable as YAML"),
+        ("data: {source: a, source: b}\n", "duplicate key 'source' in \"<byte string>\", line 1, column 19"),
     ],
 )
 def test_oddities_of_yaml_are_one_short_error(tmp_path, text, message):
@@ -390,26 +395,6 @@ def test_oddities_of_yaml_are_one_short_error(tmp_path, text, message):
 def test_an_empty_section_is_refused():
     message = "train should be a section of settings, such as {epochs: …} (found None)"
     assert message in refused(MINIMAL | {"train": None})
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "is not a mapping of settings"),
-        ("- a\n- b\n", "is not a mapping of settings"),
-        ("data: [", "not readable as YAML"),
-        ("data: {source: !!python/object:os.system x}", "not readable as YAML"),
-        ("data: {source: a}\ntrain: {epochs: 1}\ntrain: {patience: 2}\n", "duplicate key 'train'"),
-        ("data: {source: a, source: b}\n", "duplicate key 'source' in \"<byte string>\", line 1, column 19"),
-    ],
-)
-def test_a_file_that_is_no_settings_is_named(tmp_path, content, message):
-    path = tmp_path / "mine.yaml"
-    path.write_text(content)
-    with pytest.raises(ConfigError) as caught:
-        load_experiment(path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert message in str(caught.value)
 
 
 def test_anchors_and_merges_of_yaml_work(tmp_path):

@@ -40,20 +40,9 @@ FORMER_NAMES = {
 FLAGS = {"overrides": "--set", "source": "--data"} | {
     name: f"--{name.replace('_', '-')}"
     for name in (
-        *(
-            "out",
-            "output",
-            "plot",
-            "trunk",
-            "target",
-            "baseline",
-            "ranks",
-            "alphas",
-            "scalings",
-            "inits",
-            "learning_rates",
-        ),
-        *("optimizers", "steps", "seeds", "windows", "sgd_learning_rate", "adam_learning_rate", "at_once"),
+        *("out", "output", "plot", "trunk", "target", "baseline", "ranks", "alphas", "scalings", "inits"),
+        *("learning_rates", "optimizers", "steps", "seeds", "windows", "at_once"),
+        *("sgd_learning_rate", "adam_learning_rate"),
     )
 }
 """Command-line options by the argument that library errors name."""

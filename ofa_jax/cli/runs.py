@@ -13,8 +13,6 @@ from ofa_jax.cli.options import Baselines, Config, Json, Run, Sets, Source, Targ
 from ofa_jax.cli.show import say
 from ofa_jax.train.progress import ConsoleReporter
 
-_DEMO_FILES = {"forecast: ": "forecast.csv", "plot:     ": "forecast.png", "data:     ": "load.csv"}
-
 
 def demo(out: Annotated[Path, Option(help="Folder to write.")] = Path("demo")) -> None:
     """Generate data, train, compare with baselines, and plot the forecast."""
@@ -25,7 +23,8 @@ def demo(out: Annotated[Path, Option(help="Folder to write.")] = Path("demo")) -
     print(note, file=sys.stderr)
     with ConsoleReporter() as reporter:
         print_comparison(run_demo(out, reporter))
-    say("", *(f"{name}{out / file}" for name, file in _DEMO_FILES.items()))
+    say("", f"forecast: {out / 'forecast.csv'}", f"plot:     {out / 'forecast.png'}")
+    say(f"data:     {out / 'load.csv'}")
     print(
         "\nWith your own CSV (a timestamp column, one column per series):\n"
         "  ofa-jax train csv --set data.source=yours.csv --out runs/yours    (downloads GPT-2 once)\n"
@@ -173,6 +172,6 @@ def convert(
     size = f"{report['layers']} layers, {report['dtype']}, {report['bytes']:,} bytes"
     say(f"{report['parameters']:,} parameters in {size}: {out}")
     if dropped := sum(report["dropped"].values()):
-        print(f"{dropped} tensors are not part of the trunk and were left out; trunk.json names them")
+        print(f"{dropped} tensors are not part of the trunk and were left out; --json lists them")
     source = shlex.quote(f"trunk.source={out}")
     say(f"use it: --set {source} --set trunk.n_layer={report['layers']}")

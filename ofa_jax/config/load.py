@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +24,7 @@ from ofa_jax.config.recipes import RECIPES, nest, overlay
 from ofa_jax.config.schema import Experiment
 from ofa_jax.config.tasks import TaskSettings, task_class, task_settings
 from ofa_jax.errors import ConfigError
+from ofa_jax.files import describe, short
 
 FORMAT = 2
 """Format of stored settings: 2 gave every task its own settings and renamed ``train.lowest_rate``."""
@@ -170,7 +170,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     path, equals, text = (part.strip() for part in override.partition("="))
     if not equals or not re.fullmatch(r"\w+(\.\w+){,9}", path):
         fix = "Write for example train.epochs=3"
-        raise ConfigError(f"{_repr(override)} is not of the form PATH=VALUE", where="overrides", fix=fix)
+        raise ConfigError(f"{short(override)} is not of the form PATH=VALUE", where="overrides", fix=fix)
     names, quotes = _name_settings(), ("'", '"')
     is_list = names.get(path) and text.startswith("[") and text.endswith("]")
     if path not in names or text in ("", "~", "null") or text.startswith(quotes):
@@ -247,14 +247,10 @@ def _type_name(kind: Any) -> str:
 
 
 _QUOTES = "'\""
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = _short.maxlong = 100
-_repr = _short.repr
 
 
 def _explain(problem: Any) -> str:
-    path = ".".join(map(str, problem["loc"])) or "settings"
-    shown = "" if isinstance(problem["input"], Mapping | BaseModel) else f" (found {_repr(problem['input'])})"
+    path, value = ".".join(map(str, problem["loc"])) or "settings", problem["input"]
     known = [setting.path for setting in settings()]
     match problem["type"]:
         case "extra_forbidden" if path in known:
@@ -266,10 +262,9 @@ def _explain(problem: Any) -> str:
             return f"{path} is not a setting ({hint})"
         case "model_type":
             first = next(name for name in known if name.startswith(f"{path}.")).rpartition(".")[2]
-            return f"{path} should be a section of settings, such as {{{first}: …}}{shown}"
+            return f"{path} should be a section of settings, such as {{{first}: …}} (found {short(value)})"
         case "tuple_type":
-            return f"{path} should be a list, such as [{_repr(problem['input']).strip(_QUOTES)}]"
+            return f"{path} should be a list, such as [{short(value).strip(_QUOTES)}]"
         case "missing":
             return f"{path} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{path}: {message[0].lower()}{message[1:]}{shown}"
+    return f"{path}: {describe(problem, value=not isinstance(value, Mapping | BaseModel))}"

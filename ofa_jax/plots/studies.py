@@ -149,11 +149,6 @@ def gradient_norms(events: pd.DataFrame, column: str = "gradient_norm") -> Figur
     return figure
 
 
-def update_ratios(events: pd.DataFrame) -> Figure:
-    """As :func:`gradient_norms`, of the column ``update_ratio``: norm of an update over the parameter's."""
-    return gradient_norms(events, "update_ratio")
-
-
 @style.theme()
 def accuracy_by_rank(cells: pd.DataFrame, metric: str, baselines: pd.DataFrame | None = None) -> Figure:
     """A metric against rank: mean, standard deviation and every seed; baselines as named lines.

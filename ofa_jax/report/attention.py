@@ -1,4 +1,4 @@
-"""Where the trunk's attention goes on some test windows."""
+"""What the trunk attends to in some test windows."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, ValidationErro
 from pydantic.dataclasses import dataclass
 
 from ofa_jax.errors import ConfigError
+from ofa_jax.files import describe
 
 T = TypeVar("T")
 
@@ -37,7 +38,4 @@ class Choices:
             return validate(given)
         except ValidationError as error:
             first = error.errors()[0]
-            message = first["msg"].removeprefix("Value error, ")
-            found = "" if first["type"] == "missing" else f" (found {first['input']!r})"
-            text = f"{message[0].lower()}{message[1:]}{found}"
-            raise ConfigError(text, where=str(first["loc"][0])) from None
+            raise ConfigError(describe(first), where=str(first["loc"][0])) from None
