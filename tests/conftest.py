@@ -60,7 +60,7 @@ class Tiny:
         return path
 
     def experiment(self, source: str | Path, *overrides: str) -> Experiment:
-        return build_experiment({"data": {"source": str(source)}, **self.settings}, overrides)
+        return build_experiment({"data": {"source": str(source), "season": 24}, **self.settings}, overrides)
 
     def of_task(self, task: str, folder: Path, *overrides: str) -> Experiment:
         """An experiment of any task, on data generated into ``folder``; one block of width 8."""

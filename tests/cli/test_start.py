@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 START = "from ofa_jax.cli.start import main; main()"
+# a background job of a shell inherits an ignored interrupt
 AT_IMPORT = """
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
         if name == "ofa_jax.config.load":
@@ -21,6 +23,7 @@ sys.meta_path.insert(0, Interrupting())
 """
 AT_WORK = """
 import signal, ofa_jax.build
+signal.signal(signal.SIGINT, signal.default_int_handler)
 ofa_jax.build.footprint = lambda experiment: signal.raise_signal(signal.SIGINT)
 """
 
@@ -36,7 +39,7 @@ def test_an_interrupt_is_one_word(before):
 
 
 def test_an_interrupt_that_is_ignored_stays_ignored():
-    before = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + AT_WORK.replace(
+    before = AT_WORK.replace("signal.default_int_handler", "signal.SIG_IGN").replace(
         "signal.raise_signal(signal.SIGINT)", "signal.raise_signal(signal.SIGINT) or 1 / 0"
     )
     done = run(before + START, "params", "long/etth1", capture_output=True)
