@@ -11,7 +11,7 @@ demo: $(STAMP)  ## train and evaluate on small generated series, into runs/demo
 	$(BIN)/ofa-jax demo --out runs/demo
 
 test: $(STAMP)  ## the quick tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)  ## format, lint, types, the direction of imports, and words
 	$(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -60,7 +61,7 @@ class Tiny:
         return path
 
     def experiment(self, source: str | Path, *overrides: str) -> Experiment:
-        return build_experiment({"data": {"source": str(source), "season": 24}, **self.settings}, overrides)
+        return build_experiment({"data": {"source": str(source)}, **self.settings}, overrides)
 
     def of_task(self, task: str, folder: Path, *overrides: str) -> Experiment:
         """An experiment of any task, on data generated into ``folder``; one block of width 8."""
@@ -224,10 +225,26 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
 def forget_programs() -> Iterator[None]:
     """After a module its compiled programs go: no other module calls them, and they would fill gigabytes."""
     yield
+    _forget_programs()
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """Compiled programs also go when a process has grown to a gigabyte."""
+    yield
+    pages = Path("/proc/self/statm")
+    if pages.exists() and int(pages.read_text().split()[1]) * resource.getpagesize() > 2**30:
+        _forget_programs()
+
+
+def _forget_programs() -> None:
     import jax
+
+    from ofa_jax.train.memory import return_compiler_memory
 
     jax.clear_caches()
     gc.collect()
+    return_compiler_memory()
 
 
 @pytest.fixture(scope="session")

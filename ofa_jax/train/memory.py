@@ -101,7 +101,7 @@ def check_room(
         if not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
         raise refuse(" ".join(str(error).split())[:300]) from error
-    _return_compiler_memory()
+    return_compiler_memory()
     if memory is None:
         return
     arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -114,7 +114,8 @@ def check_room(
         raise refuse(what, smaller_slices=arrays < room)
 
 
-def _return_compiler_memory() -> None:
+def return_compiler_memory() -> None:
+    """Give memory that the compiler freed back to the system; does nothing where the allocator cannot."""
     # glibc keeps what the compiler freed, 150 MB for six blocks of GPT-2, where jax's arrays do not go
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:

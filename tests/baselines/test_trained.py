@@ -167,7 +167,13 @@ def runs(tiny, tmp_path_factory) -> Callable[[str], Path]:
     return run_of
 
 
-@pytest.fixture(scope="module", params=TASKS)  # so that the tests of one run are together
+QUICK = ("forecast", "anomaly")
+
+
+@pytest.fixture(  # the tests of one run are together; without marks, a run of every task takes a minute
+    scope="module",
+    params=[pytest.param(task, marks=[] if task in QUICK else pytest.mark.slow) for task in TASKS],
+)
 def trained(request, runs) -> tuple[str, Path]:
     """A run of each task."""
     return request.param, runs(request.param)

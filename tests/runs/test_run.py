@@ -243,7 +243,8 @@ def test_names_with_brackets_are_printed_as_they_stand(tiny, tmp_path, capsys):
         train_run(tiny.experiment(source, "train.epochs=1"), tmp_path / "run", reporter)
     captured = capsys.readouterr()
     assert captured.out == ""
-    notice, epoch = captured.err.splitlines()
+    season, notice, epoch = captured.err.splitlines()
+    assert "season length m = 24" in season
     assert notice == "constant in the training part, so scaled by 1: flow [m3/h] [/x]"
     assert epoch.startswith("epoch 1: train loss ")
     assert epoch.endswith("  best")

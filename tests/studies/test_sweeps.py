@@ -98,7 +98,7 @@ def alone(
     return runs
 
 
-@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.fixture(scope="module", params=[pytest.param(lanes, marks=pytest.mark.slow) for lanes in (1, 2)])
 def swept(
     request: pytest.FixtureRequest, tiny: Any, source: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

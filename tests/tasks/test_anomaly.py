@@ -468,6 +468,7 @@ def smap(protocol: Protocol) -> TaskData:
     )
 
 
+@pytest.mark.slow  # 400 MB
 def test_smap_by_its_numbers(data_root: Path):
     data = smap("strict")
     assert data.task.buffer.shape == (135_183 + 427_617, 25)
@@ -483,6 +484,7 @@ def test_smap_by_its_numbers(data_root: Path):
     assert data.notices == ("constant in the training part, so scaled by 1: channel 16",)
 
 
+@pytest.mark.slow  # 400 MB
 def test_smap_as_published(data_root: Path):
     sizes = {split: table.size for split, table in smap("published").task.tables.items()}
     assert sizes == {"train": 135_183 - 99, "validation": 427_617 - 99, "test": 427_617 - 99}
