@@ -216,7 +216,7 @@ def run_sweep(
         made = fresh if begun is None else _same_sweep(begun, fresh, at_once)
         work = _Work(made, cells_of(experiment, axes), programs, data, fresh.provenance, reporter)
         wanted = baselines and made.baseline_rows is None
-        with stop_on_signal() as request:
+        with stop_on_signal(reporter.notice) as request:
             work.train(request)
             if wanted and request.signal_number:
                 raise Interrupted(request.signal_number, work.step, saved=True)
