@@ -30,7 +30,7 @@ from ofa_jax.files import (
 from ofa_jax.model import trees
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.train.events import read_events
-from ofa_jax.train.loop import Reporter
+from ofa_jax.train.loop import SILENT, Reporter
 
 CONFIG_FILE, METRICS_FILE, BUNDLE, CHECKPOINTS = "config.yaml", "metrics.jsonl", "bundle", "checkpoints"
 BASELINES = "controls"
@@ -203,6 +203,7 @@ def leaves(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {path.replace("/", "."): value for path, value in trees.flatten(settings).items()}
 
 
-def is_finished(run: str | Path) -> bool:
-    """Whether training in a run folder has ended."""
-    return any(event["event"] == "finished" for event in read_events(Path(run) / METRICS_FILE))
+def is_finished(run: str | Path, reporter: Reporter = SILENT) -> bool:
+    """Whether training in a run folder has ended, as far as its log can be read."""
+    events = read_events(Path(run) / METRICS_FILE, reporter.notice)
+    return any(event["event"] == "finished" for event in events)

@@ -136,8 +136,11 @@ class Trainer:
             log = f"the metrics.jsonl of {lane.name}" if lane.name else "metrics.jsonl"
             if (reached := lane.log.last_step()) > self.step:
                 self.reporter.notice(f"{log} reached step {reached}, but {newest}: repeating the steps since")
-            if not lane.log.cut(lane.progress.events_size):
-                self.reporter.notice(f"{log} is shorter than at the last checkpoint; earlier events are lost")
+            progress = lane.progress
+            if lost := lane.log.cut(progress.events_size, progress.step):
+                self.reporter.notice(f"{log} {'; '.join(lost)}")
+                if progress.finished and not lane.log.is_finished():
+                    self.end(lane, progress.finished)
         if restored and self.running:
             self.reporter.notice(f"resumed at step {self.step}")
 
@@ -315,7 +318,7 @@ class Trainer:
         if lane.name:
             lane.progress.diverged = True
             self.reporter.notice(f"{lane.name} ended: {reason}")
-            self.end(number, reason)
+            self.end(lane, reason)
             return
         kept = self.checkpoints.steps() if self.checkpoints else []
         saved = f"The last good checkpoint is at step {kept[-1]}" if kept else "Nothing was saved yet"
@@ -327,11 +330,11 @@ class Trainer:
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trainable)):
             self._diverged(number, "the trained parameters are no longer finite", self.step - 1)
 
-    def end(self, number: int, reason: str) -> None:
+    def end(self, lane: Lane, reason: str) -> None:
         """End a lane."""
-        log, progress = self.lanes[number].log, self.lanes[number].progress
+        progress = lane.progress
         progress.finished = reason
-        log.append("finished", step=progress.step, reason=reason, best_epoch=progress.best_epoch)
+        lane.log.append("finished", step=progress.step, reason=reason, best_epoch=progress.best_epoch)
 
     def close_epoch(self, epoch: int, windows: int, seconds: float) -> None:
         """Validate after an epoch, of which this process trained ``windows`` windows in ``seconds``."""
@@ -387,9 +390,9 @@ class Trainer:
         if better:
             lane.keep()
         if progress.bad_epochs >= settings.patience:
-            self.end(number, f"no better validation {name} for {settings.patience} epochs")
+            self.end(lane, f"no better validation {name} for {settings.patience} epochs")
         elif epoch == settings.epochs:
-            self.end(number, "all epochs done")
+            self.end(lane, "all epochs done")
 
 
 def _column(values: Sequence[float | None]) -> Any:

@@ -286,7 +286,7 @@ class _Work:
         for cell in group.cells:
             folder = self._folder(cell)
             folder.mkdir(parents=True, exist_ok=True)
-            for name in (CONFIG_FILE, BUNDLE):
+            for name in (CONFIG_FILE, BUNDLE, METRICS_FILE):
                 clear_leftovers(folder / name)
             begin_or_check(folder, cell.experiment, self.made, self.reporter)
         logs = [EventLog(self._folder(cell) / METRICS_FILE) for cell in group.cells]
