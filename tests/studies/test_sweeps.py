@@ -376,6 +376,18 @@ def test_shared_out_parameters_are_refused(tiny: Any, source: Path, tmp_path: Pa
         )
 
 
+def test_a_sweep_that_was_edited_is_refused(swept, tmp_path):
+    path = tmp_path / "sweep.json"
+    content = json.loads((swept / "sweep.json").read_text())
+    assert len(content["at_once"]) > 1 or len(content["cells"]) > 1
+    path.write_text(json.dumps(content))  # laid out otherwise
+    assert read_sweep(tmp_path).record == read_sweep(swept).record
+    content["cells"][1]["test_mse"] = 1e-6
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"sweep\.json: was edited after it was saved"):
+        read_sweep(tmp_path)
+
+
 def outcome(out: Path) -> dict[str, Any]:
     """Everything about a sweep that must not depend on how it came about."""
     cells = sorted((out / "cells").iterdir())
@@ -757,5 +769,5 @@ def test_the_command_prints_a_table_or_the_record(tiny: Any, tmp_path: Path) -> 
     assert json.loads(again) == {
         name: value
         for name, value in json.loads((tmp_path / "out" / "sweep.json").read_text()).items()
-        if name != "format"
+        if name not in ("format", "sha256")
     }
