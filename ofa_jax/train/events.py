@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from ofa_jax.errors import CheckpointError
-from ofa_jax.files import Record, check_regular, parse_record, write_atomic
+from ofa_jax.files import Record, check_regular, enough_space, parse_record, write_atomic
 
 CLOCK_FIELDS = ("time", "seconds", "windows_per_second")
 """Fields that differ between two runs that are otherwise the same to the bit."""
@@ -72,8 +72,9 @@ class EventLog:
     def append(self, event: str, **fields: Any) -> None:
         """Add an event; it is in the file at once and on the disk at the next :meth:`sync`."""
         if self._path:
-            with open(self._path, "a") as file:
-                file.write(json.dumps({"event": event, **fields}) + "\n")
+            line = json.dumps({"event": event, **fields}) + "\n"
+            with enough_space(self._path, len(line)), open(self._path, "a") as file:
+                file.write(line)
 
     def last_step(self) -> int:
         """The step of the last intact event, 0 where there is none."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ofa_jax.errors import CheckpointError, ConfigError, Interrupted, TrainError
+from ofa_jax.errors import CheckpointError, ConfigError, Interrupted, OfaError, TrainError
 from ofa_jax.files import run_lock
 from ofa_jax.model.trees import flatten
 from ofa_jax.runs.bundle import load_bundle
@@ -578,7 +578,7 @@ def test_a_full_disk_leaves_a_run_that_goes_on(tiny, source, undisturbed, tmp_pa
         write(path, content, **how)
 
     monkeypatch.setattr(checkpoints.files, "write_json", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OfaError, match=r"checkpoints/14: no space left .* bytes are needed, .* are free"):
         train_run(tiny.experiment(source), run, Listener())
     monkeypatch.undo()
     trained_again, resumed_at = resume(tiny, source, run).notices
