@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -14,15 +15,12 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from ofa_jax.errors import CheckpointError, OfaError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 FORMAT = 1
 """The version that a file format carries where it does not name its own; a newer one is refused by name."""
@@ -169,47 +167,6 @@ def find_damage(folder: Path, digests: Mapping[str, str]) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def open_tensors(path: Path, *, error: type[OfaError] = CheckpointError) -> Iterator[Any]:
-    """A safetensors file opened for NumPy; raises ``error`` if it is missing, truncated or something else."""
-    from safetensors import SafetensorError, safe_open
-
-    check_regular(path, error=error)
-    try:
-        with safe_open(path, framework="np") as tensors:
-            yield tensors
-    except FileNotFoundError:
-        fix = "Copy or download the folder again"
-        raise error(f"there is no {path.name} here", where=str(path.parent), fix=fix) from None
-    except (SafetensorError, OSError) as failure:
-        fix = "Copy or download it again; a file of some 130 bytes is a git-lfs pointer: run `git lfs pull`"
-        raise error(f"not readable as safetensors ({failure})", where=str(path), fix=fix) from None
-
-
-def read_tensors(path: Path, *, error: type[OfaError] = CheckpointError) -> dict[str, np.ndarray]:
-    """Every tensor of a safetensors file, as :func:`read_tensor`."""
-    with open_tensors(path, error=error) as tensors:
-        names = tensors.keys()
-        return {name: read_tensor(tensors, name, path, error=error) for name in names}
-
-
-def read_tensor(
-    tensors: Any, name: str, path: Path, *, error: type[OfaError] = CheckpointError
-) -> np.ndarray:
-    """One tensor of an open safetensors file, as float32; raises ``error`` unless all values are finite."""
-    import numpy as np
-
-    dtype = tensors.get_slice(name).get_dtype()
-    if dtype not in ("F16", "BF16", "F32", "F64"):
-        raise error(f"{name} is of type {dtype}, not a floating-point type", where=str(path))
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite
-        array = np.asarray(tensors.get_tensor(name), np.float32)
-    if not np.isfinite(array).all():
-        fix = "The weights are damaged or their training diverged; use others"
-        raise error(f"{name} is not finite in float32", where=str(path), fix=fix)
-    return array
-
-
 def write_atomic(path: str | Path, content: bytes | str) -> None:
     """Write a file so that a kill at any moment leaves the old content or the new.
 
@@ -222,16 +179,35 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SCRATCH)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~umask())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with enough_space(path, len(data)):
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~umask())
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def enough_space(path: Path, size: int) -> Iterator[None]:
+    """Turn any library's error of a full disk or quota while ``path``, of ``size`` bytes, is written into an
+    OfaError that says what is needed and where.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+        if not any(text in str(error) for text in full):
+            raise
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        free = shutil.disk_usage(folder).free
+        what = f"no space left on the disk or quota: {size:,} bytes are needed, {free:,} are free"
+        fix = "Free some space, then run the same command again"
+        raise OfaError(what, where=str(path), fix=fix) from error
 
 
 def check_output(path: str | Path, *, inputs: Iterable[str | Path] = (), where: str = "output") -> None:
@@ -292,35 +268,40 @@ _KINDS = str.maketrans({"p": "a pipe", "s": "a socket", "c": "a device", "b": "a
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, size: int = 0) -> Iterator[Path]:
     """A scratch folder that becomes ``path`` (replacing it) when the block ends without an error.
 
     Two folders cannot be exchanged in one step on most file systems, so an existing ``path`` is first renamed
     to ``.NAME.ofa-old`` next to it; the next writer, or :func:`clear_leftovers`, repairs a kill between the
     two renames. Readers use :func:`readable_folder`, which changes nothing.
+
+    Args:
+        path: The folder.
+        size: Roughly how many bytes will be in it, for the error of a full disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _recover_folder(path)
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=SCRATCH))
-    try:
-        yield scratch
-        mask = umask()
-        for entry in [scratch, *scratch.rglob("*")]:
-            if entry.is_dir():
-                os.chmod(entry, 0o777 & ~mask)
-                _sync_folder(entry)
-            else:
-                os.chmod(entry, 0o666 & ~mask)  # safetensors writes files that only their owner can read
-                with open(entry, "rb") as handle:
-                    os.fsync(handle.fileno())
-        if path.exists():
-            os.replace(path, _old_name(path))
-        os.replace(scratch, path)
-        _sync_folder(path.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        _recover_folder(path)
+    with enough_space(path, size):
+        scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=SCRATCH))
+        try:
+            yield scratch
+            mask = umask()
+            for entry in [scratch, *scratch.rglob("*")]:
+                if entry.is_dir():
+                    os.chmod(entry, 0o777 & ~mask)
+                    _sync_folder(entry)
+                else:
+                    os.chmod(entry, 0o666 & ~mask)  # safetensors writes files that only their owner can read
+                    with open(entry, "rb") as handle:
+                        os.fsync(handle.fileno())
+            if path.exists():
+                os.replace(path, _old_name(path))
+            os.replace(scratch, path)
+            _sync_folder(path.parent)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            _recover_folder(path)
 
 
 def readable_folder(path: str | Path) -> Path:

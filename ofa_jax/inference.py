@@ -53,7 +53,8 @@ def read_input(loaded: LoadedModel, source: str | Path | pd.DataFrame) -> NewDat
 def apply_model(loaded: LoadedModel, new: NewData) -> pd.DataFrame:
     """The table of :func:`predict` for data that were read."""
     model = loaded.model
-    predictor = WindowPredictor(model.predict, new, new.outputs)
+    options = evaluation_options(loaded.experiment.train, model.network)
+    predictor = WindowPredictor(model.predict, new, new.outputs, **options)
     table = new.to_table(predictor(new.table, model.frozen, model.trainable))
     numbers = table.select_dtypes("number")
     values = numbers.to_numpy(np.float64)

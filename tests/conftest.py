@@ -221,6 +221,14 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
         os.environ[name.upper()] = str(value)  # for commands in separate processes
 
 
+@pytest.fixture(scope="session", autouse=True)
+def dispatches_without_a_clock() -> None:
+    """Chunks have the length of the setting, however busy the machine is."""
+    from ofa_jax.train import loop
+
+    loop.DISPATCH_SECONDS = float("inf")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs() -> Iterator[None]:
     """After a module its compiled programs go: no other module calls them, and they would fill gigabytes."""

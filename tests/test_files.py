@@ -15,11 +15,11 @@ from ofa_jax.files import (
     clear_leftovers,
     find_damage,
     is_leftover,
-    open_tensors,
     read_json,
     write_atomic,
     write_output,
 )
+from ofa_jax.tensors import open_tensors
 from ofa_jax.train.events import EventLog, read_events
 
 

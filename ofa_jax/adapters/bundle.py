@@ -26,6 +26,7 @@ from ofa_jax.config.schema import AdapterConfig
 from ofa_jax.errors import CheckpointError
 from ofa_jax.files import FileRecord, Record, Sha256
 from ofa_jax.model import trees
+from ofa_jax.tensors import read_tensors
 
 TRAINED_FILE = "trained.safetensors"
 META_FILE = "ofa.json"
@@ -127,7 +128,8 @@ def write_bundle(
     """
     from safetensors.numpy import save_file
 
-    with files.atomic_folder(folder) as scratch:
+    leaves = [*trees.flatten(adapters).values(), *trees.flatten(trained).values()]
+    with files.atomic_folder(folder, size=sum(leaf.nbytes for leaf in leaves)) as scratch:
         if adapters:
             write_peft(scratch, adapters, targets, lora)
         if trained:
@@ -153,7 +155,7 @@ def read_bundle(folder: str | Path) -> Bundle:
         fix = "The bundle is damaged or was edited; copy the complete folder again"
         raise CheckpointError(damage, where=str(folder), fix=fix)
     adapters = read_peft(folder)[0] if record.adapters else {}
-    trained = files.read_tensors(folder / TRAINED_FILE) if TRAINED_FILE in record.files else {}
+    trained = read_tensors(folder / TRAINED_FILE) if TRAINED_FILE in record.files else {}
     return Bundle(adapters, trees.unflatten(trained), record)
 
 

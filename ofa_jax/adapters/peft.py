@@ -18,7 +18,8 @@ from ofa_jax.adapters.partition import AdapterTarget, LayerKind
 from ofa_jax.adapters.rslora import Adapters, LoraConfig
 from ofa_jax.config.schema import Init, Scaling
 from ofa_jax.errors import WeightsError
-from ofa_jax.files import Record, parse_record, read_json, read_tensors
+from ofa_jax.files import Record, parse_record, read_json
+from ofa_jax.tensors import read_tensors
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"

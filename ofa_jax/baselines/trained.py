@@ -22,7 +22,6 @@ from ofa_jax.files import (
     atomic_folder,
     parse_record,
     read_json,
-    read_tensors,
     run_lock,
     sha256_file,
     write_json,
@@ -32,6 +31,7 @@ from ofa_jax.model.networks import Network, base_shapes
 from ofa_jax.runs.folder import differences
 from ofa_jax.tasks.base import LinearBaseline, Predict, TaskData
 from ofa_jax.tasks.table import TASKS
+from ofa_jax.tensors import read_tensors
 from ofa_jax.train.devices import make_layout, usable_fsdp
 from ofa_jax.train.loop import Reporter, fit
 from ofa_jax.train.program import resolve_auto_batch_sizes
@@ -183,7 +183,7 @@ def load_or_train(
             layout=layout,
         )
         best = {path: np.ascontiguousarray(leaf) for path, leaf in trees.flatten(result.best).items()}
-        with atomic_folder(place) as scratch:
+        with atomic_folder(place, size=sum(leaf.nbytes for leaf in best.values())) as scratch:
             save_file(best, scratch / WEIGHTS)
             record = {
                 "control": baseline.name,

@@ -70,7 +70,7 @@ def evaluate(
     only = tuple(baseline or ()) or None
     folder = run / BASELINES if baselines or only else None
     with ConsoleReporter() as reporter:
-        if not is_finished(run):
+        if not is_finished(run, reporter):
             epoch = loaded.record.best_epoch
             reporter.notice(f"training has not finished; scoring the best epoch so far, {epoch}")
         for notice in () if as_json else data.notices:  # JSON has them

@@ -97,7 +97,9 @@ class TrainConfig(Section):
     min_learning_rate: NonNegativeFloat = Field(1e-8, description="learning rate at the cosine's end")
     patience: Positive = Field(3, description="epochs without a better validation loss before stopping")
     seed: Seed = Field(2021, description="seed of batch order and dropout")
-    chunk: Positive = Field(32, description="steps per dispatch; up to 32 give the same bits")
+    chunk: Positive = Field(
+        32, description="most steps per dispatch, of about 2 s; up to 32 give the same bits"
+    )
     eval_batch_size: Positive | None = Field(
         None, description="windows per evaluation step; default: by device"
     )

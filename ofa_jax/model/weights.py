@@ -23,6 +23,7 @@ from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.files import FileRecord, Record, Sha256
 from ofa_jax.model import frozen_init, trees
 from ofa_jax.model.gpt2 import PRESETS, GPT2Config
+from ofa_jax.tensors import open_tensors, read_tensor
 
 CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "trunk.json"
 _INDEX = "model.safetensors.index.json"
@@ -169,10 +170,10 @@ def load_trunk(source: str | Path, *, n_layer: int | None = None, revision: str 
     names, dropped = _match(stored, stored_config, config, folder)
     flat: dict[str, np.ndarray] = {}
     for file in sorted({stored[name][0] for name in names.values()}):
-        with files.open_tensors(file, error=WeightsError) as tensors:
+        with open_tensors(file, error=WeightsError) as tensors:
             for path, name in names.items():
                 if stored[name][0] == file:
-                    flat[path] = files.read_tensor(tensors, name, file, error=WeightsError)
+                    flat[path] = read_tensor(tensors, name, file, error=WeightsError)
                     flat[path].flags.writeable = False
     return Trunk(config, trees.unflatten(flat), origin, dropped)
 
@@ -272,7 +273,7 @@ def _list_tensors(folder: Path, source: str) -> _Stored:
         index = files.read_record(folder / _INDEX, _IndexRecord, kind="trunk", error=WeightsError).weight_map
     stored: _Stored = {}
     for name in [WEIGHTS] if index is None else sorted(set(index.values())):
-        with files.open_tensors(folder / name, error=WeightsError) as tensors:
+        with open_tensors(folder / name, error=WeightsError) as tensors:
             for key in tensors.keys():  # noqa: SIM118 (not a dict)
                 stored[key] = folder / name, tuple(tensors.get_slice(key).get_shape())
     found = {name: file.name for name, (file, _) in stored.items()}

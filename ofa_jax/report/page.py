@@ -62,7 +62,7 @@ def write_report(
     check_output(out, where="out")
     loaded, data = open_run(run, trunk=trunk, source=source, target=target)
     _, made = read_config(run)
-    events, evaluation = read_events(run / METRICS_FILE), Evaluation(loaded, data)
+    events, evaluation = read_events(run / METRICS_FILE, reporter.notice), Evaluation(loaded, data)
     results = RESULTS[loaded.experiment.task.name](evaluation)
     comparison = _compared(run, evaluation, results.metrics, baselines, reporter)
     place, epoch = sections.shown_place(loaded.experiment.data.source), loaded.record.best_epoch

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from ofa_jax import __version__
+from ofa_jax.adapters.bundle import BUNDLE_FORMAT, META_FILE
 from ofa_jax.build import RANDOM, REPLACED, Model, compute_dtype, trunk_mathematics
 from ofa_jax.config.load import FORMAT, build_experiment, dump_experiment, read_yaml, upgrade_settings
 from ofa_jax.config.schema import Experiment
@@ -23,14 +24,17 @@ from ofa_jax.files import (
     Sha256,
     clear_leftovers,
     is_leftover,
+    json_digest,
     parse_record,
+    read_record,
+    readable_folder,
     run_lock,
     write_atomic,
 )
 from ofa_jax.model import trees
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.train.events import read_events
-from ofa_jax.train.loop import Reporter
+from ofa_jax.train.loop import SILENT, Reporter
 
 CONFIG_FILE, METRICS_FILE, BUNDLE, CHECKPOINTS = "config.yaml", "metrics.jsonl", "bundle", "checkpoints"
 BASELINES = "controls"
@@ -47,14 +51,22 @@ NEUTRAL = SPEED.union(PLACES)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
+_EDITABLE = NEUTRAL | {"train.epochs"}
+"""Settings that may be changed in a run's config.yaml by hand."""
+
+
 class Provenance(FileRecord):
-    """What a run's numbers depend on besides its settings: versions, and the bits of data and trunk."""
+    """What a run's numbers depend on besides its settings: versions, and the bits of data and trunk.
+
+    In config.yaml it has ``sha256``, of itself and of the settings that decide what is measured.
+    """
 
     newest = FORMAT
     versions: dict[str, str]
     data_sha256: Sha256
     trunk_sha256: Sha256
     trunk_config: dict[str, int | float | bool | str | None]
+    sha256: Sha256 | None = None
 
 
 def versions() -> dict[str, str]:
@@ -122,7 +134,8 @@ def resolved(experiment: Experiment, dtype: str | None = None) -> Experiment:
 
 def write_config(out: Path, experiment: Experiment, made: Provenance) -> None:
     """Write config.yaml."""
-    content = {"provenance": made.model_dump(), **dump_experiment(experiment)}
+    settings, own = dump_experiment(experiment), made.model_dump(exclude={"sha256"})
+    content = {"provenance": {**own, "sha256": _digest(settings, own)}, **settings}
     text = yaml.safe_dump(content, sort_keys=False)
     write_atomic(out / CONFIG_FILE, f"# Resolved settings of this run; ofa-jax reads them.\n{text}")
 
@@ -131,7 +144,7 @@ def read_config(run: str | Path) -> tuple[Experiment, Provenance]:
     """The settings and provenance of a run.
 
     Raises:
-        CheckpointError: The folder is not a run folder, or of a newer format.
+        CheckpointError: The folder is not a run folder, or of a newer format, or the settings were edited.
     """
     path = Path(run) / CONFIG_FILE
     if not path.is_file():
@@ -145,8 +158,39 @@ def read_config(run: str | Path) -> tuple[Experiment, Provenance]:
     if not isinstance(made, dict):
         raise CheckpointError("has no `provenance`", where=str(path), fix="Restore the original file")
     record = parse_record(made, Provenance, where=str(path))
-    content = upgrade_settings(content, record.format)
-    return build_experiment(content, where=str(path)), record
+    experiment = build_experiment(upgrade_settings(content, record.format), where=str(path))
+    edited = record.format >= 3 and record.sha256 != _digest(content, made)
+    _check_unedited(path, experiment, edited)
+    return experiment, record
+
+
+def _digest(settings: Mapping[str, Any], made: Mapping[str, Any]) -> str:
+    deciding = {name: value for name, value in leaves(settings).items() if name not in _EDITABLE}
+    own = {name: value for name, value in made.items() if name != "sha256"}
+    return json_digest({"settings": deciding, "provenance": own})
+
+
+def _check_unedited(path: Path, experiment: Experiment, edited: bool) -> None:
+    """Refuse settings that are not those of training, which the bundle has too, if there is one."""
+    where = readable_folder(path.parent / BUNDLE) / META_FILE
+    changed = []
+    with contextlib.suppress(CheckpointError, ConfigError):  # opening the bundle says what is wrong with it
+        bundle = read_record(where, _Settings, kind="bundle")
+        trained = build_experiment(upgrade_settings(bundle.settings, bundle.format), where=str(where))
+        found = differences(dump_experiment(trained), dump_experiment(experiment))
+        changed = [
+            f"{name} was {then!r}, is now {now!r}" for name, then, now in found if name not in _EDITABLE
+        ]
+    if not changed and not edited:
+        return
+    what = "; ".join(changed[:5]) or "settings or provenance differ from their sha256"
+    fix = "Restore the original file, or train with other settings in another folder"
+    raise CheckpointError(f"was changed since training: {what}", where=str(path), fix=fix)
+
+
+class _Settings(FileRecord):
+    newest = BUNDLE_FORMAT
+    settings: dict[str, Any]
 
 
 def begin_or_check(out: Path, experiment: Experiment, made: Provenance, reporter: Reporter) -> Experiment:
@@ -194,8 +238,10 @@ def check_same(
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Settings that differ and matter, as ``(path, old value, new value)``."""
     before, after = leaves(old), leaves(new)
-    paths = [path for path in after if path not in NEUTRAL]
-    return [(path, before.get(path), after[path]) for path in paths if before.get(path) != after[path]]
+    paths = [path for path in before | after if path not in NEUTRAL]
+    return [
+        (path, before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)
+    ]
 
 
 def leaves(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,6 +249,7 @@ def leaves(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {path.replace("/", "."): value for path, value in trees.flatten(settings).items()}
 
 
-def is_finished(run: str | Path) -> bool:
-    """Whether training in a run folder has ended."""
-    return any(event["event"] == "finished" for event in read_events(Path(run) / METRICS_FILE))
+def is_finished(run: str | Path, reporter: Reporter = SILENT) -> bool:
+    """Whether training in a run folder has ended, as far as its log can be read."""
+    events = read_events(Path(run) / METRICS_FILE, reporter.notice)
+    return any(event["event"] == "finished" for event in events)

@@ -75,7 +75,9 @@ def train_run(
         dtype = ""
         with raise_together("opening the run folder"):
             if main:
-                stack.enter_context(locked_folder(out, CONFIG_FILE, [BUNDLE], kind="run folder"))
+                stack.enter_context(
+                    locked_folder(out, CONFIG_FILE, [BUNDLE, METRICS_FILE], kind="run folder")
+                )
                 if (out / CONFIG_FILE).exists():
                     dtype = read_config(out)[0].trunk.compute_dtype
         experiment = resolved(experiment, broadcast_from_main(dtype.encode()).decode())

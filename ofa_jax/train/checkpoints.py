@@ -106,13 +106,15 @@ class Checkpoints:
 
         Raises:
             CheckpointError: ``meta`` is not JSON.
+            OfaError: The disk is full; the checkpoints that were there stay.
         """
         leaves = {path: np.asarray(leaf) for path, leaf in _named_leaves(arrays).items()}
         described = [
             {"path": path, "dtype": leaf.dtype.name, "shape": list(leaf.shape)}
             for path, leaf in leaves.items()
         ]
-        with files.atomic_folder(self._folder / str(step)) as scratch:
+        size = sum(leaf.nbytes for leaf in leaves.values())
+        with files.atomic_folder(self._folder / str(step), size=size) as scratch:
             with _orbax() as orbax:  # keyed by index, so that no name needs escaping
                 orbax.save(
                     scratch / _ARRAYS, {str(index): leaf for index, leaf in enumerate(leaves.values())}

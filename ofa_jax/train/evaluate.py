@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -15,6 +16,9 @@ from ofa_jax.train.step import Outputs, Params, Predict, eval_step
 from ofa_jax.windows.batch import Rows
 from ofa_jax.windows.order import IndexStream
 from ofa_jax.windows.table import WindowSpec, WindowTable
+
+Between = Callable[[int], None]
+"""Called before every batch with the number of windows that are done; may raise to end an evaluation."""
 
 
 class WindowPredictor:
@@ -42,14 +46,18 @@ class WindowPredictor:
         self.buffer = layout.place(Rows.of(task.buffer, task.observed))
         self._batch_size = batch_size or EVAL_WINDOWS
 
-    def __call__(self, table: WindowTable, frozen: Params, trainable: Params) -> dict[str, np.ndarray]:
+    def __call__(
+        self, table: WindowTable, frozen: Params, trainable: Params, *, between: Between | None = None
+    ) -> dict[str, np.ndarray]:
         """``{name: [windows, …]}``: every window of the table once, in its order."""
         layout = self._layout
         _, rows = slices_and_rows(min(self._batch_size, table.size), None, layout.devices)
         stream = IndexStream(table.size, rows, seed=None)
         frozen, trainable, columns = layout.place_frozen(frozen), layout.place(trainable), layout.place(table)
         parts = []
-        for index in stream.batches(0, stream.steps_per_epoch):
+        for number, index in enumerate(stream.batches(0, stream.steps_per_epoch)):
+            if between is not None:
+                between(number * rows)
             outputs = self._step(frozen, trainable, self.buffer, columns, layout.place(index))
             # fetched batch by batch: with many in flight, simulated devices that share few threads deadlock
             parts.append(jax.tree.map(np.asarray, outputs))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from ofa_jax.files import Record, check_regular, parse_record
+from ofa_jax.errors import CheckpointError
+from ofa_jax.files import Record, check_regular, enough_space, parse_record, write_atomic
 
 CLOCK_FIELDS = ("time", "seconds", "windows_per_second")
 """Fields that differ between two runs that are otherwise the same to the bit."""
@@ -70,13 +72,19 @@ class EventLog:
     def append(self, event: str, **fields: Any) -> None:
         """Add an event; it is in the file at once and on the disk at the next :meth:`sync`."""
         if self._path:
-            with open(self._path, "a") as file:
-                file.write(json.dumps({"event": event, **fields}) + "\n")
+            line = json.dumps({"event": event, **fields}) + "\n"
+            with enough_space(self._path, len(line)), open(self._path, "a") as file:
+                file.write(line)
 
     def last_step(self) -> int:
-        """The step of the last event, 0 where there is none."""
+        """The step of the last intact event, 0 where there is none."""
         lines = _read_lines(self._path) if self._path else []
-        return parse_record(lines[-1], _Event, where=str(self._path)).step if lines else 0
+        return next((event["step"] for line in reversed(lines) if (event := _intact(line))), 0)
+
+    def is_finished(self) -> bool:
+        """Whether the event that ends a log is in it."""
+        lines = _read_lines(self._path) if self._path else []
+        return any((_intact(line) or {}).get("event") == "finished" for line in lines)
 
     def sync(self) -> int:
         """Make sure that everything is on the disk; returns the file's size in bytes, for :meth:`cut`."""
@@ -86,29 +94,63 @@ class EventLog:
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size
 
-    def cut(self, size: int) -> bool:
-        """Drop everything after ``size`` bytes and any incomplete line; False where the file is shorter."""
-        if not self._path:
-            return True
-        with open(self._path, "a+b") as file:
-            found = file.tell()
-            file.seek(0)
-            file.truncate(file.read(min(size, found)).rfind(b"\n") + 1)
-        return found >= size
+    def cut(self, size: int, step: int) -> list[str]:
+        """Drop what was written after the checkpoint of a step, and lines that are damaged.
+
+        ``size`` is what :meth:`sync` gave for it. Returns what is lost, in words.
+        """
+        if not self._path or not self._path.exists():
+            return [_SHORTER] * (size > 0)
+        found = self._path.read_bytes()
+        *lines, rest = found[:size].split(b"\n")
+        if rest and len(found) >= size:
+            lines.append(rest)  # a checkpoint follows a complete line
+        events = [(line, _intact(line)) for line in lines]
+        kept = [line for line, event in events if event and event["step"] <= step]
+        content = b"".join(line + b"\n" for line in kept)
+        if found.startswith(content):
+            os.truncate(self._path, len(content))
+        else:
+            write_atomic(self._path, content)
+        damaged = [number for number, (_, event) in enumerate(events, start=1) if event is None]
+        return [_SHORTER] * (len(found) < size) + [f"{_listed(damaged)}; removed"] * bool(damaged)
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
+_SHORTER = "is shorter than at the last checkpoint; earlier events are lost"
+
+
+def _listed(numbers: list[int]) -> str:
+    lines = ", ".join(map(str, numbers[:5])) + ", …" * (len(numbers) > 5)
+    return f"line{'s' * (len(numbers) > 1)} {lines} cannot be read as an event"
+
+
+def read_events(path: Path, notice: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
     """The events of a log, oldest first, with the fields of their kind; an incomplete last line is left out.
 
+    Args:
+        path: The log.
+        notice: Gets a text about damaged lines, which are then left out.
+
     Raises:
-        CheckpointError: A line is not such an event.
+        CheckpointError: A line is not such an event, and there is no ``notice``.
     """
-    events = []
-    for number, line in enumerate(_read_lines(path), start=1):
-        where = f"{path}, line {number}"
-        kind = parse_record(line, _Event, where=where).event
-        events.append(parse_record(line, _RECORDS[kind], where=where).model_dump())
-    return events
+    lines = list(enumerate(_read_lines(path), start=1))
+    if notice is not None and (damaged := [number for number, line in lines if _intact(line) is None]):
+        notice(f"{path.name}: {_listed(damaged)}; left out")
+        lines = [(number, line) for number, line in lines if number not in set(damaged)]
+    return [_parse(line, f"{path}, line {number}") for number, line in lines]
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    kind = parse_record(line, _Event, where=where).event
+    return parse_record(line, _RECORDS[kind], where=where).model_dump()
+
+
+def _intact(line: bytes) -> dict[str, Any] | None:
+    try:
+        return _parse(line, "")
+    except CheckpointError:
+        return None
 
 
 def _read_lines(path: Path) -> list[bytes]:

@@ -30,6 +30,11 @@ class Progress:
     best_metrics: dict[str, float] = field(default_factory=dict)
     gradients: list[float] = field(default_factory=list)
 
+    @property
+    def epochs(self) -> int:
+        """Number of epochs that were validated."""
+        return self.best_epoch + self.bad_epochs
+
 
 @dataclass
 class Lane:

@@ -11,9 +11,11 @@ A resume always has the same order:
 2. cut every metrics.jsonl back to its length at that time;
 3. continue at that position of each lane's index stream, which depends on its seed and the position alone.
 
-Losses are summed step by step in float64 on the host, so neither the chunk length nor an interruption changes
-a logged number. Several processes run this loop on the same numbers, each with its own devices; on what
-depends on the clock or on a signal they agree at the end of a chunk (:mod:`ofa_jax.train.processes`).
+A chunk takes about :data:`DISPATCH_SECONDS`, by the time that a step of the last one took, so that progress
+is seen and a signal obeyed on slow devices too. Losses are summed step by step in float64 on the host, so
+neither the chunk length nor an interruption changes a logged number. Several processes run this loop on the
+same numbers, each with its own devices; on what depends on the clock or on a signal they agree at the end of
+a chunk (:mod:`ofa_jax.train.processes`).
 """
 
 from __future__ import annotations
@@ -52,10 +54,17 @@ class Reporter(Protocol):
     def begin(self, epoch: int, epochs: int, windows: int, done: int) -> None: ...
     def advance(self, windows: int, loss: float) -> None: ...
     def end_epoch(self, record: Mapping[str, Any]) -> None: ...
+    def status(self, text: str) -> None: ...
     def notice(self, text: str) -> None: ...
 
 
 SILENT = SilentReporter()
+
+DISPATCH_SECONDS = 2.0
+"""Longest time of a chunk, unless a single step takes longer."""
+
+_FIRST_GUESS = 2.0
+"""Seconds of a step before one was measured."""
 
 
 class FitResult(NamedTuple):
@@ -97,7 +106,7 @@ class Trainer:
         )
         init = jax.vmap(partial(init_state, optimizer=program.optimizer()))
         self.state: TrainState = program.layout.place(init(self._best()))
-        self.step = 0
+        self.step, self.step_seconds, self.request = 0, _FIRST_GUESS, StopRequest()
         self.saved_at = time.monotonic()
 
     def _best(self) -> Params:
@@ -127,8 +136,11 @@ class Trainer:
             log = f"the metrics.jsonl of {lane.name}" if lane.name else "metrics.jsonl"
             if (reached := lane.log.last_step()) > self.step:
                 self.reporter.notice(f"{log} reached step {reached}, but {newest}: repeating the steps since")
-            if not lane.log.cut(lane.progress.events_size):
-                self.reporter.notice(f"{log} is shorter than at the last checkpoint; earlier events are lost")
+            progress = lane.progress
+            if lost := lane.log.cut(progress.events_size, progress.step):
+                self.reporter.notice(f"{log} {'; '.join(lost)}")
+                if progress.finished and not lane.log.is_finished():
+                    self.end(lane, progress.finished)
         if restored and self.running:
             self.reporter.notice(f"resumed at step {self.step}")
 
@@ -168,18 +180,22 @@ class Trainer:
 
     def run(self, request: StopRequest) -> None:
         """Train until every lane has ended or a signal asks for a stop."""
+        self.request = request
         settings, windows = self.settings, self.program.windows
         if self.running:
+            self.reporter.status("compiling")
             with raise_together("checking memory"):
                 self.check_room()
+            # no step: compiles the program, so that the first chunk's time is that of its steps
+            self.state, _ = self.program.chunk(*self.arguments(0))
         while self.running:
-            epoch, position = divmod(self.step, self.epoch_steps)
-            done = position * settings.batch_size
-            self.reporter.begin(epoch + 1, settings.epochs, windows, done)
+            closed = self.lanes[self.running[0]].progress.epochs
+            done = min((self.step - closed * self.epoch_steps) * settings.batch_size, windows)
+            self.reporter.begin(closed + 1, settings.epochs, windows, done)
             began = time.monotonic()
-            self.run_epoch(request)
+            self.run_epoch((closed + 1) * self.epoch_steps)
             if self.running:
-                self.close_epoch(epoch + 1, windows - done, time.monotonic() - began)
+                self.close_epoch(closed + 1, windows - done, time.monotonic() - began)
             self.save()
             self.stop(*max_over_processes(request.signal_number))
 
@@ -190,28 +206,48 @@ class Trainer:
         windows = settings.micro_batch or settings.batch_size
         check_room(self.program.chunk, self.arguments(0), windows=windows, shardable=shardable, lanes=lanes)
 
-    def run_epoch(self, request: StopRequest) -> None:
-        """Train to the end of the epoch, saving when it is time or a signal asks for it."""
-        while self.running:
+    def run_epoch(self, end: int) -> None:
+        """Train to the step that ends the epoch, saving when it is time or a signal asks for it."""
+        while self.running and self.step < end:
+            began, first = time.monotonic(), self.step
             self.run_chunk(self._chunk_steps())
-            if self.step % self.epoch_steps == 0:
-                return
-            overdue = time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes
-            signal_number, due = max_over_processes(request.signal_number, overdue)
-            if signal_number or due:
-                for number in self.running:
-                    self._check_finite(number, self.trainable(number))
-                self.save()
-            self.stop(signal_number)
+            now = time.monotonic()
+            overdue = now - self.saved_at > 60 * self.settings.checkpoint_minutes
+            microseconds = min(1e6 * (now - began) / (self.step - first), 1e9)
+            agreed = max_over_processes(self.request.signal_number, overdue, math.ceil(microseconds))
+            signal_number, due, microseconds = agreed
+            self.step_seconds = max(microseconds, 1) / 1e6
+            if (signal_number or due) and self.step < end:
+                self._check_and_save()
+                self.stop(signal_number)
+
+    def check_stop(self) -> None:
+        """Save and end here if a signal asked for it; called between batches of an evaluation."""
+        (signal_number,) = max_over_processes(self.request.signal_number)
+        if signal_number:
+            self._check_and_save()
+            raise self._interrupted(signal_number)
+
+    def _check_and_save(self) -> None:
+        for number in self.running:
+            self._check_finite(number, self.trainable(number))
+        self.save()
 
     def stop(self, signal_number: int) -> None:
         """End here if a signal asked for it and there is something left to train."""
         if signal_number and self.running:
-            (saved,) = max_over_processes(self.checkpoints is not None)  # only the main process has them
-            raise Interrupted(signal_number, self.step, saved=bool(saved))
+            raise self._interrupted(signal_number)
+
+    def _interrupted(self, signal_number: int) -> Interrupted:
+        (saved,) = max_over_processes(self.checkpoints is not None)  # only the main process has them
+        return Interrupted(signal_number, self.step, saved=bool(saved))
 
     def _chunk_steps(self) -> int:
-        """Steps of the next chunk, which ends with the epoch and where gradients are logged."""
+        """Steps of the next chunk, which ends in time, with the epoch and where gradients are logged."""
+        quick = max(int(min(DISPATCH_SECONDS / self.step_seconds, self.settings.chunk)), 1)
+        return min(quick, self._most_steps())
+
+    def _most_steps(self) -> int:
         logged = self.settings.gradient_log or self.epoch_steps
         left = self.epoch_steps - self.step % self.epoch_steps
         return min(self.settings.chunk, left, logged - self.step % logged)
@@ -222,7 +258,7 @@ class Trainer:
         index = [stream.batches(first, first + steps) for stream in self.streams]
         self.state, losses = self.program.chunk(*self.arguments(steps, index))
         self.step += steps
-        following = self.step + self._chunk_steps()
+        following = self.step + self._most_steps()
         for stream in self.streams:  # the devices are busy now, so the host prepares the next chunk's order
             stream.prepare(self.step, following)
         losses_vk = np.asarray(losses)[:, :steps].astype(np.float64)
@@ -282,7 +318,7 @@ class Trainer:
         if lane.name:
             lane.progress.diverged = True
             self.reporter.notice(f"{lane.name} ended: {reason}")
-            self.end(number, reason)
+            self.end(lane, reason)
             return
         kept = self.checkpoints.steps() if self.checkpoints else []
         saved = f"The last good checkpoint is at step {kept[-1]}" if kept else "Nothing was saved yet"
@@ -294,16 +330,18 @@ class Trainer:
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trainable)):
             self._diverged(number, "the trained parameters are no longer finite", self.step - 1)
 
-    def end(self, number: int, reason: str) -> None:
+    def end(self, lane: Lane, reason: str) -> None:
         """End a lane."""
-        log, progress = self.lanes[number].log, self.lanes[number].progress
+        progress = lane.progress
         progress.finished = reason
-        log.append("finished", step=progress.step, reason=reason, best_epoch=progress.best_epoch)
+        lane.log.append("finished", step=progress.step, reason=reason, best_epoch=progress.best_epoch)
 
     def close_epoch(self, epoch: int, windows: int, seconds: float) -> None:
         """Validate after an epoch, of which this process trained ``windows`` windows in ``seconds``."""
         table = self.task.tables["validation"]
-        sums = self.program.evaluate(table, self.state.trainable, self.inputs.scale)
+        sums = self._evaluate(
+            table, self.state.trainable, f"epoch {epoch}/{self.settings.epochs}, validation"
+        )
         speed = round(windows / max(seconds, 1e-9), 1)
         clock = {"time": time.time(), "seconds": round(seconds, 3), "windows_per_second": speed}
         for number in self.running:
@@ -311,7 +349,14 @@ class Trainer:
 
     def evaluate_best(self, table: WindowTable) -> Sequence[Sums]:
         """For each lane the task's sums of every window with its best tree, ``{name: [windows, …]}``."""
-        return self.program.evaluate(table, self._best(), self.inputs.scale)
+        return self._evaluate(table, self._best(), "evaluation")
+
+    def _evaluate(self, table: WindowTable, trainable: Params, what: str) -> Sequence[Sums]:
+        def between(done: int) -> None:
+            self.check_stop()
+            self.reporter.status(f"{what} {done:,}/{table.size:,}")
+
+        return self.program.evaluate(table, trainable, self.inputs.scale, between=between)
 
     def _close_lane(self, number: int, epoch: int, metrics: dict[str, float], clock: dict[str, Any]) -> None:
         """Keep the best tree, log the epoch, and end the lane if its patience or its epochs are used up."""
@@ -345,9 +390,9 @@ class Trainer:
         if better:
             lane.keep()
         if progress.bad_epochs >= settings.patience:
-            self.end(number, f"no better validation {name} for {settings.patience} epochs")
+            self.end(lane, f"no better validation {name} for {settings.patience} epochs")
         elif epoch == settings.epochs:
-            self.end(number, "all epochs done")
+            self.end(lane, "all epochs done")
 
 
 def _column(values: Sequence[float | None]) -> Any:
@@ -389,7 +434,7 @@ def fit(
     lane = Lane(best, settings.seed, log=log or EventLog(None), keep_best=keep_best)
     trainer = Trainer(program, [lane], reporter=reporter, checkpoints=checkpoints)
     trainer.resume()
-    with stop_on_signal() as request:
+    with stop_on_signal(reporter.notice) as request:
         trainer.run(request)
     lane.keep()
     return FitResult(lane.best, lane.progress, lane.progress.finished)

@@ -15,7 +15,7 @@ from ofa_jax.config.schema import TrainConfig
 from ofa_jax.model.networks import Network
 from ofa_jax.tasks.base import Predict, Task
 from ofa_jax.train.devices import Layout, make_layout, usable_fsdp
-from ofa_jax.train.evaluate import WindowPredictor
+from ofa_jax.train.evaluate import Between, WindowPredictor
 from ofa_jax.train.grad_stats import with_grad_stats
 from ofa_jax.train.memory import EVAL_WINDOWS, slices_and_rows, windows_at_once
 from ofa_jax.train.optim import make_optimizer, make_schedule
@@ -117,10 +117,11 @@ class Program:
         return chosen if s.gradient_log is None else with_grad_stats(chosen, s.clip_norm)
 
     def evaluate(
-        self, table: WindowTable, trainable: Params, scale: Any = None
+        self, table: WindowTable, trainable: Params, scale: Any = None, between: Between | None = None
     ) -> Sequence[dict[str, np.ndarray]]:
         """For each lane the task's sums of every window, ``{name: [windows, …]}``; trees are ``[v, …]``."""
-        sums = self._predictor(table, self.frozen, {"trainable": trainable, "scale": scale})
+        trained = {"trainable": trainable, "scale": scale}
+        sums = self._predictor(table, self.frozen, trained, between=between)
         return [{name: values[:, lane] for name, values in sums.items()} for lane in range(self.lanes)]
 
     def _predict_trained(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ofa_jax.errors import printable
 
@@ -20,6 +22,8 @@ class SilentReporter:
 
     def end_epoch(self, record: Mapping[str, Any]) -> None: ...
 
+    def status(self, text: str) -> None: ...
+
     def notice(self, text: str) -> None: ...
 
 
@@ -29,6 +33,7 @@ class ConsoleReporter:
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
         self._progress: Progress | None = None
+        self._began, self._resumed_at = 0.0, 0
 
     def __enter__(self) -> ConsoleReporter:
         return self
@@ -37,20 +42,38 @@ class ConsoleReporter:
         self.close()
 
     def begin(self, epoch: int, epochs: int, windows: int, done: int) -> None:
-        if not self._console.is_terminal:
-            return
-        state = TextColumn("loss {task.fields[loss]}  {task.fields[speed]} windows/s")
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), state)
-        self._progress = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
-        description, done = f"epoch {epoch}/{epochs}", min(done, windows)
-        self._progress.add_task(description, total=windows, completed=done, loss="—", speed="—")
-        self._progress.start()
+        state = "loss {task.fields[loss]}  {task.fields[speed]} windows/s  {task.fields[left]} left"
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(state))
+        fields = {"total": windows, "completed": done, "loss": "—", "speed": "—", "left": "—"}
+        self._show(
+            Progress(*columns, console=self._console, transient=True), f"epoch {epoch}/{epochs}", fields
+        )
+        self._began, self._resumed_at = time.monotonic(), done
+
+    def _show(self, progress: Progress, description: str, fields: dict[str, Any]) -> None:
+        self.close()
+        if self._console.is_terminal:
+            progress.add_task(description, **fields)
+            progress.start()
+            self._progress = progress
 
     def advance(self, windows: int, loss: float) -> None:
         if self._progress is not None:
             (task,) = self._progress.tasks
-            speed = f"{task.speed:.0f}" if task.speed else "—"
-            self._progress.update(task.id, advance=windows, loss=f"{loss:.4f}", speed=speed)
+            done = task.completed + windows
+            speed = (done - self._resumed_at) / max(time.monotonic() - self._began, 1e-9)
+            left = str(timedelta(seconds=round(((task.total or 0) - done) / speed)))
+            shown = f"{speed:.0f}" if speed >= 10 else f"{speed:.2g}"
+            self._progress.update(task.id, completed=done, loss=f"{loss:.4f}", speed=shown, left=left)
+
+    def status(self, text: str) -> None:
+        """Show what happens now in the live line."""
+        if self._progress is None:
+            columns = (TextColumn("{task.description}"), BarColumn())
+            progress = Progress(*columns, console=self._console, transient=True)
+            self._show(progress, text, {"total": None})
+        else:
+            self._progress.update(self._progress.task_ids[0], description=text)
 
     def end_epoch(self, record: Mapping[str, Any]) -> None:
         self.close()

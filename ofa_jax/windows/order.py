@@ -54,8 +54,8 @@ class IndexStream:
 
     def batches(self, start: int, stop: int) -> np.ndarray:
         """Batches ``start`` … ``stop - 1`` as ``[stop - start, batch_size]`` int32."""
-        if self._prepared is not None and self._prepared[:2] == (start, stop):
-            return self._prepared[2]
+        if self._prepared is not None and self._prepared[0] == start and stop <= self._prepared[1]:
+            return self._prepared[2][: stop - start]
         index = np.full((stop - start, self.batch_size), PADDING, np.int32)
         for row, position in enumerate(range(start, stop)):
             epoch, number = divmod(position, self.steps_per_epoch)
@@ -78,7 +78,7 @@ class IndexStream:
         return np.fromiter(places, np.int32, stop - start)
 
     def prepare(self, start: int, stop: int) -> None:
-        """Make :meth:`batches` of the same numbers ready, which takes a microsecond or two a window."""
+        """Make :meth:`batches` from ``start`` on ready, which takes a microsecond or two a window."""
         self._prepared = (start, stop, self.batches(start, stop))
 
     def _members(self, epoch: int) -> np.ndarray:

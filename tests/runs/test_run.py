@@ -155,7 +155,7 @@ def test_a_newer_format_is_refused_by_name(run):
         ("a: [", "not readable as YAML"),
         ("- 1", "is not a mapping of settings"),
         ("provenance: {format: one}", r"format: .*integer \(found 'one'\)"),
-        ("provenance: {format: 2}", "versions: field required"),
+        ("provenance: {format: 3}", "versions: field required"),
         ("data: {source: a}", "no `provenance`"),
         ("", "is not a mapping of settings"),
     ],
@@ -164,6 +164,49 @@ def test_a_settings_file_of_something_else_is_refused(run, content, said):
     (run / "config.yaml").write_text(content)
     with pytest.raises(CheckpointError, match=said):
         read_config(run)
+
+
+def edit(run: Path, path: str, value: Any) -> None:
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    *sections, name = path.split(".")
+    section = content
+    for part in sections:
+        section = section[part]
+    if value is None:
+        del section[name]
+    else:
+        section[name] = value
+    (run / "config.yaml").write_text(yaml.safe_dump(content))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("task.horizon", 4, r"was changed since training: task\.horizon was 8, is now 4"),
+        ("protocol", "published", "protocol was 'strict', is now 'published'"),
+        ("data.ratios", [0.5, 0.25, 0.25], r"data\.ratios was .*, is now \[0\.5, 0\.25, 0\.25\]"),
+        ("data.season", None, r"data\.season was 24, is now None"),
+        ("provenance.data_sha256", 64 * "0", "was changed since training: settings or provenance differ"),
+    ],
+)
+def test_settings_that_were_edited_after_training_are_named(run, path, value, said):
+    edit(run, path, value)
+    with pytest.raises(CheckpointError, match=said):
+        open_run(run)
+    if not path.startswith("provenance"):
+        shutil.rmtree(run / "bundle")  # nothing was measured yet, but the settings are not those of the start
+        with pytest.raises(
+            CheckpointError, match="was changed since training: settings or provenance differ"
+        ):
+            read_config(run)
+
+
+def test_settings_that_change_no_result_may_be_edited(run):
+    assert open_run(run)[0].names == ("a", "b")
+    for path, value in (("train.eval_batch_size", 8), ("train.epochs", 9), ("data.source", "moved.csv")):
+        edit(run, path, value)  # which also lays out the file otherwise
+    experiment, _ = read_config(run)
+    assert (experiment.train.epochs, experiment.data.source) == (9, "moved.csv")
 
 
 def test_there_is_no_run(tmp_path):

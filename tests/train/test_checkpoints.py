@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from ofa_jax.errors import CheckpointError
+from ofa_jax.errors import CheckpointError, OfaError
 from ofa_jax.files import json_digest, sha256_file
 from ofa_jax.train import checkpoints
 from ofa_jax.train.checkpoints import Checkpoints
@@ -311,7 +311,7 @@ def test_a_save_that_fails_leaves_what_was_there(folder: Path, monkeypatch: pyte
 
     monkeypatch.setattr(checkpoints.files, "write_json", full)
     for step in (20, 30):
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OfaError, match=r"no space left on the disk or quota: 652 bytes are needed"):
             store.save(step, state(1), META)
     monkeypatch.undo()
     restored = store.restore(shapes(state()))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ofa_jax.errors import CheckpointError, ConfigError, Interrupted, TrainError
+from ofa_jax.errors import CheckpointError, ConfigError, Interrupted, OfaError, TrainError
 from ofa_jax.files import run_lock
 from ofa_jax.model.trees import flatten
 from ofa_jax.runs.bundle import load_bundle
@@ -295,16 +295,61 @@ def test_the_log_keeps_complete_lines(tmp_path):
     log.append("train", step=1, **fields)
     size = log.sync()
     log.append("train", step=2, **fields)
-    assert log.cut(size)
+    assert log.cut(size, 1) == []
     assert read_events(path) == [{"event": "train", "step": 1, **fields}]
     assert log.last_step() == 1
-    assert not log.cut(10 * size)
+    shorter = ["is shorter than at the last checkpoint; earlier events are lost"]
+    assert log.cut(10 * size, 9) == shorter
     path.write_text(path.read_text() + '{"event": "tra')
     assert [event["step"] for event in read_events(path)] == [1]
-    assert not log.cut(10 * size)
+    assert log.cut(10 * size, 9) == shorter
     log.append("finished", step=3, reason="all epochs done", best_epoch=2)
     assert [event["event"] for event in read_events(path)] == ["train", "finished"]
     assert read_events(tmp_path / "none.jsonl") == []
+
+
+def break_log(log: Path, how: str) -> None:
+    content = log.read_bytes()
+    if how == "byte":  # in the second line
+        content = content.replace(b"train", b"tr\xffin", 2).replace(b"tr\xffin", b"train", 1)
+    elif how == "zeros":  # as after a power cut
+        content = content[:-60] + 60 * b"\0"
+    elif how == "more zeros":
+        content += 4096 * b"\0" + b"\n"
+    log.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("how", "said", "lost"),
+    [
+        ("byte", "metrics.jsonl line 2 cannot be read as an event; removed", [1]),
+        ("zeros", "metrics.jsonl line 4 cannot be read as an event; removed", [3]),
+        ("more zeros", None, []),
+    ],
+)
+def test_a_damaged_log_is_cut_to_what_is_intact(tiny, source, undisturbed, stopped, how, said, lost):
+    break_log(stopped / "metrics.jsonl", how)
+    listener = resume(tiny, source, stopped)
+    if said:
+        assert [text for text in listener.notices if text.startswith(said)]
+    else:
+        assert listener.notices == ["resumed at step 13"]
+    found, wanted = outcome(stopped), outcome(undisturbed)
+    events = wanted.pop("events")
+    assert found.pop("events") == [event for number, event in enumerate(events) if number not in lost]
+    assert found == wanted
+
+
+def test_the_end_of_a_finished_run_is_logged_again_if_it_is_lost(tiny, source, undisturbed, tmp_path):
+    run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    log = run / "metrics.jsonl"
+    log.write_bytes(log.read_bytes().replace(b'"finished"', b'"fin\0shed"'))
+    said: list[str] = []
+    assert read_events(log, said.append) == read_events(undisturbed / "metrics.jsonl")[:-1]
+    assert said == ["metrics.jsonl: line 9 cannot be read as an event; left out"]
+    listener = resume(tiny, source, run)
+    assert listener.notices == ["metrics.jsonl line 9 cannot be read as an event; removed"]
+    assert outcome(run) == outcome(undisturbed)
 
 
 EVENTS = {
@@ -537,7 +582,7 @@ def test_a_full_disk_leaves_a_run_that_goes_on(tiny, source, undisturbed, tmp_pa
         write(path, content, **how)
 
     monkeypatch.setattr(checkpoints.files, "write_json", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OfaError, match=r"checkpoints/14: no space left .* bytes are needed, .* are free"):
         train_run(tiny.experiment(source), run, Listener())
     monkeypatch.undo()
     trained_again, resumed_at = resume(tiny, source, run).notices

@@ -33,8 +33,16 @@ from ofa_jax.baselines.trained import trained_baselines
 from ofa_jax.build import build_model, lora_config
 from ofa_jax.config.load import build_experiment, dump_experiment, upgrade_settings
 from ofa_jax.config.schema import Experiment
-from ofa_jax.errors import ConfigError, Interrupted
-from ofa_jax.files import FileRecord, clear_leftovers, read_record, write_atomic, write_json
+from ofa_jax.errors import CheckpointError, ConfigError, Interrupted
+from ofa_jax.files import (
+    FileRecord,
+    clear_leftovers,
+    json_digest,
+    parse_record,
+    read_json,
+    write_atomic,
+    write_json,
+)
 from ofa_jax.runs.bundle import BundleWriter
 from ofa_jax.runs.folder import (
     BASELINES,
@@ -61,8 +69,8 @@ from ofa_jax.train.signals import StopRequest, stop_on_signal
 if TYPE_CHECKING:
     import pandas as pd
 
-SWEEP_FORMAT = 3
-"""Of sweep.json; format 3 added the season length m of the test part."""
+SWEEP_FORMAT = 4
+"""Of sweep.json; format 3 added the season length m of the test part, format 4 the digest ``sha256``."""
 
 RECORD, TABLE, CELLS = "sweep.json", "sweep.csv", "cells"
 FIGURES = ("accuracy_by_rank", "accuracy_by_bytes")
@@ -123,7 +131,9 @@ class Sweep(FileRecord):
 
     def write(self) -> None:
         """Write record and table, each atomically."""
-        write_json(self.folder / RECORD, self.record, version=SWEEP_FORMAT)
+        content = self.record
+        content["sha256"] = json_digest({"format": SWEEP_FORMAT, **content})
+        write_json(self.folder / RECORD, content, version=SWEEP_FORMAT)
         if self.cell_rows:
             write_atomic(self.folder / TABLE, self.cells.to_csv(index=False))
 
@@ -146,9 +156,14 @@ def read_sweep(folder: str | Path) -> Sweep:
     """A sweep, with the cells that have ended so far.
 
     Raises:
-        CheckpointError: There is none, or its record is damaged.
+        CheckpointError: There is none, or its record is damaged or was edited.
     """
-    sweep = read_record(Path(folder) / RECORD, Sweep, kind="sweep")
+    path = Path(folder) / RECORD
+    content = read_json(path, kind="sweep")
+    sweep, digest = parse_record(content, Sweep, where=str(path)), content.pop("sha256", None)
+    if sweep.format >= 4 and digest != json_digest(content):
+        fix = "Restore the original file; the cells have their own records"
+        raise CheckpointError("was edited after it was saved (its sha256 differs)", where=str(path), fix=fix)
     sweep.folder, sweep.settings = Path(folder), upgrade_settings(sweep.settings, sweep.format)
     return sweep
 
@@ -216,7 +231,7 @@ def run_sweep(
         made = fresh if begun is None else _same_sweep(begun, fresh, at_once)
         work = _Work(made, cells_of(experiment, axes), programs, data, fresh.provenance, reporter)
         wanted = baselines and made.baseline_rows is None
-        with stop_on_signal() as request:
+        with stop_on_signal(reporter.notice) as request:
             work.train(request)
             if wanted and request.signal_number:
                 raise Interrupted(request.signal_number, work.step, saved=True)
@@ -286,7 +301,7 @@ class _Work:
         for cell in group.cells:
             folder = self._folder(cell)
             folder.mkdir(parents=True, exist_ok=True)
-            for name in (CONFIG_FILE, BUNDLE):
+            for name in (CONFIG_FILE, BUNDLE, METRICS_FILE):
                 clear_leftovers(folder / name)
             begin_or_check(folder, cell.experiment, self.made, self.reporter)
         logs = [EventLog(self._folder(cell) / METRICS_FILE) for cell in group.cells]
