@@ -26,7 +26,7 @@ from ofa_jax.config.tasks import TaskSettings, task_class, task_settings
 from ofa_jax.errors import ConfigError
 from ofa_jax.files import describe, short
 
-FORMAT = 2
+FORMAT = 3
 """Format of stored settings: 2 gave every task its own settings and renamed ``train.lowest_rate``."""
 
 

@@ -10,6 +10,9 @@ import numpy as np
 from ofa_jax.config.tasks import Missing
 from ofa_jax.errors import DataError
 
+LARGEST = 2.0**60
+"""1.2e18. Sums of larger squares overflow float32, and sensors write 1e20 and the like for "missing"."""
+
 
 def fill_missing(values: np.ndarray, missing: Missing, place: Callable[[int, int | None], str]) -> np.ndarray:
     """Refuse NaN and infinities of ``[T, C]``, or fill them by row: linearly, or with the last value before.

@@ -48,13 +48,17 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 
 class Provenance(FileRecord):
-    """What a run's numbers depend on besides its settings: versions, and the bits of data and trunk."""
+    """What a run's numbers depend on besides its settings: versions, and the bits of data and trunk.
+
+    Format 3 added ``relative``: whether windows are relative to their last input.
+    """
 
     newest = FORMAT
     versions: dict[str, str]
     data_sha256: Sha256
     trunk_sha256: Sha256
     trunk_config: dict[str, int | float | bool | str | None]
+    relative: bool = False
 
 
 def versions() -> dict[str, str]:
@@ -70,6 +74,7 @@ def provenance(model: Model, data: TaskData) -> Provenance:
         data_sha256=data.fingerprint,
         trunk_sha256=model.trunk_sha256,
         trunk_config=trunk_mathematics(model.network.trunk.config),
+        relative=data.relative,
     )
 
 

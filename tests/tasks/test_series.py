@@ -530,7 +530,7 @@ def test_training_learns_and_does_not_depend_on_the_chunk(tmp_path, make):
             trainable=start,
             reporter=SilentReporter(),
             settings=TrainConfig(
-                epochs=4, batch_size=3, learning_rate=0.05, schedule="constant", seed=3, chunk=chunk
+                epochs=4, batch_size=3, learning_rate=0.1, schedule="constant", seed=3, chunk=chunk
             ),
         )
         for chunk in (1, 3)
@@ -660,9 +660,9 @@ TOO_SHORT = "series `T{}` has {} step(s), horizon is {}. "
             "source target short_term",
             [range(20), HUGE],
             {},
-            "series `T1` has values beyond float32's range. Look for wrong units",
+            "series `T1` has values up to 1e+39. Give it in units in which",
         ),
-        ("source target short_term", [HUGE, range(20)], {}, "series `T0` has values beyond float32's range."),
+        ("source target short_term", [HUGE, range(20)], {}, "series `T0` has values up to 1e+39."),
         (
             "source target short_term",
             [[*range(9), float("nan"), *range(9)]],
@@ -754,7 +754,7 @@ M3_YEARLY = {"train": 3181, "validation": 645, "test": 645}
 
 def test_windows_of_m3_yearly(data_root):
     data = zero_shot("m3_yearly", "m3_yearly", length=9, horizon=6)
-    collection, season = read_collection("m3_yearly", asked("zero_shot", "m3_yearly", "m3_yearly").data)
+    collection, season, _ = read_collection("m3_yearly", asked("zero_shot", "m3_yearly", "m3_yearly").data)
     assert season == 1
     assert sum(max(0, n - 9 - 3 * 6 + 1) for n in collection.lengths.tolist()) == M3_YEARLY["train"]
     assert {split: table.size for split, table in data.task.tables.items()} == M3_YEARLY

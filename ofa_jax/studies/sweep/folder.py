@@ -61,7 +61,7 @@ from ofa_jax.train.signals import StopRequest, stop_on_signal
 if TYPE_CHECKING:
     import pandas as pd
 
-SWEEP_FORMAT = 3
+SWEEP_FORMAT = 4
 """Of sweep.json; format 3 added the season length m of the test part."""
 
 RECORD, TABLE, CELLS = "sweep.json", "sweep.csv", "cells"
@@ -193,7 +193,7 @@ def run_sweep(
         begun = read_sweep(out) if (out / RECORD).exists() else None
         before = build_experiment(begun.settings, where=str(out / RECORD)) if begun else None
         experiment = resolved(experiment, before.trunk.compute_dtype if before else None)
-        data = read_data(experiment)
+        data = read_data(experiment, relative=begun is None or begun.provenance.relative)
         experiment = experiment.replace({"task": data.settings})
         for notice in data.notices:
             reporter.notice(notice)
