@@ -16,7 +16,7 @@ from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, ForecastSettings
 from ofa_jax.data.catalog.load import CATALOG, DatasetEntry, load
 from ofa_jax.data.frames import Frame, check_columns, read_frame
-from ofa_jax.data.missing import LARGEST, count_filled, filled_notices
+from ofa_jax.data.missing import count_filled, filled_notices
 from ofa_jax.data.seasons import season_length, season_notices, season_of
 from ofa_jax.data.splits import Borders, Scaler, Split, borders, fit_scaler
 from ofa_jax.errors import DataError
@@ -82,7 +82,7 @@ def prepare_frame(
     season = season_length(*known, None) or season_of_frame(frame)
     made = Task(
         spec=WindowSpec(length, horizon, univariate=True),
-        buffer=scaler.transform(frame.values),
+        buffer=scaler.transform(frame.values, frame.source),
         tables=tables,
         loss=FORECAST_LOSSES[task.loss],
         sums=forecast_sums,
@@ -216,12 +216,12 @@ def as_pairs(values: np.ndarray, names: Sequence[str], source: str) -> tuple[np.
     """Values ``[T, C]`` of the series ``names`` as float32, and what that rounding leaves, float32 too.
 
     Raises:
-        DataError: A series so large or so small that float32 cannot compute with it.
+        DataError: A series so small that float32 cannot compute with it.
     """
     size = np.abs(values).max(axis=0, initial=0)
-    if len(wrong := np.flatnonzero((size > LARGEST) | ((size > 0) & (size < SMALLEST)))):
-        what = f"series `{names[wrong[0]]}` has values up to {size[wrong[0]]:g}"
-        fix = f"Give it in units in which its largest value is between {SMALLEST:.1g} and {LARGEST:.1g}"
+    if len(wrong := np.flatnonzero((size > 0) & (size < SMALLEST))):
+        what = f"series `{names[wrong[0]]}` has values up to {size[wrong[0]]:g}, too small for float32 arithmetic"
+        fix = f"Use units in which its largest value is above {SMALLEST:.1g}"
         raise DataError(what, where=source, fix=fix)
     rounded = values.astype(np.float32)
     return rounded, (values - rounded).astype(np.float32)
@@ -250,7 +250,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
 
     relative, residue = bool(trained.meta.get("relative")), None
     if scaler:
-        buffer = scaler.transform(last)
+        buffer = scaler.transform(last, frame.source, frame.n_rows - length + 1)
     else:
         buffer, residue = as_pairs(last, frame.names, frame.source)
 

@@ -660,9 +660,9 @@ TOO_SHORT = "series `T{}` has {} step(s), horizon is {}. "
             "source target short_term",
             [range(20), HUGE],
             {},
-            "series `T1` has values up to 1e+39. Give it in units in which",
+            "line 6, value 10: 1 value(s) are too large for float32 arithmetic, the first one is 1e+39.",
         ),
-        ("source target short_term", [HUGE, range(20)], {}, "series `T0` has values up to 1e+39."),
+        ("source target short_term", [HUGE, range(20)], {}, "line 5, value 10: 1 value(s) are too large"),
         (
             "source target short_term",
             [[*range(9), float("nan"), *range(9)]],

@@ -174,10 +174,9 @@ def test_a_run_notices_changes_that_float32_does_not_see(run, tmp_path):
     assert moved.absolute().fingerprint == data.absolute().fingerprint
 
 
-@pytest.mark.parametrize("value", [1e19, 9.97e36, -1e20, 1e-24])
-def test_series_that_float32_cannot_compute_with_are_refused(value):
-    with pytest.raises(DataError, match=r"series `b` has values up to .*between 1e-23 and 1e\+18"):
-        as_pairs(np.array([[0.0, value], [0.0, 0.0]]), ["a", "b"], "table")
+def test_series_too_small_for_float32_are_refused():
+    with pytest.raises(DataError, match=r"table: series `b` has values up to 1e-24, too .*above 1e-23"):
+        as_pairs(np.array([[0.0, -1e-24], [0.0, 0.0]]), ["a", "b"], "table")
     assert not as_pairs(np.zeros((2, 1)), ["a"], "table")[1].any()
 
 
