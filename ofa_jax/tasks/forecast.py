@@ -220,7 +220,8 @@ def as_pairs(values: np.ndarray, names: Sequence[str], source: str) -> tuple[np.
     """
     size = np.abs(values).max(axis=0, initial=0)
     if len(wrong := np.flatnonzero((size > 0) & (size < SMALLEST))):
-        what = f"series `{names[wrong[0]]}` has values up to {size[wrong[0]]:g}, too small for float32 arithmetic"
+        largest = f"{size[wrong[0]]:g}, too small for float32 arithmetic"
+        what = f"series `{names[wrong[0]]}` has values up to {largest}"
         fix = f"Use units in which its largest value is above {SMALLEST:.1g}"
         raise DataError(what, where=source, fix=fix)
     rounded = values.astype(np.float32)
