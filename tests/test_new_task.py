@@ -25,7 +25,7 @@ from ofa_jax.report.tasks import RESULTS
 from ofa_jax.runs.bundle import load_bundle
 from ofa_jax.runs.train import open_run, train_run
 from ofa_jax.tasks.base import NewData, Task, TaskData, TaskKind
-from ofa_jax.tasks.forecast import as_float32, read_new, read_series
+from ofa_jax.tasks.forecast import as_pairs, read_new, read_series
 from ofa_jax.tasks.table import TASKS
 from ofa_jax.train.loop import SILENT
 from ofa_jax.windows.table import WindowSpec, WindowTable, sliding_windows
@@ -74,7 +74,7 @@ def apply(trained, source):
     frame, length = read_new(trained, source), trained.task.input_length
     return NewData(
         spec=WindowSpec(length, 0, univariate=False),
-        buffer=as_float32(frame.values[-length:], frame.names, frame.source),
+        buffer=as_pairs(frame.values[-length:], frame.names, frame.source)[0],
         table=WindowTable.of(np.zeros(1), x_valid=length),
         outputs=lambda prediction, batch: {"mean": prediction[:, 0]},
         to_table=lambda outputs: pd.DataFrame(outputs["mean"], columns=list(frame.names)),

@@ -30,7 +30,7 @@ from ofa_jax.tensors import read_tensors
 
 TRAINED_FILE = "trained.safetensors"
 META_FILE = "ofa.json"
-BUNDLE_FORMAT = 3
+BUNDLE_FORMAT = 4
 
 _Spread = Annotated[float, Field(ge=1e-30, le=1e30)]
 _STANDARDIZED = 1e12
@@ -71,7 +71,8 @@ class BundleRecord(FileRecord):
     names.
 
     Format 3 added ``filled``, the number of missing values that were filled in the data of training, and its
-    ``sha256`` covers ``format``.
+    ``sha256`` covers ``format``. Format 4 added ``relative``: whether windows are relative to their last
+    input.
     """
 
     newest = BUNDLE_FORMAT
@@ -87,6 +88,7 @@ class BundleRecord(FileRecord):
     classes: list[str] | None = None
     threshold: float | None = None
     filled: int = Field(0, ge=0)
+    relative: bool = False
     best_epoch: int = Field(ge=0)
     validation: dict[str, float]
     adapters: AdapterConfig | None

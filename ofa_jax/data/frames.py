@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ofa_jax.config.tasks import Missing, Timestamps
-from ofa_jax.data.missing import fill_missing
+from ofa_jax.data.missing import check_sizes, fill_missing
 from ofa_jax.data.tables import Table, as_table, read_parquet, read_text, require_file
 from ofa_jax.data.timestamps import check_order, following, infer_step, looks_like_date, parse_times
 from ofa_jax.errors import DataError
@@ -116,10 +116,12 @@ def read_frame(
         place = partial(table.place, time_name)
         times, zoned = parse_times(table.read([time], object).iloc[:, 0], place)
         check_order(times, timestamps, place)
-    observed = None
-    if missing != "keep":
+    observed, place_of = None, lambda column, row: table.place(names[column], row)
+    if missing == "keep":
+        check_sizes(values, place_of)
+    else:
         known = np.isfinite(values)
-        values = fill_missing(values, missing, lambda column, row: table.place(names[column], row))
+        values = fill_missing(values, missing, place_of)
         observed = None if known.all() else known
     return Frame(values, names, times, table.source, time_name, zoned, observed)
 

@@ -10,9 +10,31 @@ import numpy as np
 from ofa_jax.config.tasks import Missing
 from ofa_jax.errors import DataError
 
+LARGEST = 2.0**60
+"""1.2e18. Sums of larger squares overflow float32, and sensors write 1e20 and the like for "missing"."""
+
+
+def check_sizes(values: np.ndarray, place: Callable[[int, int | None], str]) -> None:
+    """Refuse values of ``[T, C]`` beyond :data:`LARGEST`; ``place`` as in :func:`fill_missing`.
+
+    Raises:
+        DataError: There is one.
+    """
+    huge = np.argwhere((np.abs(values) > LARGEST) & np.isfinite(values))
+    if len(huge):
+        row, column = (int(index) for index in huge[0])
+        what = f"{len(huge)} value(s) are too large for float32 arithmetic, the first one is "
+        what += f"{values[row, column]:g}"
+        fix = (
+            f"Leave out values that mean `missing`, or use units in which the largest is below {LARGEST:.1g}"
+        )
+        raise DataError(what, where=place(column, row), fix=fix)
+
 
 def fill_missing(values: np.ndarray, missing: Missing, place: Callable[[int, int | None], str]) -> np.ndarray:
     """Refuse NaN and infinities of ``[T, C]``, or fill them by row: linearly, or with the last value before.
+
+    Values too large to compute with (:func:`check_sizes`) are refused under any policy.
 
     Args:
         values: The values, returned as they are where all are finite.
@@ -20,8 +42,9 @@ def fill_missing(values: np.ndarray, missing: Missing, place: Callable[[int, int
         place: ``place(column, row)``, the place of a value for messages; of the column where row is None.
 
     Raises:
-        DataError: A value is missing under ``error``, or there is nothing to fill it from.
+        DataError: A value is missing under ``error``, there is nothing to fill it from, or it is too large.
     """
+    check_sizes(values, place)
     gone = ~np.isfinite(values)
     if not gone.any():
         return values

@@ -103,6 +103,9 @@ def _part_lengths(n_rows: int, rule: SplitRule, ratios: tuple[float, float, floa
 RESOLUTION = 2.0**-24
 """Of float32, relative: half the distance from 1 to the next number."""
 
+FARTHEST = 2.0**50
+"""Standard deviations; beyond, sums of squares over the steps and channels of a window overflow float32."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scaler:
@@ -135,19 +138,24 @@ class Scaler:
             )
         return found
 
-    def transform(self, values: np.ndarray) -> np.ndarray:
-        """Standardize ``[..., C]`` in original units to float32.
+    def transform(self, values: np.ndarray, source: str | None = None, first: int = 1) -> np.ndarray:
+        """Standardize ``[T, C]`` in original units to float32; ``first`` is the number of the first row.
 
         Raises:
-            DataError: A value so far from the training part that it is outside float32's range.
+            DataError: A value so far from the training part that float32 cannot compute with it.
         """
         with np.errstate(over="ignore"):
-            scaled = ((values - self.mean) / self.std).astype(np.float32)
-        if not np.isfinite(scaled).all():
-            name = self.names[int(np.argwhere(~np.isfinite(scaled))[0][-1])]
-            what = f"series `{name}` has values that cannot be standardized"
-            raise DataError(what, fix="Look for infinities and wrong units in it")
-        return scaled
+            scaled = (values - self.mean) / self.std
+        wrong = np.argwhere(~(np.abs(scaled) <= FARTHEST))
+        if len(wrong):
+            row, column = wrong[0]
+            what = (
+                f"series `{self.names[column]}` has the value {values[row, column]:g} in row {row + first}, "
+            )
+            what += f"{abs(scaled[row, column]):.1g} standard deviations from the mean of training"
+            fix = "Look for wrong units and for values that mean `missing`"
+            raise DataError(what, where=source, fix=fix)
+        return scaled.astype(np.float32)
 
     def invert(self, values: np.ndarray) -> np.ndarray:
         """Standardized ``[..., C]`` in original units, float64."""

@@ -16,7 +16,7 @@ from ofa_jax.plots import run as plots
 from ofa_jax.report.parts import Picture, Section, Table, best_median_worst, number, number_table, picture
 from ofa_jax.runs.bundle import LoadedModel
 from ofa_jax.tasks.base import Outputs, Predict, Score, Sums, Task, TaskData
-from ofa_jax.tasks.losses import symmetric_terms
+from ofa_jax.tasks.losses import forecast_change, symmetric_terms
 from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.program import evaluation_options
 from ofa_jax.windows.batch import Batch
@@ -54,13 +54,20 @@ class Evaluation:
         return lambda table: predictor(table, frozen, trainable)
 
     def windows(self, places: Iterable[int]) -> list[dict[str, np.ndarray]]:
-        """Some test windows as the network saw them: ``x, x_mask, y, y_mask, prediction``."""
+        """Some test windows as the network saw them: ``x, x_mask, y, y_mask, prediction``.
+
+        Relative ones have their ``unit`` and the value ``last`` that they are relative to as well.
+        """
 
         def outputs(prediction: Any, batch: Batch) -> dict[str, jax.Array]:
-            return {**batch._asdict(), "prediction": prediction}
+            fields = {name: leaf for name, leaf in batch._asdict().items() if leaf is not None}
+            return {**fields, "prediction": forecast_change(prediction, batch)}
 
         table = self.table.take(np.asarray(list(places)))
-        found = self.predictor(outputs)(table)
+        found = dict(self.predictor(outputs)(table))
+        if self.task.residue is not None:
+            last = (table.first + table.x_valid - 1, table.channel)
+            found["last"] = self.task.buffer[last].astype(np.float64) + self.task.residue[last]
         return [{name: values[index] for name, values in found.items()} for index in range(table.size)]
 
 
@@ -183,6 +190,8 @@ def _forecast_table(evaluation: Evaluation, place: int, window: Mapping[str, np.
     known = np.concatenate([window["x_mask"], window["y_mask"]])[:, 0]
     ahead = np.concatenate([np.full(length, np.nan), window["prediction"][:, 0]])
     table = pd.DataFrame({"actual": np.where(known, values, np.nan), "forecast": ahead})
+    if "unit" in window:
+        table = table * float(window["unit"].item()) + float(window["last"])
     if (scaler := evaluation.loaded.scaler) is not None:
         channel = evaluation.table.channel[place]
         table = table * scaler.std[channel] + scaler.mean[channel]

@@ -39,7 +39,7 @@ class LoadedModel:
     @property
     def trained_on(self) -> TrainedOn:
         """What applying the model to new data needs to know."""
-        meta = self.record.model_dump(include={"frequency", "classes", "threshold"})
+        meta = self.record.model_dump(include={"frequency", "classes", "threshold", "relative"})
         return TrainedOn(self.experiment.task, self.experiment.data, self.scaler, meta)
 
 
@@ -69,6 +69,7 @@ class BundleWriter:
             "season": data.season,
             "protocol": experiment.protocol,
             **data.meta,
+            "relative": data.relative,
             "frozen": frozen_record(model, experiment.network.seed),
         }
 

@@ -58,7 +58,8 @@ _EDITABLE = NEUTRAL | {"train.epochs"}
 class Provenance(FileRecord):
     """What a run's numbers depend on besides its settings: versions, and the bits of data and trunk.
 
-    In config.yaml it has ``sha256``, of itself and of the settings that decide what is measured.
+    In config.yaml it has ``sha256``, of itself and of the settings that decide what is measured. Format 3 added
+    it, and ``relative``: whether windows are relative to their last input.
     """
 
     newest = FORMAT
@@ -67,6 +68,7 @@ class Provenance(FileRecord):
     trunk_sha256: Sha256
     trunk_config: dict[str, int | float | bool | str | None]
     sha256: Sha256 | None = None
+    relative: bool = False
 
 
 def versions() -> dict[str, str]:
@@ -82,6 +84,7 @@ def provenance(model: Model, data: TaskData) -> Provenance:
         data_sha256=data.fingerprint,
         trunk_sha256=model.trunk_sha256,
         trunk_config=trunk_mathematics(model.network.trunk.config),
+        relative=data.relative,
     )
 
 

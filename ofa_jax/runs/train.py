@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,17 +73,20 @@ def train_run(
     out, main = Path(out), is_main_process()
     reporter = reporter if main else SILENT
     with detect_lost_peers(), contextlib.ExitStack() as stack:
-        dtype = ""
+        begun = b"{}"
         with raise_together("opening the run folder"):
             if main:
                 stack.enter_context(
                     locked_folder(out, CONFIG_FILE, [BUNDLE, METRICS_FILE], kind="run folder")
                 )
                 if (out / CONFIG_FILE).exists():
-                    dtype = read_config(out)[0].trunk.compute_dtype
-        experiment = resolved(experiment, broadcast_from_main(dtype.encode()).decode())
+                    saved_run, made = read_config(out)
+                    dtype = saved_run.trunk.compute_dtype
+                    begun = json.dumps({"dtype": dtype, "relative": made.relative}).encode()
+        before = json.loads(broadcast_from_main(begun))
+        experiment = resolved(experiment, before.get("dtype"))
         with raise_together("reading data and trunk"):
-            data = read_data(experiment)
+            data = read_data(experiment, relative=before.get("relative", True))
             experiment = experiment.replace({"task": data.settings})
             for notice in data.notices:
                 reporter.notice(notice)
@@ -117,10 +121,11 @@ def train_run(
         return result
 
 
-def read_data(experiment: Experiment) -> TaskData:
-    """The data of an experiment as its task reads them."""
+def read_data(experiment: Experiment, *, relative: bool = True) -> TaskData:
+    """The data of an experiment as its task reads them, or once did (:meth:`TaskData.absolute`)."""
     batch_size = experiment.train.batch_size
-    return prepare(experiment.data, experiment.task, protocol=experiment.protocol, batch_size=batch_size)
+    data = prepare(experiment.data, experiment.task, protocol=experiment.protocol, batch_size=batch_size)
+    return data if relative else data.absolute()
 
 
 def open_run(
@@ -153,7 +158,7 @@ def open_run(
             moved[f"data.{name}"] = given
         elif place is not None and place not in CATALOG and not Path(place).exists():
             raise DataError(f"the data file {place} is gone", where=name, fix="Give its current path")
-    data = read_data(experiment.replace(moved))
+    data = read_data(experiment.replace(moved), relative=made.relative)
     if data.fingerprint != made.data_sha256:
         what = "the data are not those the run was trained on"
         raise CheckpointError(what, where=str(run), fix="Restore the original data file")

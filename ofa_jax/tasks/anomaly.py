@@ -98,7 +98,12 @@ def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "stric
 
     made = Task(
         spec=WindowSpec(length, 0, univariate=False),
-        buffer=scaler.transform(np.concatenate([stream.train, stream.test])),
+        buffer=np.concatenate(
+            [
+                scaler.transform(getattr(stream, part), f"{stream.source}, {part}")
+                for part in ("train", "test")
+            ]
+        ),
         tables=tables,
         loss=reconstruction_error,
         sums=reconstruction_sums,
@@ -230,7 +235,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
 
     return NewData(
         spec=WindowSpec(length, 0, univariate=False),
-        buffer=scaler.transform(frame.values),
+        buffer=scaler.transform(frame.values, frame.source),
         table=windows.table,
         outputs=reconstruction_sums,
         to_table=to_table,

@@ -39,8 +39,10 @@ class Task:
 
     Attributes:
         spec: What all windows have in common.
-        buffer: The scaled series, end to end, ``[rows, channels]`` float32.
+        buffer: The series, end to end, ``[rows, channels]`` float32.
         observed: ``[rows, channels]`` bool, False where a missing value was filled; None without any.
+        residue: What rounding to ``buffer`` left of series in their own units, float32
+            (:class:`~ofa_jax.windows.batch.Rows`); None where they are standardized.
         tables: The windows of each split.
         loss: ``(prediction, batch) -> (sum, count)``; the training loss is their ratio.
         sums: What an evaluation keeps of every window.
@@ -68,6 +70,7 @@ class Task:
     groups: np.ndarray | None = None
     report: Callable[[Score, Split], dict[str, float]] | None = None
     observed: np.ndarray | None = None
+    residue: np.ndarray | None = None
 
     def check_targets(self, source: str) -> None:
         """Refuse a split all of whose targets, as far as they follow the input, are missing.
@@ -169,9 +172,19 @@ class TaskData:
     def fingerprint(self) -> str:
         """The sha256 of everything that was read, so that a run notices changed data."""
         read = [("buffer", self.task.buffer), *sorted(self.labels.items())]
-        if self.task.observed is not None:
-            read.append(("observed", self.task.observed))
+        for name in ("observed", "residue"):
+            if (found := getattr(self.task, name)) is not None:
+                read.append((name, found))
         return trees.fingerprint(read)
+
+    @property
+    def relative(self) -> bool:
+        """Whether windows are relative to their last input, as those of series in their own units are."""
+        return self.task.residue is not None
+
+    def absolute(self) -> TaskData:
+        """With windows of float32 values in the series' units, as format 2 of runs read them."""
+        return replace(self, task=replace(self.task, residue=None))
 
 
 def with_sizes(task: TaskSettings, source: str, **sizes: int) -> Any:
@@ -216,7 +229,7 @@ class NewData:
     """New data laid out for a trained model.
 
     Attributes:
-        spec, buffer, corrupt, observed: As in :class:`Task`.
+        spec, buffer, corrupt, observed, residue: As in :class:`Task`.
         table: The windows to predict.
         to_table: Outputs of all windows as a table in original units.
         plot: ``(table, note) -> Figure``.
@@ -233,6 +246,7 @@ class NewData:
     outputs: Outputs | None = None
     corrupt: Callable[[Batch, jax.Array], Batch] | None = None
     observed: np.ndarray | None = None
+    residue: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

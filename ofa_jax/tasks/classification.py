@@ -44,7 +44,9 @@ def prepare(data: DataConfig, task: ClassificationSettings, protocol: Protocol =
     task = with_sizes(task, train.source, channels=train.n_channels, classes=len(present))
     names = [f"channel {index}" for index in range(train.n_channels)]
     scaler = fit_scaler(np.concatenate(train.cases), names, ddof=1, source=train.source)  # ddof: protocol §2
-    buffer, first = lay_end_to_end([scaler.transform(case) for case in (*train.cases, *test.cases)])
+    buffer, first = lay_end_to_end(
+        [scaler.transform(case, part.source) for part in (train, test) for case in part.cases]
+    )
     lengths = np.concatenate([train.lengths, test.lengths])
     longest = int(train.lengths.max())
     if task.input_length < longest:
@@ -148,7 +150,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     if cases.lengths.max() > length:
         what = f"a case has {cases.lengths.max()} steps, the model reads {length}"
         raise DataError(what, where=cases.source, fix="Shorten the cases")
-    buffer, first = lay_end_to_end([scaler.transform(case) for case in cases.cases])
+    buffer, first = lay_end_to_end([scaler.transform(case, cases.source) for case in cases.cases])
 
     def to_table(outputs: Sums) -> pd.DataFrame:
         probability = outputs["probability"].astype(np.float64)

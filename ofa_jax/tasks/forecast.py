@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 
@@ -23,9 +24,10 @@ from ofa_jax.model.linear import dlinear, init_dlinear, init_nlinear, nlinear
 from ofa_jax.model.networks import ForecastNetwork
 from ofa_jax.plots import run as plots
 from ofa_jax.tasks.base import LinearBaseline, NewData, Predict, Sums, Task, TaskData, TaskKind, TrainedOn
-from ofa_jax.tasks.losses import FORECAST_LOSSES
+from ofa_jax.tasks.losses import FORECAST_LOSSES, forecast_change
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
 from ofa_jax.tasks.naive import seasonal_naive
+from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import WindowSpec, WindowTable, sliding_windows
 
 
@@ -80,7 +82,7 @@ def prepare_frame(
     season = season_length(*known, None) or season_of_frame(frame)
     made = Task(
         spec=WindowSpec(length, horizon, univariate=True),
-        buffer=scaler.transform(frame.values),
+        buffer=scaler.transform(frame.values, frame.source),
         tables=tables,
         loss=FORECAST_LOSSES[task.loss],
         sums=forecast_sums,
@@ -206,19 +208,29 @@ def check_rows(frame: Frame, length: int) -> None:
         raise DataError(what, where=frame.source, fix=f"Give at least {length} rows")
 
 
-def as_float32(values: np.ndarray, names: Sequence[str], source: str) -> np.ndarray:
-    """Values ``[T, C]`` of the series ``names``, float32.
+SMALLEST = 2.0**-76
+"""A series below it (1.3e-23) loses digits in float32 pairs, whose second parts are 2^-49 of the values."""
+
+
+def as_pairs(values: np.ndarray, names: Sequence[str], source: str) -> tuple[np.ndarray, np.ndarray]:
+    """Values ``[T, C]`` of the series ``names`` as float32, and what that rounding leaves, float32 too.
 
     Raises:
-        DataError: A value beyond float32's range.
+        DataError: A series so small that float32 cannot compute with it.
     """
-    with np.errstate(over="ignore"):
-        found = values.astype(np.float32)
-    if not np.isfinite(found).all():
-        name = names[int(np.argwhere(~np.isfinite(found))[0][-1])]
-        what = f"series `{name}` has values beyond float32's range"
-        raise DataError(what, where=source, fix="Look for wrong units in it, or give it in larger ones")
-    return found
+    size = np.abs(values).max(axis=0, initial=0)
+    if len(wrong := np.flatnonzero((size > 0) & (size < SMALLEST))):
+        largest = f"{size[wrong[0]]:g}, too small for float32 arithmetic"
+        what = f"series `{names[wrong[0]]}` has values up to {largest}"
+        fix = f"Use units in which its largest value is above {SMALLEST:.1g}"
+        raise DataError(what, where=source, fix=fix)
+    rounded = values.astype(np.float32)
+    return rounded, (values - rounded).astype(np.float32)
+
+
+def ahead(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    """Forecasts in the series' units, relative to the last input step."""
+    return {"prediction": forecast_change(pred_bhc, batch) * batch.unit}
 
 
 def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
@@ -237,14 +249,22 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     panels = partial(forecast_panels, frame, history=min(length, 3 * horizon))
     title = f"{frame.source}: the next {horizon} steps"
 
+    relative, residue = bool(trained.meta.get("relative")), None
+    if scaler:
+        buffer = scaler.transform(last, frame.source, frame.n_rows - length + 1)
+    else:
+        buffer, residue = as_pairs(last, frame.names, frame.source)
+
     def to_table(outputs: Sums) -> pd.DataFrame:
         pred_hc = outputs["prediction"][0]
-        values = scaler.invert(pred_hc) if scaler else pred_hc
+        values = scaler.invert(pred_hc) if scaler else pred_hc + (last[-1] if relative else 0)
         return pd.DataFrame(values, index, list(frame.names)).reset_index()
 
     return NewData(
         spec=WindowSpec(length, 0, univariate=False),
-        buffer=scaler.transform(last) if scaler else as_float32(last, frame.names, frame.source),
+        buffer=buffer,
+        residue=residue if relative else None,
+        outputs=ahead if relative else None,
         table=WindowTable.of(np.zeros(1), x_valid=length),
         to_table=to_table,
         plot=lambda table, note: plots.forecast(panels(table), title=title, note=note),

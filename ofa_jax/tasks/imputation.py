@@ -42,7 +42,7 @@ def prepare(data: DataConfig, task: ImputationSettings, protocol: Protocol = "st
     untimed = ["no timestamps, so the network reads no calendar features"]
     made = Task(
         spec=WindowSpec(length, 0, univariate=False, hide_filled=True),
-        buffer=np.concatenate([scaler.transform(frame.values), features], axis=1),
+        buffer=np.concatenate([scaler.transform(frame.values, frame.source), features], axis=1),
         observed=None if frame.observed is None else _with_calendar(frame.observed, features),
         tables=tables,
         loss=squared_error,
@@ -146,7 +146,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     if known.all():
         what = "no value is missing, so there is nothing to fill"
         raise DataError(what, where=frame.source, fix="Leave the cells to fill empty")
-    values = scaler.transform(np.where(known, frame.values, scaler.mean))
+    values = scaler.transform(np.where(known, frame.values, scaler.mean), frame.source)
     windows = each_step_once(np.array([0, frame.n_rows]), trained.task.input_length)
     index, names = time_index(frame), list(frame.names)
     given = pd.DataFrame(frame.values, index, names).reset_index()

@@ -15,9 +15,25 @@ MAPE_FLOOR = 1e-8
 """Added to the target's size before it divides (protocol §2)."""
 
 
-def squared_error(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Sum of squared errors over the observed targets and their count, float32 scalars."""
-    return _total(jnp.square(jnp.where(batch.y_mask, pred_bhc - batch.y, 0)), batch.y_mask)
+def forecast_error(pred_bhc: jax.Array, batch: Batch) -> jax.Array:
+    """Prediction minus target ``[b, h, c]`` in the batch's unit, 0 where the target is missing."""
+    return jnp.where(batch.y_mask, forecast_change(pred_bhc, batch) - batch.y, 0)
+
+
+def forecast_change(pred_bhc: jax.Array, batch: Batch) -> jax.Array:
+    """Predictions; of relative windows 0 where the input does not vary, which gives them no scale."""
+    if batch.level is None:
+        return pred_bhc
+    return jnp.where(jnp.any(batch.x != 0, axis=1, keepdims=True), pred_bhc, 0)
+
+
+def squared_error(pred_bhc: jax.Array, batch: Batch, *, unit: float = 1) -> tuple[jax.Array, jax.Array]:
+    """Sum of squared errors over the observed targets and their count, float32 scalars.
+
+    Of relative windows, errors are multiples of ``unit``.
+    """
+    error = forecast_error(pred_bhc, batch)
+    return _total(jnp.square(error if batch.unit is None else error * (batch.unit / unit)), batch.y_mask)
 
 
 def smape(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -26,8 +42,12 @@ def smape(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 
 def mape(pred_bhc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Sum of ``100 |p - t| / (|t| + 1e-8)`` over the observed targets (protocol §2), and their count."""
-    return _total(100 * _distance(pred_bhc, batch.y) / (jnp.abs(batch.y) + MAPE_FLOOR), batch.y_mask)
+    """Sum of ``100 |p - t| / (|t| + 1e-8)`` over the observed targets (protocol §2), and their count.
+
+    The floor of relative windows is a multiple of their unit.
+    """
+    terms = 100 * _size(forecast_error(pred_bhc, batch)) / (jnp.abs(_complete(batch.y, batch)) + MAPE_FLOOR)
+    return _total(terms, batch.y_mask)
 
 
 def reconstruction_error(pred_btc: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -42,8 +62,10 @@ def cross_entropy(logits_bk: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Ar
 
 def symmetric_terms(pred_bhc: jax.Array, batch: Batch) -> jax.Array:
     """``200 |p - t| / (|p| + |t|)``, 0 where both are 0; the denominator has no gradient (protocol §2)."""
-    size = jax.lax.stop_gradient(jnp.abs(pred_bhc)) + jnp.abs(batch.y)
-    return jnp.where(size > 0, 200 * _distance(pred_bhc, batch.y) / jnp.where(size > 0, size, 1), 0)
+    forecast = jax.lax.stop_gradient(forecast_change(pred_bhc, batch))
+    size = jnp.abs(_complete(forecast, batch)) + jnp.abs(_complete(batch.y, batch))
+    error = _size(forecast_error(pred_bhc, batch))
+    return jnp.where(size > 0, 200 * error / jnp.where(size > 0, size, 1), 0)
 
 
 def entropy_terms(logits_bk: jax.Array, batch: Batch) -> jax.Array:
@@ -51,9 +73,13 @@ def entropy_terms(logits_bk: jax.Array, batch: Batch) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits_bk, jnp.maximum(batch.y, 0))
 
 
-def _distance(pred: jax.Array, target: jax.Array) -> jax.Array:
-    """``|p - t|`` with gradient 0 at 0, as in PyTorch; ``jnp.abs`` has gradient 1 there."""
-    error = pred - target
+def _complete(values_bhc: jax.Array, batch: Batch) -> jax.Array:
+    """Forecasts or targets with the level that relative ones leave out."""
+    return values_bhc if batch.level is None else values_bhc + batch.level
+
+
+def _size(error: jax.Array) -> jax.Array:
+    """``|error|`` with gradient 0 at 0, as in PyTorch; ``jnp.abs`` has gradient 1 there."""
     return error * jax.lax.stop_gradient(jnp.sign(error))
 
 

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax.tasks.losses import entropy_terms, symmetric_terms
+from ofa_jax.tasks.losses import entropy_terms, forecast_error, symmetric_terms
 from ofa_jax.windows.batch import Batch
 
 
 def forecast_sums(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     """Per window ``[b]``: squared error, absolute error and number of observed targets."""
-    error = jnp.where(batch.y_mask, pred_bhc - batch.y, 0)
+    error = forecast_error(pred_bhc, batch)
     return {
         "squared_error": jnp.sum(jnp.square(error), axis=(1, 2)),
         "absolute_error": jnp.sum(jnp.abs(error), axis=(1, 2)),
@@ -29,10 +29,17 @@ def forecast_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def series_sums(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """Per window ``[b]``: sum of ``200 |p - t| / (|p| + |t|)`` (0/0 is 0), absolute error, target count."""
+    """Per window ``[b]``: sum of ``200 |p - t| / (|p| + |t|)`` (0/0 is 0), absolute error, target count.
+
+    The absolute error is in the series' units.
+    """
     terms, sums = symmetric_terms(pred_bhc, batch), forecast_sums(pred_bhc, batch)
-    del sums["squared_error"]
-    return {"symmetric": jnp.sum(jnp.where(batch.y_mask, terms, 0), axis=(1, 2)), **sums}
+    error = sums["absolute_error"]
+    return {
+        "symmetric": jnp.sum(jnp.where(batch.y_mask, terms, 0), axis=(1, 2)),
+        "absolute_error": error if batch.unit is None else error * batch.unit[:, 0, 0],
+        "count": sums["count"],
+    }
 
 
 def series_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -24,11 +24,12 @@ from ofa_jax.data.splits import Split
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.model.networks import ForecastNetwork, ShortTermNetwork
 from ofa_jax.tasks.base import Score, Sums, Task, TaskData, TaskKind
-from ofa_jax.tasks.forecast import apply, as_float32, linear_baselines, read_series
+from ofa_jax.tasks.forecast import apply, as_pairs, linear_baselines, read_series
 from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import mean_scaled_error, naive_scale, series_metrics, series_sums
 from ofa_jax.tasks.naive import last_cycle
 from ofa_jax.tasks.naive2 import naive2
+from ofa_jax.windows.batch import Rows
 from ofa_jax.windows.table import WindowSpec, WindowTable, lay_end_to_end
 
 Naive = Callable[[np.ndarray, int, int], np.ndarray]
@@ -64,15 +65,16 @@ def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protoc
         fix += f", or raise data.percent from {data.percent}" if data.percent < 100 else ""
         raise DataError(what, where=source.source, fix=fix)
     origin = _forecastable(target, horizon)
-    buffer, observed, first, far = _lay(source, target)
+    rows, first, far = _lay(source, target)
     train = _windows(first, length, counts, source.lengths, length, horizon)
     held: dict[Split, HeldOut] = {
         "validation": HeldOut(source, first, ends, source_season, horizon),
         "test": HeldOut(target, far, origin, target_season, horizon),
     }
     lengths = {"source_lengths": source.lengths, "target_lengths": target.lengths}
-    practice: dict[str, Any] = {"observed": observed, "drop_last": protocol == "published"}
-    return _series_data(task, protocol, buffer, train, held, lengths, notices, **practice)
+    return _series_data(
+        task, protocol, rows, train, held, lengths, notices, drop_last=protocol == "published"
+    )
 
 
 def _fitting(steps: int, length: int, horizon: int, percent: int) -> str:
@@ -111,7 +113,7 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
         shorten = f"; set task.horizon to {most}" if most >= 1 else ""
         fix = f"Series of at least {rest + 2} steps are needed{shorten}"
         raise DataError(what, where=collection.source, fix=fix)
-    buffer, observed, first, _ = _lay(collection, collection)
+    rows, first, _ = _lay(collection, collection)
     train = _windows(first, lowest, counts, ends, length, horizon)
     held: dict[Split, HeldOut] = {
         "validation": HeldOut(collection, first, ends, season, horizon),
@@ -119,8 +121,7 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
     }
     groups = np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64)
     lengths = {"lengths": collection.lengths}
-    practice: dict[str, Any] = {"observed": observed, "groups": groups}
-    return _series_data(task, protocol, buffer, train, held, lengths, notices, **practice)
+    return _series_data(task, protocol, rows, train, held, lengths, notices, groups=groups)
 
 
 def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int | None, list[str]]:
@@ -227,7 +228,7 @@ def seasonal_last(insample: np.ndarray, season: int, horizon: int) -> np.ndarray
 def _series_data(
     task: ZeroShotSettings | ShortTermSettings,
     protocol: Protocol,
-    buffer: np.ndarray,
+    rows: Rows,
     train: WindowTable,
     held: Mapping[Split, HeldOut],
     lengths: Mapping[str, np.ndarray],
@@ -263,11 +264,16 @@ def _series_data(
     def naive(method: Naive, split: Split) -> dict[str, float] | None:
         return held[split].metrics(held[split].naive_sums(method)) if split in held else None
 
+    loss = FORECAST_LOSSES[task.loss]
+    if task.loss == "mse":  # in one unit for all series, so that it is of like size in any
+        loss = partial(loss, unit=_largest_range(source))
     made = Task(
         spec=WindowSpec(task.input_length, task.horizon, univariate=True),
-        buffer=buffer,
+        buffer=rows.values,
+        observed=rows.observed,
+        residue=rows.residue,
         tables=tables,
-        loss=FORECAST_LOSSES[task.loss],
+        loss=loss,
         sums=series_sums,
         metrics=series_metrics,
         objective="smape",
@@ -288,22 +294,27 @@ def _series_data(
     )
 
 
-def _lay(
-    source: SeriesCollection, target: SeriesCollection
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
-    """One buffer ``[rows, 1]`` of both, which values were observed, and the first row of each series."""
+def _largest_range(collection: SeriesCollection) -> float:
+    """The largest distance between two values of a series, 1 where all are constant."""
+    return max(float(np.ptp(series)) for series in collection.values) or 1.0
+
+
+def _lay(source: SeriesCollection, target: SeriesCollection) -> tuple[Rows, np.ndarray, np.ndarray]:
+    """One buffer ``[rows, 1]`` of both, and the first row of each series."""
     both = [source] if source is target else [source, target]
-    buffer, first = lay_end_to_end([column for one in both for column in _columns(one)])
+    pairs = [pair for one in both for pair in _pairs(one)]
+    buffer, first = lay_end_to_end([rounded for rounded, _ in pairs])
+    residue, _ = lay_end_to_end([rest for _, rest in pairs])
     observed = None
     if any(one.observed is not None for one in both):
         masks = [one.observed or [np.ones(steps, bool) for steps in one.lengths] for one in both]
         observed = np.concatenate([mask for one in masks for mask in one])[:, None]
-    return buffer, observed, first[: source.n_series], first[-target.n_series :]
+    return Rows(buffer, observed, residue), first[: source.n_series], first[-target.n_series :]
 
 
-def _columns(collection: SeriesCollection) -> list[np.ndarray]:
+def _pairs(collection: SeriesCollection) -> list[tuple[np.ndarray, np.ndarray]]:
     named = zip(collection.names, collection.values, strict=True)
-    return [as_float32(series[:, None], [name], collection.source) for name, series in named]
+    return [as_pairs(series[:, None], [name], collection.source) for name, series in named]
 
 
 def _forecastable(collection: SeriesCollection, horizon: int) -> np.ndarray:

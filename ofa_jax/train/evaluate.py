@@ -43,7 +43,7 @@ class WindowPredictor:
     ) -> None:
         self._layout = layout = layout or make_layout()
         self._step = _compiled(predict, outputs or _prediction, task.spec, task.corrupt, layout)
-        self.buffer = layout.place(Rows.of(task.buffer, task.observed))
+        self.buffer = layout.place(Rows.of(task))
         self._batch_size = batch_size or EVAL_WINDOWS
 
     def __call__(

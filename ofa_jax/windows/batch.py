@@ -9,22 +9,31 @@ import jax.numpy as jnp
 
 from ofa_jax.windows.table import PADDING, WindowSpec, WindowTable
 
+SPREAD = 2.0**10
+"""The largest distance from the last input of a relative window: so large that the variance floor of instance
+norm (protocol §1.2) is below a rounding."""
+
 
 class Rows(NamedTuple):
-    """A buffer some of whose values were missing and have been filled.
+    """A buffer with what else is known of its values.
 
     Attributes:
         values: ``[rows, channels]`` float32.
-        observed: ``[rows, channels]`` bool, False where filled.
+        observed: ``[rows, channels]`` bool, False where a missing value was filled; None without any.
+        residue: ``[rows, channels]`` float32, what rounding to ``values`` left of series in their own units,
+            whose windows are then relative to their last input and of like size; None where ``values`` are
+            standardized.
     """
 
     values: Any
-    observed: Any
+    observed: Any = None
+    residue: Any = None
 
     @classmethod
-    def of(cls, buffer: Any, observed: Any | None) -> Any:
-        """A buffer as :func:`gather` takes it: the array itself where nothing was filled."""
-        return buffer if observed is None else cls(buffer, observed)
+    def of(cls, source: Any) -> Any:
+        """What a task or new data have, as :func:`gather` takes it: the buffer itself where that is all."""
+        rows = cls(source.buffer, source.observed, source.residue)
+        return rows.values if rows.observed is None and rows.residue is None else rows
 
 
 class Batch(NamedTuple):
@@ -37,6 +46,8 @@ class Batch(NamedTuple):
         y_mask: Like ``y``, True where it counts.
         weight: ``[b]`` float32, 1 for a window and 0 for a row that only fills the batch.
         window_id: ``[b]`` int32, :data:`PADDING` for a row that only fills the batch.
+        level: ``[b, 1, c]``: what ``x``, ``y`` and predictions leave out of every value; None: nothing.
+        unit: ``[b, 1, c]``: what they are multiples of, in the series' units; None: 1.
     """
 
     x: jax.Array
@@ -45,32 +56,39 @@ class Batch(NamedTuple):
     y_mask: jax.Array
     weight: jax.Array
     window_id: jax.Array
+    level: jax.Array | None = None
+    unit: jax.Array | None = None
 
 
 def gather(buffer: jax.Array | Rows, table: WindowTable, index: jax.Array, spec: WindowSpec) -> Batch:
     """The windows ``index`` of a table as a batch, gathered where the buffer lies; pure and traceable.
 
     Args:
-        buffer: ``[rows, channels]`` float32; of :class:`Rows`, filled targets are masked.
+        buffer: ``[rows, channels]`` float32; of :class:`Rows`, filled targets are masked, and windows with a
+            ``residue`` are relative to their last input step, in a unit of :data:`SPREAD`.
         table: Columns as arrays on the same device.
         index: ``[b]`` int32 rows of the table; :data:`PADDING` gives a row of weight 0.
         spec: What the windows have in common.
     """
     real = index >= 0
     row = WindowTable(*(jnp.take(jnp.asarray(column), jnp.maximum(index, 0), axis=0) for column in table))
-    buffer, observed = buffer if isinstance(buffer, Rows) else (buffer, None)
-    channels = 1 if spec.univariate else buffer.shape[1]
+    values, observed, residue = buffer if isinstance(buffer, Rows) else Rows(buffer)
+    channels = 1 if spec.univariate else values.shape[1]
+
+    def at(column: jax.Array, rows_bt: jax.Array) -> jax.Array:
+        rows_bt = jnp.clip(rows_bt, 0, len(values) - 1)
+        return column[rows_bt, row.channel[:, None]][..., None] if spec.univariate else column[rows_bt]
+
+    last_b1 = (row.first + row.x_valid - 1)[:, None]
 
     def take(rows_bt: jax.Array, valid_bt: jax.Array, known: Any) -> tuple[jax.Array, jax.Array]:
-        rows_bt = jnp.clip(rows_bt, 0, buffer.shape[0] - 1)
-
-        def at_rows(column: jax.Array) -> jax.Array:
-            return column[rows_bt, row.channel[:, None]][..., None] if spec.univariate else column[rows_bt]
-
         mask = jnp.broadcast_to((valid_bt & real[:, None])[..., None], (*rows_bt.shape, channels))
         if known is not None:
-            mask = mask & at_rows(known)
-        return jnp.where(mask, at_rows(buffer), 0), mask
+            mask = mask & at(known, rows_bt)
+        found = at(values, rows_bt)
+        if residue is not None:  # float32 pairs hold 48 bits, which such a difference keeps
+            found = (found - at(values, last_b1)) + (at(residue, rows_bt) - at(residue, last_b1))
+        return jnp.where(mask, found, 0), mask
 
     steps = jnp.arange(spec.input_length)[None]
     padded = spec.input_length - row.x_valid[:, None] if spec.align == "end" else 0
@@ -82,4 +100,12 @@ def gather(buffer: jax.Array | Rows, table: WindowTable, index: jax.Array, spec:
     if spec.labelled:
         y, y_mask = row.label, real & (row.label >= 0)
     weight = real.astype(jnp.float32)
-    return Batch(x, y, x_mask, y_mask, weight, jnp.where(real, row.window_id, PADDING))
+    batch = Batch(x, y, x_mask, y_mask, weight, jnp.where(real, row.window_id, PADDING))
+    return batch if residue is None else _of_like_size(batch, at(values, last_b1))
+
+
+def _of_like_size(batch: Batch, last_b1c: jax.Array) -> Batch:
+    """Relative windows in the unit that makes their largest distance from their last step :data:`SPREAD`."""
+    largest = jnp.max(jnp.abs(batch.x), axis=1, keepdims=True)
+    unit = jnp.where(largest > 0, largest, 1) / SPREAD
+    return batch._replace(x=batch.x / unit, y=batch.y / unit, level=last_b1c / unit, unit=unit)

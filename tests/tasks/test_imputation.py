@@ -126,7 +126,9 @@ def test_a_rate_next_to_one_hides_everything():
 def test_what_is_hidden_hangs_on_a_windows_own_key():
     whole = hide_points(batch_of(), keys(B), rate=0.5, channels=2)
     order = np.array([3, 0, 4])
-    part = hide_points(Batch(*(leaf[order] for leaf in batch_of())), keys(B)[order], rate=0.5, channels=2)
+    part = hide_points(
+        jax.tree.map(lambda leaf: leaf[order], batch_of()), keys(B)[order], rate=0.5, channels=2
+    )
     np.testing.assert_array_equal(part.y_mask, whole.y_mask[order])
     assert len({np.asarray(mask).tobytes() for mask in whole.y_mask[:-1]}) == B - 1
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ofa_jax.data.archives.records import SeriesCollection
-from ofa_jax.data.archives.text import CUT_SHORT, numbers, place, read_lines
+from ofa_jax.data.archives.text import CUT_SHORT, fill, numbers, place, read_lines
 from ofa_jax.data.timestamps import shorten
 from ofa_jax.errors import DataError
 
@@ -88,7 +88,8 @@ def read_m4_part(path: str | Path) -> SeriesCollection:
         if not rest:
             raise DataError(f"the series {shorten(name)} has no values", where=where, fix=_FETCH_AGAIN)
         names.append(name.strip())
-        values.append(numbers(rest, where, never_missing="others follow it in the series"))
+        read = numbers(rest, where, never_missing="others follow it in the series")
+        values.append(fill(read, "error", where))
     return SeriesCollection(tuple(names), tuple(values), None, None, None, str(path))
 
 

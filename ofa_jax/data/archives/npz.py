@@ -11,6 +11,7 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 
 from ofa_jax.data.archives.records import LabelledStream
+from ofa_jax.data.missing import check_sizes
 from ofa_jax.data.tables import require_file
 from ofa_jax.data.timestamps import shorten
 from ofa_jax.errors import DataError
@@ -116,6 +117,7 @@ def _values(array: np.ndarray, where: str) -> np.ndarray:
         row, column = wrong[0] + 1
         what = f"{len(wrong)} value(s) are missing or infinite"
         raise DataError(what, where=f"{where}, row {row}, channel {column}", fix="Fill them before saving")
+    check_sizes(values, lambda column, row: f"{where}, row {(row or 0) + 1}, channel {column + 1}")
     return values
 
 

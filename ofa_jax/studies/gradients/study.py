@@ -211,7 +211,7 @@ class StudyRunner:
         self._stream = IndexStream(table.size, self.windows, seed=seed, groups=groups)
         self._key = dropout_key(seed)
         self._frozen = jax.tree.map(jnp.asarray, model.frozen)
-        self._data = jax.tree.map(jnp.asarray, (Rows.of(task.buffer, task.observed), table))
+        self._data = jax.tree.map(jnp.asarray, (Rows.of(task), table))
         adam_rate = grid.adam_learning_rate or experiment.train.learning_rate
         self._rates = {"sgd": grid.sgd_learning_rate, "adam": adam_rate}
         self._optimizers = {"sgd": optax.sgd(grid.sgd_learning_rate), "adam": optax.adam(adam_rate)}

@@ -208,7 +208,7 @@ def run_sweep(
         begun = read_sweep(out) if (out / RECORD).exists() else None
         before = build_experiment(begun.settings, where=str(out / RECORD)) if begun else None
         experiment = resolved(experiment, before.trunk.compute_dtype if before else None)
-        data = read_data(experiment)
+        data = read_data(experiment, relative=begun is None or begun.provenance.relative)
         experiment = experiment.replace({"task": data.settings})
         for notice in data.notices:
             reporter.notice(notice)
