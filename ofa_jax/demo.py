@@ -84,4 +84,7 @@ def noise_floor_rows(load: SyntheticLoad, data: ForecastData, horizon: int) -> t
     error = (load.best_forecast(origins_m, horizon) - actual_mhc) / std
     expected = {"mse": float((mse_c / std**2).mean()), "mae": float((mae_c / std).mean())}
     realized = {"mse": float(np.square(error).mean()), "mae": float(np.abs(error).mean())}
-    return Row("noise floor, expected", expected, 0), Row("noise floor, on these windows", realized, 0)
+    return (
+        Row("noise floor, expected", expected, 0, bound=True),
+        Row("noise floor, on these windows", realized, 0, bound=True),
+    )

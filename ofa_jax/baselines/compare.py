@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from ofa_jax.build import footprint
 from ofa_jax.config.schema import Experiment, Protocol
 from ofa_jax.inference import evaluate
 from ofa_jax.model.networks import Network
+from ofa_jax.plots.style import aligned, spelled
 from ofa_jax.runs.bundle import LoadedModel
 from ofa_jax.tasks.base import Predict, Split, Task, TaskData
 from ofa_jax.train.evaluate import WindowPredictor
@@ -21,14 +24,21 @@ from ofa_jax.train.loop import SILENT, Reporter
 from ofa_jax.train.program import evaluation_options
 from ofa_jax.train.step import Params
 
+LARGER_IS_BETTER = {"accuracy", "average_precision", "range_pr_auc", "precision", "recall", "f1"}
+LARGER_IS_BETTER |= {f"adjusted_{name}" for name in ("precision", "recall", "f1")}
+
 
 @dataclass(frozen=True)
 class Row:
-    """A method: its metrics and trainable parameters; ``bytes`` is their size in float32."""
+    """A method: its metrics and trainable parameters; ``bytes`` is their size in float32.
+
+    ``bound`` marks what no method can reach, as the noise floor of generated data.
+    """
 
     method: str
     metrics: Mapping[str, float]
     trainable: int
+    bound: bool = False
 
     @property
     def bytes(self) -> int:
@@ -37,7 +47,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Metrics of several methods on every window of one split, under one protocol."""
+    """Metrics of several methods on every window of one split, under one protocol.
+
+    ``model`` is the name of the row that the others are baselines of.
+    """
 
     task: str
     protocol: Protocol
@@ -46,6 +59,7 @@ class Comparison:
     rows: tuple[Row, ...]
     notices: tuple[str, ...] = ()
     season: int | None = None
+    model: str = ""
 
     @property
     def conditions(self) -> str:
@@ -56,6 +70,34 @@ class Comparison:
     def metric_names(self) -> tuple[str, ...]:
         """Every metric of any row, in order."""
         return tuple(dict.fromkeys(name for row in self.rows for name in row.metrics))
+
+    @property
+    def ranked(self) -> tuple[Row, ...]:
+        """The rows by the first metric, the best first."""
+        return tuple(sorted(self.rows, key=partial(_rank, self.metric_names[0])))
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The best value of each metric that some method reaches."""
+        values = {name: [row.metrics[name] for row in self._methods(name)] for name in self.metric_names}
+        return {name: (max if name in LARGER_IS_BETTER else min)(own) for name, own in values.items() if own}
+
+    @property
+    def verdict(self) -> str | None:
+        """A sentence where a baseline has a better first metric than the model."""
+        name = self.metric_names[0]
+        methods = sorted(self._methods(name), key=partial(_rank, name))
+        own = next((row for row in methods if row.method == self.model), None)
+        if own is None or _rank(name, first := methods[0]) == _rank(name, own):
+            return None
+        theirs, ours = aligned([first.metrics[name], own.metrics[name]])
+        metric = f"{spelled(name)} {theirs} against {ours}"
+        return f"A baseline is better than the model: {first.method}, {metric}."
+
+    def _methods(self, metric: str) -> list[Row]:
+        """The rows that have a metric, without bounds."""
+        found = [row for row in self.rows if not row.bound and metric in row.metrics]
+        return [row for row in found if not math.isnan(row.metrics[metric])]
 
     def to_dict(self) -> dict[str, Any]:
         """As one JSON object."""
@@ -97,8 +139,14 @@ def compare(
         experiment, network, data, split=split, wanted=wanted, folder=baselines, reporter=reporter
     )
     windows = task.tables[split].size
-    stated = (data.notices, data.season_in(split))
+    stated = (data.notices, data.season_in(split), rows[0].method)
     return Comparison(data.settings.name, task.protocol, split, windows, tuple(rows), *stated)
+
+
+def _rank(metric: str, row: Row) -> float:
+    """The place of a row by a metric: the smaller, the better; rows without it are last."""
+    value = row.metrics.get(metric, math.nan)
+    return math.inf if math.isnan(value) else -value if metric in LARGER_IS_BETTER else value
 
 
 def baseline_rows(

@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from ofa_jax.errors import printable
+from ofa_jax.plots.style import MISSING, aligned, spelled
 
 if TYPE_CHECKING:
     from ofa_jax.baselines.compare import Comparison
@@ -21,21 +23,22 @@ if TYPE_CHECKING:
 
 def training_summary(result: FitResult, protocol: str) -> str:
     """Why training ended, and the best epoch."""
-    best = "  ".join(f"{name} {value:.4f}" for name, value in result.progress.best_metrics.items())
+    best = "  ".join(f"{spelled(name)} {value:.4f}" for name, value in result.progress.best_metrics.items())
     epoch = result.progress.best_epoch
     return f"{result.reason}; best epoch {epoch}, validation {best} (protocol {protocol})"
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """A row per method: metrics, trainable parameters and kilobytes."""
-    names = comparison.metric_names
+    """A row per method, the best first: metrics, trainable parameters and kilobytes."""
+    names, ranked = comparison.metric_names, comparison.ranked
     part = f"{comparison.split} part, {comparison.windows:,} windows, {comparison.conditions}"
-    digits = 4 if len(names) <= 4 else 3
-    rows = []
-    for row in comparison.rows:
-        metrics = (_number(row.metrics.get(name, math.nan), digits) for name in names)
-        rows.append((row.method, *metrics, *_size(row.trainable, row.bytes)))
+    columns = [
+        _marked([row.metrics.get(name) for row in ranked], comparison.best.get(name)) for name in names
+    ]
+    sizes = zip(*(_size(row.trainable, row.bytes) for row in ranked), strict=True)
+    rows = zip((row.method for row in ranked), *columns, *sizes, strict=True)
     _print(f"{comparison.task}, {part}", ["method"], [*map(heading, names), "trainable", "kB"], rows)
+    say("* best", *[comparison.verdict] * (comparison.verdict is not None))
 
 
 def print_slopes(made: Written) -> None:
@@ -63,14 +66,16 @@ def print_sweep(made: Sweep) -> None:
     keys = ["rank", *varied, *["seeds"] * diverged]
     objective = f"validation_{made.objective}"
     names = [name for name in cells.columns if name == objective or re.fullmatch("test_.*(?<!_std)", name)]
-    rows = []
-    for row in cells.to_dict("records"):
-        metrics = (_number(row[name], std=row[f"{name}_std"]) for name in names)
-        rows.append((*(str(row[name]) for name in keys), *metrics, *_size(row["trainable"], row["bytes"])))
-    for row in [] if made.baselines is None else made.baselines.to_dict("records"):
-        metrics = (_number(row.get(name, math.nan)) for name in names)
-        empty = [""] * (len(keys) - 1)
-        rows.append((row["method"], *empty, *metrics, *_size(row["trainable"], row["bytes"])))
+    found = cells.to_dict("records") + ([] if made.baselines is None else made.baselines.to_dict("records"))
+    columns = [_with_spread([(row.get(name), row.get(f"{name}_std")) for row in found]) for name in names]
+    empty = [""] * (len(keys) - 1)
+    heads = (
+        (row["method"], *empty) if "method" in row else [str(row[name]) for name in keys] for row in found
+    )
+    sizes = (_size(row["trainable"], row["bytes"]) for row in found)
+    rows = [
+        (*head, *own, *size) for head, own, size in zip(heads, zip(*columns, strict=True), sizes, strict=True)
+    ]
     mean = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
     parts = (name.partition("_") for name in names)
     headings = [*keys, *(f"{part} {heading(metric)}" for part, _, metric in parts), "trainable", "kB"]
@@ -93,20 +98,54 @@ def heading(metric: str) -> str:
 
 
 def _print(title: str, left: Sequence[str], right: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table whose first columns are aligned left and the others right."""
-    columns = [Column(name, min_width=14 if name == "method" else None) for name in left]
-    columns += [Column(name, justify="right") for name in right]
-    table = Table(*columns, title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for row in rows:
-        table.add_row(*map(printable, row))
-    Console(markup=False).print(table)
+    """A table whose first columns are aligned left and the others right.
+
+    No cell is wrapped or cut: in a narrow terminal the columns at the right follow in tables below.
+    """
+    cells = [[*left, *right], *([printable(cell) for cell in row] for row in rows)]
+    columns = list(zip(*cells, strict=True))
+    widths = [max(map(cell_len, column)) + 1 for column in columns]
+    console = Console(markup=False, highlight=False)
+    room = console.width if console.is_terminal else sum(widths)
+    say(title)
+    for block in _blocks(widths, max(len(left), 1), room):
+        console.width = sum(widths[index] for index in block)
+        table = Table(box=None, padding=(0, 1, 0, 0))
+        for index in block:
+            justify = "left" if index < len(left) else "right"
+            table.add_column(columns[index][0], justify=justify, no_wrap=True)
+        for row in zip(*(columns[index][1:] for index in block), strict=True):
+            table.add_row(*row)
+        console.print(table)
 
 
-def _number(value: float, digits: int = 4, std: float = math.nan) -> str:
-    if math.isnan(value):
-        return "—"
-    return f"{value:.{digits}f}" + ("" if math.isnan(std) else f" ± {std:.{digits}f}")
+def _blocks(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
+    """Columns that fit next to the first ``keys``, which every block repeats."""
+    blocks = [list(range(keys))]
+    for column in range(keys, len(widths)):
+        if len(blocks[-1]) > keys and sum(widths[i] for i in [*blocks[-1], column]) > room:
+            blocks.append(list(range(keys)))
+        blocks[-1].append(column)
+    return blocks
+
+
+def _marked(values: Sequence[float | None], best: float | None) -> list[str]:
+    """A column of numbers, a star after the best."""
+    stars = ("*" if value is not None and value == best else " " for value in values)
+    return [number + star for number, star in zip(aligned(values), stars, strict=True)]
+
+
+def _with_spread(pairs: Sequence[tuple[float | None, float | None]]) -> list[str]:
+    """A column of means with their standard deviations, where there are any."""
+    means, spreads = zip(*pairs, strict=True)
+    shown = aligned([*means, *spreads])
+    both = zip(shown[: len(pairs)], shown[len(pairs) :], strict=True)
+    return [mean if spread == MISSING else f"{mean} ± {spread}" for mean, spread in both]
+
+
+def _number(value: float, digits: int) -> str:
+    return MISSING if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _size(trainable: int, size: int) -> tuple[str, str]:
-    return (f"{trainable:,}", f"{size / 1000:,.1f}") if trainable else ("—", "—")
+    return (f"{trainable:,}", f"{size / 1000:,.1f}") if trainable else (MISSING, MISSING)

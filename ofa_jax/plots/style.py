@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,9 @@ LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1,
 
 SHADES = "cividis"
 """A color map that looks the same with a color vision deficiency, with lightness increasing throughout."""
+
+MISSING = "—"
+"""Where a table has no number."""
 
 MAX_PANELS = 6
 """Panels of a figure; of more series the first ones are drawn."""
@@ -141,6 +145,19 @@ def check(table: pd.DataFrame, numbers: Sequence[str], names: Sequence[str] = ()
 def spelled(name: object) -> str:
     """A column's name in words."""
     return " ".join(_WORDS.get(word, word) for word in str(name).split("_"))
+
+
+def aligned(values: Iterable[float | None]) -> list[str]:
+    """Numbers of one column with equal decimals, for alignment at the right; a dash where there is none.
+
+    Numbers below 10 have four decimals, larger ones fewer, and the smallest has at least two digits.
+    """
+    numbers = [math.nan if value is None else float(value) for value in values]
+    sizes = [abs(value) for value in numbers if value and math.isfinite(value)] or [1.0]
+    powers = [math.floor(math.log10(size)) for size in (min(sizes), max(sizes))]
+    decimals = max(0, 4 - max(powers[1], 0), 1 - powers[0])
+    spec = ".3e" if decimals > 6 or powers[1] > 12 else f",.{decimals}f"
+    return [MISSING if math.isnan(value) else f"{value:{spec}}" for value in numbers]
 
 
 def text(name: object, longest: int = 40) -> str:

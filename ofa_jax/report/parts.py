@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ofa_jax.plots.style import as_svg
+from ofa_jax.plots.style import MISSING, aligned, as_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,11 +28,21 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """Text in rows; the first cell of a row is its heading."""
+    """Text in rows; the first cell of a row is its heading.
+
+    Attributes:
+        caption: Above the table.
+        head: Names of the columns.
+        rows: The cells.
+        left: Columns of text, aligned left; the others are numbers, aligned right.
+        best: ``(row, column)`` of the cells that are marked as the best of their column.
+    """
 
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    left: int = 1
+    best: Set[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -65,10 +75,10 @@ def picture(figure: Figure, alt: str, caption: str) -> Picture:
 
 
 def number_table(caption: str, head: Sequence[str], numbers: pd.DataFrame | pd.Series) -> Table:
-    """A table of measurements, its rows named by the index."""
+    """A table of measurements, its rows named by the index; a column has equal decimals."""
     frame = numbers if isinstance(numbers, pd.DataFrame) else numbers.to_frame()
-    rows = [(str(name), *map(number, values)) for name, *values in frame.itertuples()]
-    return Table(caption, head, rows)
+    columns = (aligned(frame.iloc[:, index]) for index in range(frame.shape[1]))
+    return Table(caption, head, list(zip(map(str, frame.index), *columns, strict=True)))
 
 
 def page(**content: Any) -> str:
@@ -85,7 +95,7 @@ def page(**content: Any) -> str:
 def number(value: Any) -> str:
     """A measurement with four significant digits; integers as they are."""
     if value is None or not np.isfinite(value):
-        return "—"
+        return MISSING
     return f"{value:,}" if isinstance(value, int | np.integer) else f"{value:.4g}"
 
 

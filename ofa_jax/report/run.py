@@ -50,11 +50,11 @@ def settings_section(loaded: LoadedModel, data: TaskData, made: Provenance) -> S
         ("sha256 of the data", made.data_sha256),
         ("sha256 of the trunk", loaded.model.trunk_sha256 or "—"),
     ]
-    versions = Table("Versions at the start of the run", ("package", "version"), [*made.versions.items()])
+    versions = Table("Versions at the start of the run", ("package", "version"), [*made.versions.items()], 2)
     return Section(
         "settings",
         "Settings",
-        tables=[Table("Summary", ("setting", "value"), rows)],
+        tables=[Table("Summary", ("setting", "value"), rows, 2)],
         folded=[versions],
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     )
@@ -119,30 +119,40 @@ def training_section(events: Events, objective: str) -> Section:
     reasons = [event["reason"] for event in events if event["event"] == "finished"]
     ended = "".join(f" Training ended: {reason}." for reason in reasons)
     shown = epochs.filter(regex="^(epoch|train_loss|learning_rate|validation_.*)$")
-    rows = [(f"{epoch:g}", *map(number, values)) for epoch, *values in shown.itertuples(index=False)]
+    by_epoch = shown.set_index(shown["epoch"].map("{:g}".format)).drop(columns="epoch")
     curves = picture(
         plots_run.training_curves(epochs, objective, steps),
         f"Training loss and validation metric by epoch. {said}",
         "Training loss, and the metric that chooses the epoch.",
     )
     sentences = [said + ended, "The training loss is measured with dropout, the validation metric without."]
-    folded = [Table("All epochs", [style.spelled(name) for name in shown], rows)]
+    folded = [number_table("All epochs", [style.spelled(name) for name in shown], by_epoch)]
     return Section("training", title, sentences, pictures=[curves], folded=folded)
 
 
 def baselines_section(comparison: Comparison) -> Section:
-    """The table of the model and its baselines."""
-    names = comparison.metric_names
-    rows = []
-    for row in comparison.rows:
-        size = (f"{row.trainable:,}", style.bytes_text(row.bytes)) if row.trainable else ("—", "—")
-        rows.append((row.method, *(number(row.metrics.get(name)) for name in names), *size))
+    """The table of the model and its baselines, the best first."""
+    names, ranked = comparison.metric_names, comparison.ranked
+    columns = [style.aligned(row.metrics.get(name) for row in ranked) for name in names]
+    sizes = [(f"{row.trainable:,}", style.bytes_text(row.bytes)) for row in ranked]
+    sizes = [size if row.trainable else (style.MISSING,) * 2 for row, size in zip(ranked, sizes, strict=True)]
+    rows = [
+        (row.method, *cells) for row, *cells in zip(ranked, *columns, *zip(*sizes, strict=True), strict=True)
+    ]
+    best = {
+        (place, column)
+        for place, row in enumerate(ranked)
+        for column, name in enumerate(names, 1)
+        if name in row.metrics and row.metrics[name] == comparison.best.get(name)
+    }
     head = ("method", *map(style.spelled, names), "trainable", "as float32")
-    sentences = ["Every method is scored on the same windows with the same metrics."]
+    said = f"Every method is scored on the same windows with the same metrics, and sorted by {head[1]}."
+    sentences = [said, *[comparison.verdict] * (comparison.verdict is not None)]
     if not any(row.trainable for row in comparison.rows[1:]):
         sentences.append(HOW_TO_TRAIN)
-    caption = f"Metrics over all {comparison.windows:,} test windows, {comparison.conditions}"
-    return Section("baselines", "Comparison with baselines", sentences, [Table(caption, head, rows)])
+    caption = f"Metrics over all {comparison.windows:,} test windows, {comparison.conditions}; bold: the best"
+    table = Table(caption, head, rows, best=best)
+    return Section("baselines", "Comparison with baselines", sentences, [table])
 
 
 def footprint_section(run: Path, loaded: LoadedModel, events: Events) -> Section:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ofa_jax.plots import tasks as plots
+from ofa_jax.plots.style import aligned
 from ofa_jax.report.forecasts import Evaluation, Results, channel_parts, forecast_results, ratio, rule
 from ofa_jax.report.parts import Section, Table, best_median_worst, number, picture
 from ofa_jax.tasks.base import Sums
@@ -74,21 +75,20 @@ def classification_results(evaluation: Evaluation) -> Results:
     label, entropy = np.asarray(evaluation.table.label), found["cross_entropy"]
     codes = (label.astype(int), found["predicted"].astype(int))
     true, predicted = (pd.Categorical([classes[index] for index in code], classes) for code in codes)
+    places = best_median_worst(entropy)
+    losses = entropy[list(places.values())].astype(np.float64)
     rows = []
-    for name, place in best_median_worst(entropy).items():
+    for (name, place), *cells in zip(places.items(), aligned(np.exp(-losses)), aligned(losses), strict=True):
         case = f"{name}: case {int(evaluation.table.window_id[place]):,}"
-        probability, loss = number(np.exp(-entropy[place])), number(entropy[place])
-        rows.append((case, str(true[place]), str(predicted[place]), probability, loss))
+        rows.append((case, str(true[place]), str(predicted[place]), *cells))
     head = ("case", "true class", "predicted class", "probability of the true class", "cross-entropy")
-    cases = Table("Best, median and worst case", head, rows)
+    cases = Table("Best, median and worst case", head, rows, left=3)
     windows = Section("windows", "Three test cases", [rule(evaluation, "cross-entropy")], [cases])
 
     counts = pd.crosstab(true, predicted, dropna=False)
     right, of_class = np.diag(counts), counts.sum(axis=1)
-    by_class = [
-        (name, f"{of_class[name]:,}", number(share))
-        for name, share in zip(classes, ratio(right, of_class.to_numpy()), strict=True)
-    ]
+    shares = aligned(ratio(right, of_class.to_numpy()))
+    by_class = [(name, f"{of_class[name]:,}", share) for name, share in zip(classes, shares, strict=True)]
     said = f"{right.sum():,} of {len(label):,} test cases are classified correctly."
     shown = picture(
         plots.confusion(counts),
@@ -108,8 +108,8 @@ def anomaly_results(evaluation: Evaluation) -> Results:
     peaks, steps = runs["score"].max().to_numpy(), runs["step"].agg(["min", "max"]).to_numpy()
     found = peaks > threshold
     rows = [
-        (str(index + 1), f"{first:,}", f"{last:,}", f"{peak:.4g}", "yes" if hit else "no")
-        for index, ((first, last), peak, hit) in enumerate(zip(steps, peaks, found, strict=True))
+        (str(index), f"{first:,}", f"{last:,}", peak, "yes" if hit else "no")
+        for index, ((first, last), peak, hit) in enumerate(zip(steps, aligned(peaks), found, strict=True), 1)
     ]
     words = {"best": "highest peak", "median": "median peak", "worst": "lowest peak"}
     parts = {"the test part": scores}

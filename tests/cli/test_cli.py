@@ -502,6 +502,40 @@ def test_names_reach_the_terminal_escaped(call, tiny, tmp_path):
     refused(call("params", tmp_path / HOSTILE), SHOWN)
 
 
+def test_tables_are_sorted_marked_and_never_wrapped(capsys, monkeypatch):
+    from ofa_jax.baselines.compare import Comparison, Row
+    from ofa_jax.cli.show import print_comparison
+
+    model, linear = "One-for-All (reference, random trunk)", "a linear model with a long name"
+    rows = (
+        Row(model, {"mse": 0.25, "mae": 12.0}, 1000),
+        Row(linear, {"mse": 0.125, "mae": 101.5}, 10),
+        Row("floor", {"mse": 0.01}, 0, bound=True),
+    )
+    made = Comparison("forecast", "strict", "test", 7, rows, model=model)
+    print_comparison(made)
+    _, *table, star, verdict = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in table] == [
+        ["method", "MSE", "MAE", "trainable", "kB"],
+        ["floor", "0.0100", "—", "—", "—"],
+        [*linear.split(), "0.1250*", "101.50", "10", "0.0"],
+        [*model.split(), "0.2500", "12.00*", "1,000", "4.0"],
+    ]
+    assert len({line.rstrip().rindex("0") for line in table[2:]}) == 1, "numbers are aligned at the right"
+    assert star == "* best"
+    assert verdict == f"A baseline is better than the model: {linear}, MSE 0.1250 against 0.2500."
+    accuracy = (Row(model, {"accuracy": 0.9}, 1), Row("b", {"accuracy": 0.8}, 0))
+    best = Comparison("classification", "strict", "test", 7, accuracy, model=model)
+    assert ([row.method for row in best.ranked], best.verdict) == ([model, "b"], None)
+
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    print_comparison(made)
+    lines = re.sub("\x1b.*?m", "", capsys.readouterr().out).splitlines()[:-1]
+    assert max(map(len, lines)) <= 60
+    assert sum(line.startswith(f"{model} ") for line in lines) == 2, "the right columns are in a second table"
+
+
 def test_notices_and_tables_show_brackets_and_escapes(capsys):
     from ofa_jax.cli.show import _print
 

@@ -196,6 +196,21 @@ def test_cells_without_a_setting_have_a_line(cells):
     assert len(axis.containers) == 1 + len(RANKS)
 
 
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([0.5, 1, None], ["0.5000", "1.0000", "—"]),
+        ([14.538, 9.16, float("nan")], ["14.538", "9.160", "—"]),
+        ([123_456.0, 0, -2], ["123,456.0", "0.0", "-2.0"]),
+        ([4.25, 0.00123], ["4.2500", "0.0012"]),
+        ([1.0, 1e-9], ["1.000e+00", "1.000e-09"]),
+        ([], []),
+    ],
+)
+def test_numbers_of_a_column_have_equal_decimals(values, shown):
+    assert style.aligned(values) == shown
+
+
 def test_bytes_have_units(cells):
     (axis,) = studies.accuracy_by_bytes(cells, "mse").axes
     ticks = [axis.xaxis.get_major_formatter()(value, 0) for value in (100, 1e4, 2.2e6, 3e9)]

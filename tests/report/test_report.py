@@ -173,6 +173,13 @@ def test_the_page_has_every_section_and_a_structure(report):
     assert len(set(identifiers)) == len(identifiers)
 
 
+def test_numbers_are_at_the_right_and_the_best_are_bold(report):
+    cells = report.every("td")
+    assert {cell.get("class") for cell in cells} == {None, "number"}
+    assert {cell.get("class") for cell in report.every("th")} == {None, "number"}
+    assert len(report.every("strong")) == 2, "the best MSE and MAE"
+
+
 def test_names_from_outside_are_text_and_never_markup(report):
     for name in NAMES:
         assert name in report.said
@@ -203,7 +210,7 @@ def test_the_numbers_are_those_of_the_run(report, run):
     loaded, data = open_run(run)
     rows = compare(loaded, data, split="test", baselines=None, reporter=SilentReporter()).rows
     for row in rows:
-        assert f"{row.method} {row.metrics['mse']:.4g} {row.metrics['mae']:.4g}" in report.said
+        assert f"{row.method} {row.metrics['mse']:.4f} {row.metrics['mae']:.4f}" in report.said
     assert f"MSE {rows[0].metrics['mse']:.4g}, MAE {rows[0].metrics['mae']:.4g}" in report.said
     epochs = [
         event
@@ -295,17 +302,22 @@ def test_baselines_that_the_run_has_are_in_the_table(run, report):
     section = baselines_section(compared)
     methods = [row[0] for row in section.tables[0].rows]
     untrained = ["seasonal naive (24 steps)", "last value"]
-    assert methods == ["One-for-All (reference, random trunk)", *untrained, "NLinear"], (
-        "only those that are kept"
-    )
-    assert len(section.sentences) == 1
+    ours = "One-for-All (reference, random trunk)"
+    assert sorted(methods) == sorted([ours, *untrained, "NLinear"]), "only those that are kept"
+    errors = [float(row[1]) for row in section.tables[0].rows]
+    assert errors == sorted(errors), "the best is first"
+    assert 0.5 in errors
+    assert (0, 1) in section.tables[0].best
+    assert methods[0] != ours
+    assert section.sentences[1] == compared.verdict
+    assert f"{methods[0]}, MSE {errors[0]:.4f} against 0.5000" in section.sentences[1]
 
 
 def test_gradients_as_they_were_logged(report):
     said = report.said
     assert "2 records up to step 8" in said
     assert "clipped in 50 % of the logged steps" in said
-    assert "gpt2/wpe/a 0.25 0.125 0.125 0.25 0.01" in said
+    assert "gpt2/wpe/a 0.2500 0.1250 0.1250 0.2500 0.0100" in said
 
 
 def test_without_gradients_it_says_how_to_get_them():
