@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from ofa_jax.errors import CheckpointError
 from ofa_jax.files import Record, check_regular, parse_record
 
 CLOCK_FIELDS = ("time", "seconds", "windows_per_second")
@@ -113,4 +114,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 def _read_lines(path: Path) -> list[bytes]:
     check_regular(path)
-    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    try:
+        return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    except OSError as failure:
+        raise CheckpointError(f"cannot be read ({failure.strerror})", where=str(path)) from None
