@@ -251,20 +251,36 @@ def write_output(path: str | Path, content: bytes | str) -> None:
         write_atomic(path.resolve() if path.is_symlink() else path, data)
 
 
+def is_there(path: Path, *, error: type[OfaError] = CheckpointError) -> bool:
+    """Whether there is anything at a path.
+
+    Raises:
+        error: The system cannot say: a name is too long, a folder is closed, links lead back to themselves.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last one: a NUL in the path
+        return False
+    except OSError as failure:
+        raise error(f"cannot be read ({failure.strerror})", where=str(path)) from None
+    return True
+
+
 def check_regular(path: Path, *, links: bool = True, error: type[OfaError] = CheckpointError) -> None:
-    """Refuse a device, a pipe, a socket and, unless ``links``, a symbolic link in place of a file.
+    """Refuse a folder, a device, a pipe, a socket and, unless ``links``, a link in place of a file.
 
     Raises:
         error: It is one; nothing was opened.
     """
+    there = is_there(path, error=error)
     if path.is_symlink() and not links:
         raise error("is a symbolic link, not a file", where=str(path), fix="Put the file itself in its place")
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if there and not path.is_file():
         kind = stat.filemode(path.stat().st_mode)[0].translate(_KINDS)
         raise error(f"is {kind}, not a file", where=str(path), fix="Put a file in its place")
 
 
-_KINDS = str.maketrans({"p": "a pipe", "s": "a socket", "c": "a device", "b": "a device"})
+_KINDS = str.maketrans({"d": "a folder", "p": "a pipe", "s": "a socket", "c": "a device", "b": "a device"})
 
 
 @contextlib.contextmanager

@@ -416,7 +416,7 @@ def test_files_that_are_missing_or_not_text_are_refused(tmp_path):
         ConfigError, match=r"configs/few/etth1\.yaml: file not found\. Did you mean few_shot/etth1\?$"
     ):
         load_experiment("configs/few/etth1.yaml")
-    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(ConfigError, match="is a folder, not a file"):
         load_experiment(tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"data: \xff\xfe")
     with pytest.raises(ConfigError, match=r"bytes\.yaml: not readable as YAML"):

@@ -20,6 +20,7 @@ from ofa_jax.files import (
     FileRecord,
     Sha256,
     atomic_folder,
+    find_damage,
     parse_record,
     read_json,
     run_lock,
@@ -202,7 +203,7 @@ def _load(
     fix = "Delete this folder to train it again"
     content = read_json(place / RECORD, kind="baseline")
     record = parse_record(content, BaselineRecord, where=str(place / RECORD), fix=fix)
-    if not (place / WEIGHTS).exists() or record.sha256 != sha256_file(place / WEIGHTS):
+    if find_damage(place, {WEIGHTS: record.sha256}):
         raise CheckpointError(f"the weights of {baseline.title} are damaged", where=str(place), fix=fix)
     kept = upgrade_settings({"train": record.settings}, record.format)
     best = read_tensors(place / WEIGHTS)

@@ -24,7 +24,7 @@ from ofa_jax.config.recipes import RECIPES, nest, overlay
 from ofa_jax.config.schema import Experiment
 from ofa_jax.config.tasks import TaskSettings, task_class, task_settings
 from ofa_jax.errors import ConfigError
-from ofa_jax.files import describe, short
+from ofa_jax.files import check_regular, describe, is_there, short
 
 FORMAT = 3
 """Format of stored settings: 2 gave every task its own settings and renamed ``train.lowest_rate``; 3 added a
@@ -96,6 +96,8 @@ def read_yaml(path: Path, *, shown: str | None = None) -> dict[str, Any]:
         ConfigError: It is missing, not readable, or not a mapping.
     """
     where = shown or str(path)
+    if path.parts[1:2] not in (("dev",), ("proc",)):  # a shell's `<(…)` names an open pipe
+        check_regular(path, error=ConfigError)
     try:
         with open(path, "rb") as file:
             content = _parse_yaml(file.read(MAX_BYTES + 1), where, "")
@@ -139,7 +141,7 @@ def _installed_root() -> Path:
 
 def _find(path: Path) -> Path:
     """The file itself, or the installed settings file of that name."""
-    if path.is_file() or path.is_absolute():
+    if path.is_absolute() or (is_there(path, error=ConfigError) and not path.is_dir()):
         return path
     name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
     installed = _installed_root() / name.with_suffix(".yaml")

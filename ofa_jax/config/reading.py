@@ -77,6 +77,8 @@ def _check(
         raise ValueError(f"more than {MAX_NODES:,} values")
     if node.tag not in _KNOWN:
         raise ValueError(f"the tag {node.tag!r} is not known; leave it out")
+    if node.tag == f"{_TAG}null" and not re.fullmatch(_PLAIN["null"][0], node.value):
+        raise ValueError(f"{node.value!r} is not null")
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             merged = key.tag == f"{_TAG}merge"

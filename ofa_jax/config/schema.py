@@ -27,6 +27,7 @@ from ofa_jax.config.tasks import (
     task_class,
     task_settings,
 )
+from ofa_jax.files import short
 
 Scaling = Literal["rslora", "lora", "none"]
 Init = Literal["peft_gaussian", "theorem", "kaiming"]
@@ -41,7 +42,7 @@ def _as_task(value: Any) -> Any:
     kind = task_class(value)
     if kind is None:
         options = ", ".join(map(repr, task_settings()))
-        raise ValueError(f"name: input should be one of {options} (found {value.get('name')!r})")
+        raise ValueError(f"name: input should be one of {options} (found {short(value.get('name'))})")
     return kind.model_validate(value)
 
 

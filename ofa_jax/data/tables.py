@@ -20,6 +20,7 @@ import numpy as np
 
 from ofa_jax.data.timestamps import looks_like_date, shorten
 from ofa_jax.errors import DataError
+from ofa_jax.files import check_regular
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -239,13 +240,11 @@ def require_file(path: Path) -> None:
     """Refuse a path that is not a file.
 
     Raises:
-        DataError: It is a folder or missing.
+        DataError: It is missing, a folder, a device or a pipe.
     """
-    if not path.is_file():
-        what, fix = "there is no such file", "Check the path"
-        if path.is_dir():
-            what, fix = "is a folder", "Give the path of a file"
-        raise DataError(what, where=str(path), fix=fix)
+    check_regular(path, error=DataError)
+    if not path.exists():
+        raise DataError("there is no such file", where=str(path), fix="Check the path")
 
 
 @contextmanager

@@ -208,13 +208,14 @@ def _keep(config: GPT2Config, n_layer: int | None, where: str) -> GPT2Config:
 def _resolve(source: str | Path, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
     """The local folder of ``source``, downloaded if it is a hub id, and its origin."""
     folder, text = Path(os.path.expanduser(source)), str(source)
+    there = files.is_there(folder, error=WeightsError)
     if folder.is_dir():
         if revision is not None:
             what = f"revision {revision!r} is for hub ids, but this is a folder"
             raise WeightsError(what, where=text, fix="Leave the revision out")
         return folder, text
-    if folder.exists() or isinstance(source, Path) or not re.fullmatch(r"(?![.~])[\w.-]+(/[\w.-]+)?", text):
-        what = "is a file" if folder.exists() else "there is no such folder"
+    if there or isinstance(source, Path) or not re.fullmatch(r"(?![.~])[\w.-]+(/[\w.-]+)?", text):
+        what = "is a file" if there else "there is no such folder"
         fix = f"Name the folder that contains {CONFIG} and {WEIGHTS}, or a hub id such as gpt2"
         raise WeightsError(what, where=text, fix=fix)
 
@@ -239,10 +240,10 @@ def _resolve(source: str | Path, revision: str | None, patterns: list[str]) -> t
 def _folder_config(folder: Path) -> tuple[GPT2Config, TrunkRecord | None]:
     """``config.json`` and, in a converted folder, ``trunk.json``, against which it is checked."""
     manifest, path = None, folder / CONFIG
-    if (folder / MANIFEST).exists():
+    if files.is_there(folder / MANIFEST, error=WeightsError):
         manifest = files.read_record(folder / MANIFEST, TrunkRecord, kind="trunk", error=WeightsError)
         _check_files(folder, {CONFIG: manifest.config_sha256})
-    elif not path.exists():
+    elif not files.is_there(path, error=WeightsError):
         fix = "Name a folder of GPT-2 weights; where it hides a hub id, add the owner (openai-community/gpt2)"
         raise WeightsError(f"there is no {CONFIG} here", where=str(folder), fix=fix)
     content = files.read_json(path, kind="trunk", error=WeightsError)
@@ -267,8 +268,8 @@ def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
 def _list_tensors(folder: Path, source: str) -> _Stored:
     """Every stored tensor, from the headers of ``model.safetensors`` or of the index's shards."""
     index = None
-    if not (folder / WEIGHTS).exists():
-        if not (folder / _INDEX).exists():
+    if not files.is_there(folder / WEIGHTS, error=WeightsError):
+        if not files.is_there(folder / _INDEX, error=WeightsError):
             raise _no_safetensors(folder, source)
         index = files.read_record(folder / _INDEX, _IndexRecord, kind="trunk", error=WeightsError).weight_map
     stored: _Stored = {}

@@ -22,6 +22,7 @@ from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.files import (
     FileRecord,
     Sha256,
+    check_regular,
     clear_leftovers,
     is_leftover,
     json_digest,
@@ -150,7 +151,8 @@ def read_config(run: str | Path) -> tuple[Experiment, Provenance]:
         CheckpointError: The folder is not a run folder, or of a newer format, or the settings were edited.
     """
     path = Path(run) / CONFIG_FILE
-    if not path.is_file():
+    check_regular(path)
+    if not path.exists():
         what, fix = f"not a run folder (no {CONFIG_FILE})", "Name a folder that `ofa-jax train` created"
         raise CheckpointError(what, where=str(run), fix=fix)
     try:

@@ -155,4 +155,7 @@ def _intact(line: bytes) -> dict[str, Any] | None:
 
 def _read_lines(path: Path) -> list[bytes]:
     check_regular(path)
-    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    try:
+        return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    except OSError as failure:
+        raise CheckpointError(f"cannot be read ({failure.strerror})", where=str(path)) from None
