@@ -74,6 +74,7 @@ def test_defaults_are_these():
             "parts": None,
             "timestamp_column": None,
             "columns": None,
+            "exclude": None,
             "missing": "error",
             "timestamps": None,
             "split": None,

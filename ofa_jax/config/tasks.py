@@ -60,7 +60,8 @@ class DataConfig(Section):
     target: PathText | None = Field(None, description="data set to forecast without training on it")
     parts: tuple[str, ...] | None = Field(None, description="streams to use (machine-1-2, …); default: all")
     timestamp_column: str | None = Field(None, description="timestamp column; default: detected")
-    columns: tuple[str, ...] | None = Field(None, description="columns to use; default: all numeric ones")
+    columns: tuple[str, ...] | None = Field(None, description="columns to use; default: all but exclude")
+    exclude: tuple[str, ...] | None = Field(None, description="columns to leave out")
     missing: Missing = Field("error", description="how to treat missing values")
     timestamps: Timestamps | None = Field(
         None, description="duplicate or irregular timestamps; default: catalog, else error"
@@ -89,7 +90,9 @@ class NetworkConfig(Section):
     seed: Seed = Field(0, description="seed of the random layers around the trunk")
 
 
-_SERIES = frozenset({"data.columns", "data.missing", "data.timestamps", "data.timestamp_column"})
+_SERIES = frozenset(
+    f"data.{name}" for name in ("columns", "exclude", "missing", "timestamps", "timestamp_column")
+)
 _SPLIT = frozenset({"data.split", "data.ratios", "data.percent"})
 _HORIZON = Field(96, description="forecast steps, H")
 _CHANNELS = Field(None, description="channels; default: the data's")

@@ -379,6 +379,63 @@ def test_check_columns_reorders_or_lists_the_difference():
         check_columns(frame, ["a", "d"])
 
 
+ROWS = np.arange(60)
+NO_SERIES = {
+    "index": (ROWS, "a counter"),
+    "id": (ROWS * 7 % 31 + 1000, "an identifier"),
+    "No": (ROWS + 1, "a counter"),
+    "t": (np.round(ROWS / 24, 3), "a counter"),
+    "x": (60 - ROWS, "a counter"),
+    "unix_time": (1.7e9 + 3600 * ROWS, "a time in seconds since 1970"),
+    "ms": ((1.7e9 + 60 * (ROWS + (ROWS > 30))) * 1000, "a time in milliseconds since 1970"),
+    "Year": (1950 + ROWS // 12, "a part of a date"),
+    "hour": (ROWS % 24, "a part of a date"),
+    "YYYYMMDD": (pd.date_range("2024-01-15", periods=60).strftime("%Y%m%d").astype(int), "a date in digits"),
+    "m": (pd.date_range("2024-01-15", periods=60, freq="ME").strftime("%Y%m").astype(int), "a date in dig"),
+    "s": (pd.date_range("2024-01-15", periods=60, freq="h").strftime("%Y%m%d%H").astype(int), "a date in"),
+}
+
+
+@pytest.mark.parametrize("name", NO_SERIES)
+@pytest.mark.parametrize("timed", [True, False])
+def test_counters_identifiers_and_dates_are_no_series(tmp_path, name, timed):
+    cells, kind = NO_SERIES[name]
+    index = pd.date_range("2024-01-01", periods=60, name="date") if timed else None
+    table = pd.DataFrame({"load": ROWS % 7 + 0.5, name: cells}, index)
+    table.to_csv(tmp_path / "x.csv", index=timed)
+    for source in (table, tmp_path / "x.csv"):
+        message = refused(source)
+        for part in (f"column `{name}`", kind, f"`exclude: [{name}]`", "`columns`"):
+            assert part in message
+        assert (f"`timestamp_column: {name}`" in message) != timed
+        assert read_frame(source, exclude=[name]).names == ("load",)
+        assert read_frame(source, columns=["load", name]).names == ("load", name)
+
+
+def test_series_are_not_taken_for_counters():
+    index = pd.date_range("2024-01-01", periods=60, name="date")
+    series = {
+        "NO": ROWS % 5 + 10,  # nitrogen monoxide
+        "index": 1000 + np.cumsum(ROWS % 3 - 1),  # of stocks
+        "population": 1_380_000_000 + np.cumsum(14_000_000 - 1000 * ROWS % 17),
+        "sold": 202_000 + ROWS % 3,
+        "constant": 20240101 + 0 * ROWS,
+        "hours": 24 * np.sin(ROWS),
+        "covid": np.cumsum(ROWS % 4),
+    }
+    assert read_frame(pd.DataFrame(series, index)).names == tuple(series)
+    assert read_frame(pd.DataFrame({"a": ROWS * 1.0}, index)).names == ("a",)  # nothing that it could count
+    assert "a counter" in refused(pd.DataFrame({"t": ROWS * 1.0}, index))
+
+
+def test_the_series_that_are_used_are_listed(tmp_path):
+    path = write(tmp_path, GOOD)
+    assert read_frame(path).notices == ("x.csv: 2 series (`a`, `b`), time in `date`",)
+    frame = read_frame(path, exclude=["b", "c"])
+    assert frame.notices[0] == "x.csv: 1 series (`a`), time in `date`"
+    assert frame.notices[1] == "x.csv: `exclude` names no column: `c`"
+
+
 MARKS = [
     "",
     ",",
@@ -447,6 +504,10 @@ def test_benchmark_files_as_they_are():
     assert hourly_file.values.shape == (17420, 7)
     assert hourly_file.frequency == "h"
     assert hourly_file.values[0, 0] == 5.827000141143799
+    for name in ("ETT-small/ETTm2.csv", "illness/national_illness.csv"):
+        assert read_frame(root / name).n_channels == 7
+    for name in ("electricity_subset/electricity_7ch.csv.gz", "traffic_subset/traffic_6ch.csv.gz"):
+        assert read_frame(root / name, timestamps="as_is").n_channels in (6, 7)
     weather = root / "weather/weather.csv"
     message = refused(weather)
     assert "row 19045" in message

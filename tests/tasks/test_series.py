@@ -754,7 +754,7 @@ M3_YEARLY = {"train": 3181, "validation": 645, "test": 645}
 
 def test_windows_of_m3_yearly(data_root):
     data = zero_shot("m3_yearly", "m3_yearly", length=9, horizon=6)
-    collection, season = read_collection("m3_yearly", asked("zero_shot", "m3_yearly", "m3_yearly").data)
+    collection, season, _ = read_collection("m3_yearly", asked("zero_shot", "m3_yearly", "m3_yearly").data)
     assert season == 1
     assert sum(max(0, n - 9 - 3 * 6 + 1) for n in collection.lengths.tolist()) == M3_YEARLY["train"]
     assert {split: table.size for split, table in data.task.tables.items()} == M3_YEARLY
