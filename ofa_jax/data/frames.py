@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ofa_jax.config.tasks import Missing, Timestamps
+from ofa_jax.config.tasks import Decimal, Missing, Timestamps
+from ofa_jax.data import delimited
 from ofa_jax.data.columns import no_series
 from ofa_jax.data.missing import fill_missing
-from ofa_jax.data.tables import Table, as_table, read_parquet, read_text, require_file
+from ofa_jax.data.tables import Table, as_table, read_parquet, require_file, unpacked_name
 from ofa_jax.data.timestamps import check_order, following, infer_step, looks_like_date, parse_times
 from ofa_jax.errors import DataError
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")
-_TEXT, _PARQUET = (".csv", ".csv.gz"), (".parquet", ".pq")
+_PARQUET = (".parquet", ".pq")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,20 +93,27 @@ def read_frame(
     columns: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     missing: Missing | Literal["keep"] = "error",
+    missing_words: Sequence[str] | None = None,
+    decimal: Decimal = "point",
+    comment: str | None = None,
     timestamps: Timestamps = "error",
     trained_on: Sequence[str] | None = None,
 ) -> Frame:
-    """Read and check series from a CSV (``.csv``, ``.csv.gz``) or Parquet file or a DataFrame.
+    """Read and check series from delimited text (``.csv``, ``.tsv``, ``.txt``), Parquet or a DataFrame.
 
     Args:
         source: The file, or a DataFrame with its timestamps in a DatetimeIndex or a column.
-        timestamp_column: Its name. Default: a column called date, timestamp, time, datetime or ds (in any
-            case), otherwise a first column of dates, otherwise none.
+        timestamp_column: Its name, or ``date + time`` for two columns of these names. Default: a column
+            called date, timestamp, time, datetime or ds (in any case), otherwise a first column of dates,
+            otherwise none.
         columns: The series to read, in this order; default: all columns, each of which must then be a series
             of numbers, and not a counter, an identifier or a date.
         exclude: Columns to leave out.
         missing: Policy for empty cells, NaN and infinities: refuse them, interpolate between the neighboring
             rows (by row, not by time), carry the last value forward, or keep them.
+        missing_words: What cells say that have no value, besides the usual words (``NA``, ``?``, ``-``, …).
+        decimal: Whether numbers have a decimal point or comma.
+        comment: How lines of text begin that are comments; above the header also ``#``.
         timestamps: Refuse repeated and irregular timestamps, or keep all rows as they are. Either way they
             must be in order.
         trained_on: The series of a trained model, which are read instead of ``columns``; the others are not.
@@ -114,30 +122,34 @@ def read_frame(
         DataError: Anything that cannot be read as asked, with file, column and row (1-based; the line as well
             for text files).
     """
-    table = _open(source)
+    table = _open(source, missing_words or (), decimal, comment)
     if trained_on is not None:
-        time = _find_time(table, timestamp_column)
-        series = [name for position, name in enumerate(table.names) if position != time]
+        time = _find_time(table, timestamp_column, exclude or ())
+        series = [name for position, name in enumerate(table.names) if position not in time]
         _require_columns(series, trained_on, table.source)
         columns = trained_on
     time, chosen = _choose(table, timestamp_column, columns, exclude or ())
     names = tuple(table.names[position] for position in chosen)
     values = table.numbers(chosen)
     if columns is None:
-        _require_series(table, names, values, timed=time is not None)
+        _require_series(table, names, values, timed=bool(time))
     times, zoned, time_name = None, False, "date"
-    if time is not None:
-        time_name = table.names[time]
+    if time:
+        time_name = " ".join(table.names[position] for position in time)
         place = partial(table.place, time_name)
-        times, zoned = parse_times(table.read([time], object).iloc[:, 0], place)
+        cells = table.read(time, object)
+        texts = cells.iloc[:, 0] if len(time) == 1 else cells.astype(str).agg(" ".join, axis=1)
+        times, zoned = parse_times(texts, place)
         check_order(times, timestamps, place)
     observed = None
     if missing != "keep":
         known = np.isfinite(values)
         values = fill_missing(values, missing, lambda column, row: table.place(names[column], row))
         observed = None if known.all() else known
-    unused = [name for name in table.names if name not in names] if trained_on is not None else []
-    notices = _notices(table, names, None if time is None else time_name, unused, exclude or ())
+    unused = []
+    if trained_on is not None:
+        unused = [name for at, name in enumerate(table.names) if name and at not in (*time, *chosen)]
+    notices = _notices(table, names, time_name if time else None, unused, exclude or ())
     return Frame(values, names, times, table.source, time_name, zoned, observed, notices)
 
 
@@ -168,11 +180,14 @@ def _notices(
 ) -> tuple[str, ...]:
     """Which series are read, by which time, and what is not."""
     source, time = Path(table.source).name, "no timestamps" if time_name is None else f"time in `{time_name}`"
-    unused = [name for name in unused if name and name != time_name]
     used = f"{source}: {len(names)} series ({listed(names)}), {time}"
     used += f"; not used: {listed(unused)}" if unused else ""
     unknown = [name for name in exclude if name not in table.names]
-    return (used, *([f"{source}: `exclude` names no column: {listed(unknown)}"] if unknown else []))
+    return (
+        used,
+        *table.notices,
+        *([f"{source}: `exclude` names no column: {listed(unknown)}"] if unknown else []),
+    )
 
 
 def check_columns(frame: Frame, expected_names: Sequence[str]) -> Frame:
@@ -203,23 +218,26 @@ def _require_columns(
         raise DataError(what, where=source, fix="Give the same columns; their order does not matter")
 
 
-def _open(source: str | Path | pd.DataFrame) -> Table:
+def _open(
+    source: str | Path | pd.DataFrame, missing_words: Sequence[str], decimal: Decimal, comment: str | None
+) -> Table:
+    words, comma = tuple(missing_words), decimal == "comma"
     if not isinstance(source, str | Path):
-        return as_table(source, "DataFrame")
+        return dataclasses.replace(as_table(source, "DataFrame"), missing_words=words, comma=comma)
     path = Path(source)
     require_file(path)
-    if path.name.lower().endswith(_TEXT):
-        return read_text(path)
+    if unpacked_name(path).endswith(delimited.ENDINGS):
+        return delimited.read_text(path, missing_words=words, comma=comma, comment=comment)
     if path.name.lower().endswith(_PARQUET):
-        return read_parquet(path)
-    fix = f"Give a file that ends in {', '.join([*_TEXT, *_PARQUET])}"
+        return dataclasses.replace(read_parquet(path), missing_words=words, comma=comma)
+    fix = f"Give a file that ends in {', '.join([*delimited.ENDINGS, *_PARQUET])}"
     raise DataError(f"the ending {path.suffix!r} is not supported", where=str(path), fix=fix)
 
 
 def _choose(
     table: Table, timestamp_column: str | None, columns: Sequence[str] | None, exclude: Sequence[str]
-) -> tuple[int | None, list[int]]:
-    """Positions of the timestamp column (None where there is none) and of the value columns."""
+) -> tuple[list[int], list[int]]:
+    """Positions of the timestamps' columns (date and clock, or one, or none) and of the value columns."""
     repeated = sorted({name for name in table.names if name and table.names.count(name) > 1})
     if repeated:
         what = f"{len(repeated)} column name(s) occur more than once: {listed(repeated)}"
@@ -227,12 +245,12 @@ def _choose(
     if table.n_rows == 0:
         what, fix = "there are no data rows", "Give at least one row below the header"
         raise DataError(what, where=table.source, fix=fix)
-    time = _find_time(table, timestamp_column)
-    left_out = {time, table.time_index, *(table.names.index(name) for name in exclude if name in table.names)}
-    chosen = [position for position in range(len(table.names)) if position not in left_out]
+    time = _find_time(table, timestamp_column, exclude)
+    used = [position for position, name in enumerate(table.names) if name not in exclude]
+    chosen = [position for position in used if position not in (*time, table.time_index)]
     if columns is not None:
         chosen = [_position(table, name) for name in columns]
-        if len(set(chosen)) != len(chosen) or time in chosen:
+        if len(set(chosen)) != len(chosen) or set(time) & set(chosen):
             what = f"`columns` ({listed(columns)}) repeats a series or includes the timestamps"
             raise DataError(what, where=table.source, fix="Name each series once in `columns`")
     if not chosen:
@@ -245,19 +263,26 @@ def _choose(
     return time, chosen
 
 
-def _find_time(table: Table, timestamp_column: str | None) -> int | None:
+def _find_time(table: Table, timestamp_column: str | None, exclude: Sequence[str]) -> list[int]:
     if timestamp_column is not None:
-        return _position(table, timestamp_column)
+        names = [timestamp_column]
+        if timestamp_column not in table.names and timestamp_column.count("+") == 1:
+            names = [name.strip() for name in timestamp_column.split("+")]
+        return [_position(table, name) for name in names]
     if table.time_index is not None:
-        return table.time_index
-    usual = [position for position, name in enumerate(table.names) if name.lower() in _TIME_NAMES]
+        return [table.time_index]
+    names = [name for name in table.names if name not in exclude]
+    usual = [table.names.index(name) for name in names if name.lower() in _TIME_NAMES]
     if len(usual) > 1:
-        names = listed([table.names[position] for position in usual])
-        what = f"{len(usual)} columns could be the timestamps: {names}"
-        raise DataError(what, where=table.source, fix="Name one as `timestamp_column`")
-    if usual:
-        return usual[0]
-    return 0 if looks_like_date(table.first_cell) else None
+        names = [table.names[position] for position in usual]
+        what = f"{len(usual)} columns could be the timestamps: {listed(names)}"
+        others = ", ".join(names[1:])
+        fix = f"Name the `timestamp_column`: set `timestamp_column: {names[0]}` and `exclude: [{others}]`"
+        if len(usual) == 2:
+            fix += f", or `timestamp_column: {names[0]} + {names[1]}` for a date and its time of day"
+        raise DataError(what, where=table.source, fix=fix)
+    first = table.names[0] not in exclude and looks_like_date(table.first_cell)
+    return usual or ([0] if first else [])
 
 
 def _position(table: Table, name: str) -> int:

@@ -46,14 +46,7 @@ class ForecastData(TaskData):
 def read_series(data: DataConfig, source: str | None = None) -> tuple[Frame, DatasetEntry | None]:
     """The series that the settings name, checked."""
     options = {"timestamps": data.timestamps} if data.timestamps else {}
-    return load(
-        source or data.source,
-        timestamp_column=data.timestamp_column,
-        columns=data.columns,
-        exclude=data.exclude,
-        missing=data.missing,
-        **options,
-    )
+    return load(source or data.source, **data.reading, **options)
 
 
 def prepare(data: DataConfig, task: ForecastSettings, protocol: Protocol = "strict") -> ForecastData:
@@ -183,11 +176,8 @@ def read_new(trained: TrainedOn, source: Any, *, missing: Any = None) -> Frame:
     names = None if trained.scaler is None else trained.scaler.names
     frame = read_frame(
         source,
-        timestamp_column=data.timestamp_column,
-        columns=data.columns,
-        exclude=data.exclude,
+        **data.reading | ({"missing": missing} if missing else {}),
         trained_on=names,
-        missing=missing or data.missing,
         timestamps=data.timestamps or (entry.timestamps if entry else "error"),
     )
     expected, found = trained.meta.get("frequency"), frame.frequency

@@ -21,6 +21,7 @@ from ofa_jax.data.catalog.load import CATALOG, load_collection
 from ofa_jax.data.missing import count_filled, filled_notices
 from ofa_jax.data.seasons import season_length, season_notices
 from ofa_jax.data.splits import Split
+from ofa_jax.data.tables import unpacked_name
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.model.networks import ForecastNetwork, ShortTermNetwork
 from ofa_jax.tasks.base import Score, Sums, Task, TaskData, TaskKind
@@ -131,7 +132,7 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
     """
     entry = CATALOG.get(name)
     notices: tuple[str, ...] = ()
-    if (entry.kind != "frame") if entry else Path(name).name.removesuffix(".gz").endswith(".tsf"):
+    if (entry.kind != "frame") if entry else unpacked_name(Path(name)).endswith(".tsf"):
         collection, entry = load_collection(name, missing=data.missing)
     else:
         frame, entry = read_series(data, name)
