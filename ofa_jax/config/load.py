@@ -28,7 +28,7 @@ from ofa_jax.files import check_regular, describe, is_there, short
 
 FORMAT = 3
 """Format of stored settings: 2 gave every task its own settings and renamed ``train.lowest_rate``; 3 added a
-digest of them to a run's config.yaml."""
+digest of them to a run's config.yaml, and settings of how tables are read."""
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -21,6 +21,7 @@ from ofa_jax.config.recipes import SHORT_TERM_REFERENCE
 
 Missing = Literal["error", "linear", "ffill"]
 Timestamps = Literal["error", "as_is"]
+Decimal = Literal["point", "comma"]
 SplitRule = Literal["ett_hour", "ett_minute", "ratio"]
 ForecastLoss = Literal["mse", "smape", "mape"]
 Ratios = tuple[float, float, float]
@@ -60,8 +61,12 @@ class DataConfig(Section):
     target: PathText | None = Field(None, description="data set to forecast without training on it")
     parts: tuple[str, ...] | None = Field(None, description="streams to use (machine-1-2, …); default: all")
     timestamp_column: str | None = Field(None, description="timestamp column; default: detected")
-    columns: tuple[str, ...] | None = Field(None, description="columns to use; default: all numeric ones")
+    columns: tuple[str, ...] | None = Field(None, description="columns to use; default: all but exclude")
+    exclude: tuple[str, ...] | None = Field(None, description="columns to leave out")
     missing: Missing = Field("error", description="how to treat missing values")
+    missing_words: tuple[str, ...] | None = Field(None, description="texts in cells that mean no value")
+    decimal: Decimal = Field("point", description="decimal sign of numbers in text")
+    comment: str | None = Field(None, min_length=1, description="how comment lines begin")
     timestamps: Timestamps | None = Field(
         None, description="duplicate or irregular timestamps; default: catalog, else error"
     )
@@ -69,6 +74,12 @@ class DataConfig(Section):
     ratios: Ratios = Field((0.7, 0.1, 0.2), description="train, validation, test shares of split ratio")
     percent: Percent = Field(100, description="percentage of the training part to use, from its start")
     season: Positive | None = Field(None, description="season length in steps; default: catalog or frequency")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The settings of how a table is read, by the argument of ``read_frame``."""
+        names = ("columns", "exclude", "missing", "missing_words", "decimal", "comment", "timestamp_column")
+        return {name: getattr(self, name) for name in names}
 
     @model_validator(mode="after")
     def _check_ratios(self) -> Self:
@@ -89,7 +100,13 @@ class NetworkConfig(Section):
     seed: Seed = Field(0, description="seed of the random layers around the trunk")
 
 
-_SERIES = frozenset({"data.columns", "data.missing", "data.timestamps", "data.timestamp_column"})
+_SERIES = frozenset(
+    f"data.{name}"
+    for name in (
+        *("columns", "exclude", "missing", "missing_words", "decimal", "comment"),
+        *("timestamps", "timestamp_column"),
+    )
+)
 _SPLIT = frozenset({"data.split", "data.ratios", "data.percent"})
 _HORIZON = Field(96, description="forecast steps, H")
 _CHANNELS = Field(None, description="channels; default: the data's")

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ofa_jax.config.tasks import Missing, Timestamps
+from ofa_jax.config.tasks import Decimal, Missing, Timestamps
+from ofa_jax.data import delimited
+from ofa_jax.data.columns import no_series
 from ofa_jax.data.missing import check_sizes, fill_missing
-from ofa_jax.data.tables import Table, as_table, read_parquet, read_text, require_file
+from ofa_jax.data.tables import Table, as_table, read_parquet, require_file, unpacked_name
 from ofa_jax.data.timestamps import check_order, following, infer_step, looks_like_date, parse_times
 from ofa_jax.errors import DataError
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")
-_TEXT, _PARQUET = (".csv", ".csv.gz"), (".parquet", ".pq")
+_PARQUET = (".parquet", ".pq")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,7 @@ class Frame:
         time_name: Name of the source's timestamp column.
         zoned: Whether the source's timestamps had a time zone.
         observed: ``[T, C]`` bool, False where a missing value was filled; None without any.
+        notices: What reading inferred, one line each, for the user.
     """
 
     values: np.ndarray
@@ -46,6 +49,7 @@ class Frame:
     time_name: str = "date"
     zoned: bool = False
     observed: np.ndarray | None = None
+    notices: tuple[str, ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -87,34 +91,55 @@ def read_frame(
     *,
     timestamp_column: str | None = None,
     columns: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
     missing: Missing | Literal["keep"] = "error",
+    missing_words: Sequence[str] | None = None,
+    decimal: Decimal = "point",
+    comment: str | None = None,
     timestamps: Timestamps = "error",
+    trained_on: Sequence[str] | None = None,
 ) -> Frame:
-    """Read and check series from a CSV (``.csv``, ``.csv.gz``) or Parquet file or a DataFrame.
+    """Read and check series from delimited text (``.csv``, ``.tsv``, ``.txt``), Parquet or a DataFrame.
 
     Args:
         source: The file, or a DataFrame with its timestamps in a DatetimeIndex or a column.
-        timestamp_column: Its name. Default: a column called date, timestamp, time, datetime or ds (in any
-            case), otherwise a first column of dates, otherwise none.
-        columns: The series to read, in this order; default: all columns, each of which must then be numeric.
+        timestamp_column: Its name, or ``date + time`` for two columns of these names. Default: a column
+            called date, timestamp, time, datetime or ds (in any case), otherwise a first column of dates,
+            otherwise none.
+        columns: The series to read, in this order; default: all columns, each of which must then be a series
+            of numbers, and not a counter, an identifier or a date.
+        exclude: Columns to leave out.
         missing: Policy for empty cells, NaN and infinities: refuse them, interpolate between the neighboring
             rows (by row, not by time), carry the last value forward, or keep them.
+        missing_words: What cells say that have no value, besides the usual words (``NA``, ``?``, ``-``, …).
+        decimal: Whether numbers have a decimal point or comma.
+        comment: How lines of text begin that are comments; above the header also ``#``.
         timestamps: Refuse repeated and irregular timestamps, or keep all rows as they are. Either way they
             must be in order.
+        trained_on: The series of a trained model, which are read instead of ``columns``; the others are not.
 
     Raises:
         DataError: Anything that cannot be read as asked, with file, column and row (1-based; the line as well
             for text files).
     """
-    table = _open(source)
-    time, chosen = _choose(table, timestamp_column, columns)
+    table = _open(source, missing_words or (), decimal, comment)
+    if trained_on is not None:
+        time = _find_time(table, timestamp_column, exclude or ())
+        series = [name for position, name in enumerate(table.names) if position not in time]
+        _require_columns(series, trained_on, table.source)
+        columns = trained_on
+    time, chosen = _choose(table, timestamp_column, columns, exclude or ())
     names = tuple(table.names[position] for position in chosen)
     values = table.numbers(chosen)
+    if columns is None:
+        _require_series(table, names, values, timed=bool(time))
     times, zoned, time_name = None, False, "date"
-    if time is not None:
-        time_name = table.names[time]
+    if time:
+        time_name = " ".join(table.names[position] for position in time)
         place = partial(table.place, time_name)
-        times, zoned = parse_times(table.read([time], object).iloc[:, 0], place)
+        cells = table.read(time, object)
+        texts = cells.iloc[:, 0] if len(time) == 1 else cells.astype(str).agg(" ".join, axis=1)
+        times, zoned = parse_times(texts, place)
         check_order(times, timestamps, place)
     observed, place_of = None, lambda column, row: table.place(names[column], row)
     if missing == "keep":
@@ -123,7 +148,48 @@ def read_frame(
         known = np.isfinite(values)
         values = fill_missing(values, missing, place_of)
         observed = None if known.all() else known
-    return Frame(values, names, times, table.source, time_name, zoned, observed)
+    unused = []
+    if trained_on is not None:
+        unused = [name for at, name in enumerate(table.names) if name and at not in (*time, *chosen)]
+    notices = _notices(table, names, time_name if time else None, unused, exclude or ())
+    return Frame(values, names, times, table.source, time_name, zoned, observed, notices)
+
+
+def _require_series(table: Table, names: Sequence[str], values: np.ndarray, *, timed: bool) -> None:
+    """Refuse columns that are no series: they would be trained on and forecast."""
+    columns = list(zip(names, values.T, strict=True))
+    kinds = [no_series(name, column) for name, column in columns]
+    if all(kinds):
+        kinds = [no_series(name, column, alone=True) for name, column in columns]
+    wrong = {name: kind for name, kind in zip(names, kinds, strict=True) if kind}
+    if not wrong:
+        return
+    first, *others = wrong
+    cells = ", ".join(f"{value:.15g}" for value in values[:3, names.index(first)])
+    what = f"{cells}, … is {wrong[first]}, not a series"
+    if others:
+        what += "; so are " + ", ".join(f"`{name}` ({wrong[name]})" for name in others)
+    fix = f"Leave it out with `exclude: [{', '.join(wrong)}]`"
+    if len(wrong) == len(names):
+        fix = "Give at least one series"
+    if not timed:
+        fix += f", or read it as the time with `timestamp_column: {first}`"
+    raise DataError(what, where=table.place(first, None), fix=f"{fix}, or list the series in `columns`")
+
+
+def _notices(
+    table: Table, names: Sequence[str], time_name: str | None, unused: Sequence[str], exclude: Sequence[str]
+) -> tuple[str, ...]:
+    """Which series are read, by which time, and what is not."""
+    source, time = Path(table.source).name, "no timestamps" if time_name is None else f"time in `{time_name}`"
+    used = f"{source}: {len(names)} series ({listed(names)}), {time}"
+    used += f"; not used: {listed(unused)}" if unused else ""
+    unknown = [name for name in exclude if name not in table.names]
+    return (
+        used,
+        *table.notices,
+        *([f"{source}: `exclude` names no column: {listed(unknown)}"] if unknown else []),
+    )
 
 
 def check_columns(frame: Frame, expected_names: Sequence[str]) -> Frame:
@@ -135,49 +201,59 @@ def check_columns(frame: Frame, expected_names: Sequence[str]) -> Frame:
     expected = tuple(expected_names)
     if frame.names == expected:
         return frame
-    absent = [name for name in expected if name not in frame.names]
-    extra = [name for name in frame.names if name not in expected]
-    if absent or extra:
-        kinds = (("missing", absent), ("extra", extra))
-        listed = "; ".join(f"{kind}: {_listed(names, len(names))}" for kind, names in kinds if names)
-        what = f"the columns are not the {len(expected)} used in training ({listed})"
-        raise DataError(what, where=frame.source, fix="Give the same columns; their order does not matter")
+    _require_columns(frame.names, expected, frame.source, exactly=True)
     order = [frame.names.index(name) for name in expected]
     observed = None if frame.observed is None else frame.observed[:, order]
     values = np.ascontiguousarray(frame.values[:, order])
     return dataclasses.replace(frame, values=values, names=expected, observed=observed)
 
 
-def _open(source: str | Path | pd.DataFrame) -> Table:
+def _require_columns(
+    found: Sequence[str], expected: Sequence[str], source: str, *, exactly: bool = False
+) -> None:
+    absent = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    if absent or (extra and exactly):
+        kinds = (("missing", absent), ("extra", extra))
+        differ = "; ".join(f"{kind}: {listed(names, len(names))}" for kind, names in kinds if names)
+        what = f"the columns are not the {len(expected)} used in training ({differ})"
+        raise DataError(what, where=source, fix="Give the same columns; their order does not matter")
+
+
+def _open(
+    source: str | Path | pd.DataFrame, missing_words: Sequence[str], decimal: Decimal, comment: str | None
+) -> Table:
+    words, comma = tuple(missing_words), decimal == "comma"
     if not isinstance(source, str | Path):
-        return as_table(source, "DataFrame")
+        return dataclasses.replace(as_table(source, "DataFrame"), missing_words=words, comma=comma)
     path = Path(source)
     require_file(path)
-    if path.name.lower().endswith(_TEXT):
-        return read_text(path)
+    if unpacked_name(path).endswith(delimited.ENDINGS):
+        return delimited.read_text(path, missing_words=words, comma=comma, comment=comment)
     if path.name.lower().endswith(_PARQUET):
-        return read_parquet(path)
-    fix = f"Give a file that ends in {', '.join([*_TEXT, *_PARQUET])}"
+        return dataclasses.replace(read_parquet(path), missing_words=words, comma=comma)
+    fix = f"Give a file that ends in {', '.join([*delimited.ENDINGS, *_PARQUET])}"
     raise DataError(f"the ending {path.suffix!r} is not supported", where=str(path), fix=fix)
 
 
 def _choose(
-    table: Table, timestamp_column: str | None, columns: Sequence[str] | None
-) -> tuple[int | None, list[int]]:
-    """Positions of the timestamp column (None where there is none) and of the value columns."""
+    table: Table, timestamp_column: str | None, columns: Sequence[str] | None, exclude: Sequence[str]
+) -> tuple[list[int], list[int]]:
+    """Positions of the timestamps' columns (date and clock, or one, or none) and of the value columns."""
     repeated = sorted({name for name in table.names if name and table.names.count(name) > 1})
     if repeated:
-        what = f"{len(repeated)} column name(s) occur more than once: {_listed(repeated)}"
+        what = f"{len(repeated)} column name(s) occur more than once: {listed(repeated)}"
         raise DataError(what, where=table.source, fix="Give each column its own name")
     if table.n_rows == 0:
         what, fix = "there are no data rows", "Give at least one row below the header"
         raise DataError(what, where=table.source, fix=fix)
-    time = _find_time(table, timestamp_column)
-    chosen = [position for position in range(len(table.names)) if position not in (time, table.time_index)]
+    time = _find_time(table, timestamp_column, exclude)
+    used = [position for position, name in enumerate(table.names) if name not in exclude]
+    chosen = [position for position in used if position not in (*time, table.time_index)]
     if columns is not None:
         chosen = [_position(table, name) for name in columns]
-        if len(set(chosen)) != len(chosen) or time in chosen:
-            what = f"`columns` ({_listed(columns)}) repeats a series or includes the timestamps"
+        if len(set(chosen)) != len(chosen) or set(time) & set(chosen):
+            what = f"`columns` ({listed(columns)}) repeats a series or includes the timestamps"
             raise DataError(what, where=table.source, fix="Name each series once in `columns`")
     if not chosen:
         what, fix = "there is no numeric column", "Give at least one column of numbers"
@@ -189,19 +265,26 @@ def _choose(
     return time, chosen
 
 
-def _find_time(table: Table, timestamp_column: str | None) -> int | None:
+def _find_time(table: Table, timestamp_column: str | None, exclude: Sequence[str]) -> list[int]:
     if timestamp_column is not None:
-        return _position(table, timestamp_column)
+        names = [timestamp_column]
+        if timestamp_column not in table.names and timestamp_column.count("+") == 1:
+            names = [name.strip() for name in timestamp_column.split("+")]
+        return [_position(table, name) for name in names]
     if table.time_index is not None:
-        return table.time_index
-    usual = [position for position, name in enumerate(table.names) if name.lower() in _TIME_NAMES]
+        return [table.time_index]
+    names = [name for name in table.names if name not in exclude]
+    usual = [table.names.index(name) for name in names if name.lower() in _TIME_NAMES]
     if len(usual) > 1:
-        names = _listed([table.names[position] for position in usual])
-        what = f"{len(usual)} columns could be the timestamps: {names}"
-        raise DataError(what, where=table.source, fix="Name one as `timestamp_column`")
-    if usual:
-        return usual[0]
-    return 0 if looks_like_date(table.first_cell) else None
+        names = [table.names[position] for position in usual]
+        what = f"{len(usual)} columns could be the timestamps: {listed(names)}"
+        others = ", ".join(names[1:])
+        fix = f"Name the `timestamp_column`: set `timestamp_column: {names[0]}` and `exclude: [{others}]`"
+        if len(usual) == 2:
+            fix += f", or `timestamp_column: {names[0]} + {names[1]}` for a date and its time of day"
+        raise DataError(what, where=table.source, fix=fix)
+    first = table.names[0] not in exclude and looks_like_date(table.first_cell)
+    return usual or ([0] if first else [])
 
 
 def _position(table: Table, name: str) -> int:
@@ -209,10 +292,11 @@ def _position(table: Table, name: str) -> int:
         return table.names.index(name)
     named = [known for known in table.names if known]
     nearest = difflib.get_close_matches(name, named, n=3, cutoff=0.4) or table.names[:10]
-    fix = f"The nearest names are {_listed(nearest)}"
+    fix = f"The nearest names are {listed(nearest)}"
     raise DataError(f"there is no column `{name}`", where=table.source, fix=fix)
 
 
-def _listed(names: Sequence[str], most: int = 10) -> str:
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """Names for a message, in backticks; the first ``most`` of them."""
     shown = ", ".join(f"`{name}`" for name in names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown

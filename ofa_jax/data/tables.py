@@ -1,20 +1,20 @@
-"""Tables: delimited text, Parquet and DataFrames as named columns that know where each cell is."""
+"""Tables: named columns that know where each cell is, of Parquet and DataFrames; files that may be packed."""
 
 from __future__ import annotations
 
-import csv
+import bz2
 import gzip
-import io
+import lzma
 import numbers
 import re
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -25,9 +25,11 @@ from ofa_jax.files import check_regular
 if TYPE_CHECKING:
     import pandas as pd
 
-_DELIMITERS = (",", ";", "\t")
-_NO_VALUE = ("", "NaN", "nan", "-nan", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "<NA>")
-NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity|nan)", re.IGNORECASE | re.ASCII)
+_WORDS = ("", "NaN", "nan", "-nan", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "<NA>")
+NO_VALUE = (*_WORDS, "?", "-", "--", ".")
+"""Cells that hold no value."""
+NUMBER = re.compile(r"[+-]?((\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|inf|infinity|nan)", re.IGNORECASE | re.ASCII)
+_PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zip": zipfile.ZipFile}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,9 @@ class Table:
             (ValueError on text) or ``object``; other sources ignore ``dtype``.
         time_index: Position of the column that was the DataFrame's index, or None.
         lines: The file's line of each data row, 1-based; None where there are no lines.
+        missing_words: What cells say that have no value, besides :data:`NO_VALUE`.
+        comma: Whether numbers are written with a decimal comma.
+        notices: What reading inferred, one line each.
     """
 
     source: str
@@ -52,6 +57,9 @@ class Table:
     read: Callable[[Sequence[int], type], pd.DataFrame]
     time_index: int | None = None
     lines: Sequence[int] | None = None
+    missing_words: tuple[str, ...] = ()
+    comma: bool = False
+    notices: tuple[str, ...] = ()
 
     def numbers(self, positions: Sequence[int]) -> np.ndarray:
         """The columns at ``positions`` as ``[T, C]`` float64, NaN where a cell is empty.
@@ -66,23 +74,55 @@ class Table:
         if {dtype.kind for dtype in frame.dtypes} <= set("iuf"):
             return np.array(frame.to_numpy(np.float64, na_value=np.nan), order="C")
         cells = [frame.iloc[:, index].tolist() for index in range(len(positions))]
-        values = [[_number(cell) for cell in column] for column in cells]
+        values = [[self._number(cell) for cell in column] for column in cells]
         only_text = [all(value is None for value in column) for column in values]
         for index, column in enumerate(values):
-            if None not in column:
-                continue
-            row = column.index(None)
-            text = cells[index][row]
-            what, fix = "among numbers the column", "Correct it, or leave the cell empty"
-            if only_text[index]:
-                what, fix = "the column", "List the columns of numbers in `columns`"
-            if all(only_text):
-                what, fix = "there is no numeric column; this one", "Give at least one column of numbers"
-            if re.fullmatch(r"[+-]?[\d.]+,\d+", str(text).strip()):
-                fix = "Write numbers with a decimal point and without thousands signs"
-            where = self.place(self.names[positions[index]], row)
-            raise DataError(f"{what} contains the text {shorten(text)}", where=where, fix=fix)
+            if None in column:
+                row = column.index(None)
+                others = [self.names[positions[i]] for i, alone in enumerate(only_text) if alone]
+                raise self._not_a_number(
+                    self.names[positions[index]], row, cells[index][row], others, all(only_text)
+                )
         return np.array(values, dtype=np.float64).T.copy()
+
+    def _number(self, cell: object) -> float | None:
+        if isinstance(cell, str):
+            text = cell.strip()
+            if text in NO_VALUE or text in self.missing_words:
+                return float("nan")
+            text = text.replace(",", ".") if self.comma else text
+            return float(text) if NUMBER.fullmatch(text) else None
+        if cell is None or type(cell).__name__ == "NAType":
+            return float("nan")
+        if isinstance(cell, bool) or not isinstance(cell, numbers.Real | Decimal):
+            return None
+        try:
+            return float(cell)
+        except OverflowError:
+            return None
+
+    def _not_a_number(
+        self, name: str, row: int, cell: object, text_columns: Sequence[str], all_text: bool
+    ) -> DataError:
+        """The error about a cell of text in a column; ``text_columns`` have nothing else."""
+        text = str(cell).strip()
+        what = f"among numbers the column contains the text {shorten(text)}"
+        fix = "Correct it, leave the cell empty"
+        if plain_text(text):
+            fix += f", or set `missing_words: [{text}]` if it means that there is no value"
+        if name in text_columns:
+            what = f"the column contains the text {shorten(text)}"
+            fix = f"Leave it out with `exclude: [{', '.join(text_columns)}]`, or list the series in `columns`"
+        if all_text:
+            what = f"there is no numeric column; this one contains the text {shorten(text)}"
+            fix = "Give at least one column of numbers"
+        if text.lower() in ("true", "false"):
+            fix = f"Write 1 and 0, or leave it out with `exclude: [{name}]`"
+        elif re.fullmatch(r"[+-]?\d{1,3}(,\d{3})*\.\d*|[+-]?\d{1,3}(,\d{3}){2,}", text):
+            fix = f"Write {text.replace(',', '')}: numbers have a decimal point and no thousands signs"
+        elif re.fullmatch(r"[+-]?\d+,\d+", text):
+            fix = "Set `decimal: comma`, or write numbers with a decimal point and without thousands signs"
+        return DataError(what, where=self.place(name, row), fix=fix)
 
     def place(self, name: str, row: int | None) -> str:
         """How messages name a column, or its cell in a row (0-based)."""
@@ -92,18 +132,9 @@ class Table:
         return f"{self.source}, column `{name}`, row {row + 1}{line}"
 
 
-def _number(cell: object) -> float | None:
-    if isinstance(cell, str):
-        text = cell.strip()
-        return float("nan") if text in _NO_VALUE else float(text) if NUMBER.fullmatch(text) else None
-    if cell is None or type(cell).__name__ == "NAType":
-        return float("nan")
-    if isinstance(cell, bool) or not isinstance(cell, numbers.Real | Decimal):
-        return None
-    try:
-        return float(cell)
-    except OverflowError:
-        return None
+def plain_text(text: str) -> bool:
+    """Whether advice can name a text as a setting's value as it is."""
+    return re.fullmatch(r"[\w.+-]+( [\w.+-]+)*", text) is not None and len(text) <= 40
 
 
 def as_table(frame: pd.DataFrame, source: str) -> Table:
@@ -160,82 +191,6 @@ def read_parquet(path: Path) -> Table:
     return as_table(frame, str(path))
 
 
-def read_text(path: Path) -> Table:
-    """Read a delimited text file (``,``, ``;`` or tab; UTF-8, UTF-16 with BOM, else Latin-1; gzip by name).
-
-    Raises:
-        DataError: The file is damaged, empty or not text, has no header, or a row does not have its width.
-    """
-    with open_data(path) as file:
-        content = file.read()
-    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-    text = content.decode("utf-16", errors="replace") if utf16 else decode(content)
-    if "\0" in text:
-        raise DataError("the file contains binary data, not text", where=str(path), fix="Give CSV or Parquet")
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    body = text.lstrip("\n")
-    skipped = len(text) - len(body)
-    if not body.strip():
-        fix = "Give a file with a header line and data rows"
-        raise DataError("the file is empty", where=str(path), fix=fix)
-    # blank lines at the end are not rows; one in the middle is a row with nothing in it
-    body = re.sub(r"(?:\n *)+\Z", "", body) + "\n"
-    delimiter = max(_DELIMITERS, key=re.sub(r'"[^"]*"', "", body.split("\n", 1)[0]).count)
-    reader = csv.reader(io.StringIO(body), delimiter=delimiter, skipinitialspace=True)
-    lines, first_cell = [], ""
-    try:
-        names = tuple(name.strip() for name in next(reader))
-        _check_header(names, f"{path}, line {skipped + 1}")
-        for fields in reader:
-            lines.append(skipped + reader.line_num)
-            fields = fields or [""]
-            if len(lines) == 1:
-                first_cell = fields[0].strip()
-            if len(fields) != len(names):
-                what = f"has {len(fields)} field(s) where the header has {len(names)}"
-                fix = "Correct the row; a text with the delimiter in it needs quotes"
-                raise DataError(what, where=f"{path}, row {len(lines)} (line {lines[-1]})", fix=fix)
-    except csv.Error as error:
-        raise _not_text(path, error) from None
-    read = partial(_read_csv, path, body, delimiter, len(names))
-    return Table(str(path), names, len(lines), first_cell, read, lines=lines)
-
-
-def _not_text(path: Path, error: Exception) -> DataError:
-    what = f"not readable as delimited text ({' '.join(str(error).split())})"
-    return DataError(what, where=str(path), fix="Check the quotes in the file")
-
-
-def _read_csv(
-    path: Path, text: str, delimiter: str, width: int, positions: Sequence[int], dtype: type
-) -> pd.DataFrame:
-    import pandas as pd
-
-    # from pandas 3.1 on every number is read exactly and the option that asks for it warns
-    old = tuple(int(part) for part in pd.__version__.split(".")[:2]) < (3, 1)
-    exact: dict[str, Any] = {"float_precision": "round_trip"} if old else {}
-    try:
-        frame = pd.read_csv(
-            io.StringIO(text),
-            sep=delimiter,
-            header=0,
-            names=list(range(width)),
-            usecols=sorted(positions),
-            dtype=dict.fromkeys(positions, dtype),
-            na_values=list(_NO_VALUE) if dtype is float else [],
-            keep_default_na=False,
-            skip_blank_lines=False,
-            skipinitialspace=True,
-            index_col=False,
-            **exact,
-        )
-    except ValueError as error:  # pandas' ParserError is one
-        if dtype is float:
-            raise
-        raise _not_text(path, error) from None
-    return frame[list(positions)]
-
-
 def require_file(path: Path) -> None:
     """Refuse a path that is not a file.
 
@@ -247,18 +202,34 @@ def require_file(path: Path) -> None:
         raise DataError("there is no such file", where=str(path), fix="Check the path")
 
 
+def unpacked_name(path: Path) -> str:
+    """A file's name in lower case, without the ending of what packed it."""
+    name = path.name.lower()
+    return name.removesuffix(path.suffix.lower()) if path.suffix.lower() in _PACKED else name
+
+
 @contextmanager
 def open_data(path: Path) -> Iterator[IO[bytes]]:
-    """Open a data file for reading bytes, unpacked where its name ends in ``.gz``.
+    """Open a data file for reading bytes, unpacked where its name ends in .gz, .bz2, .xz or .zip.
 
     Raises:
-        DataError: There is no such file, or it cannot be read, also while the block reads it.
+        DataError: There is no such file, or it cannot be read, also while the block reads it; a .zip does not
+            hold exactly one file.
     """
     require_file(path)
+    packed = _PACKED.get(path.suffix.lower())
     try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-            yield cast(IO[bytes], file)
-    except (OSError, EOFError, zlib.error) as error:
+        with open(path, "rb") if packed is None else packed(path) as file:
+            if isinstance(file, zipfile.ZipFile):
+                names = [name for name in file.namelist() if not name.endswith("/")]
+                if len(names) != 1:
+                    what = f"the archive holds {len(names)} files"
+                    raise DataError(what, where=str(path), fix="Unpack it, and give one of them")
+                with file.open(names[0]) as member:
+                    yield member
+            else:
+                yield cast(IO[bytes], file)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError) as error:
         what = f"the file cannot be read ({error})"
         raise DataError(what, where=str(path), fix="Check that it is complete and readable") from None
 
@@ -269,16 +240,3 @@ def decode(content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         return content.decode("latin-1")
-
-
-def _check_header(names: tuple[str, ...], where: str) -> None:
-    broken = next((name for name in names if "\n" in name), None)
-    if broken is not None:
-        fix = "Close the quote that was left open, or take the line break out of the name"
-        raise DataError(f"the column name {shorten(broken)} runs over several lines", where=where, fix=fix)
-    numeric = [NUMBER.fullmatch(name) is not None for name in names]
-    counted = any(names == tuple(str(i + start) for i in range(len(names))) for start in (0, 1))
-    dated = bool(re.match(r"\d{4}-\d\d-\d\d|\d{1,2}[/.]\d{1,2}[/.]\d{4}", names[0])) and all(numeric[1:])
-    if (all(numeric) and not counted) or dated:
-        what = f"the first line contains values ({', '.join(names[:3])}), not column names"
-        raise DataError(what, where=where, fix="Add a header line with the names of the columns")

@@ -15,7 +15,7 @@ import pandas as pd
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, ForecastSettings
 from ofa_jax.data.catalog.load import CATALOG, DatasetEntry, load
-from ofa_jax.data.frames import Frame, check_columns, read_frame
+from ofa_jax.data.frames import Frame, read_frame
 from ofa_jax.data.missing import count_filled, filled_notices
 from ofa_jax.data.seasons import season_length, season_notices, season_of
 from ofa_jax.data.splits import Borders, Scaler, Split, borders, fit_scaler
@@ -48,13 +48,7 @@ class ForecastData(TaskData):
 def read_series(data: DataConfig, source: str | None = None) -> tuple[Frame, DatasetEntry | None]:
     """The series that the settings name, checked."""
     options = {"timestamps": data.timestamps} if data.timestamps else {}
-    return load(
-        source or data.source,
-        timestamp_column=data.timestamp_column,
-        columns=data.columns,
-        missing=data.missing,
-        **options,
-    )
+    return load(source or data.source, **data.reading, **options)
 
 
 def prepare(data: DataConfig, task: ForecastSettings, protocol: Protocol = "strict") -> ForecastData:
@@ -100,6 +94,7 @@ def prepare_frame(
         scaler,
         season,
         notices=(
+            *frame.notices,
             *filled_notices(frame.observed, frame.source),
             *season_notices(*known, frame.frequency, frame.source),
             *notices,
@@ -174,21 +169,19 @@ def season_of_frame(frame: Frame) -> int:
 
 
 def read_new(trained: TrainedOn, source: Any, *, missing: Any = None) -> Frame:
-    """New rows, read as the training data were; their columns must be the model's where it knows them.
+    """New rows, read as the training data were: the model's columns where it knows them.
 
     Raises:
-        DataError: The rows cannot be read, are too few, or have other columns or another frequency.
+        DataError: The rows cannot be read, are too few, lack columns or have another frequency.
     """
     data, entry = trained.data, CATALOG.get(trained.data.source)
     names = None if trained.scaler is None else trained.scaler.names
     frame = read_frame(
         source,
-        timestamp_column=data.timestamp_column,
-        columns=names if data.columns else None,
-        missing=missing or data.missing,
+        **data.reading | ({"missing": missing} if missing else {}),
+        trained_on=names,
         timestamps=data.timestamps or (entry.timestamps if entry else "error"),
     )
-    frame = frame if names is None else check_columns(frame, names)
     expected, found = trained.meta.get("frequency"), frame.frequency
     if expected and found and expected.split("-")[0] != found.split("-")[0]:
         what = f"the rows are {found!r} apart, but the model was trained on steps of {expected!r}"
@@ -261,6 +254,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         return pd.DataFrame(values, index, list(frame.names)).reset_index()
 
     return NewData(
+        notices=frame.notices,
         spec=WindowSpec(length, 0, univariate=False),
         buffer=buffer,
         residue=residue if relative else None,

@@ -21,6 +21,7 @@ from ofa_jax.data.catalog.load import CATALOG, load_collection
 from ofa_jax.data.missing import count_filled, filled_notices
 from ofa_jax.data.seasons import season_length, season_notices
 from ofa_jax.data.splits import Split
+from ofa_jax.data.tables import unpacked_name
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.model.networks import ForecastNetwork, ShortTermNetwork
 from ofa_jax.tasks.base import Score, Sums, Task, TaskData, TaskKind
@@ -131,15 +132,17 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
         DataError: It cannot be read.
     """
     entry = CATALOG.get(name)
-    if (entry.kind != "frame") if entry else Path(name).name.removesuffix(".gz").endswith(".tsf"):
+    notices: tuple[str, ...] = ()
+    if (entry.kind != "frame") if entry else unpacked_name(Path(name)).endswith(".tsf"):
         collection, entry = load_collection(name, missing=data.missing)
     else:
         frame, entry = read_series(data, name)
         columns = tuple(np.ascontiguousarray(column) for column in frame.values.T)
         observed = None if frame.observed is None else tuple(np.ascontiguousarray(frame.observed.T))
         collection = SeriesCollection(frame.names, columns, frame.frequency, None, observed, frame.source)
+        notices = frame.notices
     known = (data.season, entry.season if entry else None, collection.frequency)
-    return collection, season_length(*known), season_notices(*known, collection.source)
+    return collection, season_length(*known), [*notices, *season_notices(*known, collection.source)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ from ofa_jax.cli.options import print_json
 from ofa_jax.inference import formula_names
 from ofa_jax.train.progress import ConsoleReporter
 
+USED = ".csv: 2 series (`a`, `b`), time in `date`"
 COMMANDS = ("demo", "train", "evaluate", "predict", "params", "convert", "sweep", "gradients", "report")
 
 
@@ -55,9 +56,10 @@ def refused(called: Called, *parts: str) -> None:
     """A deliberate error: status 2, nothing on standard output, one paragraph that holds ``parts``."""
     assert called.status == 2, called
     assert called.out == ""
-    assert called.err.startswith("error: ")
-    assert called.err.endswith("\n")
-    assert called.err.count("\n") == 1, called.err
+    paragraph = "".join(line for line in called.err.splitlines(keepends=True) if " series (`" not in line)
+    assert paragraph.startswith("error: ")
+    assert paragraph.endswith("\n")
+    assert paragraph.count("\n") == 1, called.err
     for part in parts:
         assert part in called.err
 
@@ -176,14 +178,15 @@ def test_train(trained):
     first, bundle, following = done.stdout.splitlines()
     assert first.startswith("all epochs done; best epoch ")
     assert (bundle, following.split()[:3]) == ("bundle: my run/bundle", ["next:", "ofa-jax", "evaluate"])
-    lines = done.stderr.splitlines()
+    used, *lines = done.stderr.splitlines()
+    assert used == f"tiny{USED}"
     assert [line[:9] for line in lines] == ["epoch 1: ", "epoch 2: "]
     assert "arning" not in done.stderr
 
 
 def test_training_a_finished_run_again_is_quick_and_quiet(trained, call):
     called = call("train", trained.config, "--out", trained.run, "--set", "train.epochs=2")
-    assert (called.status, called.err) == (0, "")
+    assert (called.status, called.err) == (0, f"tiny{USED}\n")
     assert called.out.startswith("all epochs done")
 
 
@@ -210,12 +213,13 @@ def test_evaluate_with_baselines(run, call):
     assert "validation part, 26 windows" in called.out
     for method in ("One-for-All (reference, random trunk)", "seasonal naive (24 steps)", "NLinear"):
         assert method in called.out
-    first, *epochs = called.err.splitlines()
+    used, first, *epochs = called.err.splitlines()
+    assert used == f"tiny{USED}"
     assert first == "training the baseline NLinear"
     assert epochs
     assert all(line.startswith("epoch ") for line in epochs)
     again = call("evaluate", run, "--baseline", "nlinear", "--split", "validation")
-    assert (again.out, again.err) == (called.out, "")
+    assert (again.out, again.err) == (called.out, f"{used}\n")
     assert len(json.loads(call("evaluate", run, "--control", "nlinear", "--json").out)["methods"]) == 3
 
 
@@ -224,7 +228,7 @@ def test_predict(trained, tiny, tmp_path):
     done = tiny.command(
         "predict", trained.run, "--input", new, "--output", "out/f.csv", "--plot", "out/f.png", cwd=tmp_path
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, f"new rows{USED}\n")
     assert done.stdout == "8 steps of 2 series: out/f.csv\nplot: out/f.png\n"
     table = pd.read_csv(tmp_path / "out" / "f.csv")
     assert table.columns.tolist() == ["date", "a", "b"]
@@ -240,7 +244,7 @@ def test_predict_from_the_bundle_alone_without_timestamps(trained, tmp_path, tin
     called = call(
         "predict", tmp_path / "bundle", "--input", tmp_path / "new.csv", "--output", tmp_path / "f.csv"
     )
-    assert (called.status, called.err) == (0, "")
+    assert (called.status, called.err) == (0, "new.csv: 2 series (`a`, `b`), no timestamps\n")
     table = pd.read_csv(tmp_path / "f.csv")
     assert table.columns.tolist() == ["step", "a", "b"]
     assert (table["b"] > table["a"]).all()
@@ -250,7 +254,7 @@ def test_predict_from_the_bundle_alone_without_timestamps(trained, tmp_path, tin
     ("change", "parts"),
     [
         (lambda table: table.drop(columns="b"), ("new.csv", "missing: `b`")),
-        (lambda table: table.assign(c=1.0), ("new.csv", "extra: `c`")),
+        (lambda table: table.rename(columns={"b": "c"}), ("new.csv", "extra: `c`")),
         (lambda table: table.head(20), ("new.csv", "20 rows, but the model reads 32")),
         (lambda table: table.drop(index=7), ("new.csv", "the step is irregular", "row 8")),
         (lambda table: table.assign(a="text"), ("new.csv", "text")),
@@ -284,7 +288,7 @@ def test_predict_to_standard_output(trained, tiny, tmp_path, name):
             text=True,
             timeout=300,
         )
-    assert (done.returncode, done.stderr) == (0, f"8 steps of 2 series: {name}\n")
+    assert (done.returncode, done.stderr) == (0, f"new{USED}\n8 steps of 2 series: {name}\n")
     assert pd.read_csv(tmp_path / "f.csv").shape == (8, 3)
 
 
@@ -430,10 +434,11 @@ def test_interrupted_training_says_where_it_was_saved(trained, tmp_path, call, m
         )
         called = call("train", trained.config, "--out", tmp_path / "run")
     assert (called.status, called.out) == (130, "")
-    assert called.err == "Interrupted at step 3; checkpoint saved. Re-run the same command to resume.\n"
+    said = called.err.removeprefix(f"tiny{USED}\n")
+    assert said == "Interrupted at step 3; checkpoint saved. Re-run the same command to resume.\n"
     called = call("train", trained.config, "--out", tmp_path / "run")
     assert called.status == 0
-    assert called.err.startswith("resumed at step 3\n")
+    assert called.err.removeprefix(f"tiny{USED}\n").startswith("resumed at step 3\n")
 
 
 def test_data_list(call, monkeypatch, tmp_path):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
 import csv
 import gzip
 import io
+import lzma
 import os
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +121,145 @@ def test_names_counted_from_zero_are_names_but_a_row_of_values_is_not(tmp_path):
     assert read_frame(write(tmp_path, "0,1,2\n5,6,7\n")).names == ("0", "1", "2")
     assert "not column names" in refused(write(tmp_path, "1.5,2.5\n3.5,4.5\n"))
     assert "not column names" in refused(write(tmp_path, "2024-01-01,2.5\n2024-01-02,4.5\n"))
+
+
+@pytest.mark.parametrize("first", ["2024/01/01", "01-02-2024", "1990-01", "2024-01-01 00:00", "13.01.2024"])
+@pytest.mark.parametrize("row", ["{},1,2", "site,{},1.5", "{},", "{},NA,4"])
+def test_a_file_without_header_keeps_its_first_row(tmp_path, first, row):
+    line = row.format(first)
+    message = refused(write(tmp_path, f"{line}\n{line}\n"))
+    assert "x.csv, line 1: the first line contains values" in message
+    assert "Add a header line" in message
+    assert "line 3" in refused(write(tmp_path, f"# a\n\n{line}\n{line}\n"))
+
+
+def test_dates_may_be_names_of_columns(tmp_path):
+    assert read_frame(write(tmp_path, "x,2024-01-01\n1.5,2\n2,3\n")).names == ("x", "2024-01-01")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.tsv", GOOD.replace(",", "\t")),
+        ("x.txt", GOOD.replace(",", "|")),
+        ("x.txt", GOOD.replace(" ", "T").replace(",", "   ")),
+        ("x.csv", "# of a station\n#\n" + GOOD),
+        ("x.csv", "# " + GOOD),  # as numpy.savetxt writes a header
+        ("x.csv.gz", gzip.compress(GOOD.encode())),
+        ("x.csv.BZ2", bz2.compress(GOOD.encode())),
+        ("x.txt.xz", lzma.compress(GOOD.encode())),
+    ],
+)
+def test_kinds_of_text_files(tmp_path, name, content):
+    frame = read_frame(write(tmp_path, content, name))
+    assert frame.names == ("a", "b")
+    np.testing.assert_array_equal(frame.values, [[1, 2], [3, 4], [5, 6.5]])
+    assert frame.frequency == "h"
+    assert any("2 comment line(s) skipped" in text for text in frame.notices) == ("station" in str(content))
+
+
+def test_a_zip_file_holds_one_table(tmp_path):
+    path = tmp_path / "x.csv.zip"
+    for count, name in enumerate(("x.csv", "y.csv")):
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(name, GOOD)
+        if not count:
+            assert read_frame(path).names == ("a", "b")
+    assert "holds 2 files" in refused(path)
+
+
+def test_comments_below_the_header_are_read_over_as_asked(tmp_path):
+    lines = GOOD.splitlines()
+    path = write(tmp_path, "\n".join([*lines[:2], "# calibrated", *lines[2:]]))
+    assert "row 2 (line 3)" in refused(path)
+    frame = read_frame(path, comment="#")
+    np.testing.assert_array_equal(frame.values, [[1, 2], [3, 4], [5, 6.5]])
+    assert "row 3 (line 5)" in refused(write(tmp_path, path.read_text().replace("6.5", "x")), comment="#")
+
+
+@pytest.mark.parametrize("word", ["?", "-", "--", "."])
+def test_signs_of_a_missing_value(tmp_path, word):
+    path = write(tmp_path, hourly(f"1|{word} |3"))
+    assert "1 value(s) are missing" in refused(path)
+    np.testing.assert_array_equal(read_frame(path, missing="linear").values[:, 0], [1, 2, 3])
+    table = pd.DataFrame({"a": ["1", word, "3"]})
+    np.testing.assert_array_equal(read_frame(table, missing="linear").values[:, 0], [1, 2, 3])
+
+
+def test_own_words_for_a_missing_value(tmp_path):
+    path = write(tmp_path, hourly("1|nil|3|-999|5"))
+    assert "set `missing_words: [nil]`" in refused(path)
+    read = read_frame(path, missing_words=["nil", "-999"], missing="linear").values[:, 0]
+    np.testing.assert_array_equal(read, [1, 2, 3, 4, 5])
+    table = pd.DataFrame({"a": ["1", "nil", "3"]})
+    assert read_frame(table, missing_words=["nil"], missing="linear").values[1, 0] == 2
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=30))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_decimal_comma_is_read_exactly(tmp_path, numbers):
+    text = "a;b\n" + "".join(f"{number!r};x\n" for number in numbers).replace(".", ",")
+    frame = read_frame(write(tmp_path, text), decimal="comma", exclude=["b"])
+    np.testing.assert_array_equal(frame.values[:, 0], numbers)
+
+
+def test_decimal_commas_and_thousands_signs_get_their_own_advice(tmp_path):
+    assert "Set `decimal: comma`" in refused(write(tmp_path, "a;b\n1,5;2\n2,5;3\n"))
+    message = refused(write(tmp_path, 'a,b\n"1,000.5",2\n3,4\n'))
+    assert "Write 1000.5" in message
+    assert "thousands" in message
+
+
+def test_date_and_time_of_day_in_two_columns(tmp_path):
+    rows = "".join(f"{hour},2024-01-31,{hour:02d}:30\n" for hour in range(9))
+    path = write(tmp_path, "a,Date,Time\n" + rows)
+    assert "`timestamp_column: Date + Time`" in refused(path)
+    frame = read_frame(path, timestamp_column="Date + Time")
+    assert frame.names == ("a",)
+    assert frame.time_name == "Date Time"
+    assert frame.frequency == "h"
+    assert frame.timestamps[8] == np.datetime64("2024-01-31T08:30")
+    assert "column `Date Time`, row 2" in refused(
+        write(tmp_path, path.read_text().replace("01:30", "01:31")), timestamp_column="Date+Time"
+    )
+
+
+def test_a_second_column_of_timestamps_is_left_out_as_advised(tmp_path):
+    path = write(tmp_path, "date,a,timestamp\n2024-01-01,1,2024-01-02 07:00\n2024-01-02,2,2024-01-03 07:00\n")
+    message = refused(path)
+    assert "set `timestamp_column: date` and `exclude: [timestamp]`" in message
+    assert read_frame(path, timestamp_column="date", exclude=["timestamp"]).names == ("a",)
+
+
+def test_true_and_false_are_the_same_in_text_and_in_memory(tmp_path):
+    table = pd.DataFrame({"a": [1.5, 2.0], "b": [True, False]})
+    table.to_csv(tmp_path / "x.csv", index=False)
+    table.to_parquet(tmp_path / "x.parquet")
+    for source in (table, tmp_path / "x.csv", tmp_path / "x.parquet", table.astype({"b": "boolean"})):
+        message = refused(source)
+        assert "column `b`, row 1" in message
+        assert "the text 'True'. Write 1 and 0, or leave it out with `exclude: [b]`" in message
+        assert read_frame(source, exclude=["b"]).names == ("a",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{blank}a\n1\n2\n",
+        "a\n1\n2\n{blank}",
+        "a\n1\n{blank}2\n",
+        "a\n1\n{digits}\n",
+        "a\n1\n{digits}x\n",
+        "a\n1\n0.{digits}\n",
+        "date,a\n{digits},1\n",
+    ],
+)
+def test_reading_is_linear_in_the_size(tmp_path, text):
+    """Anything quadratic takes minutes at this size."""
+    size = 120_000
+    path = write(tmp_path, text.format(blank="\n" * size, digits="1" * size))
+    with contextlib.suppress(DataError):
+        assert read_frame(path).names == ("a",)
 
 
 def test_columns_choose_and_order_the_series(tmp_path):
@@ -379,6 +522,63 @@ def test_check_columns_reorders_or_lists_the_difference():
         check_columns(frame, ["a", "d"])
 
 
+ROWS = np.arange(60)
+NO_SERIES = {
+    "index": (ROWS, "a counter"),
+    "id": (ROWS * 7 % 31 + 1000, "an identifier"),
+    "No": (ROWS + 1, "a counter"),
+    "t": (np.round(ROWS / 24, 3), "a counter"),
+    "x": (60 - ROWS, "a counter"),
+    "unix_time": (1.7e9 + 3600 * ROWS, "a time in seconds since 1970"),
+    "ms": ((1.7e9 + 60 * (ROWS + (ROWS > 30))) * 1000, "a time in milliseconds since 1970"),
+    "Year": (1950 + ROWS // 12, "a part of a date"),
+    "hour": (ROWS % 24, "a part of a date"),
+    "YYYYMMDD": (pd.date_range("2024-01-15", periods=60).strftime("%Y%m%d").astype(int), "a date in digits"),
+    "m": (pd.date_range("2024-01-15", periods=60, freq="ME").strftime("%Y%m").astype(int), "a date in dig"),
+    "s": (pd.date_range("2024-01-15", periods=60, freq="h").strftime("%Y%m%d%H").astype(int), "a date in"),
+}
+
+
+@pytest.mark.parametrize("name", NO_SERIES)
+@pytest.mark.parametrize("timed", [True, False])
+def test_counters_identifiers_and_dates_are_no_series(tmp_path, name, timed):
+    cells, kind = NO_SERIES[name]
+    index = pd.date_range("2024-01-01", periods=60, name="date") if timed else None
+    table = pd.DataFrame({"load": ROWS % 7 + 0.5, name: cells}, index)
+    table.to_csv(tmp_path / "x.csv", index=timed)
+    for source in (table, tmp_path / "x.csv"):
+        message = refused(source)
+        for part in (f"column `{name}`", kind, f"`exclude: [{name}]`", "`columns`"):
+            assert part in message
+        assert (f"`timestamp_column: {name}`" in message) != timed
+        assert read_frame(source, exclude=[name]).names == ("load",)
+        assert read_frame(source, columns=["load", name]).names == ("load", name)
+
+
+def test_series_are_not_taken_for_counters():
+    index = pd.date_range("2024-01-01", periods=60, name="date")
+    series = {
+        "NO": ROWS % 5 + 10,  # nitrogen monoxide
+        "index": 1000 + np.cumsum(ROWS % 3 - 1),  # of stocks
+        "population": 1_380_000_000 + np.cumsum(14_000_000 - 1000 * ROWS % 17),
+        "sold": 202_000 + ROWS % 3,
+        "constant": 20240101 + 0 * ROWS,
+        "hours": 24 * np.sin(ROWS),
+        "covid": np.cumsum(ROWS % 4),
+    }
+    assert read_frame(pd.DataFrame(series, index)).names == tuple(series)
+    assert read_frame(pd.DataFrame({"a": ROWS * 1.0}, index)).names == ("a",)  # nothing that it could count
+    assert "a counter" in refused(pd.DataFrame({"t": ROWS * 1.0}, index))
+
+
+def test_the_series_that_are_used_are_listed(tmp_path):
+    path = write(tmp_path, GOOD)
+    assert read_frame(path).notices == ("x.csv: 2 series (`a`, `b`), time in `date`",)
+    frame = read_frame(path, exclude=["b", "c"])
+    assert frame.notices[0] == "x.csv: 1 series (`a`), time in `date`"
+    assert frame.notices[1] == "x.csv: `exclude` names no column: `c`"
+
+
 MARKS = [
     "",
     ",",
@@ -447,6 +647,10 @@ def test_benchmark_files_as_they_are():
     assert hourly_file.values.shape == (17420, 7)
     assert hourly_file.frequency == "h"
     assert hourly_file.values[0, 0] == 5.827000141143799
+    for name in ("ETT-small/ETTm2.csv", "illness/national_illness.csv"):
+        assert read_frame(root / name).n_channels == 7
+    for name in ("electricity_subset/electricity_7ch.csv.gz", "traffic_subset/traffic_6ch.csv.gz"):
+        assert read_frame(root / name, timestamps="as_is").n_channels in (6, 7)
     weather = root / "weather/weather.csv"
     message = refused(weather)
     assert "row 19045" in message

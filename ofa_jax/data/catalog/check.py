@@ -22,6 +22,7 @@ from ofa_jax.data.catalog.load import content_sha256
 from ofa_jax.data.frames import Frame, Missing, Timestamps, read_frame
 from ofa_jax.data.missing import count_filled
 from ofa_jax.data.seasons import season_of
+from ofa_jax.data.tables import unpacked_name
 
 Record = Frame | SeriesCollection | LabelledCases | LabelledStream | dict[str, tuple[int, str]]
 
@@ -58,7 +59,7 @@ def check_file(
 
 
 def _read(path: Path, missing: Missing, timestamps: Timestamps) -> Record:
-    name = path.name.lower().removesuffix(".gz")
+    name = unpacked_name(path)
     if name.endswith(".tsf"):
         return read_tsf(path, missing=missing)
     if name.endswith(".ts"):

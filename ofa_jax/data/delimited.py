@@ -1,0 +1,211 @@
+"""Delimited text as a table: CSV and its relatives, read exactly or refused with row and line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ofa_jax.data.tables import NO_VALUE, NUMBER, Table, decode, open_data
+from ofa_jax.data.timestamps import looks_like_date, shorten
+from ofa_jax.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ENDINGS = (".csv", ".tsv", ".txt")
+_DAY_FIRST = re.compile(r"\d{1,2}\.\d{1,2}\.\d{4}\b")
+_TRUTHS = ("True", "TRUE", "true", "False", "FALSE", "false")
+_DELIMITERS = (",", ";", "\t", "|")
+
+
+def read_text(
+    path: Path, *, missing_words: Sequence[str] = (), comma: bool = False, comment: str | None = None
+) -> Table:
+    """Read a delimited text file: ``,``, ``;``, tab, ``|`` or spaces; UTF-8, UTF-16 with BOM, else Latin-1.
+
+    Args:
+        path: The file, packed or not (:func:`~ofa_jax.data.tables.open_data`).
+        missing_words: What cells say that have no value, besides the usual words.
+        comma: Whether numbers are written with a decimal comma.
+        comment: How lines begin that are comments; above the header also ``#``.
+
+    Raises:
+        DataError: The file is damaged, empty or not text, has no header, or a row does not have its width.
+    """
+    kept, line_numbers, skipped = _kept_lines(_content(path), comment, path)
+    delimiter = _delimiter(kept)
+    if delimiter is None and (spaced := _split_spaces(kept)):
+        kept, delimiter = spaced, "\t"
+    delimiter = delimiter or ","
+    reader = csv.reader((f"{line}\n" for line in kept), delimiter=delimiter, skipinitialspace=True)
+    lines, first_cell = [], ""
+    try:
+        names = tuple(name.strip() for name in next(reader))
+        _check_header(names, f"{path}, line {line_numbers[0]}")
+        for fields in reader:
+            lines.append(line_numbers[reader.line_num - 1])
+            fields = fields or [""]
+            if len(lines) == 1:
+                first_cell = fields[0].strip()
+            if len(fields) != len(names):
+                what = f"has {len(fields)} field(s) where the header has {len(names)}"
+                fix = "Correct the row; a text with the delimiter in it needs quotes"
+                raise DataError(what, where=f"{path}, row {len(lines)} (line {lines[-1]})", fix=fix)
+    except csv.Error as error:
+        raise _not_text(path, error) from None
+    words = tuple(missing_words)
+    return Table(
+        source=str(path),
+        names=names,
+        n_rows=len(lines),
+        first_cell=first_cell,
+        read=partial(_read_csv, path, "\n".join(kept) + "\n", delimiter, len(names), words, comma),
+        lines=lines,
+        missing_words=words,
+        comma=comma,
+        notices=(f"{path.name}: {skipped} comment line(s) skipped",) if skipped else (),
+    )
+
+
+def _content(path: Path) -> str:
+    with open_data(path) as file:
+        content = file.read()
+    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    text = content.decode("utf-16", errors="replace") if utf16 else decode(content)
+    if "\0" in text:
+        raise DataError("the file contains binary data, not text", where=str(path), fix="Give CSV or Parquet")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _kept_lines(text: str, comment: str | None, path: Path) -> tuple[list[str], list[int], int]:
+    """Header and rows, their line numbers, and how many comments were skipped.
+
+    Blank lines at the start and end are not rows; one in the middle is a row with nothing in it. A header may
+    be the last comment above rows of its width.
+    """
+    lines = text.split("\n")
+    while lines and not lines[-1].strip(" "):
+        lines.pop()
+    kept: list[str] = []
+    numbers: list[int] = []
+    comments: list[int] = []
+    quotes = 0
+    for number, line in enumerate(lines, start=1):
+        between = quotes % 2 == 0
+        if not kept and (not line or line.startswith("#")):
+            comments += [number] if line else []
+        elif between and comment and line.startswith(comment):
+            comments.append(number)
+        else:
+            quotes += line.count('"')
+            kept.append(line)
+            numbers.append(number)
+    if comments and (not kept or comments[-1] < numbers[0]):
+        above = lines[comments[-1] - 1]
+        if kept and _are_values(_cells(kept[0])):
+            above = above.lstrip("# ")
+            if len(_cells(above)) == len(_cells(kept[0])):
+                kept.insert(0, above)
+                numbers.insert(0, comments.pop())
+    if not any(line.strip() for line in kept):
+        fix = "Give a file with a header line and data rows"
+        raise DataError("the file is empty", where=str(path), fix=fix)
+    return kept, numbers, len(comments)
+
+
+def _delimiter(kept: Sequence[str]) -> str | None:
+    """The sign that separates the header's names; None where it has none."""
+    header = re.sub(r'"[^"]*"', "", kept[0])
+    found = max(_DELIMITERS, key=header.count)
+    return found if found in header else None
+
+
+def _cells(line: str) -> list[str]:
+    delimiter = _delimiter([line])
+    cells = line.split() if delimiter is None else line.split(delimiter)
+    return [cell.strip().strip('"') for cell in cells]
+
+
+def _split_spaces(kept: Sequence[str]) -> list[str] | None:
+    """The lines with tabs for spaces, where header and first row have as many words, and more than one."""
+    if len(kept) < 2 or '"' in kept[0] or not 1 < len(kept[0].split()) == len(kept[1].split()):
+        return None
+    return ["\t".join(line.split()) for line in kept]
+
+
+def _not_text(path: Path, error: Exception) -> DataError:
+    what = f"not readable as delimited text ({' '.join(str(error).split())})"
+    return DataError(what, where=str(path), fix="Check the quotes in the file")
+
+
+def _read_csv(
+    path: Path,
+    text: str,
+    delimiter: str,
+    width: int,
+    words: tuple[str, ...],
+    comma: bool,
+    positions: Sequence[int],
+    dtype: type,
+) -> pd.DataFrame:
+    import pandas as pd
+
+    # from pandas 3.1 on every number is read exactly and the option that asks for it warns
+    old = tuple(int(part) for part in pd.__version__.split(".")[:2]) < (3, 1)
+    exact: dict[str, Any] = {"float_precision": "round_trip"} if old else {}
+
+    def read(columns: Sequence[int], kind: type) -> pd.DataFrame:
+        frame = pd.read_csv(
+            io.StringIO(text),
+            sep=delimiter,
+            header=0,
+            names=list(range(width)),
+            usecols=sorted(columns),
+            dtype=dict.fromkeys(columns, kind),
+            na_values=[*NO_VALUE, *words] if kind is float else [],
+            keep_default_na=False,
+            skip_blank_lines=False,
+            skipinitialspace=True,
+            index_col=False,
+            decimal="," if comma else ".",
+            **exact,
+        )
+        return frame[list(columns)]
+
+    try:
+        frame = read(positions, dtype)
+        bits = [at for at in positions if dtype is float and frame[at].dropna().isin([0, 1]).all()]
+        # pandas reads a column of True and False as 1 and 0
+        if bits and read(bits, object).isin(_TRUTHS).any(axis=None):
+            raise ValueError("a column of True and False")
+    except ValueError as error:  # pandas' ParserError is one
+        if dtype is float:
+            raise
+        raise _not_text(path, error) from None
+    return frame
+
+
+def _check_header(names: tuple[str, ...], where: str) -> None:
+    broken = next((name for name in names if "\n" in name), None)
+    if broken is not None:
+        fix = "Close the quote that was left open, or take the line break out of the name"
+        raise DataError(f"the column name {shorten(broken)} runs over several lines", where=where, fix=fix)
+    if _are_values(names):
+        what = f"the first line contains values ({', '.join(names[:3])}), not column names"
+        raise DataError(what, where=where, fix="Add a header line with the names of the columns")
+
+
+def _are_values(cells: Sequence[str]) -> bool:
+    """Whether a line holds data: numbers (but not names counted from 0 or 1), or a date and numbers."""
+    valued = [NUMBER.fullmatch(cell) is not None or (cell in NO_VALUE and cell != "") for cell in cells]
+    counted = any(list(cells) == [str(i + start) for i in range(len(cells))] for start in (0, 1))
+    if all(valued) and not counted:
+        return True
+    rest = [cell for cell, value in zip(cells, valued, strict=True) if not value and cell]
+    dated = [cell for cell in rest[:3] if looks_like_date(cell) or _DAY_FIRST.match(cell)]
+    return bool(dated) and (any(valued) or "" in cells[1:] or len(cells) == 1)
