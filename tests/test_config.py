@@ -76,6 +76,8 @@ def test_defaults_are_these():
             "columns": None,
             "missing": "error",
             "timestamps": None,
+            "timestamp_format": None,
+            "frequency": None,
             "split": None,
             "ratios": [0.7, 0.1, 0.2],
             "percent": 100,

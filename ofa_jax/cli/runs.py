@@ -101,6 +101,8 @@ def predict(
         check_output(plot, inputs=[input_, output], where="plot")
     loaded = load_bundle(run, trunk=trunk)
     new = read_input(loaded, input_)
+    for notice in new.notices:
+        say(notice, file=sys.stderr)
     table = apply_model(loaded, new)
     if plot is not None:
         note = "random trunk" if loaded.experiment.trunk.source == "random" else ""

@@ -65,6 +65,12 @@ class DataConfig(Section):
     timestamps: Timestamps | None = Field(
         None, description="duplicate or irregular timestamps; default: catalog, else error"
     )
+    timestamp_format: str | None = Field(
+        None, description="%d.%m.%Y or the like, excel, or s, ms, us, ns (since 1970); default: recognized"
+    )
+    frequency: str | None = Field(
+        None, description="step between rows (h, B, MS, M-15, …); default: catalog, else inferred"
+    )
     split: SplitRule | None = Field(None, description="default: the catalog's rule, else ratio")
     ratios: Ratios = Field((0.7, 0.1, 0.2), description="train, validation, test shares of split ratio")
     percent: Percent = Field(100, description="percentage of the training part to use, from its start")
@@ -89,7 +95,8 @@ class NetworkConfig(Section):
     seed: Seed = Field(0, description="seed of the random layers around the trunk")
 
 
-_SERIES = frozenset({"data.columns", "data.missing", "data.timestamps", "data.timestamp_column"})
+_TIMES = frozenset({"data.timestamps", "data.timestamp_column", "data.timestamp_format", "data.frequency"})
+_SERIES = frozenset({"data.columns", "data.missing"}) | _TIMES
 _SPLIT = frozenset({"data.split", "data.ratios", "data.percent"})
 _HORIZON = Field(96, description="forecast steps, H")
 _CHANNELS = Field(None, description="channels; default: the data's")

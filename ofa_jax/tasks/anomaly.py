@@ -229,6 +229,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         return pd.DataFrame({index.name: index, "score": score, "anomaly": score > threshold})
 
     return NewData(
+        notices=frame.notices,
         spec=WindowSpec(length, 0, univariate=False),
         buffer=scaler.transform(frame.values),
         table=windows.table,

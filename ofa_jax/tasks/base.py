@@ -222,6 +222,7 @@ class NewData:
         plot: ``(table, note) -> Figure``.
         summary: ``table -> text``: one line for the user.
         outputs: What is kept of every window; default: ``{"prediction": prediction}``.
+        notices: What reading inferred, one line each, for the user.
     """
 
     spec: WindowSpec
@@ -233,6 +234,7 @@ class NewData:
     outputs: Outputs | None = None
     corrupt: Callable[[Batch, jax.Array], Batch] | None = None
     observed: np.ndarray | None = None
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

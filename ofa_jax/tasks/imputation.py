@@ -57,6 +57,7 @@ def prepare(data: DataConfig, task: ImputationSettings, protocol: Protocol = "st
         task,
         scaler,
         notices=(
+            *frame.notices,
             *filled_notices(frame.observed, frame.source),
             *scaler.notices,
             *(untimed if frame.timestamps is None else []),
@@ -156,6 +157,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         return pd.DataFrame(np.where(known, frame.values, filled), index, names).reset_index()
 
     return NewData(
+        notices=frame.notices,
         spec=WindowSpec(trained.task.input_length, 0, univariate=False, hide_filled=True),
         buffer=np.concatenate([values, features], axis=1),
         observed=_with_calendar(known, features),

@@ -130,6 +130,7 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
         DataError: It cannot be read.
     """
     entry = CATALOG.get(name)
+    notices: tuple[str, ...] = ()
     if (entry.kind != "frame") if entry else Path(name).name.removesuffix(".gz").endswith(".tsf"):
         collection, entry = load_collection(name, missing=data.missing)
     else:
@@ -137,8 +138,9 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
         columns = tuple(np.ascontiguousarray(column) for column in frame.values.T)
         observed = None if frame.observed is None else tuple(np.ascontiguousarray(frame.observed.T))
         collection = SeriesCollection(frame.names, columns, frame.frequency, None, observed, frame.source)
+        notices = frame.notices
     known = (data.season, entry.season if entry else None, collection.frequency)
-    return collection, season_length(*known), season_notices(*known, collection.source)
+    return collection, season_length(*known), [*notices, *season_notices(*known, collection.source)]
 
 
 @dataclass(frozen=True, eq=False)
