@@ -80,6 +80,8 @@ def test_defaults_are_these():
             "decimal": "point",
             "comment": None,
             "timestamps": None,
+            "timestamp_format": None,
+            "frequency": None,
             "split": None,
             "ratios": [0.7, 0.1, 0.2],
             "percent": 100,

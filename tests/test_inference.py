@@ -145,13 +145,14 @@ def test_panels_have_history_then_forecast_and_what_came(loaded, tiny):
         np.testing.assert_array_equal(panel["forecast"], [*[np.nan] * 20, *table[name]])
 
 
-def test_a_time_zone_is_kept_as_utc_and_the_column_keeps_its_name(loaded, tiny):
+def test_time_zone_name_and_data_type_of_the_times_are_kept(loaded, tiny):
     table = rows(tiny, 60)
     local = pd.DatetimeIndex(table["date"]).tz_localize("+02:00")
     found = predict(loaded, table.assign(date=local).rename(columns={"date": "timestamp"}))
     assert found.columns[0] == "timestamp"
     assert found["timestamp"].iloc[0] == local[-1] + pd.Timedelta(hours=1)
-    assert "+00:00" in found.to_csv(index=False).splitlines()[1]
+    assert found["timestamp"].dtype == local.dtype
+    assert "+02:00" in found.to_csv(index=False).splitlines()[1]
 
 
 def test_rows_at_another_step_are_refused(loaded, tiny):

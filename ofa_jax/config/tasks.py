@@ -70,6 +70,12 @@ class DataConfig(Section):
     timestamps: Timestamps | None = Field(
         None, description="duplicate or irregular timestamps; default: catalog, else error"
     )
+    timestamp_format: str | None = Field(
+        None, description="%d.%m.%Y or the like, excel, or s, ms, us, ns (since 1970); default: recognized"
+    )
+    frequency: str | None = Field(
+        None, description="step between rows (h, B, MS, M-15, …); default: catalog, else inferred"
+    )
     split: SplitRule | None = Field(None, description="default: the catalog's rule, else ratio")
     ratios: Ratios = Field((0.7, 0.1, 0.2), description="train, validation, test shares of split ratio")
     percent: Percent = Field(100, description="percentage of the training part to use, from its start")
@@ -104,7 +110,7 @@ _SERIES = frozenset(
     f"data.{name}"
     for name in (
         *("columns", "exclude", "missing", "missing_words", "decimal", "comment"),
-        *("timestamps", "timestamp_column"),
+        *("timestamps", "timestamp_column", "timestamp_format", "frequency"),
     )
 )
 _SPLIT = frozenset({"data.split", "data.ratios", "data.percent"})

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,10 +14,11 @@ import numpy as np
 
 from ofa_jax.config.tasks import Decimal, Missing, Timestamps
 from ofa_jax.data import delimited
+from ofa_jax.data.calendar import Step, following, step_of, wall_clock
 from ofa_jax.data.columns import no_series
 from ofa_jax.data.missing import check_sizes, fill_missing
 from ofa_jax.data.tables import Table, as_table, read_parquet, require_file, unpacked_name
-from ofa_jax.data.timestamps import check_order, following, infer_step, looks_like_date, parse_times
+from ofa_jax.data.timestamps import NAIVE, Clock, looks_like_date, read_times, step_between
 from ofa_jax.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,10 +35,11 @@ class Frame:
     Attributes:
         values: ``[T, C]`` float64, in original units, all finite.
         names: The C series' names, unique.
-        timestamps: ``[T]`` datetime64[ns], non-decreasing (UTC where the source had a time zone), or None.
+        timestamps: ``[T]`` datetime64, non-decreasing, UTC where the source had a time zone; None without any
+            or where the source counts its rows.
         source: Origin of the values, for messages.
         time_name: Name of the source's timestamp column.
-        zoned: Whether the source's timestamps had a time zone.
+        clock: How the source counts and writes times.
         observed: ``[T, C]`` bool, False where a missing value was filled; None without any.
         notices: What reading inferred, one line each, for the user.
     """
@@ -47,7 +49,7 @@ class Frame:
     timestamps: np.ndarray | None
     source: str
     time_name: str = "date"
-    zoned: bool = False
+    clock: Clock = NAIVE
     observed: np.ndarray | None = None
     notices: tuple[str, ...] = ()
 
@@ -61,29 +63,51 @@ class Frame:
         """Number of series C."""
         return int(self.values.shape[1])
 
+    @cached_property
+    def step(self) -> Step | None:
+        """The step between rows; None without timestamps, or with fewer than three and no known frequency."""
+        return None if self.timestamps is None else step_between(self.timestamps, self.clock)
+
     @property
     def frequency(self) -> str | None:
-        """The pandas alias of the most common step (``h``, ``15min``, ``D``, ``W-TUE``, ``MS``).
+        """The alias of the step (``h``, ``15min``, ``D``, ``W-TUE``, ``MS``, ``M-15``), if there is one."""
+        return self.clock.frequency if self.step is None else self.step.alias
 
-        None without timestamps, with fewer than three of them, or for a step that has no alias.
-        """
-        step = None if self.timestamps is None else infer_step(self.timestamps)
-        return None if step is None else step.alias
+    @property
+    def dated(self) -> bool:
+        """Whether the steps after the last row have dates; of counted rows only with a known frequency."""
+        return self.timestamps is not None and (not self.clock.counted or self.clock.frequency is not None)
 
-    def future_timestamps(self, n: int) -> np.ndarray:
-        """The ``n`` timestamps after the last row, ``[n]`` datetime64[ns]; months follow the calendar.
+    def local_times(self, ahead: int | None = None) -> np.ndarray:
+        """Times of the rows, or of the ``ahead`` steps after them, on their zone's clock; datetime64[us].
 
         Raises:
-            DataError: There are no timestamps, or too few to infer their step.
+            DataError: As of :meth:`future_timestamps`.
         """
+        times = self.future_timestamps(ahead or 0) if ahead or self.timestamps is None else self.timestamps
+        return wall_clock(times.astype("M8[us]"), self.clock.zone)
+
+    def future_timestamps(self, n: int) -> np.ndarray:
+        """The ``n`` timestamps after the last row, ``[n]`` datetime64; days and months follow the calendar.
+
+        Raises:
+            DataError: There are no timestamps, they do not give the step, or they end with the year 9999.
+        """
+        if self.timestamps is not None and not self.dated:
+            what = (
+                "rows are counted whatever their times (`timestamps: as_is`), so the next times are unknown"
+            )
+            raise DataError(what, where=self.source, fix="Give the step between rows as `frequency`")
         if self.timestamps is None:
             what, fix = "there are no timestamps to continue", "Give the rows a timestamp column"
             raise DataError(what, where=self.source, fix=fix)
-        step = infer_step(self.timestamps)
-        if step is None:
+        if self.step is None:
             what = f"{self.n_rows} row(s) are too few to infer the step between timestamps"
             raise DataError(what, where=self.source, fix="Give at least three distinct ones")
-        return following(self.timestamps, step, n)
+        try:
+            return following(self.timestamps, self.step, n, self.clock.zone)
+        except DataError as error:
+            raise DataError(error.what, where=self.source, fix=error.fix) from None
 
 
 def read_frame(
@@ -97,6 +121,8 @@ def read_frame(
     decimal: Decimal = "point",
     comment: str | None = None,
     timestamps: Timestamps = "error",
+    timestamp_format: str | None = None,
+    frequency: str | None = None,
     trained_on: Sequence[str] | None = None,
 ) -> Frame:
     """Read and check series from delimited text (``.csv``, ``.tsv``, ``.txt``), Parquet or a DataFrame.
@@ -114,8 +140,11 @@ def read_frame(
         missing_words: What cells say that have no value, besides the usual words (``NA``, ``?``, ``-``, …).
         decimal: Whether numbers have a decimal point or comma.
         comment: How lines of text begin that are comments; above the header also ``#``.
-        timestamps: Refuse repeated and irregular timestamps, or keep all rows as they are. Either way they
-            must be in order.
+        timestamps: Refuse repeated and irregular timestamps, or count the rows whatever their times. Either
+            way they must be in order; a table with its newest row first is read from its end.
+        timestamp_format: A format of strptime, or what numbers are: ``excel`` (day numbers), ``s``, ``ms``,
+            ``us`` or ``ns`` since 1970. Default: recognized where it is unambiguous.
+        frequency: The step between rows, such as ``h``, ``B`` or ``M-15``; default: inferred.
         trained_on: The series of a trained model, which are read instead of ``columns``; the others are not.
 
     Raises:
@@ -133,26 +162,39 @@ def read_frame(
     values = table.numbers(chosen)
     if columns is None:
         _require_series(table, names, values, timed=bool(time))
-    times, zoned, time_name = None, False, "date"
+    times, clock, time_name, rows = None, NAIVE, "date", slice(None)
     if time:
         time_name = " ".join(table.names[position] for position in time)
-        place = partial(table.place, time_name)
         cells = table.read(time, object)
-        texts = cells.iloc[:, 0] if len(time) == 1 else cells.astype(str).agg(" ".join, axis=1)
-        times, zoned = parse_times(texts, place)
-        check_order(times, timestamps, place)
-    observed, place_of = None, lambda column, row: table.place(names[column], row)
+        times, clock, newest_first = read_times(
+            cells.iloc[:, 0] if len(time) == 1 else cells.astype(str).agg(" ".join, axis=1),
+            partial(table.place, time_name),
+            form=timestamp_format,
+            frequency=frequency,
+            counted=timestamps == "as_is",
+        )
+        rows = slice(None, None, -1 if newest_first else 1)
+    elif frequency is not None:
+        step_of(frequency)
+        clock = Clock(frequency=frequency)
+    values, order, observed = np.ascontiguousarray(values[rows]), range(table.n_rows)[rows], None
+
+    def place(column: int, row: int | None) -> str:
+        return table.place(names[column], None if row is None else order[row])
+
     if missing == "keep":
-        check_sizes(values, place_of)
+        check_sizes(values, place)
     else:
         known = np.isfinite(values)
-        values = fill_missing(values, missing, place_of)
+        values = fill_missing(values, missing, place)
         observed = None if known.all() else known
     unused = []
     if trained_on is not None:
         unused = [name for at, name in enumerate(table.names) if name and at not in (*time, *chosen)]
+    about = f"{Path(table.source).name}, column `{time_name}`"  # reports name no folders
     notices = _notices(table, names, time_name if time else None, unused, exclude or ())
-    return Frame(values, names, times, table.source, time_name, zoned, observed, notices)
+    notices += tuple(f"{about}: {text}" for text in clock.notices)
+    return Frame(values, names, times, table.source, time_name, clock, observed, notices)
 
 
 def _require_series(table: Table, names: Sequence[str], values: np.ndarray, *, timed: bool) -> None:

@@ -5,7 +5,19 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-_CYCLES = {"min": 1440, "h": 24, "D": 7, "B": 5, "W": 52, "M": 12, "Q": 4, "Y": 1}
+_CYCLES = {
+    "min": 1440,
+    "h": 24,
+    "D": 7,
+    "B": 5,
+    "W": 52,
+    "M": 12,
+    "Q": 4,
+    "Y": 1,
+    "SM": 24,
+    "WOM": 12,
+    "LWOM": 12,
+}
 """By the unit of a pandas alias (also of business months and the like): a day for hours and minutes, a week
 for days, a year above."""
 
@@ -29,7 +41,7 @@ def season_of(frequency: str | None) -> int | None:
     None where the frequency is unknown or its usual cycle is not a whole number of steps.
     """
     alias = _ARCHIVES.get((frequency or "").lower(), frequency or "")
-    match = re.fullmatch(r"(\d*)B?([A-Za-z]+?)([SE]?)(-[A-Z]+)?", alias)
+    match = re.fullmatch(r"(\d*)B?([A-Za-z]+?)([SE]?)(-[A-Z0-9-]+)?", alias)
     cycle = _CYCLES.get(match[2]) if match else None
     if match is None or cycle is None:
         return None

@@ -152,8 +152,8 @@ def as_table(frame: pd.DataFrame, source: str) -> Table:
     if isinstance(frame.columns, pd.MultiIndex) or isinstance(frame.index, pd.MultiIndex):
         what = "the columns or the index have several levels"
         raise DataError(what, where=source, fix="Flatten them to one level")
-    index = frame.index.to_timestamp() if isinstance(frame.index, pd.PeriodIndex) else frame.index
-    dated = isinstance(index, pd.DatetimeIndex)
+    index = frame.index
+    dated = isinstance(index, pd.DatetimeIndex | pd.PeriodIndex) or "date32" in str(index.dtype)
     if len(index) and isinstance(index[0], str):
         dated = looks_like_date(index[0])
     if dated:

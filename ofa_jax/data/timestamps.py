@@ -1,14 +1,35 @@
-"""Timestamps: parsing a column of dates, the regular step between rows, and the dates that follow."""
+"""Timestamps: a column of times as read and as written back, and the checks of their order and step."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import date, tzinfo
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ofa_jax.data.calendar import (
+    Duration,
+    Step,
+    fit_step,
+    following,
+    follows,
+    infer_step,
+    most_common,
+    step_of,
+)
+from ofa_jax.data.dates import (
+    EPOCHS,
+    EXCEL,
+    ISO,
+    forms_of,
+    read_digits,
+    read_form,
+    split_zones,
+    two_digit_years,
+    zone_of,
+)
 from ofa_jax.errors import DataError
 
 if TYPE_CHECKING:
@@ -17,31 +38,59 @@ if TYPE_CHECKING:
 Place = Callable[[int | None], str]
 """The position of a data row (0-based; None for the column), for the ``where`` of an error."""
 
-_DAY = 24 * 3600 * 10**9
-_ZERO = np.timedelta64(0)
-_YEARS = range(1678, 2262)  # those that datetime64[ns] has from start to end
-_WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
-_ZONE = re.compile(r"[T ][\d:.,]+\s*(Z|[+-]\d\d?(:?\d\d)?)$", re.IGNORECASE)
-_CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p")
 _FIX_FORMAT = (
-    "Write timestamps like 2024-01-31 13:00:00, name another `timestamp_column`, "
+    "Write timestamps like 2024-01-31 13:00:00, set `timestamp_format`, name another `timestamp_column`, "
     "or rename this one if it contains no timestamps"
 )
 
 
 @dataclass(frozen=True)
-class Step:
-    """The step between rows.
+class Clock:
+    """How a source's times are counted and written.
 
     Attributes:
-        offset: The step as a pandas offset.
-        alias: Its pandas alias; None where pandas has none.
-        first_break: The first row (0-based) that does not follow its predecessor by one step, or None.
+        zone: Their time zone.
+        unit: numpy's unit of the source's datetimes.
+        write: Makes the source's own kind of column (numbers, periods, days); None for datetimes.
+        frequency: The step between rows where it is known and not inferred, as of
+            :func:`ofa_jax.data.calendar.step_of`.
+        counted: Whether rows are counted whatever their times (``timestamps: as_is``).
+        counter: The first number and the step of a source that counts its rows, or None.
+        notices: What was inferred.
     """
 
-    offset: pd.offsets.BaseOffset
-    alias: str | None
-    first_break: int | None
+    zone: tzinfo | None = None
+    unit: str = "ns"
+    write: Callable[[pd.DatetimeIndex], pd.Index] | None = None
+    frequency: str | None = None
+    counted: bool = False
+    counter: tuple[int, int] | None = None
+    notices: tuple[str, ...] = ()
+
+    def index(self, times: np.ndarray, name: str) -> pd.Index:
+        """Times ``[T]`` in the source's time zone and kind."""
+        import pandas as pd
+
+        index = pd.DatetimeIndex(times)
+        if self.zone is not None:
+            index = index.tz_localize("UTC").tz_convert(self.zone)
+        try:
+            index = index.as_unit(self.unit)  # type: ignore[arg-type]
+        except pd.errors.OutOfBoundsDatetime:  # nanoseconds end in the year 2262
+            index = index.as_unit("us")
+        return (index if self.write is None else self.write(index)).rename(name)
+
+    def numbers(self, first: int, count: int, name: str) -> pd.Index:
+        """The numbers of ``count`` rows from row ``first`` (0-based) on; 1, 2, … without a counter."""
+        import pandas as pd
+
+        begin, step = self.counter or (1, 1)
+        begin += first * step
+        return pd.RangeIndex(begin, begin + count * step, step, name=name)
+
+
+NAIVE = Clock()
+"""Datetimes without a time zone."""
 
 
 def looks_like_date(text: str) -> bool:
@@ -49,110 +98,200 @@ def looks_like_date(text: str) -> bool:
     import pandas as pd
 
     text = text.strip()
-    if not text[:1].isdigit() or re.fullmatch(r"[\d.]+", text):
+    if not text[:1].isalnum() or text.replace(".", "", 1).isdigit():
         return False
-    year = pd.to_datetime(text, format="ISO8601", errors="coerce").year
-    return year in _YEARS or bool(_year_last_formats(text))
+    body = split_zones(pd.Series([text], dtype=object))[0]
+    return any(1000 <= read_form(body, form)[0].year < 3000 for form in forms_of(body[0]))
 
 
-def parse_times(column: pd.Series, place: Place) -> tuple[np.ndarray, bool]:
-    """Timestamps of a column as ``[T]`` datetime64[ns], and whether they have a time zone (then in UTC).
+def parse_times(column: pd.Series, place: Place, form: str | None = None) -> tuple[np.ndarray, Clock]:
+    """Times of a column as ``[T]`` datetime64 (UTC where they have a time zone), int64 for a counter.
 
-    ISO 8601 comes first, years and months included. Dates with the year last are read day first or month
-    first, whichever fits every row; where both fit, whichever gives a regular step.
+    ISO 8601 comes first, years and months included; then dates with names of months, quarters, weeks, and
+    dates with the year last, which are read day first or month first, whichever fits every row; where both
+    fit, whichever is in order, with a regular step. Whole numbers are dates written without signs, seconds
+    (or smaller units) since 1970, or a counter.
+
+    Args:
+        column: The cells.
+        place: Where they are, for errors.
+        form: A format of strptime, ``excel`` (Excel's day numbers), or ``s``, ``ms``, ``us``, ``ns`` (since
+            1970); default: recognized.
 
     Raises:
         DataError: A cell that is missing or not a date, ambiguous dates, time zones in some rows only.
     """
     import pandas as pd
 
-    dated = pd.api.types.is_datetime64_any_dtype(column.dtype)
+    column = column.reset_index(drop=True)
+    period = isinstance(column.dtype, pd.PeriodDtype)
+    dated = period or pd.api.types.is_datetime64_any_dtype(column.dtype)
     gone = column.isna().to_numpy()
-    texts = [] if dated else [str(cell).strip() for cell in column]
-    missing = np.flatnonzero(gone if dated else gone | (np.array(texts) == ""))
+    texts = None if dated else pd.Series([str(cell).strip() for cell in column], dtype=object)
+    missing = np.flatnonzero(gone if texts is None else gone | (texts == "").to_numpy())
     if len(missing):
         fix = "Fill it, or remove the row"
         raise DataError("the timestamp is missing", where=place(int(missing[0])), fix=fix)
-    if dated:
-        return _to_ns(column, place), column.dt.tz is not None
-    for row, text in enumerate(texts):
-        if not text[0].isdigit():  # pandas reads words such as "now" as the present moment
-            raise _not_a_date(text, place(row))
-    return _parse_text(texts, place)
+    if texts is None:
+        return _parse_dtype(column, period)
+    if form in (*EPOCHS, EXCEL):
+        return _parse_numbers(texts, form, place)
+    if form is None and texts.str.fullmatch(r"-?\d+(\.0*)?").all():
+        return _parse_digits(texts.str.split(".").str[0], place)
+    times, clock = _parse_text(texts, place, form)
+    if all(type(cell) is date for cell in column):
+        clock = replace(clock, write=lambda index: pd.Index(index.date, dtype=object))
+    return times, clock
 
 
-def _parse_text(texts: list[str], place: Place) -> tuple[np.ndarray, bool]:
+def _parse_dtype(column: pd.Series, period: bool) -> tuple[np.ndarray, Clock]:
     import pandas as pd
 
-    zoned = [_ZONE.search(text) is not None for text in texts]
-    fix_zones = "Give every timestamp a time zone, or none"
-    if any(zoned) and not all(zoned):
-        row = zoned.index(not zoned[0])
-        what = f"{texts[row]!r} and {texts[0]!r} in the first row differ in having a time zone"
-        raise DataError(what, where=place(row), fix=fix_zones)
-    column = pd.Series(texts, dtype=object)
-    try:
-        parsed = pd.to_datetime(column, format="ISO8601", utc=zoned[0], errors="coerce")
-    except ValueError:  # zones in a form that only pandas recognizes
-        raise DataError("only some rows have a time zone", where=place(None), fix=fix_zones) from None
-    if pd.isna(parsed.iloc[0]):
-        return _parse_year_last(column, place), False
+    dtype: Any = column.dtype
+    if period:
+        index = pd.DatetimeIndex(column.dt.to_timestamp())
+        return _compact(index.to_numpy()), Clock(write=lambda times: times.to_period(dtype.freq))
+    arrow = isinstance(dtype, pd.ArrowDtype)
+    index = pd.DatetimeIndex(column.astype("datetime64[us]") if "date" in str(dtype) and arrow else column)
+    write = (lambda times: pd.Index(times.to_series().astype(dtype))) if arrow else None
+    zone, unit = index.tz, index.unit
+    if zone is not None:
+        index = index.tz_convert("UTC").tz_localize(None)
+    return _compact(index.to_numpy()), Clock(zone, unit, write)
+
+
+def _parse_numbers(texts: pd.Series, form: str, place: Place) -> tuple[np.ndarray, Clock]:
+    import pandas as pd
+
+    numbers = pd.to_numeric(texts, errors="coerce")
+    parsed = read_form(texts, form)
     _check_complete(parsed, texts, place)
-    return _to_ns(parsed, place), zoned[0] or parsed.dt.tz is not None
+    if form == EXCEL:
+        return _compact(parsed.to_numpy()), Clock()
+    whole = bool((numbers % 1 == 0).all())
+    return _compact(parsed.to_numpy()), Clock(write=_epoch_writer(form) if whole else None)
 
 
-def _parse_year_last(texts: pd.Series, place: Place) -> np.ndarray:
+def _parse_digits(texts: pd.Series, place: Place) -> tuple[np.ndarray, Clock]:
     import pandas as pd
 
-    formats = _year_last_formats(texts[0])
-    if not formats:
+    found, parsed = read_digits(texts)
+    example = f"whole numbers such as {texts.iloc[0]}"
+    if parsed is None:
+        longest = int(texts.str.len().argmax())
+        if len(texts[longest]) > 18:  # beyond int64
+            raise _not_a_date(texts[longest], place(longest))
+        words = f"{example} are read as a counter of rows"
+        if texts.str.fullmatch(r"[2-6]\d{4}").all():
+            words += "; if they are Excel's day numbers, set `timestamp_format` to excel"
+        return texts.astype(np.int64).to_numpy(), Clock(notices=(words,))
+    _check_complete(parsed, texts, place)
+    form = str(found.form)
+
+    def written(index: pd.DatetimeIndex) -> pd.Index:
+        return pd.Index(index.strftime(form).astype(np.int64))
+
+    write = _epoch_writer(form) if form in EPOCHS else written
+    return _compact(parsed.to_numpy()), Clock(write=write, notices=(f"{example} are read as {found.words}",))
+
+
+def _epoch_writer(unit: str) -> Callable[[pd.DatetimeIndex], pd.Index]:
+    import pandas as pd
+
+    return lambda index: pd.Index(index.as_unit(unit).asi8)  # type: ignore[arg-type]
+
+
+def _parse_text(texts: pd.Series, place: Place, form: str | None) -> tuple[np.ndarray, Clock]:
+    import pandas as pd
+
+    bodies, offsets = split_zones(texts)
+    zoned = ~np.isnan(offsets)
+    if zoned.any() and not zoned.all():
+        row = int(np.flatnonzero(zoned != zoned[0])[0])
+        what = f"{texts[row]!r} and {texts[0]!r} in the first row differ in having a time zone"
+        raise DataError(what, where=place(row), fix="Give every timestamp a time zone, or none")
+    notices: list[str] = []
+    if form is not None:
+        parsed = _read_given(texts if "%z" in form else bodies, form, place)
+    else:
+        parsed, notices = _read_best(bodies, place)
+    wall = pd.DatetimeIndex(parsed)
+    if wall.tz is not None:  # the given form has %z
+        return _compact(wall.tz_convert("UTC").tz_localize(None).to_numpy()), Clock(wall.tz)
+    if not zoned[0]:
+        return _compact(wall.to_numpy()), Clock(notices=tuple(notices))
+    utc = wall.to_numpy() - (offsets * 60).astype("m8[s]")
+    zone, inferred = zone_of(utc, offsets)
+    notices += [] if inferred is None else [inferred]
+    return _compact(utc), Clock(zone, notices=tuple(notices))
+
+
+def _read_given(texts: pd.Series, form: str, place: Place) -> pd.Series:
+    try:
+        parsed = read_form(texts, form)
+    except ValueError as error:
+        what = f"`timestamp_format` {form!r} cannot be used: {error}"
+        fix = 'Give a format such as "%d.%m.%Y %H:%M", or excel, s, ms, us or ns'
+        raise DataError(what, where=place(None), fix=fix) from None
+    _check_complete(parsed, texts, place)
+    return parsed
+
+
+def _read_best(texts: pd.Series, place: Place) -> tuple[pd.Series, list[str]]:
+    forms = forms_of(texts[0])
+    if not forms:
         raise _not_a_date(texts[0], place(0))
-    readings = [pd.to_datetime(texts, format=form, errors="coerce") for form in formats]
-    _check_complete(max(readings, key=lambda reading: reading.notna().cumprod().sum()), texts, place)
-    complete = [_to_ns(reading, place) for reading in readings if reading.notna().all()]
-    if len(complete) == 2 and not np.array_equal(complete[0], complete[1]):
-        complete = [times for times in complete if _is_regular(times)]
-        if len(complete) != 1:
+    # pandas' ISO 8601 parser takes words such as "now" for the present moment
+    words = ~texts.str[:1].str.isdigit().astype(bool) if forms == [ISO] else None
+    try:
+        readings = {form: read_form(texts if words is None else texts.mask(words), form) for form in forms}
+    except ValueError:  # time zones in a form that only pandas recognizes
+        what, fix = "only some rows have a time zone", "Give every timestamp a time zone, or none"
+        raise DataError(what, where=place(None), fix=fix) from None
+    _check_complete(max(readings.values(), key=lambda times: times.notna().cumprod().sum()), texts, place)
+    complete = {form: times for form, times in readings.items() if times.notna().all()}
+    distinct = {times.to_numpy().tobytes(): form for form, times in reversed(complete.items())}
+    notices = []
+    if len(distinct) > 1:
+        fitting = [
+            form
+            for form in distinct.values()
+            if _in_order(times := complete[form].to_numpy()) or _in_order(times[::-1])
+        ]
+        if len(fitting) != 1:
+            fitting = [form for form in fitting if _is_regular(complete[form].to_numpy())]
+        if len(fitting) != 1:
+            ways = " or ".join(sorted(f'"{form}"' for form in distinct.values()))
             what = f"{texts[0]!r} can be read day first or month first, and the other rows do not decide it"
-            raise DataError(what, where=place(0), fix="Write dates with the year first, such as 2024-01-31")
-    return complete[0]
+            raise DataError(what, where=place(0), fix=f"Set `timestamp_format` to {ways}")
+        notices.append(f"{texts[0]!r} is read as {fitting[0]}, which gives rows in order")
+    else:
+        fitting = [next(iter(complete))]
+    if two_digit_years(fitting):
+        notices.append(f"the two-digit years of dates such as {texts[0]!r} are read as 1969 to 2068")
+    return complete[fitting[0]], notices
 
 
-def _year_last_formats(text: str) -> list[str]:
-    """The formats with the year last that fit, day first before month first."""
-    import pandas as pd
-
-    match = re.match(r"\d{1,2}([/.-])\d{1,2}\1\d{4}", text)
-    sign = match[1] if match else "/"
-    orders = (f"%d{sign}%m{sign}%Y", f"%m{sign}%d{sign}%Y")
-    formats = [order + clock for clock in _CLOCKS for order in orders]
-    return [form for form in formats if not pd.isna(pd.to_datetime(text, format=form, errors="coerce"))]
+def _in_order(times: np.ndarray) -> bool:
+    return bool((times[1:] >= times[:-1]).all())
 
 
 def _is_regular(times: np.ndarray) -> bool:
-    if len(times) < 3 or (np.diff(times) <= _ZERO).any():
-        return False
+    times = np.sort(times)
     step = infer_step(times)
-    return step is not None and step.first_break is None
+    return step is not None and len(np.unique(times)) == len(times) and bool(follows(step, times).all())
 
 
-def _check_complete(parsed: pd.Series, texts: Sequence[str] | pd.Series, place: Place) -> None:
+def _check_complete(parsed: pd.Series, texts: pd.Series, place: Place) -> None:
     bad = np.flatnonzero(parsed.isna())
     if len(bad):
         raise _not_a_date(texts[int(bad[0])], place(int(bad[0])))
 
 
-def _to_ns(parsed: pd.Series, place: Place) -> np.ndarray:
-    import pandas as pd
-
-    index = pd.DatetimeIndex(parsed)
-    if index.tz is not None:
-        index = index.tz_convert("UTC").tz_localize(None)
-    try:
-        return index.as_unit("ns").to_numpy().astype("datetime64[ns]")
-    except pd.errors.OutOfBoundsDatetime as error:
-        what = f"a timestamp lies outside the years 1678 to 2262 ({error})"
-        raise DataError(what, where=place(None), fix="Correct it, or leave the timestamps out") from None
+def _compact(times: np.ndarray) -> np.ndarray:
+    """Times in nanoseconds, or in microseconds where they lie outside the years 1678 to 2262."""
+    years = times.astype("M8[Y]").astype(np.int64) + 1970
+    return times.astype("M8[us]" if years.min() < 1678 or years.max() > 2261 else "M8[ns]")
 
 
 def _not_a_date(text: str, where: str) -> DataError:
@@ -165,118 +304,91 @@ def shorten(text: object, length: int = 40) -> str:
     return quoted if len(quoted) <= length else f"{quoted[: length - 4]}...'"
 
 
-def check_order(times: np.ndarray, policy: str, place: Place) -> None:
-    """Check that timestamps ``[T]`` are in order and, unless ``policy`` is ``as_is``, have a regular step.
+def read_times(
+    column: pd.Series,
+    place: Place,
+    *,
+    form: str | None = None,
+    frequency: str | None = None,
+    counted: bool = False,
+) -> tuple[np.ndarray | None, Clock, bool]:
+    """Times of a column, oldest first, their clock, and whether the source has its newest row first.
 
-    Months, quarters, years and business days count as regular steps.
+    Args:
+        column, place, form: As of :func:`parse_times`.
+        frequency: The step between rows; default: inferred.
+        counted: Keep repeated times and irregular steps.
+
+    Raises:
+        DataError: As :func:`parse_times` and :func:`check_order`.
+    """
+    times, clock = parse_times(column, place, form)
+    if frequency is not None:
+        step_of(frequency)
+    clock = replace(clock, frequency=frequency, counted=counted)
+    newest_first = len(times) > 1 and times[0] > times[-1] and _in_order(times[::-1])
+    if newest_first:
+        times, rows = times[::-1], len(times)
+        clock = replace(clock, notices=(*clock.notices, "the newest row comes first; rows are read in order"))
+        check_order(times, clock, lambda row: place(None if row is None else rows - 1 - row))
+    else:
+        check_order(times, clock, place)
+    if times.dtype.kind != "i":
+        return times, clock, newest_first
+    steps = np.diff(times)
+    regular = len(steps) == 0 or bool((steps == steps[0]).all())
+    counter = (int(times[0]), int(steps[0]) if len(steps) else 1) if regular else None
+    return None, replace(clock, counter=counter), newest_first
+
+
+def check_order(times: np.ndarray, clock: Clock, place: Place) -> None:
+    """Check that times ``[T]`` are in order and, unless rows are counted, have a regular step.
 
     Raises:
         DataError: Names the first row that is out of order, a duplicate, or off the step.
     """
-    import pandas as pd
-
-    index, gaps = pd.DatetimeIndex(times), np.diff(times)
-    backwards, repeated = (np.flatnonzero(found) + 1 for found in (gaps < _ZERO, gaps == _ZERO))
+    gaps = np.diff(times)
+    zero = gaps.dtype.type(0)
+    backwards, repeated = (np.flatnonzero(found) + 1 for found in (gaps < zero, gaps == zero))
     if len(backwards):
         row = int(backwards[0])
-        what = f"timestamps are not in order: {index[row]} comes after {index[row - 1]}"
+        before, time = _shown(times[row - 1 : row + 1], clock)
+        what = f"timestamps are not in order: {time} comes after {before}"
         raise DataError(what, where=place(row), fix="Sort the rows by time, oldest first")
-    if policy == "as_is":
+    if clock.counted:
         return
     if len(repeated):
         row = int(repeated[0])
-        what = f"the timestamp {index[row]} repeats the previous row's ({len(repeated)} repeats in all)"
-        fix = "Remove the duplicates, or set `timestamps: as_is` to keep all rows"
+        (time,) = _shown(times[row : row + 1], clock)
+        what = f"the timestamp {time} repeats the previous row's ({len(repeated)} repeats in all)"
+        fix = "Remove the duplicates, or set `timestamps: as_is` to count rows whatever their times"
         raise DataError(what, where=place(row), fix=fix)
-    step = infer_step(times)
-    if step is not None and step.first_break is not None:
-        row = step.first_break
-        before, time, expected = index[row - 1], index[row], index[row - 1] + step.offset
-        raise DataError(
+    step = step_between(times, clock)
+    if step is None:
+        return
+    breaks = np.flatnonzero(~follows(step, times, clock.zone))
+    if len(breaks):
+        row = int(breaks[0]) + 1
+        expected = following(times[:row], step, 1, clock.zone)
+        before, time, next_time = _shown(np.concatenate([times[row - 1 : row + 1], expected]), clock)
+        what = (
             f"the step is irregular: {time} follows {before}, a step of {time - before}; "
-            f"expected {expected}, a step of {expected - before}",
-            where=place(row),
-            fix="Insert the missing rows (empty ones with `missing: linear`), or set `timestamps: as_is` "
-            "to keep the rows as they are",
+            f"expected {next_time}, a step of {next_time - before}"
         )
+        fix = "Insert the missing rows (empty ones with `missing: linear`), or set `timestamps: as_is` to "
+        raise DataError(what, where=place(row), fix=fix + "count rows whatever their times")
 
 
-def infer_step(times: np.ndarray) -> Step | None:
-    """The most common step of ordered timestamps ``[T]`` (repeats count once); None for fewer than three.
-
-    Calendar steps (months, quarters, years at their start, end, first or last business day, or on one day of
-    the month; business days) are recognized where every row fits; any other step is a fixed duration.
-    """
-    import pandas as pd
-
-    first_rows = np.concatenate([[0], np.flatnonzero(np.diff(times) > _ZERO) + 1])
-    index = pd.DatetimeIndex(times[first_rows])
-    if len(index) < 3:
-        return None
-    gaps = np.diff(index.asi8)
-    size = _most_common(gaps)
-    found = _business_days(index, gaps) if size == _DAY else _months(index) if size >= 28 * _DAY else None
-    offset, alias, regular = found or _fixed(index, gaps, size)
-    breaks = np.flatnonzero(~regular)
-    return Step(offset, alias, int(first_rows[breaks[0] + 1]) if len(breaks) else None)
+def step_between(times: np.ndarray, clock: Clock) -> Step | None:
+    """The step between rows: the one that the clock's frequency names, else the most common one."""
+    if times.dtype.kind == "i":
+        return None if len(times) < 3 else Duration("counter", most_common(np.diff(times)), wall=False)
+    if clock.frequency is None:
+        return infer_step(times, clock.zone)
+    return fit_step(clock.frequency, times, clock.zone) or step_of(clock.frequency)
 
 
-def _most_common(values: np.ndarray) -> int:
-    kinds, counts = np.unique(values, return_counts=True)
-    return int(kinds[np.argmax(counts)])
-
-
-_Found = tuple["pd.offsets.BaseOffset", str | None, np.ndarray]
-"""The offset, its alias, and whether each gap is one step."""
-
-
-def _fixed(index: pd.DatetimeIndex, gaps: np.ndarray, size: int) -> _Found:
-    from pandas import Timedelta
-    from pandas.tseries.frequencies import to_offset
-
-    offset = to_offset(f"{size // _DAY}D") if size % _DAY == 0 else to_offset(Timedelta(size, "ns"))
-    weekly = size == 7 * _DAY and index.day_of_week.nunique() == 1
-    return offset, f"W-{_WEEKDAYS[index.day_of_week[0]]}" if weekly else offset.freqstr, gaps == size
-
-
-def _business_days(index: pd.DatetimeIndex, gaps: np.ndarray) -> _Found | None:
-    from pandas.tseries.frequencies import to_offset
-
-    dates = index.to_numpy().astype("datetime64[D]")
-    # Monday to Friday of a single week are plain days: only a skipped weekend identifies business days
-    if index.day_of_week.max() > 4 or not (gaps == 3 * _DAY).any() or (gaps % _DAY != 0).any():
-        return None
-    return to_offset("B"), "B", np.busday_count(dates[:-1], dates[1:]) == 1
-
-
-def _months(index: pd.DatetimeIndex) -> _Found | None:
-    import pandas as pd
-    from pandas.tseries.frequencies import to_offset
-
-    moves = np.diff(12 * index.year + index.month)
-    count = _most_common(moves)
-    if count == 0 or (index - index.normalize()).nunique() > 1:
-        return None
-    for kind in ("MS", "ME", "BMS", "BME"):
-        if all(map(to_offset(kind).is_on_offset, index)):
-            alias = _month_alias(kind, count, index[0].month_name()[:3].upper())
-            return to_offset(alias), alias, moves == count
-    if index.day.nunique() > 1:
-        return None
-    return pd.DateOffset(months=count), None, moves == count
-
-
-def _month_alias(kind: str, count: int, anchor: str) -> str:
-    if count % 12 == 0:
-        return f"{count // 12 if count > 12 else ''}{kind.replace('M', 'Y')}-{anchor}"
-    if count == 3:
-        return f"{kind.replace('M', 'Q')}-{anchor}"
-    return f"{count if count > 1 else ''}{kind}"
-
-
-def following(times: np.ndarray, step: Step, count: int) -> np.ndarray:
-    """The ``count`` timestamps after the last of ``times``, as ``[count]`` datetime64[ns]."""
-    import pandas as pd
-
-    index = pd.date_range(start=pd.Timestamp(times[-1]), periods=count + 1, freq=step.offset)[1:]
-    return index.as_unit("ns").to_numpy().astype("datetime64[ns]")
+def _shown(times: np.ndarray, clock: Clock) -> list[Any]:
+    if times.dtype.kind == "i":
+        return times.tolist()
+    return list(replace(clock, write=None).index(times, ""))

@@ -206,6 +206,6 @@ def _window_name(evaluation: Evaluation, place: int) -> str:
         return f"series {window_id}"
     when = ""
     if frame is not None and frame.timestamps is not None:
-        begin = frame.timestamps[int(table.first[place]) + int(table.x_valid[place])]
+        begin = frame.local_times()[int(table.first[place]) + int(table.x_valid[place])]
         when = f" from {pd.Timestamp(begin):%Y-%m-%d %H:%M}"
     return f"{names[table.channel[place]]}, window {window_id}{when}"

@@ -59,8 +59,8 @@ _EDITABLE = NEUTRAL | {"train.epochs"}
 class Provenance(FileRecord):
     """What a run's numbers depend on besides its settings: versions, and the bits of data and trunk.
 
-    In config.yaml it has ``sha256``, of itself and of the settings that decide what is measured. Format 3 added
-    it, and ``relative``: whether windows are relative to their last input.
+    In config.yaml it has ``sha256``, of itself and of the settings that decide what is measured. Format 3
+    added it, and ``relative``: whether windows are relative to their last input.
     """
 
     newest = FORMAT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ import pandas as pd
 
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, ForecastSettings
+from ofa_jax.data.calendar import fit_step
 from ofa_jax.data.catalog.load import CATALOG, DatasetEntry, load
 from ofa_jax.data.frames import Frame, read_frame
 from ofa_jax.data.missing import count_filled, filled_notices
@@ -47,7 +49,8 @@ class ForecastData(TaskData):
 
 def read_series(data: DataConfig, source: str | None = None) -> tuple[Frame, DatasetEntry | None]:
     """The series that the settings name, checked."""
-    options = {"timestamps": data.timestamps} if data.timestamps else {}
+    given = {name: getattr(data, name) for name in ("timestamps", "timestamp_format", "frequency")}
+    options = {name: value for name, value in given.items() if value}
     return load(source or data.source, **data.reading, **options)
 
 
@@ -164,7 +167,9 @@ def season_of_frame(frame: Frame) -> int:
     season = season_of(frame.frequency)
     if season is None:
         what = f"the season length is unknown for steps of {frame.frequency or 'unknown length'}"
-        raise DataError(what, where=frame.source, fix="Set data.season to it, or to 1 for none")
+        raise DataError(
+            what, where=frame.source, fix="Set data.season to it, or to 1 for none; or data.frequency"
+        )
     return season
 
 
@@ -176,18 +181,33 @@ def read_new(trained: TrainedOn, source: Any, *, missing: Any = None) -> Frame:
     """
     data, entry = trained.data, CATALOG.get(trained.data.source)
     names = None if trained.scaler is None else trained.scaler.names
+    policy = data.timestamps or (entry.timestamps if entry else "error")
+    expected, given = trained.meta.get("frequency"), data.frequency or (entry.frequency if entry else None)
     frame = read_frame(
         source,
         **data.reading | ({"missing": missing} if missing else {}),
         trained_on=names,
-        timestamps=data.timestamps or (entry.timestamps if entry else "error"),
+        timestamps=policy,
+        timestamp_format=data.timestamp_format,
+        frequency=given,
     )
-    expected, found = trained.meta.get("frequency"), frame.frequency
-    if expected and found and expected.split("-")[0] != found.split("-")[0]:
-        what = f"the rows are {found!r} apart, but the model was trained on steps of {expected!r}"
-        raise DataError(what, where=frame.source, fix="Resample the rows to the model's step")
+    if expected and frame.timestamps is not None:
+        frame = _on_step(frame, expected)
     check_rows(frame, trained.task.input_length)
     return frame
+
+
+def _on_step(frame: Frame, expected: str) -> Frame:
+    """The frame with the model's step, which its rows, maybe few, have to follow; of counted rows most."""
+    assert frame.timestamps is not None
+    clock = frame.clock
+    found = fit_step(expected, frame.timestamps, clock.zone, most=clock.counted)
+    if found is None:
+        what = f"the rows are {frame.frequency!r} apart, but the model was trained on steps of {expected!r}"
+        raise DataError(what, where=frame.source, fix="Resample the rows to the model's step")
+    if clock.counted:
+        return frame
+    return dataclasses.replace(frame, clock=dataclasses.replace(clock, frequency=found.alias))
 
 
 def check_rows(frame: Frame, length: int) -> None:
@@ -229,8 +249,8 @@ def ahead(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
 def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     """The horizon after the last row of new series.
 
-    The table has one row per step: its timestamp under the input's name (in UTC where the input had a time
-    zone) or its number, and a column per series in original units.
+    The table has one row per step: its time under the input's name, in its time zone and data type, or its
+    number, and a column per series in original units.
 
     Raises:
         DataError: Other columns than the model's, too few rows, or an unknown frequency.
@@ -278,8 +298,8 @@ def forecast_panels(
     """
     rows, history, names = len(table), min(history, frame.n_rows), list(frame.names)
     time = np.arange(1 - history, rows + 1)
-    if frame.timestamps is not None:
-        time = np.concatenate([frame.timestamps[-history:], frame.future_timestamps(rows)])
+    if frame.dated:
+        time = np.concatenate([frame.local_times()[-history:], frame.local_times(rows)])
     after = np.full((rows, len(names)), np.nan) if actual is None else actual
     before = np.full((history, len(names)), np.nan)
     return pd.DataFrame(
@@ -293,19 +313,22 @@ def forecast_panels(
 
 
 def time_index(frame: Frame, ahead: int | None = None) -> pd.Index:
-    """Timestamps (or numbers) of the rows, or of the ``ahead`` steps after them; its name is no series'.
+    """Times (or numbers) of the rows, or of the ``ahead`` steps after them; its name is no series'.
+
+    They are in the source's time zone and kind. Steps of counted rows are numbered without a frequency.
 
     Raises:
         DataError: Too few timestamps to continue.
     """
-    name = "step" if frame.timestamps is None else frame.time_name
+    times, counted = frame.timestamps, frame.clock.counter is not None
+    if ahead:
+        times = frame.future_timestamps(ahead) if frame.dated else None
+    name = "step" if times is None and not counted else frame.time_name
     while name in frame.names:
         name += "_"
-    if frame.timestamps is None:
-        return pd.RangeIndex(1, (ahead or frame.n_rows) + 1, name=name)
-    times = frame.future_timestamps(ahead) if ahead else frame.timestamps
-    dates = pd.DatetimeIndex(times, name=name)
-    return dates.tz_localize("UTC") if frame.zoned else dates
+    if times is None:
+        return frame.clock.numbers(frame.n_rows if ahead and counted else 0, ahead or frame.n_rows, name)
+    return frame.clock.index(times, name)
 
 
 def _nlinear(task):

@@ -133,7 +133,7 @@ def load(name_or_path: str | Path, **options: Any) -> tuple[Frame, DatasetEntry 
             nor a file; a known data set that is not a frame.
     """
     entry, paths = _files(name_or_path, "frame")
-    policy = {} if entry is None else {"timestamps": entry.timestamps}
+    policy = {} if entry is None else {"timestamps": entry.timestamps, "frequency": entry.frequency}
     return read_frame(paths["data"], **(policy | options)), entry
 
 

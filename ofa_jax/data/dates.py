@@ -1,0 +1,228 @@
+"""Reading dates: text in the forms of real tables, and whole numbers that stand for times."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo, available_timezones
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ISO, QUARTER, WEEK, EXCEL = "ISO8601", "quarter", "week", "excel"
+EPOCHS = ("s", "ms", "us", "ns")
+_QUARTER = re.compile(r"(?P<year>\d{4})[ -]?Q(?P<quarter>[1-4])|Q([1-4])[ -](\d{4})", re.IGNORECASE)
+_WEEK = re.compile(r"\d{4}-?W\d\d", re.IGNORECASE)
+_ZONE = re.compile(r"^(.*[T ]\d[\d:.,]*(?: ?[AP]M)?) ?(Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)$", re.IGNORECASE)
+_CLOCK = re.compile(r"[T ]\d{1,2}:\d\d(?P<seconds>:\d\d(?P<part>\.\d+)?)?(?P<half> ?[AP]M)?$", re.IGNORECASE)
+_WEEKDAY = re.compile(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun)([a-z]*day)?(,? )", re.IGNORECASE)
+_MONTH = re.compile(r"(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*", re.IGNORECASE)
+_USUAL_ZONES = (
+    *("Europe/Berlin", "Europe/London", "Europe/Athens", "Australia/Sydney"),
+    *("America/New_York", "America/Chicago", "America/Denver", "America/Los_Angeles"),
+)
+
+
+def split_zones(texts: pd.Series) -> tuple[pd.Series, np.ndarray]:
+    """Texts without their time zone, and its minutes east of UTC ``[T]``; NaN where there is none."""
+    parts = texts.str.extract(_ZONE)
+    known = {zone: _minutes(zone) for zone in parts[1].dropna().unique()}
+    return parts[0].fillna(texts), parts[1].map(known).to_numpy(np.float64)
+
+
+def _minutes(zone: str) -> float:
+    if zone[0] not in "+-":
+        return 0.0
+    minutes = int(zone[1:3]) * 60 + int(zone[3:].removeprefix(":") or 0)
+    return -minutes if zone[0] == "-" else minutes
+
+
+def forms_of(text: str) -> list[str]:
+    """The forms in which a text can be read as a date: :func:`read_form` reads them."""
+    if _QUARTER.fullmatch(text):
+        return [QUARTER]
+    if _WEEK.fullmatch(text):
+        return [WEEK]
+    # pandas reads words such as "now" as the present moment
+    if text[:1].isdigit() and _fits(text, ISO):
+        return [ISO]
+    clock = _CLOCK.search(text)
+    date, end = (text[: clock.start()], _clock_form(clock)) if clock else (text, "")
+    day = _WEEKDAY.match(date)
+    start = "" if day is None else f"{'%A' if day[2] else '%a'}{day[3]}"
+    orders = _orders(date[day.end() :] if day else date)
+    return [form for form in (start + order + end for order in orders) if _fits(text, form)]
+
+
+def _clock_form(clock: re.Match[str]) -> str:
+    hour = "%I" if clock["half"] else "%H"
+    seconds = ("%S.%f" if clock["part"] else "%S") if clock["seconds"] else ""
+    half = (" %p" if clock["half"].startswith(" ") else "%p") if clock["half"] else ""
+    return f"{clock[0][0]}{hour}:%M{':' if seconds else ''}{seconds}{half}"
+
+
+def _orders(date: str) -> list[str]:
+    """Forms of a date without its clock, day first before month first."""
+    *parts, last = re.split(r"([ /.,-]+)", date.strip())
+    pieces, signs = [*parts[::2], last], parts[1::2]
+    kinds = "".join("b" if _MONTH.fullmatch(piece) else _digits(piece) for piece in pieces)
+    orders = {
+        "bY": ["bY"],
+        "Yb": ["Yb"],
+        "b2": ["by"],
+        "2b2": ["dby"],
+        "2bY": ["dbY"],
+        "b2Y": ["bdY"],
+        "Yb2": ["Ybd"],
+        "2Y": ["mY"],
+        "22Y": ["dmY", "mdY"],
+        "222": ["dmy", "mdy", "ymd"],
+        "Y22": ["Ymd"],
+    }.get(kinds, [])
+    signs = [*signs, ""]
+    forms = ["".join(f"%{code}{sign}" for code, sign in zip(order, signs, strict=True)) for order in orders]
+    # Sep or September; the first row may have May, which is both
+    return [*forms, *(form.replace("%b", "%B") for form in forms if "%b" in form)]
+
+
+def _digits(piece: str) -> str:
+    return {4: "Y", 2: "2", 1: "2"}.get(len(piece), "?") if piece.isdigit() else "?"
+
+
+def _fits(text: str, form: str) -> bool:
+    import pandas as pd
+
+    return not pd.isna(pd.to_datetime(text, format=form, errors="coerce"))
+
+
+def read_form(texts: pd.Series, form: str) -> pd.Series:
+    """Texts as datetimes; NaT where one does not fit the form.
+
+    Raises:
+        ValueError: The form is none of strptime's.
+    """
+    import pandas as pd
+
+    if form == QUARTER:
+        parts = texts.str.extract(_QUARTER)
+        year, quarter = parts["year"].fillna(parts[3]), parts["quarter"].fillna(parts[2])
+        month = (quarter.astype(float) * 3 - 2).astype("Int64").astype("string")
+        return pd.to_datetime(year + "-" + month, format="%Y-%m", errors="coerce")
+    if form == WEEK:
+        days = texts.str.upper().str.replace("-", "") + "-1"
+        return pd.to_datetime(days.where(texts.str.fullmatch(_WEEK)), format="%GW%V-%u", errors="coerce")
+    if form == EXCEL:
+        days = pd.to_numeric(texts, errors="coerce")
+        milliseconds = (days.where(days.between(1, 2958466)) * 86_400_000).round()
+        return pd.to_datetime(milliseconds, unit="ms", origin="1899-12-30", errors="coerce")
+    if form in EPOCHS:
+        return _epochs(texts, form)
+    return pd.to_datetime(texts, format=form, errors="coerce")
+
+
+def _epochs(texts: pd.Series, unit: str) -> pd.Series:
+    import pandas as pd
+
+    values = pd.to_numeric(texts, errors="coerce")
+    if values.isna().any() or (values.abs() > 2.5e11 * 1000 ** EPOCHS.index(unit)).any():
+        return pd.Series(pd.NaT, index=texts.index).astype("datetime64[us]")
+    if (values % 1 == 0).all():
+        return pd.Series(values.astype(np.int64).to_numpy().astype(f"M8[{unit}]"))
+    return pd.Series((values * 10 ** (6 - 3 * EPOCHS.index(unit))).round().astype(np.int64).astype("M8[us]"))
+
+
+@dataclass(frozen=True)
+class Digits:
+    """What whole numbers in a column of times are.
+
+    Attributes:
+        form: A form of :func:`read_form`, or None for a counter.
+        words: That in words.
+    """
+
+    form: str | None
+    words: str
+
+
+_WRITTEN = {
+    4: ("%Y", "years"),
+    6: ("%Y%m", "year and month"),
+    8: ("%Y%m%d", "year, month and day"),
+    10: ("%Y%m%d%H", "year, month, day and hour"),
+    12: ("%Y%m%d%H%M", "year, month, day, hour and minute"),
+    14: ("%Y%m%d%H%M%S", "year, month, day and time of day"),
+}
+_EPOCHS = {
+    9: ("s", "seconds since 1970"),
+    12: ("ms", "milliseconds since 1970"),
+    15: ("us", "microseconds since 1970"),
+    18: ("ns", "nanoseconds since 1970"),
+}
+
+
+def read_digits(texts: pd.Series) -> tuple[Digits, pd.Series | None]:
+    """What whole numbers mean as times, by their length and validity; and datetimes, but for a counter.
+
+    Written dates come before epochs, and count where the year is 1900 or later (years alone: from 1000 on).
+    """
+    import pandas as pd
+
+    length, longest = int(texts.str.len().min()), int(texts.str.len().max())
+    if length == longest and length in _WRITTEN:
+        form, words = _WRITTEN[length]
+        times = pd.to_datetime(texts, format=form, errors="coerce")
+        dated = times.dt.year >= (1000 if length == 4 else 1900)
+        if dated.mean() > 0.9:  # a few others are typing errors
+            return Digits(form, words), times.where(dated)
+    for digits, (unit, words) in _EPOCHS.items():
+        if digits <= length and longest <= digits + 1:
+            return Digits(unit, words), read_form(texts, unit)
+    return Digits(None, "a counter"), None
+
+
+def zone_of(utc: np.ndarray, offsets: np.ndarray) -> tuple[tzinfo, str | None]:
+    """The time zone with these minutes east of UTC ``[T]``, and a notice where it is inferred.
+
+    Of several zones that fit, the way most of them go on is taken.
+    """
+    if (offsets == offsets[0]).all():
+        return _fixed(offsets[0]), None
+    changes = np.flatnonzero(np.diff(offsets))
+    rows = np.unique([0, *changes, *(changes + 1), len(offsets) - 1])
+    known = [(time.astype("M8[us]").item(), offsets[row]) for time, row in zip(utc[rows], rows, strict=True)]
+    last = utc[-1].astype("M8[s]").item()
+    ahead = [last + timedelta(days=15 * step) for step in range(1, 120)]
+    groups: dict[tuple[float, ...], list[str]] = {}
+    for name, zone in _zones():
+        if all(_offset(zone, time) == offset for time, offset in known):
+            groups.setdefault(tuple(_offset(zone, time) for time in ahead), []).append(name)
+    if not groups:
+        words = "their offsets from UTC are those of no time zone; forecasts have the last row's"
+        return _fixed(offsets[-1]), words
+    names = max(groups.values(), key=len)
+    name = next((usual for usual in _USUAL_ZONES if usual in names), names[0])
+    return ZoneInfo(name), f"their offsets from UTC change as in {name}, which is taken for their time zone"
+
+
+def _fixed(minutes: float) -> tzinfo:
+    return timezone(timedelta(minutes=float(minutes))) if minutes else UTC
+
+
+def _zones() -> list[tuple[str, tzinfo]]:
+    names = sorted(name for name in available_timezones() if "/" in name and not name.startswith("Etc/"))
+    return [(name, ZoneInfo(name)) for name in names]
+
+
+def _offset(zone: tzinfo, utc: datetime) -> float:
+    shown = utc.replace(tzinfo=UTC).astimezone(zone).utcoffset()
+    return shown.total_seconds() / 60 if shown is not None else 0.0
+
+
+def two_digit_years(forms: Sequence[str]) -> bool:
+    """Whether forms write years with two digits."""
+    return any("%y" in form for form in forms)
