@@ -33,8 +33,9 @@ from ofa_jax.tasks.base import LinearBaseline, Predict, TaskData
 from ofa_jax.tasks.table import TASKS
 from ofa_jax.tensors import read_tensors
 from ofa_jax.train.devices import make_layout, usable_fsdp
-from ofa_jax.train.loop import Reporter, fit
+from ofa_jax.train.fit import fit
 from ofa_jax.train.program import resolve_auto_batch_sizes
+from ofa_jax.train.progress import Reporter
 from ofa_jax.train.step import Params
 
 RECORD, WEIGHTS = "control.json", "weights.safetensors"

@@ -1,4 +1,4 @@
-"""A disk that is full, for real: one error, nothing left behind; later the same command gives the same bits."""
+"""A disk that is full, for real: one error, nothing left behind; later the command gives the same bits."""
 
 from __future__ import annotations
 
