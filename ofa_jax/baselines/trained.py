@@ -168,7 +168,7 @@ def load_or_train(
     from safetensors.numpy import save_file
 
     place, settings = folder / baseline.name, baseline.settings.model_dump(mode="json")
-    with run_lock(folder):
+    with run_lock(folder, kind="folder of baselines", fix="Wait for it to end, then run this again"):
         predict, frozen, start = baseline.build()
         if place.exists():
             return predict, frozen, _load(baseline, data, place, settings, start)

@@ -107,7 +107,7 @@ def locked_folder(out: Path, record: str, files: Sequence[str], *, kind: str) ->
         name == ".lock" or any(is_leftover(name, of) for of in (record, *files)) for name in found
     ):
         raise CheckpointError(f"not empty and not a {kind}", where=str(out), fix="Choose a new folder")
-    with run_lock(out):
+    with run_lock(out, kind=kind):
         try:
             for name in (record, *files):
                 clear_leftovers(out / name)
