@@ -22,7 +22,7 @@ _MODULES = {
     "adapters.partition": ["combine", "partition"],
     "adapters.rslora": ["LoraConfig", "init_adapters", "merge", "with_adapters"],
     "adapters.peft": ["read_peft"],
-    "train.loop": ["fit"],
+    "train.fit": ["fit"],
     "runs.train": ["open_run", "train_run"],
     "runs.bundle": ["load_bundle"],
     "inference": ["evaluate", "predict"],

@@ -19,7 +19,7 @@ from ofa_jax.plots.style import save_figure
 from ofa_jax.runs.folder import BASELINES
 from ofa_jax.runs.train import open_run, train_run
 from ofa_jax.tasks.forecast import ForecastData, forecast_panels
-from ofa_jax.train.loop import Reporter
+from ofa_jax.train.progress import Reporter
 
 
 def run_demo(out: str | Path, reporter: Reporter) -> Comparison:

@@ -13,7 +13,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -30,6 +30,7 @@ SCRATCH, OLD = ".ofa-tmp", ".ofa-old"
 """How names of unfinished and of replaced files and folders end; nothing else is ever cleaned up."""
 
 STANDARD_OUTPUT = frozenset({"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
+UNREADABLE = "Check its permissions and the disk, then run the same command again"
 DAMAGED = "The file is damaged or was edited; restore the original or create it again"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -48,7 +49,7 @@ class FileRecord(Record):
     format: int = Field(ge=1)
 
 
-R = TypeVar("R", bound=Record)
+R, T = TypeVar("R", bound=Record), TypeVar("T")
 
 
 def read_record(path: Path, model: type[R], *, kind: str, error: type[OfaError] = CheckpointError) -> R:
@@ -111,7 +112,7 @@ def read_json(path: Path, *, kind: str, error: type[OfaError] = CheckpointError)
         fix = f"Name a folder that contains a {kind}"
         raise error(f"there is no {path.name} here", where=str(path.parent), fix=fix) from None
     except OSError as failure:
-        raise error(f"cannot be read ({failure.strerror})", where=str(path)) from None
+        raise error(f"cannot be read ({failure.strerror})", where=str(path), fix=UNREADABLE) from failure
     return _parse_json(data, str(path), error)
 
 
@@ -150,7 +151,11 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def find_damage(folder: Path, digests: Mapping[str, str]) -> str | None:
-    """What is wrong with the first file whose sha256 differs; None where all are intact."""
+    """What is wrong with the first file whose sha256 differs; None where all are intact.
+
+    Raises:
+        CheckpointError: A file cannot be read, which says nothing about its content.
+    """
     for name, digest in digests.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             return f"{name} is outside the folder"
@@ -161,7 +166,8 @@ def find_damage(folder: Path, digests: Mapping[str, str]) -> str | None:
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as failure:
-            return f"{name} cannot be read ({failure.strerror})"
+            what = f"cannot be read ({failure.strerror})"
+            raise CheckpointError(what, where=str(folder / name), fix=UNREADABLE) from failure
         if found != digest:
             return f"{name} is not the file that was saved (its sha256 differs)"
     return None
@@ -327,6 +333,19 @@ def readable_folder(path: str | Path) -> Path:
     return old if not path.exists() and old.exists() else path
 
 
+def read_folder(path: str | Path, read: Callable[[Path], T]) -> T:
+    """``read(folder)``; once more with the new folder if a writer exchanged it meanwhile."""
+    folder = readable_folder(path)
+    number = folder.stat().st_ino if folder.exists() else None
+    try:
+        return read(folder)
+    except (OfaError, OSError):
+        newer = readable_folder(path)
+        if not newer.exists() or newer.stat().st_ino == number:
+            raise
+        return read(newer)
+
+
 def clear_leftovers(path: str | Path) -> None:
     """Repair an interrupted exchange of ``path``, remove leftovers of killed writers; for its owner only."""
     path = Path(path)
@@ -371,8 +390,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def run_lock(folder: str | Path) -> Iterator[None]:
-    """Reserve a run folder for one process; the operating system frees it when the process ends.
+def run_lock(
+    folder: str | Path, *, kind: str = "run folder", fix: str = "Wait for it to end, or use another folder"
+) -> Iterator[None]:
+    """Reserve a folder for one process; the operating system frees it when the process ends.
 
     Raises:
         CheckpointError: Another process uses the folder.
@@ -384,7 +405,6 @@ def run_lock(folder: str | Path) -> Iterator[None]:
     try:
         lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
-        what, fix = "another process is using this run folder", "Wait for it to end, or use another folder"
-        raise CheckpointError(what, where=str(folder), fix=fix) from None
+        raise CheckpointError(f"another process is using this {kind}", where=str(folder), fix=fix) from None
     with lock:
         yield

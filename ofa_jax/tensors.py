@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ofa_jax.errors import CheckpointError, OfaError
-from ofa_jax.files import check_regular
+from ofa_jax.files import UNREADABLE, check_regular
 
 
 @contextlib.contextmanager
@@ -24,7 +24,10 @@ def open_tensors(path: Path, *, error: type[OfaError] = CheckpointError) -> Iter
     except FileNotFoundError:
         fix = "Copy or download the folder again"
         raise error(f"there is no {path.name} here", where=str(path.parent), fix=fix) from None
-    except (SafetensorError, OSError) as failure:
+    except OSError as failure:
+        what = f"cannot be read ({failure.strerror or failure})"
+        raise error(what, where=str(path), fix=UNREADABLE) from failure
+    except SafetensorError as failure:
         fix = "Copy or download it again; a file of some 130 bytes is a git-lfs pointer: run `git lfs pull`"
         raise error(f"not readable as safetensors ({failure})", where=str(path), fix=fix) from None
 

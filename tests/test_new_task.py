@@ -27,7 +27,7 @@ from ofa_jax.runs.train import open_run, train_run
 from ofa_jax.tasks.base import NewData, Task, TaskData, TaskKind
 from ofa_jax.tasks.forecast import as_pairs, read_new, read_series
 from ofa_jax.tasks.table import TASKS
-from ofa_jax.train.loop import SILENT
+from ofa_jax.train.progress import SILENT
 from ofa_jax.windows.table import WindowSpec, WindowTable, sliding_windows
 
 

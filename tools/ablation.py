@@ -35,8 +35,9 @@ from ofa_jax.config.schema import Experiment, TrainConfig
 from ofa_jax.model import dropout, gpt2
 from ofa_jax.tasks.base import Task
 from ofa_jax.train.lanes import Lane
-from ofa_jax.train.loop import SILENT, Trainer
+from ofa_jax.train.loop import Trainer
 from ofa_jax.train.program import Program, resolve_auto_batch_sizes
+from ofa_jax.train.progress import SILENT
 
 
 @dataclass(frozen=True)

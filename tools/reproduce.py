@@ -34,8 +34,7 @@ from ofa_jax.errors import DataError, Interrupted, OfaError, WeightsError
 from ofa_jax.files import json_digest, read_json, write_atomic, write_json
 from ofa_jax.runs.folder import BASELINES, CONFIG_FILE, SPEED, differences, leaves, read_config, versions
 from ofa_jax.runs.train import open_run, train_run
-from ofa_jax.train.loop import Reporter
-from ofa_jax.train.progress import ConsoleReporter
+from ofa_jax.train.progress import ConsoleReporter, Reporter
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -40,7 +40,7 @@ from ofa_jax.errors import ConfigError, Interrupted, OfaError
 from ofa_jax.runs.folder import BUNDLE, CHECKPOINTS, CONFIG_FILE, METRICS_FILE
 from ofa_jax.runs.train import train_run
 from ofa_jax.train.checkpoints import RECORD
-from ofa_jax.train.loop import FitResult
+from ofa_jax.train.fit import FitResult
 from ofa_jax.train.processes import PeerLost, connect, is_main_process, raise_together
 from ofa_jax.train.progress import ConsoleReporter
 

@@ -145,13 +145,16 @@ def write_bundle(
 
 
 def read_bundle(folder: str | Path) -> Bundle:
-    """Read a bundle and check it against itself.
+    """Read a bundle and check it against itself; a run that is trained meanwhile may exchange it.
 
     Raises:
         CheckpointError: No bundle here, a file is missing, damaged or edited, a field is wrong.
         WeightsError: The adapters cannot be read or are not finite.
     """
-    folder = files.readable_folder(folder)
+    return files.read_folder(folder, _read)
+
+
+def _read(folder: Path) -> Bundle:
     record = _read_meta(folder)
     if damage := files.find_damage(folder, record.files):
         fix = "The bundle is damaged or was edited; copy the complete folder again"

@@ -20,8 +20,8 @@ from ofa_jax.plots.style import aligned, spelled
 from ofa_jax.runs.bundle import LoadedModel
 from ofa_jax.tasks.base import Predict, Split, Task, TaskData
 from ofa_jax.train.evaluate import WindowPredictor
-from ofa_jax.train.loop import SILENT, Reporter
 from ofa_jax.train.program import evaluation_options
+from ofa_jax.train.progress import SILENT, Reporter
 from ofa_jax.train.step import Params
 
 LARGER_IS_BETTER = {"accuracy", "average_precision", "range_pr_auc", "precision", "recall", "f1"}

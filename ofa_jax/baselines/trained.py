@@ -34,8 +34,9 @@ from ofa_jax.tasks.base import LinearBaseline, Predict, TaskData
 from ofa_jax.tasks.table import TASKS
 from ofa_jax.tensors import read_tensors
 from ofa_jax.train.devices import make_layout, usable_fsdp
-from ofa_jax.train.loop import Reporter, fit
+from ofa_jax.train.fit import fit
 from ofa_jax.train.program import resolve_auto_batch_sizes
+from ofa_jax.train.progress import Reporter
 from ofa_jax.train.step import Params
 
 RECORD, WEIGHTS = "control.json", "weights.safetensors"
@@ -168,7 +169,7 @@ def load_or_train(
     from safetensors.numpy import save_file
 
     place, settings = folder / baseline.name, baseline.settings.model_dump(mode="json")
-    with run_lock(folder):
+    with run_lock(folder, kind="folder of baselines", fix="Wait for it to end, then run this again"):
         predict, frozen, start = baseline.build()
         if place.exists():
             return predict, frozen, _load(baseline, data, place, settings, start)

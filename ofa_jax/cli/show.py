@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ofa_jax.baselines.compare import Comparison
     from ofa_jax.studies.gradients.folder import Written
     from ofa_jax.studies.sweep.folder import Sweep
-    from ofa_jax.train.loop import FitResult
+    from ofa_jax.train.fit import FitResult
 
 
 def training_summary(result: FitResult, protocol: str) -> str:

@@ -27,7 +27,7 @@ from ofa_jax.runs.train import open_run
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.tasks.table import TASKS
 from ofa_jax.train.events import read_events
-from ofa_jax.train.loop import Reporter
+from ofa_jax.train.progress import Reporter
 
 REPORT_FILE = "report.html"
 

@@ -35,7 +35,7 @@ from ofa_jax.files import (
 from ofa_jax.model import trees
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.train.events import read_events
-from ofa_jax.train.loop import SILENT, Reporter
+from ofa_jax.train.progress import SILENT, Reporter
 
 CONFIG_FILE, METRICS_FILE, BUNDLE, CHECKPOINTS = "config.yaml", "metrics.jsonl", "bundle", "checkpoints"
 BASELINES = "controls"
@@ -111,7 +111,7 @@ def locked_folder(out: Path, record: str, files: Sequence[str], *, kind: str) ->
         name == ".lock" or any(is_leftover(name, of) for of in (record, *files)) for name in found
     ):
         raise CheckpointError(f"not empty and not a {kind}", where=str(out), fix="Choose a new folder")
-    with run_lock(out):
+    with run_lock(out, kind=kind):
         try:
             for name in (record, *files):
                 clear_leftovers(out / name)
@@ -202,7 +202,8 @@ def begin_or_check(out: Path, experiment: Experiment, made: Provenance, reporter
     """Write a new run's config.yaml, or check that the folder's run has these settings, data and trunk.
 
     Returns:
-        The settings in config.yaml; only those in :data:`NEUTRAL` may differ from ``experiment``.
+        The settings in config.yaml; only those in :data:`NEUTRAL` may differ from ``experiment``, and
+        ``train.epochs`` may be raised, which is written there.
 
     Raises:
         ConfigError: The run has other settings.
@@ -212,7 +213,13 @@ def begin_or_check(out: Path, experiment: Experiment, made: Provenance, reporter
         write_config(out, experiment, made)
         return experiment
     saved, before = read_config(out)
+    fewer, epochs = saved.train.epochs, experiment.train.epochs
+    if epochs > fewer:
+        saved = saved.replace({"train.epochs": epochs})
     check_same(dump_experiment(saved), before, dump_experiment(experiment), made, where=out)
+    if epochs > fewer:
+        reporter.notice(f"train.epochs raised from {fewer} to {epochs}")
+        write_config(out, saved, before.model_copy(update={"format": FORMAT}))
     now, then = made.versions, before.versions
     if changed := [name for name in then if now.get(name) != then[name]]:
         listed = "; ".join(f"{name} {then[name]} then, {now.get(name)} now" for name in changed)

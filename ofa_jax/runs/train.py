@@ -34,7 +34,8 @@ from ofa_jax.tasks.table import prepare
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.events import EventLog
-from ofa_jax.train.loop import SILENT, FitResult, Reporter, fit
+from ofa_jax.train.fit import FitResult, fit
+from ofa_jax.train.optim import remark_on_schedule
 from ofa_jax.train.processes import (
     broadcast_from_main,
     check_alike,
@@ -43,6 +44,7 @@ from ofa_jax.train.processes import (
     raise_together,
 )
 from ofa_jax.train.program import evaluation_options, resolve_auto_batch_sizes
+from ofa_jax.train.progress import SILENT, Reporter
 
 
 def train_run(
@@ -68,7 +70,7 @@ def train_run(
         ConfigError: The folder's run has other settings.
         PeerLost: Another process of the run is gone.
         OfaError: As :func:`~ofa_jax.tasks.table.prepare`, :func:`~ofa_jax.build.build_model` and
-            :func:`~ofa_jax.train.loop.fit`.
+            :func:`~ofa_jax.train.fit.fit`.
     """
     out, main = Path(out), is_main_process()
     reporter = reporter if main else SILENT
@@ -88,7 +90,9 @@ def train_run(
         with raise_together("reading data and trunk"):
             data = read_data(experiment, relative=before.get("relative", True))
             experiment = experiment.replace({"task": data.settings})
-            for notice in data.notices:
+            own = experiment.train
+            remark = remark_on_schedule(own.schedule, own.epochs, own.cosine_epochs)
+            for notice in (*data.notices, *filter(None, [remark])):
                 reporter.notice(notice)
             model = build_model(experiment)
         made = provenance(model, data)

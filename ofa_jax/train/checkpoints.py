@@ -142,8 +142,8 @@ class Checkpoints:
 
         Raises:
             CheckpointError: Structure, shape or dtype differ from ``like``; a format is newer than this code;
-                every checkpoint is damaged (each is named, none is renamed); or orbax cannot read an intact
-                checkpoint.
+                every checkpoint is damaged (each is named, none is renamed); a file cannot be read; or orbax
+                cannot read an intact checkpoint.
         """
         damaged: list[tuple[Path, str]] = []
         for step in reversed(self.steps()):
@@ -217,6 +217,8 @@ def _read_record(folder: Path) -> CheckpointRecord:
     try:
         content = files.read_json(folder / RECORD, kind="checkpoint")
     except CheckpointError as error:
+        if isinstance(error.__cause__, OSError):
+            raise  # it may be intact
         raise _Damage(f"{RECORD}: {error.what}") from None
     digest = content.pop("digest", None)
     compact = json.dumps(content, sort_keys=True, separators=(",", ":"))

@@ -94,10 +94,11 @@ class EventLog:
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size
 
-    def cut(self, size: int, step: int) -> list[str]:
+    def cut(self, size: int, step: int, *, finished: bool) -> list[str]:
         """Drop what was written after the checkpoint of a step, and lines that are damaged.
 
-        ``size`` is what :meth:`sync` gave for it. Returns what is lost, in words.
+        ``size`` is what :meth:`sync` gave for it; the end is dropped unless training is still ``finished``.
+        Returns what is lost, in words.
         """
         if not self._path or not self._path.exists():
             return [_SHORTER] * (size > 0)
@@ -106,7 +107,11 @@ class EventLog:
         if rest and len(found) >= size:
             lines.append(rest)  # a checkpoint follows a complete line
         events = [(line, _intact(line)) for line in lines]
-        kept = [line for line, event in events if event and event["step"] <= step]
+        kept = [
+            line
+            for line, event in events
+            if event and event["step"] <= step and (finished or event["event"] != "finished")
+        ]
         content = b"".join(line + b"\n" for line in kept)
         if found.startswith(content):
             os.truncate(self._path, len(content))

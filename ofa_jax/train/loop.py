@@ -22,57 +22,36 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax.config.schema import TrainConfig
 from ofa_jax.errors import Interrupted, TrainError
-from ofa_jax.tasks.base import Sums, Task
+from ofa_jax.tasks.base import Sums
 from ofa_jax.train.checkpoints import Checkpoints, Restored
-from ofa_jax.train.devices import Layout
-from ofa_jax.train.events import EventLog
 from ofa_jax.train.grad_stats import GradStatsState, as_json, log_fields
 from ofa_jax.train.lanes import Lane, Progress, stack, take
 from ofa_jax.train.memory import check_room
 from ofa_jax.train.processes import max_over_processes, raise_together, restore_on_all
 from ofa_jax.train.program import LaneInputs, Program
-from ofa_jax.train.progress import SilentReporter
-from ofa_jax.train.signals import StopRequest, stop_on_signal
-from ofa_jax.train.step import Params, Predict, TrainState, chunk_rows, dropout_key, init_state
+from ofa_jax.train.progress import SILENT, Reporter
+from ofa_jax.train.signals import StopRequest
+from ofa_jax.train.step import Params, TrainState, chunk_rows, dropout_key, init_state
 from ofa_jax.windows.table import PADDING, WindowTable
-
-
-class Reporter(Protocol):
-    """Progress reporter; see :mod:`ofa_jax.train.progress`."""
-
-    def begin(self, epoch: int, epochs: int, windows: int, done: int) -> None: ...
-    def advance(self, windows: int, loss: float) -> None: ...
-    def end_epoch(self, record: Mapping[str, Any]) -> None: ...
-    def status(self, text: str) -> None: ...
-    def notice(self, text: str) -> None: ...
-
-
-SILENT = SilentReporter()
 
 DISPATCH_SECONDS = 2.0
 """Longest time of a chunk, unless a single step takes longer."""
 
+ALL_EPOCHS = "all epochs done"
+"""Why training ended; it continues if ``train.epochs`` is raised."""
+
 _FIRST_GUESS = 2.0
 """Seconds of a step before one was measured."""
-
-
-class FitResult(NamedTuple):
-    """The best trainable tree on validation (NumPy leaves), the final counters, and why training ended."""
-
-    best: Params
-    progress: Progress
-    reason: str
 
 
 class Trainer:
@@ -130,19 +109,31 @@ class Trainer:
             for text in restored.skipped:
                 self.reporter.notice(text)
             self._load(restored)
-        if self.checkpoints is None:
-            return
+        reopened = [lane for lane in self.lanes if self._reopen(lane.progress)]
+        if self.checkpoints is not None:
+            self._restore_logs(newest)
+        if reopened:  # with the length of its log without its end
+            self.save()
+        if restored and self.running:
+            self.reporter.notice(f"resumed at step {self.step}")
+
+    def _reopen(self, progress: Progress) -> bool:
+        """Whether a lane that has seen all epochs has more of them now; then it has not ended."""
+        more = progress.finished == ALL_EPOCHS and progress.epochs < self.settings.epochs
+        if more:
+            progress.finished = ""
+        return more
+
+    def _restore_logs(self, newest: str) -> None:
         for lane in self.lanes:
             log = f"the metrics.jsonl of {lane.name}" if lane.name else "metrics.jsonl"
             if (reached := lane.log.last_step()) > self.step:
                 self.reporter.notice(f"{log} reached step {reached}, but {newest}: repeating the steps since")
             progress = lane.progress
-            if lost := lane.log.cut(progress.events_size, progress.step):
+            if lost := lane.log.cut(progress.events_size, progress.step, finished=bool(progress.finished)):
                 self.reporter.notice(f"{log} {'; '.join(lost)}")
                 if progress.finished and not lane.log.is_finished():
                     self.end(lane, progress.finished)
-        if restored and self.running:
-            self.reporter.notice(f"resumed at step {self.step}")
 
     def _arrays(self) -> dict[str, Any]:
         """The arrays of a checkpoint, without statistics of gradients; those of a run have no lane axis."""
@@ -392,49 +383,8 @@ class Trainer:
         if progress.bad_epochs >= settings.patience:
             self.end(lane, f"no better validation {name} for {settings.patience} epochs")
         elif epoch == settings.epochs:
-            self.end(lane, "all epochs done")
+            self.end(lane, ALL_EPOCHS)
 
 
 def _column(values: Sequence[float | None]) -> Any:
     return None if values[0] is None else np.asarray(values, np.float32)
-
-
-def fit(
-    predict: Predict,
-    task: Task,
-    *,
-    frozen: Params,
-    trainable: Params,
-    settings: TrainConfig,
-    reporter: Reporter = SILENT,
-    log: EventLog | None = None,
-    checkpoints: Checkpoints | None = None,
-    keep_best: Callable[[Params, Progress], None] | None = None,
-    layout: Layout | None = None,
-) -> FitResult:
-    """Train ``trainable`` on a task's training windows, choosing the epoch by validation.
-
-    Args:
-        predict: ``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None)``.
-        frozen: Parameters that never change.
-        trainable: The initial parameters to train.
-        log: Where events are written.
-        checkpoints: Where given, the newest one is resumed and new ones are written.
-        keep_best: Called with the best tree whenever validation improves, and once more at the end.
-        layout: The devices; default: all, as the settings say.
-
-    Raises:
-        TrainError: A step does not fit into memory; the loss is no longer finite.
-        ConfigError: The settings do not fit the devices.
-        Interrupted: A signal asked for a stop; everything is saved.
-        CheckpointError: The checkpoints are of another experiment, or all damaged.
-    """
-    program = Program(predict, task, frozen, settings, layout=layout)
-    best = jax.tree.map(np.asarray, trainable)
-    lane = Lane(best, settings.seed, log=log or EventLog(None), keep_best=keep_best)
-    trainer = Trainer(program, [lane], reporter=reporter, checkpoints=checkpoints)
-    trainer.resume()
-    with stop_on_signal(reporter.notice) as request:
-        trainer.run(request)
-    lane.keep()
-    return FitResult(lane.best, lane.progress, lane.progress.finished)

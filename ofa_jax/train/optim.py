@@ -36,6 +36,14 @@ def make_schedule(
     return schedule
 
 
+def remark_on_schedule(kind: str, epochs: int, cosine_epochs: int) -> str | None:
+    """What is unusual about so many epochs of a schedule; None if nothing is."""
+    if kind != "cosine" or epochs <= cosine_epochs:
+        return None
+    lowest = f"the learning rate is lowest in epoch {cosine_epochs + 1} and rises again after it"
+    return f"train.epochs is {epochs} and train.cosine_epochs {cosine_epochs}: {lowest}"
+
+
 def make_optimizer(
     name: Literal["adam", "radam"], schedule: optax.Schedule, clip_norm: float | None = None
 ) -> optax.GradientTransformation:

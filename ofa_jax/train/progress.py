@@ -5,12 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ofa_jax.errors import printable
+
+
+class Reporter(Protocol):
+    """Progress reporter."""
+
+    def begin(self, epoch: int, epochs: int, windows: int, done: int) -> None: ...
+    def advance(self, windows: int, loss: float) -> None: ...
+    def end_epoch(self, record: Mapping[str, Any]) -> None: ...
+    def status(self, text: str) -> None: ...
+    def notice(self, text: str) -> None: ...
 
 
 class SilentReporter:
@@ -25,6 +35,9 @@ class SilentReporter:
     def status(self, text: str) -> None: ...
 
     def notice(self, text: str) -> None: ...
+
+
+SILENT = SilentReporter()
 
 
 class ConsoleReporter:

@@ -95,6 +95,39 @@ def test_a_failed_write_leaves_the_old_bundle(tmp_path, folder, write):
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
 
 
+@pytest.mark.parametrize("moment", ["between records and files", "between the two renames"])
+def test_a_bundle_that_is_exchanged_while_it_is_read_is_read_once_more(folder, write, monkeypatch, moment):
+    from ofa_jax import files
+
+    check, looked = files.find_damage, []
+
+    def exchange(found, digests):
+        looked.append(found)
+        if len(looked) == 1 and moment == "between the two renames":
+            folder.rename(folder.with_name(".bundle.ofa-old"))
+        if len(looked) == 1:
+            write(folder, parts=PARTS | {"trained": {}}, season=7)
+        return check(found, digests)
+
+    monkeypatch.setattr(files, "find_damage", exchange)
+    assert read_bundle(folder).record.season == 7
+    assert len(looked) == 2
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(folder, monkeypatch):
+    from ofa_jax import files
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(files, "sha256_file", refused)
+    with pytest.raises(
+        CheckpointError, match=r"cannot be read \(Permission denied\)\. Check its permissions"
+    ) as found:
+        read_bundle(folder)
+    assert "damaged" not in str(found.value)
+
+
 def test_all_files_have_the_same_permissions(folder):
     assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
 

@@ -38,8 +38,9 @@ from ofa_jax.tasks.base import Task
 from ofa_jax.train import loop, memory
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import CLOCK_FIELDS, EventLog, read_events
+from ofa_jax.train.fit import FitResult
 from ofa_jax.train.lanes import Lane
-from ofa_jax.train.loop import FitResult, Trainer
+from ofa_jax.train.loop import Trainer
 from ofa_jax.train.program import Program
 from ofa_jax.train.progress import SilentReporter
 

@@ -24,7 +24,7 @@ from ofa_jax.errors import DataError
 from ofa_jax.tasks import classification
 from ofa_jax.tasks.base import Task, TaskData
 from ofa_jax.train.evaluate import evaluate
-from ofa_jax.train.loop import fit
+from ofa_jax.train.fit import fit
 from ofa_jax.train.progress import SilentReporter
 from ofa_jax.windows.batch import Batch, gather
 from ofa_jax.windows.table import WindowTable

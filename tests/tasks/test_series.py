@@ -34,7 +34,7 @@ from ofa_jax.tasks.series import (
 )
 from ofa_jax.tasks.table import TASKS, prepare
 from ofa_jax.train.evaluate import evaluate
-from ofa_jax.train.loop import fit
+from ofa_jax.train.fit import fit
 from ofa_jax.train.progress import SilentReporter
 from ofa_jax.windows.batch import gather
 from ofa_jax.windows.order import IndexStream

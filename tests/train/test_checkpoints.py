@@ -321,6 +321,23 @@ def test_a_save_that_fails_leaves_what_was_there(folder: Path, monkeypatch: pyte
     assert entries(folder) == {"10", "20"}
 
 
+@pytest.mark.parametrize("where", ["checkpoint.json", "arrays"])
+def test_a_checkpoint_that_cannot_be_read_is_neither_skipped_nor_renamed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def refused(path: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    if where == "arrays":
+        monkeypatch.setattr(checkpoints.files, "sha256_file", refused)
+    else:
+        monkeypatch.setattr(checkpoints.files, "open", refused, raising=False)
+    with pytest.raises(CheckpointError, match=r"20/.*cannot be read \(Permission denied\)"):
+        Checkpoints(folder).restore(shapes(state()))
+    monkeypatch.undo()
+    assert entries(folder) == {"10", "20"}
+
+
 def test_nothing_reaches_the_terminal(folder: Path) -> None:
     code = """
 import sys, numpy as np

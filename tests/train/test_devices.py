@@ -194,7 +194,7 @@ from ofa_jax.model.trees import flatten
 from ofa_jax.tasks.forecast import prepare_frame
 from ofa_jax.build import build_model
 from ofa_jax.train.checkpoints import Checkpoints
-from ofa_jax.train.loop import fit
+from ofa_jax.train.fit import fit
 from ofa_jax.train.devices import make_layout
 
 tiny, out = Tiny(), pathlib.Path(sys.argv[3])

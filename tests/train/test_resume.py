@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ofa_jax.config.load import load_experiment
 from ofa_jax.errors import CheckpointError, ConfigError, Interrupted, OfaError, TrainError
 from ofa_jax.files import run_lock
 from ofa_jax.model.trees import flatten
 from ofa_jax.runs.bundle import load_bundle
+from ofa_jax.runs.folder import is_finished
 from ofa_jax.runs.train import train_run
 from ofa_jax.train import loop
 from ofa_jax.train.events import CLOCK_FIELDS, EventLog, read_events
@@ -295,14 +297,14 @@ def test_the_log_keeps_complete_lines(tmp_path):
     log.append("train", step=1, **fields)
     size = log.sync()
     log.append("train", step=2, **fields)
-    assert log.cut(size, 1) == []
+    assert log.cut(size, 1, finished=False) == []
     assert read_events(path) == [{"event": "train", "step": 1, **fields}]
     assert log.last_step() == 1
     shorter = ["is shorter than at the last checkpoint; earlier events are lost"]
-    assert log.cut(10 * size, 9) == shorter
+    assert log.cut(10 * size, 9, finished=False) == shorter
     path.write_text(path.read_text() + '{"event": "tra')
     assert [event["step"] for event in read_events(path)] == [1]
-    assert log.cut(10 * size, 9) == shorter
+    assert log.cut(10 * size, 9, finished=False) == shorter
     log.append("finished", step=3, reason="all epochs done", best_epoch=2)
     assert [event["event"] for event in read_events(path)] == ["train", "finished"]
     assert read_events(tmp_path / "none.jsonl") == []
@@ -457,7 +459,7 @@ def test_when_every_checkpoint_is_damaged_nothing_is_lost(tiny, source, stopped)
     [
         ("train.learning_rate=0.02", r"train\.learning_rate was 0\.01, is now 0\.02"),
         ("train.seed=1", r"train\.seed was 2021, is now 1"),
-        ("train.epochs=9", r"train\.epochs was 3, is now 9"),
+        ("train.epochs=2", r"train\.epochs was 3, is now 2"),
         ("adapters.rank=8", r"adapters\.rank was 4, is now 8"),
         ("recipe=full", r"recipe was 'reference', is now 'full'; rules was"),
     ],
@@ -465,6 +467,37 @@ def test_when_every_checkpoint_is_damaged_nothing_is_lost(tiny, source, stopped)
 def test_other_settings_are_refused(tiny, source, undisturbed, override, named):
     with pytest.raises(ConfigError, match=named):
         train_run(tiny.experiment(source, override), undisturbed, Listener())
+
+
+def test_a_finished_run_can_be_trained_on(tiny, source, undisturbed, tmp_path):
+    longer, run = tmp_path / "longer", Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    listener = Listener()
+    train_run(tiny.experiment(source, "train.epochs=5"), longer, listener)
+    rising = (
+        "train.epochs is 5 and train.cosine_epochs 3: the learning rate is lowest in epoch 4 and rises again "
+        "after it"
+    )
+    assert listener.notices == [rising]
+    with pytest.raises(Interrupted):
+        train_run(tiny.experiment(source, "train.epochs=5"), run, Listener(after_chunks=1))
+    assert not is_finished(run)
+    listener = Listener()
+    train_run(load_experiment(run / "config.yaml"), run, listener)
+    assert listener.notices == [rising, "resumed at step 24"]
+    assert outcome(run) == outcome(longer)
+    again = Listener()
+    train_run(tiny.experiment(source, "train.epochs=6"), run, again)
+    assert "train.epochs raised from 5 to 6" in again.notices
+    assert [event["event"] for event in read_events(run / "metrics.jsonl")].count("finished") == 1
+
+
+def test_a_run_that_lost_its_patience_is_not_trained_on(tiny, source, tmp_path):
+    given = ("train.learning_rate=1", "train.schedule=constant", "train.patience=1", "train.epochs=30")
+    result = train_run(tiny.experiment(source, *given), tmp_path / "run")
+    assert result.reason == "no better validation mse for 1 epochs"
+    listener = Listener()
+    again = train_run(tiny.experiment(source, *given, "train.epochs=40"), tmp_path / "run", listener)
+    assert (again.reason, again.progress.step, listener.chunks) == (result.reason, result.progress.step, 0)
 
 
 def test_neutral_settings_may_change(tiny, source, undisturbed, tmp_path):

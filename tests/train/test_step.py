@@ -17,8 +17,9 @@ from ofa_jax.model.trees import flatten
 from ofa_jax.tasks.forecast import prepare_frame
 from ofa_jax.tasks.losses import reconstruction_error
 from ofa_jax.train.devices import SINGLE
+from ofa_jax.train.fit import fit
 from ofa_jax.train.lanes import Lane
-from ofa_jax.train.loop import Trainer, fit
+from ofa_jax.train.loop import Trainer
 from ofa_jax.train.optim import make_optimizer, make_schedule
 from ofa_jax.train.program import Program
 from ofa_jax.train.signals import StopRequest

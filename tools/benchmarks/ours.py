@@ -23,9 +23,9 @@ from ofa_jax.tasks.forecast import prepare_frame
 from ofa_jax.tasks.losses import FORECAST_LOSSES
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
 from ofa_jax.train.lanes import Lane
-from ofa_jax.train.loop import Reporter, Trainer
+from ofa_jax.train.loop import Trainer
 from ofa_jax.train.program import Program, resolve_auto_batch_sizes
-from ofa_jax.train.progress import SilentReporter
+from ofa_jax.train.progress import Reporter, SilentReporter
 from ofa_jax.windows.batch import gather
 from ofa_jax.windows.order import IndexStream
 from ofa_jax.windows.table import WindowSpec, WindowTable, sliding_windows

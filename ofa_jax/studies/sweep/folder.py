@@ -63,7 +63,9 @@ from ofa_jax.studies.sweep.program import SweepPrograms, bucket, cut, final_metr
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import EventLog
-from ofa_jax.train.loop import Reporter, Trainer
+from ofa_jax.train.loop import Trainer
+from ofa_jax.train.optim import remark_on_schedule
+from ofa_jax.train.progress import Reporter
 from ofa_jax.train.signals import StopRequest, stop_on_signal
 
 if TYPE_CHECKING:
@@ -210,7 +212,9 @@ def run_sweep(
         experiment = resolved(experiment, before.trunk.compute_dtype if before else None)
         data = read_data(experiment, relative=begun is None or begun.provenance.relative)
         experiment = experiment.replace({"task": data.settings})
-        for notice in data.notices:
+        own = experiment.train
+        remark = remark_on_schedule(own.schedule, own.epochs, own.cosine_epochs)
+        for notice in (*data.notices, *filter(None, [remark])):
             reporter.notice(notice)
         model = build_model(experiment)
         if not model.targets:

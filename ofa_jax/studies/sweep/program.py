@@ -39,8 +39,9 @@ from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.devices import SINGLE
 from ofa_jax.train.events import EventLog
 from ofa_jax.train.lanes import Lane
-from ofa_jax.train.loop import Reporter, Trainer
+from ofa_jax.train.loop import Trainer
 from ofa_jax.train.program import Program, resolve_auto_batch_sizes
+from ofa_jax.train.progress import Reporter
 from ofa_jax.windows.table import WindowTable
 
 if TYPE_CHECKING:
