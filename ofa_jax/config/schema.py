@@ -179,7 +179,7 @@ class Experiment(Section):
         Raises:
             pydantic.ValidationError: A value that its setting does not take.
         """
-        content = self.model_dump()
+        content = self.model_dump(exclude_unset=True)  # what is not given stays so: it may depend on data
         for path, value in changes.items():
             content = overlay(content, nest(path, value))
         return Experiment.model_validate(content)

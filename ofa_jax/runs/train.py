@@ -80,13 +80,15 @@ def train_run(
                 if (out / CONFIG_FILE).exists():
                     saved_run, made = read_config(out)
                     dtype = saved_run.trunk.compute_dtype
-                    begun = json.dumps({"dtype": dtype, "relative": made.relative}).encode()
+                    sizes = saved_sizes(experiment, saved_run)
+                    facts = {"dtype": dtype, "relative": made.relative, "sizes": sizes}
+                    begun = json.dumps(facts).encode()
         before = json.loads(broadcast_from_main(begun))
-        experiment = resolved(experiment, before.get("dtype"))
+        experiment = resolved(experiment.replace(before.get("sizes", {})), before.get("dtype"))
         with raise_together("reading data and trunk"):
             data = read_data(experiment, relative=before.get("relative", True))
-            experiment = experiment.replace({"task": data.settings})
-            for notice in data.notices:
+            experiment, notices = completed(experiment, data)
+            for notice in notices:
                 reporter.notice(notice)
             model = build_model(experiment)
         made = provenance(model, data)
@@ -117,6 +119,45 @@ def train_run(
             if main and saved is not None:
                 saved()
         return result
+
+
+FITTED = ("task.input_length", "task.horizon", "train.batch_size", "train.patience")
+"""Settings that depend on the data where they are not given."""
+
+FEWEST_STEPS = 8
+"""Steps of an epoch below which a default batch size is too large."""
+
+
+def completed(experiment: Experiment, data: TaskData) -> tuple[Experiment, list[str]]:
+    """The settings with what the data say, and the notices about the data.
+
+    Where the default batch size makes fewer than :data:`FEWEST_STEPS` steps an epoch, it becomes the power of
+    two that makes more, and the default patience all epochs, since few windows validate roughly.
+    """
+    experiment, notices = experiment.replace({"task": data.settings}), list(data.notices)
+    train, task = experiment.train, data.task
+    windows = task.tables["train"].size if task.groups is None else len(task.groups) - 1
+    few = windows < FEWEST_STEPS * train.batch_size and task.protocol == "strict"
+    if not few or "batch_size" in train.model_fields_set:
+        return experiment, notices
+    size = 2 ** ((max(windows, FEWEST_STEPS) // FEWEST_STEPS).bit_length() - 1)
+    fitted = {"train.batch_size": max(size, train.micro_batch or 1)}
+    if "patience" not in train.model_fields_set:
+        fitted["train.patience"] = max(train.patience, train.epochs)
+    listed = " and ".join(f"{path} = {value}" for path, value in fitted.items())
+    notices.append(f"an epoch has {windows:,} window(s), so settings that were not given fit: {listed}")
+    return experiment.replace(fitted), notices
+
+
+def saved_sizes(experiment: Experiment, saved: Experiment) -> dict[str, int]:
+    """The values of a saved run for those of :data:`FITTED` that are not given."""
+    found = {}
+    for path in FITTED:
+        section, _, name = path.partition(".")
+        given, kept = getattr(experiment, section), getattr(saved, section)
+        if name not in given.model_fields_set and hasattr(given, name) and hasattr(kept, name):
+            found[path] = getattr(kept, name)
+    return found
 
 
 def read_data(experiment: Experiment, *, relative: bool = True) -> TaskData:
