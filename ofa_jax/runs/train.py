@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa_jax.adapters.bundle import META_FILE
-from ofa_jax.build import build_model
+from ofa_jax.build import Model, build_model
 from ofa_jax.config.load import dump_experiment
 from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
@@ -76,7 +76,7 @@ def train_run(
         begun = b"{}"
         with raise_together("opening the run folder"):
             if main:
-                stack.enter_context(locked_folder(out, CONFIG_FILE, [BUNDLE], kind="run folder"))
+                stack.enter_context(locked_folder(out, CONFIG_FILE, [BUNDLE, FINAL], kind="run folder"))
                 if (out / CONFIG_FILE).exists():
                     saved_run, made = read_config(out)
                     dtype = saved_run.trunk.compute_dtype
@@ -118,8 +118,41 @@ def train_run(
                 writer(result.best, result.progress, values)
             if main and saved is not None:
                 saved()
+        if experiment.train.refit:
+            _refit(out, experiment, model, data, result, reporter, main=main)
         return result
 
+
+def _refit(
+    out: Path,
+    experiment: Experiment,
+    model: Model,
+    data: TaskData,
+    result: FitResult,
+    reporter: Reporter,
+    *,
+    main: bool,
+) -> None:
+    """Train from the start on all parts, for as many epochs as were best, and write the bundle ``FINAL``."""
+    epochs = max(1, result.progress.best_epoch)
+    reporter.notice(f"training on all parts for {epochs} epoch(s), into {out / FINAL}, for `predict` alone")
+    settings = experiment.train.model_copy(update={"epochs": epochs, "patience": epochs})
+    final = fit(
+        model.predict,
+        data.task.on_all_parts(),
+        frozen=model.frozen,
+        trainable=model.trainable,
+        settings=resolve_auto_batch_sizes(settings, model.network),
+        reporter=reporter,
+        checkpoints=Checkpoints(out / f"{FINAL}_{CHECKPOINTS}") if main else None,
+    )
+    with raise_together("saving the final bundle"):
+        if main:
+            BundleWriter(out / FINAL, experiment, model, data)(final.last, result.progress)
+
+
+FINAL = "final"
+"""Folder of the bundle that ``train.refit`` writes."""
 
 FITTED = ("task.input_length", "task.horizon", "train.batch_size", "train.patience")
 """Settings that depend on the data where they are not given."""

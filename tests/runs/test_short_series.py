@@ -12,8 +12,10 @@ import pytest
 
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Experiment
-from ofa_jax.errors import DataError
+from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.inference import predict
+from ofa_jax.model.trees import flatten
+from ofa_jax.runs.bundle import load_bundle
 from ofa_jax.runs.folder import read_config
 from ofa_jax.runs.train import completed, open_run, read_data, train_run
 from ofa_jax.train.progress import SilentReporter
@@ -136,3 +138,40 @@ def test_a_run_keeps_the_sizes_it_began_with(tmp_path):
     train_run(asked("forecast", path, **small), tmp_path / "run")
     train_run(asked("forecast", path, train={"epochs": 1}), tmp_path / "run")  # the same run, sizes not given
     assert read_config(tmp_path / "run")[0].task.input_length == 24
+
+
+@pytest.mark.parametrize("task", ["forecast", "short_term", "imputation"])
+def test_a_refit_sees_every_part_and_leaves_the_run_as_it_is(tmp_path, task):
+    path = months(tmp_path / "a.csv")
+    plain = asked(task, path, train={"epochs": 2, "batch_size": 16, "learning_rate": 0.01})
+    result = train_run(plain, tmp_path / "run")
+    bundle = {file.name: file.read_bytes() for file in (tmp_path / "run" / "bundle").iterdir()}
+    assert not (tmp_path / "run" / "final").exists()
+    reporter = Notices()
+    again = train_run(plain.replace({"train.refit": True}), tmp_path / "run", reporter)  # once it is finished
+    assert again.progress == result.progress
+    assert any("training on all parts for" in text for text in reporter.said)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run" / "bundle").iterdir()} == bundle
+    scored, final = load_bundle(tmp_path / "run"), load_bundle(tmp_path / "run" / "final")
+    assert final.record.best_epoch == scored.record.best_epoch
+    found, first = (flatten(one.model.trainable) for one in (final, scored))
+    assert all(np.isfinite(leaf).all() for leaf in found.values())
+    assert any(not np.array_equal(leaf, first[name]) for name, leaf in found.items())
+
+
+def test_the_windows_of_a_refit_have_every_row_after_the_first_input_as_a_target(tmp_path):
+    path = months(tmp_path / "a.csv")
+    data = read_data(asked("forecast", path, task={"input_length": 24, "horizon": 6}))
+    table = data.task.on_all_parts().tables["train"]
+    begin = table.first + table.x_valid
+    assert {row for first in begin for row in range(first, first + 6)} == set(range(24, 144))
+    short = read_data(asked("short_term", path, task={"input_length": 24, "horizon": 6})).task.on_all_parts()
+    assert short.groups is not None
+    assert short.groups.tolist() == [0, short.tables["train"].size]
+    assert (short.tables["train"].first + short.tables["train"].x_valid).max() == 138
+
+
+@pytest.mark.parametrize("task", ["zero_shot", "anomaly"])
+def test_a_refit_where_there_is_nothing_to_refit_is_refused(tmp_path, task):
+    with pytest.raises(ConfigError, match=f"the task '{task}' trains on no other parts"):
+        asked(task, tmp_path / "a", train={"refit": True})
