@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 def printable(text: object) -> str:
     """A text from outside as it may be shown in a terminal: control and formatting characters are escaped."""
@@ -34,6 +36,21 @@ def _sentence(text: str) -> str:
 
 class DataError(OfaError):
     """A data file, frame or window that cannot be used."""
+
+
+class TooShort(DataError):
+    """Data with too few steps; ``sizes`` are settings of the task, by name, with which they can be used."""
+
+    def __init__(
+        self, what: str, *, where: str | None = None, fix: str | None = None, sizes: Mapping[str, int]
+    ) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.sizes = sizes
+
+
+def sizes_text(sizes: Mapping[str, int]) -> str:
+    """Sizes as settings: ``task.input_length to 42 and task.horizon to 16``."""
+    return " and ".join(f"task.{name} to {value}" for name, value in sizes.items())
 
 
 class WeightsError(OfaError):

@@ -97,6 +97,7 @@ class TrainConfig(Section):
     cosine_epochs: Positive = Field(20, description="epochs from initial to minimum learning rate, T_max")
     min_learning_rate: NonNegativeFloat = Field(1e-8, description="learning rate at the cosine's end")
     patience: Positive = Field(3, description="epochs without a better validation loss before stopping")
+    refit: bool = Field(False, description="also train on all parts, as long as was best, into RUN/final")
     seed: Seed = Field(2021, description="seed of batch order and dropout")
     chunk: Positive = Field(
         32, description="most steps per dispatch, of about 2 s; up to 32 give the same bits"
@@ -167,6 +168,10 @@ class Experiment(Section):
                 f"the task {name!r} reads step by step; network.patch and network.stride must be 1"
             )
         self.task.check(self.data, network)
+        if self.train.refit and not self.task.refits:
+            raise ValueError(
+                f"train.refit is set, but the task {name!r} trains on no other parts; leave it out"
+            )
         read_by_any = frozenset().union(*(kind.reads for kind in task_settings().values()))
         for path in sorted(read_by_any - self.task.reads):
             section, _, field = path.partition(".")
@@ -182,7 +187,7 @@ class Experiment(Section):
         Raises:
             pydantic.ValidationError: A value that its setting does not take.
         """
-        content = self.model_dump()
+        content = self.model_dump(exclude_unset=True)  # what is not given stays so: it may depend on data
         for path, value in changes.items():
             content = overlay(content, nest(path, value))
         return Experiment.model_validate(content)

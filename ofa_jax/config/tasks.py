@@ -125,10 +125,12 @@ class TaskSettings(Section):
     Class attributes:
         reads: Settings of other sections that this task reads and some other task does not.
         patched: Whether the network reads patches; otherwise it reads step by step.
+        refits: Whether ``train.refit`` may train on its validation and test part.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
     patched: ClassVar[bool] = True
+    refits: ClassVar[bool] = False
 
     name: str
     input_length: Steps = Field(336, description="input steps, L")
@@ -146,6 +148,7 @@ class ForecastSettings(TaskSettings):
     """Long-term forecasting; few-shot with ``data.percent``."""
 
     reads = _SERIES | _SPLIT | {"data.season"}
+    refits = True
 
     name: Literal["forecast"] = Field(
         "forecast", description="the task; few-shot is forecast with data.percent"
@@ -181,6 +184,7 @@ class ShortTermSettings(TaskSettings):
 
     reads = _SERIES - {"data.columns"} | {"data.season", "network.read_width", "network.embed_width"}
     patched = False
+    refits = True
 
     name: Literal["short_term"]
     horizon: Steps = _HORIZON
@@ -227,6 +231,7 @@ class ImputationSettings(TaskSettings):
 
     reads = _SERIES | _SPLIT
     patched = False
+    refits = True
 
     name: Literal["imputation"]
     input_length: Steps = Field(96, description="input steps, L")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ofa_jax.config.tasks import SplitRule
-from ofa_jax.errors import DataError
+from ofa_jax.errors import DataError, TooShort, sizes_text
 
 Split = Literal["train", "validation", "test"]
 Borders = dict[Split, tuple[int, int]]
@@ -71,24 +71,25 @@ def borders(
     if short is not None:
         share = f" ({percent} % of it kept)" if short == "train" and percent < 100 else ""
         parts = f"the {short} part{share} has {rows[short]} rows and windows need {needed}"
-        fitting = _fitting(train, min(validation, test), input_length, horizon or 0, percent)
-        fix = fitting + (", or raise data.percent" if share else "")
+        sizes = _fitting(train, min(validation, test), input_length, horizon or 0, percent)
+        fix = f"Set {sizes_text(sizes)}" if sizes else "No input length and horizon fit these rows"
+        fix += ", or raise data.percent" if share else ""
         what = f"by the rule `{rule}`, {parts}"
         if rule == "ratio":  # the other rules' parts do not grow with the rows
             what, fix = f"{n_rows} row(s) are too few: {what}", f"{fix}, or give more rows"
-        raise DataError(what, where=source, fix=fix)
+        raise TooShort(what, where=source, fix=fix, sizes=sizes)
     return found
 
 
-def _fitting(train: int, held_out: int, length: int, horizon: int, percent: int) -> str:
-    """Which input length and horizon would fit parts of so many rows, as advice; sizes that fit are kept."""
+def _fitting(train: int, held_out: int, length: int, horizon: int, percent: int) -> dict[str, int]:
+    """Which input length and horizon would fit parts of so many rows; those that fit are left out."""
     chosen = min(horizon, held_out, (train - 1) * percent // 100)
     longest = train - -(-100 * chosen // percent)
     if chosen < min(horizon, 1) or longest < 1:
-        return "No input length and horizon fit these rows"
+        return {}
     half = max(1, longest // 2)  # so that there is more than one window to train on
     sizes = {"input_length": (length, length if length <= longest else half), "horizon": (horizon, chosen)}
-    return "Set " + " and ".join(f"task.{name} to {now}" for name, (was, now) in sizes.items() if now != was)
+    return {name: now for name, (was, now) in sizes.items() if now != was}
 
 
 def _part_lengths(n_rows: int, rule: SplitRule, ratios: tuple[float, float, float]) -> tuple[int, int, int]:

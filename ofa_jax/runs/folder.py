@@ -46,7 +46,7 @@ PLACES = ("data.source", "data.target", "trunk.source", "trunk.revision")
 
 _SPEED = "chunk checkpoint_minutes gradient_log micro_batch eval_batch_size parallel fsdp"
 SPEED = frozenset(f"train.{name}" for name in _SPEED.split())
-NEUTRAL = SPEED.union(PLACES)
+NEUTRAL = SPEED.union(PLACES, ["train.refit"])
 """Settings that change no number of a run beyond rounding and may differ when it is resumed."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa_jax.adapters.bundle import META_FILE
-from ofa_jax.build import build_model
+from ofa_jax.build import Model, build_model
 from ofa_jax.config.load import dump_experiment
 from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
@@ -79,20 +79,20 @@ def train_run(
         with raise_together("opening the run folder"):
             if main:
                 stack.enter_context(
-                    locked_folder(out, CONFIG_FILE, [BUNDLE, METRICS_FILE], kind="run folder")
+                    locked_folder(out, CONFIG_FILE, [BUNDLE, FINAL, METRICS_FILE], kind="run folder")
                 )
                 if (out / CONFIG_FILE).exists():
                     saved_run, made = read_config(out)
                     dtype = saved_run.trunk.compute_dtype
-                    begun = json.dumps({"dtype": dtype, "relative": made.relative}).encode()
+                    sizes = saved_sizes(experiment, saved_run)
+                    facts = {"dtype": dtype, "relative": made.relative, "sizes": sizes}
+                    begun = json.dumps(facts).encode()
         before = json.loads(broadcast_from_main(begun))
-        experiment = resolved(experiment, before.get("dtype"))
+        experiment = resolved(experiment.replace(before.get("sizes", {})), before.get("dtype"))
         with raise_together("reading data and trunk"):
             data = read_data(experiment, relative=before.get("relative", True))
-            experiment = experiment.replace({"task": data.settings})
-            own = experiment.train
-            remark = remark_on_schedule(own.schedule, own.epochs, own.cosine_epochs)
-            for notice in (*data.notices, *filter(None, [remark])):
+            experiment, notices = completed(experiment, data)
+            for notice in notices:
                 reporter.notice(notice)
             model = build_model(experiment)
         made = provenance(model, data)
@@ -122,7 +122,80 @@ def train_run(
                 writer(result.best, result.progress, values)
             if main and saved is not None:
                 saved()
+        if experiment.train.refit:
+            _refit(out, experiment, model, data, result, reporter, main=main)
         return result
+
+
+def _refit(
+    out: Path,
+    experiment: Experiment,
+    model: Model,
+    data: TaskData,
+    result: FitResult,
+    reporter: Reporter,
+    *,
+    main: bool,
+) -> None:
+    """Train from the start on all parts, for as many epochs as were best, and write the bundle ``FINAL``."""
+    epochs = max(1, result.progress.best_epoch)
+    reporter.notice(f"training on all parts for {epochs} epoch(s), into {out / FINAL}, for `predict` alone")
+    settings = experiment.train.model_copy(update={"epochs": epochs, "patience": epochs})
+    final = fit(
+        model.predict,
+        data.task.on_all_parts(),
+        frozen=model.frozen,
+        trainable=model.trainable,
+        settings=resolve_auto_batch_sizes(settings, model.network),
+        reporter=reporter,
+        checkpoints=Checkpoints(out / f"{FINAL}_{CHECKPOINTS}") if main else None,
+    )
+    with raise_together("saving the final bundle"):
+        if main:
+            BundleWriter(out / FINAL, experiment, model, data)(final.last, result.progress)
+
+
+FINAL = "final"
+"""Folder of the bundle that ``train.refit`` writes."""
+
+FITTED = ("task.input_length", "task.horizon", "train.batch_size", "train.patience")
+"""Settings that depend on the data where they are not given."""
+
+FEWEST_STEPS = 8
+"""Steps of an epoch below which a default batch size is too large."""
+
+
+def completed(experiment: Experiment, data: TaskData) -> tuple[Experiment, list[str]]:
+    """The settings with what the data say, and the notices about the data.
+
+    Where the default batch size makes fewer than :data:`FEWEST_STEPS` steps an epoch, it becomes the power of
+    two that makes more, and the default patience all epochs, since few windows validate roughly.
+    """
+    experiment, notices = experiment.replace({"task": data.settings}), list(data.notices)
+    train, task = experiment.train, data.task
+    windows = task.tables["train"].size if task.groups is None else len(task.groups) - 1
+    few = windows < FEWEST_STEPS * train.batch_size and task.protocol == "strict"
+    if few and "batch_size" not in train.model_fields_set:
+        size = 2 ** ((max(windows, FEWEST_STEPS) // FEWEST_STEPS).bit_length() - 1)
+        fitted = {"train.batch_size": max(size, train.micro_batch or 1)}
+        if "patience" not in train.model_fields_set:
+            fitted["train.patience"] = max(train.patience, train.epochs)
+        listed = " and ".join(f"{path} = {value}" for path, value in fitted.items())
+        notices.append(f"an epoch has {windows:,} window(s), so settings that were not given fit: {listed}")
+        experiment = experiment.replace(fitted)
+    remark = remark_on_schedule(train.schedule, train.epochs, train.cosine_epochs)
+    return experiment, [*notices, *filter(None, [remark])]
+
+
+def saved_sizes(experiment: Experiment, saved: Experiment) -> dict[str, int]:
+    """The values of a saved run for those of :data:`FITTED` that are not given."""
+    found = {}
+    for path in FITTED:
+        section, _, name = path.partition(".")
+        given, kept = getattr(experiment, section), getattr(saved, section)
+        if name not in given.model_fields_set and hasattr(given, name) and hasattr(kept, name):
+            found[path] = getattr(kept, name)
+    return found
 
 
 def read_data(experiment: Experiment, *, relative: bool = True) -> TaskData:

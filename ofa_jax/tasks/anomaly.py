@@ -63,10 +63,6 @@ def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "stric
     scaler = fit_scaler(stream.train, names, source=source)
     layout = partial(_published, smd=data.source == "smd") if published else _strict
     tables, reference, scored, begins, notices = layout(stream, length, task.step)
-    for split, table in tables.items():
-        if not table.size:
-            what = f"the {split} part has no window of {length} steps"
-            raise DataError(what, where=source, fix="Shorten task.input_length")
     label = stream.test_label[scored.rows - len(stream.train)]
     if label.all() or not label.any():
         kind = "anomalous" if label.all() else "normal"
@@ -146,7 +142,8 @@ def _strict(stream: LabelledStream, length: int, step: int) -> Layout:
     for name, steps in zip(stream.segments, np.diff(stream.test_borders).tolist(), strict=True):
         if 0 < steps < length:  # a recording without any test step has nothing to score
             what = f"the test recording `{name}` has {steps} steps, a window needs {length}"
-            raise DataError(what, where=stream.source, fix="Shorten task.input_length, or leave it out")
+            raise DataError(what, where=stream.source, fix=f"{_shorten(steps)}, or leave it out")
+    _check_length(stream.source, length, train=np.diff(fitted), validation=np.diff(held))
     scored = each_step_once(n_train + stream.test_borders, length)
     tables: dict[Split, WindowTable] = {
         "train": every_step(fitted, length, step).table,
@@ -160,11 +157,29 @@ def _strict(stream: LabelledStream, length: int, step: int) -> Layout:
     return tables, each_step_once(rows, length), scored, begins, [notice] if unused else []
 
 
+def _check_length(source: str, length: int, **recordings: np.ndarray) -> None:
+    """Refuse parts without a recording of ``length`` steps."""
+    longest = {split: int(steps.max(initial=0)) for split, steps in recordings.items()}
+    for split, steps in longest.items():
+        if steps < length:
+            what = f"the {split} part has no window of {length} steps"
+            raise DataError(what, where=source, fix=_shorten(min(longest.values())))
+
+
+def _shorten(steps: int) -> str:
+    if not steps:
+        return "Give longer recordings"
+    return f"Set task.input_length to at most {steps} and network.segment to a divisor of it"
+
+
 def _published(stream: LabelledStream, length: int, step: int, *, smd: bool) -> Layout:
     n_train, n_test, test_step = len(stream.train), len(stream.test), step if smd else 1
+    last = int(n_train * (1 - VALIDATION_SHARE))
+    parts = {"train": n_train, **({"validation": n_train - last} if smd else {}), "test": n_test}
+    _check_length(stream.source, length, **{name: np.array([steps]) for name, steps in parts.items()})
     reference = every_step(np.array([0, n_train]), length, step)
     scored = every_step(np.array([n_train, n_train + n_test]), length, test_step)
-    held = every_step(np.array([int(n_train * (1 - VALIDATION_SHARE)), n_train]), length, step)
+    held = every_step(np.array([last, n_train]), length, step)
     tables: dict[Split, WindowTable] = {
         "train": reference.table,
         "validation": held.table if smd else scored.table,

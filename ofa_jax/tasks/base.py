@@ -107,6 +107,15 @@ class Task:
         }
         return replace(self, spec=replace(self.spec, input_length=length), tables=tables)
 
+    def on_all_parts(self) -> Task:
+        """The same task whose training windows are those of all parts, for a model that only forecasts."""
+        every = [np.concatenate(columns) for columns in zip(*self.tables.values(), strict=True)]
+        table, groups = WindowTable(*every), self.groups
+        if groups is not None:
+            table = table.take(np.argsort(table.window_id, kind="stable"))
+            groups = np.append(0, np.cumsum(np.unique(table.window_id, return_counts=True)[1]))
+        return replace(self, tables={**self.tables, "train": table}, groups=groups)
+
     def with_full_batches(self, batch_size: int) -> Task:
         """Validation and test cut to full batches where the published protocol drops the rest (§5 row 6).
 

@@ -22,7 +22,7 @@ from ofa_jax.data.missing import count_filled, filled_notices
 from ofa_jax.data.seasons import season_length, season_notices
 from ofa_jax.data.splits import Split
 from ofa_jax.data.tables import unpacked_name
-from ofa_jax.errors import ConfigError, DataError
+from ofa_jax.errors import ConfigError, TooShort, sizes_text
 from ofa_jax.model.networks import ForecastNetwork, ShortTermNetwork
 from ofa_jax.tasks.base import Score, Sums, Task, TaskData, TaskKind
 from ofa_jax.tasks.forecast import apply, as_pairs, linear_baselines, read_series
@@ -60,11 +60,12 @@ def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protoc
     counts = np.maximum(kept - length - horizon + 1, 0)
     if not counts.any():
         least = length + 2 * horizon - (-100 * horizon // data.percent)
-        fitting = _fitting(int(source.lengths.max()), length, horizon, data.percent)
+        sizes = _fitting(int(source.lengths.max()), length, horizon, data.percent)
+        fitting = f"set {sizes_text(sizes)}" if sizes else "these are too short for any task.horizon"
         what = f"no series has {length} input, {horizon} target and {2 * horizon} held-out steps"
         fix = f"Series of at least {least} steps are needed; {fitting}"
         fix += f", or raise data.percent from {data.percent}" if data.percent < 100 else ""
-        raise DataError(what, where=source.source, fix=fix)
+        raise TooShort(what, where=source.source, fix=fix, sizes=sizes)
     origin = _forecastable(target, horizon)
     rows, first, far = _lay(source, target)
     train = _windows(first, length, counts, source.lengths, length, horizon)
@@ -78,13 +79,24 @@ def prepare_zero_shot(data: DataConfig, task: ZeroShotSettings, protocol: Protoc
     )
 
 
-def _fitting(steps: int, length: int, horizon: int, percent: int) -> str:
-    """The input length and horizon that a series of so many steps can be trained with, as advice."""
-    chosen = min(horizon, (steps - 1) * percent // (2 * percent + 100))
-    longest = steps - 2 * chosen + (-100 * chosen // percent)
-    if chosen < 1:
-        return "these are too short for any task.horizon"
-    return f"set task.input_length to {min(length, longest)} and task.horizon to {chosen}"
+def _fitting(steps: int, length: int, horizon: int, percent: int) -> dict[str, int]:
+    """The input length and horizon that a series of so many steps can be trained with, in several windows."""
+
+    def longest(horizon: int) -> int:
+        return steps - 2 * horizon + (-100 * horizon // percent)
+
+    if longest(horizon) < 2 * horizon:
+        horizon = min(horizon, max(1, steps * percent // (6 * percent + 200)))  # an eighth, of all steps
+    if longest(horizon) < 1:
+        return {}
+    own = length if length <= longest(horizon) else max(1, longest(horizon) // 2)
+    return {"input_length": own, "horizon": horizon}
+
+
+def _eighth(steps: int) -> dict[str, int]:
+    """Sizes for a series of so many steps, with the input twice the horizon as in M4 (protocol §2)."""
+    horizon = max(1, steps // 8)
+    return {"input_length": 2 * horizon, "horizon": horizon}
 
 
 def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Protocol = "strict") -> TaskData:
@@ -110,10 +122,11 @@ def prepare_short_term(data: DataConfig, task: ShortTermSettings, protocol: Prot
     if not counts.any():
         rest = 2 * horizon if protocol == "strict" else horizon
         what = f"no series is long enough to train on: the last {rest} steps of each are held out"
-        most = (int(collection.lengths.max()) - 2) * horizon // rest
-        shorten = f"; set task.horizon to {most}" if most >= 1 else ""
+        most = int(collection.lengths.max())
+        sizes = _eighth(most) if most >= 2 + rest // horizon else {}
+        shorten = f"; set task.horizon to {sizes['horizon']}" if sizes else ""
         fix = f"Series of at least {rest + 2} steps are needed{shorten}"
-        raise DataError(what, where=collection.source, fix=fix)
+        raise TooShort(what, where=collection.source, fix=fix, sizes=sizes)
     rows, first, _ = _lay(collection, collection)
     train = _windows(first, lowest, counts, ends, length, horizon)
     held: dict[Split, HeldOut] = {
@@ -329,7 +342,8 @@ def _forecastable(collection: SeriesCollection, horizon: int) -> np.ndarray:
         what = f"series `{name}` has {steps} step(s), horizon is {horizon}"
         shortest = int(collection.lengths.min())
         shorten = f"Set task.horizon to at most {shortest - 1}, or leave" if shortest > 1 else "Leave"
-        raise DataError(what, where=collection.source, fix=f"{shorten} such series out")
+        sizes = _eighth(shortest) if shortest >= 16 else {}  # a few steps say nothing of the other series
+        raise TooShort(what, where=collection.source, fix=f"{shorten} such series out", sizes=sizes)
     return origin
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, TaskSettings
+from ofa_jax.errors import TooShort, sizes_text
 from ofa_jax.tasks import anomaly, classification, forecast, imputation, series
 from ofa_jax.tasks.base import TaskData, TaskKind
 
@@ -33,6 +34,27 @@ def prepare(data: DataConfig, task: TaskSettings, *, protocol: Protocol, batch_s
         DataError: The data cannot be read, or do not fit the task.
         ConfigError: A setting is out of range.
     """
-    made = TASKS[task.name].prepare(data, task, protocol)
+    made = _fitted(data, task, protocol)
     made.task.check_targets(data.source)
     return replace(made, task=made.task.with_full_batches(batch_size))
+
+
+def _fitted(data: DataConfig, task: TaskSettings, protocol: Protocol) -> TaskData:
+    """The data, with defaults of the task that are too long for them replaced by sizes that fit."""
+    now, given = task, task.model_fields_set
+    fitted: dict[str, int] = {}
+    while True:
+        try:
+            made = TASKS[task.name].prepare(data, now, protocol)
+            break
+        except TooShort as error:
+            unset = {name: size for name, size in error.sizes.items() if name not in given}
+            smaller = {name: size for name, size in unset.items() if size < getattr(now, name)}
+            if not smaller:
+                raise
+            fitted |= smaller
+            now = task.model_copy(update=fitted)
+    if not fitted:
+        return made
+    notice = f"the series are short, so sizes that were not given fit them: {sizes_text(fitted)}"
+    return replace(made, notices=(notice.replace(" to ", " = "), *made.notices))

@@ -22,9 +22,10 @@ from ofa_jax.train.step import Params, Predict
 
 
 class FitResult(NamedTuple):
-    """The best trainable tree on validation (NumPy leaves), the final counters, and why training ended."""
+    """The best tree on validation and the last one (NumPy leaves), counters, and why training ended."""
 
     best: Params
+    last: Params
     progress: Progress
     reason: str
 
@@ -67,4 +68,4 @@ def fit(
     with stop_on_signal(reporter.notice) as request:
         trainer.run(request)
     lane.keep()
-    return FitResult(lane.best, lane.progress, lane.progress.finished)
+    return FitResult(lane.best, trainer.trainable(0), lane.progress, lane.progress.finished)

@@ -353,7 +353,7 @@ def test_what_cannot_be_used_is_one_clear_error(protocol):
     )
     refused(
         DataError,
-        r"the train part has no window of 10 steps\. Shorten task\.input_length",
+        r"the train part has no window of 10 steps\. Set task\.input_length to at most [29] and",
         stream([9]),
         **options,
     )
@@ -371,7 +371,7 @@ def test_what_cannot_be_used_is_one_clear_error(protocol):
 def test_what_only_strict_refuses():
     refused(
         DataError,
-        r"memory: the test recording `part-1` has 9 steps, a window needs 10\. Shorten",
+        r"the test recording `part-1` has 9 steps, a window needs 10\. Set task\.input_length to at most 9",
         stream([60, 60], [11, 9]),
     )
     refused(DataError, r"memory: the validation part has no window of 10 steps", stream([45]))

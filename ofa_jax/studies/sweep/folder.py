@@ -57,14 +57,13 @@ from ofa_jax.runs.folder import (
     provenance,
     resolved,
 )
-from ofa_jax.runs.train import read_data
+from ofa_jax.runs.train import completed, read_data, saved_sizes
 from ofa_jax.studies.sweep.cells import SETTINGS, Axes, Cell, Group, adapters_at_once, cells_of, groups_of
 from ofa_jax.studies.sweep.program import SweepPrograms, bucket, cut, final_metrics
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.events import EventLog
 from ofa_jax.train.loop import Trainer
-from ofa_jax.train.optim import remark_on_schedule
 from ofa_jax.train.progress import Reporter
 from ofa_jax.train.signals import StopRequest, stop_on_signal
 
@@ -209,12 +208,11 @@ def run_sweep(
     with locked_folder(out, RECORD, files, kind="sweep folder"):
         begun = read_sweep(out) if (out / RECORD).exists() else None
         before = build_experiment(begun.settings, where=str(out / RECORD)) if begun else None
+        experiment = experiment.replace(saved_sizes(experiment, before) if before else {})
         experiment = resolved(experiment, before.trunk.compute_dtype if before else None)
         data = read_data(experiment, relative=begun is None or begun.provenance.relative)
-        experiment = experiment.replace({"task": data.settings})
-        own = experiment.train
-        remark = remark_on_schedule(own.schedule, own.epochs, own.cosine_epochs)
-        for notice in (*data.notices, *filter(None, [remark])):
+        experiment, notices = completed(experiment, data)
+        for notice in notices:
             reporter.notice(notice)
         model = build_model(experiment)
         if not model.targets:
