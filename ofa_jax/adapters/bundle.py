@@ -29,7 +29,7 @@ from ofa_jax.model import trees
 
 TRAINED_FILE = "trained.safetensors"
 META_FILE = "ofa.json"
-BUNDLE_FORMAT = 3
+BUNDLE_FORMAT = 4
 
 _Spread = Annotated[float, Field(ge=1e-30, le=1e30)]
 _STANDARDIZED = 1e12
@@ -55,9 +55,12 @@ class ScalerRecord(Record):
 
 
 class FrozenRecord(Record):
-    """What identifies the parameters that are not in a bundle: the trunk and the frozen layers around it."""
+    """What identifies the parameters that are not in a bundle: the trunk and the frozen layers around it.
 
-    trunk_source: str
+    ``trunk_source`` is ``id@commit`` of the hub, ``random`` or another trunk without weights; None: a folder.
+    """
+
+    trunk_source: str | None
     trunk_sha256: Sha256
     trunk_config: dict[str, int | float | bool | str | None]
     rule: str
@@ -70,7 +73,8 @@ class BundleRecord(FileRecord):
     names.
 
     Format 3 added ``filled``, the number of missing values that were filled in the data of training, and its
-    ``sha256`` covers ``format``.
+    ``sha256`` covers ``format``. Format 4 names no folder: ``trunk.source`` of its settings is null where the
+    trunk's weights are in one that did not come from the hub.
     """
 
     newest = BUNDLE_FORMAT
