@@ -20,7 +20,7 @@ from ofa_jax.errors import CheckpointError, ConfigError, TrainError
 from ofa_jax.model import frozen_init, trees
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
 from ofa_jax.model.networks import AttentionTrunk, Network, NoTrunk, TrunkModule, base_shapes, init_base
-from ofa_jax.model.weights import Trunk, load_trunk, random_trunk, read_config
+from ofa_jax.model.weights import Trunk, hub_origin, load_trunk, random_trunk, read_config
 from ofa_jax.tasks.table import TASKS
 
 RANDOM = "random"
@@ -152,9 +152,13 @@ def build_model(experiment: Experiment) -> Model:
 
 
 def frozen_record(model: Model, seed: int) -> dict[str, Any]:
-    """What identifies the parameters that a bundle does not contain: trunk, rule, seed and fingerprints."""
+    """What identifies the parameters that a bundle does not contain: trunk, rule, seed and fingerprints.
+
+    The trunk's origin is named only where it is no folder of this machine.
+    """
+    origin = model.trunk_source
     return {
-        "trunk_source": model.trunk_source,
+        "trunk_source": origin if origin in (RANDOM, *REPLACED) or hub_origin(origin) else None,
         "trunk_sha256": model.trunk_sha256,
         "trunk_config": trunk_mathematics(model.network.trunk.config),
         "rule": frozen_init.RULE,
@@ -184,7 +188,9 @@ def restore_model(experiment: Experiment, bundle: Bundle, *, where: str = "bundl
     if saved.rule != found["rule"]:
         what = f"the frozen layers were drawn by rule {saved.rule!r}, this version uses {found['rule']!r}"
     elif saved.trunk_sha256 != found["trunk_sha256"]:
-        what = f"the trunk {source} is not the one of training, which came from {saved.trunk_source}"
+        origin = saved.trunk_source or "a folder"
+        what = f"the trunk {source} is not the one of training, which came from {origin}"
+        what += f" and has the sha256 {saved.trunk_sha256}"
         fix = "Pass the original trunk's folder or hub id as `trunk`"
     elif other:
         what = f"the trunk {source} has the right weights but another {', '.join(other)} than in training"

@@ -56,9 +56,12 @@ class ScalerRecord(Record):
 
 
 class FrozenRecord(Record):
-    """What identifies the parameters that are not in a bundle: the trunk and the frozen layers around it."""
+    """What identifies the parameters that are not in a bundle: the trunk and the frozen layers around it.
 
-    trunk_source: str
+    ``trunk_source`` is ``id@commit`` of the hub, ``random`` or another trunk without weights; None: a folder.
+    """
+
+    trunk_source: str | None
     trunk_sha256: Sha256
     trunk_config: dict[str, int | float | bool | str | None]
     rule: str
@@ -71,8 +74,9 @@ class BundleRecord(FileRecord):
     names.
 
     Format 3 added ``filled``, the number of missing values that were filled in the data of training, and its
-    ``sha256`` covers ``format``. Format 4 added ``relative``: whether windows are relative to their last
-    input.
+    ``sha256`` covers ``format``. Format 4 added ``relative``, whether windows are relative to their last input,
+    and names no folder: ``trunk.source`` of its settings is null where the trunk's weights are in one that did
+    not come from the hub.
     """
 
     newest = BUNDLE_FORMAT

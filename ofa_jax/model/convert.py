@@ -15,7 +15,16 @@ import numpy as np
 from ofa_jax.errors import WeightsError
 from ofa_jax.files import atomic_folder, sha256_file, write_json
 from ofa_jax.model import trees
-from ofa_jax.model.weights import CONFIG, MANIFEST, WEIGHTS, Trunk, listing, load_trunk, trunk_tensors
+from ofa_jax.model.weights import (
+    CONFIG,
+    MANIFEST,
+    WEIGHTS,
+    Trunk,
+    hub_origin,
+    listing,
+    load_trunk,
+    trunk_tensors,
+)
 
 
 def convert(
@@ -53,7 +62,7 @@ def save_trunk(trunk: Trunk, out: str | Path, dtype: str = "float32") -> dict[st
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         save_file(stored, scratch / WEIGHTS, metadata={"format": "pt"})
         record = {
-            "source": trunk.source,
+            "source": trunk.source if trunk.source == "random" or hub_origin(trunk.source) else "a folder",
             "sha256": sha256_file(scratch / WEIGHTS),
             "config_sha256": sha256_file(scratch / CONFIG),
             "fingerprint": trees.fingerprint(sorted(loaded.items())),

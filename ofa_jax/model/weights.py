@@ -60,6 +60,9 @@ class Trunk:
         return trees.fingerprint(trees.flatten(self.params).items())
 
 
+_HUB_ID = r"(?![.~])[\w.-]+(/[\w.-]+)?"
+
+
 class _ConfigRecord(Record):
     """Hugging Face's ``config.json``: our fields with its defaults, and fields with one supported value."""
 
@@ -205,6 +208,12 @@ def _keep(config: GPT2Config, n_layer: int | None, where: str) -> GPT2Config:
     return replace(config, n_layer=n_layer)
 
 
+def hub_origin(origin: str) -> tuple[str, str] | None:
+    """Id and revision of a trunk's origin on the hub; None of a folder, and of any other origin."""
+    found = re.fullmatch(rf"({_HUB_ID})@([\w.-]+)", origin)
+    return None if found is None or Path(origin).exists() else (found[1], found[3])
+
+
 def _resolve(source: str | Path, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
     """The local folder of ``source``, downloaded if it is a hub id, and its origin."""
     folder, text = Path(os.path.expanduser(source)), str(source)
@@ -214,7 +223,7 @@ def _resolve(source: str | Path, revision: str | None, patterns: list[str]) -> t
             what = f"revision {revision!r} is for hub ids, but this is a folder"
             raise WeightsError(what, where=text, fix="Leave the revision out")
         return folder, text
-    if there or isinstance(source, Path) or not re.fullmatch(r"(?![.~])[\w.-]+(/[\w.-]+)?", text):
+    if there or isinstance(source, Path) or not re.fullmatch(_HUB_ID, text):
         what = "is a file" if there else "there is no such folder"
         fix = f"Name the folder that contains {CONFIG} and {WEIGHTS}, or a hub id such as gpt2"
         raise WeightsError(what, where=text, fix=fix)

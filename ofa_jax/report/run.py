@@ -11,15 +11,15 @@ import yaml
 
 from ofa_jax.baselines.compare import Comparison
 from ofa_jax.build import RANDOM, REPLACED, footprint
-from ofa_jax.config.load import dump_experiment
 from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.files import readable_folder
+from ofa_jax.model.weights import hub_origin
 from ofa_jax.plots import run as plots_run
 from ofa_jax.plots import studies as plots
 from ofa_jax.plots import style
 from ofa_jax.report.parts import Section, Table, number, number_table, picture
-from ofa_jax.runs.bundle import LoadedModel
+from ofa_jax.runs.bundle import LoadedModel, public_settings
 from ofa_jax.runs.folder import BUNDLE, Provenance
 from ofa_jax.tasks.base import TaskData
 
@@ -34,17 +34,14 @@ NOT_CLIPPED = "The gradient was never clipped: train.clip_norm is not set."
 
 
 def shown_place(place: str) -> str:
-    """The name of a data set or model; of a path its last part only, as a page is passed on."""
+    """The name of a data set; of a path its last part only, as a page is passed on."""
     is_path = place not in CATALOG and (Path(place).is_absolute() or Path(place).exists())
     return Path(place).name if is_path else place
 
 
 def settings_section(loaded: LoadedModel, data: TaskData, made: Provenance) -> Section:
     """Settings, data, trunk and versions; ``made`` is the run's ``provenance``."""
-    settings = dump_experiment(loaded.experiment)
-    for section, name in (("data", "source"), ("data", "target"), ("trunk", "source")):
-        if settings[section].get(name):
-            settings[section][name] = shown_place(settings[section][name])
+    settings = public_settings(loaded.experiment, loaded.model.trunk_source)
     rows = [
         *_summary_rows(loaded, data),
         ("sha256 of the data", made.data_sha256),
@@ -83,7 +80,7 @@ def _summary_rows(loaded: LoadedModel, data: TaskData) -> list[tuple[str, str]]:
         ("windows", ", ".join(f"{table.size:,} {split}" for split, table in data.task.tables.items())),
         ("protocol", experiment.protocol),
         ("recipe", experiment.recipe),
-        ("trunk", _trunk_text(experiment)),
+        ("trunk", _trunk_text(experiment, loaded.model.trunk_source)),
         ("adapters", rank if loaded.model.targets else "none"),
         ("adapted layers", ", ".join(loaded.model.targets) or "none"),
         ("training", training),
@@ -91,14 +88,16 @@ def _summary_rows(loaded: LoadedModel, data: TaskData) -> list[tuple[str, str]]:
     ]
 
 
-def _trunk_text(experiment: Experiment) -> str:
+def _trunk_text(experiment: Experiment, origin: str) -> str:
     trunk, shape = experiment.trunk, experiment.trunk.random
     if trunk.source in REPLACED:
         return {"attention": "none; one attention layer in its place", "none": "none"}[trunk.source]
     if trunk.source == RANDOM:
         blocks = f"{trunk.n_layer} blocks of width {shape.n_embd} with {shape.n_head} heads"
         return f"RANDOM weights, {blocks}, seed {shape.seed}"
-    return f"{shown_place(trunk.source)}, its first {trunk.n_layer} blocks"
+    hub_id = hub_origin(origin)
+    name = "weights from a folder" if hub_id is None else "@".join(hub_id)
+    return f"{name}, the first {trunk.n_layer} blocks"
 
 
 def training_section(events: Events, objective: str) -> Section:

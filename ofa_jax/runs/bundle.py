@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from ofa_jax.adapters.bundle import META_FILE, BundleRecord, read_bundle, write_bundle
-from ofa_jax.build import Model, frozen_record, restore_model
+from ofa_jax.build import RANDOM, REPLACED, Model, frozen_record, restore_model
 from ofa_jax.config.load import build_experiment, dump_experiment, upgrade_settings
 from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.data.splits import Scaler
 from ofa_jax.errors import WeightsError
-from ofa_jax.runs.folder import BUNDLE, versions
+from ofa_jax.model.weights import hub_origin
+from ofa_jax.runs.folder import BUNDLE, CONFIG_FILE, read_config, versions
 from ofa_jax.tasks.base import TaskData, TrainedOn
 from ofa_jax.train.lanes import Progress
 from ofa_jax.train.step import Params
@@ -43,6 +44,21 @@ class LoadedModel:
         return TrainedOn(self.experiment.task, self.experiment.data, self.scaler, meta)
 
 
+def public_settings(experiment: Experiment, trunk_origin: str) -> dict[str, Any]:
+    """Settings to pass on: of data files the name, of the trunk the hub id, and no folder of this machine."""
+    settings = dump_experiment(experiment)
+    for name in ("source", "target"):
+        place = settings["data"][name]
+        if place is not None and place not in CATALOG:  # JSON has no bytes that are not UTF-8
+            settings["data"][name] = os.fsencode(Path(place).name).decode(errors="replace")
+    trunk = settings["trunk"]
+    if trunk["source"] not in (RANDOM, *REPLACED):
+        origin = hub_origin(trunk_origin)
+        if origin is None or Path(trunk["source"]).expanduser().is_dir():
+            trunk["source"], trunk["revision"] = origin or (None, None)
+    return settings
+
+
 class BundleWriter:
     """Writes the best trainable tree as a bundle.
 
@@ -55,16 +71,10 @@ class BundleWriter:
 
     def __init__(self, folder: Path, experiment: Experiment, model: Model, data: TaskData) -> None:
         self._folder, self._model = folder, model
-        settings = dump_experiment(experiment)
-        for name in ("source", "target"):
-            place = settings["data"][name]
-            if place is not None and place not in CATALOG:
-                # private paths stay out of a bundle, and JSON has no bytes that are not UTF-8
-                settings["data"][name] = os.fsencode(Path(place).name).decode(errors="replace")
         self._meta: dict[str, Any] = {
             "kind": "ofa-jax bundle",
             "versions": versions(),
-            "settings": settings,
+            "settings": public_settings(experiment, model.trunk_source),
             "scaler": None if data.scaler is None else data.scaler.to_dict(),
             "season": data.season,
             "protocol": experiment.protocol,
@@ -94,14 +104,15 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> LoadedModel:
 
     Raises:
         CheckpointError: There is no bundle, it is damaged, or trunk or frozen layers differ from training.
-        WeightsError: The trunk cannot be loaded.
+        WeightsError: The trunk cannot be loaded, or it is in a folder, which a bundle does not
+            name, and ``trunk`` is not given; within a run folder the run's settings name it.
     """
     path = Path(path)
     folder = path if (path / META_FILE).exists() else path / BUNDLE
     bundle = read_bundle(folder)
     settings = upgrade_settings(bundle.record.settings, bundle.record.format)
+    settings["trunk"] = _trunk_settings(settings.get("trunk"), folder, bundle.record, trunk)
     experiment = build_experiment(settings, where=str(folder / META_FILE))
-    experiment = experiment if trunk is None else experiment.replace({"trunk.source": trunk})
     try:
         model = restore_model(experiment, bundle, where=str(folder))
     except WeightsError as error:
@@ -115,3 +126,21 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> LoadedModel:
         mean, std = np.array(stored.mean), np.array(stored.std)
         scaler = Scaler(mean, std, tuple(stored.names), tuple(stored.constant))
     return LoadedModel(experiment, model, scaler, bundle.record)
+
+
+def _trunk_settings(stored: Any, folder: Path, record: BundleRecord, moved: str | None) -> Any:
+    """Settings of the trunk with its place: where it moved to, else that of the run, else the stored one."""
+    if not isinstance(stored, dict):
+        return stored
+    if moved is not None:
+        return stored | {"source": moved} | ({"revision": None} if Path(moved).is_dir() else {})
+    if stored.get("source") in (RANDOM, *REPLACED) or record.format < 4:
+        return stored
+    if (folder.parent / CONFIG_FILE).is_file():
+        trunk = read_config(folder.parent)[0].trunk
+        return stored | {"source": trunk.source, "revision": trunk.revision}
+    if stored.get("source") is None:
+        digest = record.frozen.trunk_sha256
+        what = f"the trunk's weights are in a folder, which a bundle does not name (sha256 {digest})"
+        raise WeightsError(what, where=str(folder / META_FILE), fix="Pass its current path as `trunk`")
+    return stored

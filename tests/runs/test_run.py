@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ import yaml
 from ofa_jax.adapters.bundle import write_bundle
 from ofa_jax.build import build_model
 from ofa_jax.config.load import FORMAT
-from ofa_jax.errors import CheckpointError, ConfigError, DataError, TrainError
+from ofa_jax.errors import CheckpointError, ConfigError, DataError, TrainError, WeightsError
+from ofa_jax.files import json_digest
+from ofa_jax.model import trees
+from ofa_jax.model.convert import save_trunk
+from ofa_jax.model.gpt2 import GPT2Config
+from ofa_jax.model.weights import random_trunk
+from ofa_jax.report.page import write_report
 from ofa_jax.runs.bundle import load_bundle
 from ofa_jax.runs.folder import locked_folder, read_config, resolved
 from ofa_jax.runs.train import open_run, train_run
@@ -59,6 +66,61 @@ def test_a_run_can_be_repeated_from_its_own_settings_file(tiny, run, tmp_path):
 def test_a_bundle_does_not_reveal_the_path_of_the_data(run):
     content = json.loads((run / "bundle" / "ofa.json").read_text())
     assert content["settings"]["data"]["source"] == "tiny.csv"
+
+
+def trained_on_a_trunk_folder(tiny, tmp_path, origin: str) -> tuple[Path, Path]:
+    """A run folder, and the trunk's folder."""
+    shape = GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=8)
+    trunk = tmp_path / "secret place" / "my trunk"
+    trunk.parent.mkdir()
+    save_trunk(replace(random_trunk(shape, seed=4), source=origin), trunk)
+    experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=1")
+    train_run(experiment.replace({"trunk.source": str(trunk)}), tmp_path / "run", SilentReporter())
+    return tmp_path / "run", trunk
+
+
+def test_what_is_passed_on_names_no_folder_of_the_trunk(tiny, tmp_path):
+    run, trunk = trained_on_a_trunk_folder(tiny, tmp_path, "/home/secret place/my trunk")
+    page = write_report(run, SilentReporter())
+    for file in (*(run / "bundle").iterdir(), *trunk.iterdir(), page):
+        for name in (b"secret place", b"my trunk", str(tmp_path).encode()):
+            assert name not in file.read_bytes(), file
+    content = json.loads((run / "bundle" / "ofa.json").read_text())
+    assert content["settings"]["trunk"]["source"] is None
+    assert content["frozen"]["trunk_source"] is None
+    digest = content["frozen"]["trunk_sha256"]
+    assert digest in page.read_text()
+
+    for inside in (run, run / "bundle"):  # the run's own settings name the folder
+        assert load_bundle(inside).model.trunk_sha256 == digest
+    alone = Path(shutil.copytree(run / "bundle", tmp_path / "passed on" / "bundle"))
+    with pytest.raises(WeightsError, match=rf"which a bundle does not name .*{digest}.* as `trunk`"):
+        load_bundle(alone)
+    found, wanted = load_bundle(alone, trunk=str(trunk)), load_bundle(run)
+    assert trees.fingerprint(trees.flatten(found.model.trainable).items()) == trees.fingerprint(
+        trees.flatten(wanted.model.trainable).items()
+    )
+
+
+def test_a_bundle_of_an_older_format_with_a_folder_opens(tiny, tmp_path):
+    run, trunk = trained_on_a_trunk_folder(tiny, tmp_path, "/home/secret place/my trunk")
+    alone = Path(shutil.copytree(run / "bundle", tmp_path / "bundle of format 3"))
+    content = json.loads((alone / "ofa.json").read_text()) | {"format": 3}
+    content["settings"]["trunk"]["source"] = content["frozen"]["trunk_source"] = str(trunk)
+    content["sha256"] = json_digest({name: content[name] for name in content if name != "sha256"})
+    (alone / "ofa.json").write_text(json.dumps(content))
+    assert load_bundle(alone).experiment.trunk.source == str(trunk)
+
+
+def test_a_trunk_converted_from_the_hub_is_named_by_its_id(tiny, tmp_path):
+    run, trunk = trained_on_a_trunk_folder(tiny, tmp_path, "someone/small-gpt2@abc123")
+    content = json.loads((run / "bundle" / "ofa.json").read_text())
+    assert content["settings"]["trunk"]["source"] == "someone/small-gpt2"
+    assert content["settings"]["trunk"]["revision"] == "abc123"
+    assert content["frozen"]["trunk_source"] == "someone/small-gpt2@abc123"
+    assert load_bundle(run).experiment.trunk.source == str(trunk), "no download where the folder is known"
+    alone = Path(shutil.copytree(run / "bundle", tmp_path / "alone"))
+    assert load_bundle(alone, trunk=str(trunk)).experiment.trunk.revision is None
 
 
 def test_the_bundle_is_the_best_model_to_the_bit(tiny, tmp_path):

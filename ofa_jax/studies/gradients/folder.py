@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ofa_jax.config.load import dump_experiment
 from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.files import atomic_folder, write_atomic, write_json
+from ofa_jax.runs.bundle import public_settings
 from ofa_jax.runs.folder import versions
 from ofa_jax.studies.gradients.study import Grid, Study, study
 from ofa_jax.studies.gradients.theory import seed_mean_power, slopes
@@ -64,7 +64,7 @@ def run_study(experiment: Experiment, grid: Grid, out: str | Path, say: Callable
         "trunk_sha256": found.trunk_sha256,
         "data_sha256": found.data_sha256,
         "versions": versions(),
-        "settings": dump_experiment(found.experiment),
+        "settings": public_settings(found.experiment, found.trunk_source),
     }
     with atomic_folder(out) as scratch:
         for name, table in {"study": found.table, "curves": found.curves, "slopes": fitted}.items():

@@ -109,6 +109,7 @@ class Study:
         curves: The same without ``seed``: expected values (roots and norms: of the mean square), where known.
         windows: Windows per step.
         experiment: The settings used.
+        trunk_source: Origin of the trunk's weights.
         trunk_sha256, data_sha256: Digests of the trunk's weights and of the data.
     """
 
@@ -116,6 +117,7 @@ class Study:
     curves: pd.DataFrame
     windows: int
     experiment: Experiment
+    trunk_source: str
     trunk_sha256: str
     data_sha256: str
 
@@ -170,6 +172,7 @@ def study(
         curves=pd.DataFrame(curves, columns=[name for name in columns if name != "seed"]),
         windows=runner.windows,
         experiment=experiment,
+        trunk_source=runner.model.trunk_source,
         trunk_sha256=runner.model.trunk_sha256,
         data_sha256=trees.fingerprint([("buffer", task.buffer)]),
     )
