@@ -15,6 +15,7 @@ import numpy as np
 from ofa_jax.config.tasks import Decimal, Missing, Timestamps
 from ofa_jax.data import delimited
 from ofa_jax.data.columns import no_series
+from ofa_jax.data.long import time_cells, widen
 from ofa_jax.data.missing import fill_missing
 from ofa_jax.data.tables import Table, as_table, read_parquet, require_file, unpacked_name
 from ofa_jax.data.timestamps import check_order, following, infer_step, looks_like_date, parse_times
@@ -123,12 +124,16 @@ def read_frame(
             for text files).
     """
     table = _open(source, missing_words or (), decimal, comment)
+    _require_names(table)
+    time = _find_time(table, timestamp_column, exclude or ())
+    table, time = widen(table, time, columns if trained_on is None else trained_on, exclude or ())
     if trained_on is not None:
-        time = _find_time(table, timestamp_column, exclude or ())
         series = [name for position, name in enumerate(table.names) if position not in time]
         _require_columns(series, trained_on, table.source)
         columns = trained_on
-    time, chosen = _choose(table, timestamp_column, columns, exclude or ())
+    elif columns is not None and table.origins and not set(columns) & set(table.names):
+        columns = None  # they were columns of a long table
+    chosen = _choose(table, time, columns, exclude or ())
     names = tuple(table.names[position] for position in chosen)
     values = table.numbers(chosen)
     if columns is None:
@@ -137,9 +142,7 @@ def read_frame(
     if time:
         time_name = " ".join(table.names[position] for position in time)
         place = partial(table.place, time_name)
-        cells = table.read(time, object)
-        texts = cells.iloc[:, 0] if len(time) == 1 else cells.astype(str).agg(" ".join, axis=1)
-        times, zoned = parse_times(texts, place)
+        times, zoned = parse_times(time_cells(table, time), place)
         check_order(times, timestamps, place)
     observed = None
     if missing != "keep":
@@ -234,10 +237,7 @@ def _open(
     raise DataError(f"the ending {path.suffix!r} is not supported", where=str(path), fix=fix)
 
 
-def _choose(
-    table: Table, timestamp_column: str | None, columns: Sequence[str] | None, exclude: Sequence[str]
-) -> tuple[list[int], list[int]]:
-    """Positions of the timestamps' columns (date and clock, or one, or none) and of the value columns."""
+def _require_names(table: Table) -> None:
     repeated = sorted({name for name in table.names if name and table.names.count(name) > 1})
     if repeated:
         what = f"{len(repeated)} column name(s) occur more than once: {listed(repeated)}"
@@ -245,7 +245,12 @@ def _choose(
     if table.n_rows == 0:
         what, fix = "there are no data rows", "Give at least one row below the header"
         raise DataError(what, where=table.source, fix=fix)
-    time = _find_time(table, timestamp_column, exclude)
+
+
+def _choose(
+    table: Table, time: Sequence[int], columns: Sequence[str] | None, exclude: Sequence[str]
+) -> list[int]:
+    """Positions of the series' columns."""
     used = [position for position, name in enumerate(table.names) if name not in exclude]
     chosen = [position for position in used if position not in (*time, table.time_index)]
     if columns is not None:
@@ -260,7 +265,7 @@ def _choose(
     if unnamed:
         fix = "Name it in the header, or list the series to read in `columns`"
         raise DataError(f"column {unnamed[0] + 1} has no name", where=table.source, fix=fix)
-    return time, chosen
+    return chosen
 
 
 def _find_time(table: Table, timestamp_column: str | None, exclude: Sequence[str]) -> list[int]:
