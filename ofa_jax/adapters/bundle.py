@@ -74,9 +74,9 @@ class BundleRecord(FileRecord):
     names.
 
     Format 3 added ``filled``, the number of missing values that were filled in the data of training, and its
-    ``sha256`` covers ``format``. Format 4 added ``relative``, whether windows are relative to their last input,
-    and names no folder: ``trunk.source`` of its settings is null where the trunk's weights are in one that did
-    not come from the hub.
+    ``sha256`` covers ``format``. Format 4 added ``relative``, whether windows are relative to their last
+    input, and names no folder: ``trunk.source`` of its settings is null where the trunk's weights are in one
+    that did not come from the hub.
     """
 
     newest = BUNDLE_FORMAT

@@ -16,6 +16,7 @@ from ofa_jax.config.tasks import Decimal, Missing, Timestamps
 from ofa_jax.data import delimited
 from ofa_jax.data.calendar import Step, following, step_of, wall_clock
 from ofa_jax.data.columns import no_series
+from ofa_jax.data.long import time_cells, widen
 from ofa_jax.data.missing import check_sizes, fill_missing
 from ofa_jax.data.tables import Table, as_table, read_parquet, require_file, unpacked_name
 from ofa_jax.data.timestamps import NAIVE, Clock, looks_like_date, read_times, step_between
@@ -152,12 +153,16 @@ def read_frame(
             for text files).
     """
     table = _open(source, missing_words or (), decimal, comment)
+    _require_names(table)
+    time = _find_time(table, timestamp_column, exclude or ())
+    table, time = widen(table, time, columns if trained_on is None else trained_on, exclude or ())
     if trained_on is not None:
-        time = _find_time(table, timestamp_column, exclude or ())
         series = [name for position, name in enumerate(table.names) if position not in time]
         _require_columns(series, trained_on, table.source)
         columns = trained_on
-    time, chosen = _choose(table, timestamp_column, columns, exclude or ())
+    elif columns is not None and table.origins and not set(columns) & set(table.names):
+        columns = None  # they were columns of a long table
+    chosen = _choose(table, time, columns, exclude or ())
     names = tuple(table.names[position] for position in chosen)
     values = table.numbers(chosen)
     if columns is None:
@@ -165,9 +170,8 @@ def read_frame(
     times, clock, time_name, rows = None, NAIVE, "date", slice(None)
     if time:
         time_name = " ".join(table.names[position] for position in time)
-        cells = table.read(time, object)
         times, clock, newest_first = read_times(
-            cells.iloc[:, 0] if len(time) == 1 else cells.astype(str).agg(" ".join, axis=1),
+            time_cells(table, time),
             partial(table.place, time_name),
             form=timestamp_format,
             frequency=frequency,
@@ -278,10 +282,7 @@ def _open(
     raise DataError(f"the ending {path.suffix!r} is not supported", where=str(path), fix=fix)
 
 
-def _choose(
-    table: Table, timestamp_column: str | None, columns: Sequence[str] | None, exclude: Sequence[str]
-) -> tuple[list[int], list[int]]:
-    """Positions of the timestamps' columns (date and clock, or one, or none) and of the value columns."""
+def _require_names(table: Table) -> None:
     repeated = sorted({name for name in table.names if name and table.names.count(name) > 1})
     if repeated:
         what = f"{len(repeated)} column name(s) occur more than once: {listed(repeated)}"
@@ -289,7 +290,12 @@ def _choose(
     if table.n_rows == 0:
         what, fix = "there are no data rows", "Give at least one row below the header"
         raise DataError(what, where=table.source, fix=fix)
-    time = _find_time(table, timestamp_column, exclude)
+
+
+def _choose(
+    table: Table, time: Sequence[int], columns: Sequence[str] | None, exclude: Sequence[str]
+) -> list[int]:
+    """Positions of the series' columns."""
     used = [position for position, name in enumerate(table.names) if name not in exclude]
     chosen = [position for position in used if position not in (*time, table.time_index)]
     if columns is not None:
@@ -304,7 +310,7 @@ def _choose(
     if unnamed:
         fix = "Name it in the header, or list the series to read in `columns`"
         raise DataError(f"column {unnamed[0] + 1} has no name", where=table.source, fix=fix)
-    return time, chosen
+    return chosen
 
 
 def _find_time(table: Table, timestamp_column: str | None, exclude: Sequence[str]) -> list[int]:

@@ -9,9 +9,9 @@ import numbers
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
@@ -48,6 +48,8 @@ class Table:
         missing_words: What cells say that have no value, besides :data:`NO_VALUE`.
         comma: Whether numbers are written with a decimal comma.
         notices: What reading inferred, one line each.
+        origins: For columns that were put together from cells of others: what to call the column, and the
+            source's row of each row.
     """
 
     source: str
@@ -60,6 +62,7 @@ class Table:
     missing_words: tuple[str, ...] = ()
     comma: bool = False
     notices: tuple[str, ...] = ()
+    origins: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
 
     def numbers(self, positions: Sequence[int]) -> np.ndarray:
         """The columns at ``positions`` as ``[T, C]`` float64, NaN where a cell is empty.
@@ -126,6 +129,9 @@ class Table:
 
     def place(self, name: str, row: int | None) -> str:
         """How messages name a column, or its cell in a row (0-based)."""
+        if name in self.origins:
+            name, rows = self.origins[name]
+            row = None if row is None else int(rows[row])
         if row is None:
             return f"{self.source}, column `{name}`"
         line = "" if self.lines is None else f" (line {self.lines[row]})"

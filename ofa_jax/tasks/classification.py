@@ -80,6 +80,8 @@ def prepare(data: DataConfig, task: ClassificationSettings, protocol: Protocol =
         task,
         scaler,
         notices=(
+            *train.notices,
+            *test.notices,
             *(text for part in (train, test) for text in filled_notices(part.observed, part.source)),
             *_notices(longest, test.lengths, task.input_length),
             *scaler.notices,
@@ -160,6 +162,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         return table
 
     return NewData(
+        notices=cases.notices,
         spec=WindowSpec(length, 0, univariate=False, align="start", labelled=True),
         buffer=buffer,
         table=WindowTable.of(first, x_valid=cases.lengths),

@@ -148,6 +148,7 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
     notices: tuple[str, ...] = ()
     if (entry.kind != "frame") if entry else unpacked_name(Path(name)).endswith(".tsf"):
         collection, entry = load_collection(name, missing=data.missing)
+        notices = collection.notices
     else:
         frame, entry = read_series(data, name)
         columns = tuple(np.ascontiguousarray(column) for column in frame.values.T)

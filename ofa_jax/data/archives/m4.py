@@ -14,7 +14,6 @@ from ofa_jax.data.timestamps import shorten
 from ofa_jax.errors import DataError
 
 _INFO_COLUMNS = ["M4id", "category", "Frequency", "Horizon", "SP"]
-_EMPTY_TAIL = re.compile(r"(?:,(?:NA)?)++\Z")
 _CELLS = re.compile(r'(?:"[^",]*"|[^",]*)(?:,(?:"[^",]*"|[^",]*))*+')
 _FETCH_AGAIN = "Fetch the file again"
 
@@ -84,7 +83,10 @@ def read_m4_part(path: str | Path) -> SeriesCollection:
     next(rows)
     names, values = [], []
     for where, line in rows:
-        name, _, rest = _EMPTY_TAIL.sub("", line).partition(",")
+        cells = line.split(",")
+        while cells and cells[-1] in ("", "NA"):
+            cells.pop()
+        name, _, rest = ",".join(cells).partition(",")
         if not rest:
             raise DataError(f"the series {shorten(name)} has no values", where=where, fix=_FETCH_AGAIN)
         names.append(name.strip())

@@ -19,6 +19,7 @@ class SeriesCollection:
         horizon: Steps H at the end of every series that the archive sets aside as its test part, or None.
         observed: S arrays ``[T_s]`` bool, False where a missing value was filled; None without any.
         source: Where the values come from, for messages.
+        notices: What reading inferred, one line each, for the user.
     """
 
     names: tuple[str, ...]
@@ -27,6 +28,7 @@ class SeriesCollection:
     horizon: int | None
     observed: tuple[np.ndarray, ...] | None
     source: str
+    notices: tuple[str, ...] = ()
 
     @property
     def n_series(self) -> int:
@@ -49,6 +51,7 @@ class LabelledCases:
         classes: The K classes in the header's order; a file need not hold a case of each.
         observed: N arrays ``[T_i, C]`` bool, False where a missing value was filled; None without any.
         source: Where the values come from, for messages.
+        notices: What reading inferred, one line each, for the user.
     """
 
     cases: tuple[np.ndarray, ...]
@@ -56,6 +59,7 @@ class LabelledCases:
     classes: tuple[str, ...]
     observed: tuple[np.ndarray, ...] | None
     source: str
+    notices: tuple[str, ...] = ()
 
     @property
     def n_cases(self) -> int:

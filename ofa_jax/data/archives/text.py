@@ -22,11 +22,13 @@ CUT_SHORT = "Fetch the file again: it is cut short"
 """What to do about a file without data."""
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The stripped lines of a text file (gzip by name) with their numbers from 1; each UTF-8 or else Latin-1.
+def read_lines(path: Path, notices: list[str] | None = None) -> Iterator[tuple[int, str]]:
+    """The stripped lines of a text file, packed or not, with numbers from 1; each UTF-8 or else Latin-1.
+
+    A last line without an end, of a file that may be cut short, is put into ``notices`` where they are given.
 
     Raises:
-        DataError: The file is missing, damaged, empty or binary, or its last line has no end (cut short).
+        DataError: The file is missing, damaged, empty or binary; its last line has no end.
     """
     number, raw = 0, b""
     with open_data(path) as file:
@@ -40,7 +42,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     if not raw.endswith(b"\n"):
         what = "the last line has no line end, so the file may be cut short"
         fix = "Fetch it again, or end the line if the file is complete"
-        raise DataError(what, where=place(path, number), fix=fix)
+        if notices is None:
+            raise DataError(what, where=place(path, number), fix=fix)
+        notices.append(f"{path.name}, line {number}: {what}. {fix}")
 
 
 def place(path: Path, line: int) -> str:

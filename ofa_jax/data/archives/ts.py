@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,9 @@ _TAGS = (
 
 
 def read_ts(path: str | Path, *, missing: Missing = "error") -> LabelledCases:
-    """One part (train or test) of a classification problem, ``.ts`` or ``.ts.gz``.
+    """One part (train or test) of a classification problem, ``.ts``, packed or not.
+
+    Of values with timestamps only the order is kept.
 
     Args:
         path: The file.
@@ -35,19 +38,24 @@ def read_ts(path: str | Path, *, missing: Missing = "error") -> LabelledCases:
 
     Raises:
         DataError: Anything that is not as the header says (channels, lengths, classes) or cannot be read as
-            asked, with file and line; timestamped values and numeric targets are not read.
+            asked, with file and line; numeric targets are not read.
     """
     path = Path(path)
-    lines = read_lines(path)
+    notices: list[str] = []
+    lines = read_lines(path, notices)
     header = Header(path, lines, _TAGS)
     classes, channels, never_missing = _classes(header), _channels(header), header.never_missing
 
+    stamped = header.flag("timestamps")
+    if stamped:
+        notices.append(f"{path.name}: the timestamps of the values are not used, only their order")
     cases, labels, observed, places = [], [], [], []
     read: list[np.ndarray]
     for number, line in lines:
         if not line:
             continue
         where = place(path, number)
+        line = _values_alone(line, where) if stamped else line
         *parts, label = line.split(":")
         label = label.strip()
         channels = channels or max(len(parts), 1)
@@ -81,14 +89,23 @@ def read_ts(path: str | Path, *, missing: Missing = "error") -> LabelledCases:
         classes=classes,
         observed=None if all(mask.all() for mask in observed) else tuple(observed),
         source=str(path),
+        notices=tuple(notices),
     )
 
 
+def _values_alone(line: str, where: str) -> str:
+    """A line of ``(time,value),(time,value):…:label`` as ``value,value:…:label``."""
+    body, _, label = line.rpartition(":")
+    channels = re.split(r"\) *: *\(", body.strip())
+    pairs = [re.split(r"\) *, *\(", channel) for channel in channels]
+    bare = [[pair.removeprefix("(").removesuffix(")").rpartition(",") for pair in part] for part in pairs]
+    if not body.startswith("(") or any(not comma for part in bare for _, comma, _ in part):
+        what = "the header says `@timestamps true`, but the line is not like (time,value),(time,value):label"
+        raise DataError(what, where=where, fix="Correct the header or the line")
+    return ":".join([*(",".join(value for *_, value in part) for part in bare), label])
+
+
 def _classes(header: Header) -> tuple[str, ...]:
-    if header.flag("timestamps"):
-        what = "the values carry timestamps, which are not read"
-        fix = "Write the values alone, with `@timestamps false`"
-        raise DataError(what, where=header.where("timestamps"), fix=fix)
     if (header.text("targetlabel") or "false").lower() != "false":
         what = "the cases carry numbers to predict, not classes"
         raise DataError(what, where=header.where("targetlabel"), fix="Give a classification problem")

@@ -21,9 +21,10 @@ _DATE = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}) ([0-9]{2})-([0-9]{2})-([0-9]{2
 
 
 def read_tsf(path: str | Path, *, missing: Missing = "error") -> SeriesCollection:
-    """A Monash archive file, ``.tsf`` or ``.tsf.gz``; every series complete, its test part at its end.
+    """A Monash archive file, ``.tsf``, packed or not; every series complete, its test part at its end.
 
-    Attributes other than the series' names are checked and not kept.
+    A series begins with its first value: missing ones before it are left out. Attributes other than the
+    series' names are checked and not kept.
 
     Args:
         path: The file.
@@ -33,14 +34,15 @@ def read_tsf(path: str | Path, *, missing: Missing = "error") -> SeriesCollectio
         DataError: Anything that is not as the header says or cannot be read as asked, with file and line.
     """
     path = Path(path)
-    lines = read_lines(path)
+    notices: list[str] = []
+    lines = read_lines(path, notices)
     header = Header(path, lines, _TAGS, several=("attribute",))
     attributes = _attributes(header, path)
     never_missing = header.never_missing
     horizon, frequency = header.count("horizon"), header.text("frequency")
 
     line_of: dict[str, int] = {}
-    values, observed = [], []
+    values, observed, lengths, begins = [], [], [], []
     for number, line in lines:
         if not line:
             continue
@@ -59,11 +61,17 @@ def read_tsf(path: str | Path, *, missing: Missing = "error") -> SeriesCollectio
             raise DataError(what, where=where, fix="Name each series once")
         line_of[series] = number
         read = numbers(fields[-1], where, never_missing=never_missing)
+        lengths.append(len(read))
+        begins.append(0 if np.isnan(read).all() else int(np.isnan(read).argmin()))
+        read = read[begins[-1] :]
         values.append(fill(read, missing, where))
         observed.append(~np.isnan(read))
     if not values:
         raise DataError("there are no series below `@data`", where=str(path), fix=CUT_SHORT)
-    header.check_lengths([len(series) for series in values], [place(path, line) for line in line_of.values()])
+    header.check_lengths(lengths, [place(path, line) for line in line_of.values()])
+    if later := np.count_nonzero(begins):
+        what = f"{later:,} series begin with missing values, {sum(begins):,} in all, which are left out"
+        notices.append(f"{path.name}: {what}")
     return SeriesCollection(
         names=tuple(line_of),
         values=tuple(values),
@@ -71,6 +79,7 @@ def read_tsf(path: str | Path, *, missing: Missing = "error") -> SeriesCollectio
         horizon=horizon,
         observed=None if all(mask.all() for mask in observed) else tuple(observed),
         source=str(path),
+        notices=tuple(notices),
     )
 
 

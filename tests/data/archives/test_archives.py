@@ -288,7 +288,6 @@ def test_a_missing_value_that_the_header_denies_is_always_an_error(tmp_path, how
         ("9,10", "9,", r"line 12, value 4: there is nothing between"),
         ("9,10", "9;10", r"line 12, value 3: '9;10' is not"),
         ("::0.5,0.25", "::", r"line 13, value 1: there is nothing"),
-        ("0.25\n", "0.25", r"line 13: the last line has no line end"),
         ("@data\n", "", r"line 10: the header contains 'T1:1979"),
         ("T 2", "\0", r"line 12: the file contains binary data"),
         (TSF[TSF.index("T1:") :], "", r"no series below `@data`"),
@@ -334,13 +333,16 @@ def test_tsf_mistakes(tmp_path, old, new, match):
         ("true up down 1.0", "false", r"line 8: there are no class labels"),
         ("@classLabel true up down 1.0\n", "", r"toy\.ts: there are no class labels"),
         ("@classLabel", "@targetLabel true\n@classLabel", r"line 8: the cases carry numbers to predict"),
-        ("@timeStamps false", "@timeStamps true", r"line 3: the values carry timestamps"),
+        (
+            "@timeStamps false",
+            "@timeStamps true",
+            r"line 10: .* `@timestamps true`, but the line is not like",
+        ),
         ("7,8:9,10", "7,8:9", r"line 11: channel 2 has 1 values, channel 1 has 2"),
         ("7,8:9,10", "7,8:9,x", r"line 11, channel 2, value 2: 'x' is not a finite number"),
         ("7,8:9,10:down", "7,8:9,10:", r"line 11: the label '' is none"),
         ("7,8:9,10:down", "down", r"line 11: has 0 channel\(s\)"),
         ("7,8:9,10:down", "@data", r"line 11: has 0 channel\(s\)"),
-        ("-1e-3:up\n", "-1e-3:up", r"line 12: the last line has no line end"),
         (TS[TS.index("1,2,3") :], "", r"no cases below `@data`"),
     ],
 )
@@ -352,6 +354,44 @@ def test_ts_mistakes(tmp_path, old, new, match):
         return
     with pytest.raises(DataError, match=match):
         read_ts(path)
+
+
+@pytest.mark.parametrize(("reader", "content"), [(read_tsf, TSF), (read_ts, TS)], ids=["tsf", "ts"])
+def test_a_last_line_without_end_is_read_and_said(tmp_path, reader, content):
+    whole = reader(write(tmp_path, "toy", content))
+    cut = reader(write(tmp_path, "toy", content.rstrip("\n")))
+    values = "cases" if reader is read_ts else "values"
+    for one, other in zip(getattr(whole, values), getattr(cut, values), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (whole.notices, len(cut.notices)) == ((), 1)
+    assert "the last line has no line end, so the file may be cut short" in cut.notices[0]
+
+
+@pytest.mark.parametrize("missing", ["error", "linear"])
+def test_missing_values_before_a_series_begins_are_left_out_and_said(tmp_path, missing):
+    collection = read_tsf(write(tmp_path, "toy.tsf", TSF.replace("7,8,9", "?,NaN,9")), missing=missing)
+    np.testing.assert_array_equal(collection.values[1], [9, 10, 11.25])
+    assert collection.observed is None
+    what = "1 series begin with missing values, 2 in all, which are left out"
+    assert collection.notices == (f"toy.tsf: {what}",)
+    with pytest.raises(DataError, match="1 value"):
+        read_tsf(write(tmp_path, "toy.tsf", TSF.replace("7,8,9", "?,8,?")))
+
+
+@pytest.mark.parametrize("form", ["({},{})", "(2024-01-0{} 00:00:00,{})"])
+def test_values_with_timestamps_are_read_in_their_order(tmp_path, form):
+    head, _, lines = TS.partition("@data\n")
+    stamped = []
+    for line in lines.splitlines():
+        *channels, label = line.split(":")
+        pairs = [[form.format(i, v) for i, v in enumerate(part.split(","), 1)] for part in channels]
+        stamped.append(":".join([*map(",".join, pairs), label]))
+    text = head.replace("@timeStamps false", "@timeStamps true") + "@data\n" + "\n".join(stamped) + "\n"
+    plain, found = read_ts(write(tmp_path, "a.ts", TS)), read_ts(write(tmp_path, "b.ts", text))
+    assert found.labels == plain.labels
+    for one, other in zip(plain.cases, found.cases, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert found.notices == ("b.ts: the timestamps of the values are not used, only their order",)
 
 
 @pytest.mark.parametrize(
@@ -675,8 +715,11 @@ def test_every_truncation_of_a_text_archive(folder, name):
     for length in range(len(content)):
         found, error = refusal(read, write(folder, name, content[:length]))
         if error is None:
+            if not content[:length].endswith(b"\n"):
+                reader = {"tsf": read_tsf, "ts": read_ts}[name.rpartition(".")[2]]
+                assert "cut short" in reader(folder / name).notices[0]
+                found = found[:-1]
             assert found == whole[: len(found)]
-            assert content[:length].endswith(b"\n")
 
 
 @pytest.mark.parametrize("name", ["toy.tsf.gz", "toy.npz"])
