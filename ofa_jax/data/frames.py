@@ -117,6 +117,7 @@ def read_frame(
     timestamps: Timestamps = "error",
     timestamp_format: str | None = None,
     frequency: str | None = None,
+    expected: str | None = None,
 ) -> Frame:
     """Read and check series from a CSV (``.csv``, ``.csv.gz``) or Parquet file or a DataFrame.
 
@@ -132,6 +133,7 @@ def read_frame(
         timestamp_format: A format of strptime, or what numbers are: ``excel`` (day numbers), ``s``, ``ms``,
             ``us`` or ``ns`` since 1970. Default: recognized where it is unambiguous.
         frequency: The step between rows, such as ``h``, ``B`` or ``M-15``; default: inferred.
+        expected: The step that is likely; decides how dates that can be read in several ways are read.
 
     Raises:
         DataError: Anything that cannot be read as asked, with file, column and row (1-based; the line as well
@@ -149,6 +151,7 @@ def read_frame(
             partial(table.place, time_name),
             form=timestamp_format,
             frequency=frequency,
+            expected=expected,
             counted=timestamps == "as_is",
         )
         rows = slice(None, None, -1 if newest_first else 1)

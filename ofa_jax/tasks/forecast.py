@@ -195,6 +195,7 @@ def read_new(trained: TrainedOn, source: Any, *, missing: Any = None) -> Frame:
         timestamps=policy,
         timestamp_format=data.timestamp_format,
         frequency=given,
+        expected=expected,
     )
     frame = frame if names is None else check_columns(frame, names)
     if expected and frame.timestamps is not None:
@@ -257,6 +258,8 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     filled = 0 if frame.observed is None else int((~frame.observed[-length:]).sum())
     panels = partial(forecast_panels, frame, history=min(length, 3 * horizon))
     title = f"{frame.source}: the next {horizon} steps"
+    counted = "rows are counted (`timestamps: as_is`), so the forecast has numbers of steps and no times"
+    undated = [] if frame.timestamps is None or frame.dated else [f"{Path(frame.source).name}: {counted}"]
 
     def to_table(outputs: Sums) -> pd.DataFrame:
         pred_hc = outputs["prediction"][0]
@@ -264,7 +267,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         return pd.DataFrame(values, index, list(frame.names)).reset_index()
 
     return NewData(
-        notices=frame.notices,
+        notices=(*frame.notices, *undated),
         spec=WindowSpec(length, 0, univariate=False),
         buffer=scaler.transform(last) if scaler else as_float32(last, frame.names, frame.source),
         table=WindowTable.of(np.zeros(1), x_valid=length),
