@@ -343,7 +343,7 @@ def read_times(
     if times.dtype.kind != "i":
         return times, clock, newest_first
     steps = np.diff(times)
-    regular = len(steps) == 0 or bool((steps == steps[0]).all())
+    regular = len(steps) == 0 or bool((steps == max(steps[0], 1)).all())
     counter = (int(times[0]), int(steps[0]) if len(steps) else 1) if regular else None
     return None, replace(clock, counter=counter), newest_first
 

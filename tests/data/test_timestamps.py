@@ -109,6 +109,7 @@ def test_a_counter_is_continued_and_its_step_is_checked():
     assert "row 4: the step is irregular: 5 follows 3, a step of 2; expected 4" in message
     counted = frame_of([1, 2, 3, 5, 6], timestamps="as_is")
     assert (time_index(counted, 2).tolist(), time_index(counted, 2).name) == ([1, 2], "step")
+    assert time_index(frame_of([7, 7, 7], timestamps="as_is"), 2).tolist() == [1, 2]
     assert frame_of([1, 2, 3], frequency="h").frequency == "h"
 
 
@@ -172,7 +173,7 @@ def test_daily_data_in_a_time_zone_cross_a_change_of_clocks(tmp_path):
         frame = read_frame(source, timestamp_column="day")
         assert frame.frequency == "D"
         ahead = time_index(frame, 20)
-        assert ahead.equals(index[60:]) or ahead.as_unit("s").equals(index[60:])
+        assert ahead.tolist() == index[60:].tolist()
         assert ahead.name == "day"
         assert str(ahead.dtype.tz) == "America/New_York"
     assert time_index(read_frame(table), 1).dtype == index.dtype
