@@ -155,6 +155,67 @@ def test_time_zone_name_and_data_type_of_the_times_are_kept(loaded, tiny):
     assert "+02:00" in found.to_csv(index=False).splitlines()[1]
 
 
+def of_steps(loaded: LoadedModel, alias: str, **settings: str) -> LoadedModel:
+    """The model as if it had been trained on such steps."""
+    changed = loaded.experiment.replace({f"data.{name}": value for name, value in settings.items()})
+    return replace(loaded, experiment=changed, record=loaded.record.model_copy(update={"frequency": alias}))
+
+
+def test_few_rows_are_continued_by_the_models_step(loaded, tiny):
+    """The last rows of a table of business days, and rows that are too few to show their step."""
+    short = of_steps(loaded, "B", timestamps="as_is", frequency="B")
+    days = pd.date_range("2024-01-01", periods=32, freq="B")
+    gaps = pd.date_range("2024-01-01", periods=33, freq="B").delete(7)  # a holiday
+    for model, index in ((of_steps(loaded, "B"), days), (short, gaps)):
+        found = predict(model, rows(tiny, 32).assign(date=index))
+        assert found["date"].tolist() == list(pd.date_range(index[-1], periods=9, freq="B")[1:])
+    with pytest.raises(DataError, match="the rows are 'D' apart, but the model was trained on steps of 'B'"):
+        predict(of_steps(loaded, "B"), rows(tiny, 32).assign(date=pd.date_range("2024-01-01", periods=32)))
+
+
+def test_counted_rows_are_forecast_as_steps_and_said(loaded, tiny):
+    times = pd.date_range("2024-01-01", periods=45, freq="h").delete([7, 9, 20, 21, 22])
+    table = rows(tiny, 40).assign(date=times)
+    new = read_input(of_steps(loaded, "h", timestamps="as_is"), table)
+    found = apply_model(loaded, new)
+    assert found["step"].tolist() == list(range(1, 9))
+    assert "rows are counted" in new.notices[-1]
+    assert isinstance(new.plot(found, "a note"), Figure)
+    dated = predict(of_steps(loaded, "h", timestamps="as_is", frequency="h"), table)
+    assert dated["date"].tolist() == list(pd.date_range("2024-01-02 21:00", periods=8, freq="h"))
+
+
+@pytest.mark.parametrize("source", ["table", "csv"])
+def test_days_in_new_york_stay_business_days_there(loaded, tiny, tmp_path, source):
+    index = pd.date_range("2024-02-05", periods=40, freq="B", tz="America/New_York")
+    table, path = rows(tiny, 32).assign(date=index[:32]), tmp_path / "x.csv"
+    table.to_csv(path, index=False)
+    found = predict(of_steps(loaded, "B"), table if source == "table" else path)
+    assert found["date"].tolist() == list(index[32:])
+    assert found["date"].dtype == table["date"].dtype or source == "csv"
+
+
+def test_numbers_as_times_are_continued(loaded, tiny):
+    chosen = of_steps(loaded, "h", timestamp_column="t")
+    seconds = 1_700_000_000 + 3600 * np.arange(40)
+    for numbers in (seconds, np.arange(40) * 5):
+        table = rows(tiny, 32).drop(columns="date").assign(t=numbers[:32])
+        found = predict(chosen, table)
+        assert found["t"].tolist() == numbers[32:].tolist()
+        assert found["t"].dtype == np.int64
+
+
+def test_a_forecast_reaches_beyond_the_year_2262(loaded, tiny, tmp_path):
+    table = rows(tiny, 32).assign(date=pd.date_range("2230-01-01", periods=32, freq="YS"))
+    model = of_steps(loaded, "YS-JAN")
+    found = predict(model, table)
+    assert str(found["date"].iloc[-1])[:10] == "2269-01-01"
+    write_table(found, tmp_path / "x.csv")
+    assert "\n2269-01-01," in (tmp_path / "x.csv").read_text()
+    new = read_input(model, table)
+    assert isinstance(new.plot(found, "a note"), Figure)
+
+
 def test_rows_at_another_step_are_refused(loaded, tiny):
     days = pd.date_range("2024-01-01", periods=60, freq="D")
     with pytest.raises(DataError, match="the rows are 'D' apart, but the model was trained on steps of 'h'"):

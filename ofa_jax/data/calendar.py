@@ -30,10 +30,13 @@ _ALIASES = "h, 15min, D, B, W-MON, MS, ME, QS-JAN, YE-DEC, M-15 (the 15th), WOM-
 
 @dataclass(frozen=True)
 class Duration:
-    """A step of constant length; ``wall``: on the wall clock, so that days keep their time of day."""
+    """A step of constant length (also of counters, int64).
+
+    ``wall``: on the wall clock, so that days keep their time of day.
+    """
 
     alias: str
-    size: np.timedelta64
+    size: Any
     wall: bool
 
     def follows(self, times: np.ndarray) -> np.ndarray:
@@ -42,7 +45,7 @@ class Duration:
 
     def after(self, time: np.datetime64, count: int) -> np.ndarray:
         """The next ``count`` times."""
-        size = self.size.astype(f"m8[{np.datetime_data(time.dtype)[0]}]")  # not to fall back to nanoseconds
+        size = self.size.astype((time - time).dtype)  # in the unit of the time, not finer: range
         return time + np.arange(1, count + 1) * (size if size == self.size else self.size)
 
 
@@ -340,6 +343,8 @@ def following(times: np.ndarray, step: Step, count: int, zone: tzinfo | None = N
     Raises:
         DataError: They lie beyond the year 9999.
     """
+    if times.dtype.kind == "i":
+        return step.after(times[-1], count)
     if np.datetime_data(times.dtype)[0] == "ns" and not (times.astype(np.int64) % 1000).any():
         times = times.astype("M8[us]")  # nanoseconds end in the year 2262
     last = wall_clock(times, zone)[-1] if step.wall else times[-1]

@@ -124,6 +124,7 @@ def read_frame(
     timestamps: Timestamps = "error",
     timestamp_format: str | None = None,
     frequency: str | None = None,
+    expected: str | None = None,
     trained_on: Sequence[str] | None = None,
 ) -> Frame:
     """Read and check series from delimited text (``.csv``, ``.tsv``, ``.txt``), Parquet or a DataFrame.
@@ -146,6 +147,7 @@ def read_frame(
         timestamp_format: A format of strptime, or what numbers are: ``excel`` (day numbers), ``s``, ``ms``,
             ``us`` or ``ns`` since 1970. Default: recognized where it is unambiguous.
         frequency: The step between rows, such as ``h``, ``B`` or ``M-15``; default: inferred.
+        expected: The step that is likely; decides how dates that can be read in several ways are read.
         trained_on: The series of a trained model, which are read instead of ``columns``; the others are not.
 
     Raises:
@@ -175,6 +177,7 @@ def read_frame(
             partial(table.place, time_name),
             form=timestamp_format,
             frequency=frequency,
+            expected=expected,
             counted=timestamps == "as_is",
         )
         rows = slice(None, None, -1 if newest_first else 1)

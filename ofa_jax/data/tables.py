@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
@@ -159,9 +160,9 @@ def as_table(frame: pd.DataFrame, source: str) -> Table:
         what = "the columns or the index have several levels"
         raise DataError(what, where=source, fix="Flatten them to one level")
     index = frame.index
-    dated = isinstance(index, pd.DatetimeIndex | pd.PeriodIndex) or "date32" in str(index.dtype)
-    if len(index) and isinstance(index[0], str):
-        dated = looks_like_date(index[0])
+    dated = isinstance(index, pd.DatetimeIndex | pd.PeriodIndex)
+    if len(index) and isinstance(index[0], str | date):
+        dated = isinstance(index[0], date) or looks_like_date(index[0])
     if dated:
         frame = frame.copy(deep=False)
         frame.insert(0, "index" if index.name is None else index.name, index, allow_duplicates=True)

@@ -104,19 +104,22 @@ def looks_like_date(text: str) -> bool:
     return any(1000 <= read_form(body, form)[0].year < 3000 for form in forms_of(body[0]))
 
 
-def parse_times(column: pd.Series, place: Place, form: str | None = None) -> tuple[np.ndarray, Clock]:
+def parse_times(
+    column: pd.Series, place: Place, form: str | None = None, expected: str | None = None
+) -> tuple[np.ndarray, Clock]:
     """Times of a column as ``[T]`` datetime64 (UTC where they have a time zone), int64 for a counter.
 
     ISO 8601 comes first, years and months included; then dates with names of months, quarters, weeks, and
     dates with the year last, which are read day first or month first, whichever fits every row; where both
-    fit, whichever is in order, with a regular step. Whole numbers are dates written without signs, seconds
-    (or smaller units) since 1970, or a counter.
+    fit, whichever is in order, with the expected or a regular step. Whole numbers are dates written without
+    signs, seconds (or smaller units) since 1970, or a counter.
 
     Args:
         column: The cells.
         place: Where they are, for errors.
         form: A format of strptime, ``excel`` (Excel's day numbers), or ``s``, ``ms``, ``us``, ``ns`` (since
             1970); default: recognized.
+        expected: The step between rows that is likely.
 
     Raises:
         DataError: A cell that is missing or not a date, ambiguous dates, time zones in some rows only.
@@ -138,7 +141,7 @@ def parse_times(column: pd.Series, place: Place, form: str | None = None) -> tup
         return _parse_numbers(texts, form, place)
     if form is None and texts.str.fullmatch(r"-?\d+(\.0*)?").all():
         return _parse_digits(texts.str.split(".").str[0], place)
-    times, clock = _parse_text(texts, place, form)
+    times, clock = _parse_text(texts, place, form, expected)
     if all(type(cell) is date for cell in column):
         clock = replace(clock, write=lambda index: pd.Index(index.date, dtype=object))
     return times, clock
@@ -201,7 +204,9 @@ def _epoch_writer(unit: str) -> Callable[[pd.DatetimeIndex], pd.Index]:
     return lambda index: pd.Index(index.as_unit(unit).asi8)  # type: ignore[arg-type]
 
 
-def _parse_text(texts: pd.Series, place: Place, form: str | None) -> tuple[np.ndarray, Clock]:
+def _parse_text(
+    texts: pd.Series, place: Place, form: str | None, expected: str | None
+) -> tuple[np.ndarray, Clock]:
     import pandas as pd
 
     bodies, offsets = split_zones(texts)
@@ -214,7 +219,7 @@ def _parse_text(texts: pd.Series, place: Place, form: str | None) -> tuple[np.nd
     if form is not None:
         parsed = _read_given(texts if "%z" in form else bodies, form, place)
     else:
-        parsed, notices = _read_best(bodies, place)
+        parsed, notices = _read_best(bodies, place, expected)
     wall = pd.DatetimeIndex(parsed)
     if wall.tz is not None:  # the given form has %z
         return _compact(wall.tz_convert("UTC").tz_localize(None).to_numpy()), Clock(wall.tz)
@@ -237,7 +242,7 @@ def _read_given(texts: pd.Series, form: str, place: Place) -> pd.Series:
     return parsed
 
 
-def _read_best(texts: pd.Series, place: Place) -> tuple[pd.Series, list[str]]:
+def _read_best(texts: pd.Series, place: Place, expected: str | None) -> tuple[pd.Series, list[str]]:
     forms = forms_of(texts[0])
     if not forms:
         raise _not_a_date(texts[0], place(0))
@@ -259,12 +264,13 @@ def _read_best(texts: pd.Series, place: Place) -> tuple[pd.Series, list[str]]:
             if _in_order(times := complete[form].to_numpy()) or _in_order(times[::-1])
         ]
         if len(fitting) != 1:
-            fitting = [form for form in fitting if _is_regular(complete[form].to_numpy())]
+            fitting = [form for form in fitting if _is_regular(complete[form].to_numpy(), expected)]
         if len(fitting) != 1:
             ways = " or ".join(sorted(f'"{form}"' for form in distinct.values()))
             what = f"{texts[0]!r} can be read day first or month first, and the other rows do not decide it"
-            raise DataError(what, where=place(0), fix=f"Set `timestamp_format` to {ways}")
-        notices.append(f"{texts[0]!r} is read as {fitting[0]}, which gives rows in order")
+            fix = f"Write dates with the year first, such as 2024-01-31, or set `timestamp_format` to {ways}"
+            raise DataError(what, where=place(0), fix=fix)
+        notices.append(f"{texts[0]!r} is read as {fitting[0]}, so that rows are in order and regular")
     else:
         fitting = [next(iter(complete))]
     if two_digit_years(fitting):
@@ -276,9 +282,9 @@ def _in_order(times: np.ndarray) -> bool:
     return bool((times[1:] >= times[:-1]).all())
 
 
-def _is_regular(times: np.ndarray) -> bool:
+def _is_regular(times: np.ndarray, expected: str | None) -> bool:
     times = np.sort(times)
-    step = infer_step(times)
+    step = infer_step(times) if expected is None else fit_step(expected, times)
     return step is not None and len(np.unique(times)) == len(times) and bool(follows(step, times).all())
 
 
@@ -310,21 +316,22 @@ def read_times(
     *,
     form: str | None = None,
     frequency: str | None = None,
+    expected: str | None = None,
     counted: bool = False,
 ) -> tuple[np.ndarray | None, Clock, bool]:
     """Times of a column, oldest first, their clock, and whether the source has its newest row first.
 
     Args:
-        column, place, form: As of :func:`parse_times`.
+        column, place, form, expected: As of :func:`parse_times`.
         frequency: The step between rows; default: inferred.
         counted: Keep repeated times and irregular steps.
 
     Raises:
         DataError: As :func:`parse_times` and :func:`check_order`.
     """
-    times, clock = parse_times(column, place, form)
     if frequency is not None:
         step_of(frequency)
+    times, clock = parse_times(column, place, form, frequency or expected)
     clock = replace(clock, frequency=frequency, counted=counted)
     newest_first = len(times) > 1 and times[0] > times[-1] and _in_order(times[::-1])
     if newest_first:
@@ -336,7 +343,7 @@ def read_times(
     if times.dtype.kind != "i":
         return times, clock, newest_first
     steps = np.diff(times)
-    regular = len(steps) == 0 or bool((steps == steps[0]).all())
+    regular = len(steps) == 0 or bool((steps == max(steps[0], 1)).all())
     counter = (int(times[0]), int(steps[0]) if len(steps) else 1) if regular else None
     return None, replace(clock, counter=counter), newest_first
 
@@ -364,11 +371,8 @@ def check_order(times: np.ndarray, clock: Clock, place: Place) -> None:
         fix = "Remove the duplicates, or set `timestamps: as_is` to count rows whatever their times"
         raise DataError(what, where=place(row), fix=fix)
     step = step_between(times, clock)
-    if step is None:
-        return
-    breaks = np.flatnonzero(~follows(step, times, clock.zone))
-    if len(breaks):
-        row = int(breaks[0]) + 1
+    if step is not None and not (regular := follows(step, times, clock.zone)).all():
+        row = int(np.argmin(regular)) + 1
         expected = following(times[:row], step, 1, clock.zone)
         before, time, next_time = _shown(np.concatenate([times[row - 1 : row + 1], expected]), clock)
         what = (
@@ -382,7 +386,7 @@ def check_order(times: np.ndarray, clock: Clock, place: Place) -> None:
 def step_between(times: np.ndarray, clock: Clock) -> Step | None:
     """The step between rows: the one that the clock's frequency names, else the most common one."""
     if times.dtype.kind == "i":
-        return None if len(times) < 3 else Duration("counter", most_common(np.diff(times)), wall=False)
+        return Duration("counter", most_common(np.diff(times)), wall=False) if len(times) > 2 else None
     if clock.frequency is None:
         return infer_step(times, clock.zone)
     return fit_step(clock.frequency, times, clock.zone) or step_of(clock.frequency)

@@ -190,6 +190,7 @@ def read_new(trained: TrainedOn, source: Any, *, missing: Any = None) -> Frame:
         timestamps=policy,
         timestamp_format=data.timestamp_format,
         frequency=given,
+        expected=expected,
     )
     if expected and frame.timestamps is not None:
         frame = _on_step(frame, expected)
@@ -261,6 +262,8 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     filled = 0 if frame.observed is None else int((~frame.observed[-length:]).sum())
     panels = partial(forecast_panels, frame, history=min(length, 3 * horizon))
     title = f"{frame.source}: the next {horizon} steps"
+    counted = "rows are counted (`timestamps: as_is`), so the forecast has numbers of steps and no times"
+    undated = [] if frame.timestamps is None or frame.dated else [f"{Path(frame.source).name}: {counted}"]
 
     relative, residue = bool(trained.meta.get("relative")), None
     if scaler:
@@ -274,7 +277,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         return pd.DataFrame(values, index, list(frame.names)).reset_index()
 
     return NewData(
-        notices=frame.notices,
+        notices=(*frame.notices, *undated),
         spec=WindowSpec(length, 0, univariate=False),
         buffer=buffer,
         residue=residue if relative else None,

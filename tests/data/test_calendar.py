@@ -40,7 +40,7 @@ def monthly(day: int, months: int, count: int = 60) -> pd.DatetimeIndex:
             for alias in ("QS-FEB", "YE-JUN", "B")
         ),
         (pd.date_range("2021-01-01", periods=60, freq="WOM-3WED"), "WOM-3WED"),
-        (pd.date_range("2021-01-01", periods=60, freq="LWOM-FRI"), "LWOM-FRI"),
+        (pd.date_range("2021-01-01", periods=60, freq=pd.offsets.LastWeekOfMonth(weekday=4)), "LWOM-FRI"),
         (pd.date_range("2021-01-01 17:30", periods=60, freq="12WOM-4THU"), "12WOM-4THU"),
         (pd.date_range("2021-01-01", periods=60, freq="SME-15"), "SME-15"),
         (pd.date_range("2021-01-01", periods=60, freq="SMS-15"), "SMS-15"),
@@ -61,7 +61,7 @@ def test_steps_of_the_calendar_are_named_and_continued(index, alias):
         np.testing.assert_array_equal(following(times[:known], found, len(times) - known), times[known:])
 
 
-@given(st.integers(1, 31), st.integers(1, 12), st.integers(0, 400), st.integers(3, 40))
+@given(st.integers(1, 31), st.integers(1, 12), st.integers(0, 200), st.integers(3, 40))
 def test_a_day_of_the_month_is_kept_whatever_the_months_length(day, months, start, rows):
     index = (pd.Timestamp("2000-01-31") - pd.Timedelta(days=31 - day)) + pd.DateOffset(months=0)
     dates = [index + pd.DateOffset(months=months * step) for step in range(start, start + rows + 12)]

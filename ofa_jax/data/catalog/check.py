@@ -77,7 +77,7 @@ def _read(path: Path, missing: Missing, timestamps: Timestamps) -> Record:
 
 def _summary(record: Record) -> dict[str, Any]:
     if isinstance(record, Frame):
-        times = record.timestamps
+        times = None if record.timestamps is None else record.local_times()
         ends = (None, None) if times is None else times[[0, -1]].astype("datetime64[s]").astype(str).tolist()
         return {
             "kind": "frame",
