@@ -103,6 +103,7 @@ def prepare_frame(
             *notices,
             *scaler.notices,
         ),
+        timestamps=frame.timestamps,
         meta={"frequency": frame.frequency, "filled": count_filled(frame.observed)},
         untrained=untrained,
         lookback={title: season for title in untrained if title.startswith("seasonal")},
@@ -235,7 +236,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     last, index = frame.values[-length:], time_index(frame, horizon)
     filled = 0 if frame.observed is None else int((~frame.observed[-length:]).sum())
     panels = partial(forecast_panels, frame, history=min(length, 3 * horizon))
-    title = f"{frame.source}: the next {horizon} steps"
+    title = f"{Path(frame.source).name}: the next {horizon} steps"
 
     def to_table(outputs: Sums) -> pd.DataFrame:
         pred_hc = outputs["prediction"][0]
@@ -247,7 +248,9 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         buffer=scaler.transform(last) if scaler else as_float32(last, frame.names, frame.source),
         table=WindowTable.of(np.zeros(1), x_valid=length),
         to_table=to_table,
-        plot=lambda table, note: plots.forecast(panels(table), title=title, note=note),
+        plot=lambda table, note: plots.forecast(
+            panels(table), title=title, note=note, label="original units"
+        ),
         summary=lambda table: (
             f"{horizon} steps of {frame.n_channels} series"
             + (f" ({filled:,} of the values they are read from were missing and filled)" if filled else "")
