@@ -38,7 +38,7 @@ def print_comparison(comparison: Comparison) -> None:
     sizes = zip(*(_size(row.trainable, row.bytes) for row in ranked), strict=True)
     rows = zip((row.method for row in ranked), *columns, *sizes, strict=True)
     _print(f"{comparison.task}, {part}", ["method"], [*map(heading, names), "trainable", "kB"], rows)
-    say("* best", *[comparison.verdict] * (comparison.verdict is not None))
+    say("* best", *([comparison.verdict] if comparison.verdict else []))
 
 
 def print_slopes(made: Written) -> None:
@@ -112,8 +112,9 @@ def _print(title: str, left: Sequence[str], right: Sequence[str], rows: Iterable
         console.width = sum(widths[index] for index in block)
         table = Table(box=None, padding=(0, 1, 0, 0))
         for index in block:
-            justify = "left" if index < len(left) else "right"
-            table.add_column(columns[index][0], justify=justify, no_wrap=True)
+            table.add_column(
+                columns[index][0], justify="left" if index < len(left) else "right", no_wrap=True
+            )
         for row in zip(*(columns[index][1:] for index in block), strict=True):
             table.add_row(*row)
         console.print(table)

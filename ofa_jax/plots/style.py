@@ -137,7 +137,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     for locator in (LogLocator(numticks=8), LogLocator(subs=(1, 2, 5), numticks=8), MaxNLocator(4)):
-        ticks = [tick for tick in locator.tick_values(low, high).tolist() if low <= tick <= high]
+        ticks = [tick for tick in np.asarray(locator.tick_values(low, high)).tolist() if low <= tick <= high]
         if len(ticks) >= 3:
             break
     return ticks

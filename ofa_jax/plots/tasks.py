@@ -61,7 +61,8 @@ def anomaly_scores(
         axis.set_title("score" if above else "")
         axis.margins(x=0.01)
         panels = [(axis, table)]
-        figure.suptitle(style.text(title, 110) if title else None)
+        if title:
+            figure.suptitle(style.text(title, 110))
     for axis, own in panels:
         time, score = own.iloc[:, 0].to_numpy(), own["score"].to_numpy()
         begins = np.arange(0, len(own), -(-len(own) // MAX_POINTS))

@@ -111,7 +111,7 @@ def _summary(comparison: Comparison, epoch: int) -> list[str]:
     return [
         f"{model.method}, on {comparison.windows:,} test windows, {comparison.conditions}: {found}.",
         f"{model.trainable:,} trainable parameters, of epoch {epoch}, the best on the validation part.",
-        *[comparison.verdict] * (comparison.verdict is not None),
+        *([comparison.verdict] if comparison.verdict else []),
     ]
 
 

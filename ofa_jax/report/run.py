@@ -146,7 +146,7 @@ def baselines_section(comparison: Comparison) -> Section:
     }
     head = ("method", *map(style.spelled, names), "trainable", "as float32")
     said = f"Every method is scored on the same windows with the same metrics, and sorted by {head[1]}."
-    sentences = [said, *[comparison.verdict] * (comparison.verdict is not None)]
+    sentences = [said, *([comparison.verdict] if comparison.verdict else [])]
     if not any(row.trainable for row in comparison.rows[1:]):
         sentences.append(HOW_TO_TRAIN)
     caption = f"Metrics over all {comparison.windows:,} test windows, {comparison.conditions}; bold: the best"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
@@ -430,6 +431,10 @@ def test_anomalies_are_shown_by_their_peaks(tiny, tmp_path):
     assert row[4] in ("yes", "no")
     assert f"In {1 if row[4] == 'yes' else 0} of 1 labeled anomalies" in windows.sentences[1]
     assert {row[0] for row in errors.folded[0].rows} == {"channel 0", "channel 1", "channel 2"}
+    every, peak = windows.pictures  # the scores of all steps; series and scores around the only anomaly
+    assert "highest peak: steps 50 to 59" in peak.alt
+    assert re.search(r"channel [012] is reconstructed worst there", peak.caption)
+    assert "with flagged steps" not in every.alt
 
 
 def test_confused_classes_add_up_to_the_accuracy(tiny, tmp_path):
@@ -465,8 +470,10 @@ def test_filled_in_windows_follow_the_rule(tiny, tmp_path):
 @pytest.mark.parametrize("task", ["zero_shot", "short_term"])
 def test_series_are_scored_in_percent(tiny, tmp_path, task):
     evaluation = untrained(tiny.of_task(task, tmp_path))
-    metrics, windows, errors, _ = forecast_results(evaluation)
+    metrics, windows, errors, future = forecast_results(evaluation)
     assert f"{metrics['smape']:.4g}" != "nan"
+    assert re.search("best: series T[0-9]+, sMAPE", windows.pictures[0].alt), "by their names in the file"
+    assert re.fullmatch(r"The next 3 steps, in original units, of 3 of \d+ series\.", future.sentences[0])
     assert "sMAPE" in windows.sentences[0]
     assert "no errors by channel" in errors.sentences[0]
 
