@@ -38,7 +38,7 @@ def print_comparison(comparison: Comparison) -> None:
     sizes = zip(*(_size(row.trainable, row.bytes) for row in ranked), strict=True)
     rows = zip((row.method for row in ranked), *columns, *sizes, strict=True)
     _print(f"{comparison.task}, {part}", ["method"], [*map(heading, names), "trainable", "kB"], rows)
-    say("* best", *[comparison.verdict] * (comparison.verdict is not None))
+    say("* best", *([comparison.verdict] if comparison.verdict else []))
 
 
 def print_slopes(made: Written) -> None:

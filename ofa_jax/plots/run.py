@@ -22,7 +22,9 @@ MAX_BARS = 30
 
 
 @style.theme()
-def forecast(table: pd.DataFrame, *, history: int | None = None, title: str = "", note: str = "") -> Figure:
+def forecast(
+    table: pd.DataFrame, *, history: int | None = None, title: str = "", note: str = "", label: str = ""
+) -> Figure:
     """Forecasts after their history, with actual values where known, a panel per series or window.
 
     Args:
@@ -31,14 +33,17 @@ def forecast(table: pd.DataFrame, *, history: int | None = None, title: str = ""
         history: Steps of history that are shown; default: all.
         title: Above the panels.
         note: Below the panels.
+        label: What the values are, at the left of each panel.
 
     Raises:
         DataError: A column is missing, or a panel has no forecast.
     """
     style.check(table, ("actual", "forecast"), ("time",), where="plots.forecast")
-    figure, panels = style.panels(table, 1.9, title)
+    spans = [own["time"].iloc[[0, -1]].tolist() for _, own in style.by_panel(table)]
+    figure, panels = style.panels(table, 1.9, title, sharex=all(span == spans[0] for span in spans))
     for axis, own in panels:
         _forecast_panel(axis, own, history)
+        axis.set_ylabel(label)
     numbered = pd.api.types.is_numeric_dtype(table["time"])
     below = ["steps after the last observed one"] * numbered + [style.text(note, 110)] * bool(note)
     axis.set_xlabel("\n".join(below))
@@ -51,14 +56,17 @@ def _forecast_panel(axis: Axes, own: pd.DataFrame, history: int | None) -> None:
     if not known.any():
         raise DataError("a panel has no forecast", where="plots.forecast", fix="Give one per panel")
     begin = int(known.argmax())
-    last = max(begin - 1, 0)  # the line starts at the last observed value
+    seen = np.flatnonzero(own["actual"].iloc[:begin].notna())
+    last = int(seen[-1]) if len(seen) else begin  # the line starts at the last observed value
     before, after = own.iloc[max(0, begin - (history or begin)) : begin], own.iloc[last:]
     axis.plot(before["time"], before["actual"], color="0.35", linewidth=1, label="history")
     if own["actual"].iloc[begin:].notna().any():
         axis.plot(after["time"], after["actual"], "--", color="black", linewidth=1.1, label="actual")
     joined = after["forecast"].to_numpy(float, copy=True)
-    joined[: begin - last] = after["actual"].iloc[: begin - last]
-    axis.plot(after["time"], joined, color=style.COLORS[0], linewidth=1.8, label="forecast")
+    if last < begin:
+        joined[0] = after["actual"].iloc[0]
+    drawn = np.isfinite(joined)  # a gap between the last observed value and the forecast is bridged
+    axis.plot(after["time"][drawn], joined[drawn], color=style.COLORS[0], linewidth=1.8, label="forecast")
     axis.axvline(after["time"].iloc[0], color="0.75", linewidth=0.8)
 
 
@@ -73,18 +81,18 @@ def attention_by_patch(weights: np.ndarray) -> Figure:
         weights: After the softmax, ``[layers, heads, n, n]``, query before key.
     """
     from matplotlib.colors import LogNorm
-    from matplotlib.ticker import LogLocator
 
     layers = weights.astype(np.float64).mean(axis=1)
     n = layers.shape[-1]
     seen_by = np.arange(n, 0, -1)
     received = layers.sum(axis=1) / seen_by
     uniform = np.cumsum(1 / np.arange(n, 0, -1))[::-1] / seen_by
-    figure = style.new_figure(9, 3.9)
+    figure = style.new_figure(style.WIDTH, 3.9)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     seen = np.ma.masked_less(layers.mean(axis=0), ATTENTION_FLOOR)  # later patches are masked, so white
-    image = left.imshow(seen, cmap=style.SHADES, norm=LogNorm(max(ATTENTION_FLOOR, float(seen.min())), 1))
-    ticks = LogLocator(subs=(1, 2, 5))
+    floor = min(max(ATTENTION_FLOOR, float(seen.min())), 0.5)
+    image = left.imshow(seen, cmap=style.SHADES, norm=LogNorm(floor, 1))
+    ticks = style.log_ticks(floor, 1)
     bar = figure.colorbar(image, ax=left, shrink=0.85, ticks=ticks, format=lambda value, _: f"{value:g}")
     bar.minorticks_off()
     left.set(title="mean over layers and heads", xlabel="key patch", ylabel="query patch")
@@ -97,7 +105,7 @@ def attention_by_patch(weights: np.ndarray) -> Figure:
     right.set(title="weight that a patch receives", xlabel="patch", ylabel="mean weight")
     style.integer_ticks(left, "both")
     style.integer_ticks(right)
-    right.legend(ncols=1 + (len(layers) > 4))
+    style.legend(right, ncols=1 + (len(layers) > 4))
     return figure
 
 
@@ -115,10 +123,11 @@ def training_curves(epochs: pd.DataFrame, objective: str, steps: pd.DataFrame | 
     """
     column = f"validation_{objective}"
     style.check(epochs, ("epoch", "train_loss", column), where="plots.training_curves")
-    figure = style.new_figure(8.6, 3)
+    figure = style.new_figure(style.WIDTH, 3)
     left, right = figure.subplots(1, 2)
     if steps is not None:
-        left.plot(steps["epoch"], steps["loss"], color=style.COLORS[6], linewidth=1, label="logged steps")
+        logged = {"color": style.COLORS[6], "linewidth": 1, "markersize": 3, "label": "logged steps"}
+        left.plot(steps["epoch"], steps["loss"], ".-", **logged)
     left.plot(epochs["epoch"], epochs["train_loss"], **style.stroke(0, style.COLORS[0]), label="epoch mean")
     right.plot(epochs["epoch"], epochs[column], **style.stroke(1, style.COLORS[5]))
     best = epochs.iloc[int(epochs[column].argmin())]
@@ -126,9 +135,9 @@ def training_curves(epochs: pd.DataFrame, objective: str, steps: pd.DataFrame | 
     right.plot(best["epoch"], best[column], "o", **ring, label=f"best: epoch {best['epoch']:g}")
     for axis, title in ((left, "training loss"), (right, style.spelled(column))):
         axis.set(title=title, xlabel="epoch")
-        axis.legend()
-        style.integer_ticks(axis)
         axis.margins(x=0.08)
+        style.legend(axis)
+        style.integer_ticks(axis)
     return figure
 
 
@@ -140,7 +149,7 @@ def error_by_step(errors: pd.DataFrame, label: str) -> Figure:
         errors: Indexed by step, a column per method.
         label: Name of the error.
     """
-    figure = style.new_figure(7, 3)
+    figure = style.new_figure(style.WIDTH, 3)
     axis = figure.subplots()
     every = max(1, len(errors) // 12)
     for index, (method, own) in enumerate(errors.items()):
@@ -149,7 +158,7 @@ def error_by_step(errors: pd.DataFrame, label: str) -> Figure:
     axis.set(xlabel="step of the forecast", ylabel=label)
     style.integer_ticks(axis)
     axis.set_ylim(bottom=0)
-    axis.legend()
+    style.legend(axis)
     return figure
 
 
@@ -162,11 +171,11 @@ def error_by_channel(errors: pd.Series, label: str) -> Figure:
         label: Name of the error.
     """
     shown = errors.sort_values(ascending=False, kind="stable").head(MAX_BARS)
-    figure = style.new_figure(7, 0.9 + 0.24 * len(shown))
+    figure = style.new_figure(style.WIDTH, 0.9 + 0.24 * len(shown))
     axis = figure.subplots()
     bars = axis.barh(np.arange(len(shown)), shown, color=style.COLORS[0], height=0.7)
     axis.set_yticks(np.arange(len(shown)), [style.text(name) for name in shown.index])
-    axis.bar_label(bars, fmt="%.4g", padding=3, fontsize=8)
+    axis.bar_label(bars, style.aligned(shown), padding=3, fontsize=8)
     axis.invert_yaxis()
     axis.margins(x=0.14)
     axis.set_xlabel(label + ("" if len(shown) == len(errors) else f", worst {len(shown)} of {len(errors)}"))

@@ -126,7 +126,7 @@ def gradient_norms(events: pd.DataFrame, column: str = "gradient_norm") -> Figur
     modules, ranks = events.groupby("module", sort=False), sorted(events["rank"].unique())
     columns = min(modules.ngroups, 3 if modules.ngroups > 4 else 2)
     rows = -(-modules.ngroups // columns)
-    figure = style.new_figure(max(4.2, 3.6 * columns), 2.5 * rows + 0.6)
+    figure = style.new_figure(style.WIDTH, 2.5 * rows + 0.6)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     shades = style.shades(len(ranks))
     lines = {rank: style.stroke(index, shades[index]) for index, rank in enumerate(ranks)}

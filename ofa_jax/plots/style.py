@@ -29,6 +29,9 @@ LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1,
 SHADES = "cividis"
 """A color map that looks the same with a color vision deficiency, with lightness increasing throughout."""
 
+WIDTH = 9.0
+"""Inches of every figure of a run, so that a page has all of them in one size."""
+
 MISSING = "—"
 """Where a table has no number."""
 
@@ -55,15 +58,20 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def by_panel(table: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
+    """The rows of each value of the column ``panel``, or all."""
+    return list(table.groupby("panel", sort=False)) if "panel" in table else [("", table)]
+
+
 def panels(
     table: pd.DataFrame, height: float, title: str = "", *, sharex: bool = True
 ) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
     """A figure with a panel per value of the column ``panel``, or a single one, each with its rows."""
-    groups = list(table.groupby("panel", sort=False)) if "panel" in table else [("", table)]
+    groups = by_panel(table)
     count = min(len(groups), MAX_PANELS)
     if count < len(groups):
         title = f"{title} (first {count} of {len(groups)} series)".strip()
-    figure, drawn = new_figure(8.5, height * count + 0.6), []
+    figure, drawn = new_figure(WIDTH, height * count + 0.6), []
     axes = figure.subplots(count, 1, squeeze=False, sharex=sharex)[:, 0]
     for axis, (name, own) in zip(axes, groups, strict=False):
         axis.set_title(text(name, 90))
@@ -75,12 +83,33 @@ def panels(
 
 
 def legend_below(figure: Figure, columns: int = 5) -> None:
-    """One legend for all axes, each label once."""
-    handles: dict[str, Any] = {}
-    for axis in figure.axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
+    """One legend for all axes, each label once; none of what nobody sees."""
+    handles = _visible(figure.axes)
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+
+
+def legend(axis: Axes, **options: Any) -> None:
+    """The legend of one axis, where it has something to say."""
+    if handles := _visible([axis]):
+        axis.legend(list(handles.values()), list(handles), **options)
+
+
+def _visible(axes: Iterable[Axes]) -> dict[str, Any]:
+    """What is drawn, by label: no line without a point (or with one and no marker), no empty area."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.lines import Line2D
+
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            if isinstance(handle, Line2D):
+                points = np.isfinite(np.asarray(handle.get_ydata(), float)).sum()
+                seen = points > (handle.get_marker() in ("None", "", " ", None))
+            else:
+                seen = not isinstance(handle, PolyCollection) or len(handle.get_paths()) > 0
+            if seen:
+                handles.setdefault(label, handle)
+    return handles
 
 
 def log_rank(axis: Axes, ranks: Sequence[float] | pd.Series) -> None:
@@ -96,15 +125,22 @@ def log_rank(axis: Axes, ranks: Sequence[float] | pd.Series) -> None:
 
 
 def log_y(axis: Axes) -> None:
-    """A logarithmic y axis, with ticks also at 2 and 5 below two decades. Call it after drawing."""
-    from matplotlib.ticker import LogLocator
-
+    """A logarithmic y axis. Call it after drawing."""
     axis.set_yscale("log")
-    low, high = axis.get_ylim()
-    if high < 100 * low:
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ticks = log_ticks(*axis.get_ylim())
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.yaxis.set_minor_formatter("")
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Ticks at decades, in a small range at 1, 2 and 5 times these, in a smaller one evenly spaced."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    for locator in (LogLocator(numticks=8), LogLocator(subs=(1, 2, 5), numticks=8), MaxNLocator(4)):
+        ticks = [tick for tick in np.asarray(locator.tick_values(low, high)).tolist() if low <= tick <= high]
+        if len(ticks) >= 3:
+            break
+    return ticks
 
 
 def stroke(index: int, color: Any) -> dict[str, Any]:
@@ -113,7 +149,10 @@ def stroke(index: int, color: Any) -> dict[str, Any]:
 
 
 def integer_ticks(axis: Axes, along: Literal["x", "both"] = "x") -> None:
-    """Ticks at integers only."""
+    """Ticks at integers only, two at least."""
+    low, high = sorted(axis.get_xlim())
+    if along == "x" and math.floor(high) - math.ceil(low) < 1:
+        axis.set_xlim(math.floor(low), math.ceil(high))
     axis.locator_params(along, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +13,15 @@ import numpy as np
 import pandas as pd
 
 from ofa_jax.baselines.compare import model_name
+from ofa_jax.data.frames import Frame
+from ofa_jax.errors import DataError, OfaError
+from ofa_jax.inference import predict as predict_next
 from ofa_jax.plots import run as plots
+from ofa_jax.plots import style
 from ofa_jax.report.parts import Picture, Section, Table, best_median_worst, number, number_table, picture
 from ofa_jax.runs.bundle import LoadedModel
 from ofa_jax.tasks.base import Outputs, Predict, Score, Sums, Task, TaskData
+from ofa_jax.tasks.forecast import forecast_panels, time_index
 from ofa_jax.tasks.losses import forecast_change, symmetric_terms
 from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.program import evaluation_options
@@ -27,6 +33,9 @@ SLICE = 8192
 
 HISTORY = 3
 """Horizons of history in a figure, at most."""
+
+SERIES = 3
+"""Series of a collection whose future is drawn."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +81,12 @@ class Evaluation:
 
 
 class Results(NamedTuple):
-    """Test metrics, and what a report shows of the same evaluation."""
+    """Test metrics, and what a report shows of the same evaluation; ``future`` where the task forecasts."""
 
     metrics: Mapping[str, float]
     windows: Section
     errors: Section
+    future: Section | None = None
 
 
 def forecast_results(evaluation: Evaluation) -> Results:
@@ -98,7 +108,7 @@ def forecast_results(evaluation: Evaluation) -> Results:
     over = "over all test windows, " + ("on the standardized scale" if standardized else "in percent")
     least, most = number(curve[0]), number(curve.max())
     shown = picture(
-        plots.error_by_step(steps, measure),
+        plots.error_by_step(steps, f"{measure}, {'standardized' if standardized else 'percent'}"),
         f"{measure} by step of the forecast: {least} at step 1, {number(curve[-1])} at step {len(curve)}, "
         f"largest {most} at step {int(curve.argmax()) + 1}.",
         f"{measure} by step of the forecast, {over}.",
@@ -110,9 +120,10 @@ def forecast_results(evaluation: Evaluation) -> Results:
     else:
         by_channel = pd.Series(per_window).groupby(np.asarray(names)[table.channel], sort=False).mean()
         bars, by_name = channel_parts(by_channel, measure, over)
-        errors = Section("errors", "Errors", pictures=[shown, bars], folded=[by_name, listed])
+        errors = Section("errors", "Errors", pictures=[shown, *bars], folded=[by_name, listed])
     metrics = task.final_metrics(lambda _: sums, "test")
-    return Results(metrics, _windows_section(evaluation, per_window, measure), errors)
+    windows = _windows_section(evaluation, per_window, measure)
+    return Results(metrics, windows, errors, future_section(evaluation))
 
 
 def _evaluate(
@@ -144,17 +155,19 @@ def ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def channel_parts(errors: pd.Series, measure: str, over: str) -> tuple[Picture, Table]:
-    """A figure and a table of errors, indexed by channel."""
+def channel_parts(errors: pd.Series, measure: str, over: str) -> tuple[list[Picture], Table]:
+    """A figure, unless there is a single channel, and a table of errors, indexed by channel."""
     errors = errors.dropna().sort_values(ascending=False, kind="stable")
     table = number_table(f"{measure} by channel", ("channel", measure), errors)
+    if len(errors) < 2:
+        return [], table
     (worst, most), (best, least) = table.rows[0], table.rows[-1]
     shown = picture(
-        plots.error_by_channel(errors, measure),
+        plots.error_by_channel(errors, f"{measure}, standardized"),
         f"{measure} by channel as bars: largest for {worst} ({most}), smallest for {best} ({least}).",
         f"{measure} by channel, {over}.",
     )
-    return shown, table
+    return [shown], table
 
 
 def rule(evaluation: Evaluation, measure: str) -> str:
@@ -174,7 +187,7 @@ def _windows_section(evaluation: Evaluation, errors: np.ndarray, measure: str) -
     history = min(HISTORY * spec.horizon, spec.input_length)
     units = "original units" if evaluation.loaded.scaler is not None else "the series' own units"
     shown = picture(
-        plots.forecast(table, history=history),
+        plots.forecast(table, history=history, label="original units"),
         f"Forecasts of {spec.horizon} steps with the actual values. {titles}.",
         f"{titles}.",
     )
@@ -195,17 +208,73 @@ def _forecast_table(evaluation: Evaluation, place: int, window: Mapping[str, np.
     if (scaler := evaluation.loaded.scaler) is not None:
         channel = evaluation.table.channel[place]
         table = table * scaler.std[channel] + scaler.mean[channel]
-    return table.assign(time=np.arange(1 - length, horizon + 1))
+    time = window_times(evaluation, place, length + horizon)
+    return table.assign(time=np.arange(1 - length, horizon + 1) if time is None else time)
+
+
+def window_times(evaluation: Evaluation, place: int, steps: int) -> np.ndarray | None:
+    """The timestamps of a test window, where the series have any."""
+    times = evaluation.data.timestamps
+    first = int(evaluation.table.first[place])
+    return None if times is None else times[first : first + steps]
 
 
 def _window_name(evaluation: Evaluation, place: int) -> str:
     """Series, number and time of a window's first target, as far as they are known."""
-    table, names, frame = evaluation.table, evaluation.loaded.names, getattr(evaluation.data, "frame", None)
-    window_id = f"{int(table.window_id[place]):,}"
+    table, names, collection = evaluation.table, evaluation.loaded.names, evaluation.data.collection
+    window_id, valid = int(table.window_id[place]), int(table.x_valid[place])
     if names is None:
-        return f"series {window_id}"
-    when = ""
-    if frame is not None and frame.timestamps is not None:
-        begin = frame.local_times()[int(table.first[place]) + int(table.x_valid[place])]
-        when = f" from {pd.Timestamp(begin):%Y-%m-%d %H:%M}"
-    return f"{names[table.channel[place]]}, window {window_id}{when}"
+        return f"series {window_id:,}" if collection is None else f"series {collection.names[window_id]}"
+    times = window_times(evaluation, place, valid + 1)
+    when = "" if times is None else f" from {_spelled_time(times)}"
+    return f"{names[table.channel[place]]}, window {window_id:,}{when}"
+
+
+def _spelled_time(times: np.ndarray) -> str:
+    """The last of some timestamps, with its hour unless all are whole days."""
+    index = pd.DatetimeIndex(times)
+    return f"{index[-1]:%Y-%m-%d}" if (index == index.normalize()).all() else f"{index[-1]:%Y-%m-%d %H:%M}"
+
+
+def future_section(evaluation: Evaluation) -> Section:
+    """The forecast of the steps after the last row, as ``ofa-jax predict`` makes it of the same data."""
+    title, spec = "Forecast after the last row", evaluation.task.spec
+    try:
+        frame = _last_rows(evaluation)
+        table = pd.DataFrame(frame.values, columns=list(frame.names))
+        if frame.timestamps is not None:
+            times = time_index(frame)
+            table.insert(0, times.name, times)
+        predicted = predict_next(evaluation.loaded, table)
+        panels = forecast_panels(frame, predicted, min(spec.input_length, HISTORY * spec.horizon))
+    except OfaError as error:
+        return Section("future", title, [f"There is none: {error}"])
+    names = panels["panel"].unique()[: style.MAX_PANELS]
+    collection = evaluation.data.collection
+    series = frame.n_channels if collection is None else collection.n_series
+    said = f"The next {spec.horizon} steps, in original units, of {len(names)} of {series:,} series."
+    shown = picture(
+        plots.forecast(panels[panels["panel"].isin(names)], label="original units"),
+        f"Forecasts of the {spec.horizon} steps after the last row of {', '.join(map(str, names))}.",
+        "Nobody has seen these steps yet, so there are no actual values.",
+    )
+    return Section("future", title, [said], pictures=[shown])
+
+
+def _last_rows(evaluation: Evaluation) -> Frame:
+    """The series that end the data: those of the table, or the first of a collection that are long enough.
+
+    Raises:
+        DataError: No series of the collection has as many steps as the model reads.
+    """
+    frame, collection = getattr(evaluation.data, "frame", None), evaluation.data.collection
+    if frame is not None:
+        return frame
+    assert collection is not None, "either is there"
+    length = evaluation.task.spec.input_length
+    chosen = np.flatnonzero(collection.lengths >= length)[:SERIES]
+    if not len(chosen):
+        what = f"no series has the {length} steps that the model reads"
+        raise DataError(what, where=Path(collection.source).name)
+    values = np.stack([collection.values[index][-length:] for index in chosen], axis=1)
+    return Frame(values, tuple(collection.names[index] for index in chosen), None, collection.source)

@@ -11,7 +11,15 @@ import pandas as pd
 
 from ofa_jax.plots import tasks as plots
 from ofa_jax.plots.style import aligned
-from ofa_jax.report.forecasts import Evaluation, Results, channel_parts, forecast_results, ratio, rule
+from ofa_jax.report.forecasts import (
+    Evaluation,
+    Results,
+    channel_parts,
+    forecast_results,
+    ratio,
+    rule,
+    window_times,
+)
 from ofa_jax.report.parts import Section, Table, best_median_worst, number, picture
 from ofa_jax.tasks.base import Sums
 from ofa_jax.windows.batch import Batch
@@ -43,9 +51,10 @@ def imputation_results(evaluation: Evaluation) -> Results:
         scaled = {"actual": window["y"][:, channel], "filled": window["prediction"][:, channel]}
         table = pd.DataFrame(scaled, dtype=float) * scaler.std[channel] + scaler.mean[channel]
         table["filled"] = table["filled"].where(window["y_mask"][:, channel])
-        parts[title] = table.assign(time=np.arange(len(table)))
+        time = window_times(evaluation, place, len(table))
+        parts[title] = table.assign(time=np.arange(len(table)) if time is None else time)
     shown = picture(
-        plots.filled_in(pd.concat(parts, names=["panel"]).reset_index("panel")),
+        plots.filled_in(pd.concat(parts, names=["panel"]).reset_index("panel"), label="original units"),
         f"Hidden points and their imputed values. {'; '.join(parts)}.",
         f"{'; '.join(parts)}.",
     )
@@ -61,7 +70,7 @@ def imputation_results(evaluation: Evaluation) -> Results:
 
 def _errors_section(errors: pd.Series, over: str, reason: str) -> Section:
     bars, listed = channel_parts(errors, "MSE", over)
-    return Section("errors", "Errors", [reason], pictures=[bars], folded=[listed])
+    return Section("errors", "Errors", [reason], pictures=bars, folded=[listed])
 
 
 def classification_results(evaluation: Evaluation) -> Results:
@@ -112,19 +121,24 @@ def anomaly_results(evaluation: Evaluation) -> Results:
         for index, ((first, last), peak, hit) in enumerate(zip(steps, aligned(peaks), found, strict=True), 1)
     ]
     words = {"best": "highest peak", "median": "median peak", "worst": "lowest peak"}
-    parts = {"the test part": scores}
+    pictures = []
     for name, place in best_median_worst(-peaks).items():
         first, last = steps[place]
+        around = scores[scores["step"].between(first - AROUND, last + AROUND)]
         title = f"{words[name]}: steps {first:,} to {last:,}, peak {number(peaks[place])}"
-        parts[title] = scores[scores["step"].between(first - AROUND, last + AROUND)]
-    drawn = pd.concat([part.assign(panel=title) for title, part in parts.items()])
+        series = _worst_series(evaluation, around)
+        drawn = plots.anomaly_scores(around, threshold, series, title=title, label="original units")
+        named = ", ".join(map(str, series))
+        alt = f"Series and scores around an anomaly, with flagged steps. {title}; {named}."
+        text = f"{title}. Of all series, {named} is reconstructed worst there."
+        pictures.append(picture(drawn, alt, text))
     said = (
         f"In {found.sum():,} of {len(rows):,} labeled anomalies at least one score is above the threshold "
         f"of {number(threshold)}."
     )
     shown = picture(
-        plots.anomaly_scores(drawn, threshold),
-        f"Scores of {len(scores):,} test steps with labeled anomalies and threshold, three enlarged. {said}",
+        plots.anomaly_scores(scores, threshold),
+        f"Scores of {len(scores):,} test steps with labeled anomalies and threshold. {said}",
         "Score of each step, logarithmic; of many neighboring steps the largest. A step in several windows "
         "has its score in the first.",
     )
@@ -135,10 +149,23 @@ def anomaly_results(evaluation: Evaluation) -> Results:
     head = ("anomaly", "first step", "last step", "peak score", "detected")
     folded = [Table("All labeled anomalies", head, rows)]
     title = "Scores around labeled anomalies"
-    windows = Section("windows", title, [chosen, said], pictures=[shown], folded=folded)
+    windows = Section("windows", title, [chosen, said], pictures=[shown, *pictures], folded=folded)
     over = "over all test windows, on the standardized scale"
     reason = "Every step of a window is reconstructed, so errors by step would say nothing."
     return Results(metrics, windows, _errors_section(errors, over, reason))
+
+
+def _worst_series(evaluation: Evaluation, around: pd.DataFrame) -> pd.DataFrame:
+    """The series with the largest error at the largest score of some steps, in original units, at these."""
+    scaler, first, data = evaluation.loaded.scaler, evaluation.table.first, evaluation.data
+    assert scaler is not None
+    rows = around["step"].to_numpy() + int(data.labels["train_borders"][-1])
+    peak = rows[int(around["score"].where(around["label"]).argmax())]
+    place = int(np.flatnonzero((first <= peak) & (peak < first + evaluation.task.spec.input_length))[0])
+    window, at = evaluation.windows([place])[0], int(peak - first[place])
+    channel = int(np.square(window["prediction"][at] - window["x"][at]).argmax())
+    values = data.task.buffer[rows, channel].astype(float) * scaler.std[channel] + scaler.mean[channel]
+    return pd.DataFrame({scaler.names[channel]: values})
 
 
 def anomaly_scores(evaluation: Evaluation) -> tuple[pd.DataFrame, float, pd.Series, Mapping[str, float]]:

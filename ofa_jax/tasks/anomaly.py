@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -37,8 +38,14 @@ from ofa_jax.tasks.naive import zeros
 from ofa_jax.windows.cover import ScoredWindows, each_step_once, every_step
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 VALIDATION_SHARE = 0.2
 """Of the training stream, at its end, as in the published SMD code (protocol §5 row 5)."""
+
+DRAWN = 3
+"""Series in a figure of new data, above their scores."""
 
 Layout = tuple[dict[Split, WindowTable], ScoredWindows, ScoredWindows, np.ndarray, list[str]]
 """Windows by part, those of the reference and of the test scores, beginnings of recordings, and notices."""
@@ -248,14 +255,26 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         index = time_index(frame)
         return pd.DataFrame({index.name: index, "score": score, "anomaly": score > threshold})
 
+    buffer = scaler.transform(frame.values, frame.source)
+
+    def plot(table: pd.DataFrame, note: str) -> Figure:
+        """The series that are farthest from their mean in training where the scores are high."""
+        high = table["score"] >= min(threshold, table["score"].max())
+        far = np.abs(buffer[high.to_numpy()]).mean(axis=0)
+        chosen = np.sort(np.argsort(-far, kind="stable")[:DRAWN])
+        some = f" ({len(chosen)} of {frame.n_channels} series)" if len(chosen) < frame.n_channels else ""
+        series = pd.DataFrame(frame.values[:, chosen], columns=[frame.names[index] for index in chosen])
+        title = f"{Path(frame.source).name}: steps above the threshold{some}"
+        return anomaly_scores(table, threshold, series, title=title, note=note, label="original units")
+
     return NewData(
         notices=frame.notices,
         spec=WindowSpec(length, 0, univariate=False),
-        buffer=scaler.transform(frame.values, frame.source),
+        buffer=buffer,
         table=windows.table,
         outputs=reconstruction_sums,
         to_table=to_table,
-        plot=lambda table, note: anomaly_scores(table, threshold),
+        plot=plot,
         summary=lambda table: f"{int(table['anomaly'].sum()):,} of {len(table):,} rows above {threshold:.4g}",
     )
 

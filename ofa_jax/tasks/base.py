@@ -23,6 +23,8 @@ from ofa_jax.windows.table import WindowSpec, WindowTable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ofa_jax.data.archives import SeriesCollection
+
 Predict = Callable[..., jax.Array]
 """``predict(frozen, trainable, x_btc, x_mask, dropout_keys=None) -> prediction``."""
 Outputs = Callable[[Any, Batch], dict[str, jax.Array]]
@@ -150,6 +152,8 @@ class TaskData:
         labels: Arrays that metrics depend on besides the buffer, by name.
         untrained: Baselines without parameters, by title: predict functions on the task's windows.
         lookback: Input steps of those that need more than the model reads.
+        collection: The single series that test windows are of, by their number.
+        timestamps: Of the buffer's rows, where these have any.
         naive: Baselines that need no windows: ``title -> (split -> metrics)``, None where undefined.
         calibrate: ``score -> values`` that a bundle stores after training, to apply the model to new data.
     """
@@ -164,6 +168,8 @@ class TaskData:
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)
     untrained: Mapping[str, Predict] = field(default_factory=dict)
     lookback: Mapping[str, int] = field(default_factory=dict)
+    collection: SeriesCollection | None = None
+    timestamps: np.ndarray | None = None
     naive: Mapping[str, Callable[[Split], dict[str, float] | None]] = field(default_factory=dict)
     calibrate: Callable[[Score], dict[str, Any]] | None = None
 

@@ -168,7 +168,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         table=WindowTable.of(first, x_valid=cases.lengths),
         outputs=_probabilities,
         to_table=to_table,
-        plot=lambda table, note: class_probabilities(table),
+        plot=lambda table, note: class_probabilities(table, note),
         summary=lambda table: f"{len(table)} cases of {len(classes)} classes",
     )
 

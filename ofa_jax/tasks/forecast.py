@@ -103,6 +103,7 @@ def prepare_frame(
             *notices,
             *scaler.notices,
         ),
+        timestamps=None if frame.timestamps is None else frame.local_times(),
         meta={"frequency": frame.frequency, "filled": count_filled(frame.observed)},
         untrained=untrained,
         lookback={title: season for title in untrained if title.startswith("seasonal")},
@@ -262,7 +263,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     last, index = frame.values[-length:], time_index(frame, horizon)
     filled = 0 if frame.observed is None else int((~frame.observed[-length:]).sum())
     panels = partial(forecast_panels, frame, history=min(length, 3 * horizon))
-    title = f"{frame.source}: the next {horizon} steps"
+    title = f"{Path(frame.source).name}: the next {horizon} steps"
     counted = "rows are counted (`timestamps: as_is`), so the forecast has numbers of steps and no times"
     undated = [] if frame.timestamps is None or frame.dated else [f"{Path(frame.source).name}: {counted}"]
 
@@ -285,7 +286,9 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         outputs=ahead if relative else None,
         table=WindowTable.of(np.zeros(1), x_valid=length),
         to_table=to_table,
-        plot=lambda table, note: plots.forecast(panels(table), title=title, note=note),
+        plot=lambda table, note: plots.forecast(
+            panels(table), title=title, note=note, label="original units"
+        ),
         summary=lambda table: (
             f"{horizon} steps of {frame.n_channels} series"
             + (f" ({filled:,} of the values they are read from were missing and filled)" if filled else "")

@@ -62,6 +62,7 @@ def prepare(data: DataConfig, task: ImputationSettings, protocol: Protocol = "st
             *scaler.notices,
             *(untimed if frame.timestamps is None else []),
         ),
+        timestamps=None if frame.timestamps is None else frame.local_times(),
         meta={"frequency": frame.frequency, "filled": count_filled(frame.observed)},
         untrained={
             "linear interpolation": partial(interpolate, channels=channels),
@@ -163,7 +164,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         observed=_with_calendar(known, features),
         table=windows.table,
         to_table=to_table,
-        plot=lambda filled, note: filled_table(given, filled),
+        plot=lambda filled, note: filled_table(given, filled, note),
         summary=lambda filled: f"{int((~known).sum()):,} missing values of {channels} series filled",
     )
 

@@ -307,6 +307,7 @@ def _series_data(
         notices=tuple(dict.fromkeys(notices)),  # both parts may be of one collection
         meta={"filled": sum(map(count_filled, collections.values()))},
         labels=lengths,
+        collection=held["test"].collection,
         naive={"seasonal naive": partial(naive, seasonal_last), "Naive2": partial(naive, naive2)},
     )
 

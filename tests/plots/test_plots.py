@@ -320,6 +320,84 @@ def test_anomaly_scores_keep_every_peak_however_long_the_line():
         assert (shaded.min(), shaded.max()) == (33_329.5, 33_339.5)
 
 
+def test_a_legend_has_no_entry_for_what_nobody_sees():
+    table = pd.DataFrame({"step": np.arange(4), "score": [1.0, 1, 1, 1]})
+    assert legend(tasks.anomaly_scores(table, 2.0)) == ["score", "threshold 2"]
+    unlabeled = table.assign(label=False)
+    assert legend(tasks.anomaly_scores(unlabeled, 2.0)) == ["score", "threshold 2"]
+
+
+def test_anomalies_are_flagged_in_the_series():
+    step = np.arange(5000)
+    values = np.sin(step / 50)
+    values[3000] = 9
+    table = pd.DataFrame({"step": step, "score": np.where(step == 3000, 5.0, 1)})
+    series = pd.DataFrame({"pump": values, "fan": -values})
+    figure = tasks.anomaly_scores(table, 2.0, series, title="a file", label="original units")
+    assert titles(figure) == ["pump", "fan", "score"]
+    for axis, name in zip(figure.axes, series, strict=False):
+        drawn, flagged = axis.lines
+        assert (flagged.get_xdata().tolist(), flagged.get_ydata().tolist()) == ([3000], [series[name][3000]])
+        own = drawn.get_ydata()
+        assert (own.min(), own.max()) == (series[name].min(), series[name].max()), "no peak is lost"
+        assert axis.get_ylabel() == "original units"
+    assert legend(figure) == ["series", "above the threshold", "score", "threshold 2"]
+
+
+def test_no_axis_has_a_single_tick():
+    one = pd.DataFrame({"epoch": [1], "train_loss": [1.0], "validation_mse": [0.5]})
+    weights = np.tril(np.ones((1, 1, 2, 2))) / [[1], [2]]
+    near = pd.DataFrame({"step": [1, 2], "score": [1.02, 1.07]})
+    figures = (
+        run.training_curves(one, "mse"),
+        run.error_by_step(pd.DataFrame({"m": [0.5]}, index=[1]), "MSE"),
+        run.attention_by_patch(weights),
+        tasks.anomaly_scores(near, 1.05),
+    )
+    for figure in figures:
+        style.as_svg(figure)
+        for axis in figure.axes:
+            if axis.get_label() == "<colorbar>":
+                assert len(axis.get_yticks()) > 1
+                continue
+            for along, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+                shown = [
+                    tick for tick in along.get_majorticklocs() if min(low, high) <= tick <= max(low, high)
+                ]
+                assert len(shown) != 1, (axis.get_title(), along.axis_name)
+
+
+def test_figures_of_a_run_have_one_width(study):
+    table = pd.DataFrame({"step": [1, 2], "score": [1.0, 3]})
+    counts = pd.DataFrame([[5, 1], [0, 4]], index=["a", "b"], columns=["a", "b"])
+    errors = pd.DataFrame({"m": [1.0, 2]}, index=[1, 2])
+    drawn = (
+        tasks.anomaly_scores(table, 2.0),
+        tasks.anomaly_scores(table, 2.0, table[["score"]]),
+        tasks.confusion(counts),
+        run.forecast(windows()),
+        run.error_by_step(errors, "MSE"),
+        run.error_by_channel(errors["m"], "MSE"),
+    )
+    assert {figure.get_figwidth() for figure in drawn} == {style.WIDTH}
+
+
+def test_windows_at_other_times_have_their_own_axes():
+    table = windows()
+    first, second = run.forecast(table).axes
+    assert first.get_shared_x_axes().joined(first, second)
+    later = table.assign(time=table["time"] + np.where(table["panel"] == "worst", 100, 0))
+    first, second = run.forecast(later).axes
+    assert first.get_xlim()[1] < second.get_xlim()[0]
+
+
+def test_a_forecast_is_joined_to_the_last_value_that_was_observed():
+    table = windows().query("panel == 'best'").reset_index(drop=True)
+    table.loc[table["time"] == 0, "actual"] = np.nan
+    line = run.forecast(table).axes[0].lines[2]
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([-1, 1, 2], [-1, 2, 3])
+
+
 def test_anomaly_scores_of_a_new_file_mark_the_steps_above_the_threshold():
     time = pd.date_range("2024-01-01", periods=4, freq="h")
     figure = tasks.anomaly_scores(pd.DataFrame({"date": time, "score": [1.0, 3, 1, 4]}), 2.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
@@ -21,7 +22,9 @@ from ofa_jax.build import build_model
 from ofa_jax.cli import main as cli
 from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, OfaError
-from ofa_jax.report.forecasts import Evaluation, _forecast_table, forecast_results
+from ofa_jax.inference import predict
+from ofa_jax.plots.style import new_figure
+from ofa_jax.report.forecasts import Evaluation, _forecast_table, forecast_results, future_section
 from ofa_jax.report.page import _compared, _warnings, write_report
 from ofa_jax.report.parts import best_median_worst
 from ofa_jax.report.run import HOW_TO_LOG, baselines_section, gradient_section, shown_place, training_section
@@ -46,6 +49,7 @@ SECTION_NAMES = [
     "training",
     "baselines",
     "windows",
+    "future",
     "errors",
     "attention",
     "footprint",
@@ -150,7 +154,8 @@ def test_the_page_loads_nothing_from_anywhere(report):
 
 def test_every_picture_is_inside_the_page_and_described(report):
     images = report.every("img")
-    assert len(images) == 7  # curves, forecasts, errors by step and channel, attention, two of gradients
+    # curves, forecasts on test windows and of the future, errors by step and channel, attention, gradients
+    assert len(images) == 8
     for image, svg in zip(images, report.svgs(), strict=True):
         assert len(str(image["alt"])) > 30
         for element in ElementTree.fromstring(svg).iter():
@@ -254,7 +259,7 @@ def test_errors_by_channel_and_step_are_means_of_the_same_errors(run, monkeypatc
     loaded, data = open_run(run)
     evaluation, table = Evaluation(loaded, data), data.task.tables["test"]
     monkeypatch.setattr("ofa_jax.report.forecasts.SLICE", 10)  # the test part has more windows
-    metrics, _, errors = forecast_results(evaluation)
+    metrics, _, errors, _ = forecast_results(evaluation)
     windows = evaluation.windows(range(table.size))
     squared = np.stack([np.square(window["prediction"] - window["y"])[:, 0] for window in windows])
     by_channel, by_step = errors.folded
@@ -277,7 +282,7 @@ def test_a_shown_forecast_is_in_original_units(run):
     np.testing.assert_allclose(
         shown["actual"], data.frame.values[first : first + 11, 1], rtol=1e-5
     )  # through float32
-    assert shown["time"].tolist() == list(range(-7, 4))
+    np.testing.assert_array_equal(shown["time"], data.frame.timestamps[first : first + 11])
     scaled = loaded.scaler.transform(data.frame.values)[first : first + 8, 1]
     pred = np.asarray(
         loaded.model.predict(loaded.model.frozen, loaded.model.trainable, jnp.asarray(scaled[None, :, None]))
@@ -285,6 +290,22 @@ def test_a_shown_forecast_is_in_original_units(run):
     np.testing.assert_allclose(
         shown["forecast"][8:], pred * loaded.scaler.std[1] + loaded.scaler.mean[1], rtol=1e-4
     )
+
+
+def test_the_future_is_what_predict_forecasts(run, monkeypatch):
+    loaded, data = open_run(run)
+    drawn = []
+    figure = new_figure(1, 1)
+    monkeypatch.setattr("ofa_jax.plots.run.forecast", lambda table, **_: drawn.append(table) or figure)
+    section = future_section(Evaluation(loaded, data))
+    (table,) = drawn
+    wanted = predict(loaded, run.parent / "table.csv")
+    for name in NAMES:
+        own = table[table["panel"] == name]
+        np.testing.assert_allclose(own["forecast"].dropna(), wanted[name], rtol=1e-6)
+        assert own["time"].tolist()[-3:] == wanted["date"].tolist()
+        assert own["actual"].dropna().iloc[-1] == data.frame.values[-1, NAMES.index(name)]
+    assert section.sentences == ["The next 3 steps, in original units, of 2 of 2 series."]
 
 
 def test_baselines_that_the_run_has_are_in_the_table(run, report):
@@ -404,19 +425,23 @@ def test_anomaly_scores_and_threshold_are_those_of_the_metrics(tiny, tmp_path, m
 
 
 def test_anomalies_are_shown_by_their_peaks(tiny, tmp_path):
-    _, windows, errors = anomaly_results(untrained(tiny.of_task("anomaly", tmp_path)))
+    _, windows, errors, _ = anomaly_results(untrained(tiny.of_task("anomaly", tmp_path)))
     (row,) = windows.folded[0].rows
     assert row[:3] == ("1", "50", "59")
     assert row[4] in ("yes", "no")
     assert f"In {1 if row[4] == 'yes' else 0} of 1 labeled anomalies" in windows.sentences[1]
     assert {row[0] for row in errors.folded[0].rows} == {"channel 0", "channel 1", "channel 2"}
+    every, peak = windows.pictures  # the scores of all steps; series and scores around the only anomaly
+    assert "highest peak: steps 50 to 59" in peak.alt
+    assert re.search(r"channel [012] is reconstructed worst there", peak.caption)
+    assert "with flagged steps" not in every.alt
 
 
 def test_confused_classes_add_up_to_the_accuracy(tiny, tmp_path):
     evaluation = untrained(tiny.of_task("classification", tmp_path))
     task, model = evaluation.data.task, evaluation.loaded.model
     sums = evaluate(model.predict, task, task.tables["test"], model.frozen, model.trainable, batch_size=4)
-    metrics, windows, errors = classification_results(evaluation)
+    metrics, windows, errors, _ = classification_results(evaluation)
     assert metrics == pytest.approx(task.metrics(sums), rel=1e-5)
     assert errors.sentences[0] == f"{int(sums['right'].sum())} of 15 test cases are classified correctly."
     by_class = {row[0]: float(row[2]) for row in errors.tables[0].rows}
@@ -434,7 +459,7 @@ def test_filled_in_windows_follow_the_rule(tiny, tmp_path):
     sums = evaluate(model.predict, task, task.tables["test"], model.frozen, model.trainable, batch_size=4)
     with np.errstate(invalid="ignore"):  # a window of which no point was hidden has no error
         error = sums["squared_error"] / sums["count"]
-    metrics, windows, errors = imputation_results(evaluation)
+    metrics, windows, errors, _ = imputation_results(evaluation)
     assert metrics == pytest.approx(task.metrics(sums), rel=1e-5)
     alt = windows.pictures[0].alt
     assert f"best: window {np.nanargmin(error)}, MSE {np.nanmin(error):.4g}" in alt
@@ -445,8 +470,10 @@ def test_filled_in_windows_follow_the_rule(tiny, tmp_path):
 @pytest.mark.parametrize("task", ["zero_shot", "short_term"])
 def test_series_are_scored_in_percent(tiny, tmp_path, task):
     evaluation = untrained(tiny.of_task(task, tmp_path))
-    metrics, windows, errors = forecast_results(evaluation)
+    metrics, windows, errors, future = forecast_results(evaluation)
     assert f"{metrics['smape']:.4g}" != "nan"
+    assert re.search("best: series T[0-9]+, sMAPE", windows.pictures[0].alt), "by their names in the file"
+    assert re.fullmatch(r"The next 3 steps, in original units, of 3 of \d+ series\.", future.sentences[0])
     assert "sMAPE" in windows.sentences[0]
     assert "no errors by channel" in errors.sentences[0]
 
