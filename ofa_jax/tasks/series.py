@@ -25,7 +25,7 @@ from ofa_jax.errors import ConfigError, TooShort, sizes_text
 from ofa_jax.model.networks import ForecastNetwork, ShortTermNetwork
 from ofa_jax.tasks.base import Score, Sums, Task, TaskData, TaskKind
 from ofa_jax.tasks.forecast import apply, as_pairs, linear_baselines, read_series
-from ofa_jax.tasks.losses import FORECAST_LOSSES
+from ofa_jax.tasks.losses import FORECAST_LOSSES, squared_error
 from ofa_jax.tasks.metrics import mean_scaled_error, naive_scale, series_metrics, series_sums
 from ofa_jax.tasks.naive import last_cycle
 from ofa_jax.tasks.naive2 import naive2
@@ -279,7 +279,7 @@ def _series_data(
 
     loss = FORECAST_LOSSES[task.loss]
     if task.loss == "mse":  # in one unit for all series, so that it is of like size in any
-        loss = partial(loss, unit=_largest_range(source))
+        loss = partial(squared_error, unit=_largest_range(source))
     made = Task(
         spec=WindowSpec(task.input_length, task.horizon, univariate=True),
         buffer=rows.values,
