@@ -178,8 +178,8 @@ def completed(experiment: Experiment, data: TaskData) -> tuple[Experiment, list[
     if few and "batch_size" not in train.model_fields_set:
         size = 2 ** ((max(windows, FEWEST_STEPS) // FEWEST_STEPS).bit_length() - 1)
         fitted = {"train.batch_size": max(size, train.micro_batch or 1)}
-        if "patience" not in train.model_fields_set:
-            fitted["train.patience"] = max(train.patience, train.epochs)
+        if "patience" not in train.model_fields_set and train.patience < train.epochs:
+            fitted["train.patience"] = train.epochs
         listed = " and ".join(f"{path} = {value}" for path, value in fitted.items())
         notices.append(f"an epoch has {windows:,} window(s), so settings that were not given fit: {listed}")
         experiment = experiment.replace(fitted)

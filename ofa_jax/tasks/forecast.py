@@ -245,7 +245,7 @@ def as_pairs(values: np.ndarray, names: Sequence[str], source: str) -> tuple[np.
 
 def ahead(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     """Forecasts in the series' units, relative to the last input step."""
-    assert batch.unit is not None  # the windows are relative
+    assert batch.unit is not None, "windows without a scaler are relative"
     return {"prediction": forecast_change(pred_bhc, batch) * batch.unit}
 
 
