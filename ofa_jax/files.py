@@ -49,7 +49,8 @@ class FileRecord(Record):
     format: int = Field(ge=1)
 
 
-R, T = TypeVar("R", bound=Record), TypeVar("T")
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 def read_record(path: Path, model: type[R], *, kind: str, error: type[OfaError] = CheckpointError) -> R:
