@@ -69,6 +69,10 @@ class TrainError(OfaError):
     """Training that cannot continue: a loss that is not finite, nothing to train."""
 
 
+class PeerLost(TrainError):
+    """Another process of the run ended, did not come, or cannot be reached; a restart may help."""
+
+
 class Interrupted(Exception):
     """Training stopped on a signal, saved where checkpoints are kept; not a mistake, so not an OfaError."""
 

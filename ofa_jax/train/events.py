@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from ofa_jax.errors import CheckpointError
+from ofa_jax.errors import CheckpointError, OfaError
 from ofa_jax.files import Record, check_regular, enough_space, parse_record, write_atomic
 
 CLOCK_FIELDS = ("time", "seconds", "windows_per_second")
@@ -62,19 +62,26 @@ _RECORDS: dict[str, type[_Event]] = {
 
 
 class EventLog:
-    """Append-only log of a run; without a path nothing is kept."""
+    """Append-only log of a run; without a path nothing is kept.
+
+    ``failure`` is why an event could not be written; :meth:`sync` raises it, where all processes learn of it.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self.failure: OfaError | None = None
         if path:
             check_regular(path, links=False)  # cutting it back would shorten the file that a link names
 
     def append(self, event: str, **fields: Any) -> None:
         """Add an event; it is in the file at once and on the disk at the next :meth:`sync`."""
-        if self._path:
+        if self._path and self.failure is None:
             line = json.dumps({"event": event, **fields}) + "\n"
-            with enough_space(self._path, len(line)), open(self._path, "a") as file:
-                file.write(line)
+            try:
+                with enough_space(self._path, len(line)), open(self._path, "a") as file:
+                    file.write(line)
+            except OfaError as error:
+                self.failure = error
 
     def last_step(self) -> int:
         """The step of the last intact event, 0 where there is none."""
@@ -88,6 +95,8 @@ class EventLog:
 
     def sync(self) -> int:
         """Make sure that everything is on the disk; returns the file's size in bytes, for :meth:`cut`."""
+        if self.failure is not None:
+            raise self.failure
         if not self._path or not self._path.exists():
             return 0
         with open(self._path, "rb") as file:

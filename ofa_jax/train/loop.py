@@ -160,12 +160,12 @@ class Trainer:
         """Write a checkpoint, after everything that was logged so far is on disk."""
         self.saved_at = time.monotonic()
         sums = self._gradient_sums()
-        for number, lane in enumerate(self.lanes):
-            lane.progress.events_size = lane.log.sync()
-            lane.progress.gradients = [] if sums is None else as_json(sums[number])
-        counters = [asdict(lane.progress) for lane in self.lanes]
-        meta = {"cells": counters} if self.lanes[0].name else counters[0]
         with raise_together("saving a checkpoint"):
+            for number, lane in enumerate(self.lanes):
+                lane.progress.events_size = lane.log.sync()
+                lane.progress.gradients = [] if sums is None else as_json(sums[number])
+            counters = [asdict(lane.progress) for lane in self.lanes]
+            meta = {"cells": counters} if self.lanes[0].name else counters[0]
             if self.checkpoints is not None:
                 self.checkpoints.save(self.step, self._arrays(), meta)
 
@@ -204,6 +204,7 @@ class Trainer:
             self.run_chunk(self._chunk_steps())
             now = time.monotonic()
             overdue = now - self.saved_at > 60 * self.settings.checkpoint_minutes
+            overdue |= any(lane.log.failure is not None for lane in self.lanes)
             microseconds = min(1e6 * (now - began) / (self.step - first), 1e9)
             agreed = max_over_processes(self.request.signal_number, overdue, math.ceil(microseconds))
             signal_number, due, microseconds = agreed

@@ -17,17 +17,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from ofa_jax.errors import ConfigError, OfaError, TrainError
+from ofa_jax.errors import ConfigError, OfaError, PeerLost, TrainError
 from ofa_jax.train.checkpoints import Checkpoints, PyTree, Restored
+from ofa_jax.train.rendezvous import meet
 
 _LOST_DEVICE = re.compile(
     "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): "
 )
 """Status of a computation that lost a device, as opposed to one that ran out of memory."""
-
-
-class PeerLost(TrainError):
-    """Another process of the run ended, or cannot be reached."""
 
 
 def connect(
@@ -36,6 +33,7 @@ def connect(
     process_id: int | None = None,
     *,
     heartbeat: int = 100,
+    patience: int = 300,
 ) -> None:
     """Join the processes of this run; call it before anything else asks jax for its devices.
 
@@ -45,19 +43,26 @@ def connect(
         processes: Number of processes; without a coordinator it is compared with what jax found.
         process_id: Number of this process, with a coordinator.
         heartbeat: Seconds without a sign of life after which a process counts as lost.
+        patience: Seconds to wait for all processes to be there.
 
     Raises:
-        ConfigError: The arguments are incomplete, or jax found another number of processes.
+        ConfigError: The arguments are incomplete, or jax found another number of processes; or as
+            :func:`~ofa_jax.train.rendezvous.meet`.
+        PeerLost, TrainError: As :func:`~ofa_jax.train.rendezvous.meet`.
     """
     arguments = "coordinator, processes, process_id"
     if (coordinator is None) != (process_id is None) or (coordinator is not None and processes is None):
         fix = "Give all three, or none where jax finds the processes itself"
         raise ConfigError("these do not identify this process", where=arguments, fix=fix)
+    if coordinator is not None and processes is not None and process_id is not None:
+        meet(coordinator, processes, process_id, patience)
     # SIGTERM is handled by train/loop.py; jax's service would take it away from Python
     jax.config.update("jax_enable_preemption_service", False)
     given = (coordinator, processes if coordinator else None, process_id)
     try:
-        jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat)
+        jax.distributed.initialize(
+            *given, heartbeat_timeout_seconds=heartbeat, initialization_timeout=patience
+        )
     except ValueError as error:
         if "coordinator_address should be defined" not in str(error):
             fix = "Give all three arguments"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from test_resume import Listener, outcome
 
 from ofa_jax.errors import OfaError
 from ofa_jax.runs.train import open_run, train_run
+from ofa_jax.train import events, loop
 
 
 @pytest.fixture
@@ -52,6 +54,33 @@ class Filling(Listener):
     def end_epoch(self, record: Mapping[str, Any]) -> None:
         if self.before == "bundle" and record["epoch"] == 2:
             fill(self.disk)
+
+
+def test_a_log_that_cannot_be_written_stops_training_where_all_processes_agree(tiny, tmp_path, monkeypatch):
+    experiment, run = tiny.experiment(tiny.csv(tmp_path / "tiny.csv")), tmp_path / "run"
+    agreed, agree = [], loop.raise_together
+
+    def together(doing: str) -> Any:
+        agreed.append(doing)
+        return agree(doing)
+
+    def full(path: Path, *given: Any, **how: Any) -> Any:
+        if "epoch 2" in agreed and given == ("a",):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return open(path, *given, **how)
+
+    listener = Listener()
+    listener.end_epoch = lambda record: agreed.append("epoch 2")  # type: ignore[method-assign]
+    monkeypatch.setattr(loop, "raise_together", together)
+    monkeypatch.setattr(events, "open", full, raising=False)
+    with pytest.raises(OfaError, match=r"metrics\.jsonl: no space left .* 8\d bytes are needed"):
+        train_run(experiment, run, listener)
+    assert agreed[-1] == "saving a checkpoint"
+    assert listener.chunks == 4  # the line of step 8 is in the first chunk of epoch 2
+    monkeypatch.undo()
+    train_run(experiment, run)
+    train_run(experiment, tmp_path / "undisturbed")
+    assert outcome(run) == outcome(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize(("before", "place"), [("checkpoint", "checkpoints/10"), ("bundle", "bundle")])
