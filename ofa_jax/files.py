@@ -243,6 +243,7 @@ def check_output(path: str | Path, *, inputs: Iterable[str | Path] = (), where: 
     path = Path(path)
     if str(path) in STANDARD_OUTPUT:
         return
+    is_there(path, error=OfaError)
     if path.is_dir():
         raise OfaError(f"{path} is a folder, not a file", where=where, fix="Name a file")
     folder = next(parent for parent in path.parents if parent.exists())
@@ -343,7 +344,7 @@ def readable_folder(path: str | Path) -> Path:
     """``path``, or its previous content where a writer is exchanging it or was killed in between."""
     path = Path(path)
     old = _old_name(path)
-    return old if not path.exists() and old.exists() else path
+    return old if not is_there(path) and old.exists() else path
 
 
 def clear_leftovers(path: str | Path) -> None:

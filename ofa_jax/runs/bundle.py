@@ -16,6 +16,7 @@ from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.data.splits import Scaler
 from ofa_jax.errors import WeightsError
+from ofa_jax.files import is_there
 from ofa_jax.runs.folder import BUNDLE, versions
 from ofa_jax.tasks.base import TaskData, TrainedOn
 from ofa_jax.train.lanes import Progress
@@ -96,7 +97,7 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> LoadedModel:
         WeightsError: The trunk cannot be loaded.
     """
     path = Path(path)
-    folder = path if (path / META_FILE).exists() else path / BUNDLE
+    folder = path if is_there(path / META_FILE) else path / BUNDLE
     bundle = read_bundle(folder)
     settings = upgrade_settings(bundle.record.settings, bundle.record.format)
     experiment = build_experiment(settings, where=str(folder / META_FILE))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
+import io
 import json
+import os
 import random
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,16 +26,23 @@ from changes import (
     change_cell,
     change_json,
     change_lines,
+    change_tensors,
     change_type,
     change_yaml,
+    change_zip,
     cut_short,
 )
-from plain import cells, leaves, number, plain, tensors, text_lines, timestamp, yaml_value
+from plain import cells, leaves, number, plain, tensors, text_lines, timestamp, yaml_texts, yaml_value
+
+from ofa_jax.errors import OfaError
 
 V1 = Path(__file__).parents[1] / "golden" / "v1"
 TABLE = V1 / "data" / "table.csv"
+Changes = dict[str, tuple[Change, ...]]
 BYTES: tuple[Change, ...] = (change_bytes, change_bytes, cut_short, change_type)
-JSON, TEXT = (*BYTES, change_json, change_json), (*BYTES, change_cell, change_cell, change_lines)
+TENSORS = (*BYTES, change_tensors, change_tensors)
+JSON, YAML = (*BYTES, change_json, change_json), (*BYTES, change_yaml, change_yaml)
+TEXT = (*BYTES, change_cell, change_cell, change_lines)
 
 
 @dataclass(frozen=True)
@@ -44,14 +56,16 @@ class Subject:
         files: The files that are changed, and how.
         corresponds: Whether a result that differs from that of the valid files, which comes second, is what
             the changed files say; None where digests protect them, so that there can be no such result.
+        inside: A folder in which the reader may write; it is made again for every case.
         cases: How many changes there are.
     """
 
     name: str
     make: Callable[[Path], None]
     read: Callable[[Path], Any]
-    files: dict[str, tuple[Change, ...]]
+    files: Changes
     corresponds: Callable[[Path, Any, Any], bool] | None = None
+    inside: str | None = None
     cases: int = 200
 
 
@@ -135,8 +149,7 @@ def read_run(folder: Path) -> Any:
 def run_says(folder: Path, found: Any, before: Any) -> bool:
     """Whether settings and events are those of the changed files."""
     settings, made, events, bundle = found
-    text = (folder / "config.yaml").read_text()
-    said = yaml.load(text, yaml.BaseLoader)
+    said = yaml_texts(folder / "config.yaml")
     recorded = said.pop("provenance")
     return (
         bundle == before[3]
@@ -186,7 +199,7 @@ def settings_file(folder: Path) -> None:
 
 
 def settings_file_says(folder: Path, found: Any, before: Any) -> bool:
-    return settings_say(yaml.load((folder / "settings.yaml").read_bytes(), yaml.BaseLoader), found)
+    return settings_say(yaml_texts(folder / "settings.yaml"), found)
 
 
 def write_checkpoints(folder: Path) -> None:
@@ -215,9 +228,12 @@ def read_checkpoint(folder: Path) -> Any:
     return None if found is None else (found.arrays, found.meta)
 
 
-def checkpoint_names() -> list[str]:
-    """The files of the newer checkpoint that a change may hit; orbax names its data by their content."""
-    return ["20/checkpoint.json", "20/arrays/_METADATA", "20/arrays/manifest.ocdbt"]
+def meta_says(folder: Path, found: Any, before: Any) -> bool:
+    """Whether the arrays are the same and the meta is that of a changed and signed record."""
+    said = json.loads((folder / "20" / "checkpoint.json").read_text())
+    signed = dict(said)
+    sign_checkpoint(signed)
+    return signed == said and found[0] == before[0] and found[1] == plain(said["meta"])
 
 
 def sign_checkpoint(content: dict[str, Any]) -> None:
@@ -457,7 +473,7 @@ def change_arrays(path: Path, draw: random.Random) -> str:
         "number": lambda: array.ravel()[0],
         "text": lambda: array.astype(str),
         "bytes": lambda: array.astype("S8"),
-        "complex": lambda: array.astype(complex) + 1j,
+        "complex": lambda: np.full(array.shape, 1j),
         "object": lambda: array.astype(object),
         "half": lambda: (array if array.dtype.kind in "fiu" else np.zeros(3)).astype(np.float16),
         "big-endian": lambda: array.astype(array.dtype.newbyteorder(">")),
@@ -517,54 +533,131 @@ def m4_says(folder: Path, found: Any, before: Any) -> bool:
     return (names, tuple(plain(np.array(one)) for one in said)) == found
 
 
+def resume(folder: Path) -> Any:
+    """The end of a run that was stopped at step 10, and its log without clocks."""
+    from ofa_jax.config.load import load_experiment
+    from ofa_jax.files import read_tensors
+    from ofa_jax.runs.train import train_run
+    from ofa_jax.train.events import CLOCK_FIELDS, read_events
+    from ofa_jax.train.progress import SilentReporter
+
+    run = folder / "run"
+    given = load_experiment(V1 / "interrupted" / "run" / "config.yaml", [f"data.source={TABLE}"])
+    train_run(given, run, SilentReporter())
+    events = read_events(run / "metrics.jsonl")
+    log = [{name: event[name] for name in event if name not in CLOCK_FIELDS} for event in events]
+    return read_tensors(run / "bundle" / "adapter_model.safetensors"), log
+
+
+def same_end(folder: Path, found: Any, before: Any) -> bool:
+    """Whether a run ended with the same bits; a log has no digest and says what was left in it."""
+    return found[0] == before[0]
+
+
+def csv_of_run(folder: Path) -> None:
+    shutil.copy(TABLE, folder / "table.csv")
+
+
+def open_moved(folder: Path) -> Any:
+    """A run opened with the data in the folder, which must be those of training."""
+    from ofa_jax.runs.train import open_run
+
+    loaded, data = open_run(V1 / "forecast" / "run", source=str(folder / "table.csv"))
+    return leaves(loaded.model.trainable), data.fingerprint
+
+
+def command(*arguments: object) -> str:
+    """What a command of the console prints; an OfaError where it ends with one paragraph and exit code 2."""
+    from ofa_jax.cli.main import main
+
+    out, error, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["ofa-jax", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            main()
+        code: Any = 0
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv = before
+    if code == 2 and error.getvalue().startswith("error: "):
+        raise OfaError(error.getvalue().strip())
+    assert not code, f"exit code {code}: {error.getvalue()}"
+    return out.getvalue()
+
+
+def predict(folder: Path) -> Any:
+    """Columns, number of rows and finiteness of the forecast that the command writes."""
+    with tempfile.TemporaryDirectory() as place:
+        output = Path(place, "forecast.csv")
+        try:
+            command("predict", V1 / "forecast" / "run", "--input", folder / "table.csv", "--output", output)
+        except OfaError:
+            assert not os.listdir(place), "something was written before the error"
+            raise
+        header, *rows = output.read_text().splitlines()
+    numbers = [[float(cell) for cell in row.split(",")[1:]] for row in rows]
+    return header.split(","), len(rows), bool(np.isfinite(numbers).all())
+
+
+def count(folder: Path) -> Any:
+    return command("params", folder / "settings.yaml", "--json")
+
+
+def one_paragraph(folder: Path, found: Any, before: Any) -> bool:
+    """What is printed of changed files is not compared: their readers have their own subjects."""
+    return found.count("\n") in (before.count("\n"), before.count("\n") + 2)
+
+
+def forecast_fits(folder: Path, found: Any, before: Any) -> bool:
+    """Whether a forecast of another table has the form of the first; its numbers are the network's."""
+    return found[1:] == before[1:]
+
+
 def subjects() -> list[Subject]:
     """All of them."""
-    bundle: dict[str, tuple[Change, ...]] = {
-        "adapter_model.safetensors": BYTES,
-        "adapter_config.json": JSON,
-        "ofa.json": JSON,
+    adapter: Changes = {"adapter_model.safetensors": TENSORS, "adapter_config.json": JSON}
+    signed: Changes = {"ofa.json": (partial(change_json, sign=sign_bundle),)}
+    trunk: Changes = {"config.json": JSON, "model.safetensors": TENSORS}
+    shards: Changes = {"model-00001-of-00002.safetensors": TENSORS, "model.safetensors.index.json": JSON}
+    baseline: Changes = {"nlinear/control.json": JSON, "nlinear/weights.safetensors": TENSORS}
+    arrays = "20/arrays"
+    checkpoint: Changes = {
+        "20/checkpoint.json": (*JSON, partial(change_json, sign=sign_checkpoint)),
+        f"{arrays}/_METADATA": BYTES,
+        f"{arrays}/manifest.ocdbt": BYTES,
     }
-    signed: tuple[Change, ...] = (partial(change_json, sign=sign_bundle),)
-    trunk: dict[str, tuple[Change, ...]] = {"config.json": JSON, "model.safetensors": BYTES}
-    shard = "model-00001-of-00002.safetensors"
-    run = V1 / "forecast" / "run"
+    run: Changes = {"config.yaml": YAML, "metrics.jsonl": JSON, "bundle/ofa.json": BYTES}
+    stopped: Changes = {f"run/{name}": changes for name, changes in run.items()}
+    stopped["run/checkpoints/10/checkpoint.json"] = JSON
+    old = copied(V1 / "short_term" / "run" / "bundle")
+    hub, several = partial(write_trunk, kind="hub"), partial(write_trunk, kind="shards")
+    csv, table = partial(write_table, kind="csv"), partial(read_table, name="table.csv")
+    table_is = partial(table_says, name="table.csv")
+    packed, packed_is = partial(read_table, name="table.csv.gz"), partial(table_says, name="table.csv.gz")
+    columns, stream = (
+        partial(read_table, name="table.parquet"),
+        (*BYTES, change_zip, change_zip, change_arrays),
+    )
+    data = copied(V1 / "data")
+    check = lambda name: lambda folder: command("data", "check", folder / name)  # noqa: E731
     return [
         Subject(
-            "bundle_v1",
-            copied(V1 / "short_term/run/bundle"),
+            "old_bundle",
+            old,
             read_bundle,
-            {**bundle, "trained.safetensors": BYTES},
+            {**adapter, "trained.safetensors": TENSORS, "ofa.json": JSON},
             cases=500,
         ),
-        Subject("bundle", write_signed, load_bundle, bundle, cases=400),
-        Subject("signed_bundle", write_signed, load_bundle, {"ofa.json": signed}, bundle_says, cases=500),
+        Subject("bundle", write_signed, load_bundle, {**adapter, "ofa.json": JSON}, cases=400),
+        Subject("signed_bundle", write_signed, load_bundle, signed, bundle_says, cases=500),
+        Subject("run", copied(V1 / "forecast" / "run"), read_run, run, run_says, cases=500),
+        Subject("stopped_run", copied(V1 / "interrupted"), resume, stopped, same_end, inside="run", cases=40),
+        Subject("data_of_a_run", csv_of_run, open_moved, {"table.csv": TEXT}, cases=150),
         Subject(
-            "run",
-            copied(run),
-            read_run,
-            {"config.yaml": (*BYTES, change_yaml, change_yaml), "metrics.jsonl": JSON},
-            run_says,
-            cases=500,
+            "settings", settings_file, read_settings, {"settings.yaml": YAML}, settings_file_says, cases=500
         ),
-        Subject(
-            "settings",
-            settings_file,
-            read_settings,
-            {"settings.yaml": (*BYTES, change_yaml, change_yaml, change_yaml)},
-            settings_file_says,
-            cases=500,
-        ),
-        Subject(
-            "checkpoint",
-            write_checkpoints,
-            read_checkpoint,
-            {
-                "20/checkpoint.json": (*JSON, partial(change_json, sign=sign_checkpoint)),
-                "20/arrays/_METADATA": BYTES,
-                "20/arrays/manifest.ocdbt": BYTES,
-            },
-            cases=300,
-        ),
+        Subject("checkpoint", write_checkpoints, read_checkpoint, checkpoint, meta_says, cases=300),
         Subject(
             "trunk",
             partial(write_trunk, kind="converted"),
@@ -572,74 +665,39 @@ def subjects() -> list[Subject]:
             {**trunk, "trunk.json": JSON},
             cases=300,
         ),
-        Subject("hub_trunk", partial(write_trunk, kind="hub"), read_trunk, trunk, trunk_says, cases=400),
+        Subject("hub_trunk", hub, read_trunk, trunk, trunk_says, cases=400),
+        Subject("shards", several, read_trunk, {"config.json": JSON, **shards}, trunk_says, cases=300),
+        Subject("peft", copied(V1 / "forecast" / "run" / "bundle"), read_peft, adapter, peft_says, cases=400),
         Subject(
-            "shards",
-            partial(write_trunk, kind="shards"),
-            read_trunk,
-            {"config.json": JSON, "model.safetensors.index.json": JSON, shard: BYTES},
-            trunk_says,
-            cases=300,
+            "sweep", copied(V1 / "sweep" / "run"), read_sweep, {"sweep.json": JSON}, sweep_says, cases=250
         ),
-        Subject(
-            "peft",
-            copied(V1 / "forecast/run/bundle"),
-            read_peft,
-            {"adapter_model.safetensors": BYTES, "adapter_config.json": JSON},
-            peft_says,
-            cases=400,
-        ),
-        Subject("sweep", copied(V1 / "sweep/run"), read_sweep, {"sweep.json": JSON}, sweep_says, cases=250),
-        Subject(
-            "baseline",
-            write_baseline,
-            read_baseline,
-            {"nlinear/control.json": JSON, "nlinear/weights.safetensors": BYTES},
-            cases=200,
-        ),
-        Subject(
-            "csv",
-            partial(write_table, kind="csv"),
-            partial(read_table, name="table.csv"),
-            {"table.csv": TEXT},
-            partial(table_says, name="table.csv"),
-            cases=500,
-        ),
-        Subject(
-            "tsv",
-            partial(write_table, kind="tsv"),
-            partial(read_table, name="table.csv"),
-            {"table.csv": TEXT},
-            partial(table_says, name="table.csv"),
-            cases=200,
-        ),
+        Subject("baseline", write_baseline, read_baseline, baseline, cases=200),
+        Subject("csv", csv, table, {"table.csv": TEXT}, table_is, cases=500),
+        Subject("tsv", partial(write_table, kind="tsv"), table, {"table.csv": TEXT}, table_is, cases=200),
         Subject(
             "csv_gz",
             partial(write_table, kind="csv.gz"),
-            partial(read_table, name="table.csv.gz"),
+            packed,
             {"table.csv.gz": BYTES},
-            partial(table_says, name="table.csv.gz"),
+            packed_is,
             cases=150,
         ),
         Subject(
             "parquet",
             partial(write_table, kind="parquet"),
-            partial(read_table, name="table.parquet"),
+            columns,
             {"table.parquet": BYTES},
             parquet_says,
             cases=300,
         ),
+        Subject("tsf", data, read_collection, {"source.tsf": TEXT}, collection_says, cases=300),
         Subject(
-            "tsf", copied(V1 / "data"), read_collection, {"source.tsf": TEXT}, collection_says, cases=300
+            "ts", copied(V1 / "data" / "cases"), read_cases, {"Tiny_TEST.ts": TEXT}, cases_say, cases=300
         ),
-        Subject("ts", copied(V1 / "data/cases"), read_cases, {"Tiny_TEST.ts": TEXT}, cases_say, cases=300),
-        Subject(
-            "npz",
-            copied(V1 / "data"),
-            read_stream,
-            {"stream.npz": (*BYTES, change_arrays, change_arrays)},
-            stream_says,
-            cases=300,
-        ),
+        Subject("npz", data, read_stream, {"stream.npz": stream}, stream_says, cases=400),
         Subject("m4", write_m4, read_m4, {"Weekly-train.csv": TEXT}, m4_says, cases=200),
+        Subject("predict", csv, predict, {"table.csv": TEXT}, forecast_fits, cases=150),
+        Subject("check_csv", csv, check("table.csv"), {"table.csv": TEXT}, one_paragraph, cases=100),
+        Subject("check_tsf", data, check("source.tsf"), {"source.tsf": TEXT}, one_paragraph, cases=100),
+        Subject("params", settings_file, count, {"settings.yaml": YAML}, one_paragraph, cases=100),
     ]
