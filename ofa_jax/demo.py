@@ -13,6 +13,7 @@ from ofa_jax.config.load import load_experiment
 from ofa_jax.data.frames import read_frame
 from ofa_jax.data.synthetic import SyntheticLoad, hourly_load
 from ofa_jax.errors import OfaError
+from ofa_jax.files import is_there
 from ofa_jax.inference import predict, write_table
 from ofa_jax.plots import run as plots
 from ofa_jax.plots.style import save_figure
@@ -62,7 +63,7 @@ def run_demo(out: str | Path, reporter: Reporter) -> Comparison:
 
 def _check_folder(out: Path, table: pd.DataFrame) -> None:
     """Refuse a folder whose files the demo would overwrite, unless it has the demo's series."""
-    if out.exists() and not out.is_dir():
+    if is_there(out, error=OfaError) and not out.is_dir():
         raise OfaError("this is a file", where=str(out), fix="Choose a folder")
     source, fix = out / "load.csv", "Choose a new folder"
     if source.exists():

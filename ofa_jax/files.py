@@ -226,6 +226,7 @@ def check_output(path: str | Path, *, inputs: Iterable[str | Path] = (), where: 
     path = Path(path)
     if str(path) in STANDARD_OUTPUT:
         return
+    is_there(path, error=OfaError)
     if path.is_dir():
         raise OfaError(f"{path} is a folder, not a file", where=where, fix="Name a file")
     folder = next(parent for parent in path.parents if parent.exists())
@@ -259,11 +260,7 @@ def write_output(path: str | Path, content: bytes | str) -> None:
 
 
 def is_there(path: Path, *, error: type[OfaError] = CheckpointError) -> bool:
-    """Whether there is anything at a path.
-
-    Raises:
-        error: The system cannot say: a name is too long, a folder is closed, links lead back to themselves.
-    """
+    """Whether there is anything at a path; raises ``error`` where the system cannot say (a closed folder)."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):  # the last one: a NUL in the path
@@ -274,20 +271,14 @@ def is_there(path: Path, *, error: type[OfaError] = CheckpointError) -> bool:
 
 
 def check_regular(path: Path, *, links: bool = True, error: type[OfaError] = CheckpointError) -> None:
-    """Refuse a folder, a device, a pipe, a socket and, unless ``links``, a link in place of a file.
-
-    Raises:
-        error: It is one; nothing was opened.
-    """
+    """Raise ``error`` for a folder, device, pipe, socket or, unless ``links``, link; nothing is opened."""
     there = is_there(path, error=error)
     if path.is_symlink() and not links:
         raise error("is a symbolic link, not a file", where=str(path), fix="Put the file itself in its place")
     if there and not path.is_file():
-        kind = stat.filemode(path.stat().st_mode)[0].translate(_KINDS)
+        kinds = {"d": "a folder", "p": "a pipe", "s": "a socket"}
+        kind = kinds.get(stat.filemode(path.stat().st_mode)[0], "a device")
         raise error(f"is {kind}, not a file", where=str(path), fix="Put a file in its place")
-
-
-_KINDS = str.maketrans({"d": "a folder", "p": "a pipe", "s": "a socket", "c": "a device", "b": "a device"})
 
 
 @contextlib.contextmanager
@@ -331,7 +322,7 @@ def readable_folder(path: str | Path) -> Path:
     """``path``, or its previous content where a writer is exchanging it or was killed in between."""
     path = Path(path)
     old = _old_name(path)
-    return old if not path.exists() and old.exists() else path
+    return old if not is_there(path) and old.exists() else path
 
 
 def read_folder(path: str | Path, read: Callable[[Path], T]) -> T:

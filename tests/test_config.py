@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from dataclasses import asdict
@@ -368,6 +369,11 @@ LAUGHS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in ran
         ("trunk: {remat: !!bool maybe}", "not readable as YAML ("),
         ("train: {seed: !!timestamp abc}", "the tag 'tag:yaml.org,2002:timestamp' is not known"),
         ("train: !!python/object:os.system {}", "the tag "),
+        ("train: {clip_norm: !!null 1}", "'1' is not null"),
+        (
+            "train: {learning_rate: 1.0e+308}",
+            "train.learning_rate: input should be less than or equal to 1000000000000 (found 1e+308)",
+        ),
         (f"train: {{epochs: {'1' * 5000}}}", "train.epochs: "),
         (f"train: {{epochs: 0.{'1' * 5000}}}", "train.epochs: "),
         ("data: &a {source: *a}", "nested deeper than 20 levels"),
@@ -422,8 +428,12 @@ def test_files_that_are_missing_or_not_text_are_refused(tmp_path):
         ConfigError, match=r"configs/few/etth1\.yaml: file not found\. Did you mean few_shot/etth1\?$"
     ):
         load_experiment("configs/few/etth1.yaml")
-    with pytest.raises(ConfigError, match="is a folder, not a file"):
-        load_experiment(tmp_path)
+    for folder in (tmp_path, ".", ""):
+        with pytest.raises(ConfigError, match="is a folder, not a file"):
+            load_experiment(folder)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ConfigError, match="is a pipe, not a file"):
+        load_experiment(tmp_path / "pipe.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"data: \xff\xfe")
     with pytest.raises(ConfigError, match=r"bytes\.yaml: not readable as YAML"):
         load_experiment(tmp_path / "bytes.yaml")

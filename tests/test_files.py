@@ -12,9 +12,11 @@ from ofa_jax.errors import CheckpointError, OfaError
 from ofa_jax.files import (
     atomic_folder,
     check_output,
+    check_regular,
     clear_leftovers,
     find_damage,
     is_leftover,
+    is_there,
     read_json,
     write_atomic,
     write_output,
@@ -69,6 +71,21 @@ def test_an_output_is_checked_before_any_work(tmp_path):
         check_output(file / "x" / "y.csv")
     check_output("-", inputs=[file])
     check_output(tmp_path / "other", inputs=[file])
+
+
+def test_a_path_that_the_system_refuses_is_an_error_of_ours(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for path, reason in (
+        (tmp_path / ("n" * 300), "File name too long"),
+        (tmp_path / "loop", "symbolic links"),
+    ):
+        for look in (is_there, check_regular, check_output):
+            with pytest.raises(OfaError, match=reason):
+                look(path)
+    assert not is_there(tmp_path / "absent")
+    assert not is_there(tmp_path / "a\0b")
+    with pytest.raises(CheckpointError, match="is a folder, not a file"):
+        read_events(tmp_path)
 
 
 def test_only_leftovers_with_our_mark_are_removed(tmp_path):

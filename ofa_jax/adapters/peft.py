@@ -18,7 +18,7 @@ from ofa_jax.adapters.partition import AdapterTarget, LayerKind
 from ofa_jax.adapters.rslora import Adapters, LoraConfig
 from ofa_jax.config.schema import Init, Scaling
 from ofa_jax.errors import WeightsError
-from ofa_jax.files import Record, parse_record, read_json
+from ofa_jax.files import Record, parse_record, read_json, short
 from ofa_jax.tensors import read_tensors
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -118,7 +118,7 @@ def read_peft(folder: str | Path) -> tuple[Adapters, dict[str, AdapterTarget], L
     for name, tensor in read_tensors(path, error=WeightsError).items():
         suffix = next((end for end in _SUFFIXES if name.endswith(end)), None)
         if suffix is None or not name.startswith(_PREFIX):
-            raise refused(f"{name!r} is not a LoRA factor")
+            raise refused(f"{short(name)} is not a LoRA factor")
         kind, factor = _SUFFIXES[suffix]
         module = name.removeprefix(_PREFIX).removesuffix(suffix).replace(".", "/")
         if tensor.ndim != 2 or tensor.shape[0 if factor == "a" else 1] != lora.rank:

@@ -141,7 +141,7 @@ def _installed_root() -> Path:
 
 def _find(path: Path) -> Path:
     """The file itself, or the installed settings file of that name."""
-    if path.is_absolute() or (is_there(path, error=ConfigError) and not path.is_dir()):
+    if path.is_absolute() or not path.name or (is_there(path, error=ConfigError) and not path.is_dir()):
         return path
     name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
     installed = _installed_root() / name.with_suffix(".yaml")

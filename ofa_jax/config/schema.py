@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
-from pydantic.types import NonNegativeFloat, PositiveFloat
+from pydantic.types import PositiveFloat
 
 from ofa_jax.config.recipes import RECIPES, Action, nest, overlay
 from ofa_jax.config.tasks import (
@@ -34,6 +34,7 @@ Init = Literal["peft_gaussian", "theorem", "kaiming"]
 Protocol = Literal["strict", "published"]
 Width = Annotated[int, Field(ge=1, le=2**16)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
+Size = Annotated[float, Field(ge=0, le=1e12)]  # far below the end of float32
 
 
 def _as_task(value: Any) -> Any:
@@ -86,25 +87,23 @@ class TrainConfig(Section):
     """Optimization, evaluation and checkpoints."""
 
     epochs: Positive = Field(10, description="passes over the training windows")
-    batch_size: Positive = Field(256, description="windows per step")
+    batch_size: Steps = Field(256, description="windows per step")
     optimizer: Literal["adam", "radam"] = Field("adam", description="Adam, or rectified Adam")
-    clip_norm: PositiveFloat | None = Field(None, description="maximum global gradient norm")
-    learning_rate: PositiveFloat = Field(1e-4, description="initial learning rate")
+    clip_norm: Annotated[Size, Field(gt=0)] | None = Field(None, description="maximum global gradient norm")
+    learning_rate: Annotated[Size, Field(gt=0)] = Field(1e-4, description="initial learning rate")
     schedule: Literal["cosine", "decay", "constant"] = Field("cosine", description="learning rate by epoch")
     decay: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="schedule decay: factor per epoch from the third on"
     )
     cosine_epochs: Positive = Field(20, description="epochs from initial to minimum learning rate, T_max")
-    min_learning_rate: NonNegativeFloat = Field(1e-8, description="learning rate at the cosine's end")
+    min_learning_rate: Size = Field(1e-8, description="learning rate at the cosine's end")
     patience: Positive = Field(3, description="epochs without a better validation loss before stopping")
     refit: bool = Field(False, description="also train on all parts, as long as was best, into RUN/final")
     seed: Seed = Field(2021, description="seed of batch order and dropout")
     chunk: Positive = Field(
         32, description="most steps per dispatch, of about 2 s; up to 32 give the same bits"
     )
-    eval_batch_size: Positive | None = Field(
-        None, description="windows per evaluation step; default: by device"
-    )
+    eval_batch_size: Steps | None = Field(None, description="windows per evaluation step; default: by device")
     log_every: Positive = Field(50, description="steps between training lines in metrics.jsonl")
     gradient_log: Positive | None = Field(None, description="steps between gradient lines in metrics.jsonl")
     checkpoint_minutes: PositiveFloat = Field(5, description="maximum minutes between checkpoints")

@@ -193,12 +193,11 @@ def read_parquet(path: Path) -> Table:
         DataError: The file is not Parquet or is damaged.
     """
     import pandas as pd
-    import pyarrow as pa
 
     try:
         frame = pd.read_parquet(path)
-    except (ValueError, OSError, pa.ArrowException) as error:
-        what = f"not readable as Parquet ({' '.join(str(error).split())})"
+    except Exception as error:  # of pyarrow, or anything where pandas' metadata of the file are damaged
+        what = f"not readable as Parquet ({type(error).__name__}: {' '.join(str(error).split())})"
         raise DataError(what, where=str(path), fix="Check that the file is complete") from None
     return as_table(frame, str(path))
 

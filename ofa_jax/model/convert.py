@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.errors import WeightsError
-from ofa_jax.files import atomic_folder, sha256_file, write_json
+from ofa_jax.files import atomic_folder, is_there, sha256_file, write_json
 from ofa_jax.model import trees
 from ofa_jax.model.weights import (
     CONFIG,
@@ -94,7 +94,7 @@ def _cast(leaf: np.ndarray, dtype: str, name: str) -> np.ndarray:
 def _writable(out: str | Path) -> Path:
     """``out`` as an absolute path, if it may be written: absent, empty, or nothing but a trunk folder."""
     out = Path(out).expanduser().resolve()
-    if out.exists() and not out.is_dir():
+    if is_there(out, error=WeightsError) and not out.is_dir():
         raise WeightsError("is a file", where=str(out), fix="Name a new folder")
     present = {file.name for file in out.iterdir()} if out.exists() else set()
     foreign = sorted(present - {CONFIG, WEIGHTS, MANIFEST})

@@ -56,13 +56,13 @@ class GPT2Config:
         rates = (self.embd_pdrop, self.attn_pdrop, self.resid_pdrop)
         if min(sizes) < 1 or min(rates) < 0 or max(rates) >= 1:
             what = f"sizes must be at least 1 and dropout rates in [0, 1), not {self}"
-            raise ConfigError(what, where="trunk")
+            raise ConfigError(what, where="trunk.random")
         if self.n_embd % self.n_head:
             what = f"n_embd {self.n_embd} cannot be divided among {self.n_head} heads"
-            raise ConfigError(what, where="trunk")
+            raise ConfigError(what, where="trunk.random")
         if self.activation_function not in ACTIVATIONS:
             what = f"activation_function {self.activation_function!r} is not supported"
-            raise ConfigError(what, where="trunk", fix=f"Supported are {', '.join(ACTIVATIONS)}")
+            raise ConfigError(what, where="trunk.random", fix=f"Supported are {', '.join(ACTIVATIONS)}")
 
     @property
     def mlp_width(self) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from ofa_jax.errors import WeightsError
+
 _ALIGNMENT = 64
 
 
@@ -40,9 +42,17 @@ def fingerprint(leaves: Iterable[tuple[str, Any]]) -> str:
 
 
 def aligned_empty(shape: Sequence[int]) -> np.ndarray:
-    """An uninitialized float32 array whose memory jax can take over on a CPU without a copy."""
+    """An uninitialized float32 array whose memory jax can take over on a CPU without a copy.
+
+    Raises:
+        WeightsError: There is not that much memory.
+    """
     count = math.prod(shape)
-    memory = np.empty(4 * count + _ALIGNMENT, np.uint8)
+    try:
+        memory = np.empty(4 * count + _ALIGNMENT, np.uint8)
+    except (MemoryError, ValueError):  # ValueError: more than an array can have
+        what = f"a parameter of shape {tuple(shape)} needs {4 * count / 2**30:.3g} GiB of memory"
+        raise WeightsError(what, fix="Choose a smaller trunk or network") from None
     offset = -memory.ctypes.data % _ALIGNMENT
     return memory[offset : offset + 4 * count].view(np.float32).reshape(shape)
 

@@ -332,5 +332,6 @@ def _match(
 
 
 def listing(names: list[str], most: int = 12) -> str:
-    """The first few names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    """The first few names, cut where they are long, and how many more there are."""
+    shown = [name if len(name) <= 100 else f"{name[:100]}…" for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")

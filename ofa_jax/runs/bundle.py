@@ -16,6 +16,7 @@ from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.data.splits import Scaler
 from ofa_jax.errors import WeightsError
+from ofa_jax.files import is_there
 from ofa_jax.model.weights import hub_origin
 from ofa_jax.runs.folder import BUNDLE, CONFIG_FILE, read_config, versions
 from ofa_jax.tasks.base import TaskData, TrainedOn
@@ -108,7 +109,7 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> LoadedModel:
             name, and ``trunk`` is not given; within a run folder the run's settings name it.
     """
     path = Path(path)
-    folder = path if (path / META_FILE).exists() else path / BUNDLE
+    folder = path if is_there(path / META_FILE) else path / BUNDLE
     bundle = read_bundle(folder)
     settings = upgrade_settings(bundle.record.settings, bundle.record.format)
     settings["trunk"] = _trunk_settings(settings.get("trunk"), folder, bundle.record, trunk)

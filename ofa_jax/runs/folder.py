@@ -25,6 +25,7 @@ from ofa_jax.files import (
     check_regular,
     clear_leftovers,
     is_leftover,
+    is_there,
     json_digest,
     parse_record,
     read_record,
@@ -102,7 +103,7 @@ def locked_folder(out: Path, record: str, files: Sequence[str], *, kind: str) ->
     Raises:
         CheckpointError: Another process uses it, or it is not empty and of another kind.
     """
-    if out.exists() and not out.is_dir():
+    if is_there(out) and not out.is_dir():
         raise CheckpointError(f"is a file, not a {kind}", where=str(out), fix="Choose another folder")
     if str(out.absolute()).encode(errors="replace") != os.fsencode(out.absolute()):  # checkpoints cannot be
         raise CheckpointError("its path is not UTF-8", where=str(out), fix="Choose another folder")
@@ -131,7 +132,7 @@ def resolved(experiment: Experiment, dtype: str | None = None) -> Experiment:
     changes = {"trunk.compute_dtype": chosen}
     places = (("data.source", data.source, CATALOG), ("data.target", data.target, CATALOG))
     for path, name, known in (*places, ("trunk.source", trunk.source, (RANDOM, *REPLACED))):
-        if name is not None and name not in known and Path(name).exists():
+        if name is not None and name not in known and os.path.exists(name):  # False where it cannot be said
             changes[path] = str(Path(name).absolute())
     return experiment.replace(changes)
 

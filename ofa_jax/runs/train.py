@@ -14,7 +14,7 @@ from ofa_jax.config.load import dump_experiment
 from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import CheckpointError, ConfigError, DataError
-from ofa_jax.files import readable_folder
+from ofa_jax.files import is_there, readable_folder
 from ofa_jax.runs.bundle import BundleWriter, LoadedModel, load_bundle
 from ofa_jax.runs.folder import (
     BUNDLE,
@@ -222,7 +222,7 @@ def open_run(
         DataError: The data are not where they were.
     """
     experiment, made = read_config(run)
-    if not (readable_folder(Path(run) / BUNDLE) / META_FILE).exists():
+    if not is_there(readable_folder(Path(run) / BUNDLE) / META_FILE):
         what = "the run has no bundle yet"
         raise CheckpointError(what, where=str(run), fix="Let `ofa-jax train` finish at least one epoch")
     if target and experiment.data.target is None:
@@ -233,7 +233,7 @@ def open_run(
         place = given or getattr(experiment.data, name)
         if given:
             moved[f"data.{name}"] = given
-        elif place is not None and place not in CATALOG and not Path(place).exists():
+        elif place is not None and place not in CATALOG and not is_there(Path(place), error=DataError):
             raise DataError(f"the data file {place} is gone", where=name, fix="Give its current path")
     data = read_data(experiment.replace(moved), relative=made.relative)
     if data.fingerprint != made.data_sha256:

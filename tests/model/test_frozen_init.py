@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ofa_jax.errors import ConfigError
+from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.model import frozen_init
 from ofa_jax.model.frozen_init import normal, uniform
-from ofa_jax.model.trees import aligned, fingerprint, flatten, unflatten
+from ofa_jax.model.trees import aligned, aligned_empty, fingerprint, flatten, unflatten
 
 DIGESTS = json.loads((Path(__file__).parents[1] / "golden" / "digests.json").read_text())
 
@@ -220,3 +220,9 @@ def test_pieces_are_one_stream(monkeypatch):
     whole = normal(3, "p", (1000,), 1.0)
     monkeypatch.setattr(frozen_init, "_BLOCK", 7)
     np.testing.assert_array_equal(normal(3, "p", (1000,), 1.0), whole)
+
+
+@pytest.mark.parametrize("shape", [(2**45,), (2**62,)], ids=["memory", "address space"])
+def test_parameters_that_no_machine_holds_are_refused(shape):
+    with pytest.raises(WeightsError, match=r"GiB of memory\. Choose a smaller trunk"):
+        aligned_empty(shape)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import random
 import shutil
 import socket
+import struct
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,7 +194,7 @@ def change_yaml(path: Path, draw: random.Random) -> str:
     elif kind == "drop":
         del lines[at]
     elif kind == "repeat":
-        lines.insert(at, lines[at])
+        lines.insert(at, draw.choice((lines[at], f"{name}: {value}")))
     else:
         lines[at] = f"  {lines[at]}"
     path.write_text("\n".join(lines) + "\n")
@@ -247,6 +251,106 @@ def change_lines(path: Path, draw: random.Random) -> str:
         lines = [f" {line} " for line in lines]
     path.write_bytes((end.join(lines) + ("" if kind == "open end" else end)).encode())
     return f"{kind}: lines {one + 1} and {other + 1}"
+
+
+def change_tensors(path: Path, draw: random.Random) -> str:
+    """Change the header of a safetensors file: its length, or a type, a shape, a place, a name in it."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
+    name = draw.choice([name for name in header if name != "__metadata__"])
+    kind = draw.choice(
+        ("length", "dtype", "shape", "place", "values", "values", "rename", "drop", "metadata", "tail")
+    )
+    entry, huge = header[name], draw.choice((2**31, 2**40, 2**62, 2**64 - 1, 2**70, 10**30))
+    start, end = entry["data_offsets"]
+    length = None
+    if kind == "length":
+        length = draw.choice((0, 1, size - 1, size + 1, len(data), 100_000_001, 2**40, 2**63, 2**64 - 1))
+    elif kind == "dtype":
+        entry["dtype"] = draw.choice(
+            ("F64", "F16", "BF16", "I32", "U8", "BOOL", "F8_E4M3", "C64", "X", "", 1)
+        )
+    elif kind == "shape":
+        odd = ([], [-1], [0], [huge], [huge, huge], [1.5], ["3"], entry["shape"][::-1], [1, *entry["shape"]])
+        entry["shape"] = draw.choice(odd)
+    elif kind == "place":
+        odd = (
+            (start, start),
+            (end, start),
+            (start, huge),
+            (0, end),
+            (start + 4, end + 4),
+            (-4, end),
+            (0, huge),
+        )
+        entry["data_offsets"] = draw.choice(odd)
+    elif kind == "rename":
+        header[draw.choice((name.upper(), f"{name}.x", "", "../x", "\x1b[0m", "a" * 5000))] = header.pop(name)
+    elif kind == "drop":
+        del header[name]
+    elif kind == "metadata":
+        header["__metadata__"] = draw.choice(({"format": 1}, {"a": {"b": "c"}}, [], "x", {"x": "y" * 10_000}))
+    elif kind == "values":
+        value = draw.choice((0.0, -1.5, 1e-40, math.nan, math.inf, -math.inf))
+        body = body[:start] + struct.pack("<f", value) + body[start + 4 :]
+    else:
+        body = draw.choice((body + b"\0" * 8, body[:-4], b""))
+    text = json.dumps(header).encode()
+    length = len(text) if length is None else length
+    path.write_bytes(length.to_bytes(8, "little") + text + body)
+    return f"{kind} of {name}: {length}, {entry}"
+
+
+def change_zip(path: Path, draw: random.Random) -> str:
+    """Change an entry of a zip file: its name, its packing, the size that it declares, the array's header."""
+    with zipfile.ZipFile(path) as archive:
+        stored = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    name = draw.choice(sorted(stored))
+    content = stored[name]
+    kind = draw.choice(
+        ("shape", "type", "name", "twice", "packing", "size", "size", "version", "zip", "junk")
+    )
+    if kind in ("shape", "type"):
+        shape = draw.choice(
+            ("(10**12,)", "(1000000000000, 3)", "(-1, 3)", "(2, 2", "()", "(1.5,)", "((), ())")
+        )
+        dtype = draw.choice(
+            ("'|O'", "'<f8' ", "'<U999999999'", "'V9'", "[('a', '<f8')]", "'x'", "1", "'<M8[ns]'")
+        )
+        wanted = (
+            ("'shape': (", f"'shape': {shape}, 'x': (")
+            if kind == "shape"
+            else ("'descr': '", f"'descr': {dtype}, 'x': '")
+        )
+        start = 10 + int.from_bytes(content[8:10], "little")
+        text = content[10:start].decode().replace(*wanted)
+        stored[name] = content[:8] + len(text).to_bytes(2, "little") + text.encode() + content[start:]
+    elif kind == "name":
+        stored[draw.choice(("../x.npy", "/x.npy", "x", "train", "a" * 1000, "\x1b[0m.npy"))] = stored.pop(
+            name
+        )
+    elif kind == "version":
+        stored[name] = content[:6] + bytes((draw.randrange(5), draw.randrange(5))) + content[8:]
+    elif kind == "zip":
+        stored[name] = path.read_bytes()
+    packing = draw.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name that occurs twice
+        with zipfile.ZipFile(path, "w", packing) as archive:
+            for entry, value in stored.items():
+                archive.writestr(entry, value)
+            if kind == "twice":
+                archive.writestr(name, content[:-8])
+    data = bytearray(path.read_bytes())
+    if kind == "size":  # in the directory or in the entry's own header, packed or not
+        mark, at = draw.choice(((b"PK\1\2", (20, 24)), (b"PK\3\4", (18, 22))))
+        place = data.index(mark) + draw.choice(at)
+        data[place : place + 4] = draw.choice((0, 1, 2**31, 2**32 - 2, 2**32 - 1)).to_bytes(4, "little")
+    elif kind == "junk":
+        data = draw.choice((b"MZ" * 20 + data, data + b"PK\5\6" + bytes(18), data + bytes(100)))
+    path.write_bytes(data)
+    return f"{kind} of {name}, packed by {packing}"
 
 
 def restore(path: Path, content: bytes) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from pydantic import BaseModel
 
 
@@ -52,7 +53,7 @@ def snapshot(folder: Path) -> dict[str, Any]:
             path = Path(place, name)
             mode = path.lstat().st_mode
             content: Any = None
-            if stat.S_ISREG(mode):
+            if stat.S_ISREG(mode) and os.access(path, os.R_OK):
                 content = path.read_bytes()
             elif stat.S_ISLNK(mode):
                 content = os.readlink(path)
@@ -101,6 +102,31 @@ def cells(path: Path) -> list[list[str]]:
 def number(text: str) -> float:
     """A number with a decimal point, or with a decimal comma."""
     return float(text if "," not in text else text.replace(",", "."))
+
+
+def yaml_texts(path: Path) -> dict[str, Any]:
+    """A YAML file of nested mappings, each key once, with its values as texts."""
+    data = path.read_bytes()
+    waiting = [yaml.compose(data, yaml.BaseLoader)]
+    for node in waiting:
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value]
+            assert len(keys) == len(set(keys)), f"a key of {keys} is repeated"
+            waiting += [value for _, value in node.value]
+    return yaml.load(data, yaml.BaseLoader)
+
+
+def finite(value: Any) -> bool:
+    """Whether no number in plain values is infinite or NaN."""
+    if isinstance(value, dict):
+        return all(map(finite, value.values()))
+    if isinstance(value, tuple) and len(value) == 3 and isinstance(value[2], bytes):
+        return np.dtype(value[0]).kind != "f" or bool(np.isfinite(np.frombuffer(value[2], value[0])).all())
+    if isinstance(value, tuple):
+        return all(map(finite, value))
+    return (
+        value not in ("nan", "inf", "-inf") if isinstance(value, str) else value not in (math.inf, -math.inf)
+    )
 
 
 def yaml_value(text: str) -> set[Any]:

@@ -94,7 +94,10 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         if size > MAX_BYTES:
             raise DataError(f"unpacks to {size} bytes", where=str(path), fix="Check the file")
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names}
+            found = {name: arrays[name] for name in names}
+        if wrong := [name for name in names if not isinstance(found[name], np.ndarray)]:
+            raise ValueError(f"{wrong[0]} is not an array")  # NumPy gives the bytes of any other file
+        return found
     except (*_NO_ZIP, *_NO_ARRAY) as error:
         reason = " ".join(str(error).split())[:200]
         fix = "Check that the file is complete; fetch it again"

@@ -23,6 +23,7 @@ from ofa_jax.data.catalog.entries import ENTRIES, DataFile, DatasetEntry, Kind
 from ofa_jax.data.frames import Frame, Missing, read_frame
 from ofa_jax.data.tables import open_data
 from ofa_jax.errors import DataError
+from ofa_jax.files import is_there
 
 DATA_VARIABLE = "OFA_JAX_DATA"
 
@@ -254,7 +255,7 @@ def _files(
     names = [name for name, other in CATALOG.items() if other.kind == kind]
     if entry is None:
         path = Path(name_or_path)
-        if not path.exists() and not path.suffix:
+        if not is_there(path, error=DataError) and not path.suffix:
             nearest = difflib.get_close_matches(str(name_or_path).lower(), CATALOG, n=3) or names
             what = f"`{name_or_path}` is neither a known data set nor a file"
             raise DataError(what, fix=f"Known names nearest to it: {', '.join(nearest)}; or give a path")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, ConfigError
-from ofa_jax.files import atomic_folder, write_atomic, write_json
+from ofa_jax.files import atomic_folder, is_there, write_atomic, write_json
 from ofa_jax.runs.bundle import public_settings
 from ofa_jax.runs.folder import versions
 from ofa_jax.studies.gradients.study import Grid, Study, study
@@ -50,7 +50,7 @@ def run_study(experiment: Experiment, grid: Grid, out: str | Path, say: Callable
     from ofa_jax.plots.style import save_figure
 
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_there(out) and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError("not an empty folder", where=str(out), fix="Choose a new folder")
     if len(grid.ranks) < 2:
         fix = "Give more ranks, such as 4,16,64,256"

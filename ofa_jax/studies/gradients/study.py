@@ -69,7 +69,7 @@ Quantities = dict[str, dict[str, Any]]
 WINDOWS_AT_ONCE = 256
 """Limit on the total number of windows of the seeds that run side by side; at least one seed runs."""
 
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=1e12)]
 """A learning rate."""
 
 

@@ -544,6 +544,17 @@ def test_files_that_are_not_there_or_not_files(tmp_path, read):
         read(tmp_path)
 
 
+def test_an_entry_of_an_npz_that_is_no_array(tmp_path):
+    path = write(tmp_path, "stream.npz", npz(**stream_arrays()))
+    with zipfile.ZipFile(path) as archive:
+        stored = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {**stored, "test.npy": b"1,2,3"}.items():
+            archive.writestr(name, content)
+    with pytest.raises(DataError, match="test is not an array"):
+        read_stream(path)
+
+
 def test_a_damaged_gzip(tmp_path):
     with pytest.raises(DataError, match="the file cannot be read"):
         read_tsf(write(tmp_path, "toy.tsf.gz", gzip.compress(TSF.encode())[:-20]))
