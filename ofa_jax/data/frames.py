@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from ofa_jax.data import delimited
 from ofa_jax.data.columns import no_series
 from ofa_jax.data.long import time_cells, widen
 from ofa_jax.data.missing import fill_missing
-from ofa_jax.data.tables import Table, as_table, read_parquet, require_file, unpacked_name
+from ofa_jax.data.tables import Table, as_list, as_table, read_parquet, require_file, unpacked_name
 from ofa_jax.data.timestamps import check_order, following, infer_step, looks_like_date, parse_times
 from ofa_jax.errors import DataError
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")
+_CLOCK = re.compile(r"\d{1,2}[:.]\d\d")
 _PARQUET = (".parquet", ".pq")
 
 
@@ -99,6 +101,8 @@ def read_frame(
     comment: str | None = None,
     timestamps: Timestamps = "error",
     trained_on: Sequence[str] | None = None,
+    last: int | None = None,
+    faults: list[DataError] | None = None,
 ) -> Frame:
     """Read and check series from delimited text (``.csv``, ``.tsv``, ``.txt``), Parquet or a DataFrame.
 
@@ -118,12 +122,16 @@ def read_frame(
         timestamps: Refuse repeated and irregular timestamps, or keep all rows as they are. Either way they
             must be in order.
         trained_on: The series of a trained model, which are read instead of ``columns``; the others are not.
+        last: How many rows at the end are needed. Where something is wrong with earlier rows alone, they are
+            left out.
+        faults: Takes the error about rows of another width than the header's, which are left out; default:
+            it is raised.
 
     Raises:
         DataError: Anything that cannot be read as asked, with file, column and row (1-based; the line as well
             for text files).
     """
-    table = _open(source, missing_words or (), decimal, comment)
+    table = _open(source, missing_words or (), decimal, comment, faults)
     _require_names(table)
     time = _find_time(table, timestamp_column, exclude or ())
     table, time = widen(table, time, columns if trained_on is None else trained_on, exclude or ())
@@ -135,20 +143,32 @@ def read_frame(
         columns = None  # they were columns of a long table
     chosen = _choose(table, time, columns, exclude or ())
     names = tuple(table.names[position] for position in chosen)
-    values = table.numbers(chosen)
+    first = 0 if last is None else max(0, table.n_rows - last)
+    values = table.numbers(chosen, first)
     if columns is None:
         _require_series(table, names, values, timed=bool(time))
-    times, zoned, time_name = None, False, "date"
+    times, zoned, time_name, begin = None, False, "date", 0
     if time:
         time_name = " ".join(table.names[position] for position in time)
         place = partial(table.place, time_name)
         times, zoned = parse_times(time_cells(table, time), place)
-        check_order(times, timestamps, place)
+        try:
+            check_order(times, timestamps, place)
+        except DataError:
+            begin = first
+            check_order(times[begin:], timestamps, lambda row: place(None if row is None else begin + row))
     observed = None
     if missing != "keep":
         known = np.isfinite(values)
-        values = fill_missing(values, missing, lambda column, row: table.place(names[column], row))
-        observed = None if known.all() else known
+        empty = [name for name, column in zip(names, known.T, strict=True) if not column.any()]
+        if empty and len(empty) < len(names) and trained_on is None:
+            fix, past = f"Leave it out with `exclude: {as_list(empty)}`", {"exclude": empty}
+            where = table.place(empty[0], None)
+            raise DataError("has no finite value at all", where=where, fix=fix, past=past)
+        values = fill_missing(values, missing, lambda column, row: table.place(names[column], row), first)
+        begin = begin if np.isfinite(values).all() else first
+        observed = None if known[begin:].all() else known[begin:]
+    values, times = values[begin:], None if times is None else times[begin:]
     unused = []
     if trained_on is not None:
         unused = [name for at, name in enumerate(table.names) if name and at not in (*time, *chosen)]
@@ -170,12 +190,13 @@ def _require_series(table: Table, names: Sequence[str], values: np.ndarray, *, t
     what = f"{cells}, … is {wrong[first]}, not a series"
     if others:
         what += "; so are " + ", ".join(f"`{name}` ({wrong[name]})" for name in others)
-    fix = f"Leave it out with `exclude: [{', '.join(wrong)}]`"
+    fix, past = f"Leave it out with `exclude: {as_list(list(wrong))}`", {"exclude": list(wrong)}
     if len(wrong) == len(names):
-        fix = "Give at least one series"
+        fix, past = "Give at least one series", {}
     if not timed:
         fix += f", or read it as the time with `timestamp_column: {first}`"
-    raise DataError(what, where=table.place(first, None), fix=f"{fix}, or list the series in `columns`")
+    fix += ", or list the series in `columns`"
+    raise DataError(what, where=table.place(first, None), fix=fix, past=past)
 
 
 def _notices(
@@ -222,7 +243,11 @@ def _require_columns(
 
 
 def _open(
-    source: str | Path | pd.DataFrame, missing_words: Sequence[str], decimal: Decimal, comment: str | None
+    source: str | Path | pd.DataFrame,
+    missing_words: Sequence[str],
+    decimal: Decimal,
+    comment: str | None,
+    faults: list[DataError] | None,
 ) -> Table:
     words, comma = tuple(missing_words), decimal == "comma"
     if not isinstance(source, str | Path):
@@ -230,7 +255,7 @@ def _open(
     path = Path(source)
     require_file(path)
     if unpacked_name(path).endswith(delimited.ENDINGS):
-        return delimited.read_text(path, missing_words=words, comma=comma, comment=comment)
+        return delimited.read_text(path, missing_words=words, comma=comma, comment=comment, faults=faults)
     if path.name.lower().endswith(_PARQUET):
         return dataclasses.replace(read_parquet(path), missing_words=words, comma=comma)
     fix = f"Give a file that ends in {', '.join([*delimited.ENDINGS, *_PARQUET])}"
@@ -263,7 +288,8 @@ def _choose(
         raise DataError(what, where=table.source, fix=fix)
     unnamed = [position for position in chosen if not table.names[position]]
     if unnamed:
-        fix = "Name it in the header, or list the series to read in `columns`"
+        named = [table.names[position] for position in chosen if table.names[position]]
+        fix = f"Name it in the header, or set `columns: {as_list(named)}`"
         raise DataError(f"column {unnamed[0] + 1} has no name", where=table.source, fix=fix)
     return chosen
 
@@ -281,11 +307,12 @@ def _find_time(table: Table, timestamp_column: str | None, exclude: Sequence[str
     if len(usual) > 1:
         names = [table.names[position] for position in usual]
         what = f"{len(usual)} columns could be the timestamps: {listed(names)}"
-        others = ", ".join(names[1:])
-        fix = f"Name the `timestamp_column`: set `timestamp_column: {names[0]}` and `exclude: [{others}]`"
-        if len(usual) == 2:
+        past = {"timestamp_column": names[0], "exclude": names[1:]}
+        fix = f"Name the `timestamp_column`: set `timestamp_column: {names[0]}`"
+        fix += f" and `exclude: {as_list(names[1:])}`"
+        if len(usual) == 2 and _CLOCK.match(str(table.read(usual[1:], object).iat[0, 0]).strip()):
             fix += f", or `timestamp_column: {names[0]} + {names[1]}` for a date and its time of day"
-        raise DataError(what, where=table.source, fix=fix)
+        raise DataError(what, where=table.source, fix=fix, past=past)
     first = table.names[0] not in exclude and looks_like_date(table.first_cell)
     return usual or ([0] if first else [])
 

@@ -187,7 +187,7 @@ def check_order(times: np.ndarray, policy: str, place: Place) -> None:
         row = int(repeated[0])
         what = f"the timestamp {index[row]} repeats the previous row's ({len(repeated)} repeats in all)"
         fix = "Remove the duplicates, or set `timestamps: as_is` to keep all rows"
-        raise DataError(what, where=place(row), fix=fix)
+        raise DataError(what, where=place(row), fix=fix, past={"timestamps": "as_is"})
     step = infer_step(times)
     if step is not None and step.first_break is not None:
         row = step.first_break
@@ -198,6 +198,7 @@ def check_order(times: np.ndarray, policy: str, place: Place) -> None:
             where=place(row),
             fix="Insert the missing rows (empty ones with `missing: linear`), or set `timestamps: as_is` "
             "to keep the rows as they are",
+            past={"timestamps": "as_is"},
         )
 
 
