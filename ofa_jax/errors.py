@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 
 def printable(text: object) -> str:
@@ -19,12 +20,21 @@ class OfaError(Exception):
         what: What was found, in one sentence, with the offending value.
         where: A file with column and row, a configuration path, a parameter path.
         fix: What to do next, in the imperative.
+        past: Settings that get past it, by name, so that other faults can be looked for.
     """
 
-    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        fix: str | None = None,
+        past: Mapping[str, Any] | None = None,
+    ) -> None:
         self.what = what
         self.where = where
         self.fix = fix
+        self.past = dict(past or {})
         place = f"{where}: " if where else ""
         advice = f" {_sentence(fix)}" if fix else ""
         super().__init__(printable(f"{place}{_sentence(what)}{advice}"))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from ofa_jax.data.splits import Split
 
 
-def predict(loaded: LoadedModel, source: str | Path | pd.DataFrame) -> pd.DataFrame:
+def predict(loaded: LoadedModel, source: str | Path | pd.DataFrame, **reading: Any) -> pd.DataFrame:
     """Apply a model to new data in original units.
 
     Args:
         loaded: The model, from :func:`~ofa_jax.runs.bundle.load_bundle` or ``open_run``.
         source: A CSV or Parquet file or a DataFrame; for classification a ``.ts`` file.
+        reading: Settings of how it is read where it is not read as the training data were, such as
+            ``missing="linear"`` (:data:`~ofa_jax.config.tasks.READING`).
 
     Returns:
         Forecasting: the horizon after the last row, a row per step. Anomaly detection: ``score`` and
@@ -38,16 +41,16 @@ def predict(loaded: LoadedModel, source: str | Path | pd.DataFrame) -> pd.DataFr
     Raises:
         DataError: The data cannot be read or do not fit the model.
     """
-    return apply_model(loaded, read_input(loaded, source))
+    return apply_model(loaded, read_input(loaded, source, **reading))
 
 
-def read_input(loaded: LoadedModel, source: str | Path | pd.DataFrame) -> NewData:
+def read_input(loaded: LoadedModel, source: str | Path | pd.DataFrame, **reading: Any) -> NewData:
     """New data laid out for a model, with their table and figure; see :class:`~ofa_jax.tasks.base.NewData`.
 
     Raises:
         DataError: As :func:`predict`.
     """
-    return TASKS[loaded.experiment.task.name].apply(loaded.trained_on, source)
+    return TASKS[loaded.experiment.task.name].apply(replace(loaded.trained_on, reading=reading), source)
 
 
 def apply_model(loaded: LoadedModel, new: NewData) -> pd.DataFrame:

@@ -101,7 +101,7 @@ def test_a_series_may_have_the_name_of_the_first_column(loaded, tiny):
 def test_new_rows_are_read_as_the_training_data_were(loaded, tiny, tmp_path):
     path = tiny.csv(tmp_path / "new.csv", rows=40)
     pd.testing.assert_frame_equal(predict(loaded, path), predict(loaded, rows(tiny, 40)))
-    path.write_text(path.read_text().replace("2024-01-01T05", "2024-01-01T04"))
+    path.write_text(path.read_text().replace("2024-01-01T20", "2024-01-01T19"))
     with pytest.raises(DataError, match="repeats the previous row"):
         read_input(loaded, path)
     lenient = (
@@ -111,6 +111,34 @@ def test_new_rows_are_read_as_the_training_data_were(loaded, tiny, tmp_path):
     for setting in lenient:
         changed = replace(loaded, experiment=loaded.experiment.replace(dict([setting])))
         assert len(read_input(changed, path).buffer) == 32
+
+
+def test_faults_of_rows_that_the_model_does_not_read(loaded, tiny):
+    """Text, gaps and missing rows before the last 32 change nothing; in them each is refused."""
+    table = rows(tiny, 60).astype({"a": object})
+    wanted = predict(loaded, table)
+    for at in (5, 40):
+        text, gap = table.copy(), table.copy()
+        text.loc[at, "a"], gap.loc[at, "b"] = "broken", np.nan
+        for faulty, said in ((text, "broken"), (gap, "missing"), (table.drop(index=at), "irregular")):
+            if at == 5:
+                pd.testing.assert_frame_equal(predict(loaded, faulty), wanted)
+            else:
+                with pytest.raises(DataError, match=said):
+                    predict(loaded, faulty)
+    gap.loc[28, "b"] = np.nan  # the first row that is read is filled from the one before
+    filled = read_input(loaded, gap, missing="ffill").buffer
+    before = loaded.scaler.transform(table.iloc[27, 1:].to_numpy(float))
+    assert filled[0, 1] == before[1]
+
+
+def test_new_rows_may_be_read_by_other_settings(loaded, tiny):
+    table = rows(tiny, 60).astype({"a": object})
+    table.loc[50, "a"] = "nil"
+    again = table.copy()
+    again.loc[50, "a"] = (table.loc[49, "a"] + table.loc[51, "a"]) / 2
+    read = predict(loaded, table, missing_words=["nil"], missing="linear")
+    pd.testing.assert_frame_equal(read, predict(loaded, again))
 
 
 def test_chosen_columns_are_taken_from_a_wider_file(loaded, tiny):
@@ -286,7 +314,7 @@ def test_bad_tables_for_a_model_of_single_series_are_one_error(of_any_series):
     with pytest.raises(DataError, match=few):
         predict(of_any_series, other_series(length - 1))
     gap = other_series()
-    gap.loc[7, "y"] = np.nan
+    gap.loc[29, "y"] = np.nan
     with pytest.raises(DataError, match="`y`"):
         predict(of_any_series, gap)
     with pytest.raises(DataError, match="note"):

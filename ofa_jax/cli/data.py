@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option, Typer
 
-from ofa_jax.cli.options import Json, print_json
+from ofa_jax.cli.options import Json, Reading, print_json, reading_settings
 from ofa_jax.cli.show import say
 
 app = Typer(help="List and fetch published data sets; check a data file.", no_args_is_help=True)
@@ -57,21 +57,27 @@ def fetch(name: Annotated[str, Argument(help="Name from `ofa-jax data list`.", m
 def check(
     file: Annotated[Path, Argument(help="CSV, Parquet, .tsf, .ts, M4 CSV or npz.", metavar="FILE")],
     missing: Annotated[
-        Literal["error", "linear", "ffill"], Option(help="How to treat missing values, as data.missing.")
-    ] = "error",
+        Literal["error", "linear", "ffill"] | None,
+        Option(help="How to treat missing values, as data.missing."),
+    ] = None,
     timestamps: Annotated[
         Literal["error", "as_is"] | None,
         Option(help="Duplicate or irregular timestamps, as data.timestamps; default: catalog, else error."),
     ] = None,
+    overrides: Reading = None,
     as_json: Json = False,
 ) -> None:
     """Read a file with every check that training makes, and summarize it."""
     from ofa_jax.data.catalog.check import check_file
 
-    summary = check_file(file, missing=missing, timestamps=timestamps)
+    given = {"missing": missing, "timestamps": timestamps}
+    options = {name: value for name, value in given.items() if value} | reading_settings(overrides or ())
+    summary = check_file(file, **options)
     if as_json:
         print_json(summary)
         return
+    for notice in summary.pop("notices", []):
+        say(notice, file=sys.stderr)
     for key, value in summary.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
         say(f"{key.replace('_', ' ')}: {'—' if shown in ('', None) else shown}")

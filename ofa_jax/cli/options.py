@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Option
 from typer.core import TyperCommand
 
-from ofa_jax.errors import Interrupted, OfaError
+from ofa_jax.errors import ConfigError, Interrupted, OfaError
 
 Config = Annotated[
     Path, Argument(metavar="CONFIG", help="YAML settings file, or the name of an installed one.")
@@ -20,6 +22,10 @@ Config = Annotated[
 Run = Annotated[Path, Argument(metavar="RUN", help="Run folder.")]
 Sets = Annotated[
     list[str] | None, Option("--set", metavar="PATH=VALUE", help="Change a setting (repeatable).")
+]
+Reading = Annotated[
+    list[str] | None,
+    Option("--set", metavar="PATH=VALUE", help="Change how the data are read (data.missing=linear)."),
 ]
 Json = Annotated[bool, Option("--json", help="Print one JSON object to standard output and nothing else.")]
 Trunk = Annotated[str | None, Option(help="Current path of the trunk's weights, if they moved.")]
@@ -50,23 +56,46 @@ FLAGS = {"overrides": "--set", "source": "--data"} | {
 
 def message(error: OfaError) -> str:
     """An error's text, with the option in place of the argument that it names."""
-    where = FLAGS.get(error.where or "", error.where)
-    return str(OfaError(error.what, where=where, fix=error.fix and _options(error.fix)))
+    where, fix = FLAGS.get(error.where or "", error.where), error.fix or ""
+    if sys.argv[1:2] and sys.argv[1] in OF_A_RUN and _SETTING.search(fix):
+        fix = f"The data are not those of training: restore them, or train again. There: {fix}"
+    return str(OfaError(_options(error.what), where=where, fix=_options(fix) or None))
 
 
-def _options(fix: str) -> str:
-    """Settings of the data that advice names, as options of the command that runs, where it has them."""
-    if sys.argv[1:3] == ["data", "check"]:
-        return re.sub(r"set `(missing|timestamps): (\w+)`", r"use `--\1 \2`", fix)
-    if sys.argv[1:2] and sys.argv[1] in WITH_SETTINGS:
-        fix = re.sub(r"set `(missing|timestamps): (\w+)`", r"use `--set data.\1=\2`", fix)
-        fix = re.sub(r"with `(missing|timestamps): (\w+)`", r"with `--set data.\1=\2`", fix)
-        return re.sub(r"`(columns|timestamp_column|timestamp_format|frequency)`", r"`--set data.\1=…`", fix)
-    return fix
+_READING = r"columns|exclude|missing|missing_words|decimal|comment|timestamp\w*|frequency"
+_SETTING = re.compile(rf"`({_READING}): ([^`]+)`")
 
 
-WITH_SETTINGS = ("train", "params", "sweep", "gradients")
+def _options(text: str) -> str:
+    """A text of the library with settings of the data as options of the command that runs."""
+    if not set(sys.argv[1:2]) & {*WITH_SETTINGS, *OF_A_RUN}:
+        return text
+    text = _SETTING.sub(lambda found: f"`--set {shlex.quote(f'data.{found[1]}={found[2]}')}`", text)
+    text = re.sub(r"\bset (`--set)", r"use \1", text)
+    return re.sub(r"\b(in|another) `(columns|timestamp_column)`", r"\1 `--set data.\2=…`", text)
+
+
+WITH_SETTINGS = ("train", "params", "sweep", "gradients", "predict", "data")
 """Commands that have the option ``--set``."""
+OF_A_RUN = ("evaluate", "report")
+"""Commands that read the data of a run, with its settings."""
+
+
+def reading_settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """``data.PATH=VALUE`` texts as arguments of the functions that read data.
+
+    Raises:
+        ConfigError: Another setting than those of reading, or a wrong value.
+    """
+    from ofa_jax.config.load import build_experiment
+    from ofa_jax.config.tasks import READING
+
+    names = [override.partition("=")[0].strip().removeprefix("data.") for override in overrides]
+    if other := [name for name in names if name not in READING]:
+        what = f"{other[0]} is not a setting of how data are read"
+        raise ConfigError(what, where="overrides", fix=f"Set {', '.join(f'data.{name}' for name in READING)}")
+    data = build_experiment({"data": {"source": "new"}}, overrides).data
+    return {name: getattr(data, name) for name in names}
 
 
 def interrupted(stop: Interrupted) -> str:
@@ -86,10 +115,14 @@ class Command(TyperCommand):
         from rich.table import Column, Table
 
         from ofa_jax.config.load import settings
+        from ofa_jax.config.tasks import READING
 
         columns = (Column(name, overflow="fold") for name in ("path", "default", "meaning"))
         table = Table(*columns, title="Settings for --set", title_justify="left", box=None, pad_edge=False)
+        reading = {f"data.{name}" for name in READING}
         for setting in settings():
+            if self.name == "predict" and setting.path not in reading:
+                continue
             choices = f" ({setting.type})" if " | " in setting.type else ""
             table.add_row(setting.path, setting.default, setting.description + choices)
         Console(markup=False).print(table)

@@ -9,7 +9,19 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from ofa_jax.cli.options import Baselines, Config, Json, Run, Sets, Source, Target, Trunk, print_json
+from ofa_jax.cli.options import (
+    Baselines,
+    Config,
+    Json,
+    Reading,
+    Run,
+    Sets,
+    Source,
+    Target,
+    Trunk,
+    print_json,
+    reading_settings,
+)
 from ofa_jax.cli.show import say
 from ofa_jax.train.progress import ConsoleReporter
 
@@ -87,6 +99,7 @@ def predict(
     input_: Annotated[Path, Option("--input", help="CSV or Parquet file to read; .ts for classification.")],
     output: Annotated[Path, Option(help="CSV file to write; -: standard output.")],
     plot: Annotated[Path | None, Option(help="Figure to write (.png, .svg, .pdf).")] = None,
+    overrides: Reading = None,
     trunk: Trunk = None,
 ) -> None:
     """Apply a model to new data: forecast, detect anomalies, classify or impute, depending on its task."""
@@ -99,8 +112,9 @@ def predict(
     if plot is not None:
         check_kind(plot)
         check_output(plot, inputs=[input_, output], where="plot")
+    reading = reading_settings(overrides or ())
     loaded = load_bundle(run, trunk=trunk)
-    new = read_input(loaded, input_)
+    new = read_input(loaded, input_, **reading)
     for notice in new.notices:
         say(notice, file=sys.stderr)
     table = apply_model(loaded, new)

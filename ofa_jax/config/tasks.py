@@ -24,6 +24,11 @@ Timestamps = Literal["error", "as_is"]
 Decimal = Literal["point", "comma"]
 SplitRule = Literal["ett_hour", "ett_minute", "ratio"]
 ForecastLoss = Literal["mse", "smape", "mape"]
+READING = (
+    *("columns", "exclude", "missing", "missing_words", "decimal", "comment"),
+    *("timestamps", "timestamp_column", "timestamp_format", "frequency"),
+)
+"""Settings of the data that say how a table is read."""
 Ratios = tuple[float, float, float]
 
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -83,9 +88,9 @@ class DataConfig(Section):
 
     @property
     def reading(self) -> dict[str, Any]:
-        """The settings of how a table is read, by the argument of ``read_frame``."""
-        names = ("columns", "exclude", "missing", "missing_words", "decimal", "comment", "timestamp_column")
-        return {name: getattr(self, name) for name in names}
+        """The settings of how a table is read that are given or have a default, by ``read_frame``'s names."""
+        values = {name: getattr(self, name) for name in READING}
+        return {name: value for name, value in values.items() if value is not None}
 
     @model_validator(mode="after")
     def _check_ratios(self) -> Self:
@@ -106,13 +111,7 @@ class NetworkConfig(Section):
     seed: Seed = Field(0, description="seed of the random layers around the trunk")
 
 
-_SERIES = frozenset(
-    f"data.{name}"
-    for name in (
-        *("columns", "exclude", "missing", "missing_words", "decimal", "comment"),
-        *("timestamps", "timestamp_column", "timestamp_format", "frequency"),
-    )
-)
+_SERIES = frozenset(f"data.{name}" for name in READING)
 _SPLIT = frozenset({"data.split", "data.ratios", "data.percent"})
 _HORIZON = Field(96, description="forecast steps, H")
 _CHANNELS = Field(None, description="channels; default: the data's")
@@ -160,7 +159,7 @@ class ForecastSettings(TaskSettings):
 class ZeroShotSettings(TaskSettings):
     """Transfer from one collection of series to another."""
 
-    reads = _SERIES - {"data.columns"} | {"data.target", "data.percent", "data.season"}
+    reads = _SERIES | {"data.target", "data.percent", "data.season"}
 
     name: Literal["zero_shot"]
     horizon: Steps = _HORIZON
@@ -182,7 +181,7 @@ class ZeroShotSettings(TaskSettings):
 class ShortTermSettings(TaskSettings):
     """Short-term forecasting, as in the M4 competition."""
 
-    reads = _SERIES - {"data.columns"} | {"data.season", "network.read_width", "network.embed_width"}
+    reads = _SERIES | {"data.season", "network.read_width", "network.embed_width"}
     patched = False
     refits = True
 

@@ -24,7 +24,12 @@ _DELIMITERS = (",", ";", "\t", "|")
 
 
 def read_text(
-    path: Path, *, missing_words: Sequence[str] = (), comma: bool = False, comment: str | None = None
+    path: Path,
+    *,
+    missing_words: Sequence[str] = (),
+    comma: bool = False,
+    comment: str | None = None,
+    faults: list[DataError] | None = None,
 ) -> Table:
     """Read a delimited text file: ``,``, ``;``, tab, ``|`` or spaces; UTF-8, UTF-16 with BOM, else Latin-1.
 
@@ -33,6 +38,7 @@ def read_text(
         missing_words: What cells say that have no value, besides the usual words.
         comma: Whether numbers are written with a decimal comma.
         comment: How lines begin that are comments; above the header also ``#``.
+        faults: Takes the error about rows of another width, which are left out; default: it is raised.
 
     Raises:
         DataError: The file is damaged, empty or not text, has no header, or a row does not have its width.
@@ -43,21 +49,30 @@ def read_text(
         kept, delimiter = spaced, "\t"
     delimiter = delimiter or ","
     reader = csv.reader((f"{line}\n" for line in kept), delimiter=delimiter, skipinitialspace=True)
-    lines, first_cell = [], ""
+    lines: list[int] = []
+    ragged: list[tuple[int, int, range]] = []
+    first_cell = ""
     try:
         names = tuple(name.strip() for name in next(reader))
         _check_header(names, f"{path}, line {line_numbers[0]}")
-        for fields in reader:
-            lines.append(line_numbers[reader.line_num - 1])
+        end = reader.line_num
+        for row, fields in enumerate(reader, start=1):
             fields = fields or [""]
-            if len(lines) == 1:
-                first_cell = fields[0].strip()
-            if len(fields) != len(names):
-                what = f"has {len(fields)} field(s) where the header has {len(names)}"
-                fix = "Correct the row; a text with the delimiter in it needs quotes"
-                raise DataError(what, where=f"{path}, row {len(lines)} (line {lines[-1]})", fix=fix)
+            if len(fields) == len(names):
+                first_cell = first_cell if lines else fields[0].strip()
+                lines.append(line_numbers[reader.line_num - 1])
+            else:
+                ragged.append((row, len(fields), range(end, reader.line_num)))
+            end = reader.line_num
     except csv.Error as error:
         raise _not_text(path, error) from None
+    if ragged:
+        fault = _ragged(path, ragged, line_numbers, len(names))
+        if faults is None:
+            raise fault
+        faults.append(fault)
+        gone = {at for _, _, where in ragged for at in where}
+        kept = [line for at, line in enumerate(kept) if at not in gone]
     words = tuple(missing_words)
     return Table(
         source=str(path),
@@ -136,6 +151,19 @@ def _split_spaces(kept: Sequence[str]) -> list[str] | None:
     if len(kept) < 2 or '"' in kept[0] or not 1 < len(kept[0].split()) == len(kept[1].split()):
         return None
     return ["\t".join(line.split()) for line in kept]
+
+
+def _ragged(
+    path: Path, rows: Sequence[tuple[int, int, range]], line_numbers: Sequence[int], width: int
+) -> DataError:
+    """The error about rows (their number, fields and lines) of another width than the header."""
+    first, *others = [(f"row {row} (line {line_numbers[at[-1]]})", count) for row, count, at in rows]
+    what = f"has {first[1]} field(s) where the header has {width}"
+    if others:
+        shown = ", ".join(f"{place} has {count}" for place, count in others[:9])
+        what += f"; {len(others)} more row(s) differ: {shown}{', …' * (len(others) > 9)}"
+    fix = "Correct the row; a text with the delimiter in it needs quotes"
+    return DataError(what, where=f"{path}, {first[0]}", fix=fix)
 
 
 def _not_text(path: Path, error: Exception) -> DataError:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,14 +19,15 @@ from ofa_jax.data.calendar import Step, following, step_of, wall_clock
 from ofa_jax.data.columns import no_series
 from ofa_jax.data.long import time_cells, widen
 from ofa_jax.data.missing import check_sizes, fill_missing
-from ofa_jax.data.tables import Table, as_table, read_parquet, require_file, unpacked_name
-from ofa_jax.data.timestamps import NAIVE, Clock, looks_like_date, read_times, step_between
+from ofa_jax.data.tables import Table, as_list, as_table, read_parquet, require_file, unpacked_name
+from ofa_jax.data.timestamps import NAIVE, Clock, Place, looks_like_date, read_times, step_between
 from ofa_jax.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")
+_CLOCK = re.compile(r"\d{1,2}[:.]\d\d")
 _PARQUET = (".parquet", ".pq")
 
 
@@ -126,6 +128,8 @@ def read_frame(
     frequency: str | None = None,
     expected: str | None = None,
     trained_on: Sequence[str] | None = None,
+    last: int | None = None,
+    faults: list[DataError] | None = None,
 ) -> Frame:
     """Read and check series from delimited text (``.csv``, ``.tsv``, ``.txt``), Parquet or a DataFrame.
 
@@ -149,12 +153,16 @@ def read_frame(
         frequency: The step between rows, such as ``h``, ``B`` or ``M-15``; default: inferred.
         expected: The step that is likely; decides how dates that can be read in several ways are read.
         trained_on: The series of a trained model, which are read instead of ``columns``; the others are not.
+        last: How many rows at the end are needed. Where something is wrong with earlier rows alone, they are
+            left out.
+        faults: Takes the error about rows of another width than the header's, which are left out; default:
+            it is raised.
 
     Raises:
         DataError: Anything that cannot be read as asked, with file, column and row (1-based; the line as well
             for text files).
     """
-    table = _open(source, missing_words or (), decimal, comment)
+    table = _open(source, missing_words or (), decimal, comment, faults)
     _require_names(table)
     time = _find_time(table, timestamp_column, exclude or ())
     table, time = widen(table, time, columns if trained_on is None else trained_on, exclude or ())
@@ -166,35 +174,48 @@ def read_frame(
         columns = None  # they were columns of a long table
     chosen = _choose(table, time, columns, exclude or ())
     names = tuple(table.names[position] for position in chosen)
-    values = table.numbers(chosen)
-    if columns is None:
-        _require_series(table, names, values, timed=bool(time))
-    times, clock, time_name, rows = None, NAIVE, "date", slice(None)
+    first = 0 if last is None else max(0, table.n_rows - last)
+    times, clock, newest_first, time_name, cut = None, NAIVE, False, "date", 0
     if time:
         time_name = " ".join(table.names[position] for position in time)
-        times, clock, newest_first = read_times(
-            time_cells(table, time),
-            partial(table.place, time_name),
+        read = partial(
+            read_times,
             form=timestamp_format,
             frequency=frequency,
             expected=expected,
             counted=timestamps == "as_is",
         )
-        rows = slice(None, None, -1 if newest_first else 1)
+        place = partial(table.place, time_name)
+        times, clock, newest_first, cut = _times(time_cells(table, time), place, first, read)
     elif frequency is not None:
         step_of(frequency)
         clock = Clock(frequency=frequency)
-    values, order, observed = np.ascontiguousarray(values[rows]), range(table.n_rows)[rows], None
+    values = table.numbers(chosen, 0 if newest_first else first)
+    if columns is None:
+        _require_series(table, names, values, timed=bool(time))
+    values = np.ascontiguousarray(values[::-1] if newest_first else values)
+    order = range(table.n_rows)[:: -1 if newest_first else 1]
 
-    def place(column: int, row: int | None) -> str:
+    def place_of(column: int, row: int | None) -> str:
         return table.place(names[column], None if row is None else order[row])
 
+    begin, observed = cut, None
     if missing == "keep":
-        check_sizes(values, place)
+        check_sizes(values, place_of)
     else:
         known = np.isfinite(values)
-        values = fill_missing(values, missing, place)
-        observed = None if known.all() else known
+        empty = [name for name, column in zip(names, known.T, strict=True) if not column.any()]
+        if empty and len(empty) < len(names) and trained_on is None:
+            fix, past = f"Leave it out with `exclude: {as_list(empty)}`", {"exclude": empty}
+            where = table.place(empty[0], None)
+            raise DataError("has no finite value at all", where=where, fix=fix, past=past)
+        values = fill_missing(values, missing, place_of, first)
+        begin = cut if np.isfinite(values).all() else first
+        observed = None if known[begin:].all() else known[begin:]
+    values, times = values[begin:], None if times is None else times[begin - cut :]
+    if clock.counter is not None:
+        start, step = clock.counter
+        clock = dataclasses.replace(clock, counter=(start + (begin - cut) * step, step))
     unused = []
     if trained_on is not None:
         unused = [name for at, name in enumerate(table.names) if name and at not in (*time, *chosen)]
@@ -202,6 +223,23 @@ def read_frame(
     notices = _notices(table, names, time_name if time else None, unused, exclude or ())
     notices += tuple(f"{about}: {text}" for text in clock.notices)
     return Frame(values, names, times, table.source, time_name, clock, observed, notices)
+
+
+def _times(
+    cells: pd.Series, place: Place, first: int, read: Callable[..., tuple[np.ndarray | None, Clock, bool]]
+) -> tuple[np.ndarray | None, Clock, bool, int]:
+    """What ``read`` finds, and the first row that it was given: where all are wrong, ``first``."""
+    try:
+        return *read(cells, place), 0
+    except DataError:
+        if first == 0:
+            raise
+        found = read(
+            cells.iloc[first:].reset_index(drop=True), lambda row: place(None if row is None else first + row)
+        )
+        if found[2]:
+            raise  # the newest row comes first, so these are the oldest ones
+        return *found, first
 
 
 def _require_series(table: Table, names: Sequence[str], values: np.ndarray, *, timed: bool) -> None:
@@ -218,12 +256,13 @@ def _require_series(table: Table, names: Sequence[str], values: np.ndarray, *, t
     what = f"{cells}, … is {wrong[first]}, not a series"
     if others:
         what += "; so are " + ", ".join(f"`{name}` ({wrong[name]})" for name in others)
-    fix = f"Leave it out with `exclude: [{', '.join(wrong)}]`"
+    fix, past = f"Leave it out with `exclude: {as_list(list(wrong))}`", {"exclude": list(wrong)}
     if len(wrong) == len(names):
-        fix = "Give at least one series"
+        fix, past = "Give at least one series", {}
     if not timed:
         fix += f", or read it as the time with `timestamp_column: {first}`"
-    raise DataError(what, where=table.place(first, None), fix=f"{fix}, or list the series in `columns`")
+    fix += ", or list the series in `columns`"
+    raise DataError(what, where=table.place(first, None), fix=fix, past=past)
 
 
 def _notices(
@@ -270,7 +309,11 @@ def _require_columns(
 
 
 def _open(
-    source: str | Path | pd.DataFrame, missing_words: Sequence[str], decimal: Decimal, comment: str | None
+    source: str | Path | pd.DataFrame,
+    missing_words: Sequence[str],
+    decimal: Decimal,
+    comment: str | None,
+    faults: list[DataError] | None,
 ) -> Table:
     words, comma = tuple(missing_words), decimal == "comma"
     if not isinstance(source, str | Path):
@@ -278,7 +321,7 @@ def _open(
     path = Path(source)
     require_file(path)
     if unpacked_name(path).endswith(delimited.ENDINGS):
-        return delimited.read_text(path, missing_words=words, comma=comma, comment=comment)
+        return delimited.read_text(path, missing_words=words, comma=comma, comment=comment, faults=faults)
     if path.name.lower().endswith(_PARQUET):
         return dataclasses.replace(read_parquet(path), missing_words=words, comma=comma)
     fix = f"Give a file that ends in {', '.join([*delimited.ENDINGS, *_PARQUET])}"
@@ -311,7 +354,8 @@ def _choose(
         raise DataError(what, where=table.source, fix=fix)
     unnamed = [position for position in chosen if not table.names[position]]
     if unnamed:
-        fix = "Name it in the header, or list the series to read in `columns`"
+        named = [table.names[position] for position in chosen if table.names[position]]
+        fix = f"Name it in the header, or set `columns: {as_list(named)}`"
         raise DataError(f"column {unnamed[0] + 1} has no name", where=table.source, fix=fix)
     return chosen
 
@@ -329,11 +373,12 @@ def _find_time(table: Table, timestamp_column: str | None, exclude: Sequence[str
     if len(usual) > 1:
         names = [table.names[position] for position in usual]
         what = f"{len(usual)} columns could be the timestamps: {listed(names)}"
-        others = ", ".join(names[1:])
-        fix = f"Name the `timestamp_column`: set `timestamp_column: {names[0]}` and `exclude: [{others}]`"
-        if len(usual) == 2:
+        past = {"timestamp_column": names[0], "exclude": names[1:]}
+        fix = f"Name the `timestamp_column`: set `timestamp_column: {names[0]}`"
+        fix += f" and `exclude: {as_list(names[1:])}`"
+        if len(usual) == 2 and _CLOCK.match(str(table.read(usual[1:], object).iat[0, 0]).strip()):
             fix += f", or `timestamp_column: {names[0]} + {names[1]}` for a date and its time of day"
-        raise DataError(what, where=table.source, fix=fix)
+        raise DataError(what, where=table.source, fix=fix, past=past)
     first = table.names[0] not in exclude and looks_like_date(table.first_cell)
     return usual or ([0] if first else [])
 

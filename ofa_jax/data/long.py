@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ofa_jax.data.tables import Table, plain_text
+from ofa_jax.data.tables import Table, as_list
 from ofa_jax.data.timestamps import shorten
 from ofa_jax.errors import DataError
 
@@ -131,6 +131,6 @@ def _grid(table: Table, by: str, series: pd.Series, times: pd.Series) -> dict[st
         what += f"{shorten(odd)} has {len(at[odd])} and lacks {shorten(lacking)}, {shorten(longest)} has "
         what += str(len(grid))
     fix = "Give every series all times, with empty cells where there is no value"
-    if all(map(plain_text, alike)) and len(alike) <= 20:
-        fix = f"Read those with the same times by `columns: [{', '.join(alike)}]`. {fix}"
-    raise DataError(what, where=table.source, fix=fix)
+    if len(alike) <= 20:
+        fix = f"Read those with the same times by `columns: {as_list(alike)}`. {fix}"
+    raise DataError(what, where=table.source, fix=fix, past={"columns": alike})

@@ -31,7 +31,9 @@ def check_sizes(values: np.ndarray, place: Callable[[int, int | None], str]) -> 
         raise DataError(what, where=place(column, row), fix=fix)
 
 
-def fill_missing(values: np.ndarray, missing: Missing, place: Callable[[int, int | None], str]) -> np.ndarray:
+def fill_missing(
+    values: np.ndarray, missing: Missing, place: Callable[[int, int | None], str], first: int = 0
+) -> np.ndarray:
     """Refuse NaN and infinities of ``[T, C]``, or fill them by row: linearly, or with the last value before.
 
     Values too large to compute with (:func:`check_sizes`) are refused under any policy.
@@ -40,32 +42,35 @@ def fill_missing(values: np.ndarray, missing: Missing, place: Callable[[int, int
         values: The values, returned as they are where all are finite.
         missing: The policy.
         place: ``place(column, row)``, the place of a value for messages; of the column where row is None.
+        first: The first row that is needed; those before it only help to fill.
 
     Raises:
         DataError: A value is missing under ``error``, there is nothing to fill it from, or it is too large.
     """
     check_sizes(values, place)
     gone = ~np.isfinite(values)
-    if not gone.any():
+    if not gone[first:].any():
         return values
     import pandas as pd
 
-    empty = np.flatnonzero(gone.all(axis=0))
+    empty = np.flatnonzero(gone.all(axis=0) & gone[first:].any(axis=0))
     if len(empty):
         where = place(int(empty[0]), None)
         raise DataError(
             "has no finite value at all", where=where, fix="Leave it out (for tables: with `columns`)"
         )
-    row, column = (int(index) for index in np.argwhere(gone)[0])
+    row, column = (int(index) for index in np.argwhere(gone[first:])[0])
+    row += first
     if missing == "error":
         kind = "missing" if np.isnan(values[row, column]) else "infinite"
-        what = f"{int(gone.sum())} value(s) are missing or infinite, the first one is {kind}"
+        what = f"{int(gone[first:].sum())} value(s) are missing or infinite, the first one is {kind}"
         fix = "Fill them, or set `missing: linear` or `missing: ffill`"
-        raise DataError(what, where=place(column, row), fix=fix)
+        raise DataError(what, where=place(column, row), fix=fix, past={"missing": "linear"})
     known = pd.DataFrame(np.where(gone, np.nan, values))
     filled = (known.ffill() if missing == "ffill" else known.interpolate(limit_area="inside")).to_numpy()
-    if np.isnan(filled).any():
-        row, column = (int(index) for index in np.argwhere(np.isnan(filled))[0])
+    if np.isnan(filled[first:]).any():
+        row, column = (int(index) for index in np.argwhere(np.isnan(filled[first:]))[0])
+        row += first
         edge, fix = "first", "Remove the rows up to the first complete one"
         if row > 0:
             edge, fix = "last", "Remove the last rows, or set `missing: ffill`"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import lzma
 import numbers
 import re
@@ -70,8 +71,10 @@ class Table:
     notices: tuple[str, ...] = ()
     origins: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
 
-    def numbers(self, positions: Sequence[int]) -> np.ndarray:
+    def numbers(self, positions: Sequence[int], first: int = 0) -> np.ndarray:
         """The columns at ``positions`` as ``[T, C]`` float64, NaN where a cell is empty.
+
+        Text in rows before ``first`` is NaN too.
 
         Raises:
             DataError: A cell that is not a real number, with column and row.
@@ -84,10 +87,10 @@ class Table:
             return np.array(frame.to_numpy(np.float64, na_value=np.nan), order="C")
         cells = [frame.iloc[:, index].tolist() for index in range(len(positions))]
         values = [[self._number(cell) for cell in column] for column in cells]
-        only_text = [all(value is None for value in column) for column in values]
+        only_text = [all(value is None for value in column[first:]) for column in values]
         for index, column in enumerate(values):
-            if None in column:
-                row = column.index(None)
+            if None in column[first:]:
+                row = column.index(None, first)
                 others = [self.names[positions[i]] for i, alone in enumerate(only_text) if alone]
                 raise self._not_a_number(
                     self.names[positions[index]], row, cells[index][row], others, all(only_text)
@@ -115,23 +118,26 @@ class Table:
     ) -> DataError:
         """The error about a cell of text in a column; ``text_columns`` have nothing else."""
         text = str(cell).strip()
+        past: dict[str, object] = {"missing_words": [text]}
         what = f"among numbers the column contains the text {shorten(text)}"
         fix = "Correct it, leave the cell empty"
         if plain_text(text):
             fix += f", or set `missing_words: [{text}]` if it means that there is no value"
         if name in text_columns:
-            what = f"the column contains the text {shorten(text)}"
-            fix = f"Leave it out with `exclude: [{', '.join(text_columns)}]`, or list the series in `columns`"
+            what, past = f"the column contains the text {shorten(text)}", {"exclude": list(text_columns)}
+            fix = f"Leave it out with `exclude: {as_list(text_columns)}`, or list the series in `columns`"
         if all_text:
             what = f"there is no numeric column; this one contains the text {shorten(text)}"
-            fix = "Give at least one column of numbers"
+            fix, past = "Give at least one column of numbers", {}
         if text.lower() in ("true", "false"):
-            fix = f"Write 1 and 0, or leave it out with `exclude: [{name}]`"
+            fix = f"Write 1 and 0, or leave it out with `exclude: {as_list([name])}`"
+            past = {"exclude": [name]}
         elif re.fullmatch(r"[+-]?\d{1,3}(,\d{3})*\.\d*|[+-]?\d{1,3}(,\d{3}){2,}", text):
             fix = f"Write {text.replace(',', '')}: numbers have a decimal point and no thousands signs"
         elif re.fullmatch(r"[+-]?\d+,\d+", text):
             fix = "Set `decimal: comma`, or write numbers with a decimal point and without thousands signs"
-        return DataError(what, where=self.place(name, row), fix=fix)
+            past = {"decimal": "comma"}
+        return DataError(what, where=self.place(name, row), fix=fix, past=past)
 
     def place(self, name: str, row: int | None) -> str:
         """How messages name a column, or its cell in a row (0-based)."""
@@ -142,6 +148,11 @@ class Table:
             return f"{self.source}, column `{name}`"
         line = "" if self.lines is None else f" (line {self.lines[row]})"
         return f"{self.source}, column `{name}`, row {row + 1}{line}"
+
+
+def as_list(names: Sequence[str]) -> str:
+    """Names as a setting's value in YAML: ``[a, "b, c"]``."""
+    return f"[{', '.join(name if plain_text(name) else json.dumps(name) for name in names)}]"
 
 
 def plain_text(text: str) -> bool:

@@ -369,7 +369,7 @@ def check_order(times: np.ndarray, clock: Clock, place: Place) -> None:
         (time,) = _shown(times[row : row + 1], clock)
         what = f"the timestamp {time} repeats the previous row's ({len(repeated)} repeats in all)"
         fix = "Remove the duplicates, or set `timestamps: as_is` to count rows whatever their times"
-        raise DataError(what, where=place(row), fix=fix)
+        raise DataError(what, where=place(row), fix=fix, past={"timestamps": "as_is"})
     step = step_between(times, clock)
     if step is not None and not (regular := follows(step, times, clock.zone)).all():
         row = int(np.argmin(regular)) + 1
@@ -380,7 +380,8 @@ def check_order(times: np.ndarray, clock: Clock, place: Place) -> None:
             f"expected {next_time}, a step of {next_time - before}"
         )
         fix = "Insert the missing rows (empty ones with `missing: linear`), or set `timestamps: as_is` to "
-        raise DataError(what, where=place(row), fix=fix + "count rows whatever their times")
+        fix += "count rows whatever their times"
+        raise DataError(what, where=place(row), fix=fix, past={"timestamps": "as_is"})
 
 
 def step_between(times: np.ndarray, clock: Clock) -> Step | None:

@@ -241,7 +241,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         DataError: The rows cannot be read, are too few, or have another number of channels than the model
             reads; the bundle has no threshold.
     """
-    frame = read_frame(source)
+    frame = read_frame(source, **trained.reading)
     length, threshold = trained.task.input_length, trained.meta.get("threshold")
     scaler = trained.scaler_of(frame.n_channels, frame.source)
     if threshold is None:

@@ -219,12 +219,16 @@ def with_sizes(task: TaskSettings, source: str, **sizes: int) -> Any:
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """What applying a model to new data needs to know about its training."""
+    """What applying a model to new data needs to know about its training.
+
+    ``reading`` has settings of how the new data are read, in place of those of ``data``.
+    """
 
     task: TaskSettings
     data: DataConfig
     scaler: Scaler | None
     meta: Mapping[str, Any]
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
     def scaler_of(self, channels: int, source: str) -> Scaler:
         """The scaler, for new data of so many channels.

@@ -146,7 +146,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     """
     if not isinstance(source, str | Path):
         raise DataError("cases are read from a .ts file", where="source", fix="Give the path of a .ts file")
-    cases = read_ts(source, missing=trained.data.missing)
+    cases = read_ts(source, missing=trained.reading.get("missing", trained.data.missing))
     scaler = trained.scaler_of(cases.n_channels, cases.source)
     length, classes = trained.task.input_length, [str(name) for name in trained.meta["classes"]]
     if cases.lengths.max() > length:

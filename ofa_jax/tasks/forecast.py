@@ -49,9 +49,7 @@ class ForecastData(TaskData):
 
 def read_series(data: DataConfig, source: str | None = None) -> tuple[Frame, DatasetEntry | None]:
     """The series that the settings name, checked."""
-    given = {name: getattr(data, name) for name in ("timestamps", "timestamp_format", "frequency")}
-    options = {name: value for name, value in given.items() if value}
-    return load(source or data.source, **data.reading, **options)
+    return load(source or data.source, **data.reading)
 
 
 def prepare(data: DataConfig, task: ForecastSettings, protocol: Protocol = "strict") -> ForecastData:
@@ -174,25 +172,21 @@ def season_of_frame(frame: Frame) -> int:
     return season
 
 
-def read_new(trained: TrainedOn, source: Any, *, missing: Any = None) -> Frame:
+def read_new(trained: TrainedOn, source: Any, *, last: int | None = None, **options: Any) -> Frame:
     """New rows, read as the training data were: the model's columns where it knows them.
+
+    ``last`` and ``options`` are those of :func:`~ofa_jax.data.frames.read_frame`.
 
     Raises:
         DataError: The rows cannot be read, are too few, lack columns or have another frequency.
     """
     data, entry = trained.data, CATALOG.get(trained.data.source)
     names = None if trained.scaler is None else trained.scaler.names
-    policy = data.timestamps or (entry.timestamps if entry else "error")
-    expected, given = trained.meta.get("frequency"), data.frequency or (entry.frequency if entry else None)
-    frame = read_frame(
-        source,
-        **data.reading | ({"missing": missing} if missing else {}),
-        trained_on=names,
-        timestamps=policy,
-        timestamp_format=data.timestamp_format,
-        frequency=given,
-        expected=expected,
-    )
+    expected, policy = trained.meta.get("frequency"), {}
+    if entry is not None:
+        policy = {"timestamps": entry.timestamps, "frequency": entry.frequency}
+    options = policy | data.reading | dict(trained.reading) | options
+    frame = read_frame(source, **options, trained_on=names, last=last, expected=expected)
     if expected and frame.timestamps is not None:
         frame = _on_step(frame, expected)
     check_rows(frame, trained.task.input_length)
@@ -258,7 +252,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     Raises:
         DataError: Other columns than the model's, too few rows, or an unknown frequency.
     """
-    frame, scaler = read_new(trained, source), trained.scaler
+    frame, scaler = read_new(trained, source, last=trained.task.input_length), trained.scaler
     length, horizon = trained.task.input_length, getattr(trained.task, "horizon", 0)
     last, index = frame.values[-length:], time_index(frame, horizon)
     filled = 0 if frame.observed is None else int((~frame.observed[-length:]).sum())

@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ofa_jax.data.archives import (
     LabelledCases,
     LabelledStream,
@@ -17,48 +19,94 @@ from ofa_jax.data.archives import (
     read_tsf,
 )
 from ofa_jax.data.archives.text import read_lines
+from ofa_jax.data.calendar import follows
 from ofa_jax.data.catalog.entries import ENTRIES
 from ofa_jax.data.catalog.load import content_sha256
-from ofa_jax.data.frames import Frame, Missing, Timestamps, read_frame
+from ofa_jax.data.frames import Frame, read_frame
 from ofa_jax.data.missing import count_filled
 from ofa_jax.data.seasons import season_of
-from ofa_jax.data.tables import unpacked_name
+from ofa_jax.data.tables import as_list, unpacked_name
+from ofa_jax.errors import DataError
+
+_MOST_FAULTS = 20
 
 Record = Frame | SeriesCollection | LabelledCases | LabelledStream | dict[str, tuple[int, str]]
 
 
-def check_file(
-    path: str | Path, *, missing: Missing = "error", timestamps: Timestamps | None = None
-) -> dict[str, Any]:
+def check_file(path: str | Path, **options: Any) -> dict[str, Any]:
     """Read a file of any known format with every check of its reader, and summarize it in plain values.
 
     Args:
-        path: CSV or Parquet (a frame), ``.tsf``, ``.ts``, an M4 csv, or ``.npz``; text also as ``.gz``.
-        missing: As of the readers.
-        timestamps: As of :func:`ofa_jax.data.frames.read_frame`; default: the catalog's policy for a known
-            file, else ``error``.
+        path: Text, Parquet (a frame), ``.tsf``, ``.ts``, an M4 csv, or ``.npz``; text also packed.
+        options: As of :func:`ofa_jax.data.frames.read_frame`; ``timestamps`` defaults to the catalog's policy
+            for a known file.
 
     Returns:
         ``path``, ``kind``, ``sha256`` (of the content, unpacked), ``known_as`` (the data sets of the
-        catalog that have this file), and the contents: counts, lengths, names, classes, anomaly share.
+        catalog that have this file), and the contents: counts, lengths, names, classes, anomaly share, what
+        was inferred (``notices``).
 
     Raises:
-        DataError: The first thing that is wrong, with its place.
+        DataError: Everything that is wrong, as far as settings or leaving out rows get past it, with its
+            place; ``past`` has the settings that read the file, where there are such.
     """
     path = Path(path)
     digest = content_sha256(path)
     known = [
         entry for entry in ENTRIES if any(digest in (file.sha256, file.copy_sha256) for file in entry.files)
     ]
-    if timestamps is None:
-        timestamps = known[0].timestamps if known else "error"
+    if known:
+        options = {"timestamps": known[0].timestamps} | options
+    faults: list[DataError] = []
+    record, past = _read_past(path, options, faults)
+    if faults:
+        raise _joined(faults, past if record is not None else None)
     names = [entry.name for entry in known]
-    return {"path": str(path), "sha256": digest, "known_as": names} | _summary(
-        _read(path, missing, timestamps)
+    assert record is not None, "a file that is not read has a fault"
+    return {"path": str(path), "sha256": digest, "known_as": names} | _summary(record)
+
+
+def _read_past(
+    path: Path, options: dict[str, Any], faults: list[DataError]
+) -> tuple[Record | None, dict[str, Any]]:
+    """What the file holds, read past its faults, which are added to ``faults``; and the settings for it."""
+    past: dict[str, Any] = {}
+    for _ in range(_MOST_FAULTS):
+        found: list[DataError] = []
+        try:
+            record = _read(path, options, found)
+        except DataError as error:
+            faults += [fault for fault in found if str(fault) not in map(str, faults)]
+            faults.append(error)
+            new = {name: value for name, value in error.past.items() if value != past.get(name)}
+            if not new:
+                return None, past
+            for name, value in new.items():
+                before = options.get(name) or []
+                past[name] = options[name] = [*before, *value] if isinstance(value, list) else value
+        else:
+            faults += [fault for fault in found if str(fault) not in map(str, faults)]
+            return record, past
+    return None, past
+
+
+def _joined(faults: list[DataError], past: dict[str, Any] | None) -> DataError:
+    """One error about all faults; ``past`` are settings that read the file."""
+    by_settings = past is not None and all(
+        any(f"`{name}: " in (fault.fix or "") for name in fault.past) for fault in faults
     )
+    if len(faults) == 1:
+        return faults[0]
+    lines = [f"{len(faults)} faults:", *(f"({number}) {fault}" for number, fault in enumerate(faults, 1))]
+    fix = "Correct these first; others may follow" if past is None else "Correct them"
+    if past and by_settings:
+        settings = [f"`{name}: {as_list(v) if isinstance(v, list) else v}`" for name, v in past.items()]
+        fix = f"All of them are got past by: set {' and '.join(settings)}"
+    return DataError(" ".join(lines), fix=fix, past=past)
 
 
-def _read(path: Path, missing: Missing, timestamps: Timestamps) -> Record:
+def _read(path: Path, options: dict[str, Any], faults: list[DataError]) -> Record:
+    missing = options.get("missing", "error")
     name = unpacked_name(path)
     if name.endswith(".tsf"):
         return read_tsf(path, missing=missing)
@@ -72,7 +120,15 @@ def _read(path: Path, missing: Missing, timestamps: Timestamps) -> Record:
             return read_m4_info(path)
         if first[:2] in (["V1", "V2"], ["id", "F1"]):
             return read_m4_part(path)
-    return read_frame(path, missing=missing, timestamps=timestamps)
+    return read_frame(path, **options, faults=faults)
+
+
+def _gaps(frame: Frame) -> int:
+    """How many steps between rows are not the usual one (repeated rows aside)."""
+    assert frame.timestamps is not None
+    if frame.step is None:
+        return 0
+    return int((~follows(frame.step, np.unique(frame.timestamps), frame.clock.zone)).sum())
 
 
 def _summary(record: Record) -> dict[str, Any]:
@@ -87,8 +143,10 @@ def _summary(record: Record) -> dict[str, Any]:
             "frequency": record.frequency,
             "season": season_of(record.frequency),
             "filled": count_filled(record.observed),
+            "gaps": None if times is None else _gaps(record),
             "first": ends[0],
             "last": ends[1],
+            "notices": list(record.notices),
         }
     if isinstance(record, LabelledStream):
         return {
@@ -107,11 +165,11 @@ def _summary(record: Record) -> dict[str, Any]:
             "frequencies": dict(sorted(frequencies.items())),
         }
     lengths = {
-        "filled": sum(int((~mask).sum()) for mask in record.observed or ()),
         "shortest": int(record.lengths.min()),
         "longest": int(record.lengths.max()),
+        "filled": count_filled(record.observed),
+        "notices": list(record.notices),
     }
-    lengths |= {"filled": count_filled(record.observed)}
     if isinstance(record, SeriesCollection):
         names = {"kind": "collection", "series": record.n_series, "frequency": record.frequency}
         return names | {"season": season_of(record.frequency), "horizon": record.horizon} | lengths

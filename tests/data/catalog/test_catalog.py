@@ -394,6 +394,27 @@ def test_the_listing_is_plain_and_says_what_is_there(tmp_path):
     assert list_entries()[0]["present"] is None
 
 
+def test_checking_lists_every_fault_and_the_settings_that_get_past_them(tmp_path):
+    rows = ["date,a,site", "2024-01-01,1,x", "2024-01-02,nil,x", "2024-01-03,,x", "2024-01-05,4,x"]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join([*rows, *(f"2024-01-{day:02d},2,x" for day in range(6, 12))]))
+    with pytest.raises(DataError) as caught:
+        check_file(path)
+    message = str(caught.value)
+    for part in ("4 faults", "row 2 (line 3)", "'nil'", "`site`", "row 4 (line 5)", "irregular", "missing"):
+        assert part in message
+    for setting in ("missing_words: [nil]", "exclude: [site]", "timestamps: as_is", "missing: linear"):
+        assert f"`{setting}`" in caught.value.fix
+    assert check_file(path, **caught.value.past)["rows"] == 10
+    path.write_text(path.read_text().replace("03,,x", "03,x").replace("05,4,x", "05,4,x,y"))
+    with pytest.raises(DataError) as caught:
+        check_file(path)
+    message = str(caught.value)
+    for part in ("row 3 (line 4): has 2 field(s)", "1 more row(s) differ: row 4 (line 5) has 4", "`site`"):
+        assert part in message
+    assert message.endswith("Correct them.")
+
+
 def test_checking_a_file_sums_it_up(tmp_path):
     frame = tmp_path / "a.csv"
     frame.write_text("date,a,b\n2024-01-01,1,2\n2024-01-02,1,2\n2024-01-03,1,2\n")
@@ -409,9 +430,13 @@ def test_checking_a_file_sums_it_up(tmp_path):
         "frequency": "D",
         "season": 7,
         "filled": 0,
+        "gaps": 0,
         "first": "2024-01-01T00:00:00",
         "last": "2024-01-03T00:00:00",
+        "notices": ["a.csv: 2 series (`a`, `b`), time in `date`"],
     }
+    frame.write_text("date,a,b\n2024-01-01,1,2\n2024-01-02,1,2\n2024-01-03,1,2\n2024-01-07,1,2\n")
+    assert check_file(frame, timestamps="as_is")["gaps"] == 1
     write_m4(tmp_path)
     assert check_file(tmp_path / "m4" / "Yearly-train.csv")["series"] == 2
     (tmp_path / "a.tsf").write_text("@attribute series_name string\n@horizon 1\n@data\na:1,?,3\n")
