@@ -87,6 +87,10 @@ def test_numbers_since_1970_are_read_and_written_back(begin, size, step, words):
     np.testing.assert_array_equal(time_index(frame, 5), cells[35:])
 
 
+def test_seconds_that_could_be_a_date_of_another_age():
+    assert str(frame_of([1611122400]).timestamps[0])[:16] == "2021-01-20T06:00"  # not 24 December 1611, 0:00
+
+
 def test_numbers_that_write_dates_are_written_back():
     for form, step in (("%Y%m%d%H", "h"), ("%Y%m%d", "B"), ("%Y%m", "MS"), ("%Y", "YS")):
         index = pd.date_range("2021-12-20", periods=40, freq=step)
