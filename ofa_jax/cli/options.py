@@ -61,7 +61,7 @@ def _options(fix: str) -> str:
     if sys.argv[1:2] and sys.argv[1] in WITH_SETTINGS:
         fix = re.sub(r"set `(missing|timestamps): (\w+)`", r"use `--set data.\1=\2`", fix)
         fix = re.sub(r"with `(missing|timestamps): (\w+)`", r"with `--set data.\1=\2`", fix)
-        return re.sub(r"`(columns|timestamp_column|timestamp_format|frequency)`", r"`--set data.\1=…`", fix)
+        return re.sub(r"`(columns|timestamp_column)`", r"`--set data.\1=…`", fix)
     return fix
 
 

@@ -26,8 +26,9 @@ from ofa_jax.config.tasks import TaskSettings, task_class, task_settings
 from ofa_jax.errors import ConfigError
 from ofa_jax.files import describe, short
 
-FORMAT = 2
-"""Format of stored settings: 2 gave every task its own settings and renamed ``train.lowest_rate``."""
+FORMAT = 3
+"""Format of stored settings: 2 gave every task its own settings and renamed ``train.lowest_rate``; 3 has more
+settings of how tables are read."""
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:

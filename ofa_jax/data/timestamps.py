@@ -186,7 +186,7 @@ def _parse_digits(texts: pd.Series, place: Place) -> tuple[np.ndarray, Clock]:
             raise _not_a_date(texts[longest], place(longest))
         words = f"{example} are read as a counter of rows"
         if texts.str.fullmatch(r"[2-6]\d{4}").all():
-            words += "; if they are Excel's day numbers, set `timestamp_format` to excel"
+            words += "; if they are Excel's day numbers, set `timestamp_format: excel`"
         return texts.astype(np.int64).to_numpy(), Clock(notices=(words,))
     _check_complete(parsed, texts, place)
     form = str(found.form)
@@ -236,7 +236,7 @@ def _read_given(texts: pd.Series, form: str, place: Place) -> pd.Series:
         parsed = read_form(texts, form)
     except ValueError as error:
         what = f"`timestamp_format` {form!r} cannot be used: {error}"
-        fix = 'Give a format such as "%d.%m.%Y %H:%M", or excel, s, ms, us or ns'
+        fix = 'Set one such as `timestamp_format: "%d.%m.%Y %H:%M"`, or excel, s, ms, us or ns'
         raise DataError(what, where=place(None), fix=fix) from None
     _check_complete(parsed, texts, place)
     return parsed
@@ -266,9 +266,9 @@ def _read_best(texts: pd.Series, place: Place, expected: str | None) -> tuple[pd
         if len(fitting) != 1:
             fitting = [form for form in fitting if _is_regular(complete[form].to_numpy(), expected)]
         if len(fitting) != 1:
-            ways = " or ".join(sorted(f'"{form}"' for form in distinct.values()))
+            ways = " or ".join(sorted(f'`timestamp_format: "{form}"`' for form in distinct.values()))
             what = f"{texts[0]!r} can be read day first or month first, and the other rows do not decide it"
-            fix = f"Write dates with the year first, such as 2024-01-31, or set `timestamp_format` to {ways}"
+            fix = f"Write dates with the year first, such as 2024-01-31, or set {ways}"
             raise DataError(what, where=place(0), fix=fix)
         notices.append(f"{texts[0]!r} is read as {fitting[0]}, so that rows are in order and regular")
     else:

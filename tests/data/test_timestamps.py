@@ -122,12 +122,12 @@ def test_excel_days_are_read_where_a_setting_says_so():
     np.testing.assert_array_equal(
         frame.timestamps, pd.date_range("2020-01-01", periods=40, freq="h").to_numpy()
     )
-    assert "timestamp_format` to excel" in frame_of([43831, 43832, 43833]).notices[0]
+    assert "set `timestamp_format: excel`" in frame_of([43831, 43832, 43833]).notices[0]
 
 
 def test_a_format_decides_what_is_ambiguous():
     cells = ["01/02/2024", "02/02/2024", "03/02/2024"]
-    assert '`timestamp_format` to "%d/%m/%Y" or "%m/%d/%Y"' in refused(
+    assert 'set `timestamp_format: "%d/%m/%Y"` or `timestamp_format: "%m/%d/%Y"`' in refused(
         ["01/01/2024", "02/01/2024", "03/01/2024"]
     )
     assert frame_of(cells, timestamp_format="%d/%m/%Y").frequency == "D"
