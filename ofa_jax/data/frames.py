@@ -14,9 +14,10 @@ import numpy as np
 
 from ofa_jax.config.tasks import Missing, Timestamps
 from ofa_jax.data.calendar import Step, following, step_of, wall_clock
+from ofa_jax.data.clock import NAIVE, Clock
 from ofa_jax.data.missing import fill_missing
 from ofa_jax.data.tables import Table, as_table, read_parquet, read_text, require_file
-from ofa_jax.data.timestamps import NAIVE, Clock, looks_like_date, read_times, step_between
+from ofa_jax.data.timestamps import looks_like_date, read_times, step_between
 from ofa_jax.errors import DataError
 
 if TYPE_CHECKING:

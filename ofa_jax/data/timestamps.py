@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import date, tzinfo
+from dataclasses import replace
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from ofa_jax.data.calendar import (
     most_common,
     step_of,
 )
+from ofa_jax.data.clock import Clock
 from ofa_jax.data.dates import (
     EPOCHS,
     EXCEL,
@@ -42,55 +43,6 @@ _FIX_FORMAT = (
     "Write timestamps like 2024-01-31 13:00:00, set `timestamp_format`, name another `timestamp_column`, "
     "or rename this one if it contains no timestamps"
 )
-
-
-@dataclass(frozen=True)
-class Clock:
-    """How a source's times are counted and written.
-
-    Attributes:
-        zone: Their time zone.
-        unit: numpy's unit of the source's datetimes.
-        write: Makes the source's own kind of column (numbers, periods, days); None for datetimes.
-        frequency: The step between rows where it is known and not inferred, as of
-            :func:`ofa_jax.data.calendar.step_of`.
-        counted: Whether rows are counted whatever their times (``timestamps: as_is``).
-        counter: The first number and the step of a source that counts its rows, or None.
-        notices: What was inferred.
-    """
-
-    zone: tzinfo | None = None
-    unit: str = "ns"
-    write: Callable[[pd.DatetimeIndex], pd.Index] | None = None
-    frequency: str | None = None
-    counted: bool = False
-    counter: tuple[int, int] | None = None
-    notices: tuple[str, ...] = ()
-
-    def index(self, times: np.ndarray, name: str) -> pd.Index:
-        """Times ``[T]`` in the source's time zone and kind."""
-        import pandas as pd
-
-        index = pd.DatetimeIndex(times)
-        if self.zone is not None:
-            index = index.tz_localize("UTC").tz_convert(self.zone)
-        try:
-            index = index.as_unit(self.unit)  # type: ignore[arg-type]
-        except pd.errors.OutOfBoundsDatetime:  # nanoseconds end in the year 2262
-            index = index.as_unit("us")
-        return (index if self.write is None else self.write(index)).rename(name)
-
-    def numbers(self, first: int, count: int, name: str) -> pd.Index:
-        """The numbers of ``count`` rows from row ``first`` (0-based) on; 1, 2, … without a counter."""
-        import pandas as pd
-
-        begin, step = self.counter or (1, 1)
-        begin += first * step
-        return pd.RangeIndex(begin, begin + count * step, step, name=name)
-
-
-NAIVE = Clock()
-"""Datetimes without a time zone."""
 
 
 def looks_like_date(text: str) -> bool:
@@ -380,7 +332,10 @@ def check_order(times: np.ndarray, clock: Clock, place: Place) -> None:
             f"expected {next_time}, a step of {next_time - before}"
         )
         fix = "Insert the missing rows (empty ones with `missing: linear`), or set `timestamps: as_is` to "
-        raise DataError(what, where=place(row), fix=fix + "count rows whatever their times")
+        fix += "count rows whatever their times"
+        if abs(time - next_time) == timedelta(hours=1):
+            fix += ". If this is a change of clocks, write the times with their zone (2024-03-31 00:00+01:00)"
+        raise DataError(what, where=place(row), fix=fix)
 
 
 def step_between(times: np.ndarray, clock: Clock) -> Step | None:

@@ -203,6 +203,15 @@ def test_hours_in_a_time_zone_stay_hours(tmp_path):
     assert "2024-10-27 06:00:00+01:00 follows 2024-10-27 04:00:00+01:00" in errors
 
 
+def test_a_change_of_clocks_in_times_without_their_zone_is_named():
+    days = pd.date_range("2024-03-20", periods=20, freq="D", tz="Europe/Berlin")
+    for cells in (days.tz_convert("UTC"), days.tz_convert("UTC").tz_localize(None)):
+        assert "row 13: the step is irregular" in refused(cells)
+        assert "write the times with their zone" in refused(cells)
+    assert "change of clocks" not in refused(pd.date_range("2024-03-20", periods=9, freq="D").delete(5))
+    assert "change of clocks" not in refused([1, 2, 4, 5])
+
+
 @pytest.mark.parametrize("suffix", ["Z", " UTC", "+00:00", " +0000", " GMT", "+00"])
 def test_zones_by_their_suffix(suffix):
     frame = frame_of([f"2024-01-01T{hour:02d}:00{suffix}" for hour in range(9)])
