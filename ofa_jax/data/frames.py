@@ -16,11 +16,12 @@ import numpy as np
 from ofa_jax.config.tasks import Decimal, Missing, Timestamps
 from ofa_jax.data import delimited
 from ofa_jax.data.calendar import Step, following, step_of, wall_clock
+from ofa_jax.data.clock import NAIVE, Clock
 from ofa_jax.data.columns import no_series
 from ofa_jax.data.long import time_cells, widen
 from ofa_jax.data.missing import check_sizes, fill_missing
 from ofa_jax.data.tables import Table, as_list, as_table, read_parquet, require_file, unpacked_name
-from ofa_jax.data.timestamps import NAIVE, Clock, Place, looks_like_date, read_times, step_between
+from ofa_jax.data.timestamps import Place, looks_like_date, read_times, step_between
 from ofa_jax.errors import DataError
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import date, tzinfo
+from dataclasses import replace
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from ofa_jax.data.calendar import (
     most_common,
     step_of,
 )
+from ofa_jax.data.clock import Clock
 from ofa_jax.data.dates import (
     EPOCHS,
     EXCEL,
@@ -42,55 +43,6 @@ _FIX_FORMAT = (
     "Write timestamps like 2024-01-31 13:00:00, set `timestamp_format`, name another `timestamp_column`, "
     "or rename this one if it contains no timestamps"
 )
-
-
-@dataclass(frozen=True)
-class Clock:
-    """How a source's times are counted and written.
-
-    Attributes:
-        zone: Their time zone.
-        unit: numpy's unit of the source's datetimes.
-        write: Makes the source's own kind of column (numbers, periods, days); None for datetimes.
-        frequency: The step between rows where it is known and not inferred, as of
-            :func:`ofa_jax.data.calendar.step_of`.
-        counted: Whether rows are counted whatever their times (``timestamps: as_is``).
-        counter: The first number and the step of a source that counts its rows, or None.
-        notices: What was inferred.
-    """
-
-    zone: tzinfo | None = None
-    unit: str = "ns"
-    write: Callable[[pd.DatetimeIndex], pd.Index] | None = None
-    frequency: str | None = None
-    counted: bool = False
-    counter: tuple[int, int] | None = None
-    notices: tuple[str, ...] = ()
-
-    def index(self, times: np.ndarray, name: str) -> pd.Index:
-        """Times ``[T]`` in the source's time zone and kind."""
-        import pandas as pd
-
-        index = pd.DatetimeIndex(times)
-        if self.zone is not None:
-            index = index.tz_localize("UTC").tz_convert(self.zone)
-        try:
-            index = index.as_unit(self.unit)  # type: ignore[arg-type]
-        except pd.errors.OutOfBoundsDatetime:  # nanoseconds end in the year 2262
-            index = index.as_unit("us")
-        return (index if self.write is None else self.write(index)).rename(name)
-
-    def numbers(self, first: int, count: int, name: str) -> pd.Index:
-        """The numbers of ``count`` rows from row ``first`` (0-based) on; 1, 2, … without a counter."""
-        import pandas as pd
-
-        begin, step = self.counter or (1, 1)
-        begin += first * step
-        return pd.RangeIndex(begin, begin + count * step, step, name=name)
-
-
-NAIVE = Clock()
-"""Datetimes without a time zone."""
 
 
 def looks_like_date(text: str) -> bool:
@@ -186,7 +138,7 @@ def _parse_digits(texts: pd.Series, place: Place) -> tuple[np.ndarray, Clock]:
             raise _not_a_date(texts[longest], place(longest))
         words = f"{example} are read as a counter of rows"
         if texts.str.fullmatch(r"[2-6]\d{4}").all():
-            words += "; if they are Excel's day numbers, set `timestamp_format` to excel"
+            words += "; if they are Excel's day numbers, set `timestamp_format: excel`"
         return texts.astype(np.int64).to_numpy(), Clock(notices=(words,))
     _check_complete(parsed, texts, place)
     form = str(found.form)
@@ -236,7 +188,7 @@ def _read_given(texts: pd.Series, form: str, place: Place) -> pd.Series:
         parsed = read_form(texts, form)
     except ValueError as error:
         what = f"`timestamp_format` {form!r} cannot be used: {error}"
-        fix = 'Give a format such as "%d.%m.%Y %H:%M", or excel, s, ms, us or ns'
+        fix = 'Set one such as `timestamp_format: "%d.%m.%Y %H:%M"`, or excel, s, ms, us or ns'
         raise DataError(what, where=place(None), fix=fix) from None
     _check_complete(parsed, texts, place)
     return parsed
@@ -266,9 +218,9 @@ def _read_best(texts: pd.Series, place: Place, expected: str | None) -> tuple[pd
         if len(fitting) != 1:
             fitting = [form for form in fitting if _is_regular(complete[form].to_numpy(), expected)]
         if len(fitting) != 1:
-            ways = " or ".join(sorted(f'"{form}"' for form in distinct.values()))
+            ways = " or ".join(sorted(f'`timestamp_format: "{form}"`' for form in distinct.values()))
             what = f"{texts[0]!r} can be read day first or month first, and the other rows do not decide it"
-            fix = f"Write dates with the year first, such as 2024-01-31, or set `timestamp_format` to {ways}"
+            fix = f"Write dates with the year first, such as 2024-01-31, or set {ways}"
             raise DataError(what, where=place(0), fix=fix)
         notices.append(f"{texts[0]!r} is read as {fitting[0]}, so that rows are in order and regular")
     else:
@@ -381,6 +333,8 @@ def check_order(times: np.ndarray, clock: Clock, place: Place) -> None:
         )
         fix = "Insert the missing rows (empty ones with `missing: linear`), or set `timestamps: as_is` to "
         fix += "count rows whatever their times"
+        if abs(time - next_time) == timedelta(hours=1):
+            fix += ". If this is a change of clocks, write the times with their zone (2024-03-31 00:00+01:00)"
         raise DataError(what, where=place(row), fix=fix, past={"timestamps": "as_is"})
 
 

@@ -71,6 +71,12 @@ def test_a_day_of_the_month_is_kept_whatever_the_months_length(day, months, star
     np.testing.assert_array_equal(following(times[:rows], step, 12), times[rows:])
 
 
+def test_three_rows_four_weeks_apart_are_a_duration():
+    step = infer_step(pd.date_range("2021-01-20", periods=3, freq="28D").to_numpy())
+    assert step is not None
+    assert step.alias == "28D"
+
+
 def test_rows_off_the_calendar_are_found_where_they_are():
     times = monthly(30, 1, 12).delete(5).to_numpy()
     step = infer_step(times)

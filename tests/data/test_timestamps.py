@@ -87,6 +87,10 @@ def test_numbers_since_1970_are_read_and_written_back(begin, size, step, words):
     np.testing.assert_array_equal(time_index(frame, 5), cells[35:])
 
 
+def test_seconds_that_could_be_a_date_of_another_age():
+    assert str(frame_of([1611122400]).timestamps[0])[:16] == "2021-01-20T06:00"  # not 24 December 1611, 0:00
+
+
 def test_numbers_that_write_dates_are_written_back():
     for form, step in (("%Y%m%d%H", "h"), ("%Y%m%d", "B"), ("%Y%m", "MS"), ("%Y", "YS")):
         index = pd.date_range("2021-12-20", periods=40, freq=step)
@@ -118,12 +122,12 @@ def test_excel_days_are_read_where_a_setting_says_so():
     np.testing.assert_array_equal(
         frame.timestamps, pd.date_range("2020-01-01", periods=40, freq="h").to_numpy()
     )
-    assert "timestamp_format` to excel" in frame_of([43831, 43832, 43833]).notices[0]
+    assert "set `timestamp_format: excel`" in frame_of([43831, 43832, 43833]).notices[0]
 
 
 def test_a_format_decides_what_is_ambiguous():
     cells = ["01/02/2024", "02/02/2024", "03/02/2024"]
-    assert '`timestamp_format` to "%d/%m/%Y" or "%m/%d/%Y"' in refused(
+    assert 'set `timestamp_format: "%d/%m/%Y"` or `timestamp_format: "%m/%d/%Y"`' in refused(
         ["01/01/2024", "02/01/2024", "03/01/2024"]
     )
     assert frame_of(cells, timestamp_format="%d/%m/%Y").frequency == "D"
@@ -197,6 +201,15 @@ def test_hours_in_a_time_zone_stay_hours(tmp_path):
         np.testing.assert_array_equal(time_index(frame, 20).tz_convert("UTC"), index[40:].tz_convert("UTC"))
     errors = refused(index[:40].delete(30))
     assert "2024-10-27 06:00:00+01:00 follows 2024-10-27 04:00:00+01:00" in errors
+
+
+def test_a_change_of_clocks_in_times_without_their_zone_is_named():
+    days = pd.date_range("2024-03-20", periods=20, freq="D", tz="Europe/Berlin")
+    for cells in (days.tz_convert("UTC"), days.tz_convert("UTC").tz_localize(None)):
+        assert "row 13: the step is irregular" in refused(cells)
+        assert "write the times with their zone" in refused(cells)
+    assert "change of clocks" not in refused(pd.date_range("2024-03-20", periods=9, freq="D").delete(5))
+    assert "change of clocks" not in refused([1, 2, 4, 5])
 
 
 @pytest.mark.parametrize("suffix", ["Z", " UTC", "+00:00", " +0000", " GMT", "+00"])

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ofa_jax.data.frames import Frame
+from ofa_jax.config.tasks import DataConfig, ForecastSettings
+from ofa_jax.data.frames import Frame, read_frame
 from ofa_jax.errors import DataError
 from ofa_jax.tasks import table
-from ofa_jax.tasks.forecast import prepare, prepare_frame, season_of_frame
+from ofa_jax.tasks.base import TrainedOn
+from ofa_jax.tasks.forecast import prepare, prepare_frame, read_new, season_of_frame, time_index
 from ofa_jax.tasks.losses import squared_error
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
 from ofa_jax.train.evaluate import evaluate
@@ -187,6 +189,18 @@ def frame_every(step: str, start: str = "2024-01-01") -> Frame:
 )
 def test_the_main_cycle_follows_from_the_frequency(step, season):
     assert season_of_frame(frame_every(step)) == season
+
+
+def test_one_week_is_continued_by_the_step_of_a_model_of_business_days():
+    task = ForecastSettings(name="forecast", input_length=5, horizon=3)
+    trained = TrainedOn(task, DataConfig(source="x.csv"), None, {"frequency": "B"})
+    week = pd.DataFrame({"date": pd.date_range("2024-01-08", periods=5, freq="D"), "a": np.arange(5.0)})
+    assert read_frame(week).frequency == "D"
+    frame = read_new(trained, week)
+    assert frame.frequency == "B"
+    assert time_index(frame, 2).tolist() == [pd.Timestamp("2024-01-15"), pd.Timestamp("2024-01-16")]
+    with pytest.raises(DataError, match="trained on steps of 'B'"):
+        read_new(trained, week.assign(date=week["date"] + pd.Timedelta(days=1)))
 
 
 @pytest.mark.parametrize("step", ["s", "30s", "ms", "7min", "5h", "36h", "2D", "10D"])
