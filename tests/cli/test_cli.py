@@ -436,7 +436,10 @@ def test_interrupted_training_says_where_it_was_saved(trained, tmp_path, call, m
         called = call("train", trained.config, "--out", tmp_path / "run")
     assert (called.status, called.out) == (130, "")
     said = called.err.removeprefix(f"tiny{USED}\n")
-    assert said == "Interrupted at step 3; checkpoint saved. Re-run the same command to resume.\n"
+    assert said.splitlines() == [
+        "SIGINT received: stopping after the current step or batch",
+        "Interrupted at step 3; checkpoint saved. Re-run the same command to resume.",
+    ]
     called = call("train", trained.config, "--out", tmp_path / "run")
     assert called.status == 0
     assert called.err.removeprefix(f"tiny{USED}\n").startswith("resumed at step 3\n")
