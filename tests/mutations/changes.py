@@ -202,7 +202,7 @@ def change_yaml(path: Path, draw: random.Random) -> str:
 
 
 def change_cell(path: Path, draw: random.Random) -> str:
-    """Replace what stands between two separators of a text file."""
+    """Replace what is between two separators of a text file."""
     lines = path.read_text().splitlines()
     at = draw.randrange(len(lines))
     separator = draw.choice([one for one in ",:; " if one in lines[at]] or [","])
