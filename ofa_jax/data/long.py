@@ -102,7 +102,8 @@ def _name(table: Table, series: str, value: int, several: bool) -> str:
 
 def _series_of_rows(table: Table, keys: pd.DataFrame, times: pd.Series) -> tuple[str, pd.Series] | None:
     """The column, or columns, by which no time repeats within a series, and the series of each row."""
-    options = [[at] for at in keys.columns] + ([list(keys.columns)] if len(keys.columns) > 1 else [])
+    columns = list(map(int, keys.columns))
+    options = [[at] for at in columns] + ([columns] if len(columns) > 1 else [])
     for option in options:
         series = keys[option].agg(" ".join, axis=1) if len(option) > 1 else keys[option[0]]
         if not (series + "\n" + times.astype(str)).duplicated().any() and series.nunique() > 1:
@@ -113,7 +114,7 @@ def _series_of_rows(table: Table, keys: pd.DataFrame, times: pd.Series) -> tuple
 def _grid(table: Table, by: str, series: pd.Series, times: pd.Series) -> dict[str, np.ndarray]:
     """The rows of each series, in the order of the first one's times, which all must have."""
     row_of = series.index.to_numpy()
-    rows = {one: row_of[where] for one, where in series.groupby(series, sort=False).indices.items()}
+    rows = {str(one): row_of[where] for one, where in series.groupby(series, sort=False).indices.items()}
     at = {one: dict(zip(times.iloc[where], where, strict=True)) for one, where in rows.items()}
     longest = max(at, key=lambda one: len(at[one]))
     grid = at[longest]

@@ -168,11 +168,11 @@ def _summary(record: Record) -> dict[str, Any]:
             "frequencies": dict(sorted(frequencies.items())),
         }
     lengths = {
-        "filled": sum(int((~mask).sum()) for mask in record.observed or ()),
+        "filled": count_filled(record.observed),
         "shortest": int(record.lengths.min()),
         "longest": int(record.lengths.max()),
+        "notices": list(record.notices),
     }
-    lengths |= {"filled": count_filled(record.observed), "notices": list(record.notices)}
     if isinstance(record, SeriesCollection):
         names = {"kind": "collection", "series": record.n_series, "frequency": record.frequency}
         return names | {"season": season_of(record.frequency), "horizon": record.horizon} | lengths
