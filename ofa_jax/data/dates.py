@@ -188,7 +188,7 @@ def read_digits(texts: pd.Series) -> tuple[Digits, pd.Series | None]:
 def zone_of(utc: np.ndarray, offsets: np.ndarray) -> tuple[tzinfo, str | None]:
     """The time zone with these minutes east of UTC ``[T]``, and a notice where it is inferred.
 
-    Of several zones that fit, the way most of them go on is taken.
+    Of several zones that fit, the one most of them continue with is taken.
     """
     if (offsets == offsets[0]).all():
         return _fixed(offsets[0]), None

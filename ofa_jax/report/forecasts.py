@@ -231,7 +231,7 @@ def _window_name(evaluation: Evaluation, place: int) -> str:
 
 
 def _spelled_time(times: np.ndarray) -> str:
-    """The last of some timestamps, with its hour unless all are whole days."""
+    """The last of some timestamps, with its hour unless all are at midnight."""
     index = pd.DatetimeIndex(times)
     return f"{index[-1]:%Y-%m-%d}" if (index == index.normalize()).all() else f"{index[-1]:%Y-%m-%d %H:%M}"
 

@@ -93,7 +93,7 @@ def test_a_value_too_far_from_training_is_refused_by_row():
     values = np.array([[1.0], [1 + FARTHEST], [1.0]])
     assert scaler.transform(values).max() == FARTHEST
     with pytest.raises(
-        DataError, match=r"data: series `a` has the value -2\.\S*e\+15 in row 8, 2e\+15 stand"
+        DataError, match=r"data: series `a` has the value -2\.\S*e\+15 in row 8, 2e\+15 standard"
     ):
         scaler.transform(-2 * values, "data", first=7)
     # sums of squares over a window of many steps and channels stay finite
