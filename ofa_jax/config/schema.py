@@ -34,7 +34,7 @@ Init = Literal["peft_gaussian", "theorem", "kaiming"]
 Protocol = Literal["strict", "published"]
 Width = Annotated[int, Field(ge=1, le=2**16)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
-Size = Annotated[float, Field(ge=0, le=1e12)]  # far below the end of float32
+Size = Annotated[float, Field(ge=0, le=1e38)]  # float32 ends at 3.4e38
 
 
 def _as_task(value: Any) -> Any:

@@ -123,4 +123,4 @@ def _warnings(loaded: LoadedModel, data: TaskData, events: Events) -> list[str]:
         found.append("There is no GPT-2 in this network: it is a baseline.")
     if not any(event["event"] == "finished" for event in events):
         found.append("Training has not finished; this is the best epoch so far.")
-    return found + [f"{notice[0].upper()}{notice[1:]}." for notice in data.notices]
+    return found + [f"{notice}." for notice in data.notices]

@@ -385,6 +385,7 @@ def test_a_kept_baseline_outlives_settings_that_change_no_number(runs, tmp_path)
         "checkpoint_minutes",
         "gradient_log",
         "micro_batch",
+        "refit",
         "eval_batch_size",
         "parallel",
         "fsdp",

@@ -101,8 +101,8 @@ def test_repeated_hours_with_a_column_of_text_are_no_long_table():
     hours = pd.date_range("2024-01-01", periods=48, freq="h").tolist()
     table = pd.DataFrame({"date": [*hours[:20], hours[19], *hours[20:]], "a": np.sqrt(np.arange(49))})
     table["weather"] = ["rain", "sun", "fog"] * 16 + ["snow"]
-    assert "exclude: [weather]" in refused(table)
-    assert "repeats the previous row" in refused(table, exclude=["weather"])
+    assert "repeats the previous row" in refused(table)
+    assert "exclude: [weather]" in refused(table.drop(index=20))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="OFA_JAX_DATA is not set")

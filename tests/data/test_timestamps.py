@@ -83,7 +83,7 @@ def test_numbers_since_1970_are_read_and_written_back(begin, size, step, words):
     cells = begin + size * np.arange(40)
     frame = frame_of(cells[:35])
     assert frame.frequency == step
-    assert words in frame.notices[0]
+    assert words in frame.notices[-1]
     np.testing.assert_array_equal(time_index(frame, 5), cells[35:])
 
 
@@ -105,7 +105,7 @@ def test_numbers_that_write_dates_are_written_back():
 def test_a_counter_is_continued_and_its_step_is_checked():
     frame = frame_of([10, 15, 20, 25])
     assert frame.timestamps is None
-    assert "counter" in frame.notices[0]
+    assert "counter" in frame.notices[-1]
     assert time_index(frame).tolist() == [10, 15, 20, 25]
     assert time_index(frame, 2).tolist() == [30, 35]
     assert time_index(frame, 2).name == "when"
@@ -122,7 +122,7 @@ def test_excel_days_are_read_where_a_setting_says_so():
     np.testing.assert_array_equal(
         frame.timestamps, pd.date_range("2020-01-01", periods=40, freq="h").to_numpy()
     )
-    assert "set `timestamp_format: excel`" in frame_of([43831, 43832, 43833]).notices[0]
+    assert "set `timestamp_format: excel`" in frame_of([43831, 43832, 43833]).notices[-1]
 
 
 def test_a_format_decides_what_is_ambiguous():
@@ -144,7 +144,7 @@ def test_the_models_step_decides_between_readings():
     for expected, last in (("D", "2024-02-03"), ("M-2", "2024-03-02")):
         frame = frame_of(cells, expected=expected)
         assert str(frame.timestamps[-1])[:10] == last
-        assert "is read as" in frame.notices[0]
+        assert "is read as" in frame.notices[-1]
 
 
 def test_the_order_of_rows_decides_between_readings():
@@ -152,7 +152,7 @@ def test_the_order_of_rows_decides_between_readings():
     for form in ("%d/%m/%Y", "%m/%d/%Y"):
         frame = frame_of(days.strftime(form), timestamps="as_is")
         np.testing.assert_array_equal(frame.timestamps, days.to_numpy())
-        assert form in frame.notices[0]
+        assert form in frame.notices[-1]
 
 
 def test_newest_first_is_put_in_order_and_said():
@@ -161,7 +161,7 @@ def test_newest_first_is_put_in_order_and_said():
     turned = read_frame(table.iloc[::-1], missing="ffill")
     np.testing.assert_array_equal(turned.values[:, 0], [1, 2, 2, 4, 5, 6])
     np.testing.assert_array_equal(turned.timestamps, days.to_numpy())
-    assert "newest row comes first" in turned.notices[0]
+    assert "newest row comes first" in turned.notices[-1]
     with pytest.raises(DataError, match="column `a`, row 4: 1 value"):
         read_frame(table.iloc[::-1])
     with pytest.raises(DataError, match=r"row 1: the step is irregular: 2024-01-06 .* follows 2024-01-04"):
@@ -181,7 +181,7 @@ def test_daily_data_in_a_time_zone_cross_a_change_of_clocks(tmp_path):
         assert ahead.name == "day"
         assert str(ahead.dtype.tz) == "America/New_York"
     assert time_index(read_frame(table), 1).dtype == index.dtype
-    assert "change as in America/New_York" in frame.notices[0]
+    assert "change as in America/New_York" in frame.notices[-1]
 
 
 def test_stock_days_in_new_york_are_business_days_of_season_5():
@@ -217,12 +217,12 @@ def test_zones_by_their_suffix(suffix):
     frame = frame_of([f"2024-01-01T{hour:02d}:00{suffix}" for hour in range(9)])
     ahead = time_index(frame, 1)
     assert str(ahead[0]) == "2024-01-01 09:00:00+00:00"
-    assert frame.notices == ()
+    assert frame.notices[1:] == ()
 
 
 def test_offsets_of_no_zone_are_said():
     frame = frame_of(["2024-01-01 00:00+00:17", "2024-01-01 02:00+01:17", "2024-01-01 02:00+00:17"])
-    assert "no time zone" in frame.notices[0]
+    assert "no time zone" in frame.notices[-1]
     assert frame.frequency == "h"
 
 

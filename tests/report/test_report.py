@@ -354,7 +354,7 @@ def test_an_unfinished_run_says_so(run):
     events = read_events(run / METRICS_FILE)
     begun = [event for event in events if event["event"] != "finished"]
     assert "Training has not finished" in _warnings(loaded, data, begun)[1]
-    assert len(_warnings(loaded, data, events)) == 3  # the season is inferred, and longer than the input
+    assert len(_warnings(loaded, data, events)) == 4  # series, inferred season, longer than the input
     assert "so there are no curves" in training_section([], "mse").sentences[0]
 
 

@@ -247,7 +247,7 @@ def edit(run: Path, path: str, value: Any) -> None:
         ("task.horizon", 4, r"was changed since training: task\.horizon was 8, is now 4"),
         ("protocol", "published", "protocol was 'strict', is now 'published'"),
         ("data.ratios", [0.5, 0.25, 0.25], r"data\.ratios was .*, is now \[0\.5, 0\.25, 0\.25\]"),
-        ("data.season", None, r"data\.season was 24, is now None"),
+        ("data.season", 7, r"data\.season was None, is now 7"),
         ("provenance.data_sha256", 64 * "0", "was changed since training: settings or provenance differ"),
     ],
 )
@@ -348,7 +348,8 @@ def test_names_with_brackets_are_printed_as_they_stand(tiny, tmp_path, capsys):
         train_run(tiny.experiment(source, "train.epochs=1"), tmp_path / "run", reporter)
     captured = capsys.readouterr()
     assert captured.out == ""
-    season, notice, epoch = captured.err.splitlines()
+    series, season, notice, epoch = captured.err.splitlines()
+    assert series == "tiny.csv: 2 series (`a`, `flow [m3/h] [/x]`), time in `date`"
     assert "season length m = 24" in season
     assert notice == "constant in the training part, so scaled by 1: flow [m3/h] [/x]"
     assert epoch.startswith("epoch 1: train loss ")

@@ -671,9 +671,9 @@ TOO_SHORT = "series `T{}` has {} step(s), horizon is {}. "
         ),
         (
             "source target short_term",
-            [[float("nan"), *range(9)]],
+            [[*range(9), float("nan")]],
             {"missing": "linear"},
-            "line 5, value 1: the first value is missing",
+            "line 5, value 10: the last value is missing",
         ),
     ],
 )

@@ -24,7 +24,7 @@ from ofa_jax.tasks.base import TaskData
 from ofa_jax.tasks.forecast import as_pairs
 from ofa_jax.tasks.losses import smape
 from ofa_jax.train.evaluate import evaluate
-from ofa_jax.train.loop import fit
+from ofa_jax.train.fit import fit
 from ofa_jax.windows.batch import SPREAD, Rows, gather
 from ofa_jax.windows.table import WindowSpec, WindowTable
 

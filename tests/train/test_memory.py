@@ -164,7 +164,7 @@ def test_a_step_that_does_not_fit_is_refused_with_numbers(tiny, tmp_path, monkey
         monkeypatch.setattr(memory, "room_per_device", lambda room=room: room)
         with pytest.raises(TrainError, match=f"{numbers} {advice}"):
             train_run(experiment, tmp_path / "run", SilentReporter())
-    assert not (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
     monkeypatch.undo()
     train_run(experiment, tmp_path / "run", SilentReporter())
 

@@ -52,7 +52,7 @@ class Listener(SilentReporter):
             signal.raise_signal(self.number)
 
     def notice(self, text: str) -> None:
-        if "season length" not in text:  # every run begins with it
+        if "season length" not in text and "series (" not in text:  # every run begins with them
             self.notices.append(text)
 
 

@@ -264,7 +264,8 @@ def _same_sweep(begun: Sweep, fresh: Sweep, at_once: int | None) -> Sweep:
     trained = begun.cell_rows or any((begun.folder / CHECKPOINTS).glob("*/[0-9]*"))
     if at_once is not None and not trained:
         begun.at_once = fresh.at_once  # nothing depends on it yet
-    old, new = {"axes": begun.axes, **begun.settings}, {"axes": fresh.axes, **fresh.settings}
+    settings = dump_experiment(build_experiment(begun.settings, where=str(begun.folder / RECORD)))
+    old, new = {"axes": begun.axes, **settings}, {"axes": fresh.axes, **fresh.settings}
     if at_once is not None and (other := sorted(set(begun.at_once.values()) - {at_once})):
         old, new = old | {"at_once": other[0]}, new | {"at_once": at_once}
     check_same(old, begun.provenance, new, fresh.provenance, where=begun.folder)
