@@ -68,14 +68,13 @@ def print_sweep(made: Sweep) -> None:
     names = [name for name in cells.columns if name == objective or re.fullmatch("test_.*(?<!_std)", name)]
     found = cells.to_dict("records") + ([] if made.baselines is None else made.baselines.to_dict("records"))
     columns = [_with_spread([(row.get(name), row.get(f"{name}_std")) for row in found]) for name in names]
+    metrics = zip(*columns, strict=True) if columns else [()] * len(found)  # all diverged: no metric
     empty = [""] * (len(keys) - 1)
     heads = (
         (row["method"], *empty) if "method" in row else [str(row[name]) for name in keys] for row in found
     )
     sizes = (_size(row["trainable"], row["bytes"]) for row in found)
-    rows = [
-        (*head, *own, *size) for head, own, size in zip(heads, zip(*columns, strict=True), sizes, strict=True)
-    ]
+    rows = [(*head, *own, *size) for head, own, size in zip(heads, metrics, sizes, strict=True)]
     mean = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
     parts = (name.partition("_") for name in names)
     headings = [*keys, *(f"{part} {heading(metric)}" for part, _, metric in parts), "trainable", "kB"]
