@@ -24,7 +24,6 @@ from ofa_jax.errors import CheckpointError, OfaError
 
 FORMAT = 1
 """The version that a file format carries where it does not name its own; a newer one is refused by name."""
-
 MAX_JSON_BYTES = 2**26
 SCRATCH, OLD = ".ofa-tmp", ".ofa-old"
 """How names of unfinished and of replaced files and folders end; nothing else is ever cleaned up."""
@@ -73,11 +72,10 @@ def parse_record(
     """
     if isinstance(content, str | bytes):
         content = _parse_json(content, where, error)
-    if issubclass(model, FileRecord):
-        version = content.get("format")
-        if isinstance(version, int) and version > model.newest:
-            what = f"format {version} is newer than this version of ofa-jax reads ({model.newest})"
-            raise error(what, where=where, fix="Upgrade ofa-jax")
+    version = content.get("format")
+    if issubclass(model, FileRecord) and isinstance(version, int) and version > model.newest:
+        what = f"format {version} is newer than this version of ofa-jax reads ({model.newest})"
+        raise error(what, where=where, fix="Upgrade ofa-jax")
     try:
         return model.model_validate(content)
     except ValidationError as invalid:
