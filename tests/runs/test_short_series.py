@@ -140,7 +140,10 @@ def test_a_run_keeps_the_sizes_it_began_with(tmp_path):
     assert read_config(tmp_path / "run")[0].task.input_length == 24
 
 
-@pytest.mark.parametrize("task", ["forecast", "short_term", "imputation"])
+@pytest.mark.parametrize(
+    "task",
+    ["forecast", *(pytest.param(task, marks=pytest.mark.slow) for task in ("short_term", "imputation"))],
+)
 def test_a_refit_sees_every_part_and_leaves_the_run_as_it_is(tmp_path, task):
     path = months(tmp_path / "a.csv")
     plain = asked(task, path, train={"epochs": 2, "batch_size": 16, "learning_rate": 0.01})

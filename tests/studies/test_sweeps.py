@@ -535,11 +535,8 @@ def test_the_published_ranks_equal_separate_runs(
 @pytest.mark.parametrize(
     "task",
     [
-        "classification",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("anomaly", "zero_shot", "short_term", "imputation")
-        ),
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("classification", "anomaly", "zero_shot", "short_term", "imputation")
     ],
 )
 def test_every_task_is_swept(tiny: Any, tmp_path: Path, task: str) -> None:
