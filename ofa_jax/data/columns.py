@@ -36,10 +36,13 @@ def no_series(name: str, values: np.ndarray, *, alone: bool = False) -> str | No
     """
     words = set(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("_", " ").lower().split())
     words = {re.sub(r"\W", "", word) for word in words}
-    if len(values) < _LEAST_NAMED or not np.isfinite(values).all():
+    rows = np.flatnonzero(np.isfinite(values))
+    if len(rows) < _LEAST_NAMED:
         return None
+    between = np.interp(np.arange(rows[0], rows[-1] + 1), rows, values[rows])  # missing ones interpolated
+    values = values[rows]
     with np.errstate(over="ignore"):
-        steps = np.diff(values)
+        steps = np.diff(between)
     whole = bool((values == np.rint(values)).all())
     ordered = bool((steps >= 0).all() or (steps <= 0).all()) and len(np.unique(values)) >= _LEAST_NAMED
     if whole and ordered and (found := _date_in_digits(values) or _epoch(values, steps, words)):
@@ -82,8 +85,8 @@ def _date_in_digits(values: np.ndarray) -> str | None:
 
 
 def _epoch(values: np.ndarray, steps: np.ndarray, words: set[str]) -> str | None:
-    _, counts = np.unique(steps, return_counts=True)
-    regular = bool(2 * counts.max() >= len(steps))
+    kinds, counts = np.unique(steps, return_counts=True)
+    regular = bool(2 * counts.max() >= len(steps) and kinds[np.argmax(counts)] != 0)
     for unit, per_second in _EPOCHS.items():
         if _within(values, _SINCE * per_second, _UNTIL * per_second) and (regular or words & _DATED):
             return f"a time in {unit} since 1970"

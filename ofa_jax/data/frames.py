@@ -238,8 +238,8 @@ def _times(
         found = read(
             cells.iloc[first:].reset_index(drop=True), lambda row: place(None if row is None else first + row)
         )
-        if found[2]:
-            raise  # the newest row comes first, so these are the oldest ones
+        if found[2]:  # the newest row comes first, so these were the oldest ones
+            found = read(cells.iloc[: len(cells) - first], place)
         return *found, first
 
 

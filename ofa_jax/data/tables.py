@@ -102,6 +102,8 @@ class Table:
             text = cell.strip()
             if text in NO_VALUE or text in self.missing_words:
                 return float("nan")
+            if self.comma and "." in text:  # a thousands sign, or a decimal point after all
+                return None
             text = text.replace(",", ".") if self.comma else text
             return float(text) if NUMBER.fullmatch(text) else None
         if cell is None or type(cell).__name__ == "NAType":
@@ -132,10 +134,16 @@ class Table:
         if text.lower() in ("true", "false"):
             fix = f"Write 1 and 0, or leave it out with `exclude: {as_list([name])}`"
             past = {"exclude": [name]}
+        elif self.comma and re.fullmatch(r"[+-]?[\d.]+(,\d*)?", text):
+            fix = f"With `decimal: comma` numbers have no point: write {text.replace('.', '')} if it is a "
+            fix += "thousands sign, or leave the setting out"
         elif re.fullmatch(r"[+-]?\d{1,3}(,\d{3})*\.\d*|[+-]?\d{1,3}(,\d{3}){2,}", text):
             fix = f"Write {text.replace(',', '')}: numbers have a decimal point and no thousands signs"
         elif re.fullmatch(r"[+-]?\d+,\d+", text):
             fix = "Set `decimal: comma`, or write numbers with a decimal point and without thousands signs"
+            if re.fullmatch(r"[+-]?\d{1,3},\d{3}", text):
+                fix = f"Write {text.replace(',', '')} if the comma is a thousands sign; otherwise set "
+                fix += "`decimal: comma`"
             past = {"decimal": "comma"}
         return DataError(what, where=self.place(name, row), fix=fix, past=past)
 

@@ -321,6 +321,8 @@ def check_order(times: np.ndarray, clock: Clock, place: Place) -> None:
         (time,) = _shown(times[row : row + 1], clock)
         what = f"the timestamp {time} repeats the previous row's ({len(repeated)} repeats in all)"
         fix = "Remove the duplicates, or set `timestamps: as_is` to count rows whatever their times"
+        if times.dtype.kind == "M" and np.median(gaps) < np.timedelta64(1, "D"):
+            fix += ". If clocks were changed there, write the times with their zone (2024-10-27 02:00+01:00)"
         raise DataError(what, where=place(row), fix=fix, past={"timestamps": "as_is"})
     step = step_between(times, clock)
     if step is not None and not (regular := follows(step, times, clock.zone)).all():

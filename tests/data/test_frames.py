@@ -304,7 +304,7 @@ def test_timestamp_column_by_name_by_custom_or_by_content(tmp_path):
         ("a,b\n1,2\n3,1_000\n", ["column `b`", "'1_000'"]),
         ("a;b\n1,5;2\n2,5;3\n", ["'1,5'", "decimal point"]),
         ("a;b\n1,5;2,5\n", ["'1,5'", "decimal point"]),
-        ('a,b\n"1,000",2\n3,4\n', ["'1,000'", "decimal point"]),
+        ('a,b\n"1,000",2\n3,4\n', ["'1,000'", "Write 1000 if"]),
         ("a,a\n1,2\n", ["`a`", "more than once"]),
         ("a,\n1,2\n", ["column 2 has no name"]),
         ("a,b\n1,2\n3\n", ["row 2 (line 3)", "1 field(s)", "header has 2"]),
@@ -664,3 +664,26 @@ def test_benchmark_files_as_they_are():
     assert frame.values.shape == (52696, 21)
     assert frame.frequency == "10min"
     assert len(set(frame.names)) == 21
+
+
+def test_a_point_beside_decimal_commas_is_refused(tmp_path):
+    path = write(tmp_path, "a;b\n1,5;1.000\n2,5;1.001\n")
+    message = refused(path, decimal="comma")
+    assert "column `b`" in message
+    assert "write 1000 if it is a thousands sign" in message
+
+
+def test_counters_and_dates_with_missing_cells_are_no_series():
+    table = pd.DataFrame({"a": np.sqrt(np.arange(12)), "Year": [2000.0, np.nan, *range(2002, 2012)]})
+    assert "`Year`: 2000, nan, 2002, … is a part of a date" in refused(table, missing="linear")
+    table = pd.DataFrame({"a": np.sqrt(np.arange(12)), "t": [np.nan, 5, 10, np.nan, *range(20, 60, 5)]})
+    assert "is a counter" in refused(table, missing="linear")
+
+
+@pytest.mark.parametrize("turned", [1, -1])
+def test_the_last_rows_are_read_whatever_is_wrong_with_earlier_ones(turned):
+    days = pd.date_range("2024-01-01", periods=60).delete(20)
+    table = pd.DataFrame({"date": days, "a": np.sqrt(np.arange(59))})
+    frame = read_frame(table.iloc[::turned], last=20)
+    np.testing.assert_array_equal(frame.timestamps, days[-20:].to_numpy())
+    np.testing.assert_array_equal(frame.values[:, 0], table["a"].to_numpy()[-20:])
