@@ -267,9 +267,10 @@ def read_sweep(folder: Path) -> Any:
 
 def sweep_says(folder: Path, found: Any, before: Any) -> bool:
     said = json.loads((folder / "sweep.json").read_text())
-    return all(
-        name == "settings" or plain(value) == plain(said.get(name, value)) for name, value in found.items()
-    )
+    found = plain(found)
+    made = found["provenance"]
+    found["provenance"] = {name: made[name] for name in made if name in said.get("provenance", made)}
+    return all(name == "settings" or value == plain(said.get(name, value)) for name, value in found.items())
 
 
 def read_baseline(folder: Path) -> Any:

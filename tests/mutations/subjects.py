@@ -68,8 +68,8 @@ class Subject:
 def resume(folder: Path) -> Any:
     """The end of a run that was stopped at step 10, and its log without clocks."""
     from ofa_jax.config.load import load_experiment
-    from ofa_jax.files import read_tensors
     from ofa_jax.runs.train import train_run
+    from ofa_jax.tensors import read_tensors
     from ofa_jax.train.events import CLOCK_FIELDS, read_events
     from ofa_jax.train.progress import SilentReporter
 

@@ -196,7 +196,9 @@ from ofa_jax.build import build_model
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.fit import fit
 from ofa_jax.train.devices import make_layout
+from ofa_jax.train import loop
 
+loop.DISPATCH_SECONDS = float("inf")  # chunks of the setting's length
 tiny, out = Tiny(), pathlib.Path(sys.argv[3])
 dropout = ("trunk.dropout=0.1", "adapters.dropout=0.1")
 experiment = tiny.experiment("unused", "train.batch_size=30", *dropout, "train.epochs=2")
