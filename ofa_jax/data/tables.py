@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _WORDS = ("", "NaN", "nan", "-nan", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "<NA>")
 NO_VALUE = (*_WORDS, "?", "-", "--", ".")
 """Cells that hold no value."""
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?")
+"""What may be thousands signs where numbers have a decimal comma."""
+
 NUMBER = re.compile(r"[+-]?((\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|inf|infinity|nan)", re.IGNORECASE | re.ASCII)
 _PACKED: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
@@ -102,7 +105,7 @@ class Table:
             text = cell.strip()
             if text in NO_VALUE or text in self.missing_words:
                 return float("nan")
-            if self.comma and "." in text:  # a thousands sign, or a decimal point after all
+            if self.comma and _THOUSANDS.fullmatch(text):
                 return None
             text = text.replace(",", ".") if self.comma else text
             return float(text) if NUMBER.fullmatch(text) else None
@@ -134,9 +137,9 @@ class Table:
         if text.lower() in ("true", "false"):
             fix = f"Write 1 and 0, or leave it out with `exclude: {as_list([name])}`"
             past = {"exclude": [name]}
-        elif self.comma and re.fullmatch(r"[+-]?[\d.]+(,\d*)?", text):
-            fix = f"With `decimal: comma` numbers have no point: write {text.replace('.', '')} if it is a "
-            fix += "thousands sign, or leave the setting out"
+        elif self.comma and _THOUSANDS.fullmatch(text):
+            fix = f"With `decimal: comma` a point may be a thousands sign: write {text.replace('.', '')} or "
+            fix += "another number without it, or leave the setting out"
         elif re.fullmatch(r"[+-]?\d{1,3}(,\d{3})*\.\d*|[+-]?\d{1,3}(,\d{3}){2,}", text):
             fix = f"Write {text.replace(',', '')}: numbers have a decimal point and no thousands signs"
         elif re.fullmatch(r"[+-]?\d+,\d+", text):

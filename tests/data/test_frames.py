@@ -670,7 +670,7 @@ def test_a_point_beside_decimal_commas_is_refused(tmp_path):
     path = write(tmp_path, "a;b\n1,5;1.000\n2,5;1.001\n")
     message = refused(path, decimal="comma")
     assert "column `b`" in message
-    assert "write 1000 if it is a thousands sign" in message
+    assert "write 1000 or another number" in message
 
 
 def test_counters_and_dates_with_missing_cells_are_no_series():
