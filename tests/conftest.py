@@ -260,6 +260,12 @@ def tiny() -> Tiny:
     return Tiny()
 
 
+@pytest.fixture(scope="module")
+def source(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The series of :class:`Tiny` as a file."""
+    return tiny.csv(tmp_path_factory.mktemp("data") / "tiny.csv")
+
+
 @pytest.fixture
 def bundle_meta() -> dict[str, Any]:
     """The fields of a bundle's record that its writer gives, of a forecaster of two series."""

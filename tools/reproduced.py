@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from ofa_jax.baselines.compare import LARGER_IS_BETTER
 from ofa_jax.data.catalog.load import CATALOG
 
 Cell = dict[str, Any]
@@ -46,7 +47,6 @@ DECISIVE = {
     "classification": ("accuracy",),
 }
 """The metrics that the sentence is about; MSE where a table is not named."""
-RISING = re.compile("accuracy|average_precision|.*(precision|recall|f1)")
 HIDDEN = ("error",)
 """Metrics that say nothing new: one minus the accuracy."""
 
@@ -168,7 +168,7 @@ def heading(metric: str) -> str:
 
 def best_of(lines: Iterable[Line], metric: str) -> Line | None:
     known = [line for line in lines if not math.isnan(line.mean(metric))]
-    sign = -1 if RISING.fullmatch(metric) else 1
+    sign = -1 if metric in LARGER_IS_BETTER else 1
     return min(known, key=lambda line: sign * line.mean(metric), default=None)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from typer import Argument, Option, Typer
+from typer import Argument, Typer
 
-from ofa_jax.cli.options import Json, Reading, print_json, reading_settings
-from ofa_jax.cli.show import say
+from ofa_jax.cli.options import Json, Reading, print_json, reading_settings, say
 
 app = Typer(help="List and fetch published data sets; check a data file.", no_args_is_help=True)
 
@@ -56,23 +55,13 @@ def fetch(name: Annotated[str, Argument(help="Name from `ofa-jax data list`.", m
 @app.command("check")
 def check(
     file: Annotated[Path, Argument(help="CSV, Parquet, .tsf, .ts, M4 CSV or npz.", metavar="FILE")],
-    missing: Annotated[
-        Literal["error", "linear", "ffill"] | None,
-        Option(help="How to treat missing values, as data.missing."),
-    ] = None,
-    timestamps: Annotated[
-        Literal["error", "as_is"] | None,
-        Option(help="Duplicate or irregular timestamps, as data.timestamps; default: catalog, else error."),
-    ] = None,
     overrides: Reading = None,
     as_json: Json = False,
 ) -> None:
     """Read a file with every check that training makes, and summarize it."""
     from ofa_jax.data.catalog.check import check_file
 
-    given = {"missing": missing, "timestamps": timestamps}
-    options = {name: value for name, value in given.items() if value} | reading_settings(overrides or ())
-    summary = check_file(file, **options)
+    summary = check_file(file, **reading_settings(overrides or ()))
     if as_json:
         print_json(summary)
         return

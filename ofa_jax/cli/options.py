@@ -9,12 +9,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 from typer import Argument, Option
 from typer.core import TyperCommand
 
-from ofa_jax.errors import ConfigError, Interrupted, OfaError
+from ofa_jax.errors import ConfigError, Interrupted, OfaError, printable
 
 Config = Annotated[
     Path, Argument(metavar="CONFIG", help="YAML settings file, or the name of an installed one.")
@@ -126,6 +126,11 @@ class Command(TyperCommand):
             choices = f" ({setting.type})" if " | " in setting.type else ""
             table.add_row(setting.path, setting.default, setting.description + choices)
         Console(markup=False).print(table)
+
+
+def say(*lines: object, file: TextIO | None = None) -> None:
+    """Print lines that may hold names from outside."""
+    print(*map(printable, lines), sep="\n", file=file)
 
 
 def print_json(content: Any) -> None:

@@ -21,8 +21,8 @@ from ofa_jax.cli.options import (
     Trunk,
     print_json,
     reading_settings,
+    say,
 )
-from ofa_jax.cli.show import say
 from ofa_jax.train.progress import ConsoleReporter
 
 

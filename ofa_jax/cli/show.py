@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from ofa_jax.cli.options import say
 from ofa_jax.errors import printable
 from ofa_jax.plots.style import MISSING, aligned, spelled
 
@@ -81,11 +82,6 @@ def print_sweep(made: Sweep) -> None:
     _print(f"{mean}, protocol {made.protocol}", [], headings, rows)
     say("", f"table: {made.folder / 'sweep.csv'}", f"plot:  {made.folder / 'accuracy_by_rank.png'}")
     say(f"a cell: ofa-jax evaluate {made.folder / 'cells' / 'NAME'}")
-
-
-def say(*lines: object, file: TextIO | None = None) -> None:
-    """Print lines that may hold names from outside."""
-    print(*map(printable, lines), sep="\n", file=file)
 
 
 def heading(metric: str) -> str:

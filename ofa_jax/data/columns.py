@@ -1,4 +1,4 @@
-"""Columns of numbers that are no series: counters, identifiers, and times or dates in digits."""
+"""Columns of numbers that are not series: counters, identifiers, and times or dates in digits."""
 
 from __future__ import annotations
 

@@ -202,11 +202,11 @@ def zone_of(utc: np.ndarray, offsets: np.ndarray) -> tuple[tzinfo, str | None]:
         if all(_offset(zone, time) == offset for time, offset in known):
             groups.setdefault(tuple(_offset(zone, time) for time in ahead), []).append(name)
     if not groups:
-        words = "their offsets from UTC are those of no time zone; forecasts have the last row's"
+        words = "the offsets from UTC are those of no time zone; forecasts have the last row's"
         return _fixed(offsets[-1]), words
     names = max(groups.values(), key=len)
     name = next((usual for usual in _USUAL_ZONES if usual in names), names[0])
-    return ZoneInfo(name), f"their offsets from UTC change as in {name}, which is taken for their time zone"
+    return ZoneInfo(name), f"the offsets from UTC change as in {name}, which is taken as the time zone"
 
 
 def _fixed(minutes: float) -> tzinfo:

@@ -281,28 +281,10 @@ def _notices(
     )
 
 
-def check_columns(frame: Frame, expected_names: Sequence[str]) -> Frame:
-    """The frame with its series in the expected order.
-
-    Raises:
-        DataError: The set of names differs; missing and extra names are listed.
-    """
-    expected = tuple(expected_names)
-    if frame.names == expected:
-        return frame
-    _require_columns(frame.names, expected, frame.source, exactly=True)
-    order = [frame.names.index(name) for name in expected]
-    observed = None if frame.observed is None else frame.observed[:, order]
-    values = np.ascontiguousarray(frame.values[:, order])
-    return dataclasses.replace(frame, values=values, names=expected, observed=observed)
-
-
-def _require_columns(
-    found: Sequence[str], expected: Sequence[str], source: str, *, exactly: bool = False
-) -> None:
+def _require_columns(found: Sequence[str], expected: Sequence[str], source: str) -> None:
     absent = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    if absent or (extra and exactly):
+    if absent:
+        extra = [name for name in found if name not in expected]
         kinds = (("missing", absent), ("extra", extra))
         differ = "; ".join(f"{kind}: {listed(names, len(names))}" for kind, names in kinds if names)
         what = f"the columns are not the {len(expected)} used in training ({differ})"

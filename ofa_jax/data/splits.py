@@ -92,15 +92,6 @@ def _fitting(train: int, held_out: int, length: int, horizon: int, percent: int)
     return {name: now for name, (was, now) in sizes.items() if now != was}
 
 
-def _part_lengths(n_rows: int, rule: SplitRule, ratios: tuple[float, float, float]) -> tuple[int, int, int]:
-    if rule != "ratio":
-        train, validation, test = (rows * _ETT_ROWS_PER_HOUR[rule] for rows in _ETT_PARTS)
-        return train, validation, test
-    # truncated products of floats, as the benchmarks compute them: int(10 * 0.7) is 7, int(90 * 0.7) is 62
-    train, test = int(n_rows * ratios[0]), int(n_rows * ratios[2])
-    return train, n_rows - train - test, test
-
-
 RESOLUTION = 2.0**-24
 """Of float32, relative: half the distance from 1 to the next number."""
 

@@ -288,7 +288,8 @@ def read_times(
     newest_first = len(times) > 1 and times[0] > times[-1] and _in_order(times[::-1])
     if newest_first:
         times, rows = times[::-1], len(times)
-        clock = replace(clock, notices=(*clock.notices, "the newest row comes first; rows are read in order"))
+        turned = "the newest row comes first, so rows are read from the last to the first"
+        clock = replace(clock, notices=(*clock.notices, turned))
         check_order(times, clock, lambda row: place(None if row is None else rows - 1 - row))
     else:
         check_order(times, clock, place)

@@ -39,8 +39,7 @@ def forecast(
         DataError: A column is missing, or a panel has no forecast.
     """
     style.check(table, ("actual", "forecast"), ("time",), where="plots.forecast")
-    spans = [own["time"].iloc[[0, -1]].tolist() for _, own in style.by_panel(table)]
-    figure, panels = style.panels(table, 1.9, title, sharex=all(span == spans[0] for span in spans))
+    figure, panels = style.panels(table, 1.9, title)
     for axis, own in panels:
         _forecast_panel(axis, own, history)
         axis.set_ylabel(label)

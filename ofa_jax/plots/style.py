@@ -58,16 +58,16 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def by_panel(table: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
-    """The rows of each value of the column ``panel``, or all."""
-    return list(table.groupby("panel", sort=False)) if "panel" in table else [("", table)]
-
-
 def panels(
-    table: pd.DataFrame, height: float, title: str = "", *, sharex: bool = True
+    table: pd.DataFrame, height: float, title: str = ""
 ) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
-    """A figure with a panel per value of the column ``panel``, or a single one, each with its rows."""
-    groups = by_panel(table)
+    """A figure with a panel per value of the column ``panel``, or a single one, each with its rows.
+
+    Panels share their axis where their columns ``time`` have the same ends.
+    """
+    groups = list(table.groupby("panel", sort=False)) if "panel" in table else [("", table)]
+    ends = [own["time"].iloc[[0, -1]].tolist() if "time" in own else None for _, own in groups]
+    sharex = None not in ends and all(own == ends[0] for own in ends)
     count = min(len(groups), MAX_PANELS)
     if count < len(groups):
         title = f"{title} (first {count} of {len(groups)} series)".strip()

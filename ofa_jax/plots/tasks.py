@@ -50,7 +50,7 @@ def anomaly_scores(
     """
     style.check(table, ("score",), where="plots.anomaly_scores")
     if series is None:
-        figure, panels = style.panels(table, 1.8, title, sharex=False)
+        figure, panels = style.panels(table, 1.8, title)
     else:
         figure = style.new_figure(style.WIDTH, 1.6 * (series.shape[1] + 1) + 0.6)
         *above, axis = figure.subplots(series.shape[1] + 1, 1, sharex=True)
@@ -177,8 +177,7 @@ def filled_in(table: pd.DataFrame, *, note: str = "", label: str = "") -> Figure
         DataError: A column is missing, or there is no row.
     """
     style.check(table, ("actual", "filled"), ("time",), where="plots.filled_in")
-    spans = [own["time"].iloc[[0, -1]].tolist() for _, own in style.by_panel(table)]
-    figure, panels = style.panels(table, 2, sharex=all(span == spans[0] for span in spans))
+    figure, panels = style.panels(table, 2)
     for axis, own in panels:
         axis.set_ylabel(label)
         hidden = own["filled"].notna()

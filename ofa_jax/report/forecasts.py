@@ -241,11 +241,12 @@ def future_section(evaluation: Evaluation) -> Section:
     title, spec = "Forecast after the last row", evaluation.task.spec
     try:
         frame = _last_rows(evaluation)
-        table = pd.DataFrame(frame.values, columns=list(frame.names))
+        table, reading = pd.DataFrame(frame.values, columns=list(frame.names)), {}
         if frame.timestamps is not None:
             times = time_index(frame)
             table.insert(0, times.name, times)
-        predicted = predict_next(evaluation.loaded, table)
+            reading = {"timestamp_column": times.name}
+        predicted = predict_next(evaluation.loaded, table, **reading)
         panels = forecast_panels(frame, predicted, min(spec.input_length, HISTORY * spec.horizon))
     except OfaError as error:
         return Section("future", title, [f"There is none: {error}"])

@@ -75,7 +75,7 @@ def write_report(
             sections.training_section(events, data.task.objective),
             sections.baselines_section(comparison),
             results.windows,
-            *[results.future] * (results.future is not None),
+            *([results.future] if results.future else []),
             results.errors,
             attention_section(evaluation),
             sections.footprint_section(run, loaded, events),

@@ -133,11 +133,12 @@ def baselines_section(comparison: Comparison) -> Section:
     """The table of the model and its baselines, the best first."""
     names, ranked = comparison.metric_names, comparison.ranked
     columns = [style.aligned(row.metrics.get(name) for row in ranked) for name in names]
-    sizes = [(f"{row.trainable:,}", style.bytes_text(row.bytes)) for row in ranked]
-    sizes = [size if row.trainable else (style.MISSING,) * 2 for row, size in zip(ranked, sizes, strict=True)]
-    rows = [
-        (row.method, *cells) for row, *cells in zip(ranked, *columns, *zip(*sizes, strict=True), strict=True)
+    sizes = [
+        (f"{row.trainable:,}", style.bytes_text(row.bytes)) if row.trainable else (style.MISSING,) * 2
+        for row in ranked
     ]
+    numbers = zip(*columns, strict=True)
+    rows = [(row.method, *own, *size) for row, own, size in zip(ranked, numbers, sizes, strict=True)]
     best = {
         (place, column)
         for place, row in enumerate(ranked)

@@ -50,11 +50,10 @@ SPEED = frozenset(f"train.{name}" for name in _SPEED.split())
 NEUTRAL = SPEED.union(PLACES, ["train.refit"])
 """Settings that change no number of a run beyond rounding and may differ when it is resumed."""
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-
-
 _EDITABLE = NEUTRAL | {"train.epochs"}
 """Settings that may be changed in a run's config.yaml by hand."""
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 class Provenance(FileRecord):

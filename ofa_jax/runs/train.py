@@ -46,6 +46,15 @@ from ofa_jax.train.processes import (
 from ofa_jax.train.program import evaluation_options, resolve_auto_batch_sizes
 from ofa_jax.train.progress import SILENT, Reporter
 
+FINAL = "final"
+"""Folder of the bundle that ``train.refit`` writes."""
+
+FITTED = ("task.input_length", "task.horizon", "train.batch_size", "train.patience")
+"""Settings that depend on the data where they are not given."""
+
+FEWEST_STEPS = 8
+"""Steps of an epoch below which a default batch size is too large."""
+
 
 def train_run(
     experiment: Experiment,
@@ -153,16 +162,6 @@ def _refit(
     with raise_together("saving the final bundle"):
         if main:
             BundleWriter(out / FINAL, experiment, model, data)(final.last, result.progress)
-
-
-FINAL = "final"
-"""Folder of the bundle that ``train.refit`` writes."""
-
-FITTED = ("task.input_length", "task.horizon", "train.batch_size", "train.patience")
-"""Settings that depend on the data where they are not given."""
-
-FEWEST_STEPS = 8
-"""Steps of an epoch below which a default batch size is too large."""
 
 
 def completed(experiment: Experiment, data: TaskData) -> tuple[Experiment, list[str]]:

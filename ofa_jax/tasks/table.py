@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, TaskSettings
-from ofa_jax.errors import TooShort, sizes_text
+from ofa_jax.errors import TooShort
 from ofa_jax.tasks import anomaly, classification, forecast, imputation, series
 from ofa_jax.tasks.base import TaskData, TaskKind
 
@@ -56,5 +56,6 @@ def _fitted(data: DataConfig, task: TaskSettings, protocol: Protocol) -> TaskDat
             now = task.model_copy(update=fitted)
     if not fitted:
         return made
-    notice = f"the series are short, so sizes that were not given fit them: {sizes_text(fitted)}"
-    return replace(made, notices=(notice.replace(" to ", " = "), *made.notices))
+    sizes = " and ".join(f"task.{name} = {size}" for name, size in fitted.items())
+    notice = f"the series are short, so sizes that were not given fit them: {sizes}"
+    return replace(made, notices=(notice, *made.notices))

@@ -127,7 +127,7 @@ class Checkpoints:
                 raise CheckpointError(f"the meta of a checkpoint is not a JSON object ({error})") from None
         for old in self.steps()[:-_KEPT]:
             # renamed first, so that a kill leaves no half-deleted checkpoint
-            doomed = self._folder / f".{old}.discarded"
+            doomed = self._folder / f".{old}.discarded{files.SCRATCH}"
             os.replace(self._folder / str(old), doomed)
             shutil.rmtree(doomed)
         if self._saved is not None:

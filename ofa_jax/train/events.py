@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from ofa_jax.errors import CheckpointError, OfaError
-from ofa_jax.files import Record, check_regular, enough_space, parse_record, write_atomic
+from ofa_jax.files import UNREADABLE, Record, check_regular, enough_space, parse_record, write_atomic
 
 CLOCK_FIELDS = ("time", "seconds", "windows_per_second")
 """Fields that differ between two runs that are otherwise the same to the bit."""
@@ -172,4 +172,5 @@ def _read_lines(path: Path) -> list[bytes]:
     try:
         return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     except OSError as failure:
-        raise CheckpointError(f"cannot be read ({failure.strerror})", where=str(path)) from None
+        what = f"cannot be read ({failure.strerror})"
+        raise CheckpointError(what, where=str(path), fix=UNREADABLE) from None

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ofa_jax.data.frames import Frame, check_columns, read_frame
+from ofa_jax.data.frames import Frame, read_frame
 from ofa_jax.errors import DataError
 
 DATA_ROOT = os.environ.get("OFA_JAX_DATA")
@@ -514,16 +514,6 @@ def test_dataframe_kinds():
     assert "no data rows" in refused(pd.DataFrame({"a": []}))
     assert "NoneType" in refused(None)
     assert "more than once" in refused(pd.DataFrame([[1.0, 2.0]], columns=["a", "a"]))
-
-
-def test_check_columns_reorders_or_lists_the_difference():
-    frame = read_frame(pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]}))
-    assert check_columns(frame, ["a", "b", "c"]) is frame
-    other = check_columns(frame, ["c", "a", "b"])
-    assert other.names == ("c", "a", "b")
-    np.testing.assert_array_equal(other.values, [[3, 1, 2]])
-    with pytest.raises(DataError, match=r"missing: `d`; extra: `b`, `c`"):
-        check_columns(frame, ["a", "d"])
 
 
 ROWS = np.arange(60)

@@ -292,6 +292,15 @@ def test_a_shown_forecast_is_in_original_units(run):
     )
 
 
+def test_the_future_of_times_in_two_columns(tiny, tmp_path):
+    path = tiny.csv(tmp_path / "tiny.csv")
+    path.write_text(path.read_text().replace("date", "date,clock").replace("T", ","))
+    settings = ("train.epochs=1", "data.timestamp_column=date + clock")
+    train_run(tiny.experiment(path, *settings), tmp_path / "run", SilentReporter())
+    section = future_section(Evaluation(*open_run(tmp_path / "run")))
+    assert section.sentences == ["The next 8 steps, in original units, of 2 of 2 series."]
+
+
 def test_the_future_is_what_predict_forecasts(run, monkeypatch):
     loaded, data = open_run(run)
     drawn = []

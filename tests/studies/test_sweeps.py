@@ -79,11 +79,6 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def source(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.csv(tmp_path_factory.mktemp("data") / "tiny.csv")
-
-
-@pytest.fixture(scope="module")
 def alone(
     tiny: Any, source: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, tuple[Path, FitResult]]:

@@ -30,11 +30,6 @@ LONG = (
 
 
 @pytest.fixture(scope="module")
-def source(tiny, tmp_path_factory) -> Path:
-    return tiny.csv(tmp_path_factory.mktemp("data") / "tiny.csv")
-
-
-@pytest.fixture(scope="module")
 def full_chunks(tiny, source, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("full") / "run"
     listener = Listener()

@@ -86,11 +86,6 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def source(tiny, tmp_path_factory) -> Path:
-    return tiny.csv(tmp_path_factory.mktemp("data") / "tiny.csv")
-
-
-@pytest.fixture(scope="module")
 def undisturbed(tiny, source, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     listener = Listener()
