@@ -88,10 +88,14 @@ class TrainConfig(Section):
 
     epochs: Positive = Field(10, description="passes over the training windows")
     batch_size: Steps = Field(256, description="windows per step")
-    optimizer: Literal["adam", "radam"] = Field("adam", description="Adam, or rectified Adam")
+    optimizer: Literal["adam", "radam", "adamw"] = Field(
+        "adam", description="Adam, rectified Adam, or Adam with weight decay for pretraining"
+    )
     clip_norm: Annotated[Size, Field(gt=0)] | None = Field(None, description="maximum global gradient norm")
     learning_rate: Annotated[Size, Field(gt=0)] = Field(1e-4, description="initial learning rate")
-    schedule: Literal["cosine", "decay", "constant"] = Field("cosine", description="learning rate by epoch")
+    schedule: Literal["cosine", "decay", "constant", "trapezoid"] = Field(
+        "cosine", description="learning rate by epoch; trapezoid: by step, to 0 at the end"
+    )
     decay: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="schedule decay: factor per epoch from the third on"
     )

@@ -24,6 +24,9 @@ Timestamps = Literal["error", "as_is"]
 Decimal = Literal["point", "comma"]
 SplitRule = Literal["ett_hour", "ett_minute", "ratio"]
 ForecastLoss = Literal["mse", "smape", "mape"]
+GENERATED = "generated"
+"""The value of ``data.source`` that asks for generated series."""
+
 READING = (
     *("columns", "exclude", "missing", "missing_words", "decimal", "comment"),
     *("timestamps", "timestamp_column", "timestamp_format", "frequency"),
@@ -245,6 +248,30 @@ class ImputationSettings(TaskSettings):
     @classmethod
     def defaults(cls, *, recipe: str, protocol: str, source: str) -> Mapping[str, Any]:
         return {"trunk": {"n_layer": 3}} | _BY_STEP
+
+
+class PretrainSettings(TaskSettings):
+    """Pretraining of a trunk."""
+
+    reads = _SERIES
+
+    name: Literal["pretrain"]
+    input_length: Steps = Field(512, description="input steps, L")
+    horizon: Steps = Field(192, description="forecast steps of a token, H")
+    series: Steps = Field(16384, description="windows of an epoch, each seen once")
+    prior_seed: Seed = Field(0, description="seed of the generated series")
+    generated: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="share of generated windows beside a collection of one's own"
+    )
+
+    @classmethod
+    def defaults(cls, *, recipe: str, protocol: str, source: str) -> Mapping[str, Any]:
+        return {"network": {"stride": 16}}
+
+    def check(self, data: DataConfig, network: NetworkConfig) -> None:
+        if self.input_length % (4 * network.patch):
+            length, least = self.input_length, 4 * network.patch
+            raise ValueError(f"task.input_length {length} is not a multiple of {least}, four patches")
 
 
 def task_settings() -> dict[str, type[TaskSettings]]:

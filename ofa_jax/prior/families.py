@@ -1,7 +1,7 @@
 """Families of generated series: each a function ``(draw, n) -> [n]`` float64 in any units, for pretraining.
 
-Every family covers few and many cycles in ``n`` steps. Periods are those of calendars or any in between. Nothing
-here was fitted to a data set.
+Every family covers few and many cycles in ``n`` steps. Periods are those of calendars or any in between.
+Nothing here was fitted to a data set.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PERIODS = (4, 5, 7, 12, 24, 24, 48, 52, 96, 96, 144, 168, 288, 336, 365, 672)
 
 
 def period(draw: Draw, shortest: float = 4, longest: float = 400) -> float:
-    """A calendar's cycle, often exact and sometimes off by up to 5 %, or any length between two (log-uniform)."""
+    """A calendar's cycle, exact or off by up to 5 %, or any length between two (log-uniform)."""
     kind = draw.random()
     if kind < 0.6:
         return float(draw.choice(PERIODS))
@@ -29,7 +29,7 @@ def period(draw: Draw, shortest: float = 4, longest: float = 400) -> float:
 
 
 def smooth_noise(draw: Draw, n: int, knots: float) -> np.ndarray:
-    """A smooth random curve ``[n]`` of unit scale with about ``knots`` independent values, at a random phase."""
+    """A smooth random curve ``[n]`` of unit scale with about ``knots`` independent values."""
     count = int(np.ceil(knots)) + 4
     values = draw.standard_normal(count)
     at = np.linspace(0, max(knots, 1e-3), n) + draw.random() + 1
@@ -37,11 +37,18 @@ def smooth_noise(draw: Draw, n: int, knots: float) -> np.ndarray:
     u = at - cell
     y0, y1, y2, y3 = (values[np.minimum(cell + shift, count - 1)] for shift in (-1, 0, 1, 2))
     # the uniform cubic B-spline; 1.3 restores about unit variance
-    cubic = (1 - u) ** 3 * y0 + (3 * u**3 - 6 * u**2 + 4) * y1 + (-3 * u**3 + 3 * u**2 + 3 * u + 1) * y2 + u**3 * y3
+    cubic = (
+        (1 - u) ** 3 * y0
+        + (3 * u**3 - 6 * u**2 + 4) * y1
+        + (-3 * u**3 + 3 * u**2 + 3 * u + 1) * y2
+        + u**3 * y3
+    )
     return cubic / 6 * 1.3
 
 
-def autoregression(draw: Draw, n: int, coefficients: np.ndarray, shocks: np.ndarray | None = None) -> np.ndarray:
+def autoregression(
+    draw: Draw, n: int, coefficients: np.ndarray, shocks: np.ndarray | None = None
+) -> np.ndarray:
     """``x[t] = Σ a[i] x[t - i] + e[t]`` after a run-in; shocks are standard normal unless given ``[n]``."""
     from scipy.signal import lfilter
 
@@ -59,7 +66,7 @@ def persistent_noise(draw: Draw, n: int) -> np.ndarray:
 
 
 def profile(draw: Draw, phase: np.ndarray) -> np.ndarray:
-    """One random cycle of about unit scale at phases in [0, 1): harmonics, knots, pulses, a saw or a square."""
+    """One random cycle at phases in [0, 1), of about unit scale: harmonics, knots, pulses, saw or square."""
     kind = draw.random()
     if kind < 0.45:
         harmonics = np.arange(1, draw.integers(1, 9) + 1)
@@ -88,7 +95,9 @@ def cycle(draw: Draw, n: int, length: float) -> np.ndarray:
         steps = steps + 0.05 * length * smooth_noise(draw, n, n / length / 4)
     wave = profile(draw, steps / length % 1)
     if draw.random() < 0.5:
-        wave = wave * (1 + draw.uniform(0.05, 0.5) * smooth_noise(draw, n, max(2, n / length / draw.uniform(1, 8))))
+        wave = wave * (
+            1 + draw.uniform(0.05, 0.5) * smooth_noise(draw, n, max(2, n / length / draw.uniform(1, 8)))
+        )
     return wave
 
 
@@ -199,16 +208,24 @@ def calendar_load(draw: Draw, n: int) -> np.ndarray:
     if draw.random() < 0.25:
         height = np.cos(2 * np.pi * (hour - 0.5)) + draw.uniform(-0.5, 0.5)
         cloud = autoregression(draw, n, np.array([draw.uniform(0.7, 0.98)]))
-        cover = 1 / (1 + np.exp(-(draw.normal() + 1 + weather + draw.uniform(0, 1) * cloud / (cloud.std() + 1e-9))))
+        cover = 1 / (
+            1 + np.exp(-(draw.normal() + 1 + weather + draw.uniform(0, 1) * cloud / (cloud.std() + 1e-9)))
+        )
         return np.maximum(height, 0) * cover
     weekday = (t // day).astype(int) % 7
     free = weekday >= draw.choice([5, 6])
     if draw.random() < 0.3:
-        free = free | (draw.random(int(n / day) + 9)[(t // day).astype(int) - int(t[0] // day)] < 0.03)  # holidays
+        free = free | (
+            draw.random(int(n / day) + 9)[(t // day).astype(int) - int(t[0] // day)] < 0.03
+        )  # holidays
     work, rest = profile(draw, hour), profile(draw, hour)
     mix = draw.uniform(0, 1)
     load = np.where(free, mix * work + (1 - mix) * rest - draw.uniform(0, 1.5), work)
-    load = load + draw.uniform(0, 1) * weather + draw.uniform(0, 0.8) * np.sin(2 * np.pi * (t / (365 * day) + draw.random()))
+    load = (
+        load
+        + draw.uniform(0, 1) * weather
+        + draw.uniform(0, 0.8) * np.sin(2 * np.pi * (t / (365 * day) + draw.random()))
+    )
     rough = autoregression(draw, n, np.array([draw.uniform(0, 0.97)]))
     return level_of(draw, load + rough / rough.std() * np.exp(draw.uniform(-4, -0.7)))
 
@@ -232,7 +249,9 @@ def steps_and_pulses(draw: Draw, n: int) -> np.ndarray:
 
 def counts(draw: Draw, n: int) -> np.ndarray:
     """Intermittent counts whose rate has a cycle."""
-    rate = np.exp(draw.uniform(-2.5, 2) + draw.uniform(0, 1) * cycle(draw, n, period(draw)) + 0.3 * trend(draw, n))
+    rate = np.exp(
+        draw.uniform(-2.5, 2) + draw.uniform(0, 1) * cycle(draw, n, period(draw)) + 0.3 * trend(draw, n)
+    )
     if draw.random() < 0.4:  # heavier than Poisson
         shape = np.exp(draw.uniform(-1, 2))
         rate = rate * draw.gamma(shape, 1 / shape, n)
@@ -267,7 +286,7 @@ def oscillation(draw: Draw, n: int) -> np.ndarray:
 
 
 def short_business(draw: Draw, n: int) -> np.ndarray:
-    """What yearly, quarterly and monthly figures look like: growth that drifts, a mild season, little noise."""
+    """As yearly, quarterly and monthly figures: growth that drifts, a mild season, little noise."""
     drift = draw.normal(0.01, 0.04) + 0.02 * smooth_noise(draw, n, n / draw.uniform(8, 60))
     shocks = draw.standard_normal(n) * np.exp(draw.uniform(-5.5, -2.5))
     log = np.cumsum(np.clip(drift, -0.1, 0.1) * draw.choice([0.2, 1.0]) + shocks * draw.choice([0.3, 1.0]))

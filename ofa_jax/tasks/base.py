@@ -17,7 +17,7 @@ from ofa_jax.data.splits import Scaler, Split
 from ofa_jax.errors import DataError
 from ofa_jax.model import trees
 from ofa_jax.model.networks import Network
-from ofa_jax.windows.batch import Batch
+from ofa_jax.windows.batch import Batch, Rows
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Task:
         drop_last: Whether an epoch leaves out a partial last batch.
         full_batches: Whether validation and test leave it out too.
         groups: Borders ``[groups + 1]`` of groups of training windows; every epoch sees one window of each.
+        refresh: ``epoch -> rows`` in place of ``buffer``, ``observed`` and ``residue``, for epochs from 0.
         report: ``(score, split) -> metrics`` where final metrics need more than the split (a threshold).
     """
 
@@ -73,6 +74,7 @@ class Task:
     report: Callable[[Score, Split], dict[str, float]] | None = None
     observed: np.ndarray | None = None
     residue: np.ndarray | None = None
+    refresh: Callable[[int], Rows] | None = None
 
     def check_targets(self, source: str) -> None:
         """Refuse a split all of whose targets, as far as they follow the input, are missing.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, TaskSettings
 from ofa_jax.errors import TooShort
-from ofa_jax.tasks import anomaly, classification, forecast, imputation, series
+from ofa_jax.tasks import anomaly, classification, forecast, imputation, pretrain, series
 from ofa_jax.tasks.base import TaskData, TaskKind
 
 TASKS: dict[str, TaskKind] = {
@@ -17,6 +17,7 @@ TASKS: dict[str, TaskKind] = {
     "anomaly": anomaly.ANOMALY,
     "classification": classification.CLASSIFICATION,
     "imputation": imputation.IMPUTATION,
+    "pretrain": pretrain.PRETRAIN,
 }
 """Every task by ``task.name``."""
 

@@ -182,6 +182,7 @@ class Trainer:
         while self.running:
             closed = self.lanes[self.running[0]].progress.epochs
             done = min((self.step - closed * self.epoch_steps) * settings.batch_size, windows)
+            self.program.begin_epoch(closed)
             self.reporter.begin(closed + 1, settings.epochs, windows, done)
             began = time.monotonic()
             self.run_epoch((closed + 1) * self.epoch_steps)

@@ -93,6 +93,11 @@ class Program:
         self.frozen, self.table = layout.place_frozen(frozen), layout.place(task.tables["train"])
         self.buffer = self._predictor.buffer
 
+    def begin_epoch(self, number: int) -> None:
+        """Place the windows of an epoch, from 0, on the devices where each has its own."""
+        if self.task.refresh is not None:
+            self.buffer = self._predictor.buffer = self.layout.place(self.task.refresh(number))
+
     def stream(self, seed: int) -> IndexStream:
         """The order of training windows that a seed gives."""
         task, size, batch_size = self.task, self.task.tables["train"].size, self.settings.batch_size
@@ -108,6 +113,7 @@ class Program:
             decay=s.decay,
             cosine_epochs=s.cosine_epochs,
             min_learning_rate=s.min_learning_rate,
+            epochs=s.epochs,
         )
 
     def optimizer(self, learning_rate: Any = None) -> optax.GradientTransformation:
