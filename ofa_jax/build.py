@@ -169,7 +169,10 @@ def frozen_record(model: Model, seed: int) -> dict[str, Any]:
 
 def trunk_mathematics(config: GPT2Config) -> dict[str, Any]:
     """What a trunk computes apart from its weights; dropout is for training."""
-    return {name: value for name, value in asdict(config).items() if not name.endswith("_pdrop")}
+    content = asdict(config)
+    around = content.pop("forecaster") or {}
+    content |= {f"forecaster.{name}": value for name, value in around.items()}
+    return {name: value for name, value in content.items() if not name.endswith("_pdrop")}
 
 
 def restore_model(experiment: Experiment, bundle: Bundle, *, where: str = "bundle") -> Model:

@@ -169,7 +169,9 @@ def params(config: Config, overrides: Sets = None, as_json: Json = False) -> Non
 
 
 def convert(
-    source: Annotated[str, Argument(metavar="SOURCE", help="Hugging Face GPT-2: a folder or a hub id.")],
+    source: Annotated[
+        str, Argument(metavar="SOURCE", help="Hugging Face GPT-2: a folder or a hub id; or a pretraining run.")
+    ],
     out: Annotated[Path, Option(help="Trunk folder to write.")],
     layers: Annotated[int | None, Option(help="Blocks to keep, from the first; default: all.")] = None,
     dtype: Annotated[
@@ -178,10 +180,16 @@ def convert(
     revision: Annotated[str | None, Option(help="Revision on the hub.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Convert Hugging Face GPT-2 weights to a verified trunk folder."""
+    """Convert Hugging Face GPT-2 weights, or a pretraining run, to a verified trunk folder."""
     from ofa_jax.model.convert import convert as convert_trunk
+    from ofa_jax.model.convert import save_trunk
+    from ofa_jax.runs.folder import CONFIG_FILE
+    from ofa_jax.runs.trunk import trunk_of_run
 
-    report = convert_trunk(source, out, n_layer=layers, revision=revision, dtype=dtype)
+    if (Path(source) / CONFIG_FILE).is_file():
+        report = save_trunk(trunk_of_run(source), out, dtype)
+    else:
+        report = convert_trunk(source, out, n_layer=layers, revision=revision, dtype=dtype)
     if as_json:
         print_json(report)
         return

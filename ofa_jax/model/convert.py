@@ -52,7 +52,7 @@ def save_trunk(trunk: Trunk, out: str | Path, dtype: str = "float32") -> dict[st
     """
     from safetensors.numpy import save_file
 
-    out = _writable(out)
+    out, origin = _writable(out), trunk.source
     leaves = trees.flatten(trunk.params)
     paths = {name: path for name, (path, _) in trunk_tensors(trunk.config).items()}
     stored = {name: _cast(leaves[path], dtype, name) for name, path in paths.items()}
@@ -62,7 +62,7 @@ def save_trunk(trunk: Trunk, out: str | Path, dtype: str = "float32") -> dict[st
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         save_file(stored, scratch / WEIGHTS, metadata={"format": "pt"})
         record = {
-            "source": trunk.source if trunk.source == "random" or hub_origin(trunk.source) else "a folder",
+            "source": origin if origin in ("random", "pretrained") or hub_origin(origin) else "a folder",
             "sha256": sha256_file(scratch / WEIGHTS),
             "config_sha256": sha256_file(scratch / CONFIG),
             "fingerprint": trees.fingerprint(sorted(loaded.items())),

@@ -34,9 +34,33 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 """Supported ``activation_function`` names of Hugging Face."""
 
 
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""The levels of a pretrained trunk's quantiles."""
+
+
+@dataclass(frozen=True)
+class Forecaster:
+    """Shape of the layers that a trunk was pretrained with (:mod:`ofa_jax.model.quantiles`).
+
+    Attributes:
+        patch: Steps of a token.
+        context: Most input steps.
+        horizon: Forecast steps without a roll-out.
+        version: Of the mathematics around the trunk.
+    """
+
+    patch: int
+    context: int
+    horizon: int
+    version: int = 1
+
+
 @dataclass(frozen=True)
 class GPT2Config:
-    """The part of Hugging Face's GPT-2 config that changes the mathematics; same names and defaults."""
+    """The part of Hugging Face's GPT-2 config that changes the mathematics; same names and defaults.
+
+    ``forecaster`` is of a trunk that was pretrained on series, with layers of its own around it.
+    """
 
     n_embd: int = 768
     n_layer: int = 12
@@ -50,6 +74,7 @@ class GPT2Config:
     resid_pdrop: float = 0.1
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
+    forecaster: Forecaster | None = None
 
     def __post_init__(self) -> None:
         sizes = (self.n_embd, self.n_layer, self.n_head, self.n_positions, self.mlp_width)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -78,6 +78,8 @@ class Network(nn.Module):
 
     trunk: TrunkModule
     input_length: int
+    pretrained: ClassVar[bool] = False
+    """Whether the layers around the trunk are the ones it was pretrained with."""
 
     @property
     def tokens(self) -> int:
@@ -330,11 +332,15 @@ def init_base(network: Network, trunk_params: Params, seed: int) -> Params:
         WeightsError: ``trunk_params`` are not those that the network reads.
     """
     shapes = base_shapes(network)
-    given = trees.flatten({"gpt2": trunk_params}) if isinstance(network.trunk, GPT2Trunk) else {}
+    given = {}
+    if isinstance(network.trunk, GPT2Trunk):
+        given = {_network_path(path): leaf for path, leaf in trees.flatten(trunk_params).items()}
+    if not network.pretrained:
+        given = {path: leaf for path, leaf in given.items() if path.startswith("gpt2/")}
     if "gpt2/wpe/embedding" not in shapes:
         given.pop("gpt2/wpe/embedding", None)
     found = {path: np.shape(leaf) for path, leaf in given.items()}
-    wanted = {path: shape for path, shape in shapes.items() if path.startswith("gpt2/")}
+    wanted = {path: shape for path, shape in shapes.items() if path.startswith("gpt2/") or network.pretrained}
     wrong = sorted(path for path in wanted | found if wanted.get(path) != found.get(path))
     if wrong:
         what = f"the trunk does not fit the network at {listing(wrong, 5)}"
@@ -342,6 +348,11 @@ def init_base(network: Network, trunk_params: Params, seed: int) -> Params:
         raise WeightsError(what, where="gpt2", fix=fix)
     trunk = {path: trees.aligned(np.asarray(leaf)) for path, leaf in given.items()}
     return trees.unflatten(trunk | {path: _draw(seed, path, shapes) for path in shapes if path not in trunk})
+
+
+def _network_path(path: str) -> str:
+    """Where a network has a parameter of a trunk."""
+    return f"gpt2/{path}" if path.startswith(("wpe/", "h/", "ln_f/")) else path
 
 
 def _draw(seed: int, path: str, shapes: dict[str, tuple[int, ...]]) -> np.ndarray:

@@ -14,10 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ofa_jax.model.gpt2 import LEVELS
 from ofa_jax.model.networks import Network
-
-LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""The levels of the head's quantiles."""
 
 LIMIT = 10.0
 """Standardized values are limited to ± sinh of it (11,013 standard deviations)."""

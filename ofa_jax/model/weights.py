@@ -22,7 +22,7 @@ from ofa_jax import files
 from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.files import FileRecord, Record, Sha256
 from ofa_jax.model import frozen_init, trees
-from ofa_jax.model.gpt2 import PRESETS, GPT2Config
+from ofa_jax.model.gpt2 import LEVELS, PRESETS, Forecaster, GPT2Config
 from ofa_jax.tensors import open_tensors, read_tensor
 
 CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "trunk.json"
@@ -45,6 +45,8 @@ _Stored = dict[str, tuple[Path, tuple[int, ...]]]
 class Trunk:
     """A checked trunk on the host: config, nested read-only float32 arrays and their origin.
 
+    Parameters of a trunk that was pretrained on series include the layers around it.
+
     ``source`` is a folder, ``id@commit`` of the hub, or ``random``, and is kept by conversion; ``dropped``
     are the Hugging Face names of stored tensors that the trunk does not use.
     """
@@ -57,10 +59,19 @@ class Trunk:
     @cached_property
     def sha256(self) -> str:
         """Fingerprint over path, shape, dtype and bytes of all parameters, in path order."""
-        return trees.fingerprint(trees.flatten(self.params).items())
+        return trees.fingerprint(sorted(trees.flatten(self.params).items()))
 
 
 _HUB_ID = r"(?![.~])[\w.-]+(/[\w.-]+)?"
+
+
+class _ForecasterRecord(Record):
+    """``forecaster`` of ``config.json``: the layers that a trunk was pretrained with."""
+
+    patch: int = Field(ge=1, le=2**10)
+    context: int = Field(ge=1, le=2**20)
+    horizon: int = Field(ge=1, le=2**20)
+    version: Literal[1]
 
 
 class _ConfigRecord(Record):
@@ -85,6 +96,7 @@ class _ConfigRecord(Record):
     resid_pdrop: float = Field(0.1, ge=0, lt=1)
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
+    forecaster: _ForecasterRecord | None = None
 
 
 _OTHER_NAMES = {
@@ -122,7 +134,11 @@ def trunk_tensors(config: GPT2Config) -> dict[str, tuple[str, tuple[int, ...]]]:
     mlp = {"c_fc": dense(d, config.mlp_width), "c_proj": dense(config.mlp_width, d)}
     block = {"ln_1": norm, "attn": attention, "ln_2": norm, "mlp": mlp}
     blocks = {str(i): block for i in range(config.n_layer)}
-    tree = {"wpe": {"embedding": (config.n_positions, d)}, "h": blocks, "ln_f": norm}
+    tree: dict[str, Any] = {"wpe": {"embedding": (config.n_positions, d)}, "h": blocks, "ln_f": norm}
+    if around := config.forecaster:
+        tree["in_layer"] = dense(2 * around.patch, d)
+        tree["out_layer"] = dense(d, around.horizon)
+        tree["spread_layer"] = dense(d, len(LEVELS) * around.horizon)
     rows = {}
     for path, shape in trees.flatten(tree).items():
         rows[re.sub("(kernel|scale|embedding)$", "weight", path).replace("/", ".")] = path, shape
@@ -263,7 +279,10 @@ def _folder_config(folder: Path) -> tuple[GPT2Config, TrunkRecord | None]:
     fix = "Choose a plain GPT-2; other trunks are not supported"
     record = files.parse_record(content, _ConfigRecord, where=str(path), error=WeightsError, fix=fix)
     try:
-        return GPT2Config(**record.model_dump(include=set(GPT2Config.__dataclass_fields__))), manifest
+        fields = record.model_dump(include=set(GPT2Config.__dataclass_fields__))
+        if fields["forecaster"] is not None:
+            fields["forecaster"] = Forecaster(**fields["forecaster"])
+        return GPT2Config(**fields), manifest
     except ConfigError as error:
         raise WeightsError(error.what, where=str(path), fix=error.fix) from None
 

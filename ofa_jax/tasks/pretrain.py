@@ -19,7 +19,8 @@ from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import GENERATED, DataConfig, PretrainSettings
 from ofa_jax.data.catalog.load import load_collection
 from ofa_jax.errors import ConfigError
-from ofa_jax.model.quantiles import LEVELS, PretrainNetwork, Quantiles, compress, units_of
+from ofa_jax.model.gpt2 import LEVELS
+from ofa_jax.model.quantiles import PretrainNetwork, Quantiles, compress, units_of
 from ofa_jax.prior.pool import Excerpts, Pool, Source
 from ofa_jax.prior.source import Prior
 from ofa_jax.tasks.base import Sums, Task, TaskData, TaskKind
