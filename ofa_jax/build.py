@@ -101,7 +101,8 @@ def build_network(experiment: Experiment, config: GPT2Config) -> Network:
     if settings.source in REPLACED:
         trunk = REPLACED[settings.source](config, dtype)
     task = _with_sizes(experiment.task, experiment.data.source)
-    kind, known = TASKS[task.name].network, {**experiment.network.model_dump(), **task.model_dump()}
+    row, known = TASKS[task.name], {**experiment.network.model_dump(), **task.model_dump()}
+    kind = row.pretrained if config.forecaster and row.pretrained else row.network
     own = {field.name for field in fields(kind)} - {"name", "parent"}  # which are flax's
     return kind(trunk=trunk, **{name: known[name] for name in own & known.keys()})
 

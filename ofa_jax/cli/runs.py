@@ -170,7 +170,8 @@ def params(config: Config, overrides: Sets = None, as_json: Json = False) -> Non
 
 def convert(
     source: Annotated[
-        str, Argument(metavar="SOURCE", help="Hugging Face GPT-2: a folder or a hub id; or a pretraining run.")
+        str,
+        Argument(metavar="SOURCE", help="Hugging Face GPT-2 (a folder or a hub id), or a pretraining run."),
     ],
     out: Annotated[Path, Option(help="Trunk folder to write.")],
     layers: Annotated[int | None, Option(help="Blocks to keep, from the first; default: all.")] = None,

@@ -257,7 +257,7 @@ class PretrainSettings(TaskSettings):
 
     name: Literal["pretrain"]
     input_length: Steps = Field(512, description="input steps, L")
-    horizon: Steps = Field(192, description="forecast steps of a token, H")
+    horizon: Steps = Field(192, description="forecast steps, H")
     series: Steps = Field(16384, description="windows of an epoch, each seen once")
     prior_seed: Seed = Field(0, description="seed of the generated series")
     generated: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -269,9 +269,9 @@ class PretrainSettings(TaskSettings):
         return {"network": {"stride": 16}}
 
     def check(self, data: DataConfig, network: NetworkConfig) -> None:
-        if self.input_length % (4 * network.patch):
-            length, least = self.input_length, 4 * network.patch
-            raise ValueError(f"task.input_length {length} is not a multiple of {least}, four patches")
+        for name, steps in (("input_length", self.input_length), ("horizon", self.horizon)):
+            if steps % network.patch:
+                raise ValueError(f"task.{name} {steps} is not a multiple of network.patch {network.patch}")
 
 
 def task_settings() -> dict[str, type[TaskSettings]]:

@@ -141,13 +141,13 @@ class ForecastNetwork(Network):
         """Forecast ``[b, h, c]`` in the units of ``x_btc``, each channel independently."""
         c = x_btc.shape[2]
         stats = instance_stats(x_btc, x_mask)
-        x_mt = _split_channels(normalize(x_btc, stats, x_mask))
+        x_mt = split_channels(normalize(x_btc, stats, x_mask))
         keys_m = channel_keys(dropout_keys, c)
         patches_mnp = patchify(x_mt, self.patch, self.stride)
         hidden_mnd = self._run_trunk(self._dense(self.width, "in_layer")(patches_mnp), keys_m)
         flat = hidden_mnd.reshape(len(x_mt), -1).astype(self.trunk.compute_dtype)
         pred_mh = self._dense(self.horizon, "out_layer")(flat).astype(jnp.float32)
-        return denormalize(_join_channels(pred_mh, c), stats)
+        return denormalize(join_channels(pred_mh, c), stats)
 
     @property
     def tokens(self) -> int:
@@ -202,7 +202,7 @@ class ClassifyNetwork(Network):
     ) -> jax.Array:
         """Logits ``[b, k]`` of cases ``x_btc``, zero-padded after their end; ``x_mask`` is not read."""
         b, _, c = x_btc.shape
-        patches = patchify(_split_channels(x_btc), self.patch, self.stride)
+        patches = patchify(split_channels(x_btc), self.patch, self.stride)
         n = patches.shape[1]
         tokens_bnq = patches.reshape(b, c, n, self.patch).transpose(0, 2, 3, 1).reshape(b, n, self.patch * c)
         embeds_bnd = self._embed_dropout(self._token_embedding(tokens_bnq, self.width), dropout_keys)
@@ -235,7 +235,7 @@ class ShortTermNetwork(Network):
         """Forecast ``[b, h, c]`` in the units of ``x_btc``, each channel independently."""
         c = x_btc.shape[2]
         stats = instance_stats(x_btc, x_mask)
-        x_mt = _split_channels(normalize(x_btc, stats, x_mask))
+        x_mt = split_channels(normalize(x_btc, stats, x_mask))
         keys_m = channel_keys(dropout_keys, c)
         embeds_mtd = self._token_embedding(x_mt[..., None], self.embed_width or self.width)
         embeds_mdt = self._embed_dropout(embeds_mtd, keys_m).swapaxes(1, 2)
@@ -243,7 +243,7 @@ class ShortTermNetwork(Network):
         hidden_mnd = self._run_trunk(self._pad_width(longer_mnd, "network.embed_width"), keys_m)
         read_mnd = self._read(hidden_mnd, self.read_width)
         pred_mn = self._dense(1, "out_layer")(read_mnd)[..., 0].astype(jnp.float32)
-        return denormalize(_join_channels(pred_mn[:, -self.horizon :], c), stats)
+        return denormalize(join_channels(pred_mn[:, -self.horizon :], c), stats)
 
     @property
     def tokens(self) -> int:
@@ -302,14 +302,14 @@ def _layer_norm(name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
 
 
-def _split_channels(x_btc: jax.Array) -> jax.Array:
+def split_channels(x_btc: jax.Array) -> jax.Array:
     """Univariate windows, ``[b, t, c]`` to ``[b * c, t]``."""
     b, t, c = x_btc.shape
     return x_btc.transpose(0, 2, 1).reshape(b * c, t)
 
 
-def _join_channels(y_mh: jax.Array, channels: int) -> jax.Array:
-    """The inverse of :func:`_split_channels`."""
+def join_channels(y_mh: jax.Array, channels: int) -> jax.Array:
+    """The inverse of :func:`split_channels`."""
     return y_mh.reshape(-1, channels, y_mh.shape[1]).transpose(0, 2, 1)
 
 

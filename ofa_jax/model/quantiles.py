@@ -2,12 +2,14 @@
 
 Values are standardized over the observed steps of the context and pass arcsinh. A token holds ``patch``
 values and as many flags of which are observed; a short context is masked at its left, so the last token
-always ends with the last step. The head reads a token's hidden state and forecasts the ``horizon`` steps
-after it.
+always ends with the last step. The steps to forecast follow as tokens of which nothing is observed; the head
+reads their hidden states.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -15,10 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from ofa_jax.model.gpt2 import LEVELS
-from ofa_jax.model.networks import Network
+from ofa_jax.model.networks import Network, channel_keys, join_channels, split_channels
 
 LIMIT = 10.0
 """Standardized values are limited to ± sinh of it (11,013 standard deviations)."""
+
+Layer = Callable[..., jax.Array]
 
 _MEDIAN_LIMIT = 4.0
 _MIDDLE = len(LEVELS) // 2
@@ -26,11 +30,11 @@ _GAP_SHIFT = -2.0  # at first the gaps between quantiles are softplus(-2) = 0.13
 
 
 class Quantiles(NamedTuple):
-    """A forecast in the standardized units of a context, per token k.
+    """A forecast in the standardized units of a context.
 
     Attributes:
-        levels: ``[m, k, h, q]``, the quantiles after arcsinh, ascending in q.
-        mean: ``[m, k, h]``, not after arcsinh.
+        levels: ``[m, h, q]``, the quantiles after arcsinh, ascending in q.
+        mean: ``[m, h]``, not after arcsinh.
     """
 
     levels: jax.Array
@@ -67,8 +71,8 @@ class QuantileNetwork(Network):
     """The pretrained layers: ``in_layer``, the trunk, and the head's ``out_layer`` and ``spread_layer``.
 
     Attributes:
-        horizon: Steps that a token forecasts.
-        patch: Steps of a token; divides ``input_length``.
+        horizon: Forecast steps.
+        patch: Steps of a token; divides ``input_length`` and ``horizon``.
     """
 
     horizon: int
@@ -76,21 +80,39 @@ class QuantileNetwork(Network):
 
     @property
     def tokens(self) -> int:
-        return self.input_length // self.patch
+        return (self.input_length + self.horizon) // self.patch
 
-    def _hidden(self, z_mt: jax.Array, seen_mt: jax.Array, keys_m: jax.Array | None) -> jax.Array:
-        """Hidden states ``[m, n, d]`` of a context after :func:`compress`."""
-        m, dtype = len(z_mt), self.trunk.compute_dtype
-        values = jnp.where(seen_mt, z_mt, 0).reshape(m, -1, self.patch)
-        flags = seen_mt.reshape(m, -1, self.patch)
-        tokens_mnq = jnp.concatenate([values, flags.astype(values.dtype)], axis=-1)
-        embeds_mnd = self._dense(self.width, "in_layer")(tokens_mnq)
-        return self._run_trunk(embeds_mnd, keys_m).astype(dtype)
+    def _forecaster(self) -> Callable[..., Quantiles]:
+        """``(x_mt, seen_mt, horizon, keys_m) -> forecast`` of standardized contexts, in their units."""
+        return partial(
+            self._ahead,
+            self._dense(self.width, "in_layer"),
+            self.trunk.clone(parent=self, name=self.trunk.path_name),
+            self._dense(self.patch, "out_layer"),
+            self._dense(self.patch * len(LEVELS), "spread_layer"),
+        )
 
-    def _head(self, hidden_mkd: jax.Array) -> Quantiles:
-        median = self._dense(self.horizon, "out_layer")(hidden_mkd).astype(jnp.float32)
-        spread = self._dense(self.horizon * len(LEVELS), "spread_layer")(hidden_mkd).astype(jnp.float32)
-        spread = spread.reshape(*median.shape, len(LEVELS))
+    def _ahead(
+        self,
+        embed: Layer,
+        trunk: Layer,
+        middle: Layer,
+        around: Layer,
+        x_mt: jax.Array,
+        seen_mt: jax.Array,
+        horizon: int,
+        keys_m: jax.Array | None,
+    ) -> Quantiles:
+        padding = ((0, 0), (0, horizon))
+        values = jnp.pad(jnp.where(seen_mt, compress(x_mt), 0), padding)
+        flags = jnp.pad(seen_mt, padding).astype(values.dtype)
+        m, first = len(values), x_mt.shape[1] // self.patch
+        parts = [part.reshape(m, -1, self.patch) for part in (values, flags)]
+        embeds_mnd = embed(jnp.concatenate(parts, axis=-1))
+        hidden_mkd = trunk(embeds_mnd, keys_m)[:, first:].astype(self.trunk.compute_dtype)
+        median = middle(hidden_mkd).astype(jnp.float32)
+        spread = around(hidden_mkd).astype(jnp.float32)
+        median, spread = median.reshape(m, horizon), spread.reshape(m, horizon, len(LEVELS))
         gaps, shift = jax.nn.softplus(spread[..., :-1] + _GAP_SHIFT), spread[..., -1]
         center = median[..., None]
         above = center + jnp.cumsum(gaps[..., _MIDDLE:], axis=-1)
@@ -100,15 +122,52 @@ class QuantileNetwork(Network):
 
 
 class PretrainNetwork(QuantileNetwork):
-    """Pretraining: forecasts of every ``every``-th token, of windows that were standardized before."""
-
-    every: int = 4
+    """Pretraining, on windows that are standardized where they are drawn."""
 
     @nn.compact
     def __call__(
         self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None
     ) -> Quantiles:
-        """Forecasts ``[b, n / every, h]`` of contexts ``x_btc`` ``[b, t, 1]`` after :func:`compress`."""
-        z_bt = x_btc[..., 0]
-        seen_bt = jnp.ones(z_bt.shape, bool) if x_mask is None else x_mask[..., 0]
-        return self._head(self._hidden(z_bt, seen_bt, dropout_keys)[:, self.every - 1 :: self.every])
+        """Forecasts ``[b, h]`` of standardized contexts ``x_btc`` ``[b, t, 1]``."""
+        seen_btc = jnp.ones(x_btc.shape, bool) if x_mask is None else x_mask
+        return self._forecaster()(x_btc[..., 0], seen_btc[..., 0], self.horizon, dropout_keys)
+
+
+class PretrainedForecastNetwork(QuantileNetwork):
+    """Forecasting with the layers of pretraining: channel by channel, of any horizon.
+
+    Contexts shorter than the trunk's are masked at their left. A horizon beyond the trunk's is rolled out:
+    the mean forecast becomes context until there are enough steps.
+    """
+
+    pretrained = True
+
+    @nn.compact
+    def __call__(
+        self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Forecast ``[b, h, c]`` in the units of ``x_btc``, each channel independently."""
+        c, around = x_btc.shape[2], self.trunk.config.forecaster
+        assert around is not None
+        keys_m = channel_keys(dropout_keys, c)
+        x_mt = split_channels(x_btc)
+        seen_mt = jnp.ones(x_mt.shape, bool) if x_mask is None else split_channels(x_mask)
+        left = ((0, 0), (around.context - self.input_length, 0))
+        x_mt, seen_mt = jnp.pad(x_mt, left), jnp.pad(seen_mt, left)
+        ahead, parts, missing = self._forecaster(), [], self.horizon
+        while missing > 0:
+            steps = min(-(-missing // self.patch) * self.patch, around.horizon)
+            units = units_of(x_mt, seen_mt)
+            z_mt = jnp.where(seen_mt, units.standardize(x_mt), 0)
+            mean_mh = ahead(z_mt, seen_mt, steps, keys_m).mean * units.scale + units.mean
+            parts.append(mean_mh)
+            missing -= steps
+            x_mt = jnp.concatenate([x_mt, mean_mh], axis=1)[:, steps:]
+            seen_mt = jnp.concatenate([seen_mt, jnp.ones(mean_mh.shape, bool)], axis=1)[:, steps:]
+        return join_channels(jnp.concatenate(parts, axis=1)[:, : self.horizon], c)
+
+    @property
+    def tokens(self) -> int:
+        around = self.trunk.config.forecaster
+        assert around is not None
+        return (around.context + min(self.horizon, around.horizon)) // self.patch

@@ -300,6 +300,7 @@ class TaskKind:
         network: The class; it takes the settings of the task and of ``network`` that have its fields' names.
         apply: ``(trained_on, source) -> NewData``: reads a file or DataFrame to apply a trained model to.
         baselines: The trained linear baselines.
+        pretrained: The class over a trunk with pretrained layers around it; None: ``network``, with its own.
     """
 
     settings: type[TaskSettings]
@@ -308,3 +309,4 @@ class TaskKind:
     network: type[Network]
     apply: Callable[[TrainedOn, str | Path | pd.DataFrame], NewData]
     baselines: tuple[LinearBaseline, ...] = ()
+    pretrained: type[Network] | None = None

@@ -24,6 +24,7 @@ from ofa_jax.data.splits import Borders, Scaler, Split, borders, fit_scaler
 from ofa_jax.errors import DataError
 from ofa_jax.model.linear import dlinear, init_dlinear, init_nlinear, nlinear
 from ofa_jax.model.networks import ForecastNetwork
+from ofa_jax.model.quantiles import PretrainedForecastNetwork
 from ofa_jax.plots import run as plots
 from ofa_jax.tasks.base import LinearBaseline, NewData, Predict, Sums, Task, TaskData, TaskKind, TrainedOn
 from ofa_jax.tasks.losses import FORECAST_LOSSES, forecast_change
@@ -356,4 +357,5 @@ FORECAST = TaskKind(
     apply=apply,
     # The learning rate was chosen for NLinear on ETTh1's validation part.
     baselines=linear_baselines(learning_rate=1e-3, epochs=10, batch_size=256, cosine_epochs=10),
+    pretrained=PretrainedForecastNetwork,
 )

@@ -1,8 +1,7 @@
 """Pretraining of a trunk: quantile forecasts of generated series, or of a collection of one's own.
 
-A window is a context of L steps and the H steps after it. Every training step redraws what of the context is
-seen (from its end, log-uniform in length) and where the forecasts begin: statistics come from before that
-point, the loss from after it, at every fourth token. Held-out windows are scored at the context's end.
+A window is a context of L steps and the H steps after it. Of the context the last steps are seen, in 40 % of
+the windows all, else a log-uniform number; they standardize the window.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def prepare(data: DataConfig, task: PretrainSettings, protocol: Protocol = "stri
         metrics=quantile_metrics,
         objective="pinball",
         protocol=protocol,
-        corrupt=partial(draw_context, patch=16),
+        corrupt=draw_context,
         refresh=refresh,
     )
     return TaskData(made, task, None, notices=notices)
@@ -87,77 +86,61 @@ def _rows(pool: Pool, held_out: np.ndarray, epoch: int) -> Rows:
     return Rows(np.where(observed, values, 0), observed)
 
 
-def draw_context(batch: Batch, keys_b: jax.Array, *, patch: int) -> Batch:
-    """Draw what of each context is seen and where forecasts begin, and standardize.
+def draw_context(batch: Batch, keys_b: jax.Array) -> Batch:
+    """Draw what of each context is seen, and standardize by it.
 
     Returns:
-        ``x`` ``[b, t, 1]`` after :func:`~ofa_jax.model.quantiles.compress`, ``x_mask`` False where not seen;
-        ``y`` ``[b, t + h, 1]``, all steps standardized; ``y_mask`` True where observed and forecast.
+        ``x`` and ``y`` in the units of what is seen, ``x_mask`` False where not seen, ``y_mask`` False where
+        missing or the context is constant.
     """
     length = batch.x.shape[1]
-    whole, size, cut = jax.vmap(lambda key: jax.random.uniform(key, (3,)))(keys_b).T
+    whole, size = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys_b).T
     steps = jnp.where(whole < _COMPLETE, length, jnp.round(_SHORTEST * (length / _SHORTEST) ** size))
-    low = jnp.minimum(length - steps + _SHORTEST, length)
-    begin = jnp.minimum(jnp.ceil((low + (length - low) * cut**0.7) / patch) * patch, length)[:, None]
-    at = jnp.arange(length + batch.y.shape[1])[None]
-    values = jnp.concatenate([batch.x, batch.y], axis=1)[..., 0]
-    observed = jnp.concatenate([batch.x_mask, batch.y_mask], axis=1)[..., 0]
-    seen = observed & (at >= length - steps[:, None])
-    units = units_of(values, seen & (at < begin))
-    z = units.standardize(values)
+    seen = batch.x_mask & (jnp.arange(length) >= length - steps[:, None])[..., None]
+    units = units_of(batch.x[..., 0], seen[..., 0])
+    x, y = (units.standardize(part[..., 0])[..., None] for part in (batch.x, batch.y))
     return batch._replace(
-        x=jnp.where(seen, compress(z), 0)[:, :length, None],
-        x_mask=seen[:, :length, None],
-        y=jnp.clip(z, -1e3, 1e3)[..., None],
-        y_mask=(observed & (at >= begin) & units.known)[..., None],
+        x=jnp.where(seen, x, 0),
+        x_mask=seen,
+        y=jnp.clip(y, -1e3, 1e3),
+        y_mask=batch.y_mask & units.known[..., None],
     )
 
 
 def quantile_loss(forecast: Quantiles, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Sum over windows of their mean :func:`terms`, and the number of windows with a target."""
-    terms_bkh, counted_bkh = terms(forecast, batch)
-    count = counted_bkh.sum(axis=(1, 2))
-    mean = jnp.where(counted_bkh, terms_bkh, 0).sum(axis=(1, 2)) / jnp.maximum(count, 1)
+    """Sum over windows of their mean loss, and the number of windows with a target.
+
+    The loss of a step is the pinball loss (times 2, mean over levels, after arcsinh) and a tenth of the
+    squared error of the mean.
+    """
+    pinball, squared = _errors(forecast, batch)
+    return _per_window(pinball + _SQUARED * jnp.minimum(squared, 20.0), batch)
+
+
+def _errors(forecast: Quantiles, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Pinball loss and squared error of the mean, ``[b, h]``."""
+    z_bh, levels = batch.y[..., 0], jnp.array(LEVELS)
+    error = compress(z_bh)[..., None] - forecast.levels
+    pinball = 2 * jnp.maximum(levels * error, (levels - 1) * error).mean(axis=-1)
+    return pinball, jnp.square(jnp.clip(z_bh, -_TARGET_LIMIT, _TARGET_LIMIT) - forecast.mean)
+
+
+def _per_window(terms_bh: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    counted_bh = batch.y_mask[..., 0]
+    count = counted_bh.sum(axis=1)
+    mean = jnp.where(counted_bh, terms_bh, 0).sum(axis=1) / jnp.maximum(count, 1)
     return mean.sum(), (count > 0).sum().astype(jnp.float32)
 
 
-def terms(forecast: Quantiles, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Loss ``[b, k, h]`` of each token's forecasts, and which count.
-
-    The pinball loss (times 2, mean over levels, after arcsinh) and a tenth of the squared error of the mean.
-    """
-    z_bkh, counted_bkh = _targets(forecast, batch)
-    squared = jnp.square(jnp.clip(z_bkh, -_TARGET_LIMIT, _TARGET_LIMIT) - forecast.mean)
-    return _pinball(forecast, z_bkh) + _SQUARED * jnp.minimum(squared, 20.0), counted_bkh
-
-
-def _pinball(forecast: Quantiles, z_bkh: jax.Array) -> jax.Array:
-    levels = jnp.array(LEVELS)
-    error = compress(z_bkh)[..., None] - forecast.levels
-    return 2 * jnp.maximum(levels * error, (levels - 1) * error).mean(axis=-1)
-
-
-def _targets(forecast: Quantiles, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """The steps ``[b, k, h]`` after each token and which count: those of tokens from the begin on."""
-    _, tokens, horizon = forecast.mean.shape
-    ends = (jnp.arange(tokens) + 1) * (batch.x.shape[1] // tokens)
-    after = ends[:, None] + jnp.arange(horizon)
-    begun = jnp.cumsum(batch.y_mask[..., 0], axis=1) > 0
-    counted = batch.y_mask[:, after, 0] & begun[:, ends, None]
-    return batch.y[:, after, 0], counted
-
-
 def quantile_sums(forecast: Quantiles, batch: Batch) -> dict[str, jax.Array]:
-    """Per window ``[b]`` at the context's end: pinball loss, squared error of the mean, coverage, targets."""
-    last = Quantiles(forecast.levels[:, -1:], forecast.mean[:, -1:])
-    z_bkh, counted = batch.y[:, None, batch.x.shape[1] :, 0], batch.y_mask[:, None, batch.x.shape[1] :, 0]
-    compressed = compress(z_bkh)
-    inside = (compressed >= last.levels[..., 0]) & (compressed <= last.levels[..., -1])
-    squared = jnp.square(jnp.clip(z_bkh, -_TARGET_LIMIT, _TARGET_LIMIT) - last.mean)
-    kept = {"pinball": _pinball(last, z_bkh), "squared_error": squared, "covered": inside, "count": counted}
+    """Per window ``[b]``: pinball loss, squared error of the mean, steps in the 80 % interval, targets."""
+    pinball, squared = _errors(forecast, batch)
+    z_bh, counted_bh = compress(batch.y[..., 0]), batch.y_mask[..., 0]
+    covered = (z_bh >= forecast.levels[..., 0]) & (z_bh <= forecast.levels[..., -1])
+    kept = {"pinball": pinball, "squared_error": squared, "covered": covered, "count": counted_bh}
     return {
-        name: jnp.sum(jnp.where(counted, values, 0), axis=(1, 2)).astype(jnp.float32)
-        for name, values in kept.items()
+        name: jnp.sum(jnp.where(counted_bh, terms, 0), axis=1).astype(jnp.float32)
+        for name, terms in kept.items()
     }
 
 
