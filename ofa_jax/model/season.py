@@ -1,0 +1,75 @@
+"""The strongest cycle of a context, and the values one cycle earlier."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+_SIMILAR = 0.85  # of the highest peak: the first peak as high is the cycle, later ones may be its multiples
+_WEAKEST = 0.1  # autocorrelation below which there is no cycle
+
+
+def find_cycle(z_mt: jax.Array, seen_mt: jax.Array) -> jax.Array:
+    """Steps ``[m]`` of the strongest cycle, 0 where there is none.
+
+    The first peak of the autocorrelation, after a linear trend is taken out, that is about as high as the
+    highest, among lags for which a third of the observed steps have a partner.
+    """
+    t = z_mt.shape[1]
+    weight = seen_mt.astype(z_mt.dtype)
+    count = jnp.maximum(weight.sum(axis=1, keepdims=True), 1)
+    at = jnp.linspace(-1, 1, t)[None] * weight
+    at = (at - at.sum(axis=1, keepdims=True) / count) * weight
+    rest = (z_mt - (z_mt * weight).sum(axis=1, keepdims=True) / count) * weight
+    slope = (rest * at).sum(axis=1, keepdims=True) / jnp.maximum(
+        jnp.square(at).sum(axis=1, keepdims=True), 1e-6
+    )
+    rest = rest - slope * at
+
+    def autocorrelation(x_mt: jax.Array) -> jax.Array:
+        size = 2 ** (2 * t - 1).bit_length()
+        power = jnp.square(jnp.abs(jnp.fft.rfft(x_mt, size, axis=1)))
+        return jnp.fft.irfft(power, size, axis=1)[:, :t]
+
+    pairs = autocorrelation(weight)
+    similar = autocorrelation(rest) / jnp.maximum(pairs, 1)
+    similar = similar / jnp.maximum(similar[:, :1], 1e-9)
+    peak = (similar[:, 1:-1] > similar[:, :-2]) & (similar[:, 1:-1] >= similar[:, 2:])
+    lag = jnp.arange(1, t - 1)
+    height = similar[:, 1:-1]
+    allowed = peak & (lag > 1) & (pairs[:, 1:-1] >= count / 3) & (height > _WEAKEST)
+    highest = jnp.max(jnp.where(allowed, height, 0), axis=1, keepdims=True)
+    found = allowed & (height >= _SIMILAR * highest)
+    return jnp.where(found.any(axis=1), lag[jnp.argmax(found, axis=1)], 0)
+
+
+def cycles_before(
+    z_mt: jax.Array, seen_mt: jax.Array, cycle_m: jax.Array, ahead: int
+) -> tuple[jax.Array, jax.Array]:
+    """The last value at the same place of an earlier cycle, and the mean of all such values.
+
+    Args:
+        z_mt: Values ``[m, t]``, 0 where not seen.
+        seen_mt: Which are observed.
+        cycle_m: Steps of the cycle, 0 where there is none.
+        ahead: Steps after the context to do this for as well.
+
+    Returns:
+        Two arrays ``[m, t + ahead]``, 0 where there is no earlier value.
+    """
+    t, most = z_mt.shape[1], 8
+    at = jnp.arange(t + ahead)[None]
+    step = jnp.maximum(cycle_m, 1)[:, None]
+    # of steps after the context, the first earlier cycle that is in it
+    first = jnp.maximum(1, (at - t) // step + 1)
+    last = jnp.zeros((len(z_mt), t + ahead), z_mt.dtype)
+    total, count = last, last
+    for number in range(most):
+        place = at - (first + number) * step
+        known = (place >= 0) & (cycle_m > 0)[:, None]
+        place = jnp.maximum(place, 0)
+        known &= jnp.take_along_axis(seen_mt, place, axis=1)
+        value = jnp.where(known, jnp.take_along_axis(z_mt, place, axis=1), 0)
+        last = jnp.where(known & (count == 0), value, last)
+        total, count = total + value, count + known
+    return last, total / jnp.maximum(count, 1)
