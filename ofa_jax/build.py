@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ofa_jax.adapters.bundle import Bundle
 from ofa_jax.adapters.partition import AdapterTarget, combine, partition
 from ofa_jax.adapters.rslora import LoraConfig, init_adapters, merge, with_adapters
-from ofa_jax.config.schema import AdapterConfig, Experiment, TrunkConfig
+from ofa_jax.config.schema import PRETRAINED, AdapterConfig, Experiment, TrunkConfig
 from ofa_jax.config.tasks import TaskSettings
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import CheckpointError, ConfigError, TrainError
@@ -25,6 +25,9 @@ from ofa_jax.tasks.table import TASKS
 
 RANDOM = "random"
 """The value of ``trunk.source`` that asks for random weights."""
+
+NAMED = (RANDOM, "attention", "none", *PRETRAINED)
+"""Values of ``trunk.source`` that name no folder and no hub id."""
 
 REPLACED: dict[str, type[AttentionTrunk] | type[NoTrunk]] = {"attention": AttentionTrunk, "none": NoTrunk}
 """Values of ``trunk.source`` that replace the trunk, with the width of ``trunk.random``."""
@@ -102,7 +105,9 @@ def build_network(experiment: Experiment, config: GPT2Config) -> Network:
         trunk = REPLACED[settings.source](config, dtype)
     task = _with_sizes(experiment.task, experiment.data.source)
     row, known = TASKS[task.name], {**experiment.network.model_dump(), **task.model_dump()}
-    kind = row.pretrained if config.forecaster and row.pretrained else row.network
+    kind = row.network
+    if config.forecaster and row.pretrained:
+        kind, known["patch"] = row.pretrained, config.forecaster.patch
     own = {field.name for field in fields(kind)} - {"name", "parent"}  # which are flax's
     return kind(trunk=trunk, **{name: known[name] for name in own & known.keys()})
 
@@ -159,7 +164,7 @@ def frozen_record(model: Model, seed: int) -> dict[str, Any]:
     """
     origin = model.trunk_source
     return {
-        "trunk_source": origin if origin in (RANDOM, *REPLACED) or hub_origin(origin) else None,
+        "trunk_source": origin if origin in NAMED or hub_origin(origin) else None,
         "trunk_sha256": model.trunk_sha256,
         "trunk_config": trunk_mathematics(model.network.trunk.config),
         "rule": frozen_init.RULE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from ofa_jax.baselines.trained import Baseline, load_or_train, trained_baselines, trunk_remark
-from ofa_jax.build import footprint
+from ofa_jax.build import build_model, footprint
 from ofa_jax.config.schema import Experiment, Protocol
 from ofa_jax.inference import evaluate
 from ofa_jax.model.networks import Network
@@ -135,12 +135,19 @@ def compare(
     wanted = trained_baselines(experiment, data, only=only) if baselines is not None else []
     metrics = evaluate(loaded, data, split) if metrics is None else metrics
     rows = [Row(model_name(loaded), metrics, footprint(experiment).trainable)]
+    if network.pretrained:
+        rows.append(Row("zero-shot", evaluate(untrained(loaded), data, split), 0))
     rows += baseline_rows(
         experiment, network, data, split=split, wanted=wanted, folder=baselines, reporter=reporter
     )
     windows = task.tables[split].size
     stated = (data.notices, data.season_in(split), rows[0].method)
     return Comparison(data.settings.name, task.protocol, split, windows, tuple(rows), *stated)
+
+
+def untrained(loaded: LoadedModel) -> LoadedModel:
+    """The same model as it was before training."""
+    return replace(loaded, model=build_model(loaded.experiment))
 
 
 def _rank(metric: str, row: Row) -> float:

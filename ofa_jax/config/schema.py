@@ -47,6 +47,10 @@ def _as_task(value: Any) -> Any:
     return kind.model_validate(value)
 
 
+PRETRAINED = {"nano": 4}
+"""Pretrained trunks that come with the package, by ``trunk.source``, and their blocks."""
+
+
 class RandomTrunk(Section):
     """Shape and seed of a trunk that is not loaded (``trunk.source`` random, attention or none)."""
 
@@ -60,7 +64,7 @@ class TrunkConfig(Section):
     """Which GPT-2, and how it is computed."""
 
     source: PathText = Field(
-        "openai-community/gpt2", description="hub id, folder, or random, attention or none"
+        "openai-community/gpt2", description="nano (pretrained), hub id, folder, or random, attention or none"
     )
     revision: str | None = Field(None, description="revision on the hub")
     n_layer: Annotated[int, Field(ge=1, le=1000)] = Field(6, description="blocks to keep, from the first")
@@ -156,7 +160,9 @@ class Experiment(Section):
         recipe, data = given.get("recipe", "reference"), given.get("data")
         if not isinstance(recipe, str) or recipe not in RECIPES:
             recipe = "reference"  # validation refuses the given one
-        filled = asdict(RECIPES[recipe])
+        filled, trunk = asdict(RECIPES[recipe]), given.get("trunk")
+        if isinstance(trunk, Mapping) and (blocks := PRETRAINED.get(str(trunk.get("source")))):
+            filled = overlay(filled, {"trunk": {"n_layer": blocks}})
         if kind := task_class(given.get("task", {})):
             source = str(data.get("source")) if isinstance(data, Mapping) else ""
             below = kind.defaults(recipe=recipe, protocol=str(given.get("protocol")), source=source)

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from ofa_jax import files
+from ofa_jax.config.schema import PRETRAINED
 from ofa_jax.errors import ConfigError, WeightsError
 from ofa_jax.files import FileRecord, Record, Sha256
 from ofa_jax.model import frozen_init, trees
@@ -62,6 +63,7 @@ class Trunk:
         return trees.fingerprint(sorted(trees.flatten(self.params).items()))
 
 
+_PRETRAINED_FOLDER = Path(__file__).parent.parent / "trunks"
 _HUB_ID = r"(?![.~])[\w.-]+(/[\w.-]+)?"
 
 
@@ -184,7 +186,7 @@ def load_trunk(source: str | Path, *, n_layer: int | None = None, revision: str 
     config = _keep(stored_config, n_layer, str(source))
     if manifest is not None:
         _check_files(folder, {WEIGHTS: manifest.sha256})
-        origin = manifest.source
+        origin = origin if source in PRETRAINED else manifest.source
     stored = _list_tensors(folder, str(source))
     names, dropped = _match(stored, stored_config, config, folder)
     flat: dict[str, np.ndarray] = {}
@@ -232,6 +234,8 @@ def hub_origin(origin: str) -> tuple[str, str] | None:
 
 def _resolve(source: str | Path, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
     """The local folder of ``source``, downloaded if it is a hub id, and its origin."""
+    if source in PRETRAINED:
+        return _PRETRAINED_FOLDER / str(source), str(source)
     folder, text = Path(os.path.expanduser(source)), str(source)
     there = files.is_there(folder, error=WeightsError)
     if folder.is_dir():

@@ -235,7 +235,7 @@ def steps_and_pulses(draw: Draw, n: int) -> np.ndarray:
     kind = draw.random()
     noise = persistent_noise(draw, n) * np.exp(draw.uniform(-5, -1))
     if kind < 0.35:
-        jumps = (draw.random(n) < np.exp(draw.uniform(np.log(2 / n), np.log(0.05)))) * draw.standard_normal(n)
+        jumps = (draw.random(n) < np.exp(draw.uniform(np.log(min(2 / n, 0.04)), np.log(0.05)))) * draw.standard_normal(n)
         return np.cumsum(jumps) + noise
     if kind < 0.7:
         length = period(draw, 4, 200)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ofa_jax.adapters.bundle import META_FILE, BundleRecord, read_bundle, write_bundle
-from ofa_jax.build import RANDOM, REPLACED, Model, frozen_record, restore_model
+from ofa_jax.build import NAMED, Model, frozen_record, restore_model
 from ofa_jax.config.load import build_experiment, dump_experiment, upgrade_settings
 from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
@@ -53,7 +53,7 @@ def public_settings(experiment: Experiment, trunk_origin: str) -> dict[str, Any]
         if place is not None and place not in CATALOG:  # JSON has no bytes that are not UTF-8
             settings["data"][name] = os.fsencode(Path(place).name).decode(errors="replace")
     trunk = settings["trunk"]
-    if trunk["source"] not in (RANDOM, *REPLACED):
+    if trunk["source"] not in NAMED:
         origin = hub_origin(trunk_origin)
         if origin is None or Path(trunk["source"]).expanduser().is_dir():
             trunk["source"], trunk["revision"] = origin or (None, None)
@@ -135,7 +135,7 @@ def _trunk_settings(stored: Any, folder: Path, record: BundleRecord, moved: str 
         return stored
     if moved is not None:
         return stored | {"source": moved} | ({"revision": None} if Path(moved).is_dir() else {})
-    if stored.get("source") in (RANDOM, *REPLACED) or record.format < 4:
+    if stored.get("source") in NAMED or record.format < 4:
         return stored
     if (folder.parent / CONFIG_FILE).is_file():
         trunk = read_config(folder.parent)[0].trunk

@@ -14,7 +14,7 @@ import yaml
 
 from ofa_jax import __version__
 from ofa_jax.adapters.bundle import BUNDLE_FORMAT, META_FILE
-from ofa_jax.build import RANDOM, REPLACED, Model, compute_dtype, trunk_mathematics
+from ofa_jax.build import NAMED, Model, compute_dtype, trunk_mathematics
 from ofa_jax.config.load import FORMAT, build_experiment, dump_experiment, read_yaml, upgrade_settings
 from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
@@ -130,7 +130,7 @@ def resolved(experiment: Experiment, dtype: str | None = None) -> Experiment:
     chosen = dtype if dtype and trunk.compute_dtype == "auto" else compute_dtype(trunk)
     changes = {"trunk.compute_dtype": chosen}
     places = (("data.source", data.source, CATALOG), ("data.target", data.target, CATALOG))
-    for path, name, known in (*places, ("trunk.source", trunk.source, (RANDOM, *REPLACED))):
+    for path, name, known in (*places, ("trunk.source", trunk.source, NAMED)):
         if name is not None and name not in known and os.path.exists(name):  # False where it cannot be said
             changes[path] = str(Path(name).absolute())
     return experiment.replace(changes)

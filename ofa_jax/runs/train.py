@@ -12,6 +12,7 @@ from ofa_jax.adapters.bundle import META_FILE
 from ofa_jax.build import Model, build_model
 from ofa_jax.config.load import dump_experiment
 from ofa_jax.config.schema import Experiment
+from ofa_jax.config.tasks import GENERATED
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import CheckpointError, ConfigError, DataError
 from ofa_jax.files import is_there, readable_folder
@@ -120,6 +121,7 @@ def train_run(
             log=EventLog(out / METRICS_FILE if main else None),
             checkpoints=Checkpoints(out / CHECKPOINTS, saved=saved) if main else None,
             keep_best=writer,
+            score_initial=model.network.pretrained,
         )
         values: dict[str, Any] = {}
         if data.calibrate is not None:
@@ -232,7 +234,7 @@ def open_run(
         place = given or getattr(experiment.data, name)
         if given:
             moved[f"data.{name}"] = given
-        elif place is not None and place not in CATALOG and not is_there(Path(place), error=DataError):
+        elif place not in (None, GENERATED, *CATALOG) and not is_there(Path(place), error=DataError):
             raise DataError(f"the data file {place} is gone", where=name, fix="Give its current path")
     data = read_data(experiment.replace(moved), relative=made.relative)
     if data.fingerprint != made.data_sha256:

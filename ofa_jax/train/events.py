@@ -18,8 +18,14 @@ CLOCK_FIELDS = ("time", "seconds", "windows_per_second")
 
 
 class _Event(Record):
-    event: Literal["train", "gradient", "epoch", "finished"]
+    event: Literal["initial", "train", "gradient", "epoch", "finished"]
     step: int = Field(ge=0)
+
+
+class _Initial(_Event):
+    model_config = ConfigDict(extra="allow")
+
+    __pydantic_extra__: dict[str, float]  # validation_*
 
 
 class _Train(_Event):
@@ -54,6 +60,7 @@ class _Finished(_Event):
 
 
 _RECORDS: dict[str, type[_Event]] = {
+    "initial": _Initial,
     "train": _Train,
     "gradient": _Gradient,
     "epoch": _Epoch,

@@ -42,6 +42,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     keep_best: Callable[[Params, Progress], None] | None = None,
     layout: Layout | None = None,
+    score_initial: bool = False,
 ) -> FitResult:
     """Train ``trainable`` on a task's training windows, choosing the epoch by validation.
 
@@ -53,6 +54,7 @@ def fit(
         checkpoints: Where given, the newest one is resumed and new ones are written.
         keep_best: Called with the best tree whenever validation improves, and once more at the end.
         layout: The devices; default: all, as the settings say.
+        score_initial: Whether the initial tree is validated as well and may be the best, as epoch 0.
 
     Raises:
         TrainError: A step does not fit into memory; the loss is no longer finite.
@@ -63,7 +65,9 @@ def fit(
     program = Program(predict, task, frozen, settings, layout=layout)
     best = jax.tree.map(np.asarray, trainable)
     lane = Lane(best, settings.seed, log=log or EventLog(None), keep_best=keep_best)
-    trainer = Trainer(program, [lane], reporter=reporter, checkpoints=checkpoints)
+    trainer = Trainer(
+        program, [lane], reporter=reporter, checkpoints=checkpoints, score_initial=score_initial
+    )
     trainer.resume()
     with stop_on_signal(reporter.notice) as request:
         trainer.run(request)

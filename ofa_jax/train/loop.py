@@ -63,6 +63,7 @@ class Trainer:
         reporter: Progress reporter.
         checkpoints: Where given, the newest one is resumed and new ones are written. With several processes,
             only the main one has them.
+        score_initial: Whether the initial tree is validated as well and may remain the best: epoch 0.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class Trainer:
         *,
         reporter: Reporter = SILENT,
         checkpoints: Checkpoints | None = None,
+        score_initial: bool = False,
     ) -> None:
+        self.score_initial = score_initial
         self.program, self.lanes, self.reporter, self.checkpoints = program, lanes, reporter, checkpoints
         self.task, self.settings, self.epoch_steps = program.task, program.settings, program.epoch_steps
         self._slots = [*lanes, *[lanes[-1]] * (program.lanes - len(lanes))]
@@ -179,6 +182,8 @@ class Trainer:
                 self.check_room()
             # no step: compiles the program, so that the first chunk's time is that of its steps
             self.state, _ = self.program.chunk(*self.arguments(0))
+            if self.score_initial and self.step == 0:
+                self._score_initial()
         while self.running:
             closed = self.lanes[self.running[0]].progress.epochs
             done = min((self.step - closed * self.epoch_steps) * settings.batch_size, windows)
@@ -339,6 +344,18 @@ class Trainer:
         clock = {"time": time.time(), "seconds": round(seconds, 3), "windows_per_second": speed}
         for number in self.running:
             self._close_lane(number, epoch, self.task.metrics(sums[number]), clock)
+
+    def _score_initial(self) -> None:
+        """Validate the initial trees, which are the best until an epoch is better."""
+        sums = self._evaluate(self.task.tables["validation"], self.state.trainable, "before training")
+        for number in self.running:
+            lane, metrics = self.lanes[number], self.task.metrics(sums[number])
+            lane.progress.best, lane.progress.best_metrics = metrics[self.task.objective], metrics
+            named = {f"validation_{name}": value for name, value in metrics.items()}
+            lane.log.append("initial", step=0, **named)
+            listed = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in named.items())
+            self.reporter.notice(f"before training: {listed}")
+            lane.keep()
 
     def evaluate_best(self, table: WindowTable) -> Sequence[Sums]:
         """For each lane the task's sums of every window with its best tree, ``{name: [windows, …]}``."""
