@@ -235,7 +235,9 @@ def steps_and_pulses(draw: Draw, n: int) -> np.ndarray:
     kind = draw.random()
     noise = persistent_noise(draw, n) * np.exp(draw.uniform(-5, -1))
     if kind < 0.35:
-        jumps = (draw.random(n) < np.exp(draw.uniform(np.log(min(2 / n, 0.04)), np.log(0.05)))) * draw.standard_normal(n)
+        jumps = (
+            draw.random(n) < np.exp(draw.uniform(np.log(min(2 / n, 0.04)), np.log(0.05)))
+        ) * draw.standard_normal(n)
         return np.cumsum(jumps) + noise
     if kind < 0.7:
         length = period(draw, 4, 200)
@@ -287,9 +289,11 @@ def oscillation(draw: Draw, n: int) -> np.ndarray:
 
 def short_business(draw: Draw, n: int) -> np.ndarray:
     """As yearly, quarterly and monthly figures: growth that drifts, a mild season, little noise."""
+    life = np.exp(draw.uniform(np.log(20), np.log(max(n, 21))))  # steps in which it grows as such figures do
     drift = draw.normal(0.01, 0.04) + 0.02 * smooth_noise(draw, n, n / draw.uniform(8, 60))
     shocks = draw.standard_normal(n) * np.exp(draw.uniform(-5.5, -2.5))
-    log = np.cumsum(np.clip(drift, -0.1, 0.1) * draw.choice([0.2, 1.0]) + shocks * draw.choice([0.3, 1.0]))
+    growth = np.clip(drift, -0.1, 0.1) * draw.choice([0.2, 1.0]) * min(1, 60 / life)
+    log = np.cumsum(growth + shocks * draw.choice([0.3, 1.0])) * min(1, life / n)
     log = log - log.mean()
     if draw.random() < 0.6:
         log = log + np.exp(draw.uniform(-4, -1)) * cycle(draw, n, float(draw.choice([4, 4, 12, 12, 12, 52])))
