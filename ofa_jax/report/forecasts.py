@@ -16,6 +16,7 @@ from ofa_jax.baselines.compare import model_name
 from ofa_jax.data.frames import Frame
 from ofa_jax.errors import DataError, OfaError
 from ofa_jax.inference import predict as predict_next
+from ofa_jax.model.quantiles import Quantiles
 from ofa_jax.plots import run as plots
 from ofa_jax.plots import style
 from ofa_jax.report.parts import Picture, Section, Table, best_median_worst, number, number_table, picture
@@ -69,6 +70,7 @@ class Evaluation:
         """
 
         def outputs(prediction: Any, batch: Batch) -> dict[str, jax.Array]:
+            prediction = prediction.mean[..., None] if isinstance(prediction, Quantiles) else prediction
             fields = {name: leaf for name, leaf in batch._asdict().items() if leaf is not None}
             return {**fields, "prediction": forecast_change(prediction, batch)}
 

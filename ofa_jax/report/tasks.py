@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from ofa_jax.model.quantiles import Quantiles
 from ofa_jax.plots import tasks as plots
+from ofa_jax.plots.run import forecast as forecast_figure
 from ofa_jax.plots.style import aligned
 from ofa_jax.report.forecasts import (
     Evaluation,
@@ -195,6 +197,42 @@ def anomaly_scores(evaluation: Evaluation) -> tuple[pd.DataFrame, float, pd.Seri
     return table, threshold, pd.Series(errors, index=evaluation.loaded.names), metrics
 
 
+def pretrain_results(evaluation: Evaluation) -> Results:
+    """Pretraining: three held-out windows and the mean forecast; errors by step."""
+    task = evaluation.task
+
+    def outputs(forecast: Quantiles, batch: Batch) -> dict[str, jax.Array]:
+        squared = jnp.where(batch.y_mask[..., 0], jnp.square(forecast.mean - batch.y[..., 0]), 0)
+        shown = {"x": batch.x, "x_mask": batch.x_mask, "y": batch.y, "y_mask": batch.y_mask}
+        return {**task.sums(forecast, batch), **shown, "mean": forecast.mean, "squared": squared}
+
+    found = evaluation.predictor(outputs)(evaluation.table)
+    per_window = ratio(found["pinball"], found["count"])
+    places, parts = best_median_worst(per_window), {}
+    for name, place in places.items():
+        x, y = (np.where(found[f"{part}_mask"][place], found[part][place], np.nan)[:, 0] for part in "xy")
+        time = np.arange(1 - len(x), len(y) + 1)
+        ahead = np.concatenate([np.full(len(x), np.nan), found["mean"][place]])
+        table = pd.DataFrame({"time": time, "actual": np.concatenate([x, y]), "forecast": ahead})
+        parts[
+            f"{name}: window {evaluation.table.window_id[place]:,}, pinball {number(per_window[place])}"
+        ] = table
+    shown = picture(
+        forecast_figure(pd.concat(parts, names=["panel"]).reset_index("panel"), label="standard deviations"),
+        f"Held-out windows and the mean forecast. {'; '.join(parts)}.",
+        f"{'; '.join(parts)}.",
+    )
+    windows = Section("windows", "Held-out windows", [rule(evaluation, "pinball loss")], pictures=[shown])
+    known = found["y_mask"][..., 0]
+    by_step = ratio(found["squared"].sum(axis=0), known.sum(axis=0))
+    places_shown = np.unique(np.linspace(0, len(by_step) - 1, 8).astype(int))
+    rows = list(zip([f"{step + 1}" for step in places_shown], aligned(by_step[places_shown]), strict=True))
+    errors = Section(
+        "errors", "Errors", [], [Table("Squared error of the mean by step", ("step", "MSE"), rows)]
+    )
+    return Results(task.final_metrics(lambda _: found, "test"), windows, errors)
+
+
 RESULTS: Mapping[str, Callable[[Evaluation], Results]] = {
     "forecast": forecast_results,
     "zero_shot": forecast_results,
@@ -202,5 +240,6 @@ RESULTS: Mapping[str, Callable[[Evaluation], Results]] = {
     "anomaly": anomaly_results,
     "classification": classification_results,
     "imputation": imputation_results,
+    "pretrain": pretrain_results,
 }
 """What to evaluate and show, by ``task.name``."""

@@ -16,9 +16,11 @@ from ofa_jax.model.convert import save_trunk
 from ofa_jax.model.gpt2 import Forecaster
 from ofa_jax.model.quantiles import Quantiles
 from ofa_jax.model.weights import load_trunk
+from ofa_jax.report.page import write_report
 from ofa_jax.runs.trunk import trunk_of_run
 from ofa_jax.tasks import pretrain
 from ofa_jax.tasks.table import prepare
+from ofa_jax.train.progress import SILENT
 from ofa_jax.train.step import dropout_key
 from ofa_jax.windows.batch import Batch
 
@@ -179,6 +181,12 @@ def test_a_run_becomes_a_trunk_that_forecasts_and_is_adapted(run, tiny, tmp_path
     assert min(event["validation_mse"] for event in events if "validation_mse" in event) == pytest.approx(
         evaluate(model, data, "validation")["mse"]
     )
+
+
+def test_a_report_shows_held_out_windows(run):
+    page = write_report(run, SILENT).read_text()
+    assert "Held-out windows" in page
+    assert "Squared error of the mean by step" in page
 
 
 def test_only_a_pretraining_run_makes_a_trunk(tiny, tmp_path):
