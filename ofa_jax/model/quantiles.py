@@ -69,7 +69,7 @@ def compress(z_mt: jax.Array) -> jax.Array:
 
 
 class QuantileNetwork(Network):
-    """The pretrained layers: ``in_layer``, the trunk, and the head's ``out_layer`` and ``spread_layer``.
+    """The pretrained layers: ``in_layer``, the trunk, and the head's ``median_layer`` and ``spread_layer``.
 
     Attributes:
         horizon: Forecast steps.
@@ -89,7 +89,7 @@ class QuantileNetwork(Network):
             self._ahead,
             self._dense(self.width, "in_layer"),
             self.trunk.clone(parent=self, name=self.trunk.path_name),
-            self._dense(self.patch, "out_layer"),
+            self._dense(self.patch, "median_layer"),
             self._dense(self.patch * len(LEVELS), "spread_layer"),
         )
 

@@ -139,7 +139,7 @@ def trunk_tensors(config: GPT2Config) -> dict[str, tuple[str, tuple[int, ...]]]:
     tree: dict[str, Any] = {"wpe": {"embedding": (config.n_positions, d)}, "h": blocks, "ln_f": norm}
     if around := config.forecaster:
         tree["in_layer"] = dense(4 * around.patch, d)
-        tree["out_layer"] = dense(d, around.patch)
+        tree["median_layer"] = dense(d, around.patch)
         tree["spread_layer"] = dense(d, len(LEVELS) * around.patch)
     rows = {}
     for path, shape in trees.flatten(tree).items():

@@ -33,7 +33,7 @@ def trunk():
     params = random_trunk(CONFIG, 0).params
     around = {}
     for path, shape in trunk_tensors(CONFIG).values():
-        if path.split("/")[0] in ("in_layer", "out_layer", "spread_layer"):
+        if path.split("/")[0] in ("in_layer", "median_layer", "spread_layer"):
             layer, leaf = path.split("/")
             around.setdefault(layer, {})[leaf] = draw.normal(0, 0.3, shape).astype(np.float32)
     return {**params, **around}
@@ -56,7 +56,7 @@ def series(steps=64, channels=2):
 def test_quantiles_never_cross_and_the_median_is_between(trunk):
     network = PretrainNetwork(trunk=GPT2Trunk(CONFIG), input_length=64, horizon=16, patch=8)
     params = {"gpt2": {name: trunk[name] for name in ("wpe", "h", "ln_f")}}
-    params |= {name: trunk[name] for name in ("in_layer", "out_layer", "spread_layer")}
+    params |= {name: trunk[name] for name in ("in_layer", "median_layer", "spread_layer")}
     forecast = network.apply({"params": params}, series(channels=1))
     assert forecast.levels.shape == (3, 16, 9)
     assert forecast.mean.shape == (3, 16)
