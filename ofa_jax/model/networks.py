@@ -80,6 +80,8 @@ class Network(nn.Module):
     input_length: int
     pretrained: ClassVar[bool] = False
     """Whether the layers around the trunk are the ones it was pretrained with."""
+    zero: ClassVar[tuple[str, ...]] = ()
+    """Layers that are zero until they are adapted or trained."""
 
     @property
     def tokens(self) -> int:
@@ -340,13 +342,16 @@ def init_base(network: Network, trunk_params: Params, seed: int) -> Params:
     if "gpt2/wpe/embedding" not in shapes:
         given.pop("gpt2/wpe/embedding", None)
     found = {path: np.shape(leaf) for path, leaf in given.items()}
+    zero = [path for path in shapes if path.split("/")[0] in network.zero]
     wanted = {path: shape for path, shape in shapes.items() if path.startswith("gpt2/") or network.pretrained}
+    wanted = {path: shape for path, shape in wanted.items() if path not in zero}
     wrong = sorted(path for path in wanted | found if wanted.get(path) != found.get(path))
     if wrong:
         what = f"the trunk does not fit the network at {listing(wrong, 5)}"
         fix = "Load the trunk with the configuration that the network was built with"
         raise WeightsError(what, where="gpt2", fix=fix)
     trunk = {path: trees.aligned(np.asarray(leaf)) for path, leaf in given.items()}
+    trunk |= {path: np.zeros(shapes[path], np.float32) for path in zero}
     return trees.unflatten(trunk | {path: _draw(seed, path, shapes) for path in shapes if path not in trunk})
 
 

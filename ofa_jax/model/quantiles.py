@@ -68,6 +68,25 @@ def compress(z_mt: jax.Array) -> jax.Array:
     return jnp.clip(jnp.arcsinh(z_mt), -LIMIT, LIMIT)
 
 
+class Features(NamedTuple):
+    """What adaptation of the last layer needs of a window.
+
+    Attributes:
+        hidden: Hidden states of the tokens ahead, ``[m, k · d]``.
+        scale: Of the window, ``[m, 1]``.
+        forecast: The zero-shot forecast, ``[m, h]``.
+    """
+
+    hidden: jax.Array
+    scale: jax.Array
+    forecast: jax.Array
+
+
+def read_features(given: Features, out_layer: Layer) -> jax.Array:
+    """The adapted forecast ``[m, h]``."""
+    return given.forecast + out_layer(given.hidden).astype(jnp.float32) * given.scale
+
+
 class QuantileNetwork(Network):
     """The pretrained layers: ``in_layer``, the trunk, and the head's ``median_layer`` and ``spread_layer``.
 
@@ -83,8 +102,11 @@ class QuantileNetwork(Network):
     def tokens(self) -> int:
         return (self.input_length + self.horizon) // self.patch
 
-    def _forecaster(self) -> Callable[..., Quantiles]:
-        """``(x_mt, seen_mt, horizon, keys_m) -> forecast`` of standardized contexts, in their units."""
+    def _forecaster(self) -> Callable[..., tuple[Quantiles, jax.Array]]:
+        """``(x_mt, seen_mt, horizon, keys_m) -> forecast, hidden_mkd`` of standardized contexts.
+
+        The forecast is in their units; the hidden states are those of the k tokens ahead.
+        """
         return partial(
             self._ahead,
             self._dense(self.width, "in_layer"),
@@ -103,7 +125,7 @@ class QuantileNetwork(Network):
         seen_mt: jax.Array,
         horizon: int,
         keys_m: jax.Array | None,
-    ) -> Quantiles:
+    ) -> tuple[Quantiles, jax.Array]:
         m, first = len(x_mt), x_mt.shape[1] // self.patch
         z_mt = jnp.where(seen_mt, compress(x_mt), 0)
         cycle = find_cycle(z_mt, seen_mt)
@@ -121,7 +143,7 @@ class QuantileNetwork(Network):
         above = center + jnp.cumsum(gaps[..., _MIDDLE:], axis=-1)
         below = center - jnp.cumsum(gaps[..., :_MIDDLE], axis=-1)[..., ::-1]
         mean = jnp.sinh(jnp.clip(median, -_MEDIAN_LIMIT, _MEDIAN_LIMIT)) + shift
-        return Quantiles(jnp.concatenate([below, center, above], axis=-1), mean)
+        return Quantiles(jnp.concatenate([below, center, above], axis=-1), mean), hidden_mkd
 
 
 class PretrainNetwork(QuantileNetwork):
@@ -133,44 +155,72 @@ class PretrainNetwork(QuantileNetwork):
     ) -> Quantiles:
         """Forecasts ``[b, h]`` of standardized contexts ``x_btc`` ``[b, t, 1]``."""
         seen_btc = jnp.ones(x_btc.shape, bool) if x_mask is None else x_mask
-        return self._forecaster()(x_btc[..., 0], seen_btc[..., 0], self.horizon, dropout_keys)
+        forecast, _ = self._forecaster()(x_btc[..., 0], seen_btc[..., 0], self.horizon, dropout_keys)
+        return forecast
 
 
 class PretrainedForecastNetwork(QuantileNetwork):
     """Forecasting with the layers of pretraining: channel by channel, of any horizon.
 
     Contexts shorter than the trunk's are masked at their left. A horizon beyond the trunk's is rolled out:
-    the mean forecast becomes context until there are enough steps.
+    the mean forecast becomes context until there are enough steps. To the forecast is added what
+    ``out_layer`` reads from all tokens ahead of the first round: nothing, until it is adapted or trained.
     """
 
     pretrained = True
+    zero = ("out_layer",)
 
     @nn.compact
     def __call__(
         self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
         """Forecast ``[b, h, c]`` in the units of ``x_btc``, each channel independently."""
-        c, around = x_btc.shape[2], self.trunk.config.forecaster
+        c, out_layer = x_btc.shape[2], self._dense(self.horizon, "out_layer")
+        given = self._zero_shot(x_btc, x_mask, channel_keys(dropout_keys, c))
+        return join_channels(read_features(given, out_layer), c)
+
+    def _zero_shot(self, x_btc: jax.Array, x_mask: jax.Array | None, keys_m: jax.Array | None) -> Features:
+        around = self.trunk.config.forecaster
         assert around is not None
-        keys_m = channel_keys(dropout_keys, c)
         x_mt = split_channels(x_btc)
         seen_mt = jnp.ones(x_mt.shape, bool) if x_mask is None else split_channels(x_mask)
         left = ((0, 0), (around.context - self.input_length, 0))
         x_mt, seen_mt = jnp.pad(x_mt, left), jnp.pad(seen_mt, left)
-        ahead, parts, missing = self._forecaster(), [], self.horizon
+        ahead, parts, missing, first = self._forecaster(), [], self.horizon, None
         while missing > 0:
             steps = min(-(-missing // self.patch) * self.patch, around.horizon)
             units = units_of(x_mt, seen_mt)
             z_mt = jnp.where(seen_mt, units.standardize(x_mt), 0)
-            mean_mh = ahead(z_mt, seen_mt, steps, keys_m).mean * units.scale + units.mean
+            forecast, hidden_mkd = ahead(z_mt, seen_mt, steps, keys_m)
+            first = first or (hidden_mkd.reshape(len(x_mt), -1), units.scale)
+            mean_mh = forecast.mean * units.scale + units.mean
             parts.append(mean_mh)
             missing -= steps
             x_mt = jnp.concatenate([x_mt, mean_mh], axis=1)[:, steps:]
             seen_mt = jnp.concatenate([seen_mt, jnp.ones(mean_mh.shape, bool)], axis=1)[:, steps:]
-        return join_channels(jnp.concatenate(parts, axis=1)[:, : self.horizon], c)
+        assert first is not None
+        return Features(*first, jnp.concatenate(parts, axis=1)[:, : self.horizon])
 
     @property
     def tokens(self) -> int:
         around = self.trunk.config.forecaster
         assert around is not None
-        return (around.context + min(self.horizon, around.horizon)) // self.patch
+        return around.context // self.patch + self.tokens_ahead
+
+    @property
+    def tokens_ahead(self) -> int:
+        """Tokens of the steps ahead in the first round."""
+        around = self.trunk.config.forecaster
+        assert around is not None
+        return -(-min(self.horizon, around.horizon) // self.patch)
+
+
+class FeatureNetwork(PretrainedForecastNetwork):
+    """The same forecaster up to its last layer."""
+
+    @nn.compact
+    def __call__(  # type: ignore[override]
+        self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None
+    ) -> Features:
+        """Features of univariate windows ``[b, t, 1]``."""
+        return self._zero_shot(x_btc, x_mask, dropout_keys)

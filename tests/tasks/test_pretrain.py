@@ -20,7 +20,7 @@ from ofa_jax.report.page import write_report
 from ofa_jax.runs.trunk import trunk_of_run
 from ofa_jax.tasks import pretrain
 from ofa_jax.tasks.table import prepare
-from ofa_jax.train.progress import SILENT
+from ofa_jax.train.progress import SILENT, SilentReporter
 from ofa_jax.train.step import dropout_key
 from ofa_jax.windows.batch import Batch
 
@@ -44,6 +44,13 @@ SMALL = {
         "clip_norm": 1,
     },
 }
+
+
+class Messages(SilentReporter):
+    text = ""
+
+    def notice(self, text: str) -> None:
+        self.text += f"{text}\n"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -181,6 +188,32 @@ def test_a_run_becomes_a_trunk_that_forecasts_and_is_adapted(run, tiny, tmp_path
     assert min(event["validation_mse"] for event in events if "validation_mse" in event) == pytest.approx(
         evaluate(model, data, "validation")["mse"]
     )
+
+
+@pytest.mark.parametrize("horizon", [13, 20])
+def test_the_last_layer_is_trained_on_features_of_one_pass(run, tiny, tmp_path, horizon, monkeypatch):
+    save_trunk(trunk_of_run(run), tmp_path / "trunk")
+    experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv")).replace(
+        {
+            "task.horizon": horizon,
+            "trunk.source": str(tmp_path / "trunk"),
+            "trunk.n_layer": 1,
+            "rules": [["adapt", "out_layer/kernel"], ["freeze", ".*"]],
+            "train.epochs": 2,
+            "train.learning_rate": 1e-2,
+        }
+    )
+    said = Messages()
+    train_run(experiment, tmp_path / "cached", said)
+    assert "hidden states were computed once" in said.text
+    monkeypatch.setattr("ofa_jax.runs.train.cache_features", lambda *_: None)
+    train_run(experiment, tmp_path / "plain")
+    (cached, data), (plain, _) = (open_run(tmp_path / name) for name in ("cached", "plain"))
+    assert cached.record.best_epoch > 0
+    factors = [model.model.trainable["adapters"]["out_layer"] for model in (cached, plain)]
+    for name in ("a", "b"):
+        np.testing.assert_allclose(factors[0][name], factors[1][name], atol=2e-4)
+    assert evaluate(cached, data)["mse"] == pytest.approx(evaluate(plain, data)["mse"], rel=1e-4)
 
 
 def test_a_report_shows_held_out_windows(run):
