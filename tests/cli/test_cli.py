@@ -278,7 +278,7 @@ def test_predict_overwrites_no_input(trained, tiny, tmp_path, call):
     assert [entry.name for entry in tmp_path.iterdir()] == ["new.csv"]
 
 
-@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+@pytest.mark.parametrize("name", ["-", pytest.param("/dev/stdout", marks=pytest.mark.slow)])
 def test_predict_to_standard_output(trained, tiny, tmp_path, name):
     new = tiny.csv(tmp_path / "new.csv", rows=40)
     with open(tmp_path / "f.csv", "w") as out:

@@ -95,14 +95,20 @@ def undisturbed(tiny, source, tmp_path_factory) -> Path:
     return run
 
 
-@pytest.fixture
-def stopped(tiny, source, tmp_path) -> Path:
-    """A run that was stopped at step 13, with checkpoints at 7 and 13."""
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def stopped_once(tiny, source, tmp_path_factory) -> Path:
+    """A run that was stopped at step 13, with checkpoints at 7 and 13; never changed."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.raises(Interrupted):
         train_run(tiny.experiment(source), run, Listener(after_chunks=5))
     assert sorted(int(entry.name) for entry in (run / "checkpoints").iterdir()) == [7, 13]
     return run
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path) -> Path:
+    """A copy of that run."""
+    return Path(shutil.copytree(stopped_once, tmp_path / "run"))
 
 
 def resume(tiny: Any, source: Path, run: Path, *overrides: str) -> Listener:
@@ -429,6 +435,7 @@ def test_when_every_checkpoint_is_gone_it_says_so(tiny, source, undisturbed, sto
     assert outcome(stopped) == outcome(undisturbed)
 
 
+@pytest.mark.slow  # two training programs
 def test_a_run_goes_on_in_the_computing_type_it_was_begun_with(tiny, source, tmp_path):
     with pytest.raises(Interrupted):
         train_run(
