@@ -481,6 +481,7 @@ def test_a_finished_sweep_is_left_as_it_is(
     assert not (out / ".sweep.csv.abc.ofa-tmp").exists()
 
 
+@pytest.mark.slow  # two training programs
 def test_one_program_is_compiled_for_each_bucket(tiny: Any, source: Path, tmp_path: Path) -> None:
     experiment = resolved(tiny.experiment(source, PLAIN))
     programs = SweepPrograms(build_model(experiment), read_data(experiment).task, experiment.train)
@@ -548,6 +549,7 @@ def test_every_task_is_swept(tiny: Any, tmp_path: Path, task: str) -> None:
         assert found[f"test_{name}"] == pytest.approx(value, rel=1e-4), name
 
 
+@pytest.mark.slow  # a third training program
 def test_baselines_are_trained_and_kept(
     tiny: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -493,6 +493,7 @@ def test_a_finished_run_can_be_trained_on(tiny, source, undisturbed, tmp_path):
     assert [event["event"] for event in read_events(run / "metrics.jsonl")].count("finished") == 1
 
 
+@pytest.mark.slow  # a training program that no other test has
 def test_a_run_that_lost_its_patience_is_not_trained_on(tiny, source, tmp_path):
     given = ("train.learning_rate=1", "train.schedule=constant", "train.patience=1", "train.epochs=30")
     result = train_run(tiny.experiment(source, *given), tmp_path / "run")
