@@ -54,7 +54,7 @@ def read_text(
     first_cell = ""
     try:
         names = tuple(name.strip() for name in next(reader))
-        _check_header(names, f"{path}, line {line_numbers[0]}")
+        check_header(names, f"{path}, line {line_numbers[0]}")
         end = reader.line_num
         for row, fields in enumerate(reader, start=1):
             fields = fields or [""]
@@ -93,7 +93,9 @@ def _content(path: Path) -> str:
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     text = content.decode("utf-16", errors="replace") if utf16 else decode(content)
     if "\0" in text:
-        raise DataError("the file contains binary data, not text", where=str(path), fix="Give CSV or Parquet")
+        raise DataError(
+            "the file contains binary data, not text", where=str(path), fix="Give CSV, Excel or Parquet"
+        )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -218,7 +220,12 @@ def _read_csv(
     return frame
 
 
-def _check_header(names: tuple[str, ...], where: str) -> None:
+def check_header(names: tuple[str, ...], where: str) -> None:
+    """Refuse a first line that does not name the columns.
+
+    Raises:
+        DataError: A name with a line break, values, or a title.
+    """
     broken = next((name for name in names if "\n" in name), None)
     if broken is not None:
         fix = "Close the quote that was left open, or take the line break out of the name"
@@ -226,6 +233,9 @@ def _check_header(names: tuple[str, ...], where: str) -> None:
     if _are_values(names):
         what = f"the first line contains values ({', '.join(names[:3])}), not column names"
         raise DataError(what, where=where, fix="Add a header line with the names of the columns")
+    if names[0] and len(names) > 1 and not any(names[1:]):
+        what = f"only the first of {len(names)} columns has a name, {shorten(names[0])}, which may be a title"
+        raise DataError(what, where=where, fix="Name every column, and remove lines above the header")
 
 
 def _are_values(cells: Sequence[str]) -> bool:
