@@ -125,6 +125,22 @@ def read_form(texts: pd.Series, form: str) -> pd.Series:
     return pd.to_datetime(texts, format=form, errors="coerce")
 
 
+def unrounded_days(times: pd.Series, texts: pd.Series) -> tuple[pd.Series, str | None]:
+    """Times of Excel's days before their decimals were rounded, where all lie on one grid; and a notice."""
+    import pandas as pd
+
+    decimals = texts.str.extract(r"\.(\d+)$")[0].str.len().max()
+    if pd.isna(decimals):
+        return times, None
+    rounding = pd.Timedelta(days=0.5 * 10.0**-decimals) + pd.Timedelta(milliseconds=1)
+    for grid in ("1D", "1h", "5min", "1min", "10s", "1s"):
+        whole = times.dt.round(grid)
+        if 4 * rounding < pd.Timedelta(grid) and ((whole - times).abs() <= rounding).all():
+            words = f"days are written with {decimals:.0f} decimals, so times are read to the nearest {grid}"
+            return whole, None if (whole == times).all() else words
+    return times, None
+
+
 def _epochs(texts: pd.Series, unit: str) -> pd.Series:
     import pandas as pd
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, timedelta
@@ -29,6 +30,7 @@ from ofa_jax.data.dates import (
     read_form,
     split_zones,
     two_digit_years,
+    unrounded_days,
     zone_of,
 )
 from ofa_jax.errors import DataError
@@ -122,7 +124,8 @@ def _parse_numbers(texts: pd.Series, form: str, place: Place) -> tuple[np.ndarra
     parsed = read_form(texts, form)
     _check_complete(parsed, texts, place)
     if form == EXCEL:
-        return _compact(parsed.to_numpy()), Clock()
+        parsed, rounded = unrounded_days(parsed, texts)
+        return _compact(parsed.to_numpy()), Clock(notices=() if rounded is None else (rounded,))
     whole = bool((numbers % 1 == 0).all())
     return _compact(parsed.to_numpy()), Clock(write=_epoch_writer(form) if whole else None)
 
@@ -253,7 +256,14 @@ def _compact(times: np.ndarray) -> np.ndarray:
 
 
 def _not_a_date(text: str, where: str) -> DataError:
-    return DataError(f"{shorten(text)} is not a timestamp", where=where, fix=_FIX_FORMAT)
+    what = f"{shorten(text)} is not a timestamp"
+    if re.fullmatch(r"[2-6]\d{4}\.\d+", text):
+        fix, past = (
+            "If these are Excel's day numbers, set `timestamp_format: excel`",
+            {"timestamp_format": EXCEL},
+        )
+        return DataError(what, where=where, fix=fix, past=past)
+    return DataError(what, where=where, fix=_FIX_FORMAT)
 
 
 def shorten(text: object, length: int = 40) -> str:

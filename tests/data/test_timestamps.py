@@ -125,6 +125,23 @@ def test_excel_days_are_read_where_a_setting_says_so():
     assert "set `timestamp_format: excel`" in frame_of([43831, 43832, 43833]).notices[-1]
 
 
+@pytest.mark.parametrize(
+    ("step", "decimals"),
+    [("h", 2), ("h", 3), ("h", 5), ("15min", 3), ("15min", 5), ("7min", 4), ("90s", 5), ("30s", 5), ("s", 6)],
+)
+def test_excel_days_of_few_decimals_are_on_their_grid(step, decimals):
+    index = pd.date_range("2024-02-28 00:00", periods=300, freq=step)
+    days = (index - pd.Timestamp("1899-12-30")) / pd.Timedelta(days=1)
+    for cells in (days.to_numpy().round(decimals), [f"{day:.{decimals}f}" for day in days]):
+        frame = frame_of(cells, timestamp_format="excel")
+        np.testing.assert_array_equal(frame.timestamps, index.to_numpy())
+        assert f"written with {decimals} decimals, so times are read to the nearest" in frame.notices[-1]
+    assert "set `timestamp_format: excel`" in refused(cells)
+    assert "nearest" not in frame_of(days, timestamp_format="excel").notices[-1]
+    gap = [*cells[:200], *cells[201:]]
+    assert f"expected {index[200]}" in refused(gap, timestamp_format="excel")
+
+
 def test_a_format_decides_what_is_ambiguous():
     cells = ["01/02/2024", "02/02/2024", "03/02/2024"]
     assert 'set `timestamp_format: "%d/%m/%Y"` or `timestamp_format: "%m/%d/%Y"`' in refused(
