@@ -18,7 +18,15 @@ ISO, QUARTER, WEEK, EXCEL = "ISO8601", "quarter", "week", "excel"
 EPOCHS = ("s", "ms", "us", "ns")
 _QUARTER = re.compile(r"(?P<year>\d{4})[ -]?Q(?P<quarter>[1-4])|Q([1-4])[ -](\d{4})", re.IGNORECASE)
 _WEEK = re.compile(r"\d{4}-?W\d\d", re.IGNORECASE)
-_ZONE = re.compile(r"^(.*[T ]\d[\d:.,]*(?: ?[AP]M)?) ?(Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)$", re.IGNORECASE)
+_ZONE = re.compile(
+    r"^(.*[T ]\d[\d:.,]*(?: ?[AP]M)?) ?(Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)$"
+    r"|^(.*[T ]\d?\d:\d\d[\d:.,]*(?: ?[AP]M)?) *((?![AP]M$)[A-Z([][\w/+:()\]. -]{1,60})$",
+    re.IGNORECASE,
+)
+_AMERICAN = {"EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7}
+_EUROPEAN = {"WET": 0, "WEST": 1, "CET": 1, "CEST": 2, "EET": 2, "EEST": 3}
+_NAMED_ZONES = {"Z": 0, "UTC": 0, "GMT": 0, "UT": 0} | _AMERICAN | _EUROPEAN
+"""Hours east of UTC: those of RFC 5322, and Europe's."""
 _CLOCK = re.compile(r"[T ]\d{1,2}:\d\d(?P<seconds>:\d\d(?P<part>\.\d+)?)?(?P<half> ?[AP]M)?$", re.IGNORECASE)
 _WEEKDAY = re.compile(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun)([a-z]*day)?(,? )", re.IGNORECASE)
 _MONTH = re.compile(r"(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*", re.IGNORECASE)
@@ -28,16 +36,16 @@ _USUAL_ZONES = (
 )
 
 
-def split_zones(texts: pd.Series) -> tuple[pd.Series, np.ndarray]:
-    """Texts without their time zone, and its minutes east of UTC ``[T]``; NaN where there is none."""
+def split_zones(texts: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Texts without their time zone, and what follows the time as one; missing where nothing does."""
     parts = texts.str.extract(_ZONE)
-    known = {zone: _minutes(zone) for zone in parts[1].dropna().unique()}
-    return parts[0].fillna(texts), parts[1].map(known).to_numpy(np.float64)
+    return parts[0].fillna(parts[2]).fillna(texts), parts[1].fillna(parts[3])
 
 
-def _minutes(zone: str) -> float:
+def minutes_of(zone: str) -> float:
+    """Minutes east of UTC of an offset or the name of a time zone; NaN where it is not known."""
     if zone[0] not in "+-":
-        return 0.0
+        return 60.0 * _NAMED_ZONES.get(zone.upper(), np.nan)
     minutes = int(zone[1:3]) * 60 + int(zone[3:].removeprefix(":") or 0)
     return -minutes if zone[0] == "-" else minutes
 

@@ -26,6 +26,7 @@ from ofa_jax.data.dates import (
     EXCEL,
     ISO,
     forms_of,
+    minutes_of,
     read_digits,
     read_form,
     split_zones,
@@ -164,23 +165,32 @@ def _parse_text(
 ) -> tuple[np.ndarray, Clock]:
     import pandas as pd
 
-    bodies, offsets = split_zones(texts)
-    zoned = ~np.isnan(offsets)
+    bodies, zones = split_zones(texts)
+    zoned = zones.notna().to_numpy()
     if zoned.any() and not zoned.all():
         row = int(np.flatnonzero(zoned != zoned[0])[0])
         what = f"{texts[row]!r} and {texts[0]!r} in the first row differ in having a time zone"
         raise DataError(what, where=place(row), fix="Give every timestamp a time zone, or none")
+    known = {zone: minutes_of(zone) for zone in zones.dropna().unique()}
+    unknown = next((zone for zone, minutes in known.items() if np.isnan(minutes)), None)
+    if unknown is not None and form is None:
+        what = f"the text {shorten(unknown)} after the time is no time zone that is known"
+        fix = "Write an offset from UTC in its place, such as +01:00, or leave it out"
+        raise DataError(what, where=place(int(np.argmax(zones == unknown))), fix=fix)
     notices: list[str] = []
     if form is not None:
-        parsed = _read_given(texts if "%z" in form else bodies, form, place)
+        parsed = _read_given(texts if unknown or "%z" in form else bodies, form, place)
     else:
         parsed, notices = _read_best(bodies, place, expected)
     wall = pd.DatetimeIndex(parsed)
     if wall.tz is not None:  # the given form has %z
         return _compact(wall.tz_convert("UTC").tz_localize(None).to_numpy()), Clock(wall.tz)
-    if not zoned[0]:
+    if unknown or not zoned[0]:
         return _compact(wall.to_numpy()), Clock(notices=tuple(notices))
+    offsets = zones.map(known).to_numpy(np.float64)
     utc = wall.to_numpy() - (offsets * 60).astype("m8[s]")
+    named = [f"{zone} is UTC{known[zone] / 60:+.0f}" for zone in known if zone[0].isalpha() and known[zone]]
+    notices += [f"time zones: {', '.join(named)}"] if named else []
     zone, inferred = zone_of(utc, offsets)
     notices += [] if inferred is None else [inferred]
     return _compact(utc), Clock(zone, notices=tuple(notices))

@@ -237,6 +237,31 @@ def test_zones_by_their_suffix(suffix):
     assert frame.notices[1:] == ()
 
 
+@pytest.mark.parametrize("zone", ["America/Chicago", "Europe/Berlin"])
+def test_names_of_zones_are_offsets(zone):
+    index = pd.date_range("2024-10-27", periods=300, freq="h", tz=zone)
+    named = index.strftime("%d-%b-%Y %I:%M %p %Z")
+    frame = frame_of(named[:250])
+    np.testing.assert_array_equal(time_index(frame, 50).tz_convert("UTC"), index[250:].tz_convert("UTC"))
+    assert frame.notices[-2] == "DataFrame, column `when`: time zones: " + (
+        "CDT is UTC-5, CST is UTC-6" if "Chicago" in zone else "CEST is UTC+2, CET is UTC+1"
+    )
+    assert frame.notices[-1].endswith(f"change as in {zone}, which is taken as the time zone")
+
+
+@pytest.mark.parametrize(
+    "text", ["AEST", "Europe/Berlin", "[Europe/Berlin]", "Eastern Standard Time", "GMT+0100 (CET)", "Uhr"]
+)
+def test_unknown_names_of_zones_are_named(text):
+    times = [f"2024-01-01 {hour:02d}:00" for hour in range(9)]
+    message = refused([*(f"{time} EST" for time in times[:4]), *(f"{time} {text}" for time in times[4:])])
+    assert f"row 5: the text {text!r} after the time is no time zone that is known" in message
+    assert "Write an offset from UTC in its place, such as +01:00, or leave it out" in message
+    assert frame_of([f"{time}+01:00" for time in times]).frequency == "h"
+    assert frame_of(times).frequency == "h"
+    assert frame_of([f"{time} Uhr" for time in times], timestamp_format="%Y-%m-%d %H:%M Uhr").frequency == "h"
+
+
 def test_offsets_of_no_zone_are_said():
     frame = frame_of(["2024-01-01 00:00+00:17", "2024-01-01 02:00+01:17", "2024-01-01 02:00+00:17"])
     assert "no time zone" in frame.notices[-1]
