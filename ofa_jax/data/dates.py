@@ -31,7 +31,7 @@ _CLOCK = re.compile(r"[T ]\d{1,2}:\d\d(?P<seconds>:\d\d(?P<part>\.\d+)?)?(?P<hal
 _WEEKDAY = re.compile(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun)([a-z]*day)?(,? )", re.IGNORECASE)
 _MONTH = re.compile(r"(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*", re.IGNORECASE)
 _USUAL_ZONES = (
-    *("Europe/Berlin", "Europe/London", "Europe/Athens", "Australia/Sydney"),
+    *("Europe/Berlin", "Europe/London", "Europe/Athens", "Australia/Sydney", "Pacific/Auckland"),
     *("America/New_York", "America/Chicago", "America/Denver", "America/Los_Angeles"),
 )
 
@@ -216,6 +216,26 @@ def zone_of(utc: np.ndarray, offsets: np.ndarray) -> tuple[tzinfo, str | None]:
     """
     if (offsets == offsets[0]).all():
         return _fixed(offsets[0]), None
+    name = _zone_with(utc, offsets)
+    if name is None:
+        words = "the offsets from UTC are those of no time zone; forecasts have the last row's"
+        return _fixed(offsets[-1]), words
+    return ZoneInfo(name), f"the offsets from UTC change as in {name}, which is taken as the time zone"
+
+
+def zone_of_midnights(utc: np.ndarray) -> tuple[tzinfo, str] | None:
+    """The time zone in which ordered times ``[T]`` of two times of day are all midnights, and a notice."""
+    clocks = (utc - utc.astype("M8[D]")) / np.timedelta64(1, "m")
+    if len(set(clocks[:1000])) > 2 or len(set(clocks)) != 2:
+        return None
+    for most in (720, 840):  # minutes east of UTC; New Zealand's are 720 and 780
+        name = _zone_with(utc, most - (clocks + most) % 1440)
+        if name is not None:
+            return ZoneInfo(name), f"in {name} all times are midnights, so it is taken as the time zone"
+    return None
+
+
+def _zone_with(utc: np.ndarray, offsets: np.ndarray) -> str | None:
     changes = np.flatnonzero(np.diff(offsets))
     rows = np.unique([0, *changes, *(changes + 1), len(offsets) - 1])
     known = [(time.astype("M8[us]").item(), offsets[row]) for time, row in zip(utc[rows], rows, strict=True)]
@@ -226,11 +246,9 @@ def zone_of(utc: np.ndarray, offsets: np.ndarray) -> tuple[tzinfo, str | None]:
         if all(_offset(zone, time) == offset for time, offset in known):
             groups.setdefault(tuple(_offset(zone, time) for time in ahead), []).append(name)
     if not groups:
-        words = "the offsets from UTC are those of no time zone; forecasts have the last row's"
-        return _fixed(offsets[-1]), words
+        return None
     names = max(groups.values(), key=len)
-    name = next((usual for usual in _USUAL_ZONES if usual in names), names[0])
-    return ZoneInfo(name), f"the offsets from UTC change as in {name}, which is taken as the time zone"
+    return next((usual for usual in _USUAL_ZONES if usual in names), names[0])
 
 
 def _fixed(minutes: float) -> tzinfo:

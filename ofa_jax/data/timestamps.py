@@ -33,6 +33,7 @@ from ofa_jax.data.dates import (
     two_digit_years,
     unrounded_days,
     zone_of,
+    zone_of_midnights,
 )
 from ofa_jax.errors import DataError
 
@@ -306,6 +307,8 @@ def read_times(
     times, clock = parse_times(column, place, form, frequency or expected)
     clock = replace(clock, frequency=frequency, counted=counted)
     newest_first = len(times) > 1 and times[0] > times[-1] and _in_order(times[::-1])
+    if str(clock.zone) == "UTC" and (found := zone_of_midnights(times[::-1] if newest_first else times)):
+        clock = replace(clock, zone=found[0], written=clock.zone, notices=(*clock.notices, found[1]))
     if newest_first:
         times, rows = times[::-1], len(times)
         turned = "the newest row comes first, so rows are read from the last to the first"
@@ -343,7 +346,8 @@ def check_order(times: np.ndarray, clock: Clock, place: Place) -> None:
         what = f"the timestamp {time} repeats the previous row's ({len(repeated)} repeats in all)"
         fix = "Remove the duplicates, or set `timestamps: as_is` to count rows whatever their times"
         if times.dtype.kind == "M" and np.median(gaps) < np.timedelta64(1, "D"):
-            fix += ". If clocks were changed there, write the times with their zone (2024-10-27 02:00+01:00)"
+            fix += ". If clocks were changed there, write local times with their offset from UTC "
+            fix += "(2024-10-27 02:00+01:00)"
         raise DataError(what, where=place(row), fix=fix, past={"timestamps": "as_is"})
     step = step_between(times, clock)
     if step is not None and not (regular := follows(step, times, clock.zone)).all():
@@ -357,7 +361,8 @@ def check_order(times: np.ndarray, clock: Clock, place: Place) -> None:
         fix = "Insert the missing rows (empty ones with `missing: linear`), or set `timestamps: as_is` to "
         fix += "count rows whatever their times"
         if abs(time - next_time) == timedelta(hours=1):
-            fix += ". If this is a change of clocks, write the times with their zone (2024-03-31 00:00+01:00)"
+            fix += ". If this is a change of clocks, write local times with their offset from UTC "
+            fix += "(2024-03-31 00:00+01:00)"
         raise DataError(what, where=place(row), fix=fix, past={"timestamps": "as_is"})
 
 

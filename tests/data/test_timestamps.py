@@ -221,12 +221,33 @@ def test_hours_in_a_time_zone_stay_hours(tmp_path):
 
 
 def test_a_change_of_clocks_in_times_without_their_zone_is_named():
-    days = pd.date_range("2024-03-20", periods=20, freq="D", tz="Europe/Berlin")
-    for cells in (days.tz_convert("UTC"), days.tz_convert("UTC").tz_localize(None)):
+    days = pd.date_range("2024-03-20", periods=20, freq="D", tz="Europe/Berlin").tz_convert("UTC")
+    for cells in (days + pd.Timedelta(hours=6), days.tz_localize(None)):
         assert "row 13: the step is irregular" in refused(cells)
-        assert "write the times with their zone" in refused(cells)
+        assert "write local times with their offset from UTC" in refused(cells)
     assert "change of clocks" not in refused(pd.date_range("2024-03-20", periods=9, freq="D").delete(5))
     assert "change of clocks" not in refused([1, 2, 4, 5])
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Pacific/Auckland"])
+@pytest.mark.parametrize("step", ["D", "B", "W-MON", "MS"])
+def test_local_midnights_written_in_utc_are_days_of_their_zone(zone, step):
+    local = pd.date_range("2023-01-02", periods=120, freq=step, tz=zone)
+    index = local.tz_convert("UTC").rename("when")
+    for cells in (index[:100], index[:100].strftime("%Y-%m-%dT%H:%M:%SZ"), index[:100][::-1]):
+        frame = frame_of(cells)
+        assert frame.frequency == step
+        assert time_index(frame, 20).equals(index[100:]), "in UTC, as they were written"
+        assert f"in {zone} all times are midnights" in " ".join(frame.notices)
+        np.testing.assert_array_equal(frame.local_times(), local[:100].tz_localize(None).to_numpy())
+    if step in ("D", "B"):
+        assert f"expected {index[4]}" in refused(index[:100].delete(4))
+
+
+def test_times_of_day_in_utc_are_no_midnights_of_a_zone():
+    for step in ("12h", "h", "D"):
+        frame = frame_of(pd.date_range("2024-01-01 23:00", periods=500, freq=step, tz="UTC"))
+        assert (frame.frequency, str(frame.clock.zone)) == (step, "UTC")
 
 
 @pytest.mark.parametrize("suffix", ["Z", " UTC", "+00:00", " +0000", " GMT", "+00"])
