@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 ENDINGS = (".csv", ".tsv", ".txt")
 _DAY_FIRST = re.compile(r"\d{1,2}\.\d{1,2}\.\d{4}\b")
 _TRUTHS = ("True", "TRUE", "true", "False", "FALSE", "false")
+_THOUSANDS = re.compile(r"(?<![^,\s])[+-]?\d{1,3}(,\d{3})+(?=,|\.\d|$)")
+_DECIMALS = re.compile(r"(?<![^,\s])[+-]?\d+,\d+(?=,|$)")
 _DELIMITERS = (",", ";", "\t", "|")
 
 
@@ -67,7 +69,7 @@ def read_text(
     except csv.Error as error:
         raise _not_text(path, error) from None
     if ragged:
-        fault = _ragged(path, ragged, line_numbers, len(names))
+        fault = _ragged(path, ragged, line_numbers, len(names), kept if delimiter == "," else ())
         if faults is None:
             raise fault
         faults.append(fault)
@@ -156,11 +158,29 @@ def _split_spaces(kept: Sequence[str]) -> list[str] | None:
 
 
 def _ragged(
-    path: Path, rows: Sequence[tuple[int, int, range]], line_numbers: Sequence[int], width: int
+    path: Path,
+    rows: Sequence[tuple[int, int, range]],
+    line_numbers: Sequence[int],
+    width: int,
+    lines: Sequence[str],
 ) -> DataError:
-    """The error about rows (their number, fields and lines) of another width than the header."""
+    """The error about rows (their number, fields and lines) of another width than the header.
+
+    ``lines`` of the file are given where commas separate columns, and may be in numbers too.
+    """
     first, *others = [(f"row {row} (line {line_numbers[at[-1]]})", count) for row, count, at in rows]
     what = f"has {first[1]} field(s) where the header has {width}"
+    wider = [lines[at[-1]] for _, count, at in rows if lines and count > width]
+    if len(wider) == len(rows) and not wider[0].endswith(","):
+        doubled = all(count in (2 * width, 2 * width - 1) for _, count, _ in rows)
+        kinds = [("thousands signs", _THOUSANDS)] + [("decimal commas", _DECIMALS)] * doubled
+        for kind, pattern in kinds:
+            if (found := pattern.search(wider[0])) and all(map(pattern.search, wider)):
+                what += f", and so have {len(others)} more row(s)" if others else ""
+                what += f". {kind.capitalize()} without quotes, as in {found[0]}, are the likely cause"
+                fix = "Write numbers with a decimal point and without thousands signs (1000.5), or separate "
+                fix += "columns by semicolons"
+                return DataError(what, where=f"{path}, {first[0]}", fix=fix)
     if others:
         shown = ", ".join(f"{place} has {count}" for place, count in others[:9])
         what += f"; {len(others)} more row(s) differ: {shown}{', …' * (len(others) > 9)}"

@@ -215,6 +215,22 @@ def test_decimal_commas_and_thousands_signs_get_their_own_advice(tmp_path):
     assert "thousands" in message
 
 
+def test_commas_in_numbers_where_commas_separate_are_one_error(tmp_path):
+    rows = "".join(f"2024-01-{day:02d},{950 + 10 * day:,},{day}\n" for day in range(1, 31))
+    message = refused(write(tmp_path, "date,a,b\n" + rows))
+    assert "row 5 (line 6): has 4 field(s) where the header has 3, and so have 25 more row(s). " in message
+    assert "Thousands signs without quotes, as in 1,000, are the likely cause. Write numbers with" in message
+    assert message.count("(line") == 1
+    decimals = "".join(f"2024-01-{day:02d},{day},{day % 10}\n" for day in range(1, 31))
+    message = refused(write(tmp_path, "date,a\n" + decimals))
+    assert "row 1 (line 2): has 3 field(s) where the header has 2, and so have 29 more row(s). " in message
+    assert "Decimal commas without quotes, as in 1,1, are" in message
+    semicolons = "date;a\n" + re.sub(r"^([^,]+),", r"\1;", decimals, flags=re.MULTILINE)
+    assert read_frame(write(tmp_path, semicolons), decimal="comma").values[10, 0] == 11.1
+    for other in ("date,site,a\n2024-01-01,Berlin, north,1\n2024-01-02,Bonn,2\n", "a,b\n1,2,\n3,4,\n"):
+        assert "a text with the delimiter in it needs quotes" in refused(write(tmp_path, other))
+
+
 def test_date_and_time_of_day_in_two_columns(tmp_path):
     rows = "".join(f"{hour},2024-01-31,{hour:02d}:30\n" for hour in range(9))
     path = write(tmp_path, "a,Date,Time\n" + rows)
