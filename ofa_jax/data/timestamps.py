@@ -358,12 +358,17 @@ def check_order(times: np.ndarray, clock: Clock, place: Place) -> None:
             f"the step is irregular: {time} follows {before}, a step of {time - before}; "
             f"expected {next_time}, a step of {next_time - before}"
         )
-        fix = "Insert the missing rows (empty ones with `missing: linear`), or set `timestamps: as_is` to "
-        fix += "count rows whatever their times"
+        past = {"timestamps": "as_is"}
+        fix = "Insert the missing rows (empty ones with `missing: linear`), or set `timestamps: as_is` "
+        if step.alias == "B":
+            past["frequency"] = step.alias
+            fix += "and `frequency: B` to leave out holidays"
+        else:
+            fix += "to count rows whatever their times"
         if abs(time - next_time) == timedelta(hours=1):
             fix += ". If this is a change of clocks, write local times with their offset from UTC "
             fix += "(2024-03-31 00:00+01:00)"
-        raise DataError(what, where=place(row), fix=fix, past={"timestamps": "as_is"})
+        raise DataError(what, where=place(row), fix=fix, past=past)
 
 
 def step_between(times: np.ndarray, clock: Clock) -> Step | None:

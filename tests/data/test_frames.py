@@ -559,7 +559,9 @@ def test_one_day_of_the_month_is_regular(alias):
 
 def test_calendar_steps_with_holes_keep_their_calendar():
     days = pd.date_range("2024-01-01", periods=40, freq="B").delete([7, 20])
-    assert "row 8" in refused(pd.DataFrame({"a": np.ones(38)}, index=days))
+    message = refused(pd.DataFrame({"a": np.ones(38)}, index=days))
+    assert "row 8" in message
+    assert "or set `timestamps: as_is` and `frequency: B` to leave out holidays" in message
     frame = read_frame(pd.DataFrame({"a": np.ones(38)}, index=days), timestamps="as_is")
     assert frame.frequency == "B"
     frame = read_frame(pd.DataFrame({"a": np.ones(38)}, index=days), timestamps="as_is", frequency="B")
