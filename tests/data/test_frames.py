@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import openpyxl
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -444,6 +446,9 @@ def test_bad_paths(tmp_path):
     assert "cannot be read" in refused(write(tmp_path, "a\n1\n", "x.csv.gz"))
     assert "cannot be read" in refused(write(tmp_path, gzip.compress(GOOD.encode())[:-12], "y.csv.gz"))
     assert "Parquet" in refused(write(tmp_path, "a\n1\n", "x.parquet"))
+    table = pa.Table.from_arrays([pa.array([1.0])] * 3, names=["a", "b", "a"])
+    pq.write_table(table, tmp_path / "y.parquet")
+    assert "y.parquet: 1 column name(s) occur more than once: `a`" in refused(tmp_path / "y.parquet")
 
 
 def test_missing_values_are_counted_and_the_first_is_named(tmp_path):
