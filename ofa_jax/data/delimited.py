@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ofa_jax.data.tables import NO_VALUE, NUMBER, Table, decode, open_data
-from ofa_jax.data.timestamps import looks_like_date, shorten
-from ofa_jax.errors import DataError
+from ofa_jax.data.timestamps import looks_like_date
+from ofa_jax.errors import DataError, shorten
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,7 +22,7 @@ from ofa_jax.data.long import time_cells, widen
 from ofa_jax.data.missing import check_sizes, fill_missing
 from ofa_jax.data.tables import Table, as_list, as_table, read_parquet, require_file, unpacked_name
 from ofa_jax.data.timestamps import Place, looks_like_date, read_times, step_between
-from ofa_jax.errors import DataError
+from ofa_jax.errors import DataError, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -380,9 +380,3 @@ def _position(table: Table, name: str) -> int:
     nearest = difflib.get_close_matches(name, named, n=3, cutoff=0.4) or table.names[:10]
     fix = f"The nearest names are {listed(nearest)}"
     raise DataError(f"there is no column `{name}`", where=table.source, fix=fix)
-
-
-def listed(names: Sequence[str], most: int = 10) -> str:
-    """Names for a message, in backticks; the first ``most`` of them."""
-    shown = ", ".join(f"`{name}`" for name in names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -10,8 +10,7 @@ from typing import Any
 
 from ofa_jax.data.delimited import check_header
 from ofa_jax.data.tables import Table
-from ofa_jax.data.timestamps import shorten
-from ofa_jax.errors import DataError
+from ofa_jax.errors import DataError, shorten
 
 ENDINGS = (".xlsx", ".xlsm")
 _LAST_ROW, _MOST_CELLS = 2**20, 2**26  # the first is Excel's

@@ -20,8 +20,8 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ofa_jax.data.timestamps import looks_like_date, shorten
-from ofa_jax.errors import DataError
+from ofa_jax.data.timestamps import looks_like_date
+from ofa_jax.errors import DataError, shorten
 from ofa_jax.files import check_regular
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from ofa_jax.data.dates import (
     zone_of,
     zone_of_midnights,
 )
-from ofa_jax.errors import DataError
+from ofa_jax.errors import DataError, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -275,12 +275,6 @@ def _not_a_date(text: str, where: str) -> DataError:
         )
         return DataError(what, where=where, fix=fix, past=past)
     return DataError(what, where=where, fix=_FIX_FORMAT)
-
-
-def shorten(text: object, length: int = 40) -> str:
-    """A cell's text, quoted, cut where it is long."""
-    quoted = repr(str(text))
-    return quoted if len(quoted) <= length else f"{quoted[: length - 4]}...'"
 
 
 def read_times(
