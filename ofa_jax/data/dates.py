@@ -133,19 +133,20 @@ def read_form(texts: pd.Series, form: str) -> pd.Series:
     return pd.to_datetime(texts, format=form, errors="coerce")
 
 
-def unrounded_days(times: pd.Series, texts: pd.Series) -> tuple[pd.Series, str | None]:
-    """Times of Excel's days before their decimals were rounded, where all lie on one grid; and a notice."""
+def on_grid(times: pd.Series, rounding: float = 0.0) -> tuple[pd.Series, str | None]:
+    """Times of Excel on the coarsest grid that all are on but for rounding (in days); a notice if any is not.
+
+    Hours that Excel adds up, one after the other, are off by some milliseconds.
+    """
     import pandas as pd
 
-    decimals = texts.str.extract(r"\.(\d+)$")[0].str.len().max()
-    if pd.isna(decimals):
-        return times, None
-    rounding = pd.Timedelta(days=0.5 * 10.0**-decimals) + pd.Timedelta(milliseconds=1)
+    most = pd.Timedelta(days=rounding) + pd.Timedelta(milliseconds=20)
     for grid in ("1D", "1h", "5min", "1min", "10s", "1s"):
         whole = times.dt.round(grid)
-        if 4 * rounding < pd.Timedelta(grid) and ((whole - times).abs() <= rounding).all():
-            words = f"days are written with {decimals:.0f} decimals, so times are read to the nearest {grid}"
-            return whole, None if (whole == times).all() else words
+        off = (whole - times).abs().max()
+        if 4 * most < pd.Timedelta(grid) and off <= most:
+            words = f"times are up to {off.total_seconds():.2g} s off, so they are read to the nearest {grid}"
+            return whole, words if off else None
     return times, None
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from datetime import datetime, time
+from datetime import datetime
+from datetime import time as clock
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ofa_jax.data.dates import on_grid
 from ofa_jax.data.delimited import check_header
 from ofa_jax.data.tables import Table
 from ofa_jax.errors import DataError, shorten
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ENDINGS = (".xlsx", ".xlsm")
 _LAST_ROW, _MOST_CELLS = 2**20, 2**26  # the first is Excel's
@@ -51,11 +58,15 @@ def read_sheet(path: Path, sheet: str | None = None) -> Table:
 
     def cells(number: int) -> list[Any]:
         row = rows.get(number, ())
-        return [_plain(row[at]) if at < len(row) else "" for at in columns]
+        return [row[at] if at < len(row) and row[at] is not None else "" for at in columns]
 
     names = tuple(str(name).strip() for name in cells(first))
     check_header(names, f"{path}, line {first}")
     frame = pd.DataFrame([cells(line) for line in lines], columns=range(len(names)), dtype=object)
+    notices = []
+    for at, name in enumerate(names):
+        frame[at], rounded = _dates(frame[at])
+        notices += [f"{path.name}, column `{name}`: {rounded}"] if rounded else []
     return Table(
         source=str(path),
         names=names,
@@ -63,6 +74,7 @@ def read_sheet(path: Path, sheet: str | None = None) -> Table:
         first_cell=str(frame.iat[0, 0]) if lines else "",
         read=lambda positions, dtype: frame.iloc[:, list(positions)],
         lines=lines,
+        notices=tuple(notices),
     )
 
 
@@ -99,7 +111,13 @@ def _is_filled(cell: object) -> bool:
     return cell is not None and cell != ""
 
 
-def _plain(cell: object) -> object:
-    if isinstance(cell, datetime) and cell.time() == time():
-        return cell.date()
-    return "" if cell is None else cell
+def _dates(cells: pd.Series) -> tuple[pd.Series, str | None]:
+    """Cells with times as Excel shows them, and a notice where they were rounded; midnights are dates."""
+    import pandas as pd
+
+    dated = cells.map(lambda cell: isinstance(cell, datetime)).astype(bool)
+    if not dated.any():
+        return cells, None
+    times, rounded = on_grid(pd.Series(np.array(cells[dated].tolist(), "M8[us]")))
+    found = [time.date() if time.time() == clock() else time for time in times.to_numpy().astype(object)]
+    return cells.mask(dated, pd.Series(found, cells.index[dated], dtype=object)), rounded

@@ -27,11 +27,11 @@ from ofa_jax.data.dates import (
     ISO,
     forms_of,
     minutes_of,
+    on_grid,
     read_digits,
     read_form,
     split_zones,
     two_digit_years,
-    unrounded_days,
     zone_of,
     zone_of_midnights,
 )
@@ -126,7 +126,8 @@ def _parse_numbers(texts: pd.Series, form: str, place: Place) -> tuple[np.ndarra
     parsed = read_form(texts, form)
     _check_complete(parsed, texts, place)
     if form == EXCEL:
-        parsed, rounded = unrounded_days(parsed, texts)
+        decimals = texts.str.extract(r"\.(\d+)$")[0].str.len().max()
+        parsed, rounded = on_grid(parsed, 0.5 * 10.0**-decimals if decimals > 0 else 0.0)
         return _compact(parsed.to_numpy()), Clock(notices=() if rounded is None else (rounded,))
     whole = bool((numbers % 1 == 0).all())
     return _compact(parsed.to_numpy()), Clock(write=_epoch_writer(form) if whole else None)

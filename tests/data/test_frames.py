@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import zipfile
-from datetime import date, datetime, time
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +328,18 @@ def test_an_excel_sheet_is_read_like_text(tmp_path, head, times, frequency, ahea
     np.testing.assert_array_equal(frame.values, [[1, 2.5], [2.5, 2.5], [2.5, 3], [4, 100]])
     assert time_index(frame, 1)[0] == ahead
     assert "column `b`, row 1 (line 3)" in refused(path, timestamp_column=" + ".join(head), exclude=["a"])
+
+
+def test_hours_that_excel_added_up_are_hours(tmp_path):
+    days = np.cumsum([45292.0, *[1 / 24] * 9999])
+    cells = [datetime(1899, 12, 30) + timedelta(milliseconds=round(day * 86_400_000)) for day in days]
+    assert cells[-1].microsecond
+    path = workbook(tmp_path / "x.xlsx", data=[["date", "a"], *([cell, cell.hour % 7] for cell in cells)])
+    frame = read_frame(path)
+    np.testing.assert_array_equal(frame.timestamps, pd.date_range("2024-01-01", periods=10_000, freq="h"))
+    assert frame.notices[1].startswith("x.xlsx, column `date`: times are up to 0.00")
+    fine = [[datetime(2024, 1, 1) + timedelta(milliseconds=10 * row), row % 7] for row in range(200)]
+    assert read_frame(workbook(path, data=[["date", "a"], *fine])).frequency == "10ms"
 
 
 @pytest.mark.parametrize(
