@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, available_timezones
@@ -161,19 +159,6 @@ def _epochs(texts: pd.Series, unit: str) -> pd.Series:
     return pd.Series((values * 10 ** (6 - 3 * EPOCHS.index(unit))).round().astype(np.int64).astype("M8[us]"))
 
 
-@dataclass(frozen=True)
-class Digits:
-    """What whole numbers in a column of times are.
-
-    Attributes:
-        form: A form of :func:`read_form`, or None for a counter.
-        words: That in words.
-    """
-
-    form: str | None
-    words: str
-
-
 _WRITTEN = {
     4: ("%Y", "years"),
     6: ("%Y%m", "year and month"),
@@ -190,9 +175,10 @@ _EPOCHS = {
 }
 
 
-def read_digits(texts: pd.Series) -> tuple[Digits, pd.Series | None]:
-    """What whole numbers mean as times, by their length and validity; and datetimes, but for a counter.
+def read_digits(texts: pd.Series) -> tuple[str, str, pd.Series] | None:
+    """What whole numbers mean as times, by their length and validity; None for a counter.
 
+    A form of :func:`read_form`, that in words, and the datetimes.
     Written dates come before epochs, and count where the year is 1900 or later (years alone: from 1000 on).
     """
     import pandas as pd
@@ -203,11 +189,11 @@ def read_digits(texts: pd.Series) -> tuple[Digits, pd.Series | None]:
         times = pd.to_datetime(texts, format=form, errors="coerce")
         dated = times.dt.year >= (1000 if length == 4 else 1900)
         if dated.mean() > 0.9:  # a few others are typing errors
-            return Digits(form, words), times.where(dated)
+            return form, words, times.where(dated)
     for digits, (unit, words) in _EPOCHS.items():
         if digits <= length and longest <= digits + 1:
-            return Digits(unit, words), read_form(texts, unit)
-    return Digits(None, "a counter"), None
+            return unit, words, read_form(texts, unit)
+    return None
 
 
 def zone_of(utc: np.ndarray, offsets: np.ndarray) -> tuple[tzinfo, str | None]:
@@ -264,8 +250,3 @@ def _zones() -> list[tuple[str, tzinfo]]:
 def _offset(zone: tzinfo, utc: datetime) -> float:
     shown = utc.replace(tzinfo=UTC).astimezone(zone).utcoffset()
     return shown.total_seconds() / 60 if shown is not None else 0.0
-
-
-def two_digit_years(forms: Sequence[str]) -> bool:
-    """Whether forms write years with two digits."""
-    return any("%y" in form for form in forms)

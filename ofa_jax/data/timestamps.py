@@ -31,7 +31,6 @@ from ofa_jax.data.dates import (
     read_digits,
     read_form,
     split_zones,
-    two_digit_years,
     zone_of,
     zone_of_midnights,
 )
@@ -136,9 +135,9 @@ def _parse_numbers(texts: pd.Series, form: str, place: Place) -> tuple[np.ndarra
 def _parse_digits(texts: pd.Series, place: Place) -> tuple[np.ndarray, Clock]:
     import pandas as pd
 
-    found, parsed = read_digits(texts)
+    found = read_digits(texts)
     example = f"whole numbers such as {texts.iloc[0]}"
-    if parsed is None:
+    if found is None:
         longest = int(texts.str.len().argmax())
         if len(texts[longest]) > 18:  # beyond int64
             raise _not_a_date(texts[longest], place(longest))
@@ -146,14 +145,14 @@ def _parse_digits(texts: pd.Series, place: Place) -> tuple[np.ndarray, Clock]:
         if texts.str.fullmatch(r"[2-6]\d{4}").all():
             words += "; if they are Excel's day numbers, set `timestamp_format: excel`"
         return texts.astype(np.int64).to_numpy(), Clock(notices=(words,))
+    form, words, parsed = found
     _check_complete(parsed, texts, place)
-    form = str(found.form)
 
     def written(index: pd.DatetimeIndex) -> pd.Index:
         return pd.Index(index.strftime(form).astype(np.int64))
 
     write = _epoch_writer(form) if form in EPOCHS else written
-    return _compact(parsed.to_numpy()), Clock(write=write, notices=(f"{example} are read as {found.words}",))
+    return _compact(parsed.to_numpy()), Clock(write=write, notices=(f"{example} are read as {words}",))
 
 
 def _epoch_writer(unit: str) -> Callable[[pd.DatetimeIndex], pd.Index]:
@@ -240,7 +239,7 @@ def _read_best(texts: pd.Series, place: Place, expected: str | None) -> tuple[pd
         notices.append(f"{texts[0]!r} is read as {fitting[0]}, so that rows are in order and regular")
     else:
         fitting = [next(iter(complete))]
-    if two_digit_years(fitting):
+    if "%y" in fitting[0]:
         notices.append(f"the two-digit years of dates such as {texts[0]!r} are read as 1969 to 2068")
     return complete[fitting[0]], notices
 
