@@ -174,19 +174,21 @@ def _parse_text(
         raise DataError(what, where=place(row), fix="Give every timestamp a time zone, or none")
     known = {zone: minutes_of(zone) for zone in zones.dropna().unique()}
     unknown = next((zone for zone, minutes in known.items() if np.isnan(minutes)), None)
-    if unknown is not None and form is None:
+    # a given form may contain the text
+    literal = form is not None and ("%z" in form or np.isnan([*known.values()]).all())
+    if unknown is not None and not literal:
         what = f"the text {shorten(unknown)} after the time is no time zone that is known"
         fix = "Write an offset from UTC in its place, such as +01:00, or leave it out"
         raise DataError(what, where=place(int(np.argmax(zones == unknown))), fix=fix)
     notices: list[str] = []
     if form is not None:
-        parsed = _read_given(texts if unknown or "%z" in form else bodies, form, place)
+        parsed = _read_given(texts if literal else bodies, form, place)
     else:
         parsed, notices = _read_best(bodies, place, expected)
     wall = pd.DatetimeIndex(parsed)
     if wall.tz is not None:  # the given form has %z
         return _compact(wall.tz_convert("UTC").tz_localize(None).to_numpy()), Clock(wall.tz)
-    if unknown or not zoned[0]:
+    if literal or not zoned[0]:
         return _compact(wall.to_numpy()), Clock(notices=tuple(notices))
     offsets = zones.map(known).to_numpy(np.float64)
     utc = wall.to_numpy() - (offsets * 60).astype("m8[s]")

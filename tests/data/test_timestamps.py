@@ -277,9 +277,11 @@ def test_names_of_zones_are_offsets(zone):
 )
 def test_unknown_names_of_zones_are_named(text):
     times = [f"2024-01-01 {hour:02d}:00" for hour in range(9)]
-    message = refused([*(f"{time} EST" for time in times[:4]), *(f"{time} {text}" for time in times[4:])])
-    assert f"row 5: the text {text!r} after the time is no time zone that is known" in message
-    assert "Write an offset from UTC in its place, such as +01:00, or leave it out" in message
+    cells = [*(f"{time} EST" for time in times[:4]), *(f"{time} {text}" for time in times[4:])]
+    for form in (None, "%Y-%m-%d %H:%M"):
+        message = refused(cells, timestamp_format=form)
+        assert f"row 5: the text {text!r} after the time is no time zone that is known" in message
+        assert "Write an offset from UTC in its place, such as +01:00, or leave it out" in message
     assert frame_of([f"{time}+01:00" for time in times]).frequency == "h"
     assert frame_of(times).frequency == "h"
     assert frame_of([f"{time} Uhr" for time in times], timestamp_format="%Y-%m-%d %H:%M Uhr").frequency == "h"
