@@ -82,6 +82,7 @@ def test_defaults_are_these():
             "missing_words": None,
             "decimal": "point",
             "comment": None,
+            "sheet": None,
             "timestamps": None,
             "timestamp_format": None,
             "frequency": None,

@@ -741,6 +741,19 @@ def test_groups_leave_few_places_idle(tiny: Any, source: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_the_printed_table_has_the_best_row_first(ended: bool, capsys: Any) -> None:
+    sweep = read_sweep(Path(__file__).parents[1] / "golden" / "v1" / "sweep" / "run")
+    rank2, rank3 = sweep.cell_rows
+    if ended:  # diverged, so without metrics
+        rank3 = {name: cell for name, cell in rank3.items() if "mse" not in name and "mae" not in name}
+    sweep.baseline_rows = [{"method": "seasonal naive", "trainable": 0, "bytes": 0, "test_mse": 0.1}]
+    sweep.cell_rows = [rank3, rank2] if ended else [rank2, rank3]
+    print_sweep(sweep)
+    ranks = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:5]]
+    assert ranks == (["2", "3", "seasonal"] if ended else ["3", "2", "seasonal"])
+
+
 def test_the_command_prints_a_table_or_the_record(tiny: Any, tmp_path: Path) -> None:
     from ofa_jax.cli.main import app
 
