@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -11,6 +11,18 @@ def printable(text: object) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
     )
+
+
+def shorten(text: object, length: int = 40) -> str:
+    """A text for a message, quoted, cut where it is long."""
+    quoted = repr(str(text))
+    return quoted if len(quoted) <= length else f"{quoted[: length - 4]}...'"
+
+
+def listed(names: Sequence[str], most: int = 10, *, mark: str = "`") -> str:
+    """Names for a message, between marks: the first ``most``, cut where they are long, and how many more."""
+    shown = [f"{mark}{name if len(name) <= 100 else f'{name[:100]}…'}{mark}" for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class OfaError(Exception):

@@ -28,7 +28,7 @@ def predict(loaded: LoadedModel, source: str | Path | pd.DataFrame, **reading: A
 
     Args:
         loaded: The model, from :func:`~ofa_jax.runs.bundle.load_bundle` or ``open_run``.
-        source: A CSV or Parquet file or a DataFrame; for classification a ``.ts`` file.
+        source: A CSV, Excel or Parquet file or a DataFrame; for classification a ``.ts`` file.
         reading: Settings of how it is read where it is not read as the training data were, such as
             ``missing="linear"`` (:data:`~ofa_jax.config.tasks.READING`).
 

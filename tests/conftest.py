@@ -222,6 +222,13 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def seldom_collected() -> None:
+    """Tracing makes objects by the million; looking for cycles among them took a fifteenth of the tests."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def dispatches_without_a_clock() -> None:
     """Chunks have the length of the setting, however busy the machine is."""
     from ofa_jax.train import loop

@@ -6,9 +6,11 @@ import json
 import os
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -80,6 +82,7 @@ def test_defaults_are_these():
             "missing_words": None,
             "decimal": "point",
             "comment": None,
+            "sheet": None,
             "timestamps": None,
             "timestamp_format": None,
             "frequency": None,
@@ -509,6 +512,17 @@ def test_every_config_loads_by_any_of_its_names(name, tmp_path, monkeypatch):
         assert load_experiment(other) == experiment
 
 
+def first_of_each_folder(names: Iterable[str]) -> list[Any]:
+    """The others are slow: a network is built, without numbers, for every count of its parameters."""
+    folders: set[Path] = set()
+    chosen = []
+    for name in names:
+        folder = Path(name).parent
+        chosen.append(pytest.param(name, marks=[pytest.mark.slow] if folder in folders else []))
+        folders.add(folder)
+    return chosen
+
+
 @cache
 def footprint_of(name: str, *changes: str) -> Footprint:
     return footprint(load_experiment(name, changes))
@@ -522,7 +536,7 @@ def header_of(name: str) -> str:
     )
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", first_of_each_folder(FILES))
 def test_header_states_command_and_trainable_parameters(name):
     """A header without a number is that of a config without data."""
     header = header_of(name)
@@ -619,7 +633,7 @@ def test_no_published_config_is_left_out():
     assert sorted(TRAINABLE) == PUBLISHED
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+@pytest.mark.parametrize("name", first_of_each_folder(TRAINABLE))
 def test_trainable_parameters_are_the_published_ones(name):
     numbers = TRAINABLE[name]
     for number, change in zip(
@@ -645,7 +659,7 @@ def width_of_the_head(experiment: Experiment) -> int:
     }[task.name]()
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", first_of_each_folder(PUBLISHED))
 def test_trainable_parameters_follow_the_published_formulas_at_another_rank(name):
     experiment = load_experiment(name, ["adapters.rank=7"])
     assert footprint(experiment).trainable == 7 * (1024 + 768) + 7 * width_of_the_head(experiment)

@@ -126,6 +126,7 @@ def test_a_new_task_has_settings():
 
 
 @pytest.mark.usefixtures("toy")
+@pytest.mark.slow  # trains, evaluates and reports
 def test_a_new_task_trains_and_is_evaluated_applied_compared_and_reported(tiny, tmp_path):
     source, run = tiny.csv(tmp_path / "tiny.csv"), tmp_path / "run"
     small = {**tiny.settings, "task": {"name": "level", "input_length": 32}}

@@ -24,6 +24,7 @@ PAGES = {"README.md": README} | {
 }
 
 
+@pytest.mark.slow  # compiles a network of the real length
 def test_the_functional_example_runs_as_written(monkeypatch):
     _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     hub_id = '"openai-community/gpt2", n_layer=6'
@@ -35,6 +36,7 @@ def test_the_functional_example_runs_as_written(monkeypatch):
     assert set(names["gradients"]) == {"gpt2/wpe", "out_layer"}
 
 
+@pytest.mark.slow  # trains
 def test_the_python_example_runs_as_written(monkeypatch, tmp_path, capsys):
     code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)

@@ -129,6 +129,7 @@ def table_row(page: str, method: str, nth: int = 0) -> list[str]:
 # --- running --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # trains two cells
 def test_a_real_cell_stopped_and_continued_holds_what_an_undisturbed_run_gives(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

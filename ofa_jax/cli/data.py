@@ -54,7 +54,7 @@ def fetch(name: Annotated[str, Argument(help="Name from `ofa-jax data list`.", m
 
 @app.command("check")
 def check(
-    file: Annotated[Path, Argument(help="CSV, Parquet, .tsf, .ts, M4 CSV or npz.", metavar="FILE")],
+    file: Annotated[Path, Argument(help="CSV, Excel, Parquet, .tsf, .ts, M4 CSV or npz.", metavar="FILE")],
     overrides: Reading = None,
     as_json: Json = False,
 ) -> None:

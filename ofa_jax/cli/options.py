@@ -62,7 +62,7 @@ def message(error: OfaError) -> str:
     return str(OfaError(_options(error.what), where=where, fix=_options(fix) or None))
 
 
-_READING = r"columns|exclude|missing|missing_words|decimal|comment|timestamp\w*|frequency"
+_READING = r"columns|exclude|missing|missing_words|decimal|comment|sheet|timestamp\w*|frequency"
 _SETTING = re.compile(rf"`({_READING}): ([^`]+)`")
 
 

@@ -96,7 +96,9 @@ def evaluate(
 
 def predict(
     run: Annotated[Path, Argument(metavar="RUN", help="Run folder or bundle folder.")],
-    input_: Annotated[Path, Option("--input", help="CSV or Parquet file to read; .ts for classification.")],
+    input_: Annotated[
+        Path, Option("--input", help="CSV, Excel or Parquet file to read; .ts for classification.")
+    ],
     output: Annotated[Path, Option(help="CSV file to write; -: standard output.")],
     plot: Annotated[Path | None, Option(help="Figure to write (.png, .svg, .pdf).")] = None,
     overrides: Reading = None,

@@ -58,14 +58,15 @@ def print_slopes(made: Written) -> None:
 
 
 def print_sweep(made: Sweep) -> None:
-    """A row per configuration, averaged over seeds, and the baselines."""
+    """A row per configuration, averaged over seeds, the best on validation first, then the baselines."""
     from ofa_jax.studies.sweep.folder import summary
 
-    cells, seeds = summary(made.cells), made.seeds
+    cells, seeds, objective = summary(made.cells), made.seeds, f"validation_{made.objective}"
+    if objective in cells:  # not where all diverged
+        cells = cells.sort_values(objective, kind="stable")
     varied = [name for name in ("alpha", "scaling", "init", "learning_rate") if cells[name].nunique() > 1]
     diverged = bool((cells["seeds"] < seeds).any())
     keys = ["rank", *varied, *["seeds"] * diverged]
-    objective = f"validation_{made.objective}"
     names = [name for name in cells.columns if name == objective or re.fullmatch("test_.*(?<!_std)", name)]
     found = cells.to_dict("records") + ([] if made.baselines is None else made.baselines.to_dict("records"))
     columns = [_with_spread([(row.get(name), row.get(f"{name}_std")) for row in found]) for name in names]

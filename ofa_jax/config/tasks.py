@@ -28,7 +28,7 @@ GENERATED = "generated"
 """The value of ``data.source`` that asks for generated series."""
 
 READING = (
-    *("columns", "exclude", "missing", "missing_words", "decimal", "comment"),
+    *("columns", "exclude", "missing", "missing_words", "decimal", "comment", "sheet"),
     *("timestamps", "timestamp_column", "timestamp_format", "frequency"),
 )
 """Settings of the data that say how a table is read."""
@@ -75,6 +75,7 @@ class DataConfig(Section):
     missing_words: tuple[str, ...] | None = Field(None, description="texts in cells that mean no value")
     decimal: Decimal = Field("point", description="decimal sign of numbers in text")
     comment: str | None = Field(None, min_length=1, description="how comment lines begin")
+    sheet: str | None = Field(None, description="sheet of an Excel file that has several")
     timestamps: Timestamps | None = Field(
         None, description="duplicate or irregular timestamps; default: catalog, else error"
     )

@@ -26,6 +26,7 @@ class Clock:
         counted: Whether rows are counted whatever their times (``timestamps: as_is``).
         counter: The first number and the step of a source that counts its rows, or None.
         notices: What was inferred.
+        written: The time zone in which times are written, if it is another.
     """
 
     zone: tzinfo | None = None
@@ -35,6 +36,7 @@ class Clock:
     counted: bool = False
     counter: tuple[int, int] | None = None
     notices: tuple[str, ...] = ()
+    written: tzinfo | None = None
 
     def index(self, times: np.ndarray, name: str) -> pd.Index:
         """Times ``[T]`` in the source's time zone and kind."""
@@ -42,7 +44,7 @@ class Clock:
 
         index = pd.DatetimeIndex(times)
         if self.zone is not None:
-            index = index.tz_localize("UTC").tz_convert(self.zone)
+            index = index.tz_localize("UTC").tz_convert(self.written or self.zone)
         try:
             index = index.as_unit(self.unit)  # type: ignore[arg-type]
         except pd.errors.OutOfBoundsDatetime:  # nanoseconds end in the year 2262

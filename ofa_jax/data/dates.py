@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, available_timezones
@@ -18,26 +16,34 @@ ISO, QUARTER, WEEK, EXCEL = "ISO8601", "quarter", "week", "excel"
 EPOCHS = ("s", "ms", "us", "ns")
 _QUARTER = re.compile(r"(?P<year>\d{4})[ -]?Q(?P<quarter>[1-4])|Q([1-4])[ -](\d{4})", re.IGNORECASE)
 _WEEK = re.compile(r"\d{4}-?W\d\d", re.IGNORECASE)
-_ZONE = re.compile(r"^(.*[T ]\d[\d:.,]*(?: ?[AP]M)?) ?(Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)$", re.IGNORECASE)
+_ZONE = re.compile(
+    r"^(.*[T ]\d[\d:.,]*(?: ?[AP]M)?) ?(Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)$"
+    r"|^(.*[T ]\d?\d:\d\d[\d:.,]*(?: ?[AP]M)?) *((?![AP]M$)[A-Z([][\w/+:()\]. -]{1,60})$",
+    re.IGNORECASE,
+)
+_AMERICAN = {"EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7}
+_EUROPEAN = {"WET": 0, "WEST": 1, "CET": 1, "CEST": 2, "EET": 2, "EEST": 3}
+_NAMED_ZONES = {"Z": 0, "UTC": 0, "GMT": 0, "UT": 0} | _AMERICAN | _EUROPEAN
+"""Hours east of UTC: those of RFC 5322, and Europe's."""
 _CLOCK = re.compile(r"[T ]\d{1,2}:\d\d(?P<seconds>:\d\d(?P<part>\.\d+)?)?(?P<half> ?[AP]M)?$", re.IGNORECASE)
 _WEEKDAY = re.compile(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun)([a-z]*day)?(,? )", re.IGNORECASE)
 _MONTH = re.compile(r"(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*", re.IGNORECASE)
 _USUAL_ZONES = (
-    *("Europe/Berlin", "Europe/London", "Europe/Athens", "Australia/Sydney"),
+    *("Europe/Berlin", "Europe/London", "Europe/Athens", "Australia/Sydney", "Pacific/Auckland"),
     *("America/New_York", "America/Chicago", "America/Denver", "America/Los_Angeles"),
 )
 
 
-def split_zones(texts: pd.Series) -> tuple[pd.Series, np.ndarray]:
-    """Texts without their time zone, and its minutes east of UTC ``[T]``; NaN where there is none."""
+def split_zones(texts: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Texts without their time zone, and what follows the time as one; missing where nothing does."""
     parts = texts.str.extract(_ZONE)
-    known = {zone: _minutes(zone) for zone in parts[1].dropna().unique()}
-    return parts[0].fillna(texts), parts[1].map(known).to_numpy(np.float64)
+    return parts[0].fillna(parts[2]).fillna(texts), parts[1].fillna(parts[3])
 
 
-def _minutes(zone: str) -> float:
+def minutes_of(zone: str) -> float:
+    """Minutes east of UTC of an offset or the name of a time zone; NaN where it is not known."""
     if zone[0] not in "+-":
-        return 0.0
+        return 60.0 * _NAMED_ZONES.get(zone.upper(), np.nan)
     minutes = int(zone[1:3]) * 60 + int(zone[3:].removeprefix(":") or 0)
     return -minutes if zone[0] == "-" else minutes
 
@@ -125,6 +131,23 @@ def read_form(texts: pd.Series, form: str) -> pd.Series:
     return pd.to_datetime(texts, format=form, errors="coerce")
 
 
+def on_grid(times: pd.Series, rounding: float = 0.0) -> tuple[pd.Series, str | None]:
+    """Times of Excel on the coarsest grid that all are on but for rounding (in days); a notice if any is not.
+
+    Hours that Excel adds up, one after the other, are off by some milliseconds.
+    """
+    import pandas as pd
+
+    most = pd.Timedelta(days=rounding) + pd.Timedelta(milliseconds=20)
+    for grid in ("1D", "1h", "5min", "1min", "10s", "1s"):
+        whole = times.dt.round(grid)
+        off = (whole - times).abs().max()
+        if 4 * most < pd.Timedelta(grid) and off <= most:
+            words = f"times are up to {off.total_seconds():.2g} s off, so they are read to the nearest {grid}"
+            return whole, words if off else None
+    return times, None
+
+
 def _epochs(texts: pd.Series, unit: str) -> pd.Series:
     import pandas as pd
 
@@ -134,19 +157,6 @@ def _epochs(texts: pd.Series, unit: str) -> pd.Series:
     if (values % 1 == 0).all():
         return pd.Series(values.astype(np.int64).to_numpy().astype(f"M8[{unit}]"))
     return pd.Series((values * 10 ** (6 - 3 * EPOCHS.index(unit))).round().astype(np.int64).astype("M8[us]"))
-
-
-@dataclass(frozen=True)
-class Digits:
-    """What whole numbers in a column of times are.
-
-    Attributes:
-        form: A form of :func:`read_form`, or None for a counter.
-        words: That in words.
-    """
-
-    form: str | None
-    words: str
 
 
 _WRITTEN = {
@@ -165,9 +175,10 @@ _EPOCHS = {
 }
 
 
-def read_digits(texts: pd.Series) -> tuple[Digits, pd.Series | None]:
-    """What whole numbers mean as times, by their length and validity; and datetimes, but for a counter.
+def read_digits(texts: pd.Series) -> tuple[str, str, pd.Series] | None:
+    """What whole numbers mean as times, by their length and validity; None for a counter.
 
+    A form of :func:`read_form`, that in words, and the datetimes.
     Written dates come before epochs, and count where the year is 1900 or later (years alone: from 1000 on).
     """
     import pandas as pd
@@ -178,11 +189,11 @@ def read_digits(texts: pd.Series) -> tuple[Digits, pd.Series | None]:
         times = pd.to_datetime(texts, format=form, errors="coerce")
         dated = times.dt.year >= (1000 if length == 4 else 1900)
         if dated.mean() > 0.9:  # a few others are typing errors
-            return Digits(form, words), times.where(dated)
+            return form, words, times.where(dated)
     for digits, (unit, words) in _EPOCHS.items():
         if digits <= length and longest <= digits + 1:
-            return Digits(unit, words), read_form(texts, unit)
-    return Digits(None, "a counter"), None
+            return unit, words, read_form(texts, unit)
+    return None
 
 
 def zone_of(utc: np.ndarray, offsets: np.ndarray) -> tuple[tzinfo, str | None]:
@@ -192,6 +203,26 @@ def zone_of(utc: np.ndarray, offsets: np.ndarray) -> tuple[tzinfo, str | None]:
     """
     if (offsets == offsets[0]).all():
         return _fixed(offsets[0]), None
+    name = _zone_with(utc, offsets)
+    if name is None:
+        words = "the offsets from UTC are those of no time zone; forecasts have the last row's"
+        return _fixed(offsets[-1]), words
+    return ZoneInfo(name), f"the offsets from UTC change as in {name}, which is taken as the time zone"
+
+
+def zone_of_midnights(utc: np.ndarray) -> tuple[tzinfo, str] | None:
+    """The time zone in which ordered times ``[T]`` of two times of day are all midnights, and a notice."""
+    clocks = (utc - utc.astype("M8[D]")) / np.timedelta64(1, "m")
+    if len(set(clocks[:1000])) > 2 or len(set(clocks)) != 2:
+        return None
+    for most in (720, 840):  # minutes east of UTC; New Zealand's are 720 and 780
+        name = _zone_with(utc, most - (clocks + most) % 1440)
+        if name is not None:
+            return ZoneInfo(name), f"in {name} all times are midnights, so it is taken as the time zone"
+    return None
+
+
+def _zone_with(utc: np.ndarray, offsets: np.ndarray) -> str | None:
     changes = np.flatnonzero(np.diff(offsets))
     rows = np.unique([0, *changes, *(changes + 1), len(offsets) - 1])
     known = [(time.astype("M8[us]").item(), offsets[row]) for time, row in zip(utc[rows], rows, strict=True)]
@@ -202,11 +233,9 @@ def zone_of(utc: np.ndarray, offsets: np.ndarray) -> tuple[tzinfo, str | None]:
         if all(_offset(zone, time) == offset for time, offset in known):
             groups.setdefault(tuple(_offset(zone, time) for time in ahead), []).append(name)
     if not groups:
-        words = "the offsets from UTC are those of no time zone; forecasts have the last row's"
-        return _fixed(offsets[-1]), words
+        return None
     names = max(groups.values(), key=len)
-    name = next((usual for usual in _USUAL_ZONES if usual in names), names[0])
-    return ZoneInfo(name), f"the offsets from UTC change as in {name}, which is taken as the time zone"
+    return next((usual for usual in _USUAL_ZONES if usual in names), names[0])
 
 
 def _fixed(minutes: float) -> tzinfo:
@@ -221,8 +250,3 @@ def _zones() -> list[tuple[str, tzinfo]]:
 def _offset(zone: tzinfo, utc: datetime) -> float:
     shown = utc.replace(tzinfo=UTC).astimezone(zone).utcoffset()
     return shown.total_seconds() / 60 if shown is not None else 0.0
-
-
-def two_digit_years(forms: Sequence[str]) -> bool:
-    """Whether forms write years with two digits."""
-    return any("%y" in form for form in forms)

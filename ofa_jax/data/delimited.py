@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ofa_jax.data.tables import NO_VALUE, NUMBER, Table, decode, open_data
-from ofa_jax.data.timestamps import looks_like_date, shorten
-from ofa_jax.errors import DataError
+from ofa_jax.data.timestamps import looks_like_date
+from ofa_jax.errors import DataError, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 ENDINGS = (".csv", ".tsv", ".txt")
 _DAY_FIRST = re.compile(r"\d{1,2}\.\d{1,2}\.\d{4}\b")
 _TRUTHS = ("True", "TRUE", "true", "False", "FALSE", "false")
+_THOUSANDS = re.compile(r"(?<![^,\s])[+-]?\d{1,3}(,\d{3})+(?=,|\.\d|$)")
+_DECIMALS = re.compile(r"(?<![^,\s])[+-]?\d+,\d+(?=,|$)")
 _DELIMITERS = (",", ";", "\t", "|")
 
 
@@ -54,7 +56,7 @@ def read_text(
     first_cell = ""
     try:
         names = tuple(name.strip() for name in next(reader))
-        _check_header(names, f"{path}, line {line_numbers[0]}")
+        check_header(names, f"{path}, line {line_numbers[0]}")
         end = reader.line_num
         for row, fields in enumerate(reader, start=1):
             fields = fields or [""]
@@ -67,7 +69,7 @@ def read_text(
     except csv.Error as error:
         raise _not_text(path, error) from None
     if ragged:
-        fault = _ragged(path, ragged, line_numbers, len(names))
+        fault = _ragged(path, ragged, line_numbers, len(names), kept if delimiter == "," else ())
         if faults is None:
             raise fault
         faults.append(fault)
@@ -93,7 +95,9 @@ def _content(path: Path) -> str:
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     text = content.decode("utf-16", errors="replace") if utf16 else decode(content)
     if "\0" in text:
-        raise DataError("the file contains binary data, not text", where=str(path), fix="Give CSV or Parquet")
+        raise DataError(
+            "the file contains binary data, not text", where=str(path), fix="Give CSV, Excel or Parquet"
+        )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -154,11 +158,29 @@ def _split_spaces(kept: Sequence[str]) -> list[str] | None:
 
 
 def _ragged(
-    path: Path, rows: Sequence[tuple[int, int, range]], line_numbers: Sequence[int], width: int
+    path: Path,
+    rows: Sequence[tuple[int, int, range]],
+    line_numbers: Sequence[int],
+    width: int,
+    lines: Sequence[str],
 ) -> DataError:
-    """The error about rows (their number, fields and lines) of another width than the header."""
+    """The error about rows (their number, fields and lines) of another width than the header.
+
+    ``lines`` of the file are given where commas separate columns, and may be in numbers too.
+    """
     first, *others = [(f"row {row} (line {line_numbers[at[-1]]})", count) for row, count, at in rows]
     what = f"has {first[1]} field(s) where the header has {width}"
+    wider = [lines[at[-1]] for _, count, at in rows if lines and count > width]
+    if len(wider) == len(rows) and not wider[0].endswith(","):
+        doubled = all(count in (2 * width, 2 * width - 1) for _, count, _ in rows)
+        kinds = [("thousands signs", _THOUSANDS)] + [("decimal commas", _DECIMALS)] * doubled
+        for kind, pattern in kinds:
+            if (found := pattern.search(wider[0])) and all(map(pattern.search, wider)):
+                what += f", and so have {len(others)} more row(s)" if others else ""
+                what += f". {kind.capitalize()} without quotes, as in {found[0]}, are the likely cause"
+                fix = "Write numbers with a decimal point and without thousands signs (1000.5), or separate "
+                fix += "columns by semicolons"
+                return DataError(what, where=f"{path}, {first[0]}", fix=fix)
     if others:
         shown = ", ".join(f"{place} has {count}" for place, count in others[:9])
         what += f"; {len(others)} more row(s) differ: {shown}{', …' * (len(others) > 9)}"
@@ -218,7 +240,12 @@ def _read_csv(
     return frame
 
 
-def _check_header(names: tuple[str, ...], where: str) -> None:
+def check_header(names: tuple[str, ...], where: str) -> None:
+    """Refuse a first line that does not name the columns.
+
+    Raises:
+        DataError: A name with a line break, values, or a title.
+    """
     broken = next((name for name in names if "\n" in name), None)
     if broken is not None:
         fix = "Close the quote that was left open, or take the line break out of the name"
@@ -226,6 +253,9 @@ def _check_header(names: tuple[str, ...], where: str) -> None:
     if _are_values(names):
         what = f"the first line contains values ({', '.join(names[:3])}), not column names"
         raise DataError(what, where=where, fix="Add a header line with the names of the columns")
+    if names[0] and len(names) > 1 and not any(names[1:]):
+        what = f"only the first of {len(names)} columns has a name, {shorten(names[0])}, which may be a title"
+        raise DataError(what, where=where, fix="Name every column, and remove lines above the header")
 
 
 def _are_values(cells: Sequence[str]) -> bool:

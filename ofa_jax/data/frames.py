@@ -1,4 +1,4 @@
-"""Frames: series that share timestamps, read from CSV, Parquet or a DataFrame and checked."""
+"""Frames: series that share timestamps, read from text, Excel, Parquet or a DataFrame and checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ofa_jax.config.tasks import Decimal, Missing, Timestamps
-from ofa_jax.data import delimited
+from ofa_jax.data import delimited, sheets
 from ofa_jax.data.calendar import Step, following, step_of, wall_clock
 from ofa_jax.data.clock import NAIVE, Clock
 from ofa_jax.data.columns import no_series
@@ -22,7 +22,7 @@ from ofa_jax.data.long import time_cells, widen
 from ofa_jax.data.missing import check_sizes, fill_missing
 from ofa_jax.data.tables import Table, as_list, as_table, read_parquet, require_file, unpacked_name
 from ofa_jax.data.timestamps import Place, looks_like_date, read_times, step_between
-from ofa_jax.errors import DataError
+from ofa_jax.errors import DataError, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,6 +124,7 @@ def read_frame(
     missing_words: Sequence[str] | None = None,
     decimal: Decimal = "point",
     comment: str | None = None,
+    sheet: str | None = None,
     timestamps: Timestamps = "error",
     timestamp_format: str | None = None,
     frequency: str | None = None,
@@ -132,7 +133,7 @@ def read_frame(
     last: int | None = None,
     faults: list[DataError] | None = None,
 ) -> Frame:
-    """Read and check series from delimited text (``.csv``, ``.tsv``, ``.txt``), Parquet or a DataFrame.
+    """Read and check series from text (``.csv``, ``.tsv``, ``.txt``), Excel, Parquet or a DataFrame.
 
     Args:
         source: The file, or a DataFrame with its timestamps in a DatetimeIndex or a column.
@@ -147,6 +148,7 @@ def read_frame(
         missing_words: What cells say that have no value, besides the usual words (``NA``, ``?``, ``-``, …).
         decimal: Whether numbers have a decimal point or comma.
         comment: How lines of text begin that are comments; above the header also ``#``.
+        sheet: Of an Excel file with several sheets.
         timestamps: Refuse repeated and irregular timestamps, or count the rows whatever their times. Either
             way they must be in order; a table with its newest row first is read from its end.
         timestamp_format: A format of strptime, or what numbers are: ``excel`` (day numbers), ``s``, ``ms``,
@@ -163,7 +165,7 @@ def read_frame(
         DataError: Anything that cannot be read as asked, with file, column and row (1-based; the line as well
             for text files).
     """
-    table = _open(source, missing_words or (), decimal, comment, faults)
+    table = _open(source, missing_words or (), decimal, comment, sheet, faults)
     _require_names(table)
     time = _find_time(table, timestamp_column, exclude or ())
     table, time = widen(table, time, columns if trained_on is None else trained_on, exclude or ())
@@ -296,6 +298,7 @@ def _open(
     missing_words: Sequence[str],
     decimal: Decimal,
     comment: str | None,
+    sheet: str | None,
     faults: list[DataError] | None,
 ) -> Table:
     words, comma = tuple(missing_words), decimal == "comma"
@@ -305,10 +308,14 @@ def _open(
     require_file(path)
     if unpacked_name(path).endswith(delimited.ENDINGS):
         return delimited.read_text(path, missing_words=words, comma=comma, comment=comment, faults=faults)
-    if path.name.lower().endswith(_PARQUET):
-        return dataclasses.replace(read_parquet(path), missing_words=words, comma=comma)
-    fix = f"Give a file that ends in {', '.join([*delimited.ENDINGS, *_PARQUET])}"
-    raise DataError(f"the ending {path.suffix!r} is not supported", where=str(path), fix=fix)
+    if path.suffix.lower() in _PARQUET:
+        table = read_parquet(path)
+    elif path.suffix.lower() in sheets.ENDINGS:
+        table = sheets.read_sheet(path, sheet)
+    else:
+        fix = f"Give a file that ends in {', '.join([*delimited.ENDINGS, *sheets.ENDINGS, *_PARQUET])}"
+        raise DataError(f"the ending {path.suffix!r} is not supported", where=str(path), fix=fix)
+    return dataclasses.replace(table, missing_words=words, comma=comma)
 
 
 def _require_names(table: Table) -> None:
@@ -373,9 +380,3 @@ def _position(table: Table, name: str) -> int:
     nearest = difflib.get_close_matches(name, named, n=3, cutoff=0.4) or table.names[:10]
     fix = f"The nearest names are {listed(nearest)}"
     raise DataError(f"there is no column `{name}`", where=table.source, fix=fix)
-
-
-def listed(names: Sequence[str], most: int = 10) -> str:
-    """Names for a message, in backticks; the first ``most`` of them."""
-    shown = ", ".join(f"`{name}`" for name in names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

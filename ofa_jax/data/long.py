@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ofa_jax.data.tables import Table, as_list
-from ofa_jax.data.timestamps import shorten
-from ofa_jax.errors import DataError
+from ofa_jax.errors import DataError, shorten
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,8 +20,8 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ofa_jax.data.timestamps import looks_like_date, shorten
-from ofa_jax.errors import DataError
+from ofa_jax.data.timestamps import looks_like_date
+from ofa_jax.errors import DataError, shorten
 from ofa_jax.files import check_regular
 
 if TYPE_CHECKING:
@@ -215,9 +215,12 @@ def read_parquet(path: Path) -> Table:
         DataError: The file is not Parquet or is damaged.
     """
     import pandas as pd
+    import pyarrow.parquet as pq
 
     try:
-        frame = pd.read_parquet(path)
+        names = pq.read_schema(path).names
+        # names that repeat are refused where any table is checked; pyarrow's words for them are its own
+        frame = pd.read_parquet(path) if len(set(names)) == len(names) else pd.DataFrame(columns=names)
     except Exception as error:  # of pyarrow, or anything where pandas' metadata of the file are damaged
         what = f"not readable as Parquet ({type(error).__name__}: {' '.join(str(error).split())})"
         raise DataError(what, where=str(path), fix="Check that the file is complete") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, timedelta
@@ -25,13 +26,15 @@ from ofa_jax.data.dates import (
     EXCEL,
     ISO,
     forms_of,
+    minutes_of,
+    on_grid,
     read_digits,
     read_form,
     split_zones,
-    two_digit_years,
     zone_of,
+    zone_of_midnights,
 )
-from ofa_jax.errors import DataError
+from ofa_jax.errors import DataError, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,7 +125,9 @@ def _parse_numbers(texts: pd.Series, form: str, place: Place) -> tuple[np.ndarra
     parsed = read_form(texts, form)
     _check_complete(parsed, texts, place)
     if form == EXCEL:
-        return _compact(parsed.to_numpy()), Clock()
+        decimals = texts.str.extract(r"\.(\d+)$")[0].str.len().max()
+        parsed, rounded = on_grid(parsed, 0.5 * 10.0**-decimals if decimals > 0 else 0.0)
+        return _compact(parsed.to_numpy()), Clock(notices=() if rounded is None else (rounded,))
     whole = bool((numbers % 1 == 0).all())
     return _compact(parsed.to_numpy()), Clock(write=_epoch_writer(form) if whole else None)
 
@@ -130,9 +135,9 @@ def _parse_numbers(texts: pd.Series, form: str, place: Place) -> tuple[np.ndarra
 def _parse_digits(texts: pd.Series, place: Place) -> tuple[np.ndarray, Clock]:
     import pandas as pd
 
-    found, parsed = read_digits(texts)
+    found = read_digits(texts)
     example = f"whole numbers such as {texts.iloc[0]}"
-    if parsed is None:
+    if found is None:
         longest = int(texts.str.len().argmax())
         if len(texts[longest]) > 18:  # beyond int64
             raise _not_a_date(texts[longest], place(longest))
@@ -140,14 +145,14 @@ def _parse_digits(texts: pd.Series, place: Place) -> tuple[np.ndarray, Clock]:
         if texts.str.fullmatch(r"[2-6]\d{4}").all():
             words += "; if they are Excel's day numbers, set `timestamp_format: excel`"
         return texts.astype(np.int64).to_numpy(), Clock(notices=(words,))
+    form, words, parsed = found
     _check_complete(parsed, texts, place)
-    form = str(found.form)
 
     def written(index: pd.DatetimeIndex) -> pd.Index:
         return pd.Index(index.strftime(form).astype(np.int64))
 
     write = _epoch_writer(form) if form in EPOCHS else written
-    return _compact(parsed.to_numpy()), Clock(write=write, notices=(f"{example} are read as {found.words}",))
+    return _compact(parsed.to_numpy()), Clock(write=write, notices=(f"{example} are read as {words}",))
 
 
 def _epoch_writer(unit: str) -> Callable[[pd.DatetimeIndex], pd.Index]:
@@ -161,23 +166,34 @@ def _parse_text(
 ) -> tuple[np.ndarray, Clock]:
     import pandas as pd
 
-    bodies, offsets = split_zones(texts)
-    zoned = ~np.isnan(offsets)
+    bodies, zones = split_zones(texts)
+    zoned = zones.notna().to_numpy()
     if zoned.any() and not zoned.all():
         row = int(np.flatnonzero(zoned != zoned[0])[0])
         what = f"{texts[row]!r} and {texts[0]!r} in the first row differ in having a time zone"
         raise DataError(what, where=place(row), fix="Give every timestamp a time zone, or none")
+    known = {zone: minutes_of(zone) for zone in zones.dropna().unique()}
+    unknown = next((zone for zone, minutes in known.items() if np.isnan(minutes)), None)
+    # a given form may contain the text
+    literal = form is not None and ("%z" in form or np.isnan([*known.values()]).all())
+    if unknown is not None and not literal:
+        what = f"the text {shorten(unknown)} after the time is no time zone that is known"
+        fix = "Write an offset from UTC in its place, such as +01:00, or leave it out"
+        raise DataError(what, where=place(int(np.argmax(zones == unknown))), fix=fix)
     notices: list[str] = []
     if form is not None:
-        parsed = _read_given(texts if "%z" in form else bodies, form, place)
+        parsed = _read_given(texts if literal else bodies, form, place)
     else:
         parsed, notices = _read_best(bodies, place, expected)
     wall = pd.DatetimeIndex(parsed)
     if wall.tz is not None:  # the given form has %z
         return _compact(wall.tz_convert("UTC").tz_localize(None).to_numpy()), Clock(wall.tz)
-    if not zoned[0]:
+    if literal or not zoned[0]:
         return _compact(wall.to_numpy()), Clock(notices=tuple(notices))
+    offsets = zones.map(known).to_numpy(np.float64)
     utc = wall.to_numpy() - (offsets * 60).astype("m8[s]")
+    named = [f"{zone} is UTC{known[zone] / 60:+.0f}" for zone in known if zone[0].isalpha() and known[zone]]
+    notices += [f"time zones: {', '.join(named)}"] if named else []
     zone, inferred = zone_of(utc, offsets)
     notices += [] if inferred is None else [inferred]
     return _compact(utc), Clock(zone, notices=tuple(notices))
@@ -225,7 +241,7 @@ def _read_best(texts: pd.Series, place: Place, expected: str | None) -> tuple[pd
         notices.append(f"{texts[0]!r} is read as {fitting[0]}, so that rows are in order and regular")
     else:
         fitting = [next(iter(complete))]
-    if two_digit_years(fitting):
+    if "%y" in fitting[0]:
         notices.append(f"the two-digit years of dates such as {texts[0]!r} are read as 1969 to 2068")
     return complete[fitting[0]], notices
 
@@ -253,13 +269,14 @@ def _compact(times: np.ndarray) -> np.ndarray:
 
 
 def _not_a_date(text: str, where: str) -> DataError:
-    return DataError(f"{shorten(text)} is not a timestamp", where=where, fix=_FIX_FORMAT)
-
-
-def shorten(text: object, length: int = 40) -> str:
-    """A cell's text, quoted, cut where it is long."""
-    quoted = repr(str(text))
-    return quoted if len(quoted) <= length else f"{quoted[: length - 4]}...'"
+    what = f"{shorten(text)} is not a timestamp"
+    if re.fullmatch(r"[2-6]\d{4}\.\d+", text):
+        fix, past = (
+            "If these are Excel's day numbers, set `timestamp_format: excel`",
+            {"timestamp_format": EXCEL},
+        )
+        return DataError(what, where=where, fix=fix, past=past)
+    return DataError(what, where=where, fix=_FIX_FORMAT)
 
 
 def read_times(
@@ -286,6 +303,8 @@ def read_times(
     times, clock = parse_times(column, place, form, frequency or expected)
     clock = replace(clock, frequency=frequency, counted=counted)
     newest_first = len(times) > 1 and times[0] > times[-1] and _in_order(times[::-1])
+    if str(clock.zone) == "UTC" and (found := zone_of_midnights(times[::-1] if newest_first else times)):
+        clock = replace(clock, zone=found[0], written=clock.zone, notices=(*clock.notices, found[1]))
     if newest_first:
         times, rows = times[::-1], len(times)
         turned = "the newest row comes first, so rows are read from the last to the first"
@@ -323,7 +342,8 @@ def check_order(times: np.ndarray, clock: Clock, place: Place) -> None:
         what = f"the timestamp {time} repeats the previous row's ({len(repeated)} repeats in all)"
         fix = "Remove the duplicates, or set `timestamps: as_is` to count rows whatever their times"
         if times.dtype.kind == "M" and np.median(gaps) < np.timedelta64(1, "D"):
-            fix += ". If clocks were changed there, write the times with their zone (2024-10-27 02:00+01:00)"
+            fix += ". If clocks were changed there, write local times with their offset from UTC "
+            fix += "(2024-10-27 02:00+01:00)"
         raise DataError(what, where=place(row), fix=fix, past={"timestamps": "as_is"})
     step = step_between(times, clock)
     if step is not None and not (regular := follows(step, times, clock.zone)).all():
@@ -334,11 +354,17 @@ def check_order(times: np.ndarray, clock: Clock, place: Place) -> None:
             f"the step is irregular: {time} follows {before}, a step of {time - before}; "
             f"expected {next_time}, a step of {next_time - before}"
         )
-        fix = "Insert the missing rows (empty ones with `missing: linear`), or set `timestamps: as_is` to "
-        fix += "count rows whatever their times"
+        past = {"timestamps": "as_is"}
+        fix = "Insert the missing rows (empty ones with `missing: linear`), or set `timestamps: as_is` "
+        if step.alias == "B":
+            past["frequency"] = step.alias
+            fix += "and `frequency: B` to leave out holidays"
+        else:
+            fix += "to count rows whatever their times"
         if abs(time - next_time) == timedelta(hours=1):
-            fix += ". If this is a change of clocks, write the times with their zone (2024-03-31 00:00+01:00)"
-        raise DataError(what, where=place(row), fix=fix, past={"timestamps": "as_is"})
+            fix += ". If this is a change of clocks, write local times with their offset from UTC "
+            fix += "(2024-03-31 00:00+01:00)"
+        raise DataError(what, where=place(row), fix=fix, past=past)
 
 
 def step_between(times: np.ndarray, clock: Clock) -> Step | None:

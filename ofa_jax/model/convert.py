@@ -12,19 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax.errors import WeightsError
+from ofa_jax.errors import WeightsError, listed
 from ofa_jax.files import atomic_folder, is_there, sha256_file, write_json
 from ofa_jax.model import trees
-from ofa_jax.model.weights import (
-    CONFIG,
-    MANIFEST,
-    WEIGHTS,
-    Trunk,
-    hub_origin,
-    listing,
-    load_trunk,
-    trunk_tensors,
-)
+from ofa_jax.model.weights import CONFIG, MANIFEST, WEIGHTS, Trunk, hub_origin, load_trunk, trunk_tensors
 
 
 def convert(
@@ -99,6 +90,7 @@ def _writable(out: str | Path) -> Path:
     present = {file.name for file in out.iterdir()} if out.exists() else set()
     foreign = sorted(present - {CONFIG, WEIGHTS, MANIFEST})
     if foreign or (present and MANIFEST not in present):
-        what = f"is not empty and not a trunk folder (it contains {listing(foreign or sorted(present), 5)})"
-        raise WeightsError(f"{what}; nothing was written", where=str(out), fix="Name a new folder")
+        there = listed(foreign or sorted(present), 5, mark="")
+        what = f"is not empty and not a trunk folder (it contains {there}); nothing was written"
+        raise WeightsError(what, where=str(out), fix="Name a new folder")
     return out

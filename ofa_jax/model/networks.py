@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax.errors import ConfigError, WeightsError
+from ofa_jax.errors import ConfigError, WeightsError, listed
 from ofa_jax.model import frozen_init, trees
 from ofa_jax.model.dropout import dropout
 from ofa_jax.model.gpt2 import GPT2Config, GPT2Trunk
 from ofa_jax.model.patching import denormalize, instance_stats, normalize, patch_count, patchify
-from ofa_jax.model.weights import listing
 
 Params = dict[str, Any]
 """A nested dict of arrays keyed by module name, as Flax keeps it under ``params``."""
@@ -347,7 +346,7 @@ def init_base(network: Network, trunk_params: Params, seed: int) -> Params:
     wanted = {path: shape for path, shape in wanted.items() if path not in zero}
     wrong = sorted(path for path in wanted | found if wanted.get(path) != found.get(path))
     if wrong:
-        what = f"the trunk does not fit the network at {listing(wrong, 5)}"
+        what = f"the trunk does not fit the network at {listed(wrong, 5, mark='')}"
         fix = "Load the trunk with the configuration that the network was built with"
         raise WeightsError(what, where="gpt2", fix=fix)
     trunk = {path: trees.aligned(np.asarray(leaf)) for path, leaf in given.items()}

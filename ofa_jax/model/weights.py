@@ -20,7 +20,7 @@ from pydantic import Field
 
 from ofa_jax import files
 from ofa_jax.config.schema import PRETRAINED
-from ofa_jax.errors import ConfigError, WeightsError
+from ofa_jax.errors import ConfigError, WeightsError, listed
 from ofa_jax.files import FileRecord, Record, Sha256
 from ofa_jax.model import frozen_init, trees
 from ofa_jax.model.gpt2 import LEVELS, PRESETS, Forecaster, GPT2Config
@@ -311,7 +311,9 @@ def _list_tensors(folder: Path, source: str) -> _Stored:
                 stored[key] = folder / name, tuple(tensors.get_slice(key).get_shape())
     found = {name: file.name for name, (file, _) in stored.items()}
     if index is not None and found != index:
-        what = f"index and shards disagree on {listing(sorted(dict(found.items() ^ index.items())))}"
+        what = (
+            f"index and shards disagree on {listed(sorted(dict(found.items() ^ index.items())), 12, mark='')}"
+        )
         raise WeightsError(what, where=str(folder / _INDEX), fix="Download all of them again")
     return stored
 
@@ -319,7 +321,9 @@ def _list_tensors(folder: Path, source: str) -> _Stored:
 def _no_safetensors(folder: Path, source: str) -> WeightsError:
     what = f"neither {WEIGHTS} nor {_INDEX} is here"
     if pickles := sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES):
-        what += f", only pickled weights ({listing(pickles)}), which can run code while they are read"
+        what += (
+            f", only pickled weights ({listed(pickles, 12, mark='')}), which can run code while they are read"
+        )
     call = f"from transformers import GPT2Model; GPT2Model.from_pretrained('{source}').save_pretrained('OUT')"
     fix = "Name a folder with safetensors; to convert pickles, run on a spare machine with transformers and "
     fix += f'torch: python -c "{call}"; then name OUT'
@@ -348,13 +352,9 @@ def _match(
     missing = [prefix + name for name, (path, _) in rows.items() if path not in names]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(faults.values()):
-        listed = "; ".join(f"{len(them)} {kind}: {listing(them)}" for kind, them in faults.items() if them)
+        parts = [f"{len(them)} {kind}: {listed(them, 12, mark='')}" for kind, them in faults.items() if them]
         fix = "Check that config.json and the weights belong together and are plain GPT-2"
-        raise WeightsError(f"the tensors are not those of config.json: {listed}", where=str(folder), fix=fix)
+        raise WeightsError(
+            f"the tensors are not those of config.json: {'; '.join(parts)}", where=str(folder), fix=fix
+        )
     return names, tuple(sorted(dropped))
-
-
-def listing(names: list[str], most: int = 12) -> str:
-    """The first few names, cut where they are long, and how many more there are."""
-    shown = [name if len(name) <= 100 else f"{name[:100]}…" for name in names[:most]]
-    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")

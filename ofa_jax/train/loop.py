@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -35,7 +34,7 @@ from ofa_jax.errors import Interrupted, TrainError
 from ofa_jax.tasks.base import Sums
 from ofa_jax.train.checkpoints import Checkpoints, Restored
 from ofa_jax.train.grad_stats import GradStatsState, as_json, log_fields
-from ofa_jax.train.lanes import Lane, Progress, stack, take
+from ofa_jax.train.lanes import Lane, Progress, read_counters, stack, take
 from ofa_jax.train.memory import check_room
 from ofa_jax.train.processes import max_over_processes, raise_together, restore_on_all
 from ofa_jax.train.program import LaneInputs, Program
@@ -149,9 +148,11 @@ class Trainer:
     def _load(self, restored: Restored) -> None:
         arrays = restored.arrays if self.lanes[0].name else stack([restored.arrays])
         state, sums = arrays["state"], self._gradient_sums()
-        for number, counters in enumerate(restored.meta.get("cells", [restored.meta])):
-            lane = self.lanes[number]
-            lane.progress, lane.best = Progress(**counters), take(arrays["best"], number)
+        sizes = {"lanes": len(self.lanes), "epoch_steps": self.epoch_steps}
+        width = 0 if sums is None else sums.shape[1]
+        found = read_counters(restored.meta, restored.step, gradients=width, **sizes)
+        for number, (lane, progress) in enumerate(zip(self.lanes, found, strict=True)):
+            lane.progress, lane.best = progress, take(arrays["best"], number)
             if sums is not None and lane.progress.gradients:
                 sums[number] = lane.progress.gradients
         self.step = restored.step
@@ -167,7 +168,7 @@ class Trainer:
             for number, lane in enumerate(self.lanes):
                 lane.progress.events_size = lane.log.sync()
                 lane.progress.gradients = [] if sums is None else as_json(sums[number])
-            counters = [asdict(lane.progress) for lane in self.lanes]
+            counters = [lane.progress.model_dump() for lane in self.lanes]
             meta = {"cells": counters} if self.lanes[0].name else counters[0]
             if self.checkpoints is not None:
                 self.checkpoints.save(self.step, self._arrays(), meta)

@@ -167,7 +167,7 @@ def runs(tiny, tmp_path_factory) -> Callable[[str], Path]:
     return run_of
 
 
-QUICK = ("forecast", "anomaly")
+QUICK = ("forecast",)
 
 
 @pytest.fixture(  # the tests of one run are together; without marks, a run of every task takes a minute

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import typer
@@ -278,7 +279,7 @@ def test_predict_overwrites_no_input(trained, tiny, tmp_path, call):
     assert [entry.name for entry in tmp_path.iterdir()] == ["new.csv"]
 
 
-@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+@pytest.mark.parametrize("name", ["-", pytest.param("/dev/stdout", marks=pytest.mark.slow)])
 def test_predict_to_standard_output(trained, tiny, tmp_path, name):
     new = tiny.csv(tmp_path / "new.csv", rows=40)
     with open(tmp_path / "f.csv", "w") as out:
@@ -630,6 +631,18 @@ def test_every_advice_can_be_followed_as_it_is_printed(trained, call, tiny, tmp_
         return depth < 6 and any(follow(more, depth + 1) for more in alternatives if more != options)
 
     assert follow([])
+
+
+def test_holidays_are_left_out_as_it_is_printed(call, tmp_path):
+    days = pd.date_range("2024-01-01", periods=61, freq="B", name="date").delete(51)
+    pd.DataFrame({"a": np.sqrt(np.arange(60))}, index=days).to_csv(tmp_path / "x.csv")
+    called = call("data", "check", tmp_path / "x.csv")
+    refused(called)
+    (options,) = (found for found in clauses(called.err) if "data.frequency=B" in found)
+    assert options == ["--set", "data.timestamps=as_is", "--set", "data.frequency=B"]
+    read = call("data", "check", tmp_path / "x.csv", *options)
+    assert "rows: 60" in read.out
+    assert "frequency: B" in read.out
 
 
 def merge(settings: list[str]) -> list[str]:

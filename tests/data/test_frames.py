@@ -10,17 +10,24 @@ import io
 import lzma
 import os
 import re
+import sys
 import zipfile
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import openpyxl
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ofa_jax.data.frames import Frame, read_frame
 from ofa_jax.errors import DataError
+from ofa_jax.tasks.forecast import time_index
 
 DATA_ROOT = os.environ.get("OFA_JAX_DATA")
 needs_data = pytest.mark.skipif(not DATA_ROOT, reason="OFA_JAX_DATA is not set")
@@ -210,6 +217,22 @@ def test_decimal_commas_and_thousands_signs_get_their_own_advice(tmp_path):
     assert "thousands" in message
 
 
+def test_commas_in_numbers_where_commas_separate_are_one_error(tmp_path):
+    rows = "".join(f"2024-01-{day:02d},{950 + 10 * day:,},{day}\n" for day in range(1, 31))
+    message = refused(write(tmp_path, "date,a,b\n" + rows))
+    assert "row 5 (line 6): has 4 field(s) where the header has 3, and so have 25 more row(s). " in message
+    assert "Thousands signs without quotes, as in 1,000, are the likely cause. Write numbers with" in message
+    assert message.count("(line") == 1
+    decimals = "".join(f"2024-01-{day:02d},{day},{day % 10}\n" for day in range(1, 31))
+    message = refused(write(tmp_path, "date,a\n" + decimals))
+    assert "row 1 (line 2): has 3 field(s) where the header has 2, and so have 29 more row(s). " in message
+    assert "Decimal commas without quotes, as in 1,1, are" in message
+    semicolons = "date;a\n" + re.sub(r"^([^,]+),", r"\1;", decimals, flags=re.MULTILINE)
+    assert read_frame(write(tmp_path, semicolons), decimal="comma").values[10, 0] == 11.1
+    for other in ("date,site,a\n2024-01-01,Berlin, north,1\n2024-01-02,Bonn,2\n", "a,b\n1,2,\n3,4,\n"):
+        assert "a text with the delimiter in it needs quotes" in refused(write(tmp_path, other))
+
+
 def test_date_and_time_of_day_in_two_columns(tmp_path):
     rows = "".join(f"{hour},2024-01-31,{hour:02d}:30\n" for hour in range(9))
     path = write(tmp_path, "a,Date,Time\n" + rows)
@@ -262,6 +285,105 @@ def test_reading_is_linear_in_the_size(tmp_path, text):
         assert read_frame(path).names == ("a",)
 
 
+def workbook(path: Path, **tables: list[list[Any]]) -> Path:
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for name, rows in tables.items():
+        sheet = book.create_sheet(name)
+        for row in rows:
+            sheet.append(row)
+    book.save(path)
+    return path
+
+
+DAYS = [datetime(2024, 1, day) for day in range(1, 5)]
+CLOCKS = [time(hour) for hour in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("head", "times", "frequency", "ahead"),
+    [
+        (["date"], [[day] for day in DAYS], "D", date(2024, 1, 5)),
+        (
+            ["when"],
+            [[day.replace(day=1, hour=day.day)] for day in DAYS],
+            "h",
+            pd.Timestamp("2024-01-01 05:00"),
+        ),
+        (["date"], [[f"2024-01-0{day}"] for day in (1, 2, 3, 4)], "D", pd.Timestamp("2024-01-05")),
+        (["Date", "Time"], [[DAYS[0], clock] for clock in CLOCKS], "h", pd.Timestamp("2024-01-01 04:00")),
+        (["Year"], [[2020 + year] for year in range(4)], "YS-JAN", 2024),
+    ],
+)
+def test_an_excel_sheet_is_read_like_text(tmp_path, head, times, frequency, ahead):
+    values = [[1, "2,5"], [2.5, ""], ["-", "3"], [4, "1e2"]]
+    rows = [
+        [],
+        ["", *head, "a", "b"],
+        *([None, *both, *more] for both, more in zip(times, values, strict=True)),
+    ]
+    path = workbook(tmp_path / "x.xlsx", empty=[], data=rows)
+    frame = read_frame(path, timestamp_column=" + ".join(head), missing="ffill", decimal="comma")
+    assert (frame.names, frame.frequency) == (("a", "b"), frequency)
+    np.testing.assert_array_equal(frame.values, [[1, 2.5], [2.5, 2.5], [2.5, 3], [4, 100]])
+    assert time_index(frame, 1)[0] == ahead
+    assert "column `b`, row 1 (line 3)" in refused(path, timestamp_column=" + ".join(head), exclude=["a"])
+
+
+def test_hours_that_excel_added_up_are_hours(tmp_path):
+    days = np.cumsum([45292.0, *[1 / 24] * 9999])
+    cells = [datetime(1899, 12, 30) + timedelta(milliseconds=round(day * 86_400_000)) for day in days]
+    assert cells[-1].microsecond
+    path = workbook(tmp_path / "x.xlsx", data=[["date", "a"], *([cell, cell.hour % 7] for cell in cells)])
+    frame = read_frame(path)
+    np.testing.assert_array_equal(frame.timestamps, pd.date_range("2024-01-01", periods=10_000, freq="h"))
+    assert frame.notices[1].startswith("x.xlsx, column `date`: times are up to 0.00")
+    fine = [[datetime(2024, 1, 1) + timedelta(milliseconds=10 * row), row % 7] for row in range(200)]
+    assert read_frame(workbook(path, data=[["date", "a"], *fine])).frequency == "10ms"
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        (
+            [["Load in May"], ["date", "a"], [DAYS[0], 1]],
+            ["line 1", "name, 'Load in May', which may be a title"],
+        ),
+        ([[DAYS[0], 1.5], [DAYS[1], 2.5]], ["line 1: the first line contains values"]),
+        ([["date", "a", "a"], [DAYS[0], 1, 2]], ["`a`", "more than once"]),
+        ([["date", "a"], [DAYS[0], 1], ["Source: us", ""]], ["'Source: us' is not a timestamp", "(line 3)"]),
+        ([["date", "a"], [DAYS[0], True]], ["column `a`, row 1 (line 2)", "'True'"]),
+        ([["date", "a"], [DAYS[0], 1], [DAYS[1], DAYS[2]]], ["row 2 (line 3)", "'2024-01-03'"]),
+        ([["date", "a"]], ["no data rows"]),
+        ([], ["all sheets are empty"]),
+    ],
+)
+def test_a_bad_excel_sheet_is_refused_like_text(tmp_path, rows, parts):
+    message = refused(workbook(tmp_path / "x.xlsx", data=rows))
+    for part in ["x.xlsx", *parts]:
+        assert part in message
+
+
+def test_of_several_excel_sheets_one_is_chosen(tmp_path):
+    rows = [["date", "a"], *([day, day.day] for day in DAYS)]
+    path = workbook(tmp_path / "x.xlsx", **{"May 1": rows, "notes": [["by hand"]]})
+    assert "2 sheets have cells. Choose one: set `sheet: May 1` or `sheet: notes`" in refused(path)
+    assert read_frame(path, sheet="May 1").values[:, 0].tolist() == [1, 2, 3, 4]
+    assert "there is no sheet 'x' with cells. Choose one" in refused(path, sheet="x")
+
+
+def test_without_openpyxl_an_excel_file_says_how_to_install_it(tmp_path, monkeypatch):
+    path = workbook(tmp_path / "x.xlsx", data=[["a"], [1]])
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    assert "Run `pip install 'ofa-jax[excel]'`" in refused(path)
+
+
+def test_a_title_above_the_header_is_named(tmp_path):
+    assert "name, 'Load', which may be a title" in refused(
+        write(tmp_path, "Load,,\ndate,a,b\n2024-01-01,1,2\n")
+    )
+
+
 def test_columns_choose_and_order_the_series(tmp_path):
     path = write(tmp_path, "date,a,site,b\n2024-01-01,1,north,2\n2024-01-02,3,north,4\n")
     frame = read_frame(path, columns=["b", "a"])
@@ -306,7 +428,7 @@ def test_timestamp_column_by_name_by_custom_or_by_content(tmp_path):
         ("a;b\n1,5;2,5\n", ["'1,5'", "decimal point"]),
         ('a,b\n"1,000",2\n3,4\n', ["'1,000'", "Write 1000 if"]),
         ("a,a\n1,2\n", ["`a`", "more than once"]),
-        ("a,\n1,2\n", ["column 2 has no name"]),
+        ("a,\n1,2\n", ["only the first of 2 columns has a name", "Name every"]),
         ("a,b\n1,2\n3\n", ["row 2 (line 3)", "1 field(s)", "header has 2"]),
         ("a,b\n1,2,3\n3,4,5\n", ["row 1 (line 2)", "3 field(s)"]),
         ("a,b\n1,2\n\n3,4\n", ["row 2 (line 3)", "1 field(s)"]),
@@ -330,11 +452,15 @@ def test_bad_text_names_file_column_and_row(tmp_path, content, parts):
 
 def test_bad_paths(tmp_path):
     assert "no such file" in refused(tmp_path / "absent.csv")
-    assert ".xlsx" in refused(write(tmp_path, "a\n1\n", "x.xlsx"))
+    assert ".xlsx" in refused(write(tmp_path, "a\n1\n", "x.xls"))
+    assert "not readable as .xlsx" in refused(write(tmp_path, "a\n1\n", "x.xlsx"))
     assert "folder" in refused(tmp_path)
     assert "cannot be read" in refused(write(tmp_path, "a\n1\n", "x.csv.gz"))
     assert "cannot be read" in refused(write(tmp_path, gzip.compress(GOOD.encode())[:-12], "y.csv.gz"))
     assert "Parquet" in refused(write(tmp_path, "a\n1\n", "x.parquet"))
+    table = pa.Table.from_arrays([pa.array([1.0])] * 3, names=["a", "b", "a"])
+    pq.write_table(table, tmp_path / "y.parquet")
+    assert "y.parquet: 1 column name(s) occur more than once: `a`" in refused(tmp_path / "y.parquet")
 
 
 def test_missing_values_are_counted_and_the_first_is_named(tmp_path):
@@ -450,7 +576,9 @@ def test_one_day_of_the_month_is_regular(alias):
 
 def test_calendar_steps_with_holes_keep_their_calendar():
     days = pd.date_range("2024-01-01", periods=40, freq="B").delete([7, 20])
-    assert "row 8" in refused(pd.DataFrame({"a": np.ones(38)}, index=days))
+    message = refused(pd.DataFrame({"a": np.ones(38)}, index=days))
+    assert "row 8" in message
+    assert "or set `timestamps: as_is` and `frequency: B` to leave out holidays" in message
     frame = read_frame(pd.DataFrame({"a": np.ones(38)}, index=days), timestamps="as_is")
     assert frame.frequency == "B"
     frame = read_frame(pd.DataFrame({"a": np.ones(38)}, index=days), timestamps="as_is", frequency="B")

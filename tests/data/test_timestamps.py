@@ -125,6 +125,25 @@ def test_excel_days_are_read_where_a_setting_says_so():
     assert "set `timestamp_format: excel`" in frame_of([43831, 43832, 43833]).notices[-1]
 
 
+@pytest.mark.parametrize(
+    ("step", "decimals"),
+    [("h", 2), ("h", 3), ("h", 5), ("15min", 3), ("15min", 5), ("7min", 4), ("90s", 5), ("30s", 5), ("s", 6)],
+)
+def test_excel_days_of_few_decimals_are_on_their_grid(step, decimals):
+    index = pd.date_range("2024-02-28 00:00", periods=300, freq=step)
+    days = (index - pd.Timestamp("1899-12-30")) / pd.Timedelta(days=1)
+    for cells in (days.to_numpy().round(decimals), [f"{day:.{decimals}f}" for day in days]):
+        frame = frame_of(cells, timestamp_format="excel")
+        np.testing.assert_array_equal(frame.timestamps, index.to_numpy())
+        assert "they are read to the nearest" in frame.notices[-1]
+    assert "set `timestamp_format: excel`" in refused(cells)
+    assert "nearest" not in frame_of(days, timestamp_format="excel").notices[-1]
+    added = np.cumsum([days[0], *[np.median(np.diff(days))] * 299])  # off by some microseconds and more
+    np.testing.assert_array_equal(frame_of(added, timestamp_format="excel").timestamps, index.to_numpy())
+    gap = [*cells[:200], *cells[201:]]
+    assert f"expected {index[200]}" in refused(gap, timestamp_format="excel")
+
+
 def test_a_format_decides_what_is_ambiguous():
     cells = ["01/02/2024", "02/02/2024", "03/02/2024"]
     assert 'set `timestamp_format: "%d/%m/%Y"` or `timestamp_format: "%m/%d/%Y"`' in refused(
@@ -204,12 +223,33 @@ def test_hours_in_a_time_zone_stay_hours(tmp_path):
 
 
 def test_a_change_of_clocks_in_times_without_their_zone_is_named():
-    days = pd.date_range("2024-03-20", periods=20, freq="D", tz="Europe/Berlin")
-    for cells in (days.tz_convert("UTC"), days.tz_convert("UTC").tz_localize(None)):
+    days = pd.date_range("2024-03-20", periods=20, freq="D", tz="Europe/Berlin").tz_convert("UTC")
+    for cells in (days + pd.Timedelta(hours=6), days.tz_localize(None)):
         assert "row 13: the step is irregular" in refused(cells)
-        assert "write the times with their zone" in refused(cells)
+        assert "write local times with their offset from UTC" in refused(cells)
     assert "change of clocks" not in refused(pd.date_range("2024-03-20", periods=9, freq="D").delete(5))
     assert "change of clocks" not in refused([1, 2, 4, 5])
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Pacific/Auckland"])
+@pytest.mark.parametrize("step", ["D", "B", "W-MON", "MS"])
+def test_local_midnights_written_in_utc_are_days_of_their_zone(zone, step):
+    local = pd.date_range("2023-01-02", periods=120, freq=step, tz=zone)
+    index = local.tz_convert("UTC").rename("when")
+    for cells in (index[:100], index[:100].strftime("%Y-%m-%dT%H:%M:%SZ"), index[:100][::-1]):
+        frame = frame_of(cells)
+        assert frame.frequency == step
+        assert time_index(frame, 20).equals(index[100:]), "in UTC, as they were written"
+        assert f"in {zone} all times are midnights" in " ".join(frame.notices)
+        np.testing.assert_array_equal(frame.local_times(), local[:100].tz_localize(None).to_numpy())
+    if step in ("D", "B"):
+        assert f"expected {index[4]}" in refused(index[:100].delete(4))
+
+
+def test_times_of_day_in_utc_are_no_midnights_of_a_zone():
+    for step in ("12h", "h", "D"):
+        frame = frame_of(pd.date_range("2024-01-01 23:00", periods=500, freq=step, tz="UTC"))
+        assert (frame.frequency, str(frame.clock.zone)) == (step, "UTC")
 
 
 @pytest.mark.parametrize("suffix", ["Z", " UTC", "+00:00", " +0000", " GMT", "+00"])
@@ -218,6 +258,33 @@ def test_zones_by_their_suffix(suffix):
     ahead = time_index(frame, 1)
     assert str(ahead[0]) == "2024-01-01 09:00:00+00:00"
     assert frame.notices[1:] == ()
+
+
+@pytest.mark.parametrize("zone", ["America/Chicago", "Europe/Berlin"])
+def test_names_of_zones_are_offsets(zone):
+    index = pd.date_range("2024-10-27", periods=300, freq="h", tz=zone)
+    named = index.strftime("%d-%b-%Y %I:%M %p %Z")
+    frame = frame_of(named[:250])
+    np.testing.assert_array_equal(time_index(frame, 50).tz_convert("UTC"), index[250:].tz_convert("UTC"))
+    assert frame.notices[-2] == "DataFrame, column `when`: time zones: " + (
+        "CDT is UTC-5, CST is UTC-6" if "Chicago" in zone else "CEST is UTC+2, CET is UTC+1"
+    )
+    assert frame.notices[-1].endswith(f"change as in {zone}, which is taken as the time zone")
+
+
+@pytest.mark.parametrize(
+    "text", ["AEST", "Europe/Berlin", "[Europe/Berlin]", "Eastern Standard Time", "GMT+0100 (CET)", "Uhr"]
+)
+def test_unknown_names_of_zones_are_named(text):
+    times = [f"2024-01-01 {hour:02d}:00" for hour in range(9)]
+    cells = [*(f"{time} EST" for time in times[:4]), *(f"{time} {text}" for time in times[4:])]
+    for form in (None, "%Y-%m-%d %H:%M"):
+        message = refused(cells, timestamp_format=form)
+        assert f"row 5: the text {text!r} after the time is no time zone that is known" in message
+        assert "Write an offset from UTC in its place, such as +01:00, or leave it out" in message
+    assert frame_of([f"{time}+01:00" for time in times]).frequency == "h"
+    assert frame_of(times).frequency == "h"
+    assert frame_of([f"{time} Uhr" for time in times], timestamp_format="%Y-%m-%d %H:%M Uhr").frequency == "h"
 
 
 def test_offsets_of_no_zone_are_said():

@@ -80,7 +80,7 @@ def test_gelu_and_its_gradient_are_jax_s_and_only_the_input_is_kept():
     assert sum(leaf.nbytes for leaf in kept if isinstance(leaf, jax.Array)) <= x.nbytes
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_forward_and_reverse_derivatives_agree(remat):
     """With dropout: ``jax.jvp`` along a direction is the gradient's product with it."""
     module, embeds, direction = GPT2Trunk(CONFIG, remat=remat), normal(3, 2, 6, 16), normal(4, 2, 6, 16)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import socket
 import struct
@@ -351,6 +352,27 @@ def change_zip(path: Path, draw: random.Random) -> str:
         data = draw.choice((b"MZ" * 20 + data, data + b"PK\5\6" + bytes(18), data + bytes(100)))
     path.write_bytes(data)
     return f"{kind} of {name}, packed by {packing}"
+
+
+def change_entry(path: Path, draw: random.Random) -> str:
+    """Change the numbers, or any bytes, of an entry of a zip file."""
+    with zipfile.ZipFile(path) as archive:
+        stored = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    name = draw.choice([*stored, *[name for name in stored if "sheet" in name] * 5])
+    entry = path.with_suffix(".entry")
+    if draw.random() < 0.5:
+        entry.write_bytes(stored[name])
+        said = change_bytes(entry, draw)
+        stored[name] = entry.read_bytes()
+        entry.unlink()
+    else:
+        found = draw.choice(list(re.finditer(rb"\d+", stored[name])))
+        said = draw.choice(("", "0", "-1", "1e999", "1048576", "1048577", "99999999999", "XFD1048576", "x"))
+        stored[name] = stored[name][: found.start()] + said.encode() + stored[name][found.end() :]
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry_name, value in stored.items():
+            archive.writestr(entry_name, value)
+    return f"{said} in {name}"
 
 
 def restore(path: Path, content: bytes) -> None:

@@ -27,7 +27,10 @@ def write_table(folder: Path, *, kind: str) -> None:
         (folder / "table.csv").write_text(text)
         frame = pd.read_csv(folder / "table.csv", parse_dates=["date"])
         (folder / "table.csv").unlink()
-        frame.to_parquet(folder / "table.parquet", index=False)
+        if kind == "xlsx":
+            frame.to_excel(folder / "table.xlsx", index=False)
+        else:
+            frame.to_parquet(folder / "table.parquet", index=False)
 
 
 def read_table(folder: Path, *, name: str) -> Any:
@@ -67,6 +70,16 @@ def parquet_says(folder: Path, found: Any, before: Any) -> bool:
         np.array_equal(table.column(name).to_numpy().astype(float), read[:, index])
         for index, name in enumerate(names)
     )
+
+
+def sheet_says(folder: Path, found: Any, before: Any) -> bool:
+    """Whether pandas reads the same numbers."""
+    import pandas as pd
+
+    names, _, values, _, _ = found
+    table = pd.read_excel(folder / "table.xlsx", engine="openpyxl")
+    table.columns = table.columns.map(str).str.strip()
+    return np.array_equal(table[list(names)].to_numpy(float), np.frombuffer(values[2]).reshape(values[1]))
 
 
 def read_collection(folder: Path) -> Any:

@@ -21,6 +21,7 @@ from changes import (
     Change,
     change_bytes,
     change_cell,
+    change_entry,
     change_json,
     change_lines,
     change_tensors,
@@ -259,6 +260,14 @@ def subjects() -> list[Subject]:
             {"table.parquet": BYTES},
             data.parquet_says,
             cases=300,
+        ),
+        Subject(
+            "xlsx",
+            partial(data.write_table, kind="xlsx"),
+            partial(data.read_table, name="table.xlsx"),
+            {"table.xlsx": (*BYTES, change_entry, change_entry, change_entry)},
+            data.sheet_says,
+            cases=250,
         ),
         Subject("tsf", archives, data.read_collection, {"source.tsf": TEXT}, data.collection_says, cases=300),
         Subject(

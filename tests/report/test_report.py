@@ -476,7 +476,7 @@ def test_filled_in_windows_follow_the_rule(tiny, tmp_path):
     assert {row[0] for row in errors.folded[0].rows} == {"a", "b"}
 
 
-@pytest.mark.parametrize("task", ["zero_shot", "short_term"])
+@pytest.mark.parametrize("task", ["zero_shot", pytest.param("short_term", marks=pytest.mark.slow)])
 def test_series_are_scored_in_percent(tiny, tmp_path, task):
     evaluation = untrained(tiny.of_task(task, tmp_path))
     metrics, windows, errors, future = forecast_results(evaluation)

@@ -368,6 +368,7 @@ def test_the_live_line_of_a_terminal(tiny, tmp_path, capsys, monkeypatch):
     assert "windows/s" in shown
 
 
+@pytest.mark.slow  # trains
 def test_a_target_that_moved_is_given_by_its_path(tiny, tmp_path):
     experiment = tiny.of_task("zero_shot", tmp_path, "train.epochs=1")
     train_run(experiment, tmp_path / "run", SilentReporter())

@@ -119,6 +119,7 @@ def test_the_sizes_that_an_error_names_can_be_used(tmp_path, task, rows):
     assert not fix
 
 
+@pytest.mark.slow  # trains at sizes that no other test has
 def test_a_run_of_fitted_sizes_is_resumed_and_opened(tmp_path):
     experiment = asked("forecast", months(tmp_path / "a.csv"), train={"epochs": 1})
     reporter = Notices()
@@ -132,6 +133,7 @@ def test_a_run_of_fitted_sizes_is_resumed_and_opened(tmp_path):
     assert len(predict(loaded, tmp_path / "a.csv")) == 16
 
 
+@pytest.mark.slow  # trains at sizes that no other test has
 def test_a_run_keeps_the_sizes_it_began_with(tmp_path):
     path = months(tmp_path / "a.csv")
     small = {"task": {"input_length": 24, "horizon": 6}, "train": {"epochs": 1, "batch_size": 16}}

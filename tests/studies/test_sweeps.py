@@ -250,7 +250,7 @@ def test_padding_never_moves(tiny: Any, source: Path, tmp_path: Path, optimizer:
 
 
 def test_an_adapter_that_has_ended_changes_no_more(tiny: Any, source: Path, tmp_path: Path) -> None:
-    trainer = trainer_of(tiny.experiment(source), Axes(ranks=(2,), seeds=3), tmp_path, lanes=3)
+    trainer = trainer_of(tiny.experiment(source, PLAIN), Axes(ranks=(2,), seeds=3), tmp_path, lanes=3)
     trainer.run_chunk(3)
     trainer.end(trainer.lanes[1], "enough")
     before = jax.tree.map(np.array, trainer.state)
@@ -295,7 +295,7 @@ def test_each_cell_has_its_own_patience_and_best_epoch(tiny: Any, source: Path, 
 
 def test_a_cell_that_diverges_ends_alone(tiny: Any, source: Path, tmp_path: Path) -> None:
     listener = Listener()
-    axes = Axes(ranks=(4,), learning_rates=(1e38, 0.01))
+    axes = Axes(ranks=(2,), learning_rates=(1e38, 0.01))  # the shapes, and so the program, of PAIRS
     with np.errstate(over="ignore"):
         sweep = run_sweep(tiny.experiment(source), axes, tmp_path / "sweep", listener, at_once=2)
     first, second = (row for _, row in sweep.cells.iterrows())
@@ -481,6 +481,7 @@ def test_a_finished_sweep_is_left_as_it_is(
     assert not (out / ".sweep.csv.abc.ofa-tmp").exists()
 
 
+@pytest.mark.slow  # two training programs
 def test_one_program_is_compiled_for_each_bucket(tiny: Any, source: Path, tmp_path: Path) -> None:
     experiment = resolved(tiny.experiment(source, PLAIN))
     programs = SweepPrograms(build_model(experiment), read_data(experiment).task, experiment.train)
@@ -548,6 +549,7 @@ def test_every_task_is_swept(tiny: Any, tmp_path: Path, task: str) -> None:
         assert found[f"test_{name}"] == pytest.approx(value, rel=1e-4), name
 
 
+@pytest.mark.slow  # a third training program
 def test_baselines_are_trained_and_kept(
     tiny: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -739,6 +741,19 @@ def test_groups_leave_few_places_idle(tiny: Any, source: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_the_printed_table_has_the_best_row_first(ended: bool, capsys: Any) -> None:
+    sweep = read_sweep(Path(__file__).parents[1] / "golden" / "v1" / "sweep" / "run")
+    rank2, rank3 = sweep.cell_rows
+    if ended:  # diverged, so without metrics
+        rank3 = {name: cell for name, cell in rank3.items() if "mse" not in name and "mae" not in name}
+    sweep.baseline_rows = [{"method": "seasonal naive", "trainable": 0, "bytes": 0, "test_mse": 0.1}]
+    sweep.cell_rows = [rank3, rank2] if ended else [rank2, rank3]
+    print_sweep(sweep)
+    ranks = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:5]]
+    assert ranks == (["2", "3", "seasonal"] if ended else ["3", "2", "seasonal"])
+
+
 def test_the_command_prints_a_table_or_the_record(tiny: Any, tmp_path: Path) -> None:
     from ofa_jax.cli.main import app
 
@@ -747,7 +762,7 @@ def test_the_command_prints_a_table_or_the_record(tiny: Any, tmp_path: Path) -> 
         "sweep",
         str(config),
         "--ranks",
-        "2,3",
+        "2",
         "--inits",
         "theorem,kaiming",
         "--set",

@@ -20,13 +20,14 @@ import pytest
 
 from ofa_jax.config.load import load_experiment
 from ofa_jax.errors import CheckpointError, ConfigError, Interrupted, OfaError, TrainError
-from ofa_jax.files import run_lock
+from ofa_jax.files import json_digest, run_lock
 from ofa_jax.model.trees import flatten
 from ofa_jax.runs.bundle import load_bundle
 from ofa_jax.runs.folder import is_finished
 from ofa_jax.runs.train import train_run
 from ofa_jax.train import loop
 from ofa_jax.train.events import CLOCK_FIELDS, EventLog, read_events
+from ofa_jax.train.lanes import Progress, read_counters
 from ofa_jax.train.progress import SilentReporter
 
 STEPS = 21  # 3 epochs of 7
@@ -95,14 +96,20 @@ def undisturbed(tiny, source, tmp_path_factory) -> Path:
     return run
 
 
-@pytest.fixture
-def stopped(tiny, source, tmp_path) -> Path:
-    """A run that was stopped at step 13, with checkpoints at 7 and 13."""
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def stopped_once(tiny, source, tmp_path_factory) -> Path:
+    """A run that was stopped at step 13, with checkpoints at 7 and 13; never changed."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.raises(Interrupted):
         train_run(tiny.experiment(source), run, Listener(after_chunks=5))
     assert sorted(int(entry.name) for entry in (run / "checkpoints").iterdir()) == [7, 13]
     return run
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path) -> Path:
+    """A copy of that run."""
+    return Path(shutil.copytree(stopped_once, tmp_path / "run"))
 
 
 def resume(tiny: Any, source: Path, run: Path, *overrides: str) -> Listener:
@@ -420,6 +427,45 @@ def test_a_damaged_newest_checkpoint_falls_back(tiny, source, undisturbed, stopp
     assert outcome(stopped) == outcome(undisturbed)
 
 
+COUNTERS = Progress(
+    step=13, best=0.5, best_epoch=1, best_metrics={"mse": 0.5}, gradients=[1.0] * 4
+).model_dump()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"step": "13"}, "step: input should be a valid integer"),
+        ({"best": [1]}, "best: input should be a valid number"),
+        ({"bad_epochs": -1}, "bad_epochs: input should be greater than or equal to 0"),
+        ({"best_metrics": {"mse": None}}, "best_metrics.mse: input should be a valid number"),
+        ({"gradients": [1.0] * 3}, "3 sums of gradients, not 4"),
+        ({"step": 12}, "step 12 of epoch 2 is not step 13, at 7 an epoch"),
+        ({"best_epoch": 2}, "step 13 of epoch 3 is not step 13, at 7 an epoch"),
+        ({"cells": [COUNTERS, COUNTERS]}, "counters of 2 cells, not of 1"),
+        ({"cells": [COUNTERS | {"finished": 1}]}, "cells.0.finished: input should be a valid string"),
+    ],
+)
+def test_wrong_counters_are_refused_by_name(changes, said):
+    sizes = {"lanes": 1, "epoch_steps": 7, "gradients": 4}
+    assert read_counters(COUNTERS, 13, **sizes) == [Progress(**COUNTERS)]
+    assert read_counters({"cells": [COUNTERS]}, 13, **sizes) == [Progress(**COUNTERS)]
+    with pytest.raises(CheckpointError) as caught:
+        read_counters(COUNTERS | changes, 13, **sizes)
+    assert f"checkpoints/13/checkpoint.json, meta: {said}" in str(caught.value)
+    assert "was edited" in str(caught.value)
+
+
+def test_a_signed_checkpoint_with_wrong_counters_is_no_traceback(tiny, source, stopped):
+    record = stopped / "checkpoints" / "13" / "checkpoint.json"
+    content = json.loads(record.read_text())
+    del content["digest"]
+    content["meta"]["best"] = "low"
+    record.write_text(json.dumps(content | {"digest": json_digest(content)}))
+    with pytest.raises(CheckpointError, match="best: input should be a valid number"):
+        resume(tiny, source, stopped)
+
+
 def test_when_every_checkpoint_is_gone_it_says_so(tiny, source, undisturbed, stopped):
     shutil.rmtree(stopped / "checkpoints")
     listener = resume(tiny, source, stopped)
@@ -429,6 +475,7 @@ def test_when_every_checkpoint_is_gone_it_says_so(tiny, source, undisturbed, sto
     assert outcome(stopped) == outcome(undisturbed)
 
 
+@pytest.mark.slow  # two training programs
 def test_a_run_goes_on_in_the_computing_type_it_was_begun_with(tiny, source, tmp_path):
     with pytest.raises(Interrupted):
         train_run(
@@ -486,6 +533,7 @@ def test_a_finished_run_can_be_trained_on(tiny, source, undisturbed, tmp_path):
     assert [event["event"] for event in read_events(run / "metrics.jsonl")].count("finished") == 1
 
 
+@pytest.mark.slow  # a training program that no other test has
 def test_a_run_that_lost_its_patience_is_not_trained_on(tiny, source, tmp_path):
     given = ("train.learning_rate=1", "train.schedule=constant", "train.patience=1", "train.epochs=30")
     result = train_run(tiny.experiment(source, *given), tmp_path / "run")

@@ -10,8 +10,7 @@ import numpy as np
 
 from ofa_jax.data.archives.records import SeriesCollection
 from ofa_jax.data.archives.text import CUT_SHORT, fill, numbers, place, read_lines
-from ofa_jax.data.timestamps import shorten
-from ofa_jax.errors import DataError
+from ofa_jax.errors import DataError, shorten
 
 _INFO_COLUMNS = ["M4id", "category", "Frequency", "Horizon", "SP"]
 _CELLS = re.compile(r'(?:"[^",]*"|[^",]*)(?:,(?:"[^",]*"|[^",]*))*+')

@@ -13,8 +13,7 @@ import numpy as np
 from ofa_jax.data.archives.records import LabelledStream
 from ofa_jax.data.missing import check_sizes
 from ofa_jax.data.tables import require_file
-from ofa_jax.data.timestamps import shorten
-from ofa_jax.errors import DataError
+from ofa_jax.errors import DataError, shorten
 from ofa_jax.files import write_atomic
 
 _NEEDED = ("train", "test", "test_label")

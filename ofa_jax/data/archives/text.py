@@ -12,8 +12,7 @@ import numpy as np
 from ofa_jax.config.tasks import Missing
 from ofa_jax.data.missing import fill_missing
 from ofa_jax.data.tables import NUMBER, decode, open_data
-from ofa_jax.data.timestamps import shorten
-from ofa_jax.errors import DataError
+from ofa_jax.errors import DataError, shorten
 
 _BLANK = " \t\r\n"
 _MISSING = ("?", "NaN", "nan", "NA")

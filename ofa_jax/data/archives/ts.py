@@ -10,8 +10,7 @@ import numpy as np
 from ofa_jax.config.tasks import Missing
 from ofa_jax.data.archives.records import LabelledCases
 from ofa_jax.data.archives.text import CUT_SHORT, Header, fill, numbers, place, read_lines
-from ofa_jax.data.timestamps import shorten
-from ofa_jax.errors import DataError
+from ofa_jax.errors import DataError, shorten
 
 _TAGS = (
     "problemname",

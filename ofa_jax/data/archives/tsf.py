@@ -11,8 +11,7 @@ from ofa_jax.config.tasks import Missing
 from ofa_jax.data.archives.records import SeriesCollection
 from ofa_jax.data.archives.text import CUT_SHORT, Header, fill, numbers, place, read_lines
 from ofa_jax.data.tables import NUMBER
-from ofa_jax.data.timestamps import shorten
-from ofa_jax.errors import DataError
+from ofa_jax.errors import DataError, shorten
 
 _TAGS = ("relation", "attribute", "frequency", "horizon", "missing", "equallength")
 _TYPES = ("string", "numeric", "date")

@@ -37,7 +37,7 @@ def check_file(path: str | Path, **options: Any) -> dict[str, Any]:
     """Read a file of any known format with every check of its reader, and summarize it in plain values.
 
     Args:
-        path: Text, Parquet (a frame), ``.tsf``, ``.ts``, an M4 csv, or ``.npz``; text also packed.
+        path: Text, Excel, Parquet (a frame), ``.tsf``, ``.ts``, an M4 csv, or ``.npz``; text also packed.
         options: As of :func:`ofa_jax.data.frames.read_frame`; ``timestamps`` defaults to the catalog's policy
             for a known file.
 
