@@ -64,6 +64,7 @@ def test_recipes_are_these():
         ),
         "gpt4ts": Recipe((tuned, ("train", "(?!gpt2/).*"), ("freeze", ".*")), PATCHES),
         "full": Recipe((("train", ".*"),), PATCHES),
+        "output": Recipe((("adapt", "out_layer/kernel"), ("freeze", ".*")), PATCHES, RSLORA),
         "head_only": Recipe((("train", "out_layer/.*"), ("freeze", ".*")), PATCHES),
     }
     assert dict(RECIPES) == expected
@@ -298,7 +299,7 @@ def test_all_mistakes_are_listed_at_once():
 
 def test_an_unknown_recipe_is_the_only_mistake_listed():
     message = refused(MINIMAL | {"recipe": "papr"})
-    known = "'reference', 'paper', 'uniform', 'gpt4ts', 'full' or 'head_only'"
+    known = "'reference', 'paper', 'uniform', 'gpt4ts', 'output', 'full' or 'head_only'"
     assert f"recipe: input should be {known} (found 'papr')" in message
     assert ";" not in message
 
@@ -701,6 +702,7 @@ def test_the_authors_own_trainable_set_of_short_term_forecasting(part, horizon, 
         (["adapters.rank=1024"], 34_963_456),
         (["adapters.rank=1024", "task.horizon=336"], 35_209_216),
         (["recipe=head_only"], 768 * 42 * 96 + 96),
+        (["recipe=output"], 16 * (768 * 42 + 96)),
         (["recipe=paper"], 16 * (768 * 22 + 96)),
     ],
 )

@@ -224,6 +224,7 @@ def test_rules_of_every_recipe_cover_its_network(recipe):
             "reference": {"gpt2/wpe/embedding", "out_layer/kernel"},
             "uniform": {"gpt2/wpe/embedding", "out_layer/kernel"},
             "paper": {"out_layer/kernel"},
+            "output": {"out_layer/kernel"},
             "gpt4ts": head | norms | {"gpt2/wpe/embedding", "in_layer/bias", "in_layer/kernel"},
             "full": set(base_shapes(network)),
             "head_only": head,

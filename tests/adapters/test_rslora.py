@@ -89,8 +89,9 @@ def test_unknown_names_are_refused(name):
 
 
 def test_every_recipe_with_adapters_is_tested_below():
-    assert ADAPTING.keys() == {"uniform", "reference", "paper"}
+    assert ADAPTING.keys() == {"uniform", "reference", "paper", "output"}
     assert ADAPTING["uniform"] == ADAPTING["reference"]
+    assert ADAPTING["output"] == ADAPTING["paper"]
 
 
 @pytest.mark.parametrize(
