@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from ofa_jax.model.gpt2 import LEVELS
 from ofa_jax.model.networks import Network, channel_keys, join_channels, split_channels
-from ofa_jax.model.season import cycles_before, find_cycle
+from ofa_jax.model.season import cycles_before, find_cycles
 
 LIMIT = 10.0
 """Standardized values are limited to ± sinh of it (11,013 standard deviations)."""
@@ -128,10 +128,10 @@ class QuantileNetwork(Network):
     ) -> tuple[Quantiles, jax.Array]:
         m, first = len(x_mt), x_mt.shape[1] // self.patch
         z_mt = jnp.where(seen_mt, compress(x_mt), 0)
-        cycle = find_cycle(z_mt, seen_mt)
-        last, mean = cycles_before(z_mt, seen_mt, cycle, horizon)
         padding = ((0, 0), (0, horizon))
-        columns = (jnp.pad(z_mt, padding), jnp.pad(seen_mt, padding).astype(z_mt.dtype), last, mean)
+        columns = [jnp.pad(z_mt, padding), jnp.pad(seen_mt, padding).astype(z_mt.dtype)]
+        for cycle_m in find_cycles(z_mt, seen_mt):
+            columns += cycles_before(z_mt, seen_mt, cycle_m, horizon)
         parts = [part.reshape(m, -1, self.patch) for part in columns]
         embeds_mnd = embed(jnp.concatenate(parts, axis=-1))
         hidden_mkd = trunk(embeds_mnd, keys_m)[:, first:].astype(self.trunk.compute_dtype)

@@ -1,19 +1,19 @@
-"""The strongest cycle of a context, and the values one cycle earlier."""
+"""The cycles of a context, and the values one cycle earlier."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-_SIMILAR = 0.85  # of the highest peak: the first peak as high is the cycle, later ones may be its multiples
+_ABOUT, _ALMOST = 0.85, 0.97  # of the highest peak; the first as high is taken, since later ones repeat it
 _WEAKEST = 0.1  # autocorrelation below which there is no cycle
 
 
-def find_cycle(z_mt: jax.Array, seen_mt: jax.Array) -> jax.Array:
-    """Steps ``[m]`` of the strongest cycle, 0 where there is none.
+def find_cycles(z_mt: jax.Array, seen_mt: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Steps ``[m]`` of the shortest strong cycle and of the strongest (a day, a week); 0 where there is none.
 
-    The first peak of the autocorrelation, after a linear trend is taken out, that is about as high as the
-    highest, among lags for which a third of the observed steps have a partner.
+    They are the first peaks of the autocorrelation that are at least 85 % and 97 % of the highest, after a
+    linear trend is taken out, among lags for which a third of the observed steps have a partner.
     """
     t = z_mt.shape[1]
     weight = seen_mt.astype(z_mt.dtype)
@@ -39,8 +39,12 @@ def find_cycle(z_mt: jax.Array, seen_mt: jax.Array) -> jax.Array:
     height = similar[:, 1:-1]
     allowed = peak & (lag > 1) & (pairs[:, 1:-1] >= count / 3) & (height > _WEAKEST)
     highest = jnp.max(jnp.where(allowed, height, 0), axis=1, keepdims=True)
-    found = allowed & (height >= _SIMILAR * highest)
-    return jnp.where(found.any(axis=1), lag[jnp.argmax(found, axis=1)], 0)
+
+    def first(share: float) -> jax.Array:
+        found = allowed & (height >= share * highest)
+        return jnp.where(found.any(axis=1), lag[jnp.argmax(found, axis=1)], 0)
+
+    return first(_ABOUT), first(_ALMOST)
 
 
 def cycles_before(

@@ -138,7 +138,7 @@ def trunk_tensors(config: GPT2Config) -> dict[str, tuple[str, tuple[int, ...]]]:
     blocks = {str(i): block for i in range(config.n_layer)}
     tree: dict[str, Any] = {"wpe": {"embedding": (config.n_positions, d)}, "h": blocks, "ln_f": norm}
     if around := config.forecaster:
-        tree["in_layer"] = dense(4 * around.patch, d)
+        tree["in_layer"] = dense(6 * around.patch, d)
         tree["median_layer"] = dense(d, around.patch)
         tree["spread_layer"] = dense(d, len(LEVELS) * around.patch)
     rows = {}

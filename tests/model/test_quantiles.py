@@ -10,7 +10,7 @@ import pytest
 from ofa_jax.model.gpt2 import Forecaster, GPT2Config, GPT2Trunk
 from ofa_jax.model.networks import init_base
 from ofa_jax.model.quantiles import PretrainedForecastNetwork, PretrainNetwork
-from ofa_jax.model.season import cycles_before, find_cycle
+from ofa_jax.model.season import cycles_before, find_cycles
 from ofa_jax.model.weights import random_trunk, trunk_tensors
 
 AROUND = Forecaster(patch=8, context=64, horizon=16)
@@ -115,13 +115,23 @@ def test_the_cycle_of_a_noisy_season_with_a_trend_is_found(cycle):
     x = (x + 0.2 * draw.standard_normal(x.shape)).astype(np.float32)
     seen = np.ones(x.shape, bool)
     seen[:, 30:37] = False
-    np.testing.assert_array_equal(find_cycle(jnp.where(seen, x, 0), seen), cycle)
+    shortest, strongest = find_cycles(jnp.where(seen, x, 0), seen)
+    np.testing.assert_array_equal(shortest, cycle)
+    assert not (np.asarray(strongest) % cycle).any()
 
 
 def test_noise_and_constants_have_no_strong_cycle():
     x = np.zeros((1, 64), np.float32)
-    assert find_cycle(x, np.ones(x.shape, bool)).tolist() == [0]
-    assert find_cycle(np.arange(64, dtype=np.float32)[None], np.ones((1, 64), bool)).tolist() == [0]
+    line = np.arange(64, dtype=np.float32)[None]
+    for values in (x, line):
+        assert [int(cycle[0]) for cycle in find_cycles(values, np.ones((1, 64), bool))] == [0, 0]
+
+
+def test_a_day_and_a_week_are_both_found():
+    at = np.arange(512)
+    load = np.sin(2 * np.pi * at / 24) + 0.8 * (at // 24 % 7 >= 5)
+    found = find_cycles(load[None].astype(np.float32), np.ones((1, 512), bool))
+    assert [int(cycle[0]) for cycle in found] == [24, 168]
 
 
 def test_values_of_earlier_cycles_stop_at_the_context():

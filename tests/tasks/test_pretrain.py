@@ -174,7 +174,7 @@ def test_a_run_becomes_a_trunk_that_forecasts_and_is_adapted(run, tiny, tmp_path
     loaded = load_trunk(tmp_path / "trunk")
     assert loaded.config == made.config
     assert loaded.sha256 == made.sha256
-    assert trees.shapes(loaded.params)["in_layer/kernel"] == (32, 16)
+    assert trees.shapes(loaded.params)["in_layer/kernel"] == (48, 16)
 
     source = tiny.csv(tmp_path / "tiny.csv")
     experiment = tiny.experiment(source).replace(
