@@ -56,7 +56,7 @@ def run_demo(out: str | Path, reporter: Reporter) -> Comparison:
     write_table(predicted, out / "forecast.csv")
     shown = forecast_panels(read_frame(before), predicted, 24 * 7, data.frame.values[-horizon:])
     title = f"Generated hourly load: forecast of the last {horizon} hours"
-    note = "generated data, random trunk; these hours are in the test part"
+    note = "generated data; these hours are in the test part"
     save_figure(plots.forecast(shown, title=title, note=note), out / "forecast.png")
     return replace(comparison, rows=rows)
 

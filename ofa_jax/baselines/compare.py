@@ -191,5 +191,5 @@ def baseline_rows(
 def model_name(loaded: LoadedModel) -> str:
     """What tables call the model; a random trunk is always named."""
     recipe, remark = loaded.experiment.recipe, trunk_remark(loaded.experiment.trunk.source)
-    ours = recipe in ("reference", "paper", "uniform")
+    ours = recipe in ("reference", "paper", "uniform", "output")
     return f"One-for-All ({recipe}{remark})" if ours else f"{recipe}{remark}"

@@ -14,7 +14,7 @@ import numpy as np
 from ofa_jax.build import RANDOM, REPLACED, build_model, build_network, trunk_config
 from ofa_jax.config.load import upgrade_settings
 from ofa_jax.config.recipes import RECIPES, Rule
-from ofa_jax.config.schema import Experiment, TrainConfig
+from ofa_jax.config.schema import PRETRAINED, Experiment, TrainConfig
 from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.files import (
     FileRecord,
@@ -112,6 +112,9 @@ def _networks(experiment: Experiment, data: TaskData) -> list[Baseline]:
     experiment = experiment.replace({"task": data.settings})
     width = {f"trunk.random.{name}": getattr(config, name) for name in ("n_embd", "n_head", "n_positions")}
 
+    if config.forecaster:  # other trunks have no layers around them; they read the same tokens
+        width |= {f"network.{name}": config.forecaster.patch for name in ("patch", "stride")}
+
     def with_trunk(source: str, **changes: Any) -> Experiment:
         return experiment.replace({"trunk.source": source, **width, **changes})
 
@@ -132,8 +135,9 @@ def _networks(experiment: Experiment, data: TaskData) -> list[Baseline]:
 
 
 def trunk_remark(source: str) -> str:
-    """What a table appends to a method's name if its trunk is not a language model."""
+    """What a table appends to a method's name if its trunk is not GPT-2."""
     remarks = {RANDOM: ", random trunk", **{name: f", {name} for a trunk" for name in REPLACED}}
+    remarks |= {name: f", trunk {name}" for name in PRETRAINED}
     return remarks.get(source, "")
 
 

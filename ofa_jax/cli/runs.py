@@ -31,15 +31,14 @@ def demo(out: Annotated[Path, Option(help="Folder to write.")] = Path("demo")) -
     from ofa_jax.cli.show import print_comparison
     from ofa_jax.demo import run_demo
 
-    note = "Generated load and a small random trunk: this demonstrates usage, not accuracy."
-    print(note, file=sys.stderr)
+    print("Generated hourly load and the trunk nano, which was pretrained on other series.", file=sys.stderr)
     with ConsoleReporter() as reporter:
         print_comparison(run_demo(out, reporter))
     say("", f"forecast: {out / 'forecast.csv'}", f"plot:     {out / 'forecast.png'}")
     say(f"data:     {out / 'load.csv'}")
     print(
         "\nWith your own CSV (a timestamp column, one column per series):\n"
-        "  ofa-jax train csv --set data.source=yours.csv --out runs/yours    (downloads GPT-2 once)\n"
+        "  ofa-jax train csv --set data.source=yours.csv --out runs/yours\n"
         "  ofa-jax evaluate runs/yours --baselines\n"
         "  ofa-jax predict runs/yours --input yours.csv --output forecast.csv --plot forecast.png"
     )

@@ -51,6 +51,13 @@ PRETRAINED = {"nano": 4}
 """Pretrained trunks that come with the package, by ``trunk.source``, and their blocks."""
 
 
+class _Default(int):
+    """A default that depends on other settings; data may replace it as they may any default."""
+
+
+_CONTEXT = {"task": {"input_length": _Default(512)}}  # what pretrained trunks were trained with
+
+
 class RandomTrunk(Section):
     """Shape and seed of a trunk that is not loaded (``trunk.source`` random, attention or none)."""
 
@@ -161,9 +168,11 @@ class Experiment(Section):
         if not isinstance(recipe, str) or recipe not in RECIPES:
             recipe = "reference"  # validation refuses the given one
         filled, trunk = asdict(RECIPES[recipe]), given.get("trunk")
+        kind = task_class(given.get("task", {}))
         if isinstance(trunk, Mapping) and (blocks := PRETRAINED.get(str(trunk.get("source")))):
             filled = overlay(filled, {"trunk": {"n_layer": blocks}})
-        if kind := task_class(given.get("task", {})):
+            filled = overlay(filled, _CONTEXT if kind is ForecastSettings else {})
+        if kind:
             source = str(data.get("source")) if isinstance(data, Mapping) else ""
             below = kind.defaults(recipe=recipe, protocol=str(given.get("protocol")), source=source)
             filled = overlay(filled, below)

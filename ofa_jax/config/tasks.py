@@ -262,7 +262,7 @@ class PretrainSettings(TaskSettings):
     series: Steps = Field(16384, description="windows of an epoch, each seen once")
     prior_seed: Seed = Field(0, description="seed of the generated series")
     generated: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="share of generated windows beside a collection of one's own"
+        0.5, description="share of generated windows next to a collection"
     )
 
     @classmethod

@@ -59,7 +59,7 @@ class Forecaster:
 class GPT2Config:
     """The part of Hugging Face's GPT-2 config that changes the mathematics; same names and defaults.
 
-    ``forecaster`` is of a trunk that was pretrained on series, with layers of its own around it.
+    ``forecaster`` is of a trunk that was pretrained on series, with its own layers around it.
     """
 
     n_embd: int = 768

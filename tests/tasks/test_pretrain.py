@@ -1,4 +1,4 @@
-"""Pretraining: contexts, loss, epochs of their own, and the trunk that a run makes."""
+"""Pretraining: contexts, loss, windows by epoch, and the trunk that a run makes."""
 
 from __future__ import annotations
 
