@@ -322,6 +322,7 @@ def test_a_seed_decides_the_bits_and_each_layer_has_its_own():
     assert np.any(one["gpt2/h/0/attn/c_proj"]["a"] != one["gpt2/h/0/mlp/c_fc"]["a"])
 
 
+@pytest.mark.slow
 def test_adapters_inside_recomputed_blocks():
     trunks = [GPT2Trunk(CONFIG, remat=remat) for remat in (False, True)]
     adapters = moved(init_adapters(TARGETS, LoraConfig(4, 16)), 0.1)

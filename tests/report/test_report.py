@@ -462,6 +462,7 @@ def test_confused_classes_add_up_to_the_accuracy(tiny, tmp_path):
     assert float(windows.tables[0].rows[2][4]) == pytest.approx(entropy.max(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_filled_in_windows_follow_the_rule(tiny, tmp_path):
     evaluation = untrained(tiny.of_task("imputation", tmp_path))
     task, model = evaluation.data.task, evaluation.loaded.model

@@ -84,6 +84,7 @@ def assert_three_slopes(found: Study) -> None:
             )  # the expectation is a power of the rank
 
 
+@pytest.mark.slow
 def test_the_loss_changes_by_the_three_slopes(small):
     assert_three_slopes(small)
 

@@ -249,6 +249,7 @@ def test_padding_never_moves(tiny: Any, source: Path, tmp_path: Path, optimizer:
                 )  # of wpe's eight positions, the five that a window has
 
 
+@pytest.mark.slow
 def test_an_adapter_that_has_ended_changes_no_more(tiny: Any, source: Path, tmp_path: Path) -> None:
     trainer = trainer_of(tiny.experiment(source, PLAIN), Axes(ranks=(2,), seeds=3), tmp_path, lanes=3)
     trainer.run_chunk(3)

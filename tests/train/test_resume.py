@@ -548,6 +548,7 @@ def test_neutral_settings_may_change(tiny, source, undisturbed, tmp_path):
     resume(tiny, source, run, "train.chunk=5", "train.checkpoint_minutes=1")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_slices(tiny, source, undisturbed, stopped):
     """Slices change rounding only, so a run can be resumed on a smaller device."""
     listener = resume(tiny, source, stopped, "train.micro_batch=10", "train.parallel=pmap")
