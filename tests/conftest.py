@@ -204,6 +204,14 @@ _TASKS: dict[str, tuple[Callable[[Path], dict[str, Any]], dict[str, Any]]] = {
     ),
     "classification": (_write_cases, {"task": {"input_length": 10}, "network": {"patch": 4, "stride": 2}}),
     "imputation": (_write_table, {"task": {"input_length": 8}}),
+    "pretrain": (
+        lambda folder: {"source": "generated"},
+        {
+            "task": {"input_length": 16, "horizon": 8, "series": 30, "held_out": 8},
+            "network": {"patch": 4, "stride": 4},
+            "recipe": "full",
+        },
+    ),
 }
 """For each task: what writes its data and gives their settings, and its other settings."""
 

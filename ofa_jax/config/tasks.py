@@ -260,6 +260,7 @@ class PretrainSettings(TaskSettings):
     input_length: Steps = Field(512, description="input steps, L")
     horizon: Steps = Field(192, description="forecast steps, H")
     series: Steps = Field(16384, description="windows of an epoch, each seen once")
+    held_out: Steps = Field(4096, description="windows of the validation part, and of the test part")
     prior_seed: Seed = Field(0, description="seed of the generated series")
     generated: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="share of generated windows next to a collection"

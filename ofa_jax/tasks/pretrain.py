@@ -26,10 +26,7 @@ from ofa_jax.tasks.base import Sums, Task, TaskData, TaskKind
 from ofa_jax.windows.batch import Batch, Rows
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
-HELD_OUT = {"validation": 4096, "test": 4096}
-"""Windows that are never trained on, of any size of an epoch."""
-
-_FIRST_HELD_OUT = 2**30  # their numbers; an epoch's begin at 0
+_FIRST_HELD_OUT = {"validation": 2**30, "test": 2**30 + 2**29}  # numbers; those of epochs begin at 0
 _SHORTEST = 8  # steps of a context, and before the first forecast
 _COMPLETE = 0.4  # share of contexts that are seen completely
 _TARGET_LIMIT = 10.0  # standard deviations; bounds the squared error
@@ -51,13 +48,11 @@ def prepare(data: DataConfig, task: PretrainSettings, protocol: Protocol = "stri
         source, notices = Excerpts(collection.values, prior, task.generated), collection.notices
     pool = Pool(source, task.series)
     held_out = [
-        source[_FIRST_HELD_OUT + number + first]
-        for first, count in ((0, HELD_OUT["validation"]), (2**29, HELD_OUT["test"]))
-        for number in range(count)
+        source[number] for first in _FIRST_HELD_OUT.values() for number in range(first, first + task.held_out)
     ]
     refresh = partial(_rows, pool, np.stack(held_out))
     tables, first = {}, 0
-    for split, count in {"train": task.series, **HELD_OUT}.items():
+    for split, count in {"train": task.series, **dict.fromkeys(_FIRST_HELD_OUT, task.held_out)}.items():
         starts = (first + np.arange(count)) * length
         tables[split] = WindowTable.of(
             starts, x_valid=task.input_length, y_valid=task.horizon, window_id=first + np.arange(count)

@@ -26,7 +26,7 @@ from ofa_jax.windows.batch import Batch
 
 SMALL = {
     "data": {"source": "generated"},
-    "task": {"name": "pretrain", "input_length": 64, "horizon": 16, "series": 96},
+    "task": {"name": "pretrain", "input_length": 64, "horizon": 16, "series": 96, "held_out": 40},
     "trunk": {
         "source": "random",
         "n_layer": 1,
@@ -51,13 +51,6 @@ class Messages(SilentReporter):
 
     def notice(self, text: str) -> None:
         self.text += f"{text}\n"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def few_held_out():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "HELD_OUT", {"validation": 40, "test": 24})
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +150,6 @@ def test_training_lowers_the_loss_and_a_resumed_run_has_the_same_bits(run, tmp_p
     with pytest.raises(Interrupted):
         train_run(Experiment.model_validate(SMALL), tmp_path / "run")
     monkeypatch.undo()
-    monkeypatch.setattr(pretrain, "HELD_OUT", {"validation": 40, "test": 24})
     train_run(Experiment.model_validate(SMALL), tmp_path / "run")
     again, before = (load_bundle_leaves(folder) for folder in (tmp_path / "run", run))
     assert again == before
