@@ -25,7 +25,7 @@ _MODULES = {
     "train.fit": ["fit"],
     "runs.train": ["open_run", "train_run"],
     "runs.bundle": ["load_bundle"],
-    "inference": ["evaluate", "predict"],
+    "inference": ["evaluate", "forecast", "predict"],
     "baselines.compare": ["compare"],
 }
 _PUBLIC = {name: f"ofa_jax.{module}" for module, names in _MODULES.items() for name in names}

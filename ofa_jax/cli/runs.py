@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
@@ -24,6 +24,11 @@ from ofa_jax.cli.options import (
     say,
 )
 from ofa_jax.train.progress import ConsoleReporter
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ofa_jax.tasks.base import NewData
 
 
 def demo(out: Annotated[Path, Option(help="Folder to write.")] = Path("demo")) -> None:
@@ -104,23 +109,53 @@ def predict(
     trunk: Trunk = None,
 ) -> None:
     """Apply a model to new data: forecast, detect anomalies, classify or impute, depending on its task."""
-    from ofa_jax.files import STANDARD_OUTPUT, check_output
-    from ofa_jax.inference import apply_model, formula_names, read_input, write_table
-    from ofa_jax.plots.style import check_kind, save_figure
+    from ofa_jax.inference import apply_model, read_input
     from ofa_jax.runs.bundle import load_bundle
 
-    check_output(output, inputs=[input_])
-    if plot is not None:
-        check_kind(plot)
-        check_output(plot, inputs=[input_, output], where="plot")
+    _check_outputs(input_, output, plot)
     reading = reading_settings(overrides or ())
     loaded = load_bundle(run, trunk=trunk)
     new = read_input(loaded, input_, **reading)
     for notice in new.notices:
         say(notice, file=sys.stderr)
     table = apply_model(loaded, new)
+    _write_outputs(new, table, output, plot, "random trunk" * (loaded.experiment.trunk.source == "random"))
+
+
+def forecast(
+    file: Annotated[Path, Argument(metavar="FILE", help="CSV, Excel or Parquet file to read.")],
+    horizon: Annotated[int, Option(help="Steps to forecast.", min=1, max=2**20)],
+    output: Annotated[Path, Option(help="CSV file to write; -: standard output.")] = Path("-"),
+    plot: Annotated[Path | None, Option(help="Figure to write (.png, .svg, .pdf).")] = None,
+    overrides: Reading = None,
+    trunk: Annotated[str, Option(help="A pretrained trunk: nano or a folder.")] = "nano",
+) -> None:
+    """Forecast the series of a file without training."""
+    from ofa_jax.inference import apply_zero_shot, read_zero_shot
+
+    _check_outputs(file, output, plot)
+    model, new = read_zero_shot(file, horizon, trunk=trunk, **reading_settings(overrides or ()))
+    for notice in new.notices:
+        say(notice, file=sys.stderr)
+    _write_outputs(new, apply_zero_shot(model, new), output, plot, "zero-shot")
+
+
+def _check_outputs(input_: Path, output: Path, plot: Path | None) -> None:
+    from ofa_jax.files import check_output
+    from ofa_jax.plots.style import check_kind
+
+    check_output(output, inputs=[input_])
     if plot is not None:
-        note = "random trunk" if loaded.experiment.trunk.source == "random" else ""
+        check_kind(plot)
+        check_output(plot, inputs=[input_, output], where="plot")
+
+
+def _write_outputs(new: NewData, table: pd.DataFrame, output: Path, plot: Path | None, note: str) -> None:
+    from ofa_jax.files import STANDARD_OUTPUT
+    from ofa_jax.inference import formula_names, write_table
+    from ofa_jax.plots.style import save_figure
+
+    if plot is not None:
         save_figure(new.plot(table, note), plot)
     write_table(table, output)
     if formulas := formula_names(table):

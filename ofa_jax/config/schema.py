@@ -44,7 +44,10 @@ def _as_task(value: Any) -> Any:
     if kind is None:
         options = ", ".join(map(repr, task_settings()))
         raise ValueError(f"name: input should be one of {options} (found {short(value.get('name'))})")
-    return kind.model_validate(value)
+    made = kind.model_validate(value)
+    for name in (name for name, given in value.items() if isinstance(given, _Default)):
+        made.model_fields_set.discard(name)
+    return made
 
 
 PRETRAINED = {"nano": 4}
