@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Protocol
+from ofa_jax.config.tasks import GENERATED
 from ofa_jax.data.archives import LabelledStream, write_stream
 from ofa_jax.errors import DataError
+from ofa_jax.model.quantiles import Quantiles
 from ofa_jax.tasks.base import Task, TaskData
 from ofa_jax.tasks.table import TASKS, prepare
 from ofa_jax.train.evaluate import evaluate
@@ -29,11 +31,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "anomaly": {},
     "classification": {},
     "imputation": {},
+    "pretrain": {"input_length": 32, "horizon": 16, "series": 8, "held_out": 6},
 }
 
 
-def source_of(name: str, folder: Path, tiny) -> Path:
+def source_of(name: str, folder: Path, tiny) -> Path | str:
     """Data that the task reads: rows of a table, a labelled stream, or labelled cases."""
+    if name == "pretrain":
+        return GENERATED
     if name == "anomaly":
         values, borders = np.random.default_rng(0).random((200, 2)), np.array([0, 200])
         label = np.arange(200) == 40
@@ -77,6 +82,8 @@ def test_every_task_chooses_the_epoch_by_one_of_its_metrics(tiny, tmp_path, name
     shape = {"classification": (2,), "anomaly": (25, 2), "imputation": (25, 2)}.get(name, (4, 1))
 
     def zeros(frozen, trainable, x_btc, x_mask, *, dropout_keys=None):
+        if name == "pretrain":
+            return Quantiles(jnp.zeros((len(x_btc), 16, 9)), jnp.zeros((len(x_btc), 16)))
         return jnp.zeros((len(x_btc), *shape))
 
     table = task.tables["validation"]
