@@ -22,11 +22,11 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "digests.json").read_tex
 
 
 def load(rows: int = 700) -> pd.DataFrame:
-    """A day and a week, with a little noise, of two sizes."""
+    """A day, a week and noise, of two sizes."""
     at = np.arange(rows)
     day = np.sin(2 * np.pi * at / 24) + 0.5 * np.sin(4 * np.pi * at / 24 + 1)
     free = (at // 24 % 7 >= 5) * 1.5
-    noise = np.random.default_rng(0).normal(0, 0.1, (rows, 2))
+    noise = np.random.default_rng(0).normal(0, 0.4, (rows, 2))
     values = np.stack([100 + 10 * (day - free), 5e6 + 1e5 * (day + free)], axis=1) + noise * [10, 1e5]
     table = pd.DataFrame(values, columns=["small", "large"])
     table.insert(0, "date", pd.date_range("2024-01-01", periods=rows, freq="h"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import site
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +36,8 @@ def test_an_installed_wheel_adapts_its_trunk_and_forecasts(tmp_path, tiny):
     python = tmp_path / "env" / "bin" / "python"
     # the dependencies are those of this environment; the package itself is the wheel
     (folder,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
-    (folder / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
+    places = [place for place in sys.path if place.endswith("site-packages")]
+    (folder / "dependencies.pth").write_text("\n".join(places))
     (wheel,) = tmp_path.glob("*.whl")
     run(*pip, "--python", python, "install", "-q", "--no-deps", "--no-index", wheel, cwd=tmp_path)
     shutil.rmtree(source)
