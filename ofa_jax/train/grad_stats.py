@@ -91,3 +91,8 @@ def log_fields(sums: Sequence[float], trainable: Params, clip_norm: float | None
         for name, square, ratio in zip(names, squares[: len(names)], squares[len(names) :], strict=True)
     }
     return {"clip_rate": None if clip_norm is None else clipped / steps, "modules": modules}
+
+
+def sums_of(opt_state: Any) -> Any:
+    """Statistics since the last line, ``[v, …]`` float32, on the host; None where none are logged."""
+    return np.array(opt_state.sums) if isinstance(opt_state, GradStatsState) else None

@@ -117,3 +117,8 @@ def stack(trees: Sequence[Any]) -> Any:
 def take(tree: Any, number: int) -> Any:
     """A lane of :func:`stack`, as a copy on the host."""
     return jax.tree.map(lambda leaf: np.array(np.asarray(leaf)[number]), tree)
+
+
+def column(values: Sequence[float | None]) -> Any:
+    """One number per lane, ``[v]`` float32; None where all have the settings'."""
+    return None if values[0] is None else np.asarray(values, np.float32)

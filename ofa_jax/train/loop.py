@@ -33,8 +33,8 @@ import numpy as np
 from ofa_jax.errors import Interrupted, TrainError
 from ofa_jax.tasks.base import Sums
 from ofa_jax.train.checkpoints import Checkpoints, Restored
-from ofa_jax.train.grad_stats import GradStatsState, as_json, log_fields
-from ofa_jax.train.lanes import Lane, Progress, read_counters, stack, take
+from ofa_jax.train.grad_stats import GradStatsState, as_json, log_fields, sums_of
+from ofa_jax.train.lanes import Lane, Progress, column, read_counters, stack, take
 from ofa_jax.train.memory import check_room
 from ofa_jax.train.processes import max_over_processes, raise_together, restore_on_all
 from ofa_jax.train.program import LaneInputs, Program
@@ -82,8 +82,8 @@ class Trainer:
         self.streams = [program.stream(lane.seed) for lane in lanes]
         self.inputs = LaneInputs(
             key=program.layout.place(jnp.stack([dropout_key(lane.seed) for lane in self._slots])),
-            learning_rate=_column([lane.learning_rate for lane in self._slots]),
-            scale=_column([lane.scale for lane in self._slots]),
+            learning_rate=column([lane.learning_rate for lane in self._slots]),
+            scale=column([lane.scale for lane in self._slots]),
         )
         init = jax.vmap(partial(init_state, optimizer=program.optimizer()))
         self.state: TrainState = program.layout.place(init(self._best()))
@@ -147,7 +147,7 @@ class Trainer:
 
     def _load(self, restored: Restored) -> None:
         arrays = restored.arrays if self.lanes[0].name else stack([restored.arrays])
-        state, sums = arrays["state"], self._gradient_sums()
+        state, sums = arrays["state"], sums_of(self.state.opt_state)
         sizes = {"lanes": len(self.lanes), "epoch_steps": self.epoch_steps}
         width = 0 if sums is None else sums.shape[1]
         found = read_counters(restored.meta, restored.step, gradients=width, **sizes)
@@ -163,7 +163,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint, after everything that was logged so far is on disk."""
         self.saved_at = time.monotonic()
-        sums = self._gradient_sums()
+        sums = sums_of(self.state.opt_state)
         with raise_together("saving a checkpoint"):
             for number, lane in enumerate(self.lanes):
                 lane.progress.events_size = lane.log.sync()
@@ -297,18 +297,13 @@ class Trainer:
                 progress.logged_loss = 0.0
 
     def _log_gradients(self) -> None:
-        sums, epoch = self._gradient_sums(), (self.step - 1) // self.epoch_steps + 1
+        sums, epoch = sums_of(self.state.opt_state), (self.step - 1) // self.epoch_steps + 1
         for number in self.running:
             lane = self.lanes[number]
             fields = log_fields(as_json(sums[number]), lane.best, self.settings.clip_norm)
             lane.log.append("gradient", step=self.step, epoch=epoch, **fields)
         cleared = self.program.layout.place(np.zeros_like(sums))
         self.state = self.state._replace(opt_state=self.state.opt_state._replace(sums=cleared))
-
-    def _gradient_sums(self) -> Any:
-        """Statistics of gradients since the last line, ``[v, …]`` float32; None where they are not logged."""
-        opt_state = self.state.opt_state
-        return np.array(opt_state.sums) if isinstance(opt_state, GradStatsState) else None
 
     def _diverged(self, number: int, what: str, step: int) -> None:
         """End a lane whose numbers are no longer finite at a step, from 0; for a run this is an error."""
@@ -352,10 +347,9 @@ class Trainer:
         for number in self.running:
             lane, metrics = self.lanes[number], self.task.metrics(sums[number])
             lane.progress.best, lane.progress.best_metrics = metrics[self.task.objective], metrics
-            named = {f"validation_{name}": value for name, value in metrics.items()}
-            lane.log.append("initial", step=0, **named)
-            listed = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in named.items())
-            self.reporter.notice(f"before training: {listed}")
+            lane.log.append("initial", step=0, **{f"validation_{name}": metrics[name] for name in metrics})
+            listed = [f"validation {name} {value:.4f}" for name, value in metrics.items()]
+            self.reporter.notice(f"before training: {'  '.join(listed)}")
             lane.keep()
 
     def evaluate_best(self, table: WindowTable) -> Sequence[Sums]:
@@ -404,7 +398,3 @@ class Trainer:
             self.end(lane, f"no better validation {name} for {settings.patience} epochs")
         elif epoch == settings.epochs:
             self.end(lane, ALL_EPOCHS)
-
-
-def _column(values: Sequence[float | None]) -> Any:
-    return None if values[0] is None else np.asarray(values, np.float32)
