@@ -225,7 +225,7 @@ def trunk_says(folder: Path, found: Any, before: Any) -> bool:
     default = {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "n_inner": None}
     default |= {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True}
     default |= {"embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1}
-    default |= {"scale_attn_by_inverse_layer_idx": False}
+    default |= {"scale_attn_by_inverse_layer_idx": False, "forecaster": None}
     for name, value in config.items():
         if value != said.get(name, said.get(names.get(name, ""), default[name])):
             return False
