@@ -26,11 +26,11 @@ from ofa_jax.tasks.table import TASKS
 RANDOM = "random"
 """The value of ``trunk.source`` that asks for random weights."""
 
-NAMED = (RANDOM, "attention", "none", *PRETRAINED)
-"""Values of ``trunk.source`` that name no folder and no hub id."""
-
 REPLACED: dict[str, type[AttentionTrunk] | type[NoTrunk]] = {"attention": AttentionTrunk, "none": NoTrunk}
 """Values of ``trunk.source`` that replace the trunk, with the width of ``trunk.random``."""
+
+NAMED = (RANDOM, *REPLACED, *PRETRAINED)
+"""Values of ``trunk.source`` that name no folder and no hub id."""
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ def read_zero_shot(
     source: str | Path | pd.DataFrame, horizon: int, *, trunk: str = "nano", **reading: Any
 ) -> tuple[Model, NewData]:
     """A pretrained trunk as a model, and new data laid out for it; see :func:`forecast`."""
-    around = read_trunk_config(trunk).forecaster
+    config = read_trunk_config(trunk)
+    around = config.forecaster
     if around is None:
         what = f"the trunk {trunk} was not pretrained on series, so it forecasts nothing without training"
         raise ConfigError(what, where="trunk", fix="Name nano or a folder of such a trunk")
@@ -83,7 +84,7 @@ def read_zero_shot(
         {
             "data": {"source": name},
             "task": {"name": "forecast", "input_length": 1, "horizon": horizon},
-            "trunk": {"source": trunk, "n_layer": read_trunk_config(trunk).n_layer},
+            "trunk": {"source": trunk, "n_layer": config.n_layer},
             "recipe": "output",
         }
     )

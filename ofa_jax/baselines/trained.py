@@ -111,7 +111,6 @@ def _networks(experiment: Experiment, data: TaskData) -> list[Baseline]:
     trunk, config = experiment.trunk, trunk_config(experiment.trunk)
     experiment = experiment.replace({"task": data.settings})
     width = {f"trunk.random.{name}": getattr(config, name) for name in ("n_embd", "n_head", "n_positions")}
-
     if config.forecaster:  # other trunks have no layers around them; they read the same tokens
         width |= {f"network.{name}": config.forecaster.patch for name in ("patch", "stride")}
 

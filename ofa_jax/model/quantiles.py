@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ofa_jax.errors import ConfigError
 from ofa_jax.model.gpt2 import LEVELS
 from ofa_jax.model.networks import Network, channel_keys, join_channels, split_channels
 from ofa_jax.model.season import cycles_before, find_cycles
@@ -182,6 +183,9 @@ class PretrainedForecastNetwork(QuantileNetwork):
     def _zero_shot(self, x_btc: jax.Array, x_mask: jax.Array | None, keys_m: jax.Array | None) -> Features:
         around = self.trunk.config.forecaster
         assert around is not None
+        if self.input_length > around.context:
+            what = f"{self.input_length} input steps, but the trunk reads at most {around.context}"
+            raise ConfigError(what, where="task.input_length", fix=f"Set it to {around.context} or fewer")
         x_mt = split_channels(x_btc)
         seen_mt = jnp.ones(x_mt.shape, bool) if x_mask is None else split_channels(x_mask)
         left = ((0, 0), (around.context - self.input_length, 0))

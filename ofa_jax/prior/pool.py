@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import grain
@@ -43,6 +44,11 @@ class Excerpts:
     prior: Prior
     generated: float = 0.0
 
+    @cached_property
+    def _shares(self) -> np.ndarray:
+        weight = np.sqrt([len(values) for values in self.series])
+        return weight / weight.sum()
+
     def __len__(self) -> int:
         return len(self.prior)
 
@@ -50,8 +56,7 @@ class Excerpts:
         draw = np.random.Generator(np.random.Philox(key=[self.prior.seed + 2**32, int(number)]))
         if draw.random() < self.generated:
             return self.prior[number]
-        weight = np.sqrt([len(values) for values in self.series])
-        values = self.series[draw.choice(len(self.series), p=weight / weight.sum())]
+        values = self.series[draw.choice(len(self.series), p=self._shares)]
         length = self.prior.length
         end = int(draw.integers(min(len(values), length), len(values) + 1))
         window = np.full(length, np.nan)

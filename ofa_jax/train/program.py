@@ -91,12 +91,13 @@ class Program:
         size = max((settings.eval_batch_size or EVAL_WINDOWS) // lanes, 1)
         self._predictor = WindowPredictor(predict_lanes, task, sums, batch_size=size, layout=layout)
         self.frozen, self.table = layout.place_frozen(frozen), layout.place(task.tables["train"])
-        self.buffer = self._predictor.buffer
+        self.buffer, self._placed = self._predictor.buffer, 0  # the task has the windows of the first epoch
 
     def begin_epoch(self, number: int) -> None:
         """Place the windows of an epoch, from 0, on the devices where each has its own."""
-        if self.task.refresh is not None:
+        if self.task.refresh is not None and number != self._placed:
             self.buffer = self._predictor.buffer = self.layout.place(self.task.refresh(number))
+            self._placed = number
 
     def stream(self, seed: int) -> IndexStream:
         """The order of training windows that a seed gives."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ofa_jax.errors import ConfigError
 from ofa_jax.model.gpt2 import Forecaster, GPT2Config, GPT2Trunk
 from ofa_jax.model.networks import init_base
 from ofa_jax.model.quantiles import PretrainedForecastNetwork, PretrainNetwork
@@ -84,6 +85,11 @@ def test_a_short_context_equals_a_masked_long_one(trunk):
     np.testing.assert_allclose(
         forecaster(trunk, length=20)(x[:, 44:]), forecaster(trunk)(hidden, mask), rtol=1e-5, atol=1e-5
     )
+
+
+def test_more_steps_than_the_trunk_reads_are_refused(trunk):
+    with pytest.raises(ConfigError, match=r"task\.input_length: 65 input steps, .* at most 64"):
+        forecaster(trunk, length=65)
 
 
 @pytest.mark.parametrize("length", [6, 12])
