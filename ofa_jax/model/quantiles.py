@@ -2,8 +2,8 @@
 
 Values are standardized over the observed steps of the context and pass arcsinh. A token holds ``patch``
 values and as many flags of which are observed; a short context is masked at its left, so the last token
-always ends with the last step. The steps to forecast follow as tokens of which nothing is observed; the head
-reads their hidden states.
+always ends with the last step. The steps to forecast follow as tokens of which nothing is observed, with the
+last observed value in place of theirs; the head reads their hidden states.
 """
 
 from __future__ import annotations
@@ -32,15 +32,18 @@ _GAP_SHIFT = -2.0  # at first the gaps between quantiles are softplus(-2) = 0.13
 
 
 class Quantiles(NamedTuple):
-    """A forecast in the standardized units of a context.
+    """A forecast.
 
     Attributes:
-        levels: ``[m, h, q]``, the quantiles after arcsinh, ascending in q.
-        mean: ``[m, h]``, not after arcsinh.
+        levels: ``[m, h, q]``, ascending in q; in the standardized units of a context after arcsinh.
+        mean: ``[m, h]``, never after arcsinh.
     """
 
     levels: jax.Array
     mean: jax.Array
+
+
+Forecasts = Callable[..., tuple[Quantiles, jax.Array]]
 
 
 class Units(NamedTuple):
@@ -69,6 +72,12 @@ def compress(z_mt: jax.Array) -> jax.Array:
     return jnp.clip(jnp.arcsinh(z_mt), -LIMIT, LIMIT)
 
 
+def last_seen(z_mt: jax.Array, seen_mt: jax.Array) -> jax.Array:
+    """The last observed value ``[m, 1]``."""
+    at = jnp.max(jnp.where(seen_mt, jnp.arange(z_mt.shape[1]), 0), axis=1, keepdims=True)
+    return jnp.take_along_axis(z_mt, at, axis=1)
+
+
 class Features(NamedTuple):
     """What adaptation of the last layer needs of a window.
 
@@ -85,7 +94,11 @@ class Features(NamedTuple):
 
 def read_features(given: Features, out_layer: Layer) -> jax.Array:
     """The adapted forecast ``[m, h]``."""
-    return given.forecast + out_layer(given.hidden).astype(jnp.float32) * given.scale
+    return given.forecast + _change(given, out_layer)
+
+
+def _change(given: Features, out_layer: Layer) -> jax.Array:
+    return out_layer(given.hidden).astype(jnp.float32) * given.scale
 
 
 class QuantileNetwork(Network):
@@ -103,7 +116,7 @@ class QuantileNetwork(Network):
     def tokens(self) -> int:
         return (self.input_length + self.horizon) // self.patch
 
-    def _forecaster(self) -> Callable[..., tuple[Quantiles, jax.Array]]:
+    def _forecaster(self) -> Forecasts:
         """``(x_mt, seen_mt, horizon, keys_m) -> forecast, hidden_mkd`` of standardized contexts.
 
         The forecast is in their units; the hidden states are those of the k tokens ahead.
@@ -129,8 +142,10 @@ class QuantileNetwork(Network):
     ) -> tuple[Quantiles, jax.Array]:
         m, first = len(x_mt), x_mt.shape[1] // self.patch
         z_mt = jnp.where(seen_mt, compress(x_mt), 0)
-        padding = ((0, 0), (0, horizon))
-        columns = [jnp.pad(z_mt, padding), jnp.pad(seen_mt, padding).astype(z_mt.dtype)]
+        columns = [
+            jnp.concatenate([z_mt, jnp.repeat(last_seen(z_mt, seen_mt), horizon, axis=1)], axis=1),
+            jnp.pad(seen_mt, ((0, 0), (0, horizon))).astype(z_mt.dtype),
+        ]
         for cycle_m in find_cycles(z_mt, seen_mt):
             columns += cycles_before(z_mt, seen_mt, cycle_m, horizon)
         parts = [part.reshape(m, -1, self.patch) for part in columns]
@@ -164,8 +179,9 @@ class PretrainedForecastNetwork(QuantileNetwork):
     """Forecasting with the layers of pretraining: channel by channel, of any horizon.
 
     Contexts shorter than the trunk's are masked at their left. A horizon beyond the trunk's is rolled out:
-    the mean forecast becomes context until there are enough steps. To the forecast is added what
-    ``out_layer`` reads from all tokens ahead of the first round: nothing, until it is adapted or trained.
+    the mean forecast becomes context until there are enough steps. A context and its mirror image (-x) are
+    both read, and their forecasts averaged. To the forecast is added what ``out_layer`` reads from all tokens
+    ahead of the first round: nothing, until it is adapted or trained.
     """
 
     pretrained = True
@@ -177,10 +193,12 @@ class PretrainedForecastNetwork(QuantileNetwork):
     ) -> jax.Array:
         """Forecast ``[b, h, c]`` in the units of ``x_btc``, each channel independently."""
         c, out_layer = x_btc.shape[2], self._dense(self.horizon, "out_layer")
-        given = self._zero_shot(x_btc, x_mask, channel_keys(dropout_keys, c))
+        given, _ = self._zero_shot(x_btc, x_mask, channel_keys(dropout_keys, c))
         return join_channels(read_features(given, out_layer), c)
 
-    def _zero_shot(self, x_btc: jax.Array, x_mask: jax.Array | None, keys_m: jax.Array | None) -> Features:
+    def _zero_shot(
+        self, x_btc: jax.Array, x_mask: jax.Array | None, keys_m: jax.Array | None
+    ) -> tuple[Features, jax.Array]:
         around = self.trunk.config.forecaster
         assert around is not None
         if self.input_length > around.context:
@@ -190,7 +208,7 @@ class PretrainedForecastNetwork(QuantileNetwork):
         seen_mt = jnp.ones(x_mt.shape, bool) if x_mask is None else split_channels(x_mask)
         left = ((0, 0), (around.context - self.input_length, 0))
         x_mt, seen_mt = jnp.pad(x_mt, left), jnp.pad(seen_mt, left)
-        ahead, parts, missing, first = self._forecaster(), [], self.horizon, None
+        ahead, parts, missing, first = _of_both_signs(self._forecaster()), [], self.horizon, None
         while missing > 0:
             steps = min(-(-missing // self.patch) * self.patch, around.horizon)
             units = units_of(x_mt, seen_mt)
@@ -198,12 +216,15 @@ class PretrainedForecastNetwork(QuantileNetwork):
             forecast, hidden_mkd = ahead(z_mt, seen_mt, steps, keys_m)
             first = first or (hidden_mkd.reshape(len(x_mt), -1), units.scale)
             mean_mh = forecast.mean * units.scale + units.mean
-            parts.append(mean_mh)
+            levels_mhq = jnp.sinh(forecast.levels) * units.scale[..., None] + units.mean[..., None]
+            parts.append((mean_mh, levels_mhq))
             missing -= steps
             x_mt = jnp.concatenate([x_mt, mean_mh], axis=1)[:, steps:]
             seen_mt = jnp.concatenate([seen_mt, jnp.ones(mean_mh.shape, bool)], axis=1)[:, steps:]
         assert first is not None
-        return Features(*first, jnp.concatenate(parts, axis=1)[:, : self.horizon])
+        rounds = zip(*parts, strict=True)
+        mean_mh, levels_mhq = (jnp.concatenate(part, axis=1)[:, : self.horizon] for part in rounds)
+        return Features(*first, mean_mh), levels_mhq
 
     @property
     def tokens(self) -> int:
@@ -219,6 +240,35 @@ class PretrainedForecastNetwork(QuantileNetwork):
         return -(-min(self.horizon, around.horizon) // self.patch)
 
 
+class QuantileForecastNetwork(PretrainedForecastNetwork):
+    """The same forecaster with its quantiles, which adaptation moves as it does the mean."""
+
+    @nn.compact
+    def __call__(  # type: ignore[override]
+        self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None
+    ) -> Quantiles:
+        """Levels ``[b, h, q]`` and mean ``[b, h]`` of univariate windows ``[b, t, 1]`` in their units."""
+        given, levels_mhq = self._zero_shot(x_btc, x_mask, dropout_keys)
+        change_mh = _change(given, self._dense(self.horizon, "out_layer"))
+        return Quantiles(levels_mhq + change_mh[..., None], given.forecast + change_mh)
+
+
+def _of_both_signs(ahead: Forecasts) -> Forecasts:
+    """Forecasts that change their sign with the context: half the difference to those of its mirror image."""
+
+    def both(
+        x_mt: jax.Array, seen_mt: jax.Array, horizon: int, keys_m: jax.Array | None
+    ) -> tuple[Quantiles, jax.Array]:
+        keys = None if keys_m is None else jnp.concatenate([keys_m, keys_m])
+        x_mt, seen_mt = jnp.concatenate([x_mt, -x_mt]), jnp.concatenate([seen_mt, seen_mt])
+        forecast, hidden = ahead(x_mt, seen_mt, horizon, keys)
+        (levels, mirrored), (mean, other) = (jnp.split(part, 2) for part in forecast)
+        own, opposite = jnp.split(hidden, 2)
+        return Quantiles((levels - mirrored[..., ::-1]) / 2, (mean - other) / 2), (own - opposite) / 2
+
+    return both
+
+
 class FeatureNetwork(PretrainedForecastNetwork):
     """The same forecaster up to its last layer."""
 
@@ -227,4 +277,4 @@ class FeatureNetwork(PretrainedForecastNetwork):
         self, x_btc: jax.Array, x_mask: jax.Array | None = None, *, dropout_keys: jax.Array | None = None
     ) -> Features:
         """Features of univariate windows ``[b, t, 1]``."""
-        return self._zero_shot(x_btc, x_mask, dropout_keys)
+        return self._zero_shot(x_btc, x_mask, dropout_keys)[0]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 _ABOUT, _ALMOST = 0.85, 0.97  # of the highest peak; the first as high is taken, since later ones repeat it
 _WEAKEST = 0.1  # autocorrelation below which there is no cycle
+_DOUBLINGS = 5  # means over up to 32 cycles
 
 
 def find_cycles(z_mt: jax.Array, seen_mt: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -50,7 +51,7 @@ def find_cycles(z_mt: jax.Array, seen_mt: jax.Array) -> tuple[jax.Array, jax.Arr
 def cycles_before(
     z_mt: jax.Array, seen_mt: jax.Array, cycle_m: jax.Array, ahead: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The last value at the same place of an earlier cycle, and the mean of all such values.
+    """The last value at the same place of an earlier cycle, and the mean of up to 32 such values.
 
     Args:
         z_mt: Values ``[m, t]``, 0 where not seen.
@@ -61,19 +62,26 @@ def cycles_before(
     Returns:
         Two arrays ``[m, t + ahead]``, 0 where there is no earlier value.
     """
-    t, most = z_mt.shape[1], 8
-    at = jnp.arange(t + ahead)[None]
+    t = z_mt.shape[1]
     step = jnp.maximum(cycle_m, 1)[:, None]
-    # of steps after the context, the first earlier cycle that is in it
-    first = jnp.maximum(1, (at - t) // step + 1)
-    last = jnp.zeros((len(z_mt), t + ahead), z_mt.dtype)
-    total, count = last, last
-    for number in range(most):
-        place = at - (first + number) * step
-        known = (place >= 0) & (cycle_m > 0)[:, None]
-        place = jnp.maximum(place, 0)
-        known &= jnp.take_along_axis(seen_mt, place, axis=1)
-        value = jnp.where(known, jnp.take_along_axis(z_mt, place, axis=1), 0)
-        last = jnp.where(known & (count == 0), value, last)
-        total, count = total + value, count + known
-    return last, total / jnp.maximum(count, 1)
+    at = jnp.arange(t + ahead)[None]
+    place = at - jnp.maximum(1, (at - t) // step + 1) * step  # in the last earlier cycle within the context
+    known = (place >= 0) & (cycle_m > 0)[:, None]
+    place = jnp.maximum(place, 0)
+
+    def pick(x_mt: jax.Array) -> jax.Array:
+        return jnp.where(known, jnp.take_along_axis(x_mt, place, axis=1), 0)
+
+    seen_mt = seen_mt.astype(z_mt.dtype)
+    last, total, count = z_mt, z_mt * seen_mt, seen_mt
+    for doubling in range(_DOUBLINGS):  # sums over 2, 4, … cycles up to each step, and the last seen value
+        before = jnp.arange(t)[None] - (step << doubling)
+        inside = before >= 0
+        before = jnp.maximum(before, 0)
+
+        def shifted(x_mt: jax.Array, before: jax.Array = before, inside: jax.Array = inside) -> jax.Array:
+            return jnp.where(inside, jnp.take_along_axis(x_mt, before, axis=1), 0)
+
+        last = jnp.where(count > 0, last, shifted(last))
+        total, count = total + shifted(total), count + shifted(count)
+    return pick(jnp.where(count > 0, last, 0)), pick(total) / jnp.maximum(pick(count), 1)

@@ -65,6 +65,11 @@ def persistent_noise(draw: Draw, n: int) -> np.ndarray:
     return autoregression(draw, n, np.array([a])) * np.sqrt(1 - a * a)
 
 
+def noise_size(draw: Draw, low: float, high: float) -> float:
+    """Log-uniform in ``exp(low) … exp(high)``; in three of ten series about as large as the signal."""
+    return float(np.exp(draw.uniform(-1, 0.7) if draw.random() < 0.3 else draw.uniform(low, high)))
+
+
 def profile(draw: Draw, phase: np.ndarray) -> np.ndarray:
     """One random cycle at phases in [0, 1), of about unit scale: harmonics, knots, pulses, saw or square."""
     kind = draw.random()
@@ -132,7 +137,7 @@ def trend_and_seasons(draw: Draw, n: int) -> np.ndarray:
         signal = signal + np.exp(draw.uniform(-1.5, 1)) * cycle(draw, n, length)
         length = length * draw.choice([2, 4, 7, 12, 7 / 24, 52 / 7]) if draw.random() < 0.7 else period(draw)
         length = float(np.clip(length, 3, 2 * n))
-    noise = persistent_noise(draw, n) * np.exp(draw.uniform(-4, 0.5))
+    noise = persistent_noise(draw, n) * noise_size(draw, -4, 0.5)
     if draw.random() < 0.2:
         noise = noise * np.exp(0.7 * smooth_noise(draw, n, draw.uniform(2, 20)))
     if draw.random() < 0.15:  # from some step on, another size and level
@@ -147,7 +152,7 @@ def few_cycles(draw: Draw, n: int) -> np.ndarray:
     level = smooth_noise(draw, n, n / length * draw.uniform(0.2, 1.5)) * np.exp(draw.uniform(-2.5, 0))
     wave = cycle(draw, n, length) + draw.uniform(0, 0.6) * cycle(draw, n, length)
     rough = autoregression(draw, n, np.array([draw.uniform(0.5, 0.99)]))
-    return wave + level + rough / rough.std() * np.exp(draw.uniform(-3.5, -0.5))
+    return wave + level + rough / rough.std() * noise_size(draw, -3.5, -0.5)
 
 
 def gaussian_process(draw: Draw, n: int) -> np.ndarray:
@@ -226,8 +231,8 @@ def calendar_load(draw: Draw, n: int) -> np.ndarray:
         + draw.uniform(0, 1) * weather
         + draw.uniform(0, 0.8) * np.sin(2 * np.pi * (t / (365 * day) + draw.random()))
     )
-    rough = autoregression(draw, n, np.array([draw.uniform(0, 0.97)]))
-    return level_of(draw, load + rough / rough.std() * np.exp(draw.uniform(-4, -0.7)))
+    rough = autoregression(draw, n, np.array([draw.uniform(0, 0.99)]))
+    return level_of(draw, load + rough / rough.std() * noise_size(draw, -4, -0.7))
 
 
 def steps_and_pulses(draw: Draw, n: int) -> np.ndarray:

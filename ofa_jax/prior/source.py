@@ -8,7 +8,7 @@ import numpy as np
 
 from ofa_jax.prior.families import Draw, draw_family, smooth_noise, standardized
 
-VERSION = "prior-1"
+VERSION = "prior-2"
 """Named in every pretrained trunk: a series depends on it, the seed and the number alone."""
 
 
@@ -42,7 +42,7 @@ def draw_series(draw: Draw, n: int) -> np.ndarray:
     if draw.random() < 0.25:
         weight = draw.dirichlet(np.full(2, 1.5))
         series = weight[0] * series + weight[1] * draw_family(draw, n)
-    if draw.random() < 0.15:
+    if draw.random() < 0.5:
         series = -series
     if draw.random() < 0.1:
         series = series[::-1]

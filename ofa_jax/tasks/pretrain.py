@@ -1,7 +1,8 @@
 """Pretraining of a trunk: quantile forecasts of generated series, or of a collection of one's own.
 
-A window is a context of L steps and the H steps after it. Of the context the last steps are seen, in 40 % of
-the windows all, else a log-uniform number; they standardize the window.
+A window is a context of L steps and the H steps after it. Of the context the last steps are seen, in half
+of the windows all, else a log-uniform number; they standardize the window. Of the steps after it the first
+count, in half of the windows all, else a log-uniform number, never more than twice the steps that are seen.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ofa_jax.windows.table import WindowSpec, WindowTable
 
 _FIRST_HELD_OUT = {"validation": 2**30, "test": 2**30 + 2**29}  # numbers; those of epochs begin at 0
 _SHORTEST = 8  # steps of a context, and before the first forecast
-_COMPLETE = 0.4  # share of contexts that are seen completely
+_COMPLETE = 0.5  # share of windows whose context is seen completely, and of those whose every target counts
 _TARGET_LIMIT = 10.0  # standard deviations; bounds the squared error
 _SQUARED = 0.1  # weight of the squared error of the mean
 
@@ -82,24 +83,31 @@ def _rows(pool: Pool, held_out: np.ndarray, epoch: int) -> Rows:
 
 
 def draw_context(batch: Batch, keys_b: jax.Array) -> Batch:
-    """Draw what of each context is seen, and standardize by it.
+    """Draw what of each context is seen and which targets count, and standardize by what is seen.
 
     Returns:
         ``x`` and ``y`` in the units of what is seen, ``x_mask`` False where not seen, ``y_mask`` False where
         missing or the context is constant.
     """
-    length = batch.x.shape[1]
-    whole, size = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys_b).T
-    steps = jnp.where(whole < _COMPLETE, length, jnp.round(_SHORTEST * (length / _SHORTEST) ** size))
+    length, horizon = batch.x.shape[1], batch.y.shape[1]
+    drawn_b4 = jax.vmap(lambda key: jax.random.uniform(key, (4,)))(keys_b)
+    steps, ahead = _some(length, *drawn_b4[:, :2].T), _some(horizon, *drawn_b4[:, 2:].T)
     seen = batch.x_mask & (jnp.arange(length) >= length - steps[:, None])[..., None]
+    counted = (jnp.arange(horizon) < jnp.minimum(ahead, 2 * steps)[:, None])[..., None]
     units = units_of(batch.x[..., 0], seen[..., 0])
     x, y = (units.standardize(part[..., 0])[..., None] for part in (batch.x, batch.y))
     return batch._replace(
         x=jnp.where(seen, x, 0),
         x_mask=seen,
         y=jnp.clip(y, -1e3, 1e3),
-        y_mask=batch.y_mask & units.known[..., None],
+        y_mask=batch.y_mask & counted & units.known[..., None],
     )
+
+
+def _some(most: int, whole_b: jax.Array, size_b: jax.Array) -> jax.Array:
+    """``most`` steps, or a log-uniform number of them, ``[b]``, by two uniform numbers."""
+    fewest = min(_SHORTEST, most)
+    return jnp.where(whole_b < _COMPLETE, most, jnp.round(fewest * (most / fewest) ** size_b))
 
 
 def quantile_loss(forecast: Quantiles, batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -10,7 +10,12 @@ import pytest
 from ofa_jax.errors import ConfigError
 from ofa_jax.model.gpt2 import Forecaster, GPT2Config, GPT2Trunk
 from ofa_jax.model.networks import init_base
-from ofa_jax.model.quantiles import PretrainedForecastNetwork, PretrainNetwork
+from ofa_jax.model.quantiles import (
+    PretrainedForecastNetwork,
+    PretrainNetwork,
+    QuantileForecastNetwork,
+    last_seen,
+)
 from ofa_jax.model.season import cycles_before, find_cycles
 from ofa_jax.model.weights import random_trunk, trunk_tensors
 
@@ -92,6 +97,38 @@ def test_more_steps_than_the_trunk_reads_are_refused(trunk):
         forecaster(trunk, length=65)
 
 
+def test_the_forecast_of_a_mirror_image_is_the_mirrored_forecast(trunk):
+    x = series()
+    np.testing.assert_allclose(
+        forecaster(trunk, horizon=40)(-x), -forecaster(trunk, horizon=40)(x), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("horizon", [13, 40])
+def test_quantiles_are_in_the_units_of_the_mean_and_adaptation_moves_both(trunk, horizon):
+    network = QuantileForecastNetwork(trunk=GPT2Trunk(CONFIG), input_length=64, horizon=horizon, patch=8)
+    x = 50 + 3 * series(channels=1)
+    params = init_base(network, trunk, 0)
+    found = network.apply({"params": params}, x)
+    assert found.levels.shape == (3, horizon, 9)
+    assert (jnp.diff(found.levels, axis=-1) > 0).all()
+    np.testing.assert_allclose(found.mean, forecaster(trunk, horizon=horizon)(x)[..., 0], rtol=1e-6)
+    mirrored = network.apply({"params": params}, -x)
+    np.testing.assert_allclose(mirrored.levels, -found.levels[..., ::-1], rtol=1e-5)
+    shape = params["out_layer"]["kernel"].shape
+    params["out_layer"]["kernel"] = np.random.default_rng(2).normal(0, 0.1, shape).astype(np.float32)
+    moved = network.apply({"params": params}, x)
+    change = moved.mean - found.mean
+    assert (np.abs(change) > 1e-3).any()
+    np.testing.assert_allclose(moved.levels - found.levels, np.repeat(change[..., None], 9, 2), atol=1e-4)
+
+
+def test_the_last_seen_value_is_found_before_missing_ones():
+    x = jnp.arange(1.0, 7.0).reshape(2, 3)
+    seen = jnp.array([[True, True, False], [False, False, True]])
+    np.testing.assert_array_equal(last_seen(x, seen), [[2], [6]])
+
+
 @pytest.mark.parametrize("length", [6, 12])
 def test_a_few_points_are_enough(trunk, length):
     assert np.isfinite(forecaster(trunk, length=length)(series(length))).all()
@@ -148,3 +185,16 @@ def test_values_of_earlier_cycles_stop_at_the_context():
     np.testing.assert_array_equal(last[0], [0, 0, 0, 1, 2, 3, 4, 5, 3, 7, 8, 3])
     np.testing.assert_allclose(mean[0], [0, 0, 0, 1, 2, 3, 2.5, 3.5, 3, 4, 5, 3])
     assert not np.asarray(cycles_before(x, seen, np.array([0]), 4)).any()
+
+
+def test_means_over_earlier_cycles_by_hand():
+    draw = np.random.default_rng(1)
+    x, seen = draw.normal(size=(4, 90)).astype(np.float32), draw.random((4, 90)) > 0.3
+    cycles, x = [2, 5, 17, 90], np.where(seen, x, 0)
+    last, mean = cycles_before(x, seen, np.array(cycles), 20)
+    for row, cycle in enumerate(cycles):
+        for step in range(110):
+            places = [place for place in range(step - cycle, -1, -cycle) if place < 90][:32]
+            values = [x[row, place] for place in places if seen[row, place]] or [0.0]
+            assert float(last[row, step]) == pytest.approx(values[0])
+            assert float(mean[row, step]) == pytest.approx(np.mean(values), abs=1e-5)

@@ -91,7 +91,19 @@ def test_the_end_of_a_context_is_seen_and_standardizes_the_window():
         wanted = (np.asarray(batch.y[row, :, 0]) - values.mean()) / values.std()
         np.testing.assert_allclose(made.y[row, :, 0], wanted, atol=1e-4)
     assert not np.asarray(made.x)[~np.asarray(made.x_mask)].any()
-    np.testing.assert_array_equal(made.y_mask, batch.y_mask)
+    counted, known = np.asarray(made.y_mask[..., 0]), np.asarray(batch.y_mask[..., 0])
+    ahead = np.where(counted.any(axis=1), 16 - counted[:, ::-1].argmax(axis=1), 0)
+    np.testing.assert_array_equal(counted, known & (np.arange(16) < ahead[:, None]))
+    assert 0.4 < (ahead == 16).mean() < 0.7
+    assert set(ahead.tolist()) == {*range(8, 17)}
+    assert (ahead <= 2 * (64 - first)).all()
+
+
+def test_no_target_counts_beyond_twice_the_steps_that_are_seen():
+    _, made = drawn(length=16, horizon=64)
+    seen = 16 - np.asarray(made.x_mask[..., 0]).argmax(axis=1)
+    assert (np.asarray(made.y_mask[..., 0]) <= (np.arange(64) < 2 * seen[:, None])).all()
+    assert seen.min() < 12
 
 
 def test_windows_with_a_constant_context_are_not_scored():
