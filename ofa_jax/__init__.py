@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "errors": ["OfaError"],
+    "estimators.forecaster": ["OneForAllForecaster"],
+    "estimators.intervals": ["PredictionIntervals"],
     "config.schema": ["Experiment"],
     "config.load": ["load_experiment"],
     "config.recipes": ["RECIPES", "Recipe"],

@@ -16,7 +16,7 @@ from ofa_jax.build import build_model
 from ofa_jax.data.frames import Frame, read_frame
 from ofa_jax.errors import DataError
 from ofa_jax.inference import apply_model, evaluate, predict, read_input, write_table
-from ofa_jax.runs.bundle import BundleWriter, LoadedModel, load_bundle
+from ofa_jax.runs.bundle import BundleWriter, LoadedModel, about_data, load_bundle
 from ofa_jax.runs.folder import resolved
 from ofa_jax.runs.train import open_run, read_data, train_run
 from ofa_jax.tasks.forecast import forecast_panels, time_index
@@ -271,7 +271,9 @@ def untrained(tiny, task: str, folder: Path, *overrides: str) -> LoadedModel:
     data = read_data(experiment)
     experiment = experiment.replace({"task": data.settings})
     model = build_model(experiment)
-    BundleWriter(folder / "bundle", experiment, model, data)(model.trainable, Progress(best_epoch=1))
+    BundleWriter(folder / "bundle", experiment, model, about_data(data))(
+        model.trainable, Progress(best_epoch=1)
+    )
     return load_bundle(folder / "bundle")
 
 

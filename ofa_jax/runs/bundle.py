@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,7 +21,6 @@ from ofa_jax.files import is_there
 from ofa_jax.model.weights import hub_origin
 from ofa_jax.runs.folder import BUNDLE, CONFIG_FILE, read_config, versions
 from ofa_jax.tasks.base import TaskData, TrainedOn
-from ofa_jax.train.lanes import Progress
 from ofa_jax.train.step import Params
 
 
@@ -60,6 +60,22 @@ def public_settings(experiment: Experiment, trunk_origin: str) -> dict[str, Any]
     return settings
 
 
+class Best(Protocol):
+    """The epoch that was best on validation, from 1, and its metrics."""
+
+    @property
+    def best_epoch(self) -> int: ...
+
+    @property
+    def best_metrics(self) -> dict[str, float]: ...
+
+
+def about_data(data: TaskData) -> dict[str, Any]:
+    """What a bundle stores about the data of training."""
+    scaler = None if data.scaler is None else data.scaler.to_dict()
+    return {"scaler": scaler, "season": data.season, **data.meta, "relative": data.relative}
+
+
 class BundleWriter:
     """Writes the best trainable tree as a bundle.
 
@@ -67,24 +83,21 @@ class BundleWriter:
         folder: The bundle's folder.
         experiment: The run's settings.
         model: Its network, targets and adapter configuration.
-        data: Its scaler and what else new data need.
+        about: What new data need to know about those of training (:func:`about_data`).
     """
 
-    def __init__(self, folder: Path, experiment: Experiment, model: Model, data: TaskData) -> None:
+    def __init__(self, folder: Path, experiment: Experiment, model: Model, about: Mapping[str, Any]) -> None:
         self._folder, self._model = folder, model
         self._meta: dict[str, Any] = {
             "kind": "ofa-jax bundle",
             "versions": versions(),
             "settings": public_settings(experiment, model.trunk_source),
-            "scaler": None if data.scaler is None else data.scaler.to_dict(),
-            "season": data.season,
             "protocol": experiment.protocol,
-            **data.meta,
-            "relative": data.relative,
+            **about,
             "frozen": frozen_record(model, experiment.network.seed),
         }
 
-    def __call__(self, best: Params, progress: Progress, calibration: dict[str, Any] | None = None) -> None:
+    def __call__(self, best: Params, progress: Best, calibration: dict[str, Any] | None = None) -> None:
         found = {"best_epoch": progress.best_epoch, "validation": progress.best_metrics}
         write_bundle(
             self._folder,

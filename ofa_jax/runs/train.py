@@ -16,7 +16,7 @@ from ofa_jax.config.tasks import GENERATED
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import CheckpointError, ConfigError, DataError
 from ofa_jax.files import is_there, readable_folder
-from ofa_jax.runs.bundle import BundleWriter, LoadedModel, load_bundle
+from ofa_jax.runs.bundle import BundleWriter, LoadedModel, about_data, load_bundle
 from ofa_jax.runs.features import Cached, cache_features
 from ofa_jax.runs.folder import (
     BUNDLE,
@@ -111,7 +111,7 @@ def train_run(
         check_alike({name: value for name, value in leaves(facts).items() if name not in PLACES})
         with raise_together("starting the run"):
             recorded = begin_or_check(out, experiment, made, reporter) if main else experiment
-        writer = BundleWriter(out / BUNDLE, recorded, model, data) if main else None
+        writer = BundleWriter(out / BUNDLE, recorded, model, about_data(data)) if main else None
         options = evaluation_options(experiment.train, model.network)
         cached = cache_features(model, data.task, options)
         if cached:
@@ -168,7 +168,7 @@ def _refit(
     )
     with raise_together("saving the final bundle"):
         if main:
-            BundleWriter(out / FINAL, experiment, model, data)(final.last, result.progress)
+            BundleWriter(out / FINAL, experiment, model, about_data(data))(final.last, result.progress)
 
 
 def completed(experiment: Experiment, data: TaskData) -> tuple[Experiment, list[str]]:

@@ -40,13 +40,13 @@ def load_bundle(folder: Path) -> Any:
 
 def write_signed(folder: Path) -> None:
     """A bundle in the newest format."""
-    from ofa_jax.runs.bundle import BundleWriter
+    from ofa_jax.runs.bundle import BundleWriter, about_data
     from ofa_jax.runs.train import open_run
     from ofa_jax.train.lanes import Progress
 
     loaded, data = open_run(V1 / "forecast" / "run", source=str(TABLE))
     progress = Progress(best_epoch=1, best_metrics={"mse": 0.5, "mae": 0.5})
-    BundleWriter(folder, loaded.experiment, loaded.model, data)(loaded.model.trainable, progress)
+    BundleWriter(folder, loaded.experiment, loaded.model, about_data(data))(loaded.model.trainable, progress)
 
 
 def sign_bundle(content: dict[str, Any]) -> None:

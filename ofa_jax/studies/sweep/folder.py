@@ -43,7 +43,7 @@ from ofa_jax.files import (
     write_atomic,
     write_json,
 )
-from ofa_jax.runs.bundle import BundleWriter
+from ofa_jax.runs.bundle import BundleWriter, about_data
 from ofa_jax.runs.folder import (
     BASELINES,
     BUNDLE,
@@ -327,7 +327,9 @@ class _Work:
             best = {**lane.best, "adapters": cut(lane.best["adapters"], cell.rank)}
             if not progress.diverged:
                 own = replace(self.programs.model, trainable=best, lora=lora_config(cell.experiment.adapters))
-                BundleWriter(self._folder(cell) / BUNDLE, cell.experiment, own, self.data)(best, progress)
+                BundleWriter(self._folder(cell) / BUNDLE, cell.experiment, own, about_data(self.data))(
+                    best, progress
+                )
                 tested = _named("validation", progress.best_metrics) | _named("test", tested)
             row = {name: settings[section][name] for name, (_, section, _) in SETTINGS.items()}
             row |= {"seed": cell.seed, "trainable": _parameters(best), "bytes": 4 * _parameters(best)}

@@ -1,0 +1,162 @@
+"""What estimators do with arrays: windows of a panel, forecasts of windows, and training on a panel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ofa_jax.adapters.partition import combine
+from ofa_jax.adapters.rslora import LoraConfig, with_adapters
+from ofa_jax.build import Model
+from ofa_jax.config.schema import TrainConfig
+from ofa_jax.errors import DataError
+from ofa_jax.estimators.panel import Panel
+from ofa_jax.model.quantiles import PretrainedForecastNetwork, QuantileForecastNetwork
+from ofa_jax.runs.features import Cached, cache_features
+from ofa_jax.tasks.base import Task
+from ofa_jax.tasks.losses import squared_error
+from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
+from ofa_jax.train.fit import FitResult, fit
+from ofa_jax.train.program import evaluation_options, resolve_auto_batch_sizes
+from ofa_jax.train.progress import Reporter
+from ofa_jax.windows.table import WindowSpec, WindowTable
+
+LEAST = 8
+"""Steps that training and held-out windows read at least."""
+MOST = {"train": 8192, "validation": 2048}
+"""Windows that are drawn from all of a split, at most."""
+BATCHES = (1, 8, 64, 256)
+"""Windows of a program; batches are filled up to one of these, so that few programs serve any number."""
+
+
+class Places(NamedTuple):
+    """Windows of a panel: the series of each and the step before which its input ends, ``[w]``."""
+
+    series: np.ndarray
+    cut: np.ndarray
+
+
+class Forecast(NamedTuple):
+    """Quantiles ``[w, h, q]`` at :data:`~ofa_jax.model.gpt2.LEVELS` and mean ``[w, h]``, float64."""
+
+    levels: np.ndarray
+    mean: np.ndarray
+
+
+def forecast_windows(model: Model, inputs_wt: np.ndarray) -> Forecast:
+    """Forecasts of the inputs ``[w, t]`` (float64, NaN where missing) in their units.
+
+    Inputs are taken relative to their last value and of like size before float32 reads them, so that neither
+    a high level nor a small unit costs digits. A constant is forecast as it is.
+    """
+    seen_wt = np.isfinite(inputs_wt)
+    last = np.where(seen_wt, np.arange(inputs_wt.shape[1]), 0).max(axis=1)
+    level_w1 = np.take_along_axis(inputs_wt, last[:, None], axis=1)
+    change_wt = np.where(seen_wt, inputs_wt - level_w1, 0)
+    unit_w1 = np.abs(change_wt).max(axis=1, keepdims=True)
+    x_wt = (change_wt / np.where(unit_w1 > 0, unit_w1, 1)).astype(np.float32)
+    assert isinstance(model.network, PretrainedForecastNetwork)
+    program = _program(model.network, model.lora)
+    parts = []
+    for begin in range(0, len(x_wt), BATCHES[-1]):
+        x, seen = (part[begin : begin + BATCHES[-1], :, None] for part in (x_wt, seen_wt))
+        rows = next(size for size in BATCHES if size >= len(x))
+        empty = ((0, rows - len(x)), (0, 0), (0, 0))
+        found = program(model.frozen, model.trainable, np.pad(x, empty), np.pad(seen, empty))
+        parts.append([np.asarray(part)[: len(x)] for part in found])
+    levels, mean = (np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True))
+    levels_whq = level_w1[..., None] + unit_w1[..., None] * levels
+    return Forecast(levels_whq, level_w1 + unit_w1 * mean)
+
+
+@lru_cache(maxsize=32)
+def _program(network: PretrainedForecastNetwork, lora: LoraConfig) -> Callable[..., Any]:
+    own = QuantileForecastNetwork(network.trunk, network.input_length, network.horizon, network.patch)
+
+    def apply(params: Any, x_btc: jax.Array, x_mask: jax.Array, dropout_keys: None = None) -> Any:
+        return own.apply({"params": params}, x_btc, x_mask, dropout_keys=dropout_keys)
+
+    def program(frozen: Any, trainable: Any, x_btc: jax.Array, x_mask: jax.Array) -> Any:
+        params = combine(frozen, trainable["base"])
+        return with_adapters(apply, lora)(params, trainable["adapters"], x_btc, x_mask)
+
+    return jax.jit(program)
+
+
+def places(panel: Panel, first: np.ndarray, last: np.ndarray, most: int, seed: int) -> Places:
+    """The windows that are cut from ``first[n]`` to ``last[n]`` of each series, ``most`` of them by lot."""
+    counts = np.maximum(last - first + 1, 0)
+    end = np.cumsum(counts)
+    total = int(end[-1])
+    chosen = np.arange(total)
+    if total > most:
+        chosen = np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
+    series = np.searchsorted(end, chosen, side="right")
+    return Places(series, first[series] + chosen - (end - counts)[series])
+
+
+def training_task(panel: Panel, length: int, horizon: int, held_out: int, seed: int) -> Task:
+    """Forecasting the series of a panel, each standardized by what precedes its last ``held_out`` steps.
+
+    Training targets end before these steps, validation targets are within them.
+
+    Raises:
+        DataError: No series is long enough.
+    """
+    steps = panel.lengths
+    begin = np.full(panel.n, LEAST)
+    ranges = {
+        "train": (begin, steps - held_out - horizon),
+        "validation": (np.maximum(begin, steps - held_out), steps - horizon),
+    }
+    cuts = {split: places(panel, *ends, MOST[split], seed) for split, ends in ranges.items()}
+    if not all(len(found.cut) for found in cuts.values()):
+        least = LEAST + horizon + held_out
+        what = f"no series has {least} steps ({LEAST} to read, {horizon} to forecast, {held_out} held out); "
+        fix = "Give longer series or a smaller horizon or val_size, or call predict without fit"
+        raise DataError(f"{what}the longest has {int(steps.max())}", fix=fix)
+    known = np.isfinite(panel.values)
+    early = known & (np.arange(len(known)) - panel.first[panel.series] < (steps - held_out)[panel.series])
+    few = np.bincount(panel.series, early, panel.n) < 2
+    used = np.where(few[panel.series], known, early)
+    values = np.where(known, panel.values, 0)
+    count = np.bincount(panel.series, used, panel.n)
+    mean = np.bincount(panel.series, np.where(used, values, 0), panel.n) / count
+    apart = np.where(known, panel.values - mean[panel.series], 0)
+    spread = np.sqrt(np.bincount(panel.series, np.where(used, apart**2, 0), panel.n) / count)
+    scale = np.where(spread > 1e-9 * (np.abs(mean) + np.finfo(float).tiny), spread, np.inf)  # a constant is 0
+    tables = {}
+    for split, (series, cut) in cuts.items():
+        read = np.minimum(cut, length)
+        tables[split] = WindowTable.of(
+            panel.first[series] + cut - read, x_valid=read, y_valid=horizon, window_id=series
+        )
+    return Task(
+        spec=WindowSpec(length, horizon, univariate=False, hide_filled=True),
+        buffer=np.clip(apart / scale[panel.series], -1e4, 1e4).astype(np.float32)[:, None],
+        observed=None if known.all() else known[:, None],
+        tables=tables,  # type: ignore[arg-type]
+        loss=squared_error,
+        sums=forecast_sums,
+        metrics=forecast_metrics,
+        objective="mse",
+    )
+
+
+def train(model: Model, task: Task, settings: TrainConfig, reporter: Reporter) -> FitResult:
+    """Train the model's trainable tree; the initial one is kept where no epoch is better on validation."""
+    options = evaluation_options(settings, model.network)
+    predict, task, frozen = cache_features(model, task, options) or Cached(model.predict, task, model.frozen)
+    return fit(
+        predict,
+        task,
+        frozen=frozen,
+        trainable=model.trainable,
+        settings=resolve_auto_batch_sizes(settings, model.network),
+        reporter=reporter,
+        score_initial=True,
+    )

@@ -1,0 +1,405 @@
+"""The forecaster: data frames in, data frames out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from ofa_jax.build import build_model
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.schema import Experiment
+from ofa_jax.errors import CheckpointError, ConfigError, DataError
+from ofa_jax.estimators.base import Estimator, NotFittedError
+from ofa_jax.estimators.engine import LEAST, MOST, Forecast, forecast_windows, train, training_task
+from ofa_jax.estimators.intervals import (
+    Calibration,
+    PredictionIntervals,
+    check_levels,
+    check_quantiles,
+    interval,
+    quantile,
+    scaled_errors,
+)
+from ofa_jax.estimators.panel import Columns, Panel, check_names, read_panel
+from ofa_jax.estimators.saved import Fitted, load, save
+from ofa_jax.model.weights import read_config
+from ofa_jax.train.progress import SILENT, ConsoleReporter
+
+_Numbers = Sequence[float] | float | None
+
+
+class OneForAllForecaster(Estimator):
+    """Forecasts of many series by a pretrained trunk, adapted to them by :meth:`fit`.
+
+    Before :meth:`fit`, :meth:`predict` forecasts without training.
+
+    Args:
+        horizon: Steps to forecast.
+        freq: Step between rows, as pandas or polars call it (``"h"``, ``"1h"``, ``"ME"``); an integer where
+            times are whole numbers; default: inferred for each series. Rows are checked to follow it.
+        context: Steps that a forecast reads at most; default: what the trunk reads.
+        recipe: What :meth:`fit` trains (:data:`ofa_jax.RECIPES`).
+        trunk: ``nano``, which comes with the package, or the folder of another pretrained trunk.
+        rank: Rank of the adapters.
+        alpha: Their scale is alpha / sqrt(rank).
+        epochs: Passes over the training windows; the best on the validation part is kept, also that of none.
+        learning_rate: Initial learning rate.
+        batch_size: Windows per step.
+        seed: Seed of adapters, batches and drawn windows.
+        alias: Name of the forecast's column.
+        id_col, time_col, target_col: Names of columns of long frames.
+        verbose: Whether :meth:`fit` shows its progress.
+    """
+
+    def __init__(
+        self,
+        horizon: int,
+        *,
+        freq: str | int | None = None,
+        context: int | Literal["auto"] = "auto",
+        recipe: str = "output",
+        trunk: str = "nano",
+        rank: int = 16,
+        alpha: float = 16,
+        epochs: int = 10,
+        learning_rate: float = 1e-3,
+        batch_size: int = 256,
+        seed: int = 0,
+        alias: str = "OneForAll",
+        id_col: str = "unique_id",
+        time_col: str = "ds",
+        target_col: str = "y",
+        verbose: bool = False,
+    ) -> None:
+        self.horizon = horizon
+        self.freq = freq
+        self.context = context
+        self.recipe = recipe
+        self.trunk = trunk
+        self.rank = rank
+        self.alpha = alpha
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.seed = seed
+        self.alias = alias
+        self.id_col = id_col
+        self.time_col = time_col
+        self.target_col = target_col
+        self.verbose = verbose
+
+    def fit(
+        self,
+        df: Any,
+        *,
+        val_size: int | Literal["auto"] = "auto",
+        prediction_intervals: PredictionIntervals | None = None,
+    ) -> Self:
+        """Adapt the trunk to series; where that is not better on their last steps, it stays as it was.
+
+        Args:
+            df: A long or wide frame of pandas or polars (:func:`~ofa_jax.estimators.panel.read_panel`).
+            val_size: Last steps of each series that choose the epoch; default: a fifth of the median length,
+                at least the horizon.
+            prediction_intervals: How intervals are calibrated on held-out windows; default: not.
+
+        Raises:
+            DataError: The frame cannot be read, or its series are too short.
+            ConfigError: A parameter is out of range.
+        """
+        experiment = self._experiment(self.horizon)
+        panel = self._read(df)
+        length, horizon = experiment.task.input_length, self.horizon
+        held_out = max(horizon, int(np.median(panel.lengths)) // 5) if val_size == "auto" else val_size
+        if not _whole(held_out) or held_out < horizon:
+            what = f"val_size is {held_out!r}, the horizon {horizon}"
+            raise ConfigError(what, fix="Give a number of steps, at least the horizon")
+        task = training_task(panel, length, horizon, held_out, self.seed)
+        batch = min(self.batch_size, 2 ** max(3, (task.tables["train"].size // 8).bit_length() - 1))
+        experiment = experiment.replace({"train.batch_size": batch})
+        model = build_model(experiment)
+        with ConsoleReporter() if self.verbose else contextlib.nullcontext(SILENT) as reporter:
+            result = train(model, task, experiment.train, reporter)
+        best, model = result.progress, replace(model, trainable=result.best)
+        found = (best.best_epoch, best.best_metrics, held_out, panel.season, panel.frequency)
+        self.fitted_ = Fitted(model, experiment, *found)
+        self.calibration_ = None
+        if prediction_intervals is not None:
+            self.calibration_ = self._calibrated(panel, prediction_intervals)
+        self.panel_ = panel.last(length)
+        return self
+
+    def calibrate(self, df: Any, prediction_intervals: PredictionIntervals | None = None) -> Self:
+        """Calibrate intervals on the last windows of series, without training.
+
+        Raises:
+            DataError: The frame cannot be read, or no series is long enough.
+        """
+        panel = self._read(df)
+        self.calibration_ = self._calibrated(panel, prediction_intervals or PredictionIntervals())
+        return self
+
+    def predict(
+        self, df: Any = None, *, h: int | None = None, level: _Numbers = None, quantiles: _Numbers = None
+    ) -> Any:
+        """Forecast the steps after each series' last row.
+
+        Args:
+            df: The series; default: those of :meth:`fit`.
+            h: Steps; default: the horizon. More than it only before :meth:`fit`.
+            level: Percentages of intervals; columns ``OneForAll-lo-90``, ``OneForAll-hi-90``.
+            quantiles: Shares; columns ``OneForAll_ql0.1``.
+
+        Returns:
+            ``h`` rows per series, in the order of the series' first rows: id, time, the mean forecast
+            ``OneForAll``, and what was asked for. Library and types are those of ``df``.
+
+        Raises:
+            NotFittedError: Without ``df`` before :meth:`fit`.
+            DataError: The frame cannot be read, or there are too few held-out windows for a level.
+            ConfigError: A level or quantile is out of range, or ``h`` is longer than the fitted horizon.
+        """
+        panel = getattr(self, "panel_", None) if df is None else self._read(df)
+        if panel is None:
+            raise NotFittedError("there are no series to forecast", fix="Call fit(df) first, or predict(df)")
+        steps = self._steps(h)
+        made = self._forecast(panel, np.arange(panel.n), panel.lengths, steps)
+        table = self._columns(made, level, quantiles)
+        series, times = np.repeat(np.arange(panel.n), steps), panel.times_after(steps).ravel()
+        return panel.to_frame(series, times, {name: values.ravel() for name, values in table.items()})
+
+    def cross_validation(
+        self,
+        df: Any,
+        *,
+        n_windows: int = 1,
+        step_size: int | None = None,
+        h: int | None = None,
+        refit: bool = False,
+        level: _Numbers = None,
+        quantiles: _Numbers = None,
+    ) -> Any:
+        """Forecast the last windows of each series from what precedes them.
+
+        Args:
+            df: The series.
+            n_windows: Windows of each; series that are too short have fewer.
+            step_size: Steps from one to the next; default: ``h``.
+            h, level, quantiles: As of :meth:`predict`.
+            refit: Whether the model is fitted anew on what precedes each window.
+
+        Returns:
+            As :meth:`predict`, with ``cutoff``, the last time that was read, and the value itself.
+
+        Raises:
+            DataError: The frame cannot be read, or no series is long enough.
+        """
+        panel, steps = self._read(df), self._steps(h)
+        step = steps if step_size is None else step_size
+        for name, value in (("n_windows", n_windows), ("step_size", step)):
+            if not _whole(value) or value < 1:
+                raise ConfigError(f"{name} is {value!r}", fix="Give 1 or more")
+        parts = []
+        for number in range(n_windows):
+            cut = panel.lengths - steps - (n_windows - 1 - number) * step
+            series = np.flatnonzero(cut >= 1)
+            if not len(series):
+                continue
+            own = self
+            if refit:
+                own = type(self)(**self.get_params()).fit(panel.until(cut))
+            made = own._forecast(panel, series, cut[series], steps)
+            rows = (panel.first[series] + cut[series])[:, None] + np.arange(steps)
+            cutoff = np.repeat(panel.times[rows[:, 0] - 1], steps)
+            parts.append(
+                (np.repeat(series, steps), rows.ravel(), cutoff, own._columns(made, level, quantiles))
+            )
+        if not parts:
+            what = f"no series has {steps + 1} steps, one to read and {steps} to forecast"
+            raise DataError(what, fix="Give longer series or a smaller h")
+        series, rows, cutoff = (np.concatenate([part[at] for part in parts]) for at in range(3))
+        named = {name: np.concatenate([part[3][name].ravel() for part in parts]) for name in parts[0][3]}
+        order = np.argsort(series, kind="stable")
+        values = {"cutoff": cutoff, self.target_col: panel.values[rows], **named}
+        ordered = {name: column[order] for name, column in values.items()}
+        return panel.to_frame(series[order], panel.times[rows][order], ordered)
+
+    def make_future_dataframe(self, df: Any = None, h: int | None = None) -> Any:
+        """Ids and times of the ``h`` steps after each series, as :meth:`predict` gives them."""
+        panel = getattr(self, "panel_", None) if df is None else self._read(df)
+        if panel is None:
+            raise NotFittedError("there are no series to continue", fix="Call fit(df) first, or give df")
+        steps = self._steps(h)
+        return panel.to_frame(np.repeat(np.arange(panel.n), steps), panel.times_after(steps).ravel(), {})
+
+    def score(self, df: Any, metric: Literal["mase", "mae", "mse", "smape"] = "mase") -> float:
+        """The error on the last ``horizon`` steps of each series, forecast from what precedes them.
+
+        The mean over series; MASE divides by the mean change over a season before those steps, and leaves out
+        series that do not change. Missing values do not count.
+
+        Raises:
+            DataError: No series is long enough, or none has a scale.
+        """
+        panel, steps = self._read(df), self.horizon
+        cut = panel.lengths - steps
+        series = np.flatnonzero(cut >= 1)
+        if metric not in ("mase", "mae", "mse", "smape"):
+            raise ConfigError(f"metric is {metric!r}", fix="Give mase, mae, mse or smape")
+        if not len(series):
+            raise DataError(f"no series has {steps + 1} steps", fix="Give longer series or a smaller horizon")
+        made = self._forecast(panel, series, cut[series], steps).mean
+        target = panel.after(series, cut[series], steps)
+        error = np.abs(made - target)
+        if metric == "mse":
+            error = error**2
+        if metric == "smape":
+            size = np.abs(made) + np.abs(target)
+            error = np.divide(200 * error, size, out=np.zeros_like(error), where=size > 0)
+        known = np.isfinite(target)
+        each = np.where(known, error, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+        used = known.any(axis=1)
+        if metric == "mase":
+            scale = panel.seasonal_change(cut)[series]
+            used &= scale > 0
+            each = each / np.where(scale > 0, scale, 1)
+        if not used.any():
+            raise DataError("no series can be scored: all are constant or unknown at their end")
+        return float(each[used].mean())
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write parameters, adapters and calibration into a folder; none of the series' values.
+
+        Raises:
+            ConfigError: The folder is there.
+        """
+        fitted, calibration = getattr(self, "fitted_", None), getattr(self, "calibration_", None)
+        save(path, self.get_params(), fitted, calibration, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path, *, trunk: str | None = None) -> Self:
+        """Read what :meth:`save` wrote; :meth:`predict` then needs the series, which are not in it.
+
+        Args:
+            path: The folder.
+            trunk: The trunk's current folder, if it moved.
+
+        Raises:
+            CheckpointError: There is no saved forecaster, or it is damaged.
+            WeightsError: Its trunk cannot be loaded.
+        """
+        params, fitted, calibration = load(path, trunk)
+        params |= {} if trunk is None else {"trunk": trunk}
+        if unknown := sorted(params.keys() - set(cls._names())):
+            what = f"has parameters that this version does not know: {', '.join(unknown)}"
+            raise CheckpointError(what, where=str(path), fix="Use the version of ofa-jax that saved it")
+        made = cls(**params)
+        made.calibration_ = calibration
+        if fitted is not None:
+            made.fitted_ = fitted
+        return made
+
+    def _read(self, df: Any) -> Panel:
+        if isinstance(df, Panel):
+            return df
+        columns = Columns(self.id_col, self.time_col, self.target_col)
+        check_names([*asdict(columns).values(), self.alias])
+        return read_panel(df, columns, self.freq)
+
+    def _steps(self, h: int | None) -> int:
+        steps = self.horizon if h is None else h
+        if not _whole(steps) or steps < 1:
+            raise ConfigError(f"h is {steps!r}", fix="Give 1 or more")
+        if hasattr(self, "fitted_") and steps > self.horizon:
+            what = f"h is {steps}, but the model was fitted for {self.horizon} steps"
+            raise ConfigError(what, fix=f"Fit one with horizon={steps}")
+        return steps
+
+    def _experiment(self, horizon: int) -> Experiment:
+        around = read_config(self.trunk).forecaster
+        if around is None:
+            what = f"the trunk {self.trunk} was not pretrained on series"
+            raise ConfigError(what, where="trunk", fix="Name nano or a folder of such a trunk")
+        length = around.context if self.context == "auto" else self.context
+        if not _whole(length) or not 1 <= length <= around.context:
+            what = f"context is {self.context!r}"
+            raise ConfigError(what, fix=f"Give 1 to {around.context} steps, or 'auto'")
+        if not _whole(horizon) or not 1 <= horizon <= 2**20:
+            raise ConfigError(f"horizon is {horizon!r}", fix="Give 1 or more steps")
+        return build_experiment(
+            {
+                "data": {"source": "a table"},
+                "task": {"name": "forecast", "input_length": length, "horizon": horizon},
+                "trunk": {"source": self.trunk, "n_layer": read_config(self.trunk).n_layer},
+                "recipe": self.recipe,
+                "adapters": {"rank": self.rank, "alpha": self.alpha, "seed": self.seed},
+                "train": {
+                    "epochs": self.epochs,
+                    "patience": self.epochs,
+                    "learning_rate": self.learning_rate,
+                    "batch_size": self.batch_size,
+                    "cosine_epochs": self.epochs,
+                    "seed": self.seed,
+                },
+            },
+            where="parameters",
+        )
+
+    def _forecast(self, panel: Panel, series: np.ndarray, cut: np.ndarray, steps: int) -> Forecast:
+        """Forecasts of windows, ``steps`` long."""
+        fitted: Fitted | None = getattr(self, "fitted_", None)
+        model = fitted.model if fitted else None
+        if model is None:
+            known = self.__dict__.setdefault("_untrained", {})
+            key = (self.trunk, self.context, steps)
+            model = known.get(key) or build_model(self._experiment(steps))
+            self._untrained = {key: model}
+        made = forecast_windows(model, panel.before(series, cut, model.network.input_length))
+        return Forecast(made.levels[:, :steps], made.mean[:, :steps])
+
+    def _calibrated(self, panel: Panel, settings: PredictionIntervals) -> Calibration:
+        step = self.horizon if settings.step_size == "auto" else settings.step_size
+        fitted: Fitted | None = getattr(self, "fitted_", None)
+        held_out = fitted.held_out if fitted else int(np.median(panel.lengths)) // 5
+        most = max(1, (held_out - self.horizon) // step + 1)
+        windows = most if settings.n_windows == "auto" else settings.n_windows
+        cut = panel.lengths - self.horizon - step * np.arange(windows - 1, -1, -1)[:, None]
+        number, series = np.nonzero(cut >= LEAST)
+        if not len(series):
+            what = f"no series has {LEAST + self.horizon} steps, so there is no held-out window"
+            raise DataError(what, fix="Give longer series or a smaller horizon")
+        if len(series) > (most := 4 * MOST["train"]):
+            chosen = np.sort(np.random.default_rng(self.seed).choice(len(series), most, replace=False))
+            number, series = number[chosen], series[chosen]
+        made = self._forecast(panel, series, cut[number, series], self.horizon)
+        target = panel.after(series, cut[number, series], self.horizon)
+        errors = np.full((windows, panel.n, self.horizon), np.nan, np.float32)
+        errors[number, series] = scaled_errors(made.levels, target)
+        return Calibration(errors, settings)
+
+    def _columns(self, made: Forecast, level: _Numbers, quantiles: _Numbers) -> dict[str, np.ndarray]:
+        """The columns of a result, ``[n, h]`` each, in their order."""
+        levels, calibration = check_levels(level), getattr(self, "calibration_", None)
+        if calibration is not None:
+            steps = made.mean.shape[1]
+            calibration = replace(calibration, errors=calibration.errors[..., :steps])
+        ends = {one: interval(made.levels, one, calibration) for one in levels}
+        found = {self.alias: made.mean}
+        found |= {f"{self.alias}-lo-{one:g}": ends[one][0] for one in reversed(levels)}
+        found |= {f"{self.alias}-hi-{one:g}": ends[one][1] for one in levels}
+        for share in check_quantiles(quantiles):
+            plain = calibration is None or share == 0.5
+            values = quantile(made.levels, share) if plain else None
+            if values is None:
+                values = interval(made.levels, 100 * abs(1 - 2 * share), calibration)[share > 0.5]
+            found[f"{self.alias}_ql{share:g}"] = values
+        return found
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

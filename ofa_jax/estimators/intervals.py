@@ -1,0 +1,179 @@
+"""Prediction intervals: a pretrained forecaster's quantiles, and split conformal calibration of them.
+
+Errors of held-out windows are divided by the spread that the quantiles state for their step (separately above
+and below the median), so that they can be pooled over series. A level then takes the ⌈(n + 1) · level⌉-th
+smallest of n such errors, per step of the horizon, which covers at least that share where windows are
+exchangeable (Vovk et al.; Lei et al. 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import ndtri
+
+from ofa_jax.errors import ConfigError, DataError
+from ofa_jax.model.gpt2 import LEVELS
+
+Method = Literal["split", "adaptive"]
+_MIDDLE = len(LEVELS) // 2
+_RATE = 0.05
+"""Step of the adaptive level (gamma of Gibbs and Candès 2021)."""
+
+
+@dataclass(frozen=True)
+class PredictionIntervals:
+    """How intervals are calibrated.
+
+    Attributes:
+        n_windows: Held-out windows per series, the last ones; default: as many as the validation part has.
+        method: ``split``; or ``adaptive``, which goes through the windows in time and raises or lowers the
+            level by how often the last ones were covered (for series that drift).
+        step_size: Steps from one window to the next; default: the horizon, so that targets do not overlap.
+        pool: Whether errors of all series are taken together, or those of each by itself.
+    """
+
+    n_windows: int | Literal["auto"] = "auto"
+    method: Method = "split"
+    step_size: int | Literal["auto"] = "auto"
+    pool: Literal["all", "series"] = "all"
+
+    def __post_init__(self) -> None:
+        for name in ("n_windows", "step_size"):
+            value = getattr(self, name)
+            if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(
+                    f"{name} is {value!r}", where="prediction_intervals", fix="Give 1 or more, or 'auto'"
+                )
+        for name, options in (("method", ("split", "adaptive")), ("pool", ("all", "series"))):
+            if getattr(self, name) not in options:
+                what = f"{name} is {getattr(self, name)!r}"
+                raise ConfigError(what, where="prediction_intervals", fix=f"Give one of {', '.join(options)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Errors of held-out windows.
+
+    Attributes:
+        errors: ``[windows, series, h]``, oldest window first: size of the error in units of the spread on its
+            side of the median, NaN where there was no window or no value.
+        settings: How they are used.
+    """
+
+    errors: np.ndarray
+    settings: PredictionIntervals
+
+    def factor(self, level: float) -> np.ndarray:
+        """How many spreads an interval reaches from the median: ``[1, h]``, or ``[series, h]`` by series.
+
+        Raises:
+            DataError: There are too few windows for the level.
+        """
+        _, series, horizon = self.errors.shape
+        groups = series if self.settings.pool == "series" else 1
+        errors, share = self.errors.reshape(-1, groups, horizon), level / 100
+        fewest = int(np.isfinite(errors).sum(axis=0).min())
+        least = math.ceil(share / (1 - share) - 1e-9)
+        if fewest < least:
+            what = f"{level:g} % intervals need {least} held-out windows, and there are {fewest}"
+            fix = "Give more windows (PredictionIntervals(n_windows=…)) or longer series"
+            best = math.floor(100 * fewest / (fewest + 1))
+            raise DataError(what, fix=f"{fix}, or a level of at most {best}" if best else fix)
+        asked = np.full((groups, horizon), share)
+        if self.settings.method == "adaptive":
+            for number in range(1, len(self.errors)):
+                new = self.errors[number].reshape(-1, groups, horizon)
+                reach = _ranked(self.errors[:number].reshape(-1, groups, horizon), asked)
+                count = np.isfinite(new).sum(axis=0)
+                missed = (new > reach).sum(axis=0) / np.maximum(count, 1)
+                asked = np.where(count > 0, asked + _RATE * (missed - (1 - share)), asked)
+            asked = np.clip(asked, 0, 1)
+        reach = _ranked(errors, asked)
+        return np.where(np.isinf(reach), np.nanmax(errors, axis=0), reach)
+
+
+def _ranked(errors_kgh: np.ndarray, share_gh: np.ndarray) -> np.ndarray:
+    """The ⌈(n + 1) · share⌉-th smallest of n errors, ``[g, h]``; infinite where there are fewer."""
+    count = np.isfinite(errors_kgh).sum(axis=0)
+    rank = np.maximum(np.ceil((count + 1) * share_gh - 1e-9).astype(int), 1)
+    ordered = np.sort(errors_kgh, axis=0)  # NaN last
+    found = np.take_along_axis(ordered, np.minimum(rank, len(ordered))[None] - 1, axis=0)[0]
+    return np.where(rank > count, np.inf, found)
+
+
+def scaled_errors(levels_whq: np.ndarray, target_wh: np.ndarray) -> np.ndarray:
+    """Sizes of errors ``[w, h]`` in units of the spread on their side of the median."""
+    median = levels_whq[..., _MIDDLE]
+    above, below = _spreads(levels_whq)
+    error = target_wh - median
+    return np.where(error >= 0, error / above, -error / below)
+
+
+def interval(
+    levels_nhq: np.ndarray, level: float, calibration: Calibration | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper end of an interval, ``[n, h]`` each; without calibration by the quantiles alone."""
+    if calibration is None:
+        share = (1 - level / 100) / 2
+        return quantile(levels_nhq, share), quantile(levels_nhq, 1 - share)
+    median = levels_nhq[..., _MIDDLE]
+    above, below = _spreads(levels_nhq)
+    reach = calibration.factor(level)
+    return median - reach * below, median + reach * above
+
+
+def quantile(levels_nhq: np.ndarray, share: float) -> np.ndarray:
+    """The quantile ``share`` ``[n, h]``: linear between the levels, normal beyond them."""
+    if LEVELS[0] <= share <= LEVELS[-1]:
+        at = (share - LEVELS[0]) / (LEVELS[1] - LEVELS[0])
+        left = min(int(at + 1e-9), len(LEVELS) - 2)
+        weight = at - left
+        return levels_nhq[..., left] * (1 - weight) + levels_nhq[..., left + 1] * weight
+    median = levels_nhq[..., _MIDDLE]
+    edge = 0 if share < LEVELS[0] else -1
+    return median + (levels_nhq[..., edge] - median) * float(ndtri(share) / ndtri(LEVELS[edge]))
+
+
+def _spreads(levels_nhq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances from the median to the highest and to the lowest level, not zero."""
+    median = levels_nhq[..., _MIDDLE]
+    least = 1e-9 * (np.abs(median) + np.ptp(levels_nhq, axis=-1)) + np.finfo(np.float64).tiny
+    return np.maximum(levels_nhq[..., -1] - median, least), np.maximum(median - levels_nhq[..., 0], least)
+
+
+def check_levels(level: Sequence[float] | float | None) -> list[float]:
+    """Levels in percent, ascending.
+
+    Raises:
+        ConfigError: One is not between 0 and 100.
+    """
+    return sorted(_numbers_between(level, 0, 100, "level", "percentages such as 90"))
+
+
+def check_quantiles(quantiles: Sequence[float] | float | None) -> list[float]:
+    """Quantiles between 0 and 1, ascending.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    return sorted(_numbers_between(quantiles, 0, 1, "quantiles", "shares such as 0.9"))
+
+
+def _numbers_between(given: Any, low: float, high: float, name: str, kind: str) -> list[float]:
+    if given is None:
+        return []
+    values = (
+        list(given) if isinstance(given, Sequence | np.ndarray) and not isinstance(given, str) else [given]
+    )
+    for value in values:
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not number or not low < value < high:
+            raise ConfigError(f"{name} has {value!r}", fix=f"Give {kind}, above {low} and below {high}")
+    if len(set(values)) < len(values):
+        raise ConfigError(f"{name} has a value twice", fix="Give each once")
+    return [float(value) for value in values]

@@ -1,0 +1,140 @@
+"""Forecasters in folders: a record of their parameters, a bundle where they were fitted, and calibration.
+
+The folder has no values of the series. ``bundle`` in it is one as of a run, which ``ofa-jax predict`` reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from ofa_jax import files
+from ofa_jax.build import NAMED, Model
+from ofa_jax.config.schema import Experiment
+from ofa_jax.errors import CheckpointError, ConfigError
+from ofa_jax.estimators.intervals import Calibration, PredictionIntervals
+from ofa_jax.files import FileRecord, Sha256
+from ofa_jax.runs.bundle import BundleWriter, load_bundle
+from ofa_jax.tensors import read_tensors
+
+RECORD_FILE = "estimator.json"
+CALIBRATION_FILE = "calibration.safetensors"
+BUNDLE = "bundle"
+_NONE = -1.0  # in place of NaN in a file of tensors
+
+
+class EstimatorRecord(FileRecord):
+    """``estimator.json``: parameters of the constructor, and the sha256 of the other files.
+
+    ``trunk`` of the parameters is null where the trunk is in a folder.
+    """
+
+    kind: Literal["ofa-jax forecaster"]
+    params: dict[str, int | float | bool | str | None]
+    val_size: int | None = Field(None, ge=1)
+    intervals: dict[str, int | str] | None = None
+    files: dict[str, Sha256]
+    sha256: Sha256
+
+
+class Fitted(NamedTuple):
+    """What ``fit`` makes of a forecaster, with the validation metrics of its best epoch."""
+
+    model: Model
+    experiment: Experiment
+    best_epoch: int
+    best_metrics: dict[str, float]
+    held_out: int
+    season: int
+    frequency: str
+
+
+Saved = tuple[dict[str, Any], Fitted | None, Calibration | None]
+
+
+def save(
+    path: str | Path,
+    params: Mapping[str, Any],
+    fitted: Fitted | None,
+    calibration: Calibration | None,
+    *,
+    overwrite: bool,
+) -> None:
+    """Write a forecaster, or replace one.
+
+    Raises:
+        ConfigError: There is something else, or there is one and ``overwrite`` is not set.
+    """
+    from safetensors.numpy import save_file
+
+    path = Path(path)
+    if files.is_there(path, error=ConfigError):
+        if not (path / RECORD_FILE).is_file():
+            raise ConfigError("is there and no saved forecaster", where=str(path), fix="Name another folder")
+        if not overwrite:
+            raise ConfigError("is there", where=str(path), fix="Name another folder, or set overwrite=True")
+    with files.atomic_folder(path) as scratch:
+        if fitted is not None:
+            about = {"scaler": None, "season": fitted.season, "frequency": fitted.frequency, "relative": True}
+            writer = BundleWriter(scratch / BUNDLE, fitted.experiment, fitted.model, about)
+            writer(fitted.model.trainable, fitted)
+        # a folder of this machine says nothing elsewhere
+        trunk = params["trunk"] if params["trunk"] in NAMED else None
+        content: dict[str, Any] = {"kind": "ofa-jax forecaster", "params": {**params, "trunk": trunk}}
+        content["val_size"] = fitted.held_out if fitted else None
+        content["intervals"] = asdict(calibration.settings) if calibration else None
+        if calibration is not None:
+            errors = np.nan_to_num(calibration.errors, nan=_NONE)
+            save_file({"errors": errors}, scratch / CALIBRATION_FILE)
+        content["files"] = files.file_digests(scratch)
+        content["sha256"] = files.json_digest(content)
+        files.write_json(scratch / RECORD_FILE, content)
+
+
+def load(path: str | Path, trunk: str | None = None) -> Saved:
+    """Read a saved forecaster and check it against itself: parameters, what was fitted, and calibration.
+
+    Args:
+        path: Its folder.
+        trunk: The trunk's current folder, if it moved.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged, edited or newer than this version.
+        WeightsError: Its trunk cannot be loaded.
+    """
+    return files.read_folder(path, lambda folder: _load(folder, trunk))
+
+
+def _load(folder: Path, trunk: str | None) -> Saved:
+    where = folder / RECORD_FILE
+    content = files.read_json(where, kind="forecaster")
+    record = files.parse_record(content, EstimatorRecord, where=str(where))
+    signed = {name: value for name, value in content.items() if name not in ("format", "sha256")}
+    damage = files.find_damage(folder, record.files)
+    if damage or record.sha256 != files.json_digest(signed):
+        what = damage or "was edited after it was saved (its sha256 differs)"
+        raise CheckpointError(what, where=str(folder), fix="Copy the complete folder again")
+    if (trunk or record.params.get("trunk")) is None:
+        what = "the trunk is in a folder, which a saved forecaster does not name"
+        raise CheckpointError(what, where=str(where), fix="Pass its current path as `trunk`")
+    calibration = None
+    if record.intervals is not None:
+        errors = read_tensors(folder / CALIBRATION_FILE).get("errors", np.zeros(0))
+        if errors.ndim != 3 or not len(errors):
+            raise CheckpointError("has no errors of windows", where=str(folder / CALIBRATION_FILE))
+        settings = PredictionIntervals(**record.intervals)  # type: ignore[arg-type]
+        calibration = Calibration(np.where(errors == _NONE, np.nan, errors).astype(np.float32), settings)
+    if record.val_size is None:
+        return record.params, None, calibration
+    made = load_bundle(folder / BUNDLE, trunk=trunk)
+    best, frequency = made.record, made.record.frequency or ""
+    fitted = Fitted(
+        *(made.model, made.experiment, best.best_epoch, best.validation),
+        *(record.val_size, best.season, frequency),
+    )
+    return record.params, fitted, calibration
