@@ -21,6 +21,7 @@ from ofa_jax.model.gpt2 import LEVELS
 
 Method = Literal["split", "adaptive"]
 _MIDDLE = len(LEVELS) // 2
+_HUGE = 1e30  # an error where no spread is stated; float32 holds it
 _RATE = 0.05
 """Step of the adaptive level (gamma of Gibbs and Candès 2021)."""
 
@@ -111,7 +112,9 @@ def scaled_errors(levels_whq: np.ndarray, target_wh: np.ndarray) -> np.ndarray:
     median = levels_whq[..., _MIDDLE]
     above, below = _spreads(levels_whq)
     error = target_wh - median
-    return np.where(error >= 0, error / above, -error / below)
+    size, spread = np.abs(error), np.where(error >= 0, above, below)
+    scaled = np.divide(size, spread, out=np.full_like(size, _HUGE), where=spread > 0)
+    return np.where(size == 0, 0, np.minimum(scaled, _HUGE)) + 0 * error  # NaN where there is no target
 
 
 def interval(
@@ -140,10 +143,9 @@ def quantile(levels_nhq: np.ndarray, share: float) -> np.ndarray:
 
 
 def _spreads(levels_nhq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distances from the median to the highest and to the lowest level, not zero."""
+    """Distances from the median to the highest and to the lowest level."""
     median = levels_nhq[..., _MIDDLE]
-    least = 1e-9 * (np.abs(median) + np.ptp(levels_nhq, axis=-1)) + np.finfo(np.float64).tiny
-    return np.maximum(levels_nhq[..., -1] - median, least), np.maximum(median - levels_nhq[..., 0], least)
+    return levels_nhq[..., -1] - median, median - levels_nhq[..., 0]
 
 
 def check_levels(level: Sequence[float] | float | None) -> list[float]:

@@ -160,17 +160,15 @@ class Panel:
         names = self.columns
         when = times if times.dtype.kind == "i" else self.clock.index(times, names.time)
         table = pd.DataFrame({names.id: self.ids.take(series), names.time: when, **values})
-        for name in (names.id, names.time):
-            if name in self.like.columns and self.like.implementation.is_pandas():
-                table[name] = table[name].astype(nw.to_native(self.like)[name].dtype)
         if self.like.implementation.is_pandas():
-            return table
+            kinds = nw.to_native(self.like).dtypes
+            return table.astype({name: kinds[name] for name in table.columns if name in kinds})
         import pyarrow as pa
 
         made = nw.from_arrow(
             pa.Table.from_pandas(table, preserve_index=False), backend=self.like.implementation
         )
-        known = {name: self.like.schema[name] for name in (names.id, names.time) if name in self.like.columns}
+        known = {name: kind for name, kind in self.like.schema.items() if name in table.columns}
         return nw.to_native(made.with_columns(nw.col(name).cast(kind) for name, kind in known.items()))
 
 
@@ -183,7 +181,7 @@ def step_named(freq: str | int) -> Step:
     if isinstance(freq, int) and not isinstance(freq, bool):
         if freq < 1:
             raise DataError(f"freq is {freq}", fix="Give 1 or more for integer times")
-        return Duration(str(freq), freq, wall=False)
+        return Duration(str(freq), np.int64(freq), wall=False)
     if not isinstance(freq, str):
         raise DataError(f"freq is {freq!r}", fix="Give an alias such as 'h', 'D' or 'ME', or an integer")
     text = freq.strip()
@@ -201,7 +199,7 @@ def read_panel(frame: Any, columns: Columns, freq: str | int | None = None) -> P
 
     A frame with the column ``columns.target`` is long: a row per series and time; without ``columns.id`` it
     is one series, ``"0"``. Any other frame is wide: every column besides ``columns.time`` is a series. Of a
-    pandas frame the index may have the times.
+    pandas frame the index may have the times. Times in text, in the form 2024-01-31, become datetimes.
 
     Args:
         frame: The data; rows in any order.
@@ -242,7 +240,9 @@ def read_panel(frame: Any, columns: Columns, freq: str | int | None = None) -> P
     first = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(ids)))])
     _check_values(values, codes, ids, columns)
     steps, kinds = _steps(times, codes, first, ids, freq, clock)
-    like = table.head(0) if long else table.select(columns.time).head(0)
+    text = table.schema[columns.time] in (nw.String, nw.Object)  # comes back as times
+    kept = [columns.id] * (columns.id in names) + [columns.time] * (not text)
+    like = table.select(kept).head(0)
     return Panel(ids, first, values, times, steps, kinds, columns, clock, like)
 
 
@@ -354,7 +354,7 @@ def _steps(
     counted = times.dtype.kind == "i"
     if freq is not None:
         step = step_named(freq)
-        if counted != (isinstance(step, Duration) and isinstance(step.size, int)):
+        if counted != (isinstance(step, Duration) and step.size.dtype.kind == "i"):
             kind, wanted = ("whole numbers", "an integer") if counted else ("dates", "an alias such as 'D'")
             raise DataError(f"times are {kind}, but freq is {freq!r}", fix=f"Give {wanted} as freq, or None")
         return _checked(step, times, within, codes, ids, clock), np.zeros(len(ids), int)
@@ -380,7 +380,7 @@ def _inferred(times: np.ndarray, counted: bool, clock: Clock) -> Step | None:
         return infer_step(times, clock.zone)
     gaps, counts = np.unique(np.diff(times), return_counts=True)
     size = int(gaps[counts.argmax()]) if len(gaps) else 1
-    return Duration(str(size), size, wall=False)
+    return Duration(str(size), np.int64(size), wall=False)
 
 
 def follows_within(step: Step, times: np.ndarray, within: np.ndarray, clock: Clock) -> np.ndarray:

@@ -32,7 +32,7 @@ def find_cycles(z_mt: jax.Array, seen_mt: jax.Array) -> tuple[jax.Array, jax.Arr
         power = jnp.square(jnp.abs(jnp.fft.rfft(x_mt, size, axis=1)))
         return jnp.fft.irfft(power, size, axis=1)[:, :t]
 
-    pairs = autocorrelation(weight)
+    pairs = jnp.round(autocorrelation(weight))
     similar = autocorrelation(rest) / jnp.maximum(pairs, 1)
     similar = similar / jnp.maximum(similar[:, :1], 1e-9)
     peak = (similar[:, 1:-1] > similar[:, :-2]) & (similar[:, 1:-1] >= similar[:, 2:])

@@ -36,5 +36,5 @@ def long_frame(lengths=(90, 40, 120), *, freq="h", seed=0):
             5 + np.sin(2 * np.pi * np.arange(steps) / 12) + draw.normal(0, 0.3, steps)
         )
         times = pd.date_range("2024-03-01", periods=steps, freq=freq)
-        parts.append(pd.DataFrame({"unique_id": name, "ds": times, "y": wave}))
+        parts.append(pd.DataFrame({"unique_id": name, "ds": times, "y": 10.0 ** (number % 3) * wave}))
     return pd.concat(parts, ignore_index=True)

@@ -28,10 +28,7 @@ def test_series_keep_the_order_of_their_first_rows_and_rows_are_sorted_by_time()
     assert (panel.frequency, panel.season) == ("h", 24)
     shuffled = pd.concat([frame[:1], frame[1:].sample(frac=1, random_state=1)])
     again = read_panel(shuffled, COLUMNS)
-    own = {
-        name: values
-        for name, values in zip(again.ids, np.split(again.values, again.first[1:-1]), strict=True)
-    }
+    own = dict(zip(again.ids, np.split(again.values, again.first[1:-1]), strict=True))
     np.testing.assert_array_equal(own["c"], frame.y[frame.unique_id == "c"])
 
 
@@ -118,7 +115,7 @@ def test_polars_frames_come_back_as_polars_frames(zone):
 
 
 def test_dates_of_polars_stay_dates():
-    days = pd.date_range("2024-02-27", periods=3).date
+    days = pd.date_range("2024-02-27", periods=3).date.tolist()
     found = ahead(read_panel(pl.DataFrame({"ds": days, "y": [1.0, 2.0, 3.0]}), COLUMNS), 1)
     assert found["ds"].to_list() == [pd.Timestamp("2024-03-01").date()]
 
