@@ -27,7 +27,8 @@ _MODULES = {
     "train.fit": ["fit"],
     "runs.train": ["open_run", "train_run"],
     "runs.bundle": ["load_bundle"],
-    "inference": ["evaluate", "forecast", "predict"],
+    "estimators.zero_shot": ["forecast"],
+    "inference": ["evaluate", "predict"],
     "baselines.compare": ["compare"],
 }
 _PUBLIC = {name: f"ofa_jax.{module}" for module, names in _MODULES.items() for name in names}

@@ -10,15 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ofa_jax.build import Model, build_model
-from ofa_jax.config.load import build_experiment
-from ofa_jax.config.schema import TrainConfig
-from ofa_jax.errors import ConfigError, DataError
+from ofa_jax.errors import DataError
 from ofa_jax.files import write_output
-from ofa_jax.model.weights import read_config as read_trunk_config
 from ofa_jax.runs.bundle import LoadedModel
-from ofa_jax.tasks.base import NewData, TaskData, TrainedOn
-from ofa_jax.tasks.forecast import read_new
+from ofa_jax.tasks.base import NewData, TaskData
 from ofa_jax.tasks.table import TASKS
 from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.program import evaluation_options
@@ -48,53 +43,6 @@ def predict(loaded: LoadedModel, source: str | Path | pd.DataFrame, **reading: A
     return apply_model(loaded, read_input(loaded, source, **reading))
 
 
-def forecast(
-    source: str | Path | pd.DataFrame, horizon: int, *, trunk: str = "nano", **reading: Any
-) -> pd.DataFrame:
-    """Forecast series without training, by a pretrained trunk.
-
-    Args:
-        source: A CSV, Excel or Parquet file or a DataFrame with times and a column per series.
-        horizon: Steps H after the last row.
-        trunk: A pretrained trunk: ``nano``, which comes with the package, or a folder.
-        reading: Settings of how the data are read (:data:`~ofa_jax.config.tasks.READING`).
-
-    Returns:
-        A row per step, in the data's units.
-
-    Raises:
-        ConfigError: The trunk was not pretrained on series.
-        DataError: The data cannot be read.
-    """
-    return apply_zero_shot(*read_zero_shot(source, horizon, trunk=trunk, **reading))
-
-
-def read_zero_shot(
-    source: str | Path | pd.DataFrame, horizon: int, *, trunk: str = "nano", **reading: Any
-) -> tuple[Model, NewData]:
-    """A pretrained trunk as a model, and new data laid out for it; see :func:`forecast`."""
-    config = read_trunk_config(trunk)
-    around = config.forecaster
-    if around is None:
-        what = f"the trunk {trunk} was not pretrained on series, so it forecasts nothing without training"
-        raise ConfigError(what, where="trunk", fix="Name nano or a folder of such a trunk")
-    name = "a table" if isinstance(source, pd.DataFrame) else str(source)
-    row, meta = TASKS["forecast"], {"relative": True}
-    experiment = build_experiment(
-        {
-            "data": {"source": name},
-            "task": {"name": "forecast", "input_length": 1, "horizon": horizon},
-            "trunk": {"source": trunk, "n_layer": config.n_layer},
-            "recipe": "output",
-        }
-    )
-    trained = TrainedOn(experiment.task, experiment.data, None, meta, reading)
-    rows = read_new(trained, source, last=around.context).n_rows
-    experiment = experiment.replace({"task.input_length": min(rows, around.context)})
-    model = build_model(experiment)
-    return model, row.apply(replace(trained, task=experiment.task), source)
-
-
 def read_input(loaded: LoadedModel, source: str | Path | pd.DataFrame, **reading: Any) -> NewData:
     """New data laid out for a model, with their table and figure; see :class:`~ofa_jax.tasks.base.NewData`.
 
@@ -106,16 +54,8 @@ def read_input(loaded: LoadedModel, source: str | Path | pd.DataFrame, **reading
 
 def apply_model(loaded: LoadedModel, new: NewData) -> pd.DataFrame:
     """The table of :func:`predict` for data that were read."""
-    return _applied(loaded.model, loaded.experiment.train, new)
-
-
-def apply_zero_shot(model: Model, new: NewData) -> pd.DataFrame:
-    """The table of :func:`forecast` for data that were read."""
-    return _applied(model, TrainConfig(), new)
-
-
-def _applied(model: Model, train: TrainConfig, new: NewData) -> pd.DataFrame:
-    options = evaluation_options(train, model.network)
+    model = loaded.model
+    options = evaluation_options(loaded.experiment.train, model.network)
     predictor = WindowPredictor(model.predict, new, new.outputs, **options)
     table = new.to_table(predictor(new.table, model.frozen, model.trainable))
     numbers = table.select_dtypes("number")

@@ -26,16 +26,8 @@ app = typer.Typer(
     context_settings={"token_normalize_func": lambda name: FORMER_NAMES.get(name, name)},
 )
 for command in (
-    *(
-        runs.demo,
-        runs.train,
-        runs.evaluate,
-        runs.predict,
-        runs.forecast,
-        runs.report,
-        runs.params,
-        runs.convert,
-    ),
+    *(runs.demo, runs.forecast, runs.fit, runs.train, runs.evaluate, runs.predict),
+    *(runs.report, runs.params, runs.convert),
     *(studies.sweep, studies.gradients),
 ):
     app.command(cls=Command)(command)

@@ -46,7 +46,8 @@ FORMER_NAMES = {
 FLAGS = {"overrides": "--set", "source": "--data"} | {
     name: f"--{name.replace('_', '-')}"
     for name in (
-        *("out", "output", "plot", "trunk", "target", "baseline", "ranks", "alphas", "scalings", "inits"),
+        *("out", "output", "plot", "trunk", "target", "baseline", "level"),
+        *("ranks", "alphas", "scalings", "inits"),
         *("learning_rates", "optimizers", "steps", "seeds", "windows", "at_once"),
         *("sgd_learning_rate", "adam_learning_rate"),
     )
@@ -75,7 +76,7 @@ def _options(text: str) -> str:
     return re.sub(r"\b(in|another) `(columns|timestamp_column)`", r"\1 `--set data.\2=…`", text)
 
 
-WITH_SETTINGS = ("train", "params", "sweep", "gradients", "predict", "data")
+WITH_SETTINGS = ("train", "fit", "params", "sweep", "gradients", "predict", "forecast", "data")
 """Commands that have the option ``--set``."""
 OF_A_RUN = ("evaluate", "report")
 """Commands that read the data of a run, with its settings."""
@@ -96,6 +97,20 @@ def reading_settings(overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(what, where="overrides", fix=f"Set {', '.join(f'data.{name}' for name in READING)}")
     data = build_experiment({"data": {"source": "new"}}, overrides).data
     return {name: getattr(data, name) for name in names}
+
+
+def numbers(text: str, where: str) -> list[float]:
+    """Numbers between commas.
+
+    Raises:
+        ConfigError: One is no number.
+    """
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(
+            f"{text!r} is no list of numbers", where=where, fix="Give some like 80,90"
+        ) from None
 
 
 def interrupted(stop: Interrupted) -> str:
@@ -121,7 +136,7 @@ class Command(TyperCommand):
         table = Table(*columns, title="Settings for --set", title_justify="left", box=None, pad_edge=False)
         reading = {f"data.{name}" for name in READING}
         for setting in settings():
-            if self.name == "predict" and setting.path not in reading:
+            if self.name in ("predict", "forecast") and setting.path not in reading:
                 continue
             choices = f" ({setting.type})" if " | " in setting.type else ""
             table.add_row(setting.path, setting.default, setting.description + choices)

@@ -19,6 +19,7 @@ from ofa_jax.cli.options import (
     Source,
     Target,
     Trunk,
+    numbers,
     print_json,
     reading_settings,
     say,
@@ -28,6 +29,7 @@ from ofa_jax.train.progress import ConsoleReporter
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ofa_jax.config.schema import Experiment
     from ofa_jax.tasks.base import NewData
 
 
@@ -55,11 +57,28 @@ def train(
     overrides: Sets = None,
 ) -> None:
     """Train a model in a run folder. Ctrl-C saves a checkpoint; re-run the same command to resume."""
-    from ofa_jax.cli.show import training_summary
     from ofa_jax.config.load import load_experiment
+
+    _train(load_experiment(config, overrides or ()), out)
+
+
+def fit(
+    file: Annotated[Path, Argument(metavar="FILE", help="CSV, Excel or Parquet file to read.")],
+    horizon: Annotated[int, Option(help="Steps to forecast.", min=1, max=2**20)],
+    out: Annotated[Path, Option(help="Run folder to create or resume.")],
+    overrides: Sets = None,
+) -> None:
+    """Adapt the trunk nano to the series of a file, as `train csv` does; what fits the data is printed."""
+    from ofa_jax.config.load import load_experiment
+
+    experiment = load_experiment("csv", overrides or ())
+    _train(experiment.replace({"data.source": str(file), "task.horizon": horizon}), out)
+
+
+def _train(experiment: Experiment, out: Path) -> None:
+    from ofa_jax.cli.show import training_summary
     from ofa_jax.runs.train import train_run
 
-    experiment = load_experiment(config, overrides or ())
     with ConsoleReporter() as reporter:
         result = train_run(experiment, out, reporter)
     say(training_summary(result, experiment.protocol), f"bundle: {out / 'bundle'}")
@@ -127,17 +146,20 @@ def forecast(
     horizon: Annotated[int, Option(help="Steps to forecast.", min=1, max=2**20)],
     output: Annotated[Path, Option(help="CSV file to write; -: standard output.")] = Path("-"),
     plot: Annotated[Path | None, Option(help="Figure to write (.png, .svg, .pdf).")] = None,
+    level: Annotated[str, Option(metavar="80,90", help="Percentages of prediction intervals.")] = "",
     overrides: Reading = None,
     trunk: Annotated[str, Option(help="A pretrained trunk: nano or a folder.")] = "nano",
 ) -> None:
     """Forecast the series of a file without training."""
-    from ofa_jax.inference import apply_zero_shot, read_zero_shot
+    from ofa_jax.estimators.intervals import check_levels
+    from ofa_jax.estimators.zero_shot import apply_zero_shot, read_zero_shot
 
     _check_outputs(file, output, plot)
+    levels = check_levels(numbers(level, "level"))
     model, new = read_zero_shot(file, horizon, trunk=trunk, **reading_settings(overrides or ()))
     for notice in new.notices:
         say(notice, file=sys.stderr)
-    _write_outputs(new, apply_zero_shot(model, new), output, plot, "zero-shot")
+    _write_outputs(new, apply_zero_shot(model, new, levels), output, plot, "zero-shot")
 
 
 def _check_outputs(input_: Path, output: Path, plot: Path | None) -> None:

@@ -175,7 +175,9 @@ def _numbers_between(given: Any, low: float, high: float, name: str, kind: str) 
     for value in values:
         number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
         if not number or not low < value < high:
-            raise ConfigError(f"{name} has {value!r}", fix=f"Give {kind}, above {low} and below {high}")
+            raise ConfigError(
+                f"{value!r} is out of range", where=name, fix=f"Give {kind}, above {low} and below {high}"
+            )
     if len(set(values)) < len(values):
-        raise ConfigError(f"{name} has a value twice", fix="Give each once")
+        raise ConfigError(f"{values} has a value twice", where=name, fix="Give each once")
     return [float(value) for value in values]

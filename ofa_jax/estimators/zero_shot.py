@@ -1,0 +1,99 @@
+"""Forecasts of a table by a pretrained trunk, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ofa_jax.build import Model, build_model
+from ofa_jax.config.load import build_experiment
+from ofa_jax.errors import ConfigError, DataError
+from ofa_jax.estimators.engine import forecast_windows
+from ofa_jax.estimators.intervals import check_levels, interval
+from ofa_jax.model.weights import read_config
+from ofa_jax.tasks.base import NewData, TrainedOn
+from ofa_jax.tasks.forecast import read_new
+from ofa_jax.tasks.table import TASKS
+
+
+def forecast(
+    source: str | Path | pd.DataFrame,
+    horizon: int,
+    *,
+    level: Sequence[float] | float | None = None,
+    trunk: str = "nano",
+    **reading: Any,
+) -> pd.DataFrame:
+    """Forecast series without training, by a pretrained trunk.
+
+    Args:
+        source: A CSV, Excel or Parquet file or a DataFrame with times and a column per series.
+        horizon: Steps H after the last row.
+        level: Percentages of intervals by the trunk's own quantiles; for calibrated ones see
+            :class:`~ofa_jax.estimators.forecaster.OneForAllForecaster`.
+        trunk: A pretrained trunk: ``nano``, which comes with the package, or a folder.
+        reading: Settings of how the data are read (:data:`~ofa_jax.config.tasks.READING`).
+
+    Returns:
+        A row per step, in the data's units; with levels a column ``name-lo-90`` and ``name-hi-90`` after that
+        of each series.
+
+    Raises:
+        ConfigError: The trunk was not pretrained on series, or a level is out of range.
+        DataError: The data cannot be read.
+    """
+    levels = check_levels(level)
+    return apply_zero_shot(*read_zero_shot(source, horizon, trunk=trunk, **reading), levels)
+
+
+def read_zero_shot(
+    source: str | Path | pd.DataFrame, horizon: int, *, trunk: str = "nano", **reading: Any
+) -> tuple[Model, NewData]:
+    """A pretrained trunk as a model, and new data laid out for it; see :func:`forecast`."""
+    config = read_config(trunk)
+    around = config.forecaster
+    if around is None:
+        what = f"the trunk {trunk} was not pretrained on series, so it forecasts nothing without training"
+        raise ConfigError(what, where="trunk", fix="Name nano or a folder of such a trunk")
+    name = "a table" if isinstance(source, pd.DataFrame) else str(source)
+    row, meta = TASKS["forecast"], {"relative": True}
+    experiment = build_experiment(
+        {
+            "data": {"source": name},
+            "task": {"name": "forecast", "input_length": 1, "horizon": horizon},
+            "trunk": {"source": trunk, "n_layer": config.n_layer},
+            "recipe": "output",
+        }
+    )
+    trained = TrainedOn(experiment.task, experiment.data, None, meta, reading)
+    rows = read_new(trained, source, last=around.context).n_rows
+    task = experiment.task.model_copy(update={"input_length": min(rows, around.context)})
+    model = build_model(experiment.replace({"task.input_length": around.context}))
+    return model, row.apply(replace(trained, task=task), source)
+
+
+def apply_zero_shot(model: Model, new: NewData, levels: Sequence[float] = ()) -> pd.DataFrame:
+    """The table of :func:`forecast` for data that were read."""
+    assert new.residue is not None
+    inputs_ct = (new.buffer.astype(np.float64) + new.residue).T
+    missing = model.network.input_length - inputs_ct.shape[1]
+    made = forecast_windows(model, np.pad(inputs_ct, ((0, 0), (missing, 0)), constant_values=np.nan))
+    table = new.to_table({"prediction": (made.mean - inputs_ct[:, -1:]).T[None]})
+    if not levels:
+        return table
+    ends = {level: interval(made.levels, level, None) for level in levels}
+    columns: dict[Any, Any] = {table.columns[0]: table.iloc[:, 0]}
+    for number, name in enumerate(table.columns[1:]):
+        columns[name] = table[name]
+        for level in reversed(levels):
+            columns[f"{name}-lo-{level:g}"] = ends[level][0][number]
+        for level in levels:
+            columns[f"{name}-hi-{level:g}"] = ends[level][1][number]
+    if len(columns) < 1 + len(inputs_ct) * (1 + 2 * len(levels)):
+        raise DataError("a series has the name of an interval of another", fix="Rename the column")
+    return pd.DataFrame(columns)
