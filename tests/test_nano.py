@@ -89,6 +89,7 @@ def test_defaults_of_nano_are_what_it_was_trained_with_and_yield_to_short_data(t
     assert load_experiment("csv", ["trunk.source=random"]).task.input_length == 336
 
 
+@pytest.mark.slow
 def test_an_adapted_run_starts_at_the_zero_shot_forecast_and_may_keep_it(tmp_path):
     source = tmp_path / "load.csv"
     load(900).to_csv(source, index=False)

@@ -159,7 +159,8 @@ def forecast(
     model, new = read_zero_shot(file, horizon, trunk=trunk, **reading_settings(overrides or ()))
     for notice in new.notices:
         say(notice, file=sys.stderr)
-    _write_outputs(new, apply_zero_shot(model, new, levels), output, plot, "zero-shot")
+    note = f"zero-shot, {max(levels):g} % interval" if levels else "zero-shot"
+    _write_outputs(new, apply_zero_shot(model, new, levels), output, plot, note)
 
 
 def _check_outputs(input_: Path, output: Path, plot: Path | None) -> None:

@@ -30,7 +30,7 @@ LEAST = 8
 MOST = {"train": 8192, "validation": 2048}
 """Windows that are drawn from all of a split, at most."""
 BATCHES = (1, 8, 64, 256)
-"""Windows of a program; batches are filled up to one of these, so that few programs serve any number."""
+"""Windows of a program; batches are padded to one of these, so that few programs serve any number."""
 
 
 class Places(NamedTuple):

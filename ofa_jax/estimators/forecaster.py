@@ -41,7 +41,7 @@ class OneForAllForecaster(Estimator):
     Args:
         horizon: Steps to forecast.
         freq: Step between rows, as pandas or polars call it (``"h"``, ``"1h"``, ``"ME"``); an integer where
-            times are whole numbers; default: inferred for each series. Rows are checked to follow it.
+            times are integers; default: inferred for each series. Rows are checked to follow it.
         context: Steps that a forecast reads at most; default: what the trunk reads.
         recipe: What :meth:`fit` trains (:data:`ofa_jax.RECIPES`).
         trunk: ``nano``, which comes with the package, or the folder of another pretrained trunk.
@@ -191,7 +191,7 @@ class OneForAllForecaster(Estimator):
             n_windows: Windows of each; series that are too short have fewer.
             step_size: Steps from one to the next; default: ``h``.
             h, level, quantiles: As of :meth:`predict`.
-            refit: Whether the model is fitted anew on what precedes each window.
+            refit: Whether the model is fitted again on what precedes each window.
 
         Returns:
             As :meth:`predict`, with ``cutoff``, the last time that was read, and the value itself.

@@ -169,15 +169,13 @@ def check_quantiles(quantiles: Sequence[float] | float | None) -> list[float]:
 def _numbers_between(given: Any, low: float, high: float, name: str, kind: str) -> list[float]:
     if given is None:
         return []
-    values = (
-        list(given) if isinstance(given, Sequence | np.ndarray) and not isinstance(given, str) else [given]
-    )
+    several = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str)
+    values = list(given) if several else [given]
     for value in values:
         number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
         if not number or not low < value < high:
-            raise ConfigError(
-                f"{value!r} is out of range", where=name, fix=f"Give {kind}, above {low} and below {high}"
-            )
+            fix = f"Give {kind}, above {low} and below {high}"
+            raise ConfigError(f"{value!r} is out of range", where=name, fix=fix)
     if len(set(values)) < len(values):
         raise ConfigError(f"{values} has a value twice", where=name, fix="Give each once")
     return [float(value) for value in values]

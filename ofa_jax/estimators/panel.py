@@ -395,7 +395,7 @@ def _checked(
     if not len(wrong):
         return (step,)
     row = int(wrong[0])
-    what = f"in series {shorten(ids[codes[row]])} {times[row + 1]} follows {times[row]}, which is no step of "
+    what = f"in series {shorten(ids[codes[row]])} {times[row + 1]} follows {times[row]}, which is not one step of "
     what += f"{step.alias} ({len(wrong)} such rows in all)"
     fix = "Give a row for every step, with NaN where there is no value (utilsforecast's fill_gaps does so)"
     raise DataError(what, fix=f"{fix}, or another freq")

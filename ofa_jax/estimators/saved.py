@@ -1,14 +1,15 @@
-"""Forecasters in folders: a record of their parameters, a bundle where they were fitted, and calibration.
+"""Estimators in folders: a record of their parameters, and a bundle where they were fitted.
 
-The folder has no values of the series. ``bundle`` in it is one as of a run, which ``ofa-jax predict`` reads.
+The folder has no values of the series. ``bundle`` in it is one as of a run, which :func:`ofa_jax.load_bundle`
+reads; ``ofa-jax predict`` applies that of a forecaster or a classifier.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -28,18 +29,27 @@ BUNDLE = "bundle"
 _NONE = -1.0  # in place of NaN in a file of tensors
 
 
-class EstimatorRecord(FileRecord):
+class SavedRecord(FileRecord):
     """``estimator.json``: parameters of the constructor, and the sha256 of the other files.
 
     ``trunk`` of the parameters is null where the trunk is in a folder.
     """
 
-    kind: Literal["ofa-jax forecaster"]
+    kind: str
     params: dict[str, int | float | bool | str | None]
-    val_size: int | None = Field(None, ge=1)
-    intervals: dict[str, int | str] | None = None
     files: dict[str, Sha256]
     sha256: Sha256
+
+
+R = TypeVar("R", bound=SavedRecord)
+
+
+class EstimatorRecord(SavedRecord):
+    """``estimator.json`` of a forecaster."""
+
+    kind: Literal["ofa-jax forecaster"]
+    val_size: int | None = Field(None, ge=1)
+    intervals: dict[str, int | str] | None = None
 
 
 class Fitted(NamedTuple):
@@ -57,6 +67,56 @@ class Fitted(NamedTuple):
 Saved = tuple[dict[str, Any], Fitted | None, Calibration | None]
 
 
+def write_folder(
+    path: str | Path,
+    noun: str,
+    params: Mapping[str, Any],
+    fill: Callable[[Path], Mapping[str, Any]],
+    *,
+    overwrite: bool,
+) -> None:
+    """Write an estimator, or replace one; ``fill`` writes the other files and returns further fields.
+
+    Raises:
+        ConfigError: There is something else, or there is one and ``overwrite`` is not set.
+    """
+    path = Path(path)
+    if files.is_there(path, error=ConfigError):
+        if not (path / RECORD_FILE).is_file():
+            raise ConfigError(f"is there and no saved {noun}", where=str(path), fix="Name another folder")
+        if not overwrite:
+            raise ConfigError("is there", where=str(path), fix="Name another folder, or set overwrite=True")
+    with files.atomic_folder(path) as scratch:
+        further = fill(scratch)
+        # a folder of this machine says nothing elsewhere
+        trunk = params["trunk"] if params["trunk"] in NAMED else None
+        content = {"kind": f"ofa-jax {noun}", "params": {**params, "trunk": trunk}, **further}
+        content["files"] = files.file_digests(scratch)
+        content["sha256"] = files.json_digest(content)
+        files.write_json(scratch / RECORD_FILE, content)
+
+
+def read_folder(folder: Path, noun: str, kind: type[R], trunk: str | None) -> R:
+    """The record of a saved estimator, checked against itself and the other files.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged, edited or newer than this version, or ``trunk`` is
+            missing.
+    """
+    where = folder / RECORD_FILE
+    content = files.read_json(where, kind=noun)
+    record = files.parse_record(content, kind, where=str(where))
+    signed = {name: value for name, value in content.items() if name not in ("format", "sha256")}
+    damage = files.find_damage(folder, record.files)
+    if damage or record.sha256 != files.json_digest(signed):
+        what = damage or "was edited after it was saved (its sha256 differs)"
+        raise CheckpointError(what, where=str(folder), fix="Copy the complete folder again")
+    if (trunk or record.params.get("trunk")) is None:
+        what = f"the trunk is in a folder, which a saved {noun} does not name"
+        raise CheckpointError(what, where=str(where), fix="Pass its current path as `trunk`")
+    return record
+
+
 def save(
     path: str | Path,
     params: Mapping[str, Any],
@@ -68,32 +128,22 @@ def save(
     """Write a forecaster, or replace one.
 
     Raises:
-        ConfigError: There is something else, or there is one and ``overwrite`` is not set.
+        ConfigError: As :func:`write_folder`.
     """
     from safetensors.numpy import save_file
 
-    path = Path(path)
-    if files.is_there(path, error=ConfigError):
-        if not (path / RECORD_FILE).is_file():
-            raise ConfigError("is there and no saved forecaster", where=str(path), fix="Name another folder")
-        if not overwrite:
-            raise ConfigError("is there", where=str(path), fix="Name another folder, or set overwrite=True")
-    with files.atomic_folder(path) as scratch:
+    def fill(scratch: Path) -> dict[str, Any]:
         if fitted is not None:
             about = {"scaler": None, "season": fitted.season, "frequency": fitted.frequency, "relative": True}
             writer = BundleWriter(scratch / BUNDLE, fitted.experiment, fitted.model, about)
             writer(fitted.model.trainable, fitted)
-        # a folder of this machine says nothing elsewhere
-        trunk = params["trunk"] if params["trunk"] in NAMED else None
-        content: dict[str, Any] = {"kind": "ofa-jax forecaster", "params": {**params, "trunk": trunk}}
-        content["val_size"] = fitted.held_out if fitted else None
-        content["intervals"] = asdict(calibration.settings) if calibration else None
         if calibration is not None:
             errors = np.nan_to_num(calibration.errors, nan=_NONE)
             save_file({"errors": errors}, scratch / CALIBRATION_FILE)
-        content["files"] = files.file_digests(scratch)
-        content["sha256"] = files.json_digest(content)
-        files.write_json(scratch / RECORD_FILE, content)
+        intervals = asdict(calibration.settings) if calibration else None
+        return {"val_size": fitted.held_out if fitted else None, "intervals": intervals}
+
+    write_folder(path, "forecaster", params, fill, overwrite=overwrite)
 
 
 def load(path: str | Path, trunk: str | None = None) -> Saved:
@@ -111,17 +161,7 @@ def load(path: str | Path, trunk: str | None = None) -> Saved:
 
 
 def _load(folder: Path, trunk: str | None) -> Saved:
-    where = folder / RECORD_FILE
-    content = files.read_json(where, kind="forecaster")
-    record = files.parse_record(content, EstimatorRecord, where=str(where))
-    signed = {name: value for name, value in content.items() if name not in ("format", "sha256")}
-    damage = files.find_damage(folder, record.files)
-    if damage or record.sha256 != files.json_digest(signed):
-        what = damage or "was edited after it was saved (its sha256 differs)"
-        raise CheckpointError(what, where=str(folder), fix="Copy the complete folder again")
-    if (trunk or record.params.get("trunk")) is None:
-        what = "the trunk is in a folder, which a saved forecaster does not name"
-        raise CheckpointError(what, where=str(where), fix="Pass its current path as `trunk`")
+    record = read_folder(folder, "forecaster", EstimatorRecord, trunk)
     calibration = None
     if record.intervals is not None:
         errors = read_tensors(folder / CALIBRATION_FILE).get("errors", np.zeros(0))

@@ -72,16 +72,15 @@ def cycles_before(
     def pick(x_mt: jax.Array) -> jax.Array:
         return jnp.where(known, jnp.take_along_axis(x_mt, place, axis=1), 0)
 
-    seen_mt = seen_mt.astype(z_mt.dtype)
-    last, total, count = z_mt, z_mt * seen_mt, seen_mt
-    for doubling in range(_DOUBLINGS):  # sums over 2, 4, … cycles up to each step, and the last seen value
+    def add_earlier(doubling: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        """From sums over 2^k cycles up to each step to those over twice as many; and the last seen value."""
+        last, total, count = found
         before = jnp.arange(t)[None] - (step << doubling)
-        inside = before >= 0
-        before = jnp.maximum(before, 0)
+        inside, before = before >= 0, jnp.maximum(before, 0)
+        moved = [jnp.where(inside, jnp.take_along_axis(x_mt, before, axis=1), 0) for x_mt in found]
+        return jnp.where(count > 0, last, moved[0]), total + moved[1], count + moved[2]
 
-        def shifted(x_mt: jax.Array, before: jax.Array = before, inside: jax.Array = inside) -> jax.Array:
-            return jnp.where(inside, jnp.take_along_axis(x_mt, before, axis=1), 0)
-
-        last = jnp.where(count > 0, last, shifted(last))
-        total, count = total + shifted(total), count + shifted(count)
-    return pick(jnp.where(count > 0, last, 0)), pick(total) / jnp.maximum(pick(count), 1)
+    seen_mt = seen_mt.astype(z_mt.dtype)
+    start = (z_mt * seen_mt, z_mt * seen_mt, seen_mt)
+    last, total, count = jax.lax.fori_loop(0, _DOUBLINGS, add_earlier, start)
+    return pick(last), pick(total) / jnp.maximum(pick(count), 1)

@@ -29,7 +29,8 @@ def forecast(
 
     Args:
         table: Columns ``time`` (steps or timestamps, ascending), ``actual`` and ``forecast``, NaN where
-            unknown; the rows before the first forecast are the history. A column ``panel`` names panels.
+            unknown; the rows before the first forecast are the history. A column ``panel`` names panels,
+            ``lower`` and ``upper`` are an interval.
         history: Steps of history that are shown; default: all.
         title: Above the panels.
         note: Below the panels.
@@ -66,6 +67,10 @@ def _forecast_panel(axis: Axes, own: pd.DataFrame, history: int | None) -> None:
         joined[0] = after["actual"].iloc[0]
     drawn = np.isfinite(joined)  # a gap between the last observed value and the forecast is bridged
     axis.plot(after["time"][drawn], joined[drawn], color=style.COLORS[0], linewidth=1.8, label="forecast")
+    if "lower" in own:
+        ahead = own.iloc[begin:]
+        band = {"color": style.COLORS[0], "alpha": 0.2, "linewidth": 0, "label": "prediction interval"}
+        axis.fill_between(ahead["time"], ahead["lower"], ahead["upper"], **band)
     axis.axvline(after["time"].iloc[0], color="0.75", linewidth=0.8)
 
 

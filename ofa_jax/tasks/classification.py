@@ -40,6 +40,19 @@ def prepare(data: DataConfig, task: ClassificationSettings, protocol: Protocol =
             only the test part has; sizes that contradict the settings.
     """
     train, test, _ = load_cases(data.source, missing=data.missing)
+    return prepare_cases(train, test, task, protocol)
+
+
+def prepare_cases(
+    train: LabelledCases,
+    test: LabelledCases,
+    task: ClassificationSettings,
+    protocol: Protocol = "strict",
+    *,
+    share: float = VALIDATION_SHARE,
+    seed: int = 0,
+) -> TaskData:
+    """As :func:`prepare`, for cases in memory; of each class ``share`` is held out, drawn by ``seed``."""
     present = _present_classes(train, test)
     task = with_sizes(task, train.source, channels=train.n_channels, classes=len(present))
     names = [f"channel {index}" for index in range(train.n_channels)]
@@ -59,7 +72,7 @@ def prepare(data: DataConfig, task: ClassificationSettings, protocol: Protocol =
         return WindowTable.of(first[rows], x_valid=valid, window_id=rows, label=label[rows])
 
     cases, tests = np.arange(train.n_cases), np.arange(train.n_cases, len(lengths))
-    held = _held_out(label[cases], train.source) if protocol == "strict" else tests
+    held = _held_out(label[cases], train.source, share, seed) if protocol == "strict" else tests
     tables: dict[Split, WindowTable] = {
         "train": table(np.setdiff1d(cases, held)),
         "validation": table(held),
@@ -115,15 +128,17 @@ def _notices(longest: int, tested: np.ndarray, length: int) -> list[str]:
     return notices
 
 
-def _held_out(label: np.ndarray, source: str) -> np.ndarray:
-    """Indices of a fifth of each class's cases, at least one where a class has two; the same in every run."""
+def _held_out(
+    label: np.ndarray, source: str, share: float = VALIDATION_SHARE, seed: int = 0
+) -> np.ndarray:
+    """Indices of a share of each class's cases, at least one where a class has two; the same in every run."""
     held = []
     for index in range(int(label.max()) + 1):
         members = np.flatnonzero(label == index)
         if len(members) > 1:
-            stream = np.random.Philox(key=np.array([0, index], np.uint64))
+            stream = np.random.Philox(key=np.array([seed, index], np.uint64))
             order = stream.random_raw(len(members)).argsort(kind="stable")
-            held.append(members[order[: max(1, round(VALIDATION_SHARE * len(members)))]])
+            held.append(members[order[: min(max(1, round(share * len(members))), len(members) - 1)]])
     if not held:
         what = "no class has two training cases, so none can be held out for validation"
         raise DataError(what, where=source, fix="Set protocol to published")
@@ -146,7 +161,11 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     """
     if not isinstance(source, str | Path):
         raise DataError("cases are read from a .ts file", where="source", fix="Give the path of a .ts file")
-    cases = read_ts(source, missing=trained.reading.get("missing", trained.data.missing))
+    return apply_cases(trained, read_ts(source, missing=trained.reading.get("missing", trained.data.missing)))
+
+
+def apply_cases(trained: TrainedOn, cases: LabelledCases) -> NewData:
+    """As :func:`apply`, for cases in memory."""
     scaler = trained.scaler_of(cases.n_channels, cases.source)
     length, classes = trained.task.input_length, [str(name) for name in trained.meta["classes"]]
     if cases.lengths.max() > length:

@@ -296,7 +296,8 @@ def forecast_panels(
 ) -> pd.DataFrame:
     """The last ``history`` rows and the forecast, as :func:`ofa_jax.plots.run.forecast` draws them.
 
-    ``actual`` are the values that were forecast, ``[h, c]`` in original units, where they are known.
+    ``actual`` are the values that were forecast, ``[h, c]`` in original units, where they are known. Of
+    prediction intervals (columns ``name-lo-90``, ``name-hi-90``) the widest is drawn.
     """
     rows, history, names = len(table), min(history, frame.n_rows), list(frame.names)
     time = np.arange(1 - history, rows + 1)
@@ -304,12 +305,17 @@ def forecast_panels(
         time = np.concatenate([frame.local_times()[-history:], frame.local_times(rows)])
     after = np.full((rows, len(names)), np.nan) if actual is None else actual
     before = np.full((history, len(names)), np.nan)
+    drawn = {"forecast": names}
+    ends = [[name for name in table if str(name).startswith(f"{names[0]}-{end}-")] for end in ("lo", "hi")]
+    if all(ends):
+        lower, upper = (one[at].removeprefix(names[0]) for one, at in zip(ends, (0, -1), strict=True))
+        drawn |= {"lower": [name + lower for name in names], "upper": [name + upper for name in names]}
     return pd.DataFrame(
         {
             "panel": np.repeat(names, len(time)),
             "time": np.tile(time, len(names)),
             "actual": np.concatenate([frame.values[-history:], after]).ravel("F"),
-            "forecast": np.concatenate([before, table[names]]).ravel("F"),
+            **{kind: np.concatenate([before, table[own]]).ravel("F") for kind, own in drawn.items()},
         }
     )
 

@@ -122,9 +122,14 @@ def calendar_features(frame: Frame) -> np.ndarray:
     """
     if frame.timestamps is None:
         return np.zeros((frame.n_rows, 0), np.float32)
-    times = pd.DatetimeIndex(frame.timestamps)
+    return calendar_of(frame.timestamps)
+
+
+def calendar_of(timestamps: np.ndarray) -> np.ndarray:
+    """As :func:`calendar_features`, of times ``[T]``."""
+    times = pd.DatetimeIndex(timestamps)
     columns = [times.hour / 23, times.day_of_week / 6, (times.day - 1) / 30, (times.day_of_year - 1) / 365]
-    hours = np.diff(frame.timestamps) / np.timedelta64(1, "h")
+    hours = np.diff(timestamps) / np.timedelta64(1, "h")
     hours = hours[hours > 0]  # timestamps may repeat
     if len(hours) and np.median(hours) < 1:
         columns.insert(0, times.minute / 59)

@@ -32,12 +32,15 @@ def run(code: str, *arguments: str, **options: Any) -> subprocess.CompletedProce
     return subprocess.run([sys.executable, "-c", code, *arguments], text=True, timeout=120, **options)
 
 
-@pytest.mark.parametrize("before", [AT_IMPORT, AT_WORK], ids=["importing", "working"])
+@pytest.mark.parametrize(
+    "before", [AT_IMPORT, pytest.param(AT_WORK, marks=pytest.mark.slow)], ids=["importing", "working"]
+)
 def test_an_interrupt_is_one_word(before):
     done = run(before + START, "params", "long/etth1", capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
 
 
+@pytest.mark.slow
 def test_an_interrupt_that_is_ignored_stays_ignored():
     before = AT_WORK.replace("signal.default_int_handler", "signal.SIG_IGN").replace(
         "signal.raise_signal(signal.SIGINT)", "signal.raise_signal(signal.SIGINT) or 1 / 0"
@@ -58,6 +61,7 @@ def test_standard_error_that_is_full_changes_no_result():
     assert done.stderr.splitlines()[-1] == "error: No space left on device. Check permissions and free space."
 
 
+@pytest.mark.slow
 def test_without_standard_error_nothing_else_reaches_standard_output():
     command = [sys.executable, "-c", START, "params", "no/such"]
     done = subprocess.run(

@@ -126,6 +126,7 @@ def test_windows_of_cross_validation_see_nothing_after_their_cutoff(small):
     assert short.groupby("unique_id").size().to_dict() == {"a": 6, "b": 12}
 
 
+@pytest.mark.slow
 def test_cross_validation_with_refit_fits_on_what_precedes_each_window(small):
     frame = long_frame((60, 60))
     model = OneForAllForecaster(**settings(small, epochs=1))

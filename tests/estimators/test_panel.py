@@ -170,7 +170,7 @@ def test_wrong_frames_are_refused_with_one_sentence():
         "`unique_id` is missing in row 3": frame.assign(unique_id=frame.unique_id.where(frame.index != 2)),
         "`ds` is missing in row 2": frame.assign(ds=frame.ds.where(frame.index != 1)),
         "has the time 2024-03-01T01:00.* twice": pd.concat([frame, frame[1:2]]),
-        r"03:00.* follows .*01:00.* no step of h": frame.drop(index=2),
+        r"03:00.* follows .*01:00.* not one step of h": frame.drop(index=2),
         "has '3,5', which is no number": frame.assign(y=["3,5"] * 9),
         "has '01.02.2024', which is no date": frame.assign(ds="01.02.2024"),
         "'a' has no value": frame.assign(y=frame.y.where(frame.unique_id == "b")),
@@ -187,7 +187,7 @@ def test_wrong_frames_are_refused_with_one_sentence():
         with pytest.raises(DataError, match=text):
             read_panel(wrong, COLUMNS)
     for freq, text in {
-        "D": "no step of D",
+        "D": "not one step of D",
         1: "times are dates, but freq is 1",
         "fortnight": "not a frequency that is known",
         0: "freq is 0",

@@ -63,7 +63,7 @@ def test_quantiles_never_cross_and_the_median_is_between(trunk):
     network = PretrainNetwork(trunk=GPT2Trunk(CONFIG), input_length=64, horizon=16, patch=8)
     params = {"gpt2": {name: trunk[name] for name in ("wpe", "h", "ln_f")}}
     params |= {name: trunk[name] for name in ("in_layer", "median_layer", "spread_layer")}
-    forecast = network.apply({"params": params}, series(channels=1))
+    forecast = jax.jit(network.apply)({"params": params}, series(channels=1))
     assert forecast.levels.shape == (3, 16, 9)
     assert forecast.mean.shape == (3, 16)
     assert (jnp.diff(forecast.levels, axis=-1) > 0).all()
@@ -109,15 +109,16 @@ def test_quantiles_are_in_the_units_of_the_mean_and_adaptation_moves_both(trunk,
     network = QuantileForecastNetwork(trunk=GPT2Trunk(CONFIG), input_length=64, horizon=horizon, patch=8)
     x = 50 + 3 * series(channels=1)
     params = init_base(network, trunk, 0)
-    found = network.apply({"params": params}, x)
+    apply = jax.jit(lambda params, x: network.apply({"params": params}, x))
+    found = apply(params, x)
     assert found.levels.shape == (3, horizon, 9)
     assert (jnp.diff(found.levels, axis=-1) > 0).all()
     np.testing.assert_allclose(found.mean, forecaster(trunk, horizon=horizon)(x)[..., 0], rtol=1e-6)
-    mirrored = network.apply({"params": params}, -x)
+    mirrored = apply(params, -x)
     np.testing.assert_allclose(mirrored.levels, -found.levels[..., ::-1], rtol=1e-5)
     shape = params["out_layer"]["kernel"].shape
     params["out_layer"]["kernel"] = np.random.default_rng(2).normal(0, 0.1, shape).astype(np.float32)
-    moved = network.apply({"params": params}, x)
+    moved = apply(params, x)
     change = moved.mean - found.mean
     assert (np.abs(change) > 1e-3).any()
     np.testing.assert_allclose(moved.levels - found.levels, np.repeat(change[..., None], 9, 2), atol=1e-4)

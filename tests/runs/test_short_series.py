@@ -142,6 +142,7 @@ def test_a_run_keeps_the_sizes_it_began_with(tmp_path):
     assert read_config(tmp_path / "run")[0].task.input_length == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task",
     ["forecast", *(pytest.param(task, marks=pytest.mark.slow) for task in ("short_term", "imputation"))],

@@ -194,7 +194,7 @@ def test_a_run_becomes_a_trunk_that_forecasts_and_is_adapted(run, tiny, tmp_path
     )
 
 
-@pytest.mark.parametrize("horizon", [13, 20])
+@pytest.mark.parametrize("horizon", [13, pytest.param(20, marks=pytest.mark.slow)])
 def test_the_last_layer_is_trained_on_features_of_one_pass(run, tiny, tmp_path, horizon, monkeypatch):
     save_trunk(trunk_of_run(run), tmp_path / "trunk")
     experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv")).replace(
@@ -220,6 +220,7 @@ def test_the_last_layer_is_trained_on_features_of_one_pass(run, tiny, tmp_path, 
     assert evaluate(cached, data)["mse"] == pytest.approx(evaluate(plain, data)["mse"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_report_shows_held_out_windows(run):
     page = write_report(run, SILENT).read_text()
     assert "Held-out windows" in page

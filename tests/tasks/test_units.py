@@ -178,7 +178,11 @@ def run(tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("unit", "level"), [(1e-12, 0), (1e12, 0), (1, 1e9), (1, 1e12), (1e-6, 1e3), (3, -1e9)]
+    ("unit", "level"),
+    [
+        *((1e-12, 0), (1e12, 0), (1, 1e12)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 1e9), (1e-6, 1e3), (3, -1e9))),
+    ],
 )
 def test_a_forecast_has_the_units_and_the_level_of_its_input(run, unit, level):
     loaded = load_bundle(run)

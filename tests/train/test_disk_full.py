@@ -56,6 +56,7 @@ class Filling(Listener):
             fill(self.disk)
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_be_written_stops_training_where_all_processes_agree(tiny, tmp_path, monkeypatch):
     experiment, run = tiny.experiment(tiny.csv(tmp_path / "tiny.csv")), tmp_path / "run"
     agreed, agree = [], loop.raise_together

@@ -42,7 +42,7 @@ def full_chunks(tiny, source, tmp_path_factory) -> Path:
     ("seconds", "lengths"),
     [(5, 52 * [1]), (0.5, [1, 4, 4, 4, 4, 4, 4, 1, 4, 4, 4, 4, 4, 4, 2]), (0.01, [1, 25, 26])],
 )
-@pytest.mark.parametrize("slowest", [1, 4])
+@pytest.mark.parametrize("slowest", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_chunks_follow_the_measured_time_of_a_step_and_change_no_bit(
     tiny, source, full_chunks, tmp_path, monkeypatch, seconds, lengths, slowest
 ):
@@ -66,6 +66,7 @@ def test_chunks_follow_the_measured_time_of_a_step_and_change_no_bit(
     assert outcome(tmp_path / "run") == outcome(full_chunks)
 
 
+@pytest.mark.slow
 def test_a_validation_ends_between_batches_and_is_made_up_for(tiny, source, tmp_path):
     class InValidation(Listener):
         def status(self, text: str) -> None:

@@ -91,6 +91,7 @@ def test_a_line_says_what_plain_gradients_and_updates_say(tiny, tmp_path):
             ), (path, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides", [pytest.param((), marks=pytest.mark.slow), ("train.micro_batch=10", "train.clip_norm=0.5")]
 )
@@ -106,6 +107,7 @@ def test_watching_changes_no_bit(tiny, tmp_path, overrides):
         np.testing.assert_array_equal(np.asarray(one).view(np.uint32), np.asarray(other).view(np.uint32))
 
 
+@pytest.mark.slow
 def test_lines_do_not_depend_on_chunks_and_interruptions(tiny, tmp_path):
     from test_resume import Listener
 
@@ -135,6 +137,7 @@ def test_it_may_be_switched_while_a_run_goes_on(tiny, tmp_path):
     assert [line["step"] for line in lines(run / "metrics.jsonl")] == [8, 12, 16, 20]
 
 
+@pytest.mark.slow
 def test_trained_leaves_are_named_by_their_own_path(tiny, tmp_path):
     trainer = trainer_of(tiny, tmp_path / "log", "train.gradient_log=1", "recipe=gpt4ts")
     trainer.run_chunk(1)

@@ -1,0 +1,172 @@
+"""A value for every step of a panel: windows to train on, windows that cover all steps, and their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import narwhals.stable.v2 as nw
+import numpy as np
+import pandas as pd
+
+from ofa_jax.data.splits import RESOLUTION, Scaler
+from ofa_jax.errors import ConfigError, DataError, shorten
+from ofa_jax.estimators.adapted import Adapted, is_whole
+from ofa_jax.estimators.engine import LEAST, places
+from ofa_jax.estimators.panel import Columns, Panel, read_panel
+from ofa_jax.tasks.base import Task
+from ofa_jax.tasks.losses import squared_error
+from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
+from ofa_jax.windows.batch import Batch
+from ofa_jax.windows.table import WindowSpec, WindowTable
+
+MOST = {"train": 2048, "validation": 512}
+"""Windows that are drawn from all of a split, at most."""
+OVERLAP = 4
+"""Windows that cover a step; its value is their mean."""
+_FARTHEST = 1e4
+"""Standard deviations; the network reads no larger values."""
+_SMALLEST = 1e-30
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """A panel as windows of a network read it.
+
+    Attributes:
+        panel: The series.
+        scaler: Their levels and spreads, in the panel's order.
+        features: Columns that are never missing, ``[rows, f]`` float32.
+    """
+
+    panel: Panel
+    scaler: Scaler
+    features: np.ndarray
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        """Whether a value is there, ``[rows]``."""
+        return np.isfinite(self.panel.values)
+
+    @property
+    def standardized(self) -> np.ndarray:
+        """The values ``[rows]`` float64 in their series' standard deviations; 0 where missing."""
+        series = self.panel.series
+        apart = np.where(self.known, self.panel.values - self.scaler.mean[series], 0)
+        return apart / self.scaler.std[series]
+
+    def task(self, length: int, corrupt: Callable[[Batch, jax.Array], Batch] | None = None) -> Task:
+        """A task over windows of ``length`` steps, without any yet."""
+        values = np.clip(self.standardized, -_FARTHEST, _FARTHEST).astype(np.float32)[:, None]
+        known = np.concatenate([self.known[:, None], np.ones(self.features.shape, bool)], axis=1)
+        return Task(
+            spec=WindowSpec(length, 0, univariate=False, hide_filled=True),
+            buffer=np.concatenate([values, self.features], axis=1),
+            observed=known,
+            tables={},
+            loss=squared_error,
+            sums=forecast_sums,
+            metrics=forecast_metrics,
+            objective="mse",
+            corrupt=corrupt,
+        )
+
+    def training(self, length: int, share: float, corrupt: Any, seed: int) -> Task:
+        """The task on windows that end before the last ``share`` of each series; those at its end validate.
+
+        Raises:
+            DataError: No series is long enough.
+        """
+        steps = self.panel.lengths
+        held_out = np.maximum(1, np.round(share * steps).astype(int))
+        fitted = steps - held_out
+        least = np.minimum(LEAST, length)
+        last = {"train": fitted, "validation": np.where(fitted >= least, steps, 0)}
+        first = {
+            "train": np.maximum(np.minimum(fitted, length), least),
+            "validation": np.minimum(fitted + length, steps),
+        }
+        cuts = {
+            split: places(self.panel, first[split], last[split], MOST[split], seed)
+            for split in ("train", "validation")
+        }
+        if not len(cuts["train"].cut):
+            longest = int(steps.max())
+            what = f"the longest series has {longest} steps; without those held out, training reads {least}"
+            raise DataError(what, fix="Give longer series")
+        tables: Any = {split: self._windows(*found, length) for split, found in cuts.items()}
+        return replace(self.task(length, corrupt), tables=tables)
+
+    def mean(self, adapted: Adapted, length: int) -> np.ndarray:
+        """The network's value of every step in original units, ``[rows]`` float64."""
+        stride = max(1, length // OVERLAP)
+        ends = [np.append(np.arange(length, steps, stride), steps) for steps in self.panel.lengths.tolist()]
+        series = np.repeat(np.arange(self.panel.n), [len(end) for end in ends])
+        table = self._windows(series, np.concatenate(ends), length)
+        found = adapted.apply(self.task(length), table)["prediction"][..., 0].astype(np.float64)
+        at = table.first[:, None] + table.x_valid[:, None] - length + np.arange(length)
+        inside = np.arange(length) >= length - table.x_valid[:, None]
+        rows, size = at[inside], len(self.panel.values)
+        mean = np.bincount(rows, found[inside], size) / np.bincount(rows, minlength=size)
+        return mean * self.scaler.std[self.panel.series] + self.scaler.mean[self.panel.series]
+
+    def _windows(self, series: np.ndarray, cut: np.ndarray, length: int) -> WindowTable:
+        """The windows that end before step ``cut[w]`` of ``series[w]``."""
+        read = np.minimum(cut, length)
+        return WindowTable.of(self.panel.first[series] + cut - read, x_valid=read)
+
+
+def spread_of(panel: Panel) -> Scaler:
+    """Mean and standard deviation of each series; of one without spread, its size or 1.
+
+    Raises:
+        DataError: A spread is too small for float32, or two series have one name.
+    """
+    known, series = np.isfinite(panel.values), panel.series
+    names = tuple(str(name) for name in panel.ids)
+    if len(set(names)) < len(names):
+        twice = pd.Index(names)[pd.Index(names).duplicated()][0]
+        raise DataError(f"two series are called {shorten(twice)}, as text", fix="Rename one")
+    count = np.bincount(series, known, panel.n)
+    mean = np.bincount(series, np.where(known, panel.values, 0), panel.n) / count
+    apart = np.where(known, panel.values - mean[series], 0)
+    std = np.sqrt(np.bincount(series, apart**2, panel.n) / count)
+    size = np.zeros(panel.n)
+    np.maximum.at(size, series, np.where(known, np.abs(panel.values), 0))
+    flat = std <= RESOLUTION * size
+    std = np.where(flat, np.where(size > 0, size, 1), std)
+    if len(small := np.flatnonzero(std < _SMALLEST)):
+        what = f"series {shorten(names[small[0]])} varies by {std[small[0]]:g}, too little for float32"
+        raise DataError(what, fix="Give it in other units")
+    constant = tuple(name for name, one in zip(names, flat, strict=True) if one)
+    return Scaler(mean, std, names, constant)
+
+
+def length_of(given: Any, positions: int, most: int, *, least: int = 2) -> int:
+    """The input length of a parameter: ``auto`` is ``most``, or what the trunk has positions for.
+
+    Raises:
+        ConfigError: It is out of range.
+    """
+    length = min(most, positions) if given == "auto" else given
+    if not is_whole(length) or not least <= length <= positions:
+        what = f"input_length is {given!r}, and the trunk has {positions} positions"
+        raise ConfigError(what, fix=f"Give {least} to {positions} steps, or 'auto'")
+    return int(length)
+
+
+def source_rows(frame: Any, columns: Columns, freq: str | int | None) -> np.ndarray:
+    """The row of the frame that each row of its panel was, ``[rows]``; of a wide frame, of each column."""
+    table: Any = frame if isinstance(frame, pd.DataFrame) else nw.from_native(frame, eager_only=True)
+    rows = np.arange(len(table))
+    others = [name for name in table.columns if name not in (columns.id, columns.time)]
+    values = [columns.target] if columns.target in table.columns else others
+    if isinstance(table, pd.DataFrame):
+        numbered = table.assign(**dict.fromkeys(values, rows))
+    else:
+        column = nw.new_series("rows", rows, backend=table.implementation)
+        numbered = nw.to_native(table.with_columns(column.alias(name) for name in values))
+    return read_panel(numbered, columns, freq).values.astype(np.int64)
