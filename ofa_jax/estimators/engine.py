@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -12,10 +12,12 @@ import numpy as np
 from ofa_jax.adapters.partition import combine
 from ofa_jax.adapters.rslora import LoraConfig, with_adapters
 from ofa_jax.build import Model
-from ofa_jax.config.schema import TrainConfig
-from ofa_jax.errors import DataError
+from ofa_jax.config.load import build_experiment
+from ofa_jax.config.schema import Experiment, TrainConfig
+from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.estimators.panel import Panel
 from ofa_jax.model.quantiles import PretrainedForecastNetwork, QuantileForecastNetwork
+from ofa_jax.model.weights import read_config
 from ofa_jax.runs.features import Cached, cache_features
 from ofa_jax.tasks.base import Task
 from ofa_jax.tasks.losses import squared_error
@@ -31,6 +33,48 @@ MOST = {"train": 8192, "validation": 2048}
 """Windows that are drawn from all of a split, at most."""
 BATCHES = (1, 8, 64, 256)
 """Windows of a program; batches are padded to one of these, so that few programs serve any number."""
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a parameter is an integer, of Python or NumPy."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def forecast_experiment(
+    trunk: str,
+    context: int | Literal["auto"],
+    horizon: int,
+    recipe: str,
+    *,
+    adapters: Mapping[str, Any],
+    train: Mapping[str, Any],
+) -> Experiment:
+    """The settings of forecasting by a pretrained trunk.
+
+    Raises:
+        ConfigError: The trunk was not pretrained on series, or a value is out of range.
+    """
+    config = read_config(trunk)
+    around = config.forecaster
+    if around is None:
+        what = f"the trunk {trunk} was not pretrained on series, so it forecasts nothing without training"
+        raise ConfigError(what, where="trunk", fix="Name nano or a folder of such a trunk")
+    length = around.context if context == "auto" else context
+    if not is_whole(length) or not 1 <= length <= around.context:
+        raise ConfigError(f"context is {context!r}", fix=f"Give 1 to {around.context} steps, or 'auto'")
+    if not is_whole(horizon) or not 1 <= horizon <= 2**20:
+        raise ConfigError(f"horizon is {horizon!r}", fix="Give 1 or more steps")
+    return build_experiment(
+        {
+            "data": {"source": "a table"},
+            "task": {"name": "forecast", "input_length": int(length), "horizon": int(horizon)},
+            "trunk": {"source": trunk, "n_layer": config.n_layer},
+            "recipe": recipe,
+            "adapters": adapters,
+            "train": train,
+        },
+        where="parameters",
+    )
 
 
 class Places(NamedTuple):
@@ -51,7 +95,8 @@ def forecast_windows(model: Model, inputs_wt: np.ndarray) -> Forecast:
     """Forecasts of the inputs ``[w, t]`` (float64, NaN where missing) in their units.
 
     Inputs are taken relative to their last value and of like size before float32 reads them, so that neither
-    a high level nor a small unit costs digits. A constant is forecast as it is.
+    a high level nor a small unit costs digits. A constant is forecast as it is; of a window without any
+    value the forecast is NaN.
     """
     seen_wt = np.isfinite(inputs_wt)
     last = np.where(seen_wt, np.arange(inputs_wt.shape[1]), 0).max(axis=1)
@@ -145,6 +190,20 @@ def training_task(panel: Panel, length: int, horizon: int, held_out: int, seed: 
         metrics=forecast_metrics,
         objective="mse",
     )
+
+
+def errors_of_series(made_wh: np.ndarray, target_wh: np.ndarray, metric: str) -> np.ndarray:
+    """The mean error of each forecast ``[w]``: ``mse``, ``smape``, else absolute; NaN without any target."""
+    error = np.abs(made_wh - target_wh)
+    if metric == "mse":
+        error = error**2
+    if metric == "smape":
+        size = np.abs(made_wh) + np.abs(target_wh)
+        error = np.divide(200 * error, size, out=np.where(size == 0, 0, error), where=size > 0)
+    known = np.isfinite(target_wh)
+    count = known.sum(axis=1)
+    total = np.where(known, error, 0).sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def train(model: Model, task: Task, settings: TrainConfig, reporter: Reporter) -> FitResult:

@@ -11,11 +11,20 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from ofa_jax.build import build_model
-from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Experiment
-from ofa_jax.errors import CheckpointError, ConfigError, DataError
+from ofa_jax.errors import CheckpointError, ConfigError, DataError, shorten
 from ofa_jax.estimators.base import Estimator, NotFittedError
-from ofa_jax.estimators.engine import LEAST, MOST, Forecast, forecast_windows, train, training_task
+from ofa_jax.estimators.engine import (
+    LEAST,
+    MOST,
+    Forecast,
+    errors_of_series,
+    forecast_experiment,
+    forecast_windows,
+    is_whole,
+    train,
+    training_task,
+)
 from ofa_jax.estimators.intervals import (
     Calibration,
     PredictionIntervals,
@@ -27,7 +36,6 @@ from ofa_jax.estimators.intervals import (
 )
 from ofa_jax.estimators.panel import Columns, Panel, check_names, read_panel
 from ofa_jax.estimators.saved import Fitted, load, save
-from ofa_jax.model.weights import read_config
 from ofa_jax.train.progress import SILENT, ConsoleReporter
 
 _Numbers = Sequence[float] | float | None
@@ -116,7 +124,7 @@ class OneForAllForecaster(Estimator):
         panel = self._read(df)
         length, horizon = experiment.task.input_length, self.horizon
         held_out = max(horizon, int(np.median(panel.lengths)) // 5) if val_size == "auto" else val_size
-        if not _whole(held_out) or held_out < horizon:
+        if not is_whole(held_out) or held_out < horizon:
             what = f"val_size is {held_out!r}, the horizon {horizon}"
             raise ConfigError(what, fix="Give a number of steps, at least the horizon")
         task = training_task(panel, length, horizon, held_out, self.seed)
@@ -169,6 +177,9 @@ class OneForAllForecaster(Estimator):
             raise NotFittedError("there are no series to forecast", fix="Call fit(df) first, or predict(df)")
         steps = self._steps(h)
         made = self._forecast(panel, np.arange(panel.n), panel.lengths, steps)
+        if len(wrong := np.flatnonzero(np.isnan(made.mean[:, 0]))):
+            what = f"series {shorten(panel.ids[wrong[0]])} has no value in the last steps that are read"
+            raise DataError(what, fix="Leave it out")
         table = self._columns(made, level, quantiles)
         series, times = np.repeat(np.arange(panel.n), steps), panel.times_after(steps).ravel()
         return panel.to_frame(series, times, {name: values.ravel() for name, values in table.items()})
@@ -188,7 +199,7 @@ class OneForAllForecaster(Estimator):
 
         Args:
             df: The series.
-            n_windows: Windows of each; series that are too short have fewer.
+            n_windows: Windows of each; series have fewer where nothing is known before a window.
             step_size: Steps from one to the next; default: ``h``.
             h, level, quantiles: As of :meth:`predict`.
             refit: Whether the model is fitted again on what precedes each window.
@@ -202,7 +213,7 @@ class OneForAllForecaster(Estimator):
         panel, steps = self._read(df), self._steps(h)
         step = steps if step_size is None else step_size
         for name, value in (("n_windows", n_windows), ("step_size", step)):
-            if not _whole(value) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise ConfigError(f"{name} is {value!r}", fix="Give 1 or more")
         parts = []
         for number in range(n_windows):
@@ -214,6 +225,8 @@ class OneForAllForecaster(Estimator):
             if refit:
                 own = type(self)(**self.get_params()).fit(panel.until(cut))
             made = own._forecast(panel, series, cut[series], steps)
+            some = np.isfinite(made.mean[:, 0])
+            made, series = Forecast(made.levels[some], made.mean[some]), series[some]
             rows = (panel.first[series] + cut[series])[:, None] + np.arange(steps)
             cutoff = np.repeat(panel.times[rows[:, 0] - 1], steps)
             parts.append(
@@ -254,23 +267,13 @@ class OneForAllForecaster(Estimator):
         if not len(series):
             raise DataError(f"no series has {steps + 1} steps", fix="Give longer series or a smaller horizon")
         made = self._forecast(panel, series, cut[series], steps).mean
-        target = panel.after(series, cut[series], steps)
-        error = np.abs(made - target)
-        if metric == "mse":
-            error = error**2
-        if metric == "smape":
-            size = np.abs(made) + np.abs(target)
-            error = np.divide(200 * error, size, out=np.zeros_like(error), where=size > 0)
-        known = np.isfinite(target)
-        each = np.where(known, error, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
-        used = known.any(axis=1)
-        if metric == "mase":
-            scale = panel.seasonal_change(cut)[series]
-            used &= scale > 0
-            each = each / np.where(scale > 0, scale, 1)
+        scale = panel.seasonal_change(cut)[series] if metric == "mase" else np.ones(len(series))
+        errors = errors_of_series(made, panel.after(series, cut[series], steps), metric)
+        errors = errors / np.where(scale > 0, scale, np.nan)
+        used = np.isfinite(errors)
         if not used.any():
             raise DataError("no series can be scored: all are constant or unknown at their end")
-        return float(each[used].mean())
+        return float(errors[used].mean())
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write parameters, adapters and calibration into a folder; none of the series' values.
@@ -313,7 +316,7 @@ class OneForAllForecaster(Estimator):
 
     def _steps(self, h: int | None) -> int:
         steps = self.horizon if h is None else h
-        if not _whole(steps) or steps < 1:
+        if not is_whole(steps) or steps < 1:
             raise ConfigError(f"h is {steps!r}", fix="Give 1 or more")
         if hasattr(self, "fitted_") and steps > self.horizon:
             what = f"h is {steps}, but the model was fitted for {self.horizon} steps"
@@ -321,33 +324,11 @@ class OneForAllForecaster(Estimator):
         return steps
 
     def _experiment(self, horizon: int) -> Experiment:
-        around = read_config(self.trunk).forecaster
-        if around is None:
-            what = f"the trunk {self.trunk} was not pretrained on series"
-            raise ConfigError(what, where="trunk", fix="Name nano or a folder of such a trunk")
-        length = around.context if self.context == "auto" else self.context
-        if not _whole(length) or not 1 <= length <= around.context:
-            what = f"context is {self.context!r}"
-            raise ConfigError(what, fix=f"Give 1 to {around.context} steps, or 'auto'")
-        if not _whole(horizon) or not 1 <= horizon <= 2**20:
-            raise ConfigError(f"horizon is {horizon!r}", fix="Give 1 or more steps")
-        return build_experiment(
-            {
-                "data": {"source": "a table"},
-                "task": {"name": "forecast", "input_length": length, "horizon": horizon},
-                "trunk": {"source": self.trunk, "n_layer": read_config(self.trunk).n_layer},
-                "recipe": self.recipe,
-                "adapters": {"rank": self.rank, "alpha": self.alpha, "seed": self.seed},
-                "train": {
-                    "epochs": self.epochs,
-                    "patience": self.epochs,
-                    "learning_rate": self.learning_rate,
-                    "batch_size": self.batch_size,
-                    "cosine_epochs": self.epochs,
-                    "seed": self.seed,
-                },
-            },
-            where="parameters",
+        train = {"epochs": self.epochs, "learning_rate": self.learning_rate, "batch_size": self.batch_size}
+        return forecast_experiment(
+            *(self.trunk, self.context, horizon, self.recipe),
+            adapters={"rank": self.rank, "alpha": self.alpha, "seed": self.seed},
+            train={**train, "seed": self.seed, "patience": self.epochs, "cosine_epochs": self.epochs},
         )
 
     def _forecast(self, panel: Panel, series: np.ndarray, cut: np.ndarray, steps: int) -> Forecast:
@@ -399,7 +380,3 @@ class OneForAllForecaster(Estimator):
                 values = interval(made.levels, 100 * abs(1 - 2 * share), calibration)[share > 0.5]
             found[f"{self.alias}_ql{share:g}"] = values
         return found
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -312,6 +312,8 @@ def _is_iso(value: Any) -> bool:
 
 def _numbers(column: nw.Series[Any], name: str) -> np.ndarray:
     values = column.to_pandas()
+    if pd.api.types.is_complex_dtype(values.dtype):
+        raise DataError(f"`{name}` has complex numbers", fix="Give real ones")
     if not (pd.api.types.is_numeric_dtype(values.dtype) or pd.api.types.is_bool_dtype(values.dtype)):
         try:
             values = values.astype(np.float64)

@@ -11,11 +11,9 @@ import numpy as np
 import pandas as pd
 
 from ofa_jax.build import Model, build_model
-from ofa_jax.config.load import build_experiment
-from ofa_jax.errors import ConfigError, DataError
-from ofa_jax.estimators.engine import forecast_windows
+from ofa_jax.errors import DataError
+from ofa_jax.estimators.engine import forecast_experiment, forecast_windows
 from ofa_jax.estimators.intervals import check_levels, interval
-from ofa_jax.model.weights import read_config
 from ofa_jax.tasks.base import NewData, TrainedOn
 from ofa_jax.tasks.forecast import read_new
 from ofa_jax.tasks.table import TASKS
@@ -55,26 +53,15 @@ def read_zero_shot(
     source: str | Path | pd.DataFrame, horizon: int, *, trunk: str = "nano", **reading: Any
 ) -> tuple[Model, NewData]:
     """A pretrained trunk as a model, and new data laid out for it; see :func:`forecast`."""
-    config = read_config(trunk)
-    around = config.forecaster
-    if around is None:
-        what = f"the trunk {trunk} was not pretrained on series, so it forecasts nothing without training"
-        raise ConfigError(what, where="trunk", fix="Name nano or a folder of such a trunk")
+    experiment = forecast_experiment(trunk, "auto", horizon, "output", adapters={}, train={})
     name = "a table" if isinstance(source, pd.DataFrame) else str(source)
+    experiment, context = experiment.replace({"data.source": name}), experiment.task.input_length
     row, meta = TASKS["forecast"], {"relative": True}
-    experiment = build_experiment(
-        {
-            "data": {"source": name},
-            "task": {"name": "forecast", "input_length": 1, "horizon": horizon},
-            "trunk": {"source": trunk, "n_layer": config.n_layer},
-            "recipe": "output",
-        }
-    )
-    trained = TrainedOn(experiment.task, experiment.data, None, meta, reading)
-    rows = read_new(trained, source, last=around.context).n_rows
-    task = experiment.task.model_copy(update={"input_length": min(rows, around.context)})
-    model = build_model(experiment.replace({"task.input_length": around.context}))
-    return model, row.apply(replace(trained, task=task), source)
+    some = experiment.task.model_copy(update={"input_length": 1})
+    trained = TrainedOn(some, experiment.data, None, meta, reading)
+    rows = read_new(trained, source, last=context).n_rows
+    task = some.model_copy(update={"input_length": min(rows, context)})
+    return build_model(experiment), row.apply(replace(trained, task=task), source)
 
 
 def apply_zero_shot(model: Model, new: NewData, levels: Sequence[float] = ()) -> pd.DataFrame:

@@ -69,8 +69,9 @@ def _forecast_panel(axis: Axes, own: pd.DataFrame, history: int | None) -> None:
     axis.plot(after["time"][drawn], joined[drawn], color=style.COLORS[0], linewidth=1.8, label="forecast")
     if "lower" in own:
         ahead = own.iloc[begin:]
-        band = {"color": style.COLORS[0], "alpha": 0.2, "linewidth": 0, "label": "prediction interval"}
-        axis.fill_between(ahead["time"], ahead["lower"], ahead["upper"], **band)
+        lower, upper = ahead["lower"], ahead["upper"]
+        band = axis.fill_between(ahead["time"], lower, upper, color=style.COLORS[0], alpha=0.2, linewidth=0)
+        band.set_label("prediction interval")
     axis.axvline(after["time"].iloc[0], color="0.75", linewidth=0.8)
 
 

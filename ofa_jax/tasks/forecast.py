@@ -306,7 +306,8 @@ def forecast_panels(
     after = np.full((rows, len(names)), np.nan) if actual is None else actual
     before = np.full((history, len(names)), np.nan)
     drawn = {"forecast": names}
-    ends = [[name for name in table if str(name).startswith(f"{names[0]}-{end}-")] for end in ("lo", "hi")]
+    columns = list(map(str, table))
+    ends = [[name for name in columns if name.startswith(f"{names[0]}-{end}-")] for end in ("lo", "hi")]
     if all(ends):
         lower, upper = (one[at].removeprefix(names[0]) for one, at in zip(ends, (0, -1), strict=True))
         drawn |= {"lower": [name + lower for name in names], "upper": [name + upper for name in names]}

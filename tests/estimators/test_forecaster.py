@@ -84,6 +84,16 @@ def test_a_constant_goes_on_and_missing_values_are_no_values(small):
     assert (np.abs(found.OneForAll - filled.OneForAll) > 1).all()
 
 
+def test_a_series_without_a_value_where_it_is_read_is_refused_or_not_scored(small):
+    frame = long_frame((100, 40))
+    frame.loc[20:99, "y"] = np.nan
+    model = OneForAllForecaster(4, trunk=small)
+    with pytest.raises(DataError, match="'b' has no value in the last steps that are read"):
+        model.predict(frame)
+    assert set(model.cross_validation(frame).unique_id) == {"a"}
+    assert model.score(frame) == model.score(frame[frame.unique_id == "a"])
+
+
 def test_fit_starts_at_zero_shot_and_keeps_it_where_no_epoch_is_better(small):
     frame = long_frame()
     absurd = OneForAllForecaster(**settings(small, learning_rate=1e5)).fit(frame)

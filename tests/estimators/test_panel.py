@@ -177,6 +177,7 @@ def test_wrong_frames_are_refused_with_one_sentence():
         "'b' has the value inf": frame.assign(y=np.inf),
         "'b' has the value 1e\\+20": frame.assign(y=1e20),
         "there are no rows": frame[:0],
+        "`y` has complex numbers": frame.assign(y=1j),
         "numbers that are not whole": frame.assign(ds=np.arange(9) + 0.5),
         "`unique_id` is in the index": frame.set_index("unique_id"),
         "no series has three rows": frame.iloc[[0, 1, 5, 6]],
