@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 _MODULES = {
     "errors": ["OfaError"],
     "estimators.forecaster": ["OneForAllForecaster"],
+    "estimators.classifier": ["OneForAllClassifier"],
+    "estimators.detector": ["OneForAllAnomalyDetector"],
+    "estimators.imputer": ["OneForAllImputer"],
     "estimators.intervals": ["PredictionIntervals"],
     "config.schema": ["Experiment"],
     "config.load": ["load_experiment"],

@@ -10,7 +10,7 @@ import numpy as np
 from ofa_jax.plots.style import COLORS, new_figure, save_figure
 from ofa_jax.prior.families import FAMILIES, standardized
 
-STEPS = 704
+STEPS = 896
 
 
 def main() -> None:

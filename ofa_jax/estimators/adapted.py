@@ -20,6 +20,7 @@ from ofa_jax.errors import CheckpointError, ConfigError, DataError
 from ofa_jax.estimators.base import Estimator, NotFittedError
 from ofa_jax.estimators.engine import train
 from ofa_jax.estimators.saved import BUNDLE, SavedRecord, read_folder, write_folder
+from ofa_jax.model.gpt2 import Forecaster
 from ofa_jax.model.weights import read_config
 from ofa_jax.runs.bundle import BundleWriter, load_bundle
 from ofa_jax.tasks.base import NewData, Outputs, Task, TrainedOn
@@ -32,10 +33,13 @@ _META = {"frequency", "classes", "threshold", "filled"}
 
 
 class AdaptedRecord(SavedRecord):
-    """``estimator.json`` of an estimator that is fitted; ``classes`` and their type are a classifier's."""
+    """``estimator.json`` of an estimator that is fitted; classes and type are a classifier's, weights an
+    imputer's.
+    """
 
     kind: Literal["ofa-jax classifier", "ofa-jax anomaly detector", "ofa-jax imputer"]
     classes: list[bool | int | float | str] | None = None
+    weights: list[float] | None = None
     dtype: str | None = Field(None, pattern=r"^[<>|]([biuf]\d+|U\d+|O|M8\[\w+\])$")
 
 
@@ -171,11 +175,30 @@ class AdaptedEstimator(Estimator):
             return {"source": self.trunk}
         return {"source": self.trunk, "n_layer": read_config(self.trunk).n_layer}
 
+    def _around(self, method: Any) -> Forecaster | None:
+        """What the trunk was pretrained with, for the method ``forecast``; None for ``reconstruction``.
+
+        Raises:
+            ConfigError: There is no such method, or the trunk was not pretrained on series.
+        """
+        if method == "reconstruction":
+            return None
+        if method != "forecast":
+            raise ConfigError(f"method is {method!r}", fix="Give forecast or reconstruction")
+        around = trunk_config(TrunkConfig(**self._trunk_settings())).forecaster
+        if around is None:
+            what = f"the trunk {self.trunk} was not pretrained on series, so it forecasts none"
+            fix = "Name nano or a folder of such a trunk, or set method='reconstruction'"
+            raise ConfigError(what, where="trunk", fix=fix)
+        return around
+
     def _experiment(
         self,
         windows: int,
         task: Mapping[str, Any],
         network: Mapping[str, Any] | None = None,
+        *,
+        recipe: str | None = None,
         **training: Any,
     ) -> Experiment:
         """Settings of training on so many windows."""
@@ -187,7 +210,7 @@ class AdaptedEstimator(Estimator):
                 "data": {"source": "arrays"},
                 "task": task,
                 "trunk": self._trunk_settings(),
-                "recipe": self.recipe,
+                "recipe": recipe or self.recipe,
                 "network": network or {},
                 "adapters": {"rank": self.rank, "alpha": self.alpha, "seed": self.seed},
                 "train": {

@@ -12,10 +12,11 @@ import narwhals.stable.v2 as nw
 import numpy as np
 import pandas as pd
 
+from ofa_jax.build import Model
 from ofa_jax.data.splits import RESOLUTION, Scaler
 from ofa_jax.errors import ConfigError, DataError, shorten
 from ofa_jax.estimators.adapted import Adapted, is_whole
-from ofa_jax.estimators.engine import LEAST, places
+from ofa_jax.estimators.engine import LEAST, forecast_windows, places
 from ofa_jax.estimators.panel import Columns, Panel, read_panel
 from ofa_jax.tasks.base import Task
 from ofa_jax.tasks.losses import squared_error
@@ -27,9 +28,12 @@ MOST = {"train": 2048, "validation": 512}
 """Windows that are drawn from all of a split, at most."""
 OVERLAP = 4
 """Windows that cover a step; its value is their mean."""
+READ = 2
+"""Horizons at the beginning of a series that are only read: forecasts of less find too much unusual."""
 _FARTHEST = 1e4
 """Standard deviations; the network reads no larger values."""
 _SMALLEST = 1e-30
+_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +43,10 @@ class Steps:
     Attributes:
         panel: The series.
         scaler: Their levels and spreads, in the panel's order.
-        features: Columns that are never missing, ``[rows, f]`` float32.
     """
 
     panel: Panel
     scaler: Scaler
-    features: np.ndarray
 
     @cached_property
     def known(self) -> np.ndarray:
@@ -61,11 +63,10 @@ class Steps:
     def task(self, length: int, corrupt: Callable[[Batch, jax.Array], Batch] | None = None) -> Task:
         """A task over windows of ``length`` steps, without any yet."""
         values = np.clip(self.standardized, -_FARTHEST, _FARTHEST).astype(np.float32)[:, None]
-        known = np.concatenate([self.known[:, None], np.ones(self.features.shape, bool)], axis=1)
         return Task(
             spec=WindowSpec(length, 0, univariate=False, hide_filled=True),
-            buffer=np.concatenate([values, self.features], axis=1),
-            observed=known,
+            buffer=values,
+            observed=self.known[:, None],
             tables={},
             loss=squared_error,
             sums=forecast_sums,
@@ -117,6 +118,31 @@ class Steps:
         """The windows that end before step ``cut[w]`` of ``series[w]``."""
         read = np.minimum(cut, length)
         return WindowTable.of(self.panel.first[series] + cut - read, x_valid=read)
+
+
+def forecast_steps(model: Model, panel: Panel) -> np.ndarray:
+    """The mean of the forecasts of every step, ``[rows]`` float64; NaN where there is none.
+
+    Forecasts begin every quarter of the horizon, the first after :data:`READ` horizons.
+    """
+    length, horizon = model.network.input_length, model.network.horizon
+    stride, size = max(1, horizon // OVERLAP), len(panel.values)
+    cuts = [np.arange(READ * horizon, steps, stride) for steps in panel.lengths.tolist()]
+    all_series, all_cuts = np.repeat(np.arange(panel.n), [len(one) for one in cuts]), np.concatenate(cuts)
+    total, count = np.zeros(size), np.zeros(size)
+    for begin in range(0, len(all_cuts), _AT_ONCE):
+        series, cut = (column[begin : begin + _AT_ONCE] for column in (all_series, all_cuts))
+        inputs = panel.before(series, cut, length)
+        some = np.isfinite(inputs).any(axis=1)
+        if some.any():
+            series, cut = series[some], cut[some]
+            found = forecast_windows(model, inputs[some]).mean
+            at = cut[:, None] + np.arange(horizon)
+            inside = at < panel.lengths[series][:, None]
+            rows = (panel.first[series][:, None] + at)[inside]
+            total += np.bincount(rows, found[inside], size)
+            count += np.bincount(rows, minlength=size)
+    return np.divide(total, count, out=np.full(size, np.nan), where=count > 0)
 
 
 def spread_of(panel: Panel) -> Scaler:

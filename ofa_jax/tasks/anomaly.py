@@ -247,6 +247,10 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     if threshold is None:
         what = "the bundle has no threshold; it was made by an older version"
         raise DataError(what, where=frame.source, fix="Train the run again")
+    if (reads := getattr(trained.task, "channels", None)) not in (None, frame.n_channels):
+        what = f"has {frame.n_channels} channels, the network reads {reads}"
+        fix = "If the bundle is in a saved estimator's folder, load that by its class"
+        raise DataError(what, where=frame.source, fix=fix)
     check_rows(frame, length)
     windows = each_step_once(np.array([0, frame.n_rows]), length)
 

@@ -128,9 +128,7 @@ def _notices(longest: int, tested: np.ndarray, length: int) -> list[str]:
     return notices
 
 
-def _held_out(
-    label: np.ndarray, source: str, share: float = VALIDATION_SHARE, seed: int = 0
-) -> np.ndarray:
+def _held_out(label: np.ndarray, source: str, share: float = VALIDATION_SHARE, seed: int = 0) -> np.ndarray:
     """Indices of a share of each class's cases, at least one where a class has two; the same in every run."""
     held = []
     for index in range(int(label.max()) + 1):

@@ -122,14 +122,9 @@ def calendar_features(frame: Frame) -> np.ndarray:
     """
     if frame.timestamps is None:
         return np.zeros((frame.n_rows, 0), np.float32)
-    return calendar_of(frame.timestamps)
-
-
-def calendar_of(timestamps: np.ndarray) -> np.ndarray:
-    """As :func:`calendar_features`, of times ``[T]``."""
-    times = pd.DatetimeIndex(timestamps)
+    times = pd.DatetimeIndex(frame.timestamps)
     columns = [times.hour / 23, times.day_of_week / 6, (times.day - 1) / 30, (times.day_of_year - 1) / 365]
-    hours = np.diff(timestamps) / np.timedelta64(1, "h")
+    hours = np.diff(frame.timestamps) / np.timedelta64(1, "h")
     hours = hours[hours > 0]  # timestamps may repeat
     if len(hours) and np.median(hours) < 1:
         columns.insert(0, times.minute / 59)
@@ -142,8 +137,10 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     Raises:
         DataError: The rows cannot be read, are too few, have other columns or timestamps, or have no gap.
     """
-    frame, scaler = read_new(trained, source, missing="keep"), trained.scaler
-    assert scaler is not None
+    if (scaler := trained.scaler) is None:
+        fix = "If the bundle is in a saved estimator's folder, load that by its class"
+        raise DataError("the bundle has no scaler of series", fix=fix)
+    frame = read_new(trained, source, missing="keep")
     channels, features, known = frame.n_channels, calendar_features(frame), np.isfinite(frame.values)
     calendar = getattr(trained.task, "calendar", 0)
     if features.shape[1] != calendar:
