@@ -14,8 +14,9 @@ from ofa_jax.data.splits import Scaler
 from ofa_jax.errors import DataError, shorten
 from ofa_jax.estimators.adapted import Adapted, AdaptedEstimator, check_share
 from ofa_jax.estimators.engine import LEAST, training_task
-from ofa_jax.estimators.panel import Columns, Panel, check_names, read_panel
-from ofa_jax.estimators.steps import READ, Steps, forecast_steps, length_of, source_rows, spread_of
+from ofa_jax.estimators.panel import Columns, Panel, check_names
+from ofa_jax.estimators.reading import read_panel
+from ofa_jax.estimators.steps import READ, Steps, forecast_steps, length_of, spread_of
 from ofa_jax.model.gpt2 import Forecaster
 from ofa_jax.tasks.anomaly import VALIDATION_SHARE
 from ofa_jax.windows.batch import Batch
@@ -112,7 +113,7 @@ class OneForAllAnomalyDetector(AdaptedEstimator):
         """Adapt the trunk to series that are mostly normal, and set the threshold by their scores.
 
         Args:
-            df: A long or wide frame of pandas or polars (:func:`~ofa_jax.estimators.panel.read_panel`).
+            df: A long or wide frame of pandas or polars (:func:`~ofa_jax.estimators.reading.read_panel`).
 
         Raises:
             DataError: The frame cannot be read, or its series are too short.
@@ -143,7 +144,7 @@ class OneForAllAnomalyDetector(AdaptedEstimator):
             DataError: The frame cannot be read, or has a series that is unknown.
         """
         panel, score, expected = self._scores(df)
-        order, threshold = self._order(df, panel), self.threshold_
+        order, threshold = _in_source(panel), self.threshold_
         found = {"score": score, "anomaly": score > threshold, "expected": expected}
         found = {name: values[order] for name, values in found.items()}
         return panel.to_frame(panel.series[order], panel.times[order], found)
@@ -151,7 +152,7 @@ class OneForAllAnomalyDetector(AdaptedEstimator):
     def decision_function(self, df: Any) -> np.ndarray:
         """The scores of :meth:`predict`, ``[rows]`` float64; higher is less usual; NaN as there."""
         panel, score, _ = self._scores(df)
-        return score[self._order(df, panel)]
+        return score[_in_source(panel)]
 
     def _read(self, df: Any) -> Panel:
         check_names([*asdict(self._columns()).values(), "score", "anomaly", "expected"])
@@ -187,11 +188,11 @@ class OneForAllAnomalyDetector(AdaptedEstimator):
         experiment = self._experiment(task.tables["train"].size, settings, {"segment": length})
         return self._adapt(experiment, task, scaler, {})
 
-    def _order(self, df: Any, panel: Panel) -> np.ndarray:
-        """The panel's rows in the order of a long frame's."""
-        rows = source_rows(df, self._columns(), self.freq)
-        long = len(np.unique(rows)) == len(rows)
-        return np.argsort(rows) if long else np.arange(len(rows))
+
+def _in_source(panel: Panel) -> np.ndarray:
+    """The panel's rows in the order of a long frame's."""
+    long = len(np.unique(panel.rows)) == len(panel.rows)
+    return np.argsort(panel.rows) if long else np.arange(len(panel.rows))
 
 
 def reconstruct(batch: Batch, keys_b: jax.Array) -> Batch:

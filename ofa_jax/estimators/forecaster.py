@@ -34,7 +34,8 @@ from ofa_jax.estimators.intervals import (
     quantile,
     scaled_errors,
 )
-from ofa_jax.estimators.panel import Columns, Panel, check_names, read_panel
+from ofa_jax.estimators.panel import Columns, Panel, check_names
+from ofa_jax.estimators.reading import read_panel
 from ofa_jax.estimators.saved import Fitted, load, save
 from ofa_jax.train.progress import SILENT, ConsoleReporter
 
@@ -111,7 +112,7 @@ class OneForAllForecaster(Estimator):
         """Adapt the trunk to series; where that is not better on their last steps, it stays as it was.
 
         Args:
-            df: A long or wide frame of pandas or polars (:func:`~ofa_jax.estimators.panel.read_panel`).
+            df: A long or wide frame of pandas or polars (:func:`~ofa_jax.estimators.reading.read_panel`).
             val_size: Last steps of each series that choose the epoch; default: a fifth of the median length,
                 at least the horizon.
             prediction_intervals: How intervals are calibrated on held-out windows; default: not.

@@ -16,8 +16,9 @@ from ofa_jax.build import build_model
 from ofa_jax.errors import DataError
 from ofa_jax.estimators.adapted import Adapted, AdaptedEstimator, AdaptedRecord, check_share
 from ofa_jax.estimators.gaps import fill_gaps, find_weights
-from ofa_jax.estimators.panel import Columns, Panel, check_names, read_panel
-from ofa_jax.estimators.steps import Steps, length_of, source_rows, spread_of
+from ofa_jax.estimators.panel import Columns, Panel, check_names
+from ofa_jax.estimators.reading import read_panel
+from ofa_jax.estimators.steps import Steps, length_of, spread_of
 from ofa_jax.tasks.imputation import hide_points
 from ofa_jax.windows.batch import Batch
 
@@ -97,7 +98,7 @@ class OneForAllImputer(AdaptedEstimator):
         """Find the weights of forecasts, or adapt the trunk, by hiding values that are there.
 
         Args:
-            df: A long or wide frame of pandas or polars (:func:`~ofa_jax.estimators.panel.read_panel`);
+            df: A long or wide frame of pandas or polars (:func:`~ofa_jax.estimators.reading.read_panel`);
                 values may be missing.
 
         Raises:
@@ -149,7 +150,7 @@ class OneForAllImputer(AdaptedEstimator):
         columns, panel = self._columns(), self._read(df)
         long = columns.target in nw.from_native(df, eager_only=True).columns
         names = [columns.target] if long else list(panel.ids)
-        gone, rows = ~np.isfinite(panel.values), source_rows(df, columns, self.freq)
+        gone, rows = ~np.isfinite(panel.values), panel.rows
         column = np.zeros(len(rows), int) if long else panel.series
         mask = np.zeros((len(rows) // len(names), len(names)), bool)
         mask[rows[gone], column[gone]] = True

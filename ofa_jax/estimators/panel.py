@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import tzinfo
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import narwhals.stable.v2 as nw
 import numpy as np
 import pandas as pd
 
-from ofa_jax.data.calendar import Duration, Step, following, follows, infer_step, step_of
+from ofa_jax.data.calendar import Step, following
 from ofa_jax.data.clock import Clock
 from ofa_jax.data.seasons import season_of
-from ofa_jax.errors import DataError, listed, shorten
-
-LARGEST = 1.2e18
-"""Values beyond it are no data but what sensors write for missing ones."""
-
-_OLD_NAMES = {"H": "h", "T": "min", "S": "s", "M": "ME", "Q": "QE", "Y": "YE", "A": "YE"}
-_POLARS = {"s": "s", "m": "min", "h": "h", "d": "D", "w": "W", "mo": "MS", "q": "QS", "y": "YS"}
+from ofa_jax.errors import DataError, listed
 
 
 @dataclass(frozen=True)
@@ -44,6 +36,7 @@ class Panel:
         values: ``[rows]`` float64, NaN where missing.
         times: ``[rows]`` int64, or datetime64 in UTC where there is a time zone.
         steps: Their steps between rows, mostly one.
+        rows: The row of the source that each was, ``[rows]``; of a wide frame those of each column.
         step_of: Index into ``steps`` of each series, ``[n]``.
         columns: Names for frames that are made of it.
         clock: How the source writes times.
@@ -56,6 +49,7 @@ class Panel:
     times: np.ndarray
     steps: tuple[Step, ...]
     step_of: np.ndarray
+    rows: np.ndarray
     columns: Columns
     clock: Clock
     like: nw.DataFrame[Any]
@@ -110,6 +104,7 @@ class Panel:
             first=np.concatenate([[0], np.cumsum(steps)]),
             values=self.values[inside],
             times=self.times[inside],
+            rows=self.rows[inside],
             step_of=self.step_of[kept],
         )
 
@@ -118,7 +113,8 @@ class Panel:
         kept = np.arange(len(self.values)) >= (self.first[1:] - length)[self.series]
         steps = np.minimum(self.lengths, length)
         first = np.concatenate([[0], np.cumsum(steps)])
-        return replace(self, first=first, values=self.values[kept], times=self.times[kept])
+        columns = {name: getattr(self, name)[kept] for name in ("values", "times", "rows")}
+        return replace(self, first=first, **columns)
 
     def seasonal_change(self, cut: np.ndarray) -> np.ndarray:
         """The mean size of changes over a season in the first ``cut[n]`` steps of each series, ``[n]``.
@@ -170,237 +166,6 @@ class Panel:
         )
         known = {name: kind for name, kind in self.like.schema.items() if name in table.columns}
         return nw.to_native(made.with_columns(nw.col(name).cast(kind) for name, kind in known.items()))
-
-
-def step_named(freq: str | int) -> Step:
-    """The step of a frequency as pandas or polars call it, or of counted rows (an integer).
-
-    Raises:
-        DataError: It is none of those that are known.
-    """
-    if isinstance(freq, int) and not isinstance(freq, bool):
-        if freq < 1:
-            raise DataError(f"freq is {freq}", fix="Give 1 or more for integer times")
-        return Duration(str(freq), np.int64(freq), wall=False)
-    if not isinstance(freq, str):
-        raise DataError(f"freq is {freq!r}", fix="Give an alias such as 'h', 'D' or 'ME', or an integer")
-    text = freq.strip()
-    digits = text[: len(text) - len(text.lstrip("0123456789"))]
-    unit, anchor = text[len(digits) :].partition("-")[::2]
-    if digits and unit in _POLARS:
-        text = f"{digits if digits != '1' else ''}{_POLARS[unit]}"
-    elif unit in _OLD_NAMES:
-        text = f"{digits}{_OLD_NAMES[unit]}" + (f"-{anchor}" if anchor else "")
-    return step_of(text)
-
-
-def read_panel(frame: Any, columns: Columns, freq: str | int | None = None) -> Panel:
-    """Read a long or a wide frame of pandas, polars or another library that narwhals knows.
-
-    A frame with the column ``columns.target`` is long: a row per series and time; without ``columns.id`` it
-    is one series, ``"0"``. Any other frame is wide: every column besides ``columns.time`` is a series. Of a
-    pandas frame the index may have the times. Times in text, in the form 2024-01-31, become datetimes.
-
-    Args:
-        frame: The data; rows in any order.
-        columns: Names of its columns.
-        freq: The step between rows, which they have to follow; default: inferred.
-
-    Raises:
-        DataError: Columns are missing or of a wrong kind, times repeat or have gaps, values are infinite.
-    """
-    table = _table(frame, columns)
-    names = set(table.columns)
-    long = columns.target in names
-    if columns.time not in names:
-        what = f"there is no column `{columns.time}`, but {listed(table.columns)}"
-        raise DataError(what, fix="Name the column of times as time_col")
-    if not long and columns.id in names:
-        what = f"there is `{columns.id}`, but no column `{columns.target}`"
-        raise DataError(what, fix="Name the column of values as target_col")
-    times, clock = _times(table[columns.time], columns.time)
-    if long:
-        extra = [name for name in table.columns if name not in (columns.id, columns.time, columns.target)]
-        if extra:
-            what = f"there are further columns, {listed(extra)}, which are not used"
-            raise DataError(what, fix="Leave them out, or name them as id_col, time_col or target_col")
-        values = _numbers(table[columns.target], columns.target)
-        codes, ids = _ids(table, columns)
-    else:
-        others = [name for name in table.columns if name != columns.time]
-        if not others:
-            raise DataError("there is no column of values", fix="Name it as target_col")
-        values = np.concatenate([_numbers(table[name], name) for name in others])
-        codes, ids = np.repeat(np.arange(len(others)), len(times)), pd.Index(others, dtype=object)
-        times = np.tile(times, len(others))
-    if not len(values):
-        raise DataError("there are no rows", fix="Give at least one row per series")
-    order = np.lexsort((times, codes))
-    codes, times, values = codes[order], times[order], values[order]
-    first = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(ids)))])
-    _check_values(values, codes, ids, columns)
-    steps, kinds = _steps(times, codes, first, ids, freq, clock)
-    text = table.schema[columns.time] in (nw.String, nw.Object)  # comes back as times
-    kept = [columns.id] * (columns.id in names) + [columns.time] * (not text)
-    like = table.select(kept).head(0)
-    return Panel(ids, first, values, times, steps, kinds, columns, clock, like)
-
-
-def _table(frame: Any, columns: Columns) -> nw.DataFrame[Any]:
-    if isinstance(frame, pd.DataFrame):
-        levels = [name for name in frame.index.names if name is not None]
-        if columns.id in levels and columns.id not in frame.columns:
-            raise DataError(f"`{columns.id}` is in the index", fix="Call df.reset_index() first")
-        timed = isinstance(frame.index, pd.DatetimeIndex | pd.PeriodIndex)
-        if columns.time not in frame.columns and (timed or columns.time in levels):
-            index = frame.index.to_timestamp() if isinstance(frame.index, pd.PeriodIndex) else frame.index
-            frame = frame.set_axis(index.rename(columns.time), axis=0).reset_index()
-        if not frame.columns.is_unique:
-            twice = listed(list(dict.fromkeys(map(str, frame.columns[frame.columns.duplicated()]))))
-            raise DataError(f"columns have the same name: {twice}", fix="Rename one of each")
-        if not all(isinstance(name, str) for name in frame.columns):
-            raise DataError("names of columns are not texts", fix="Call df.rename(columns=str) first")
-    try:
-        return nw.from_native(frame, eager_only=True)
-    except TypeError:
-        what = f"the data are a {type(frame).__name__}"
-        raise DataError(what, fix="Give a DataFrame of pandas or polars") from None
-
-
-def _ids(table: nw.DataFrame[Any], columns: Columns) -> tuple[np.ndarray, pd.Index]:
-    if columns.id not in table.columns:
-        return np.zeros(len(table), int), pd.Index(["0"], dtype=object)
-    named = table[columns.id].to_pandas()
-    if named.isna().any():
-        row = int(named.isna().to_numpy().argmax())
-        raise DataError(
-            f"`{columns.id}` is missing in row {row + 1}", fix="Give every row the name of its series"
-        )
-    codes, ids = pd.factorize(named)
-    return codes, pd.Index(ids)
-
-
-def _times(column: nw.Series[Any], name: str) -> tuple[np.ndarray, Clock]:
-    times = column.to_pandas()
-    if isinstance(times.dtype, pd.PeriodDtype):
-        times = times.dt.to_timestamp()
-    if times.isna().any():
-        row = int(times.isna().to_numpy().argmax())
-        raise DataError(f"`{name}` is missing in row {row + 1}", fix="Give every row its time")
-    if pd.api.types.is_bool_dtype(times.dtype) or pd.api.types.is_float_dtype(times.dtype):
-        raise DataError(f"`{name}` has numbers that are not whole", fix="Give dates or whole numbers")
-    if pd.api.types.is_integer_dtype(times.dtype):
-        return times.to_numpy(np.int64), Clock()
-    if not pd.api.types.is_datetime64_any_dtype(times.dtype):
-        try:
-            times = pd.to_datetime(times, format="ISO8601")
-        except (ValueError, TypeError) as error:
-            found = shorten(next((value for value in times if not _is_iso(value)), times.iloc[0]))
-            what = f"`{name}` has {found}, which is no date in the form 2024-01-31"
-            raise DataError(
-                what, fix=f"Convert it first: df['{name}'] = pd.to_datetime(df['{name}'], …)"
-            ) from error
-    zone: tzinfo | None = times.dt.tz
-    if zone is not None:
-        times = times.dt.tz_convert("UTC").dt.tz_localize(None)
-    return times.to_numpy(), Clock(zone=zone, unit=times.dt.unit)
-
-
-def _is_iso(value: Any) -> bool:
-    return not pd.isna(pd.to_datetime(value, format="ISO8601", errors="coerce"))
-
-
-def _numbers(column: nw.Series[Any], name: str) -> np.ndarray:
-    values = column.to_pandas()
-    if pd.api.types.is_complex_dtype(values.dtype):
-        raise DataError(f"`{name}` has complex numbers", fix="Give real ones")
-    if not (pd.api.types.is_numeric_dtype(values.dtype) or pd.api.types.is_bool_dtype(values.dtype)):
-        try:
-            values = values.astype(np.float64)
-        except (ValueError, TypeError):
-            texts = values[pd.to_numeric(values, errors="coerce").isna() & values.notna()]
-            what = (
-                f"`{name}` has {shorten(texts.iloc[0] if len(texts) else values.dtype)}, which is no number"
-            )
-            raise DataError(what, fix="Give numbers, and NaN where a value is missing") from None
-    return values.to_numpy(np.float64, na_value=np.nan)
-
-
-def _check_values(values: np.ndarray, codes: np.ndarray, ids: pd.Index, columns: Columns) -> None:
-    with np.errstate(invalid="ignore"):
-        wrong = np.flatnonzero(np.abs(values) > LARGEST)
-    if len(wrong):
-        what = f"series {shorten(ids[codes[wrong[0]]])} has the value {values[wrong[0]]:g}"
-        raise DataError(what, fix="Replace what stands for a missing value by NaN")
-    empty = np.flatnonzero(np.bincount(codes, np.isfinite(values), len(ids)) == 0)
-    if len(empty):
-        what = f"series {shorten(ids[empty[0]])} has no value ({len(empty)} such series)"
-        raise DataError(what, fix="Leave it out")
-
-
-def _steps(
-    times: np.ndarray,
-    codes: np.ndarray,
-    first: np.ndarray,
-    ids: pd.Index,
-    freq: str | int | None,
-    clock: Clock,
-) -> tuple[tuple[Step, ...], np.ndarray]:
-    """The steps of the series, and which each has; every row is checked to be a step after the last."""
-    within = codes[1:] == codes[:-1]
-    same = np.flatnonzero(within & (times[1:] == times[:-1]))
-    if len(same):
-        what = f"series {shorten(ids[codes[same[0]]])} has the time {times[same[0]]} twice"
-        fix = "Give one row per series and time; where rows are of several series, name them by id_col"
-        raise DataError(f"{what} ({len(same)} repeats in all)", fix=fix)
-    counted = times.dtype.kind == "i"
-    if freq is not None:
-        step = step_named(freq)
-        if counted != (isinstance(step, Duration) and step.size.dtype.kind == "i"):
-            kind, wanted = ("whole numbers", "an integer") if counted else ("dates", "an alias such as 'D'")
-            raise DataError(f"times are {kind}, but freq is {freq!r}", fix=f"Give {wanted} as freq, or None")
-        return _checked(step, times, within, codes, ids, clock), np.zeros(len(ids), int)
-    longest = int(np.diff(first).argmax())
-    common = _inferred(times[first[longest] : first[longest + 1]], counted, clock)
-    if common is None:
-        what = "no series has three rows, so the step between them is unknown"
-        raise DataError(what, fix="Give it as freq, such as 'D'")
-    if follows_within(common, times, within, clock).all():
-        return (common,), np.zeros(len(ids), int)
-    own = [_inferred(times[start:end], counted, clock) or common for start, end in pairwise(first)]
-    found = {step.alias: step for step in own}
-    number_of = {alias: number for number, alias in enumerate(found)}
-    kinds, steps = np.array([number_of[step.alias] for step in own]), tuple(found.values())
-    for number, step in enumerate(steps):
-        rows = within & (kinds[codes[1:]] == number)
-        _checked(step, times, rows, codes, ids, clock)
-    return steps, kinds
-
-
-def _inferred(times: np.ndarray, counted: bool, clock: Clock) -> Step | None:
-    if not counted:
-        return infer_step(times, clock.zone)
-    gaps, counts = np.unique(np.diff(times), return_counts=True)
-    size = int(gaps[counts.argmax()]) if len(gaps) else 1
-    return Duration(str(size), np.int64(size), wall=False)
-
-
-def follows_within(step: Step, times: np.ndarray, within: np.ndarray, clock: Clock) -> np.ndarray:
-    """Whether each row is one step after the one before, True between two series, ``[rows - 1]``."""
-    return follows(step, times, clock.zone) | ~within
-
-
-def _checked(
-    step: Step, times: np.ndarray, within: np.ndarray, codes: np.ndarray, ids: pd.Index, clock: Clock
-) -> tuple[Step, ...]:
-    wrong = np.flatnonzero(~follows_within(step, times, within, clock))
-    if not len(wrong):
-        return (step,)
-    row = int(wrong[0])
-    what = f"in series {shorten(ids[codes[row]])} {times[row + 1]} follows {times[row]}, which is not one step of "
-    what += f"{step.alias} ({len(wrong)} such rows in all)"
-    fix = "Give a row for every step, with NaN where there is no value (utilsforecast's fill_gaps does so)"
-    raise DataError(what, fix=f"{fix}, or another freq")
 
 
 def check_names(given: Sequence[str]) -> None:

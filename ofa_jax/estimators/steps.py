@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import narwhals.stable.v2 as nw
 import numpy as np
 import pandas as pd
 
@@ -17,7 +16,7 @@ from ofa_jax.data.splits import RESOLUTION, Scaler
 from ofa_jax.errors import ConfigError, DataError, shorten
 from ofa_jax.estimators.adapted import Adapted, is_whole
 from ofa_jax.estimators.engine import LEAST, forecast_windows, places
-from ofa_jax.estimators.panel import Columns, Panel, read_panel
+from ofa_jax.estimators.panel import Panel
 from ofa_jax.tasks.base import Task
 from ofa_jax.tasks.losses import squared_error
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
@@ -182,17 +181,3 @@ def length_of(given: Any, positions: int, most: int, *, least: int = 2) -> int:
         what = f"input_length is {given!r}, and the trunk has {positions} positions"
         raise ConfigError(what, fix=f"Give {least} to {positions} steps, or 'auto'")
     return int(length)
-
-
-def source_rows(frame: Any, columns: Columns, freq: str | int | None) -> np.ndarray:
-    """The row of the frame that each row of its panel was, ``[rows]``; of a wide frame, of each column."""
-    table: Any = frame if isinstance(frame, pd.DataFrame) else nw.from_native(frame, eager_only=True)
-    rows = np.arange(len(table))
-    others = [name for name in table.columns if name not in (columns.id, columns.time)]
-    values = [columns.target] if columns.target in table.columns else others
-    if isinstance(table, pd.DataFrame):
-        numbered = table.assign(**dict.fromkeys(values, rows))
-    else:
-        column = nw.new_series("rows", rows, backend=table.implementation)
-        numbered = nw.to_native(table.with_columns(column.alias(name) for name in values))
-    return read_panel(numbered, columns, freq).values.astype(np.int64)

@@ -119,6 +119,7 @@ np.save(sys.argv[4], model.predict_proba(np.load(sys.argv[3])))
 """
 
 
+@pytest.mark.slow
 def test_a_saved_classifier_gives_the_same_bits_in_another_process(fitted, small, tmp_path):
     cases = np.stack([case[:, :18] for case in ramps(10, seed=3)[0]])
     fitted.save(tmp_path / "model")

@@ -14,11 +14,12 @@ from ofa_jax import OfaError, OneForAllAnomalyDetector, load_bundle, predict
 from ofa_jax.errors import CheckpointError, ConfigError, DataError
 from ofa_jax.estimators.base import NotFittedError
 from ofa_jax.estimators.detector import reconstruct
-from ofa_jax.estimators.panel import Columns, read_panel
+from ofa_jax.estimators.panel import Columns
+from ofa_jax.estimators.reading import read_panel
 from ofa_jax.estimators.steps import OVERLAP, Steps, spread_of
 from tests.estimators.conftest import long_frame
 
-METHODS = ("forecast", "reconstruction")
+METHODS = ("forecast", pytest.param("reconstruction", marks=pytest.mark.slow))
 UNREAD = 24  # hours that forecasts begin after: two horizons of 12 by the season of a month
 
 
@@ -133,6 +134,7 @@ np.save(sys.argv[4], found[["score", "anomaly", "expected"]].to_numpy(float))
 """
 
 
+@pytest.mark.slow
 def test_a_saved_detector_gives_the_same_bits_in_another_process(fitted, small, tmp_path):
     fitted.save(tmp_path / "model")
     frames()[1].to_parquet(tmp_path / "data.parquet")

@@ -17,11 +17,12 @@ from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.estimators import gaps
 from ofa_jax.estimators.engine import Forecast
 from ofa_jax.estimators.imputer import hide_gaps
-from ofa_jax.estimators.panel import Columns, read_panel
+from ofa_jax.estimators.panel import Columns
+from ofa_jax.estimators.reading import read_panel
 from ofa_jax.windows.batch import Batch
 from tests.estimators.conftest import long_frame
 
-METHODS = ("forecast", "reconstruction")
+METHODS = ("forecast", pytest.param("reconstruction", marks=pytest.mark.slow))
 
 
 def settings(small, method="forecast", **changes):
@@ -180,6 +181,7 @@ np.save(sys.argv[4], model.transform(pd.read_parquet(sys.argv[3])).y.to_numpy())
 """
 
 
+@pytest.mark.slow
 def test_a_saved_imputer_gives_the_same_bits_in_another_process(fitted, small, tmp_path):
     frame = frame_with_gaps()
     fitted.save(tmp_path / "model")

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ofa_jax.errors import DataError
-from ofa_jax.estimators.panel import Columns, read_panel, step_named
+from ofa_jax.estimators.panel import Columns
+from ofa_jax.estimators.reading import read_panel, step_named
 from tests.estimators.conftest import long_frame
 
 COLUMNS = Columns()
