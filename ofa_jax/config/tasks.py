@@ -258,7 +258,7 @@ class PretrainSettings(TaskSettings):
 
     name: Literal["pretrain"]
     input_length: Steps = Field(512, description="input steps, L")
-    horizon: Steps = Field(192, description="forecast steps, H")
+    horizon: Steps = Field(384, description="forecast steps, H")
     series: Steps = Field(16384, description="windows of an epoch, each seen once")
     held_out: Steps = Field(4096, description="windows of the validation part, and of the test part")
     prior_seed: Seed = Field(0, description="seed of the generated series")
