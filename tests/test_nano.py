@@ -36,7 +36,7 @@ def load(rows: int = 700) -> pd.DataFrame:
 def test_nano_is_the_trunk_of_its_card_to_the_bit():
     trunk = load_trunk("nano")
     assert trunk.source == "nano"
-    assert trunk.config.forecaster == Forecaster(patch=16, context=512, horizon=192)
+    assert trunk.config.forecaster == Forecaster(patch=16, context=512, horizon=384)
     assert trunk.sha256 == GOLDEN["nano"]
     card = (FOLDER / "README.md").read_text()
     assert trunk.sha256 in card

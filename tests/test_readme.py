@@ -41,13 +41,44 @@ def test_the_python_example_runs_as_written(monkeypatch, tmp_path, capsys):
     code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
-    table = pd.DataFrame(np.random.default_rng(0).normal(size=(2500, 2)), columns=["a", "b"])
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(700, 2)), columns=["a", "b"])
     table.insert(0, "date", pd.date_range("2024-01-01", periods=len(table), freq="h"))
     table.to_csv("demo/load.csv", index=False)
-    exec(code.replace('"epochs": 5', '"epochs": 1'), {})
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[4].startswith("{'mse': ")
-    assert len(printed) == 4 + 1 + 4
+    exec(code, {})
+    printed = capsys.readouterr().out
+    assert printed.count("2024-01-30 04:00:00") == 2  # the first step, zero-shot and fitted
+    assert printed.count("OneForAll-lo-90") == 2
+    assert (tmp_path / "load-model" / "estimator.json").is_file()
+
+
+@pytest.mark.slow  # trains
+def test_the_examples_of_dataframes_run_as_written(monkeypatch, tmp_path, capsys):
+    forecasts, others = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/dataframes.md").read_text(), re.DOTALL
+    )
+    monkeypatch.chdir(tmp_path)
+    draw, days = np.random.default_rng(0), pd.date_range("2024-01-01", periods=200)
+    parts = [pd.DataFrame({"unique_id": name, "ds": days, "y": draw.normal(10, 2, 200)}) for name in "xyz"]
+    df = pd.concat(parts)
+    df.to_csv("sales.csv", index=False)
+    exec(forecasts, {})
+    printed = capsys.readouterr().out.split("unique_id")[1:]
+    assert len(printed) == 2
+    assert printed[0] != printed[1]
+    df.loc[df.ds == days[50], "y"] = np.nan
+    cases = draw.normal(size=(12, 2, 40))
+    names = {
+        "df": df,
+        "history": df[df.ds < days[150]],
+        "history_and_new": df,
+        "X": cases,
+        "X_new": cases[:3],
+    }
+    names["y"] = np.arange(12) % 2
+    exec(others, names)
+    assert list(names["found"]) == ["unique_id", "ds", "score", "anomaly", "expected"]
+    assert not names["filled"].y.isna().any()
+    assert len(names["classes"]) == 3
 
 
 def test_the_table_of_commands_is_complete():

@@ -45,9 +45,14 @@ def demo(out: Annotated[Path, Option(help="Folder to write.")] = Path("demo")) -
     say(f"data:     {out / 'load.csv'}")
     print(
         "\nWith your own CSV (a timestamp column, one column per series):\n"
-        "  ofa-jax train csv --set data.source=yours.csv --out runs/yours\n"
-        "  ofa-jax evaluate runs/yours --baselines\n"
-        "  ofa-jax predict runs/yours --input yours.csv --output forecast.csv --plot forecast.png"
+        "  ofa-jax forecast yours.csv --horizon 48 --level 90 --plot forecast.png\n"
+        "  ofa-jax fit yours.csv --horizon 48 --out runs/yours\n"
+        "\nIn Python:\n"
+        "  import pandas as pd\n"
+        "  from ofa_jax import OneForAllForecaster\n"
+        f"  load = pd.read_csv({str(out / 'load.csv')!r})\n"
+        "  model = OneForAllForecaster(horizon=48, time_col='date').fit(load)\n"
+        "  print(model.predict(level=90))"
     )
 
 

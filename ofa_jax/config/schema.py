@@ -116,9 +116,6 @@ class TrainConfig(Section):
     cosine_epochs: Positive = Field(20, description="epochs from initial to minimum learning rate, T_max")
     min_learning_rate: Size = Field(1e-8, description="learning rate at the cosine's end")
     patience: Positive = Field(3, description="epochs without a better validation loss before stopping")
-    min_gain: Rate = Field(
-        0.0, description="share by which validation has to improve on a pretrained trunk to replace it"
-    )
     refit: bool = Field(False, description="also train on all parts, as long as was best, into RUN/final")
     seed: Seed = Field(2021, description="seed of batch order and dropout")
     chunk: Positive = Field(

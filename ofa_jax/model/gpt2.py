@@ -46,13 +46,13 @@ class Forecaster:
         patch: Steps of a token.
         context: Most input steps.
         horizon: Forecast steps without a roll-out.
-        version: Of the mathematics around the trunk.
+        version: Of the mathematics around the trunk: 2 since forecasts are of both signs.
     """
 
     patch: int
     context: int
     horizon: int
-    version: int = 1
+    version: int = 2
 
 
 @dataclass(frozen=True)

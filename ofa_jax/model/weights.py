@@ -73,7 +73,7 @@ class _ForecasterRecord(Record):
     patch: int = Field(ge=1, le=2**10)
     context: int = Field(ge=1, le=2**20)
     horizon: int = Field(ge=1, le=2**20)
-    version: Literal[1]
+    version: Literal[2]
 
 
 class _ConfigRecord(Record):

@@ -102,13 +102,6 @@ class Lane:
     keep_best: Callable[[Params, Progress], None] | None = None
     progress: Progress = field(default_factory=Progress)
 
-    def improves(self, objective: float, min_gain: float) -> bool:
-        """Whether an epoch becomes the best; in place of the initial tree only by the share ``min_gain``."""
-        best = self.progress.best
-        if best is None:
-            return True
-        return objective < (best if self.progress.best_epoch else best * (1 - min_gain))
-
     def keep(self) -> None:
         """Hand over the best tree; with several processes only the main one keeps it, and all wait."""
         with raise_together("writing the bundle"):

@@ -374,7 +374,7 @@ class Trainer:
             self._check_finite(number, trainable)
         if progress.finished:
             return
-        better = lane.improves(objective, settings.min_gain)
+        better = progress.best is None or objective < progress.best
         if better:
             progress.best, progress.best_epoch, progress.bad_epochs = objective, epoch, 0
             progress.best_metrics, lane.best = metrics, trainable
