@@ -205,6 +205,7 @@ def test_a_saved_forecaster_has_no_values_and_no_folder_of_the_machine(fitted, s
         again.predict()
 
 
+@pytest.mark.slow
 def test_its_bundle_is_one_that_predict_reads(fitted, small, tmp_path):
     fitted.save(tmp_path / "model")
     bundle = load_bundle(tmp_path / "model" / "bundle", trunk=small)

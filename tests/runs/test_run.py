@@ -79,6 +79,7 @@ def trained_on_a_trunk_folder(tiny, tmp_path, origin: str) -> tuple[Path, Path]:
     return tmp_path / "run", trunk
 
 
+@pytest.mark.slow
 def test_what_is_passed_on_names_no_folder_of_the_trunk(tiny, tmp_path):
     run, trunk = trained_on_a_trunk_folder(tiny, tmp_path, "/home/secret place/my trunk")
     page = write_report(run, SilentReporter())

@@ -215,6 +215,7 @@ def trainer_of(experiment: Experiment, axes: Axes, folder: Path, *, lanes: int, 
     return programs.trainer(chosen, logs, Checkpoints(folder), SilentReporter())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", pytest.param("radam", marks=pytest.mark.slow)])
 def test_padding_never_moves(tiny: Any, source: Path, tmp_path: Path, optimizer: str) -> None:
     """Eight steps, of which rectified Adam rectifies from the sixth on, with dropout and clipping."""
@@ -294,6 +295,7 @@ def test_each_cell_has_its_own_patience_and_best_epoch(tiny: Any, source: Path, 
         assert row["test_mse"] == pytest.approx(kept.metrics["mse"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cell_that_diverges_ends_alone(tiny: Any, source: Path, tmp_path: Path) -> None:
     listener = Listener()
     axes = Axes(ranks=(2,), learning_rates=(1e38, 0.01))  # the shapes, and so the program, of PAIRS

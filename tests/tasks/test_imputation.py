@@ -147,6 +147,7 @@ def masks(data: TaskData, split: str, index: np.ndarray) -> np.ndarray:
     )
 
 
+@pytest.mark.slow
 def test_a_window_hides_the_same_points_in_every_evaluation(data):
     everything = masks(data, "validation", np.arange(21))
     np.testing.assert_array_equal(masks(data, "validation", np.arange(21)), everything)

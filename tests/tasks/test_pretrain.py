@@ -194,7 +194,8 @@ def test_a_run_becomes_a_trunk_that_forecasts_and_is_adapted(run, tiny, tmp_path
     )
 
 
-@pytest.mark.parametrize("horizon", [13, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("horizon", [13, 20])
 def test_the_last_layer_is_trained_on_features_of_one_pass(run, tiny, tmp_path, horizon, monkeypatch):
     save_trunk(trunk_of_run(run), tmp_path / "trunk")
     experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv")).replace(

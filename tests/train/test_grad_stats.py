@@ -125,6 +125,7 @@ def test_lines_do_not_depend_on_chunks_and_interruptions(tiny, tmp_path):
     assert lines(tmp_path / "cut" / "metrics.jsonl") == whole
 
 
+@pytest.mark.slow
 def test_it_may_be_switched_while_a_run_goes_on(tiny, tmp_path):
     from test_resume import Listener
 
