@@ -57,8 +57,8 @@ def test_the_examples_of_dataframes_run_as_written(monkeypatch, tmp_path, capsys
         r"```python\n(.*?)```", (ROOT / "docs/dataframes.md").read_text(), re.DOTALL
     )
     monkeypatch.chdir(tmp_path)
-    draw, days = np.random.default_rng(0), pd.date_range("2024-01-01", periods=200)
-    parts = [pd.DataFrame({"unique_id": name, "ds": days, "y": draw.normal(10, 2, 200)}) for name in "xyz"]
+    draw, days = np.random.default_rng(0), pd.date_range("2024-01-01", periods=900)
+    parts = [pd.DataFrame({"unique_id": name, "ds": days, "y": draw.normal(10, 2, 900)}) for name in "xyz"]
     df = pd.concat(parts)
     df.to_csv("sales.csv", index=False)
     exec(forecasts, {})
@@ -69,7 +69,7 @@ def test_the_examples_of_dataframes_run_as_written(monkeypatch, tmp_path, capsys
     cases = draw.normal(size=(12, 2, 40))
     names = {
         "df": df,
-        "history": df[df.ds < days[150]],
+        "history": df[df.ds < days[700]],
         "history_and_new": df,
         "X": cases,
         "X_new": cases[:3],

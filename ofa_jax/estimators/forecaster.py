@@ -26,6 +26,7 @@ from ofa_jax.estimators.engine import (
     training_task,
 )
 from ofa_jax.estimators.intervals import (
+    ENOUGH,
     Calibration,
     PredictionIntervals,
     check_levels,
@@ -348,8 +349,10 @@ class OneForAllForecaster(Estimator):
         step = self.horizon if settings.step_size == "auto" else settings.step_size
         fitted: Fitted | None = getattr(self, "fitted_", None)
         held_out = fitted.held_out if fitted else int(np.median(panel.lengths)) // 5
-        most = max(1, (held_out - self.horizon) // step + 1)
-        windows = most if settings.n_windows == "auto" else settings.n_windows
+        half = int(np.median(panel.lengths)) // 2
+        several = min(-(-ENOUGH // panel.n), (half - self.horizon) // step + 1)
+        enough = max(1, (held_out - self.horizon) // step + 1, several)
+        windows = enough if settings.n_windows == "auto" else settings.n_windows
         cut = panel.lengths - self.horizon - step * np.arange(windows - 1, -1, -1)[:, None]
         number, series = np.nonzero(cut >= LEAST)
         if not len(series):

@@ -22,6 +22,8 @@ from ofa_jax.model.gpt2 import LEVELS
 Method = Literal["split", "adaptive"]
 _MIDDLE = len(LEVELS) // 2
 _HUGE = 1e30  # an error where no spread is stated; float32 holds it
+ENOUGH = 20
+"""Windows of all series that ``n_windows="auto"`` takes where series are long enough; 95 % needs 19."""
 _RATE = 0.05
 """Step of the adaptive level (gamma of Gibbs and Candès 2021)."""
 
@@ -31,7 +33,9 @@ class PredictionIntervals:
     """How intervals are calibrated.
 
     Attributes:
-        n_windows: Held-out windows per series, the last ones; default: as many as the validation part has.
+        n_windows: Held-out windows per series, the last ones; default: as many as the validation part has, or
+            :data:`ENOUGH` of all series, from the last half of each. Those before the validation part are
+            among the windows that ``fit`` trains on.
         method: ``split``; or ``adaptive``, which goes through the windows in time and raises or lowers the
             level by how often the last ones were covered (for series that drift).
         step_size: Steps from one window to the next; default: the horizon, so that targets do not overlap.

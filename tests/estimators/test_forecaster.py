@@ -170,6 +170,15 @@ def test_calibrated_intervals_cover_and_say_what_they_lack(small):
         model.predict(before, level=99)
 
 
+def test_a_few_series_have_enough_windows_by_themselves(small):
+    frame = long_frame((120, 120))
+    model = OneForAllForecaster(5, trunk=small).calibrate(frame)
+    assert model.calibration_.errors.shape == (10, 2, 5)  # 20 of both series
+    assert np.isfinite(model.predict(frame, level=95)["OneForAll-lo-95"]).all()
+    short = OneForAllForecaster(5, trunk=small).calibrate(frame[:40])
+    assert short.calibration_.errors.shape == (4, 1, 5)  # the last half has no more
+
+
 _AGAIN = """
 import sys, numpy as np, pandas as pd
 from ofa_jax import OneForAllForecaster
