@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ofa_jax.build import Model, build_model
-from ofa_jax.data.catalog.load import CATALOG, load_collection
+from ofa_jax.data.catalog.load import load_collection
 from ofa_jax.data.seasons import season_length
 from ofa_jax.estimators.engine import forecast_experiment, forecast_windows
 from ofa_jax.files import write_json
@@ -89,7 +89,7 @@ def main() -> None:
     wanted += [(name, COLLECTIONS[name]) for name in arguments.collections]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for name, horizon in wanted:
-        if (key := f"{name} {horizon}") in errors or CATALOG.get(name) is None:
+        if (key := f"{name} {horizon}") in errors:
             continue
         begun, measure = time.monotonic(), long_term if name in SETS else competition
         errors[key] = measure(arguments.trunk, name, horizon)

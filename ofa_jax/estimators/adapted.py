@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -17,7 +17,7 @@ from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Experiment, TrunkConfig
 from ofa_jax.data.splits import Scaler
 from ofa_jax.errors import CheckpointError, ConfigError, DataError
-from ofa_jax.estimators.base import Estimator, NotFittedError
+from ofa_jax.estimators.base import Estimator, NotFittedError, is_whole
 from ofa_jax.estimators.engine import train
 from ofa_jax.estimators.saved import BUNDLE, SavedRecord, read_folder, write_folder
 from ofa_jax.model.gpt2 import Forecaster
@@ -77,21 +77,14 @@ class Adapted:
         return found
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class AdaptedEstimator(Estimator):
     """An estimator that is trained before it is used."""
 
     noun: ClassVar[str]
     """What messages and saved folders call it."""
 
-    recipe: str
-    trunk: str
-    rank: int
-    alpha: float
-    epochs: int
-    learning_rate: float
-    batch_size: int
-    seed: int
-    verbose: bool
+    fitted_: Adapted = field(init=False)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write parameters and what was trained into a folder; none of the data's values.
@@ -132,18 +125,13 @@ class AdaptedEstimator(Estimator):
             what = f"this is an {record.kind}, not an ofa-jax {cls.noun}"
             raise CheckpointError(what, where=str(folder), fix="Load it by its own class")
         params = record.params | ({} if trunk is None else {"trunk": trunk})
-        if unknown := sorted(params.keys() - set(cls._names())):
-            what = f"has parameters that this version does not know: {', '.join(unknown)}"
-            raise CheckpointError(what, where=str(folder), fix="Use the version of ofa-jax that saved it")
-        made, bundle = cls(**params), load_bundle(folder / BUNDLE, trunk=trunk)
+        made, bundle = cls._of(params, folder), load_bundle(folder / BUNDLE, trunk=trunk)
         best = bundle.record
         meta = {name: value for name, value in best.model_dump(include=_META).items() if value is not None}
         found = (best.best_epoch, best.validation)
         made.fitted_ = Adapted(bundle.model, bundle.experiment, bundle.scaler, meta, *found)
         made._restore(record)
         return made
-
-    fitted_: Adapted
 
     def _further(self) -> dict[str, Any]:
         """Fields of the record that only this class has."""
@@ -235,11 +223,6 @@ class AdaptedEstimator(Estimator):
             result = train(model, task, experiment.train, reporter)
         best, model = result.progress, replace(model, trainable=result.best)
         return Adapted(model, experiment, scaler, meta, best.best_epoch, best.best_metrics)
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a value is an integer."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def check_share(name: str, value: Any) -> None:

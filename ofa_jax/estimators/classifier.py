@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -11,13 +12,15 @@ from ofa_jax.config.tasks import ClassificationSettings
 from ofa_jax.data.archives import LabelledCases
 from ofa_jax.data.missing import LARGEST
 from ofa_jax.errors import ConfigError, DataError, shorten
-from ofa_jax.estimators.adapted import AdaptedEstimator, AdaptedRecord, check_share, is_whole
+from ofa_jax.estimators.adapted import AdaptedEstimator, AdaptedRecord, check_share
+from ofa_jax.estimators.base import is_whole
 from ofa_jax.model.patching import patch_count
 from ofa_jax.tasks.classification import apply_cases, prepare_cases
 
 _SOURCE = "X"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class OneForAllClassifier(AdaptedEstimator):
     """Classes of cases of one or several channels, by a frozen trunk that :meth:`fit` adapts.
 
@@ -44,38 +47,15 @@ class OneForAllClassifier(AdaptedEstimator):
     """
 
     noun: ClassVar[str] = "classifier"
-    classes_: np.ndarray
+    classes_: np.ndarray = field(init=False)
 
-    def __init__(
-        self,
-        *,
-        input_length: int | Literal["auto"] = "auto",
-        patch: int | Literal["auto"] = "auto",
-        stride: int | Literal["auto"] = "auto",
-        recipe: str = "gpt4ts",
-        trunk: str = "nano",
-        rank: int = 16,
-        alpha: float = 16,
-        epochs: int = 30,
-        learning_rate: float = 1e-3,
-        batch_size: int = 64,
-        validation_fraction: float = 0.2,
-        seed: int = 0,
-        verbose: bool = False,
-    ) -> None:
-        self.input_length = input_length
-        self.patch = patch
-        self.stride = stride
-        self.recipe = recipe
-        self.trunk = trunk
-        self.rank = rank
-        self.alpha = alpha
-        self.epochs = epochs
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.validation_fraction = validation_fraction
-        self.seed = seed
-        self.verbose = verbose
+    input_length: int | Literal["auto"] = "auto"
+    patch: int | Literal["auto"] = "auto"
+    stride: int | Literal["auto"] = "auto"
+    recipe: str = "gpt4ts"
+    epochs: int = 30
+    batch_size: int = 64
+    validation_fraction: float = 0.2
 
     def fit(self, X: Any, y: Any) -> Self:
         """Adapt the trunk to labeled cases.

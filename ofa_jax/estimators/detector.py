@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import jax
@@ -13,9 +13,9 @@ from ofa_jax.config.tasks import ForecastSettings
 from ofa_jax.data.splits import Scaler
 from ofa_jax.errors import DataError, shorten
 from ofa_jax.estimators.adapted import Adapted, AdaptedEstimator, check_share
+from ofa_jax.estimators.base import OfFrames
 from ofa_jax.estimators.engine import LEAST, training_task
-from ofa_jax.estimators.panel import Columns, Panel, check_names
-from ofa_jax.estimators.reading import read_panel
+from ofa_jax.estimators.panel import Panel
 from ofa_jax.estimators.steps import READ, Steps, forecast_steps, length_of, spread_of
 from ofa_jax.model.gpt2 import Forecaster
 from ofa_jax.tasks.anomaly import VALIDATION_SHARE
@@ -33,7 +33,8 @@ class _Scored(NamedTuple):
     expected: np.ndarray
 
 
-class OneForAllAnomalyDetector(AdaptedEstimator):
+@dataclass(kw_only=True, eq=False, repr=False)
+class OneForAllAnomalyDetector(AdaptedEstimator, OfFrames):
     """Unusual values of many series: those far from what a frozen trunk, adapted by :meth:`fit`, expects.
 
     No labels are needed. A value's score is its squared distance from what is expected, in units of its
@@ -67,42 +68,9 @@ class OneForAllAnomalyDetector(AdaptedEstimator):
 
     noun: ClassVar[str] = "anomaly detector"
 
-    def __init__(
-        self,
-        *,
-        freq: str | int | None = None,
-        method: Literal["forecast", "reconstruction"] = "forecast",
-        input_length: int | Literal["auto"] = "auto",
-        contamination: float = 0.01,
-        recipe: str = "output",
-        trunk: str = "nano",
-        rank: int = 16,
-        alpha: float = 16,
-        epochs: int = 10,
-        learning_rate: float = 1e-3,
-        batch_size: int = 256,
-        seed: int = 0,
-        id_col: str = "unique_id",
-        time_col: str = "ds",
-        target_col: str = "y",
-        verbose: bool = False,
-    ) -> None:
-        self.freq = freq
-        self.method = method
-        self.input_length = input_length
-        self.contamination = contamination
-        self.recipe = recipe
-        self.trunk = trunk
-        self.rank = rank
-        self.alpha = alpha
-        self.epochs = epochs
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.seed = seed
-        self.id_col = id_col
-        self.time_col = time_col
-        self.target_col = target_col
-        self.verbose = verbose
+    method: Literal["forecast", "reconstruction"] = "forecast"
+    input_length: int | Literal["auto"] = "auto"
+    contamination: float = 0.01
 
     @property
     def threshold_(self) -> float:
@@ -120,7 +88,7 @@ class OneForAllAnomalyDetector(AdaptedEstimator):
             ConfigError: A parameter is out of range.
         """
         check_share("contamination", self.contamination)
-        around, panel = self._around(self.method), self._read(df)
+        around, panel = self._around(self.method), self._read(df, "score", "anomaly", "expected")
         scaler = spread_of(panel)
         adapted = self._forecaster(panel, scaler, around) if around else self._reconstructor(panel, scaler)
         score = _score(panel, scaler, _expected(adapted, panel, scaler))
@@ -154,15 +122,8 @@ class OneForAllAnomalyDetector(AdaptedEstimator):
         panel, score, _ = self._scores(df)
         return score[_in_source(panel)]
 
-    def _read(self, df: Any) -> Panel:
-        check_names([*asdict(self._columns()).values(), "score", "anomaly", "expected"])
-        return read_panel(df, self._columns(), self.freq)
-
-    def _columns(self) -> Columns:
-        return Columns(self.id_col, self.time_col, self.target_col)
-
     def _scores(self, df: Any) -> _Scored:
-        fitted, panel = self._known(), self._read(df)
+        fitted, panel = self._known(), self._read(df, "score", "anomaly", "expected")
         scaler = _of_series(fitted, panel)
         expected = _expected(fitted, panel, scaler)
         return _Scored(panel, _score(panel, scaler, expected), expected)

@@ -15,6 +15,7 @@ from ofa_jax.build import Model
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Experiment, TrainConfig
 from ofa_jax.errors import ConfigError, DataError
+from ofa_jax.estimators.base import is_whole
 from ofa_jax.estimators.panel import Panel
 from ofa_jax.model.quantiles import PretrainedForecastNetwork, QuantileForecastNetwork
 from ofa_jax.model.weights import read_config
@@ -33,11 +34,6 @@ MOST = {"train": 8192, "validation": 2048}
 """Windows that are drawn from all of a split, at most."""
 BATCHES = (1, 8, 64, 256)
 """Windows of a program; batches are padded to one of these, so that few programs serve any number."""
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a parameter is an integer, of Python or NumPy."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def forecast_experiment(

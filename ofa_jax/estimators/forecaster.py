@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,8 +12,8 @@ import numpy as np
 
 from ofa_jax.build import build_model
 from ofa_jax.config.schema import Experiment
-from ofa_jax.errors import CheckpointError, ConfigError, DataError, shorten
-from ofa_jax.estimators.base import Estimator, NotFittedError
+from ofa_jax.errors import ConfigError, DataError, shorten
+from ofa_jax.estimators.base import NotFittedError, OfFrames, is_whole
 from ofa_jax.estimators.engine import (
     LEAST,
     MOST,
@@ -21,7 +21,6 @@ from ofa_jax.estimators.engine import (
     errors_of_series,
     forecast_experiment,
     forecast_windows,
-    is_whole,
     train,
     training_task,
 )
@@ -35,15 +34,15 @@ from ofa_jax.estimators.intervals import (
     quantile,
     scaled_errors,
 )
-from ofa_jax.estimators.panel import Columns, Panel, check_names
-from ofa_jax.estimators.reading import read_panel
+from ofa_jax.estimators.panel import Panel
 from ofa_jax.estimators.saved import Fitted, load, save
 from ofa_jax.train.progress import SILENT, ConsoleReporter
 
 _Numbers = Sequence[float] | float | None
 
 
-class OneForAllForecaster(Estimator):
+@dataclass(kw_only=True, eq=False, repr=False)
+class OneForAllForecaster(OfFrames):
     """Forecasts of many series by a pretrained trunk, adapted to them by :meth:`fit`.
 
     Before :meth:`fit`, :meth:`predict` forecasts without training.
@@ -66,42 +65,9 @@ class OneForAllForecaster(Estimator):
         verbose: Whether :meth:`fit` shows its progress.
     """
 
-    def __init__(
-        self,
-        horizon: int,
-        *,
-        freq: str | int | None = None,
-        context: int | Literal["auto"] = "auto",
-        recipe: str = "output",
-        trunk: str = "nano",
-        rank: int = 16,
-        alpha: float = 16,
-        epochs: int = 10,
-        learning_rate: float = 1e-3,
-        batch_size: int = 256,
-        seed: int = 0,
-        alias: str = "OneForAll",
-        id_col: str = "unique_id",
-        time_col: str = "ds",
-        target_col: str = "y",
-        verbose: bool = False,
-    ) -> None:
-        self.horizon = horizon
-        self.freq = freq
-        self.context = context
-        self.recipe = recipe
-        self.trunk = trunk
-        self.rank = rank
-        self.alpha = alpha
-        self.epochs = epochs
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.seed = seed
-        self.alias = alias
-        self.id_col = id_col
-        self.time_col = time_col
-        self.target_col = target_col
-        self.verbose = verbose
+    horizon: int = field(kw_only=False)
+    context: int | Literal["auto"] = "auto"
+    alias: str = "OneForAll"
 
     def fit(
         self,
@@ -182,7 +148,7 @@ class OneForAllForecaster(Estimator):
         if len(wrong := np.flatnonzero(np.isnan(made.mean[:, 0]))):
             what = f"series {shorten(panel.ids[wrong[0]])} has no value in the last steps that are read"
             raise DataError(what, fix="Leave it out")
-        table = self._columns(made, level, quantiles)
+        table = self._table(made, level, quantiles)
         series, times = np.repeat(np.arange(panel.n), steps), panel.times_after(steps).ravel()
         return panel.to_frame(series, times, {name: values.ravel() for name, values in table.items()})
 
@@ -231,9 +197,7 @@ class OneForAllForecaster(Estimator):
             made, series = Forecast(made.levels[some], made.mean[some]), series[some]
             rows = (panel.first[series] + cut[series])[:, None] + np.arange(steps)
             cutoff = np.repeat(panel.times[rows[:, 0] - 1], steps)
-            parts.append(
-                (np.repeat(series, steps), rows.ravel(), cutoff, own._columns(made, level, quantiles))
-            )
+            parts.append((np.repeat(series, steps), rows.ravel(), cutoff, own._table(made, level, quantiles)))
         if not parts:
             what = f"no series has {steps + 1} steps, one to read and {steps} to forecast"
             raise DataError(what, fix="Give longer series or a smaller h")
@@ -300,21 +264,14 @@ class OneForAllForecaster(Estimator):
         """
         params, fitted, calibration = load(path, trunk)
         params |= {} if trunk is None else {"trunk": trunk}
-        if unknown := sorted(params.keys() - set(cls._names())):
-            what = f"has parameters that this version does not know: {', '.join(unknown)}"
-            raise CheckpointError(what, where=str(path), fix="Use the version of ofa-jax that saved it")
-        made = cls(**params)
+        made = cls._of(params, path)
         made.calibration_ = calibration
         if fitted is not None:
             made.fitted_ = fitted
         return made
 
-    def _read(self, df: Any) -> Panel:
-        if isinstance(df, Panel):
-            return df
-        columns = Columns(self.id_col, self.time_col, self.target_col)
-        check_names([*asdict(columns).values(), self.alias])
-        return read_panel(df, columns, self.freq)
+    def _read(self, df: Any, *made: str) -> Panel:
+        return df if isinstance(df, Panel) else super()._read(df, self.alias, *made)
 
     def _steps(self, h: int | None) -> int:
         steps = self.horizon if h is None else h
@@ -367,7 +324,7 @@ class OneForAllForecaster(Estimator):
         errors[number, series] = scaled_errors(made.levels, target)
         return Calibration(errors, settings)
 
-    def _columns(self, made: Forecast, level: _Numbers, quantiles: _Numbers) -> dict[str, np.ndarray]:
+    def _table(self, made: Forecast, level: _Numbers, quantiles: _Numbers) -> dict[str, np.ndarray]:
         """The columns of a result, ``[n, h]`` each, in their order."""
         levels, calibration = check_levels(level), getattr(self, "calibration_", None)
         if calibration is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
@@ -15,9 +15,9 @@ import pandas as pd
 from ofa_jax.build import build_model
 from ofa_jax.errors import DataError
 from ofa_jax.estimators.adapted import Adapted, AdaptedEstimator, AdaptedRecord, check_share
+from ofa_jax.estimators.base import OfFrames
 from ofa_jax.estimators.gaps import fill_gaps, find_weights
-from ofa_jax.estimators.panel import Columns, Panel, check_names
-from ofa_jax.estimators.reading import read_panel
+from ofa_jax.estimators.panel import Panel
 from ofa_jax.estimators.steps import Steps, length_of, spread_of
 from ofa_jax.tasks.imputation import hide_points
 from ofa_jax.windows.batch import Batch
@@ -26,7 +26,8 @@ _LENGTH = 40
 _HELD_OUT = 0.2
 
 
-class OneForAllImputer(AdaptedEstimator):
+@dataclass(kw_only=True, eq=False, repr=False)
+class OneForAllImputer(AdaptedEstimator, OfFrames):
     """Missing values of many series, filled by a frozen trunk.
 
     Every series is filled separately and relative to its own values, so that :meth:`transform` takes any.
@@ -57,42 +58,11 @@ class OneForAllImputer(AdaptedEstimator):
 
     noun: ClassVar[str] = "imputer"
 
-    def __init__(
-        self,
-        *,
-        freq: str | int | None = None,
-        method: Literal["forecast", "reconstruction"] = "forecast",
-        input_length: int | Literal["auto"] = "auto",
-        mask_rate: float = 0.25,
-        recipe: str = "gpt4ts",
-        trunk: str = "nano",
-        rank: int = 16,
-        alpha: float = 16,
-        epochs: int = 10,
-        learning_rate: float = 1e-3,
-        batch_size: int = 64,
-        seed: int = 0,
-        id_col: str = "unique_id",
-        time_col: str = "ds",
-        target_col: str = "y",
-        verbose: bool = False,
-    ) -> None:
-        self.freq = freq
-        self.method = method
-        self.input_length = input_length
-        self.mask_rate = mask_rate
-        self.recipe = recipe
-        self.trunk = trunk
-        self.rank = rank
-        self.alpha = alpha
-        self.epochs = epochs
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.seed = seed
-        self.id_col = id_col
-        self.time_col = time_col
-        self.target_col = target_col
-        self.verbose = verbose
+    method: Literal["forecast", "reconstruction"] = "forecast"
+    input_length: int | Literal["auto"] = "auto"
+    mask_rate: float = 0.25
+    recipe: str = "gpt4ts"
+    batch_size: int = 64
 
     def fit(self, df: Any) -> Self:
         """Find the weights of forecasts, or adapt the trunk, by hiding values that are there.
@@ -147,7 +117,7 @@ class OneForAllImputer(AdaptedEstimator):
             DataError: The frame cannot be read, or a column with missing values has no numbers.
         """
         fitted = self._known()
-        columns, panel = self._columns(), self._read(df)
+        columns, panel = self._columns, self._read(df)
         long = columns.target in nw.from_native(df, eager_only=True).columns
         names = [columns.target] if long else list(panel.ids)
         gone, rows = ~np.isfinite(panel.values), panel.rows
@@ -179,13 +149,6 @@ class OneForAllImputer(AdaptedEstimator):
     def _restore(self, record: AdaptedRecord) -> None:
         if record.weights is not None:
             self.weights_ = record.weights
-
-    def _read(self, df: Any) -> Panel:
-        check_names(list(asdict(self._columns()).values()))
-        return read_panel(df, self._columns(), self.freq)
-
-    def _columns(self) -> Columns:
-        return Columns(self.id_col, self.time_col, self.target_col)
 
 
 def hide_gaps(batch: Batch, keys_b: jax.Array, *, rate: float) -> Batch:

@@ -12,11 +12,9 @@ import pandas as pd
 
 from ofa_jax.data.calendar import Duration, Step, follows, infer_step, step_of
 from ofa_jax.data.clock import Clock
+from ofa_jax.data.missing import LARGEST
 from ofa_jax.errors import DataError, listed, shorten
 from ofa_jax.estimators.panel import Columns, Panel
-
-LARGEST = 1.2e18
-"""Values beyond it are no data but what sensors write for missing ones."""
 
 _OLD_NAMES = {"H": "h", "T": "min", "S": "s", "M": "ME", "Q": "QE", "Y": "YE", "A": "YE"}
 _POLARS = {"s": "s", "m": "min", "h": "h", "d": "D", "w": "W", "mo": "MS", "q": "QS", "y": "YS"}
@@ -88,7 +86,7 @@ def read_panel(frame: Any, columns: Columns, freq: str | int | None = None) -> P
     order = np.lexsort((times, codes))
     codes, times, values = codes[order], times[order], values[order]
     first = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(ids)))])
-    _check_values(values, codes, ids, columns)
+    _check_values(values, codes, ids)
     steps, kinds = _steps(times, codes, first, ids, freq, clock)
     text = table.schema[columns.time] in (nw.String, nw.Object)  # comes back as times
     kept = [columns.id] * (columns.id in names) + [columns.time] * (not text)
@@ -176,12 +174,14 @@ def _numbers(column: nw.Series[Any], name: str) -> np.ndarray:
     return values.to_numpy(np.float64, na_value=np.nan)
 
 
-def _check_values(values: np.ndarray, codes: np.ndarray, ids: pd.Index, columns: Columns) -> None:
+def _check_values(values: np.ndarray, codes: np.ndarray, ids: pd.Index) -> None:
     with np.errstate(invalid="ignore"):
         wrong = np.flatnonzero(np.abs(values) > LARGEST)
     if len(wrong):
-        what = f"series {shorten(ids[codes[wrong[0]]])} has the value {values[wrong[0]]:g}"
-        raise DataError(what, fix="Replace what stands for a missing value by NaN")
+        what = (
+            f"series {shorten(ids[codes[wrong[0]]])} has the value {values[wrong[0]]:g}, beyond {LARGEST:.1g}"
+        )
+        raise DataError(what, fix="If it stands for a missing value, put NaN there; else use other units")
     empty = np.flatnonzero(np.bincount(codes, np.isfinite(values), len(ids)) == 0)
     if len(empty):
         what = f"series {shorten(ids[empty[0]])} has no value ({len(empty)} such series)"

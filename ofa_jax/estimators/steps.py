@@ -14,7 +14,8 @@ import pandas as pd
 from ofa_jax.build import Model
 from ofa_jax.data.splits import RESOLUTION, Scaler
 from ofa_jax.errors import ConfigError, DataError, shorten
-from ofa_jax.estimators.adapted import Adapted, is_whole
+from ofa_jax.estimators.adapted import Adapted
+from ofa_jax.estimators.base import is_whole
 from ofa_jax.estimators.engine import LEAST, forecast_windows, places
 from ofa_jax.estimators.panel import Panel
 from ofa_jax.tasks.base import Task
