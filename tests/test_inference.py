@@ -291,6 +291,7 @@ def other_series(rows: int = 30) -> pd.DataFrame:
     return pd.DataFrame({"when": pd.date_range("2024-02-01", periods=rows, freq="D"), **columns})
 
 
+@pytest.mark.slow
 def test_a_model_of_single_series_forecasts_any_table(of_any_series, tmp_path):
     """Other columns, another number and another frequency than in training; in their own units."""
     assert of_any_series.names is None
@@ -333,6 +334,7 @@ def test_a_bundle_without_a_trunk_forecasts_like_any_other(tiny, tmp_path):
     assert np.isfinite(table[["a", "b"]].to_numpy()).all()
 
 
+@pytest.mark.slow
 def test_anomalies_of_a_table(tiny, tmp_path):
     """A run stores the threshold of its report; every row is scored once, by the window that the report
     uses."""
@@ -357,6 +359,7 @@ def test_anomalies_of_a_table(tiny, tmp_path):
         predict(untrained(tiny, "anomaly", tmp_path), pd.DataFrame(stream, columns=["u", "v", "w"]))
 
 
+@pytest.mark.slow
 def test_classes_of_cases(tiny, tmp_path):
     loaded = untrained(tiny, "classification", tmp_path)
     table = predict(loaded, tmp_path / "Tiny_TEST.ts")

@@ -68,6 +68,7 @@ def test_a_trunk_that_saw_no_series_forecasts_nothing_without_training():
         ofa_jax.forecast(load(50), 3, trunk="gpt2")
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_the_function_gives(tmp_path):
     load(100).to_csv(tmp_path / "load.csv", index=False)
     arguments = ["forecast", str(tmp_path / "load.csv"), "--horizon", "5"]

@@ -230,6 +230,7 @@ class OneLayer(nn.Module):
         return nn.Dense(1, use_bias=False, dtype=jnp.bfloat16, name="layer")(x)
 
 
+@pytest.mark.slow
 def test_dropout_keeps_its_rate_scale_and_sample():
     """Weights of zero and an adapter of ones: the output counts the inputs that were kept."""
     width, rate = 4000, 0.1
@@ -250,6 +251,7 @@ def test_dropout_keeps_its_rate_scale_and_sample():
     np.testing.assert_allclose(alone, kept[3:5], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_channels_of_a_sample_have_masks_of_their_own():
     adapters = moved({"out_layer": init_adapters(TARGETS, LoraConfig(4, 16))["out_layer"]})
     adapted = jax.jit(with_adapters(APPLY, scaled(1.0, dropout=0.5)))

@@ -140,6 +140,7 @@ def test_model_and_seasonal_naive_on_every_window(run):
     )
 
 
+@pytest.mark.slow
 def test_a_trained_baseline_is_kept_and_reused(run):
     first, epochs = scores(run)
     assert 1 <= epochs <= 10

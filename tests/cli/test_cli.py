@@ -209,6 +209,7 @@ def test_evaluate_as_json(trained, tiny):
     ]
 
 
+@pytest.mark.slow
 def test_evaluate_with_baselines(run, call):
     called = call("evaluate", run, "--baseline", "nlinear", "--split", "validation")
     assert called.status == 0

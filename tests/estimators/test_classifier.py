@@ -49,6 +49,7 @@ def test_it_learns_what_separates_the_classes(fitted):
     assert (fitted.predict(cases) == fitted.classes_[probability.argmax(axis=1)]).all()
 
 
+@pytest.mark.slow
 def test_a_case_has_its_class_in_any_company(fitted):
     cases, _ = ramps(10, seed=2)
     together = fitted.predict_proba(cases)

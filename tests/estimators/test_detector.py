@@ -115,6 +115,7 @@ def test_missing_values_have_no_score_and_are_expected_anyway(fitted):
     assert found.score[52:120].notna().all()
 
 
+@pytest.mark.slow
 def test_a_constant_series_is_scored_by_its_size(small):
     frame, _ = frames()
     frame.loc[frame.unique_id == "a", "y"] = 50.0

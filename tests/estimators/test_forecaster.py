@@ -26,6 +26,7 @@ def fitted(small):
     return model.fit(long_frame(), prediction_intervals=PredictionIntervals(n_windows=3))
 
 
+@pytest.mark.slow
 def test_it_forecasts_what_the_function_for_wide_tables_does(small):
     frame = long_frame((70, 70))
     found = OneForAllForecaster(6, trunk=small).predict(frame)
@@ -72,6 +73,7 @@ def test_forecasts_follow_the_unit_and_the_level_of_a_series(fitted, scale, shif
             np.testing.assert_allclose((after - shift) / scale, before, atol=2e-3 * size)
 
 
+@pytest.mark.slow
 def test_a_constant_goes_on_and_missing_values_are_no_values(small):
     model = OneForAllForecaster(4, trunk=small)
     constant = pd.DataFrame({"ds": pd.date_range("2024", periods=9), "y": 1234.5})
@@ -170,6 +172,7 @@ def test_calibrated_intervals_cover_and_say_what_they_lack(small):
         model.predict(before, level=99)
 
 
+@pytest.mark.slow
 def test_a_few_series_have_enough_windows_by_themselves(small):
     frame = long_frame((120, 120))
     model = OneForAllForecaster(5, trunk=small).calibrate(frame)
@@ -188,6 +191,7 @@ np.save(sys.argv[4], found.iloc[:, 2:].to_numpy())
 """
 
 
+@pytest.mark.slow
 def test_a_saved_forecaster_gives_the_same_bits_in_another_process(fitted, small, tmp_path):
     fitted.save(tmp_path / "model")
     long_frame().to_parquet(tmp_path / "data.parquet")

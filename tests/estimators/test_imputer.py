@@ -67,6 +67,7 @@ def test_weights_of_perfect_forecasts_are_1_and_gaps_are_filled_exactly(small):
     pd.testing.assert_frame_equal(found, complete, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_forecasts_that_do_not_help_leave_a_straight_line(small):
     complete, gappy = waves()
 
@@ -156,6 +157,7 @@ def test_units_do_not_matter(fitted):
     np.testing.assert_allclose(found, 1000 * wanted - 7, rtol=1e-4)  # the network computes in float32
 
 
+@pytest.mark.slow
 def test_points_and_runs_are_hidden():
     mask = np.ones((400, 20, 1), bool)
     mask[:, :2] = False

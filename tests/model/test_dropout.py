@@ -120,6 +120,7 @@ def test_dropout_has_a_mask_per_site_and_none_without_keys_or_rate():
     assert dropout(x.astype(jnp.bfloat16), 0.5, keys(2), "here").dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_gradient_of_dropout_has_the_mask_of_its_output():
     x = normal(0, 3, 20, 10)
     out, backward = jax.vjp(lambda x: dropout(x, 0.3, keys(3), "here"), x)

@@ -97,6 +97,7 @@ def test_more_steps_than_the_trunk_reads_are_refused(trunk):
         forecaster(trunk, length=65)
 
 
+@pytest.mark.slow
 def test_the_forecast_of_a_mirror_image_is_the_mirrored_forecast(trunk):
     x = series()
     np.testing.assert_allclose(
@@ -104,7 +105,7 @@ def test_the_forecast_of_a_mirror_image_is_the_mirrored_forecast(trunk):
     )
 
 
-@pytest.mark.parametrize("horizon", [40, pytest.param(13, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("horizon", [13, pytest.param(40, marks=pytest.mark.slow)])
 def test_quantiles_are_in_the_units_of_the_mean_and_adaptation_moves_both(trunk, horizon):
     network = QuantileForecastNetwork(trunk=GPT2Trunk(CONFIG), input_length=64, horizon=horizon, patch=8)
     x = 50 + 3 * series(channels=1)
@@ -130,6 +131,7 @@ def test_the_last_seen_value_is_found_before_missing_ones():
     np.testing.assert_array_equal(last_seen(x, seen), [[2], [6]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [6, 12])
 def test_a_few_points_are_enough(trunk, length):
     assert np.isfinite(forecaster(trunk, length=length)(series(length))).all()
@@ -140,6 +142,7 @@ def test_a_constant_is_forecast_in_its_units_without_infinities(trunk):
     assert np.isfinite(forecaster(trunk)(x)).all()
 
 
+@pytest.mark.slow
 def test_a_longer_horizon_is_rolled_out_from_its_own_mean(trunk):
     x = series()
     first = forecaster(trunk)(x)

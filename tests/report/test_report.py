@@ -255,6 +255,7 @@ def test_the_shown_windows_follow_the_rule(report, run):
         assert f"{word}: {NAMES[channel[place]]}, window {place} from {when}, MSE {error[place]:.4g}" in alt
 
 
+@pytest.mark.slow
 def test_errors_by_channel_and_step_are_means_of_the_same_errors(run, monkeypatch):
     loaded, data = open_run(run)
     evaluation, table = Evaluation(loaded, data), data.task.tables["test"]
@@ -273,6 +274,7 @@ def test_errors_by_channel_and_step_are_means_of_the_same_errors(run, monkeypatc
     assert metrics["mse"] == pytest.approx(squared.mean(), rel=1e-5)  # float32 squares in another order
 
 
+@pytest.mark.slow
 def test_a_shown_forecast_is_in_original_units(run):
     loaded, data = open_run(run)
     place = data.task.tables["test"].size - 1
@@ -410,6 +412,7 @@ def untrained(experiment: Experiment) -> Evaluation:
     return Evaluation(LoadedModel(experiment, build_model(experiment), data.scaler, record), data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["strict", "published"])
 def test_anomaly_scores_and_threshold_are_those_of_the_metrics(tiny, tmp_path, monkeypatch, protocol):
     # 22 does not divide the 120 test steps, so that two windows of the strict protocol cover some steps
@@ -433,6 +436,7 @@ def test_anomaly_scores_and_threshold_are_those_of_the_metrics(tiny, tmp_path, m
         np.testing.assert_array_equal(found["score"], seen["scores"])
 
 
+@pytest.mark.slow
 def test_anomalies_are_shown_by_their_peaks(tiny, tmp_path):
     _, windows, errors, _ = anomaly_results(untrained(tiny.of_task("anomaly", tmp_path)))
     (row,) = windows.folded[0].rows
@@ -446,6 +450,7 @@ def test_anomalies_are_shown_by_their_peaks(tiny, tmp_path):
     assert "with flagged steps" not in every.alt
 
 
+@pytest.mark.slow
 def test_confused_classes_add_up_to_the_accuracy(tiny, tmp_path):
     evaluation = untrained(tiny.of_task("classification", tmp_path))
     task, model = evaluation.data.task, evaluation.loaded.model

@@ -141,6 +141,7 @@ def test_the_first_step_reduces_the_loss_by_its_squared_gradient(small, module):
     np.testing.assert_allclose(change, expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_first_step_of_adam_moves_by_the_sum_of_sizes(experiment, task):
     """``-<G, out> = eta sum |dL/dzero|``, with slope +1/2 for rslora: it is not stable under Adam."""
     grid = replace(FEW, ranks=(24, 48), optimizers=("adam",), seeds=32, adam_learning_rate=1e-6)
@@ -191,6 +192,7 @@ def test_quantities_match_autodiff(kind):
         assert float(value) == pytest.approx(float(expected[name]), rel=1e-5), name  # float32 sums of dozens
 
 
+@pytest.mark.slow
 def test_gradient_norms_are_those_of_the_loss(experiment, task):
     """Norms that follow from taps, at padded rank, are those of the model's own loss through the network."""
     runner = StudyRunner(experiment, replace(FEW, steps=(0,)), task)
@@ -437,6 +439,7 @@ def test_an_invalid_grid_is_refused(given, message):
         Grid(**given)
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_and_figures(tiny, tmp_path):
     config, out = tiny.config(tmp_path), tmp_path / "study"
     options = (

@@ -311,6 +311,7 @@ def test_a_cell_that_diverges_ends_alone(tiny: Any, source: Path, tmp_path: Path
     assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["cells"][0]["best_epoch"] == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_of_which_nothing_is_left_says_so(
     tiny: Any, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -327,6 +328,7 @@ def test_a_sweep_of_which_nothing_is_left_says_so(
     assert printed[printed.index("rank") + 1] == "seeds"
 
 
+@pytest.mark.slow
 def test_scores_that_cannot_be_used_end_their_cell_alone(
     tiny: Any, source: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -185,6 +185,7 @@ def hidden_by_training(data: TaskData, step: int, *, seed: int = 2021) -> np.nda
     return moved
 
 
+@pytest.mark.slow
 def test_every_training_step_hides_other_points_and_learns_from_them_alone(data):
     one, two = hidden_by_training(data, 0), hidden_by_training(data, 1)
     assert 0.1 < one.mean() < 0.4

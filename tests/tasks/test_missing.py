@@ -122,6 +122,7 @@ def test_the_loss_and_its_gradient_ignore_filled_targets(tmp_path, gone, task):
     assert loss(pred, other) == loss(pred, batch)
 
 
+@pytest.mark.slow
 def test_imputation_neither_shows_nor_scores_filled_values(tmp_path, gone):
     true = table(tmp_path / "a.csv", gone)
     data = read(tmp_path / "a.csv", "imputation", "linear")
@@ -215,6 +216,7 @@ def test_which_values_were_filled_belongs_to_the_data(tmp_path, gone):
     assert read_whole(tmp_path, true, data).task.observed is None
 
 
+@pytest.mark.slow
 def test_evaluate_and_the_bundle_name_the_number_of_filled_values(tiny, tmp_path, capsys):
     from ofa_jax.baselines.compare import compare
     from ofa_jax.runs.train import open_run, train_run

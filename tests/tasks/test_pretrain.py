@@ -106,6 +106,7 @@ def test_no_target_counts_beyond_twice_the_steps_that_are_seen():
     assert seen.min() < 12
 
 
+@pytest.mark.slow
 def test_windows_with_a_constant_context_are_not_scored():
     batch, _ = drawn(4)
     flat = batch._replace(x=jnp.full(batch.x.shape, 2.0))
@@ -171,6 +172,7 @@ def load_bundle_leaves(run):
     return trunk_of_run(run).sha256
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_trunk_that_forecasts_and_is_adapted(run, tiny, tmp_path):
     made = trunk_of_run(run)
     assert made.config.forecaster == Forecaster(patch=8, context=64, horizon=16)

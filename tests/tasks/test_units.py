@@ -98,6 +98,7 @@ def assert_own_units(folder: Path, units: list[float], series: list[np.ndarray],
 POWERS = st.lists(st.floats(-12, 12), min_size=4, max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(units=POWERS)
 def test_each_series_may_have_its_own_unit(shared, units):
@@ -113,6 +114,7 @@ def test_each_of_any_series_may_have_its_own_unit(shared, units, seed):
     assert_own_units(shared, units, generated(seed), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [1e6, 1e9, 1e12, -1e12])
 def test_another_level_gives_the_same_mase(tmp_path, shared, task, level):
     # by the loss that does not read the level itself
@@ -139,6 +141,7 @@ def test_a_series_that_grows_by_ten_orders_is_read_in_every_window(tmp_path, uni
         np.testing.assert_allclose(batch.y[number, :, 0], y / own, rtol=2e-7, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_relative_window_is_that_of_its_values():
     values = np.array([[5.0], [7.0], [6.0], [9.0], [4.0]])
     buffer, residue = as_pairs(values, ["a"], "a")
@@ -213,6 +216,7 @@ def test_series_too_small_for_float32_are_refused():
     assert not as_pairs(np.zeros((2, 1)), ["a"], "table")[1].any()
 
 
+@pytest.mark.slow
 def test_the_published_collections_keep_their_metrics(data_root):
     experiment = build_experiment(
         {

@@ -84,6 +84,7 @@ def test_a_log_that_cannot_be_written_stops_training_where_all_processes_agree(t
     assert outcome(run) == outcome(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "place"), [("checkpoint", "checkpoints/10"), ("bundle", "bundle")])
 def test_a_full_disk_is_one_error_and_the_same_command_goes_through_later(
     tiny, small_disk, tmp_path, before, place

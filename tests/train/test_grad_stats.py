@@ -45,6 +45,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [event for event in read_events(path) if event["event"] == "gradient"]
 
 
+@pytest.mark.slow
 def test_a_line_says_what_plain_gradients_and_updates_say(tiny, tmp_path):
     """Against four steps of optax by hand, with a limit that clips some of them."""
     trainer = trainer_of(tiny, tmp_path / "log", *STILL, "train.gradient_log=4", "train.clip_norm=17")

@@ -511,6 +511,7 @@ def test_other_settings_are_refused(tiny, source, undisturbed, override, named):
         train_run(tiny.experiment(source, override), undisturbed, Listener())
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_trained_on(tiny, source, undisturbed, tmp_path):
     longer, run = tmp_path / "longer", Path(shutil.copytree(undisturbed, tmp_path / "run"))
     listener = Listener()
@@ -603,6 +604,7 @@ def test_numbers_that_explode_stop_with_the_place(tiny, source, tmp_path, batch_
     assert not (run / "checkpoints").exists() or not list((run / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_loss_that_explodes_late_names_the_last_good_checkpoint(tiny, source, stopped, monkeypatch):
     from ofa_jax.tasks import forecast as forecasting
 
@@ -620,6 +622,7 @@ def test_a_loss_that_explodes_late_names_the_last_good_checkpoint(tiny, source, 
         train_run(tiny.experiment(source), stopped, Listener())
 
 
+@pytest.mark.slow
 def test_parameters_that_are_not_finite_are_never_saved(tiny, source, tmp_path, monkeypatch):
     """The loss of a step is finite, its gradient is not: the state after it must not be saved."""
     import jax
@@ -645,6 +648,7 @@ def test_parameters_that_are_not_finite_are_never_saved(tiny, source, tmp_path, 
     assert not list((run / "checkpoints").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_a_run_that_goes_on(tiny, source, undisturbed, tmp_path, monkeypatch):
     import errno
 

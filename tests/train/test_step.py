@@ -195,6 +195,7 @@ def test_slices_give_the_numbers_of_the_whole_batch(dropping, slices, rows):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(np.asarray(other)).max())
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_slice(setting):
     """Compiled, not run: 2048 windows of 862 channels, 32 at a time, need little more than 32 windows."""
     channels, length = 862, 96
@@ -337,6 +338,7 @@ def test_corruption_does_not_depend_on_the_length_of_chunks(setting):
     assert (losses[1:] > 0).all()
 
 
+@pytest.mark.slow
 def test_evaluation_changes_each_window_in_one_way(setting):
     """By the window's id: in any batch and row."""
 
@@ -367,6 +369,7 @@ def test_evaluation_changes_each_window_in_one_way(setting):
     )
 
 
+@pytest.mark.slow
 def test_rectified_adam_behind_a_limit_trains_through_the_chunk(tiny):
     """Its state is donated, so none of its buffers may occur twice."""
     used = Setting(tiny, "train.optimizer=radam", "train.clip_norm=0.5")
