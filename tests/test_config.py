@@ -118,6 +118,7 @@ def test_defaults_are_these():
         "train": {
             "epochs": 10,
             "batch_size": 256,
+            "solver": "auto",
             "optimizer": "adam",
             "clip_norm": None,
             "learning_rate": 1e-4,

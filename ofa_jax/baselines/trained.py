@@ -109,7 +109,7 @@ def _linear(baseline: LinearBaseline, experiment: Experiment, data: TaskData) ->
 def _networks(experiment: Experiment, data: TaskData) -> list[Baseline]:
     """The same network with another trunk or other rules, trained as the run was."""
     trunk, config = experiment.trunk, trunk_config(experiment.trunk)
-    experiment = experiment.replace({"task": data.settings})
+    experiment = experiment.replace({"task": data.settings, "train.solver": "auto"})
     width = {f"trunk.random.{name}": getattr(config, name) for name in ("n_embd", "n_head", "n_positions")}
     if config.forecaster:  # other trunks have no layers around them; they read the same tokens
         width |= {f"network.{name}": config.forecaster.patch for name in ("patch", "stride")}
@@ -171,7 +171,8 @@ def load_or_train(
     """
     from safetensors.numpy import save_file
 
-    place, settings = folder / baseline.name, baseline.settings.model_dump(mode="json")
+    place = folder / baseline.name
+    settings = baseline.settings.model_dump(mode="json", exclude={"solver"})  # always by gradient steps
     with run_lock(folder, kind="folder of baselines", fix="Wait for it to end, then run this again"):
         predict, frozen, start = baseline.build()
         if place.exists():

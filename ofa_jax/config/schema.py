@@ -102,6 +102,9 @@ class TrainConfig(Section):
 
     epochs: Positive = Field(10, description="passes over the training windows")
     batch_size: Steps = Field(256, description="windows per step")
+    solver: Literal["auto", "gradient", "ridge"] = Field(
+        "auto", description="gradient steps or closed form; auto: closed form for an output adapter by MSE"
+    )
     optimizer: Literal["adam", "radam", "adamw"] = Field(
         "adam", description="Adam, rectified Adam, or Adam with weight decay for pretraining"
     )

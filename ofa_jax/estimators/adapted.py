@@ -18,11 +18,11 @@ from ofa_jax.config.schema import Experiment, TrunkConfig
 from ofa_jax.data.splits import Scaler
 from ofa_jax.errors import CheckpointError, ConfigError, DataError
 from ofa_jax.estimators.base import Estimator, NotFittedError, is_whole
-from ofa_jax.estimators.engine import train
 from ofa_jax.estimators.saved import BUNDLE, SavedRecord, read_folder, write_folder
 from ofa_jax.model.gpt2 import Forecaster
 from ofa_jax.model.weights import read_config
 from ofa_jax.runs.bundle import BundleWriter, load_bundle
+from ofa_jax.runs.fitting import fit_model
 from ofa_jax.tasks.base import NewData, Outputs, Task, TrainedOn
 from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.program import evaluation_options
@@ -220,7 +220,7 @@ class AdaptedEstimator(Estimator):
         """Train on a task."""
         model = build_model(experiment)
         with ConsoleReporter() if self.verbose else contextlib.nullcontext(SILENT) as reporter:
-            result = train(model, task, experiment.train, reporter)
+            result = fit_model(model, task, experiment.train, reporter=reporter)
         best, model = result.progress, replace(model, trainable=result.best)
         return Adapted(model, experiment, scaler, meta, best.best_epoch, best.best_metrics)
 

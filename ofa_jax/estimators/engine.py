@@ -1,4 +1,4 @@
-"""What estimators do with arrays: windows of a panel, forecasts of windows, and training on a panel."""
+"""What estimators do with arrays: windows of a panel, forecasts of windows, and the task of a panel."""
 
 from __future__ import annotations
 
@@ -13,19 +13,15 @@ from ofa_jax.adapters.partition import combine
 from ofa_jax.adapters.rslora import LoraConfig, with_adapters
 from ofa_jax.build import Model
 from ofa_jax.config.load import build_experiment
-from ofa_jax.config.schema import Experiment, TrainConfig
+from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.estimators.base import is_whole
 from ofa_jax.estimators.panel import Panel
 from ofa_jax.model.quantiles import PretrainedForecastNetwork, QuantileForecastNetwork
 from ofa_jax.model.weights import read_config
-from ofa_jax.runs.features import Cached, cache_features
 from ofa_jax.tasks.base import Task
 from ofa_jax.tasks.losses import squared_error
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
-from ofa_jax.train.fit import FitResult, fit
-from ofa_jax.train.program import evaluation_options, resolve_auto_batch_sizes
-from ofa_jax.train.progress import Reporter
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
 LEAST = 8
@@ -200,18 +196,3 @@ def errors_of_series(made_wh: np.ndarray, target_wh: np.ndarray, metric: str) ->
     count = known.sum(axis=1)
     total = np.where(known, error, 0).sum(axis=1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def train(model: Model, task: Task, settings: TrainConfig, reporter: Reporter) -> FitResult:
-    """Train the model's trainable tree; the initial one is kept where no epoch is better on validation."""
-    options = evaluation_options(settings, model.network)
-    predict, task, frozen = cache_features(model, task, options) or Cached(model.predict, task, model.frozen)
-    return fit(
-        predict,
-        task,
-        frozen=frozen,
-        trainable=model.trainable,
-        settings=resolve_auto_batch_sizes(settings, model.network),
-        reporter=reporter,
-        score_initial=True,
-    )

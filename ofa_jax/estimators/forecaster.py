@@ -21,7 +21,6 @@ from ofa_jax.estimators.engine import (
     errors_of_series,
     forecast_experiment,
     forecast_windows,
-    train,
     training_task,
 )
 from ofa_jax.estimators.intervals import (
@@ -36,6 +35,7 @@ from ofa_jax.estimators.intervals import (
 )
 from ofa_jax.estimators.panel import Panel
 from ofa_jax.estimators.saved import Fitted, load, save
+from ofa_jax.runs.fitting import fit_model
 from ofa_jax.train.progress import SILENT, ConsoleReporter
 
 _Numbers = Sequence[float] | float | None
@@ -56,9 +56,11 @@ class OneForAllForecaster(OfFrames):
         trunk: ``nano``, which comes with the package, or the folder of another pretrained trunk.
         rank: Rank of the adapters.
         alpha: Their scale is alpha / sqrt(rank).
+        solver: ``ridge`` for the best output adapter in closed form, or ``gradient``; default: ``ridge``
+            where the recipe is ``output``.
         epochs: Passes over the training windows; the best on the validation part is kept, also that of none.
-        learning_rate: Initial learning rate.
-        batch_size: Windows per step.
+        learning_rate: Of gradient steps, at their start.
+        batch_size: Windows of a gradient step.
         seed: Seed of adapters, batches and drawn windows.
         alias: Name of the forecast's column.
         id_col, time_col, target_col: Names of columns of long frames.
@@ -67,6 +69,7 @@ class OneForAllForecaster(OfFrames):
 
     horizon: int = field(kw_only=False)
     context: int | Literal["auto"] = "auto"
+    solver: Literal["auto", "gradient", "ridge"] = "auto"
     alias: str = "OneForAll"
 
     def fit(
@@ -100,7 +103,7 @@ class OneForAllForecaster(OfFrames):
         experiment = experiment.replace({"train.batch_size": batch})
         model = build_model(experiment)
         with ConsoleReporter() if self.verbose else contextlib.nullcontext(SILENT) as reporter:
-            result = train(model, task, experiment.train, reporter)
+            result = fit_model(model, task, experiment.train, reporter=reporter)
         best, model = result.progress, replace(model, trainable=result.best)
         found = (best.best_epoch, best.best_metrics, held_out, panel.season, panel.frequency)
         self.fitted_ = Fitted(model, experiment, *found)
@@ -283,11 +286,19 @@ class OneForAllForecaster(OfFrames):
         return steps
 
     def _experiment(self, horizon: int) -> Experiment:
-        train = {"epochs": self.epochs, "learning_rate": self.learning_rate, "batch_size": self.batch_size}
+        train = {
+            "solver": self.solver,
+            "epochs": self.epochs,
+            "patience": self.epochs,
+            "cosine_epochs": self.epochs,
+            "learning_rate": self.learning_rate,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
         return forecast_experiment(
             *(self.trunk, self.context, horizon, self.recipe),
             adapters={"rank": self.rank, "alpha": self.alpha, "seed": self.seed},
-            train={**train, "seed": self.seed, "patience": self.epochs, "cosine_epochs": self.epochs},
+            train=train,
         )
 
     def _forecast(self, panel: Panel, series: np.ndarray, cut: np.ndarray, steps: int) -> Forecast:

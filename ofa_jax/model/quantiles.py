@@ -24,6 +24,9 @@ from ofa_jax.model.season import cycles_before, find_cycles
 LIMIT = 10.0
 """Standardized values are limited to ± sinh of it (11,013 standard deviations)."""
 
+READ_BEFORE = 8
+"""Tokens at the end of the context that ``out_layer`` reads, besides those of the steps ahead."""
+
 Layer = Callable[..., jax.Array]
 
 _MEDIAN_LIMIT = 4.0
@@ -82,7 +85,7 @@ class Features(NamedTuple):
     """What adaptation of the last layer needs of a window.
 
     Attributes:
-        hidden: Hidden states of the tokens ahead, ``[m, k · d]``.
+        hidden: Hidden states of the last tokens of the context and of those ahead, ``[m, k · d]``.
         scale: Of the window, ``[m, 1]``.
         forecast: The zero-shot forecast, ``[m, h]``.
     """
@@ -119,7 +122,8 @@ class QuantileNetwork(Network):
     def _forecaster(self) -> Forecasts:
         """``(x_mt, seen_mt, horizon, keys_m) -> forecast, hidden_mkd`` of standardized contexts.
 
-        The forecast is in their units; the hidden states are those of the k tokens ahead.
+        The forecast is in their units; the hidden states are those of the last :data:`READ_BEFORE` tokens of
+        the context and of all ahead.
         """
         return partial(
             self._ahead,
@@ -150,16 +154,16 @@ class QuantileNetwork(Network):
             columns += cycles_before(z_mt, seen_mt, cycle_m, horizon)
         parts = [part.reshape(m, -1, self.patch) for part in columns]
         embeds_mnd = embed(jnp.concatenate(parts, axis=-1))
-        hidden_mkd = trunk(embeds_mnd, keys_m)[:, first:].astype(self.trunk.compute_dtype)
-        median = middle(hidden_mkd).astype(jnp.float32)
-        spread = around(hidden_mkd).astype(jnp.float32)
+        hidden_mnd = trunk(embeds_mnd, keys_m).astype(self.trunk.compute_dtype)
+        median, spread = (head(hidden_mnd[:, first:]).astype(jnp.float32) for head in (middle, around))
         median, spread = median.reshape(m, horizon), spread.reshape(m, horizon, len(LEVELS))
         gaps, shift = jax.nn.softplus(spread[..., :-1] + _GAP_SHIFT), spread[..., -1]
         center = median[..., None]
         above = center + jnp.cumsum(gaps[..., _MIDDLE:], axis=-1)
         below = center - jnp.cumsum(gaps[..., :_MIDDLE], axis=-1)[..., ::-1]
         mean = jnp.sinh(jnp.clip(median, -_MEDIAN_LIMIT, _MEDIAN_LIMIT)) + shift
-        return Quantiles(jnp.concatenate([below, center, above], axis=-1), mean), hidden_mkd
+        read_mkd = hidden_mnd[:, max(first - READ_BEFORE, 0) :]
+        return Quantiles(jnp.concatenate([below, center, above], axis=-1), mean), read_mkd
 
 
 class PretrainNetwork(QuantileNetwork):
@@ -180,8 +184,8 @@ class PretrainedForecastNetwork(QuantileNetwork):
 
     Contexts shorter than the trunk's are masked at their left. A horizon beyond the trunk's is rolled out:
     the mean forecast becomes context until there are enough steps. A context and its mirror image (-x) are
-    both read, and their forecasts averaged. To the forecast is added what ``out_layer`` reads from all tokens
-    ahead of the first round: nothing, until it is adapted or trained.
+    both read, and their forecasts averaged. To the forecast is added what ``out_layer`` reads from the first
+    round's tokens: nothing, until it is adapted or trained.
     """
 
     pretrained = True
@@ -238,6 +242,13 @@ class PretrainedForecastNetwork(QuantileNetwork):
         around = self.trunk.config.forecaster
         assert around is not None
         return -(-min(self.horizon, around.horizon) // self.patch)
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens whose hidden states ``out_layer`` reads."""
+        around = self.trunk.config.forecaster
+        assert around is not None
+        return min(READ_BEFORE, around.context // self.patch) + self.tokens_ahead
 
 
 class QuantileForecastNetwork(PretrainedForecastNetwork):

@@ -131,7 +131,7 @@ def level_of(draw: Draw, signal: np.ndarray) -> np.ndarray:
 
 def trend_and_seasons(draw: Draw, n: int) -> np.ndarray:
     """A trend, one to three cycles, noise, and now and then a change of regime."""
-    signal = trend(draw, n) * draw.choice([0.0, np.exp(draw.uniform(-2, 1.5))], p=[0.25, 0.75])
+    signal = trend(draw, n) * draw.choice([0.0, np.exp(draw.uniform(-2, 1.5))], p=[0.45, 0.55])
     length = period(draw)
     for _ in range(draw.integers(1, 4)):
         signal = signal + np.exp(draw.uniform(-1.5, 1)) * cycle(draw, n, length)
@@ -295,8 +295,8 @@ def oscillation(draw: Draw, n: int) -> np.ndarray:
 def short_business(draw: Draw, n: int) -> np.ndarray:
     """As yearly, quarterly and monthly figures: growth that drifts, a mild season, little noise."""
     life = np.exp(draw.uniform(np.log(20), np.log(max(n, 21))))  # steps in which it grows as such figures do
-    drift = draw.normal(0.01, 0.04) + 0.02 * smooth_noise(draw, n, n / draw.uniform(8, 60))
-    shocks = draw.standard_normal(n) * np.exp(draw.uniform(-5.5, -2.5))
+    drift = draw.normal(0.005, 0.02) + 0.01 * smooth_noise(draw, n, n / draw.uniform(8, 60))
+    shocks = draw.standard_normal(n) * np.exp(draw.uniform(-4.5, -2))
     growth = np.clip(drift, -0.1, 0.1) * draw.choice([0.2, 1.0]) * min(1, 60 / life)
     log = np.cumsum(growth + shocks * draw.choice([0.3, 1.0])) * min(1, life / n)
     log = log - log.mean()
@@ -309,14 +309,14 @@ def short_business(draw: Draw, n: int) -> np.ndarray:
 FAMILIES: dict[str, tuple[float, Family]] = {
     "trend and seasons": (0.24, trend_and_seasons),
     "few cycles": (0.12, few_cycles),
-    "gaussian process": (0.14, gaussian_process),
-    "wandering": (0.12, wandering),
+    "gaussian process": (0.1, gaussian_process),
+    "wandering": (0.13, wandering),
     "calendar load": (0.14, calendar_load),
     "steps and pulses": (0.05, steps_and_pulses),
     "counts": (0.04, counts),
     "volatile": (0.04, volatile),
     "oscillation": (0.04, oscillation),
-    "short business": (0.07, short_business),
+    "short business": (0.1, short_business),
 }
 """Share and generator of every family."""
 

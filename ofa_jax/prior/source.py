@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ofa_jax.prior.families import Draw, draw_family, smooth_noise, standardized
+from ofa_jax.prior.families import Draw, autoregression, draw_family, smooth_noise, standardized
 
-VERSION = "prior-2"
+VERSION = "prior-3"
 """Named in every pretrained trunk: a series depends on it, the seed and the number alone."""
 
 
@@ -42,6 +42,10 @@ def draw_series(draw: Draw, n: int) -> np.ndarray:
     if draw.random() < 0.25:
         weight = draw.dirichlet(np.full(2, 1.5))
         series = weight[0] * series + weight[1] * draw_family(draw, n)
+    if draw.random() < 0.4:  # a level that wanders and comes back
+        kept = np.exp(-1 / np.exp(draw.uniform(np.log(3), np.log(n / 4))))
+        level = autoregression(draw, n, np.array([kept])) * np.sqrt(1 - kept * kept)
+        series = series + level * np.exp(draw.uniform(-1.5, 0.3))
     if draw.random() < 0.5:
         series = -series
     if draw.random() < 0.1:

@@ -29,7 +29,7 @@ from ofa_jax.train.memory import host_bytes
 from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import ALL_CHANNELS, WindowSpec, WindowTable
 
-_LAST = "out_layer"
+LAST = "out_layer"
 _ROOM = 0.2  # share of the machine's memory that features may take
 
 
@@ -52,7 +52,7 @@ class LastLayer(nn.Module):
         row_bf = rows_b1f[:, 0]
         width = row_bf.shape[1] - 1 - self.horizon
         hidden, scale, forecast = jnp.split(row_bf, [width, width + 1], axis=1)
-        layer = nn.Dense(self.horizon, dtype=self.compute_dtype, name=_LAST)
+        layer = nn.Dense(self.horizon, dtype=self.compute_dtype, name=LAST)
         return read_features(Features(hidden.astype(self.compute_dtype), scale, forecast), layer)[..., None]
 
 
@@ -67,17 +67,17 @@ def cache_features(model: Model, task: Task, options: Mapping[str, Any]) -> Cach
     network = model.network
     if not isinstance(network, PretrainedForecastNetwork) or task.residue is not None:
         return None
-    others = [path for path in trees.flatten(model.trainable["base"]) if not path.startswith(f"{_LAST}/")]
-    others += [path for path in model.trainable["adapters"] if path != _LAST]
+    others = [path for path in trees.flatten(model.trainable["base"]) if not path.startswith(f"{LAST}/")]
+    others += [path for path in model.trainable["adapters"] if path != LAST]
     config = network.trunk.config
     if others or any((config.embd_pdrop, config.attn_pdrop, config.resid_pdrop)):
         return None
-    horizon, width = network.horizon, network.tokens_ahead * network.width
+    horizon, width = network.horizon, network.tokens_read * network.width
     splits: tuple[Split, ...] = ("train", "validation")
     windows = sum(task.tables[split].size for split in splits)
     if 4 * windows * (width + 1 + 3 * horizon) > _ROOM * host_bytes():
         return None
-    rows = WindowPredictor(_features_of(model), task, _row, **options)
+    rows = WindowPredictor(features_of(model), task, row_of, **options)
     parts = {split: rows(task.tables[split], model.frozen, model.trainable)["row"] for split in splits}
     tables: dict[Split, WindowTable] = {}
     first = 0
@@ -108,10 +108,10 @@ def cache_features(model: Model, task: Task, options: Mapping[str, Any]) -> Cach
         tables=tables,
         corrupt=partial(_unpack, width=width + 1 + horizon),
     )
-    return Cached(predict, cached, {_LAST: model.frozen[_LAST]} if _LAST in model.frozen else {})
+    return Cached(predict, cached, {LAST: model.frozen[LAST]} if LAST in model.frozen else {})
 
 
-def _features_of(model: Model) -> Callable[..., Any]:
+def features_of(model: Model) -> Callable[..., Any]:
     own = model.network
     assert isinstance(own, PretrainedForecastNetwork)
     network = FeatureNetwork(own.trunk, own.input_length, own.horizon, own.patch)
@@ -123,7 +123,7 @@ def _features_of(model: Model) -> Callable[..., Any]:
     return features
 
 
-def _row(given: Features, batch: Batch) -> dict[str, jax.Array]:
+def row_of(given: Features, batch: Batch) -> dict[str, jax.Array]:
     hidden = given.hidden.astype(jnp.float32)
     targets = (batch.y[..., 0], batch.y_mask[..., 0].astype(jnp.float32))
     return {"row": jnp.concatenate([hidden, given.scale, given.forecast, *targets], axis=1)}

@@ -17,7 +17,7 @@ from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.errors import CheckpointError, ConfigError, DataError
 from ofa_jax.files import is_there, readable_folder
 from ofa_jax.runs.bundle import BundleWriter, LoadedModel, about_data, load_bundle
-from ofa_jax.runs.features import Cached, cache_features
+from ofa_jax.runs.fitting import fit_model
 from ofa_jax.runs.folder import (
     BUNDLE,
     CHECKPOINTS,
@@ -112,25 +112,18 @@ def train_run(
         with raise_together("starting the run"):
             recorded = begin_or_check(out, experiment, made, reporter) if main else experiment
         writer = BundleWriter(out / BUNDLE, recorded, model, about_data(data)) if main else None
-        options = evaluation_options(experiment.train, model.network)
-        cached = cache_features(model, data.task, options)
-        if cached:
-            reporter.notice("only the last layer is trained: hidden states were computed once")
-        predict, task, frozen = cached or Cached(model.predict, data.task, model.frozen)
-        result = fit(
-            predict,
-            task,
-            frozen=frozen,
-            trainable=model.trainable,
-            settings=resolve_auto_batch_sizes(experiment.train, model.network),
+        result = fit_model(
+            model,
+            data.task,
+            experiment.train,
             reporter=reporter,
             log=EventLog(out / METRICS_FILE if main else None),
             checkpoints=Checkpoints(out / CHECKPOINTS, saved=saved) if main else None,
             keep_best=writer,
-            score_initial=model.network.pretrained,
         )
         values: dict[str, Any] = {}
         if data.calibrate is not None:
+            options = evaluation_options(experiment.train, model.network)
             evaluator = WindowPredictor(model.predict, data.task, data.task.sums, **options)
             values = data.calibrate(lambda table: evaluator(table, model.frozen, result.best))
         with raise_together("saving the bundle"):

@@ -98,7 +98,7 @@ def test_a_series_without_a_value_where_it_is_read_is_refused_or_not_scored(smal
 
 def test_fit_starts_at_zero_shot_and_keeps_it_where_no_epoch_is_better(small):
     frame = long_frame()
-    absurd = OneForAllForecaster(**settings(small, learning_rate=1e5)).fit(frame)
+    absurd = OneForAllForecaster(**settings(small, solver="gradient", learning_rate=1e5)).fit(frame)
     assert absurd.fitted_.best_epoch == 0
     pd.testing.assert_frame_equal(absurd.predict(), OneForAllForecaster(6, trunk=small).predict(frame))
 

@@ -206,6 +206,7 @@ def test_the_last_layer_is_trained_on_features_of_one_pass(run, tiny, tmp_path, 
             "trunk.source": str(tmp_path / "trunk"),
             "trunk.n_layer": 1,
             "rules": [["adapt", "out_layer/kernel"], ["freeze", ".*"]],
+            "train.solver": "gradient",
             "train.epochs": 2,
             "train.learning_rate": 1e-2,
         }
@@ -213,7 +214,7 @@ def test_the_last_layer_is_trained_on_features_of_one_pass(run, tiny, tmp_path, 
     said = Messages()
     train_run(experiment, tmp_path / "cached", said)
     assert "hidden states were computed once" in said.text
-    monkeypatch.setattr("ofa_jax.runs.train.cache_features", lambda *_: None)
+    monkeypatch.setattr("ofa_jax.runs.fitting.cache_features", lambda *_: None)
     train_run(experiment, tmp_path / "plain")
     (cached, data), (plain, _) = (open_run(tmp_path / name) for name in ("cached", "plain"))
     assert cached.record.best_epoch > 0

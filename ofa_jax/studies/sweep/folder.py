@@ -202,6 +202,8 @@ def run_sweep(
         raise ConfigError(f"{at_once} is less than 1", where="at_once")
     if experiment.train.fsdp > 1:
         raise ConfigError("a sweep is trained on one device", where="train.fsdp", fix="Omit it")
+    if experiment.train.solver == "ridge":
+        raise ConfigError("a sweep is trained by gradient steps", where="train.solver", fix="Omit it")
     if jax.local_device_count() > 1:
         reporter.notice(f"a sweep uses one of the {jax.local_device_count()} devices")
     files = [TABLE, *(f"{figure}.png" for figure in FIGURES)]
