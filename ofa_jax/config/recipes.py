@@ -48,7 +48,7 @@ RECIPES: dict[str, Recipe] = {
     "uniform": Recipe(_TWO_ADAPTERS, adapters=_RSLORA),
     # GPT4TS (Zhou et al., 2023): layer norms, position embedding, all layers around the trunk; no adapters.
     "gpt4ts": Recipe((("train", _TUNED), ("train", "(?!gpt2/).*"), ("freeze", ".*"))),
-    # One adapter. Over a pretrained trunk hidden states are computed once and an epoch is a matrix product.
+    # One adapter. Over a pretrained trunk it is computed in closed form.
     "output": Recipe((("adapt", "out_layer/kernel"), ("freeze", ".*")), adapters=_RSLORA),
     "full": Recipe((("train", ".*"),)),
     "head_only": Recipe((("train", "out_layer/.*"), ("freeze", ".*"))),

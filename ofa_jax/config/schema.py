@@ -103,7 +103,7 @@ class TrainConfig(Section):
     epochs: Positive = Field(10, description="passes over the training windows")
     batch_size: Steps = Field(256, description="windows per step")
     solver: Literal["auto", "gradient", "ridge"] = Field(
-        "auto", description="gradient steps or closed form; auto: closed form for an output adapter by MSE"
+        "auto", description="auto: ridge for an output adapter over a pretrained trunk, else gradient"
     )
     optimizer: Literal["adam", "radam", "adamw"] = Field(
         "adam", description="Adam, rectified Adam, or Adam with weight decay for pretraining"

@@ -166,6 +166,12 @@ def training_task(panel: Panel, length: int, horizon: int, held_out: int, seed: 
     apart = np.where(known, panel.values - mean[panel.series], 0)
     spread = np.sqrt(np.bincount(panel.series, np.where(used, apart**2, 0), panel.n) / count)
     scale = np.where(spread > 1e-9 * (np.abs(mean) + np.finfo(float).tiny), spread, np.inf)  # a constant is 0
+    before = np.append(0, known.cumsum())  # known values before each row
+    for split, (series, cut) in cuts.items():
+        begin = panel.first[series] + cut
+        if not (before[begin + horizon] > before[begin]).any():
+            what = f"no {split} window has a known value to forecast"
+            raise DataError(what, fix="Leave out the missing values at the end, or give another val_size")
     tables = {}
     for split, (series, cut) in cuts.items():
         read = np.minimum(cut, length)

@@ -58,9 +58,10 @@ class OneForAllForecaster(OfFrames):
         alpha: Their scale is alpha / sqrt(rank).
         solver: ``ridge`` for the best output adapter in closed form, or ``gradient``; default: ``ridge``
             where the recipe is ``output``.
-        epochs: Passes over the training windows; the best on the validation part is kept, also that of none.
-        learning_rate: Of gradient steps, at their start.
-        batch_size: Windows of a gradient step.
+        epochs: Of ``gradient``: passes over the training windows; the best on the validation part is kept, or
+            the zero-shot forecaster.
+        learning_rate: Of ``gradient``: the initial one.
+        batch_size: Of ``gradient``: windows per step.
         seed: Seed of adapters, batches and drawn windows.
         alias: Name of the forecast's column.
         id_col, time_col, target_col: Names of columns of long frames.
@@ -83,8 +84,8 @@ class OneForAllForecaster(OfFrames):
 
         Args:
             df: A long or wide frame of pandas or polars (:func:`~ofa_jax.estimators.reading.read_panel`).
-            val_size: Last steps of each series that choose the epoch; default: a fifth of the median length,
-                at least the horizon.
+            val_size: Last steps of each series that choose penalty or epoch; default: a fifth of the median
+                length, at least the horizon.
             prediction_intervals: How intervals are calibrated on held-out windows; default: not.
 
         Raises:

@@ -28,10 +28,10 @@ def fit_model(
     checkpoints: Checkpoints | None = None,
     keep_best: Callable[[Params, Progress], None] | None = None,
 ) -> FitResult:
-    """Train the model's trainable tree; that of a pretrained forecaster stays where nothing is better.
+    """Train the model's trainable tree; a pretrained forecaster keeps its initial one if none is better.
 
     Arguments and errors are those of :func:`~ofa_jax.train.fit.fit` and :func:`~ofa_jax.runs.ridge.solve`,
-    which takes no checkpoints: it takes seconds.
+    which writes no checkpoints.
     """
     if is_closed_form(model, task, settings):
         return solve(model, task, settings, reporter=reporter, log=log, keep_best=keep_best)

@@ -51,6 +51,7 @@ CONTEXT_WEIGHT = 0.25
 SOLVED = "solved in closed form"
 """Why training ended."""
 
+_LEAST_SCALE = 1e-6
 _AT_ONCE = 4096  # windows whose features are in memory
 _EXTREME = "Look for values in the data that are far outside the others"
 
@@ -110,7 +111,6 @@ def solve(
         fix = "Set train.solver to auto, or recipe to output and trunk.source to nano"
         raise ConfigError(f"it is ridge, but {lacking}", where="train.solver", fix=fix)
     log = log or EventLog(None)
-    log.cut(0, 0, finished=False)
     began, options = time.monotonic(), evaluation_options(settings, model.network)
     predictor = WindowPredictor(features_of(model), task, row_of, **options)
     read = {split: _read(predictor, task, split, model, reporter) for split in MOST}
@@ -144,6 +144,7 @@ def solve(
         "seconds": round(seconds, 3),
         "windows_per_second": round(windows / seconds, 1),
     }
+    log.cut(0, 0, finished=False)  # as late as possible: an interrupted repetition loses nothing
     log.append("initial", step=0, **named[0])
     log.append("epoch", step=1, **named[1], **epoch)
     log.append("finished", step=1, reason=SOLVED, best_epoch=progress.best_epoch)
@@ -169,7 +170,9 @@ def lacks(model: Model, task: Task, settings: TrainConfig) -> str:
     if not isinstance(model.network, PretrainedForecastNetwork) or task.residue is not None:
         return "the model is no forecaster over a trunk that was pretrained on series"
     if trees.flatten(model.trainable["base"]) or set(model.trainable["adapters"]) != {LAST}:
-        return f"the rules train something else than an adapter of {LAST}"
+        return f"the rules do not train an adapter of {LAST} alone"
+    if model.lora.scale < _LEAST_SCALE:
+        return "adapters.alpha leaves an adapter without effect"
     if task.loss is not squared_error:
         return "the loss is not MSE"
     if settings.refit:

@@ -291,3 +291,11 @@ def test_wrong_calls_are_one_error_each(fitted, small, tmp_path):
     for text, call in made.items():
         with pytest.raises(OfaError, match=text):
             call()
+
+
+@pytest.mark.parametrize("solver", ["ridge", "gradient"])
+def test_a_validation_part_without_any_value_is_refused(small, solver):
+    frame = long_frame((100,))
+    frame.loc[70:, "y"] = np.nan
+    with pytest.raises(DataError, match="no validation window has a known value"):
+        OneForAllForecaster(6, trunk=small, solver=solver).fit(frame)

@@ -166,7 +166,7 @@ def test_the_same_command_gives_the_same_bits_and_one_log(trained):
 
 
 @pytest.mark.slow
-def test_windows_that_are_read_are_evenly_spaced_and_told(trained, tmp_path, monkeypatch):
+def test_windows_that_are_read_are_evenly_spaced_and_said(trained, tmp_path, monkeypatch):
     experiment, _, result, _ = trained
     monkeypatch.setattr(ridge, "MOST", {"train": 100, "validation": 20})
     said = Messages()
@@ -179,9 +179,10 @@ def test_windows_that_are_read_are_evenly_spaced_and_told(trained, tmp_path, mon
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"rules": [["train", ".*"]]}, "the rules train something else"),
+        ({"rules": [["train", ".*"]]}, "the rules do not train an adapter of out_layer alone"),
         ({"task.loss": "smape"}, "the loss is not MSE"),
         ({"train.refit": True}, "train.refit is set"),
+        ({"adapters.alpha": 0}, "without effect"),
         ({"trunk.source": "random", "trunk.n_layer": 1}, "no forecaster over a trunk that was pretrained"),
     ],
 )
