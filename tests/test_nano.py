@@ -94,7 +94,8 @@ def test_defaults_of_nano_are_what_it_was_trained_with_and_yield_to_short_data(t
 def test_an_adapted_run_starts_at_the_zero_shot_forecast_and_may_keep_it(tmp_path):
     source = tmp_path / "load.csv"
     load(900).to_csv(source, index=False)
-    settings = [f"data.source={source}", "task.horizon=24", "train.learning_rate=1e4", "train.epochs=1"]
+    absurd = ["train.solver=gradient", "train.learning_rate=1e4", "train.epochs=1"]
+    settings = [f"data.source={source}", "task.horizon=24", *absurd]
     ofa_jax.train_run(load_experiment("csv", settings), tmp_path / "run")
     model, data = ofa_jax.open_run(tmp_path / "run")
     assert model.record.best_epoch == 0  # an absurd learning rate makes everything worse
