@@ -90,7 +90,22 @@ def cache_features(model: Model, task: Task, options: Mapping[str, Any]) -> Cach
             y_valid=np.zeros(named.size, np.int32),
         )
         first += len(values)
-    layer = LastLayer(horizon, network.trunk.compute_dtype)
+    cached = replace(
+        task,
+        spec=WindowSpec(1, 0, univariate=False),
+        buffer=np.concatenate(list(parts.values())),
+        observed=None,
+        tables=tables,
+        corrupt=partial(_unpack, width=width + 1 + horizon),
+    )
+    return Cached(last_layer_of(model), cached, {LAST: model.frozen[LAST]} if LAST in model.frozen else {})
+
+
+def last_layer_of(model: Model) -> Predict:
+    """The rest of ``predict`` after :func:`features_of`, of rows ``[b, 1, k · d + 1 + h]`` of features."""
+    own = model.network
+    assert isinstance(own, PretrainedForecastNetwork)
+    layer = LastLayer(own.horizon, own.trunk.compute_dtype)
 
     def apply(params: Any, rows_b1f: jax.Array, *, dropout_keys: jax.Array | None = None) -> jax.Array:
         return layer.apply({"params": params}, rows_b1f, dropout_keys=dropout_keys)  # type: ignore[return-value]
@@ -100,18 +115,11 @@ def cache_features(model: Model, task: Task, options: Mapping[str, Any]) -> Cach
         adapted = with_adapters(apply, model.lora, scale=scale)
         return adapted(params, trainable["adapters"], x_btc, dropout_keys=dropout_keys)
 
-    cached = replace(
-        task,
-        spec=WindowSpec(1, 0, univariate=False),
-        buffer=np.concatenate(list(parts.values())),
-        observed=None,
-        tables=tables,
-        corrupt=partial(_unpack, width=width + 1 + horizon),
-    )
-    return Cached(predict, cached, {LAST: model.frozen[LAST]} if LAST in model.frozen else {})
+    return predict
 
 
 def features_of(model: Model) -> Callable[..., Any]:
+    """``predict`` up to its last layer, which gives :class:`~ofa_jax.model.quantiles.Features`."""
     own = model.network
     assert isinstance(own, PretrainedForecastNetwork)
     network = FeatureNetwork(own.trunk, own.input_length, own.horizon, own.patch)
@@ -124,9 +132,14 @@ def features_of(model: Model) -> Callable[..., Any]:
 
 
 def row_of(given: Features, batch: Batch) -> dict[str, jax.Array]:
-    hidden = given.hidden.astype(jnp.float32)
+    """Features, targets and which of these are known as one row of a window, ``[b, k · d + 1 + 3 h]``."""
     targets = (batch.y[..., 0], batch.y_mask[..., 0].astype(jnp.float32))
-    return {"row": jnp.concatenate([hidden, given.scale, given.forecast, *targets], axis=1)}
+    return {"row": jnp.concatenate([join(given), *targets], axis=1)}
+
+
+def join(given: Features) -> jax.Array:
+    """Features as one row of a window, ``[b, k · d + 1 + h]``."""
+    return jnp.concatenate([given.hidden.astype(jnp.float32), given.scale, given.forecast], axis=1)
 
 
 def _unpack(batch: Batch, keys_b: jax.Array, *, width: int) -> Batch:

@@ -23,8 +23,8 @@ from ofa_jax.config.schema import TrainConfig
 from ofa_jax.data.splits import Split
 from ofa_jax.errors import ConfigError, TrainError
 from ofa_jax.model import trees
-from ofa_jax.model.quantiles import PretrainedForecastNetwork, read_features
-from ofa_jax.runs.features import LAST, features_of, row_of
+from ofa_jax.model.quantiles import PretrainedForecastNetwork
+from ofa_jax.runs.features import LAST, features_of, join, last_layer_of, row_of
 from ofa_jax.tasks.base import Task
 from ofa_jax.tasks.losses import squared_error
 from ofa_jax.train.evaluate import WindowPredictor
@@ -36,13 +36,13 @@ from ofa_jax.train.progress import SILENT, Reporter
 from ofa_jax.train.step import Params
 from ofa_jax.windows.batch import Batch
 
-MOST: dict[Split, int] = {"train": 2**15, "validation": 2**13}
+MAX_WINDOWS: dict[Split, int] = {"train": 2**15, "validation": 2**13}
 """Windows of a split, evenly spaced, that are read to solve; overlapping ones say little more."""
 
 PENALTIES = 10.0 ** np.arange(2.0, -4.5, -0.5)
 """Candidates, as multiples of the mean eigenvalue of ``Σ x xᵀ``."""
 
-ENOUGH = 0.9
+KEPT_GAIN = 0.9
 """Share of the largest gain on validation that a larger penalty has to keep."""
 
 CONTEXT_WEIGHT = 0.25
@@ -104,16 +104,14 @@ def solve(
         keep_best: Called with the better of the initial and the adapted tree.
 
     Raises:
-        ConfigError: :func:`lacks` names a reason.
+        ConfigError: As :func:`check_solver`.
         TrainError: Hidden states or targets are not finite.
     """
-    if lacking := lacks(model, task, settings):
-        fix = "Set train.solver to auto, or recipe to output and trunk.source to nano"
-        raise ConfigError(f"it is ridge, but {lacking}", where="train.solver", fix=fix)
+    check_solver(model, task, settings)
     log = log or EventLog(None)
     began, options = time.monotonic(), evaluation_options(settings, model.network)
     predictor = WindowPredictor(features_of(model), task, row_of, **options)
-    read = {split: _read(predictor, task, split, model, reporter) for split in MOST}
+    read = {split: _read(predictor, task, split, model, reporter) for split in MAX_WINDOWS}
     found = reduced_rank(read["train"], read["validation"], model.lora.rank)
     if found is None:
         raise TrainError("a hidden state or a target is not finite", where="training", fix=_EXTREME)
@@ -133,7 +131,7 @@ def solve(
     )
     named = [{f"validation_{name}": value for name, value in part.items()} for part in (before, after)]
     seconds = time.monotonic() - began
-    windows = sum(min(task.tables[split].size, most) for split, most in MOST.items())
+    windows = sum(min(task.tables[split].size, most) for split, most in MAX_WINDOWS.items())
     epoch = {
         "epoch": 1,
         "protocol": task.protocol,
@@ -165,6 +163,16 @@ def is_closed_form(model: Model, task: Task, settings: TrainConfig) -> bool:
     return automatic or settings.solver == "ridge"
 
 
+def check_solver(model: Model, task: Task, settings: TrainConfig) -> None:
+    """Refuse ``train.solver: ridge`` for what is not trained in closed form.
+
+    Raises:
+        ConfigError: :func:`lacks` names a reason.
+    """
+    if settings.solver == "ridge" and (lacking := lacks(model, task, settings)):
+        raise ConfigError(f"it is ridge, but {lacking}", where="train.solver", fix="Set it to auto")
+
+
 def lacks(model: Model, task: Task, settings: TrainConfig) -> str:
     """Why a model is not trained in closed form; nothing where it can be."""
     if not isinstance(model.network, PretrainedForecastNetwork) or task.residue is not None:
@@ -181,10 +189,10 @@ def lacks(model: Model, task: Task, settings: TrainConfig) -> str:
 
 
 def _read(predictor: WindowPredictor, task: Task, split: Split, model: Model, reporter: Reporter) -> Moments:
-    """The moments of a split, or of as many of its windows as :data:`MOST` says."""
+    """The moments of a split, or of as many of its windows as :data:`MAX_WINDOWS` says."""
     assert isinstance(model.network, PretrainedForecastNetwork)
     table, horizon = task.tables[split], model.network.horizon
-    size = min(table.size, MOST[split])
+    size = min(table.size, MAX_WINDOWS[split])
     if size < table.size:
         reporter.notice(f"{size:,} of {table.size:,} {split} windows are read, evenly spaced")
     chosen = table.take(np.linspace(0, table.size - 1, size).round().astype(int))
@@ -234,7 +242,7 @@ def reduced_rank(train: Moments, validation: Moments, rank: int) -> Solution | N
         step = float(np.clip(along / size, 0, 1)) if size > 0 else 0.0
         tried.append((step * (2 * along - step * size), left, right, float(penalty), step))
     most = max(gain for gain, *_ in tried)
-    _, left, right, penalty, step = next(one for one in tried if one[0] >= ENOUGH * most)
+    _, left, right, penalty, step = next(one for one in tried if one[0] >= KEPT_GAIN * most)
     fitted, power = np.sum(left * (xy @ right)), np.sum(left**2 * values[:, None])
     mse = (train.yy + step * (step * power - 2 * fitted)) / max(train.targets, 1)
     a, b = np.zeros((len(values), rank)), np.zeros((rank, right.shape[0]))
@@ -246,19 +254,15 @@ def _validate(
     model: Model, task: Task, adapted: Params, options: dict[str, Any], reporter: Reporter
 ) -> list[dict[str, float]]:
     """Metrics on all validation windows of the zero-shot and of the adapted forecast, in one pass."""
-    features = features_of(model)
+    features, last_layer = features_of(model), last_layer_of(model)
 
     def both(frozen: Params, trained: Params, x_btc: jax.Array, x_mask: Any = None, **_: Any) -> Any:
-        given, adapter = features(frozen, trained, x_btc, x_mask), trained["adapters"][LAST]
-
-        def out_layer(hidden: jax.Array) -> jax.Array:
-            return model.lora.scale * (hidden.astype(jnp.float32) @ adapter["a"] @ adapter["b"])
-
-        return given.forecast[..., None], read_features(given, out_layer)[..., None]
+        given = features(frozen, trained, x_btc, x_mask)
+        return given.forecast[..., None], last_layer(frozen, trained, join(given)[:, None])
 
     def sums(forecasts: Any, batch: Batch) -> dict[str, jax.Array]:
         found = [task.sums(forecast, batch) for forecast in forecasts]
-        return {f"{number} {name}": part for number, own in enumerate(found) for name, part in own.items()}
+        return {name: jnp.stack([own[name] for own in found], axis=1) for name in found[0]}
 
     def between(done: int) -> None:
         reporter.status(f"validation {done:,}/{table.size:,}")
@@ -266,7 +270,4 @@ def _validate(
     table = task.tables["validation"]
     predictor = WindowPredictor(both, task, sums, **options)
     found = predictor(table, model.frozen, adapted, between=between)
-    return [
-        task.metrics({name[2:]: part for name, part in found.items() if name.startswith(f"{number} ")})
-        for number in (0, 1)
-    ]
+    return [task.metrics({name: part[:, number] for name, part in found.items()}) for number in (0, 1)]

@@ -31,6 +31,7 @@ from ofa_jax.runs.folder import (
     read_config,
     resolved,
 )
+from ofa_jax.runs.ridge import check_solver
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.tasks.table import prepare
 from ofa_jax.train.checkpoints import Checkpoints
@@ -106,6 +107,7 @@ def train_run(
             for notice in notices:
                 reporter.notice(notice)
             model = build_model(experiment)
+            check_solver(model, data.task, experiment.train)
         made = provenance(model, data)
         facts = {**dump_experiment(experiment), **made.model_dump()}
         check_alike({name: value for name, value in leaves(facts).items() if name not in PLACES})

@@ -168,7 +168,7 @@ def test_the_same_command_gives_the_same_bits_and_one_log(trained):
 @pytest.mark.slow
 def test_windows_that_are_read_are_evenly_spaced_and_said(trained, tmp_path, monkeypatch):
     experiment, _, result, _ = trained
-    monkeypatch.setattr(ridge, "MOST", {"train": 100, "validation": 20})
+    monkeypatch.setattr(ridge, "MAX_WINDOWS", {"train": 100, "validation": 20})
     said = Messages()
     fewer = train_run(experiment, tmp_path / "run", said)
     assert re.search(r"100 of \d+ train windows .*\n20 of \d+ validation windows", said.text)
@@ -192,6 +192,7 @@ def test_what_closed_form_cannot_train_is_refused_if_asked_for_and_else_trained_
     experiment = tiny.experiment(source).replace(RIDGE | {"task.horizon": 8} | changes)
     with pytest.raises(ConfigError, match=f"it is ridge, but .*{what}"):
         train_run(experiment, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("config.yaml"))
     automatic = experiment.replace({"train.solver": "auto"})
     model, task = build_model(automatic), read_data(automatic).task
     assert not is_closed_form(model, task, automatic.train)
