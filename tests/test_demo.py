@@ -22,7 +22,7 @@ def test_the_demo_in_its_own_default_folder(tmp_path, monkeypatch):
     rows = {row.method.split(",")[0].split(" (")[0]: row for row in made.rows}
     assert list(rows) == ["noise floor", "zero-shot", "seasonal naive", "NLinear", "One-for-All"]
     assert all(row.metrics["mse"] > made.rows[0].metrics["mse"] * 0.5 for row in made.rows)
-    assert rows["One-for-All"].trainable == 6_912
+    assert rows["One-for-All"].trainable == 23_296
     assert len(pd.read_csv("demo/forecast.csv")) == 48
     assert Path("demo/forecast.png").read_bytes().startswith(b"\x89PNG")
     assert run_demo("demo", SilentReporter()) == made
