@@ -61,7 +61,7 @@ def train(
     out: Annotated[Path, Option(help="Run folder to create or resume.")],
     overrides: Sets = None,
 ) -> None:
-    """Train a model in a run folder. Ctrl-C saves a checkpoint; re-run the same command to resume."""
+    """Train a model in a run folder. After Ctrl-C, re-run the same command to resume."""
     from ofa_jax.config.load import load_experiment
 
     _train(load_experiment(config, overrides or ()), out)

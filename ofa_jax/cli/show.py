@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 
 
 def training_summary(result: FitResult, protocol: str) -> str:
-    """Why training ended, and the best epoch."""
+    """Why training ended, and the best epoch or the better forecaster."""
+    from ofa_jax.train.fit import SOLVED
+
     best = "  ".join(f"{spelled(name)} {value:.4f}" for name, value in result.progress.best_metrics.items())
     epoch = result.progress.best_epoch
-    return f"{result.reason}; best epoch {epoch}, validation {best} (protocol {protocol})"
+    kept = f"best epoch {epoch}"
+    if result.reason == SOLVED:
+        kept = "adapted" if epoch else "zero-shot is better and is kept"
+    return f"{result.reason}; {kept}, validation {best} (protocol {protocol})"
 
 
 def print_comparison(comparison: Comparison) -> None:

@@ -30,11 +30,12 @@ def fit_model(
 ) -> FitResult:
     """Train the model's trainable tree; a pretrained forecaster keeps its initial one if none is better.
 
-    Arguments and errors are those of :func:`~ofa_jax.train.fit.fit` and :func:`~ofa_jax.runs.ridge.solve`,
-    which writes no checkpoints.
+    Arguments and errors are those of :func:`~ofa_jax.train.fit.fit` and :func:`~ofa_jax.runs.ridge.solve`.
     """
     if is_closed_form(model, task, settings):
-        return solve(model, task, settings, reporter=reporter, log=log, keep_best=keep_best)
+        return solve(
+            *(model, task, settings), reporter=reporter, log=log, checkpoints=checkpoints, keep_best=keep_best
+        )
     cached = cache_features(model, task, evaluation_options(settings, model.network))
     if cached:
         reporter.notice("only the last layer is trained: hidden states were computed once")

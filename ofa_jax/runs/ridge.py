@@ -6,33 +6,41 @@ With hidden states times the window's scale ``x``, what the zero-shot forecast l
 tokens ahead. For each penalty validation chooses how far to go from the zero-shot forecast, between 0 and 1;
 of the penalties, the largest is taken that has nine tenths of the best one's gain. So the adapted forecast is
 not worse than zero-shot on the windows that choose.
+
+The solution is the only step, and its checkpoint the only one: an interrupted run begins again, a finished
+one is read back.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import Field
+from scipy.linalg import cho_factor, cho_solve
 
 from ofa_jax.build import Model
 from ofa_jax.config.schema import TrainConfig
 from ofa_jax.data.splits import Split
-from ofa_jax.errors import ConfigError, TrainError
+from ofa_jax.errors import ConfigError, Interrupted, TrainError
+from ofa_jax.files import Record, parse_record
 from ofa_jax.model import trees
 from ofa_jax.model.quantiles import PretrainedForecastNetwork
 from ofa_jax.runs.features import LAST, features_of, join, last_layer_of, row_of
 from ofa_jax.tasks.base import Task
 from ofa_jax.tasks.losses import squared_error
-from ofa_jax.train.evaluate import WindowPredictor
+from ofa_jax.train.checkpoints import Checkpoints
+from ofa_jax.train.evaluate import Between, WindowPredictor
 from ofa_jax.train.events import EventLog
-from ofa_jax.train.fit import FitResult
+from ofa_jax.train.fit import SOLVED, FitResult
 from ofa_jax.train.lanes import Progress
 from ofa_jax.train.program import evaluation_options
 from ofa_jax.train.progress import SILENT, Reporter
+from ofa_jax.train.signals import StopRequest, stop_on_signal
 from ofa_jax.train.step import Params
 from ofa_jax.windows.batch import Batch
 
@@ -47,9 +55,6 @@ KEPT_GAIN = 0.9
 
 CONTEXT_WEIGHT = 0.25
 """Of hidden states of the context's tokens, whose weights so are penalized 16 times as much."""
-
-SOLVED = "solved in closed form"
-"""Why training ended."""
 
 _LEAST_SCALE = 1e-6
 _AT_ONCE = 4096  # windows whose features are in memory
@@ -71,14 +76,27 @@ class Moments(NamedTuple):
         )
 
 
+class Choice(Record):
+    """What validation chose: a penalty and how far to go, from 0 to 1."""
+
+    penalty: Annotated[float, Field(gt=0)]
+    step: Annotated[float, Field(ge=0, le=1)]
+
+
 class Solution(NamedTuple):
-    """Factors ``a [f, r]``, ``b [r, h]`` of the change of the kernel, its penalty and step, and train MSE."""
+    """Factors ``a [f, r]``, ``b [r, h]`` of the change of the kernel, how they were chosen, and train MSE."""
 
     a: np.ndarray
     b: np.ndarray
-    penalty: float
-    step: float
+    choice: Choice
     train_mse: float
+
+
+class _Solved(Record):
+    """The ``meta`` of a checkpoint."""
+
+    progress: Progress
+    choice: Choice
 
 
 def solve(
@@ -88,6 +106,7 @@ def solve(
     *,
     reporter: Reporter = SILENT,
     log: EventLog | None = None,
+    checkpoints: Checkpoints | None = None,
     keep_best: Callable[[Params, Progress], None] | None = None,
 ) -> FitResult:
     """Adapt the last layer in one step; the same result on every call.
@@ -101,24 +120,65 @@ def solve(
         settings: For evaluation.
         reporter: Progress reporter.
         log: Where events are written.
+        checkpoints: Where given, a solution that is there is read back, and a new one is written.
         keep_best: Called with the better of the initial and the adapted tree.
 
     Raises:
         ConfigError: As :func:`check_solver`.
         TrainError: Hidden states or targets are not finite.
+        Interrupted: A signal asked for a stop; nothing is saved.
+        CheckpointError: The checkpoint is of another experiment, or damaged.
     """
     check_solver(model, task, settings)
     log = log or EventLog(None)
+    if restored := _restored(model, checkpoints):
+        best, last, made = restored
+        if lost := log.cut(made.progress.events_size, 1, finished=True):
+            reporter.notice(f"metrics.jsonl {'; '.join(lost)}")
+    else:
+        log.cut(0, 0, finished=False)
+        with stop_on_signal(reporter.notice) as request:
+            best, last, made = _solve(model, task, settings, _Watch(request, reporter), log)
+        made.progress.events_size = log.sync()
+        if checkpoints:
+            checkpoints.save(1, {"best": best, "last": last}, made.model_dump())
+    if keep_best is not None:
+        keep_best(best, made.progress)
+    return FitResult(best, last, made.progress, SOLVED)
+
+
+def solve_on_all_parts(
+    model: Model, task: Task, settings: TrainConfig, checkpoints: Checkpoints, reporter: Reporter = SILENT
+) -> Params:
+    """The adapted tree for the windows of all parts, chosen as the solution in ``checkpoints`` was."""
+    restored = _restored(model, checkpoints)
+    assert restored is not None
+    choice = restored[2].choice
+    with stop_on_signal(reporter.notice) as request:
+        watch = _Watch(request, reporter)
+        sums = _read(model, task.on_all_parts(), "train", evaluation_options(settings, model.network), watch)
+    factors = reduced_rank(sums, choice.penalty, model.lora.rank)
+    return _with_adapter(model, _solution(sums, factors, choice, model.lora.rank))
+
+
+def _restored(model: Model, checkpoints: Checkpoints | None) -> tuple[Params, Params, _Solved] | None:
+    """What :func:`_solve` gave."""
+    like = {"best": model.trainable, "last": model.trainable}
+    if checkpoints is None or (found := checkpoints.restore(like)) is None:
+        return None
+    made = parse_record(found.meta, _Solved, where=f"checkpoints/{found.step}/checkpoint.json, meta")
+    return found.arrays["best"], found.arrays["last"], made
+
+
+def _solve(
+    model: Model, task: Task, settings: TrainConfig, watch: _Watch, log: EventLog
+) -> tuple[Params, Params, _Solved]:
+    """The better one of the initial and the adapted tree, the adapted one, and what is recorded of them."""
     began, options = time.monotonic(), evaluation_options(settings, model.network)
-    predictor = WindowPredictor(features_of(model), task, row_of, **options)
-    read = {split: _read(predictor, task, split, model, reporter) for split in MAX_WINDOWS}
-    found = reduced_rank(read["train"], read["validation"], model.lora.rank)
-    if found is None:
-        raise TrainError("a hidden state or a target is not finite", where="training", fix=_EXTREME)
-    a = _weights(model)[:, None] * found.a / model.lora.scale
-    adapter = {"a": a.astype(np.float32), "b": found.b.astype(np.float32)}
-    adapted = {**model.trainable, "adapters": {LAST: adapter}}
-    before, after = _validate(model, task, adapted, options, reporter)
+    train, validation = (_read(model, task, split, options, watch) for split in MAX_WINDOWS)
+    found = choose(train, validation, model.lora.rank, watch.at("solving", len(PENALTIES)))
+    adapted = _with_adapter(model, found)
+    before, after = _validate(model, task, adapted, options, watch)
     better = after[task.objective] < before[task.objective]
     best, metrics = (adapted, after) if better else (model.trainable, before)
     progress = Progress(
@@ -142,19 +202,33 @@ def solve(
         "seconds": round(seconds, 3),
         "windows_per_second": round(windows / seconds, 1),
     }
-    log.cut(0, 0, finished=False)  # as late as possible: an interrupted repetition loses nothing
     log.append("initial", step=0, **named[0])
     log.append("epoch", step=1, **named[1], **epoch)
     log.append("finished", step=1, reason=SOLVED, best_epoch=progress.best_epoch)
-    log.sync()
     for title, part in zip(("zero-shot", "adapted"), named, strict=True):
         listed = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in part.items())
-        reporter.notice(f"{title}: {listed}")
-    chosen = f"penalty {found.penalty:.3g}, {100 * found.step:.0f} % of the way from zero-shot"
-    reporter.notice(f"the adapter was computed in closed form in {seconds:.0f} s: {chosen}")
-    if keep_best is not None:
-        keep_best(best, progress)
-    return FitResult(best, adapted, progress, SOLVED)
+        watch.reporter.notice(f"{title}: {listed}")
+    penalty, step = found.choice.penalty, found.choice.step if better else 0.0
+    chosen = f"penalty {penalty:.3g}, {100 * step:.0f} % of the way from zero-shot"
+    watch.reporter.notice(f"the adapter was computed in closed form in {seconds:.0f} s: {chosen}")
+    return best, adapted, _Solved(progress=progress, choice=Choice(penalty=penalty, step=step))
+
+
+class _Watch(NamedTuple):
+    """Shows progress and obeys a signal, between batches."""
+
+    request: StopRequest
+    reporter: Reporter
+
+    def at(self, what: str, of: int) -> Between:
+        """To be called with the number that is done."""
+
+        def between(done: int) -> None:
+            if self.request.signal_number:
+                raise Interrupted(self.request.signal_number, 0, saved=False)
+            self.reporter.status(f"{what} {done:,}/{of:,}")
+
+        return between
 
 
 def is_closed_form(model: Model, task: Task, settings: TrainConfig) -> bool:
@@ -183,28 +257,40 @@ def lacks(model: Model, task: Task, settings: TrainConfig) -> str:
         return "adapters.alpha leaves an adapter without effect"
     if task.loss is not squared_error:
         return "the loss is not MSE"
-    if settings.refit:
-        return "train.refit is set"
     return "several processes train" if jax.process_count() > 1 else ""
 
 
-def _read(predictor: WindowPredictor, task: Task, split: Split, model: Model, reporter: Reporter) -> Moments:
+def _read(model: Model, task: Task, split: Split, options: dict[str, Any], watch: _Watch) -> Moments:
     """The moments of a split, or of as many of its windows as :data:`MAX_WINDOWS` says."""
     assert isinstance(model.network, PretrainedForecastNetwork)
+    predictor = WindowPredictor(features_of(model), task, row_of, **options)
     table, horizon = task.tables[split], model.network.horizon
     size = min(table.size, MAX_WINDOWS[split])
     if size < table.size:
-        reporter.notice(f"{size:,} of {table.size:,} {split} windows are read, evenly spaced")
+        watch.reporter.notice(f"{size:,} of {table.size:,} {split} windows are read, evenly spaced")
     chosen = table.take(np.linspace(0, table.size - 1, size).round().astype(int))
     total: Moments | None = None
+    between = watch.at(split, size)
     for first in range(0, size, _AT_ONCE):
-        reporter.status(f"{split} {first:,}/{size:,}")
         part = chosen.take(slice(first, first + _AT_ONCE))
-        rows = predictor(part, model.frozen, model.trainable)["row"]
+
+        def within(done: int, first: int = first) -> None:
+            between(first + done)
+
+        rows = predictor(part, model.frozen, model.trainable, between=within)["row"]
         found = moments(rows, horizon, _weights(model))
         total = found if total is None else total.plus(found)
     assert total is not None
+    if not all(np.isfinite(part).all() for part in total):
+        raise TrainError(f"a hidden state or a {split} target is not finite", where="training", fix=_EXTREME)
     return total
+
+
+def _with_adapter(model: Model, found: Solution) -> Params:
+    """The trainable tree with the adapter."""
+    a = _weights(model)[:, None] * found.a / model.lora.scale
+    adapter = {"a": a.astype(np.float32), "b": found.b.astype(np.float32)}
+    return {**model.trainable, "adapters": {LAST: adapter}}
 
 
 def _weights(model: Model) -> np.ndarray:
@@ -224,34 +310,40 @@ def moments(rows_wf: np.ndarray, horizon: int, weights_f: np.ndarray) -> Moments
     return Moments(x.T @ x, x.T @ y, float(np.sum(y * y)), int((known > 0.5).sum()))
 
 
-def reduced_rank(train: Moments, validation: Moments, rank: int) -> Solution | None:
-    """The adapter of the penalty and step with the least error on validation; None if that is not finite."""
-    if not all(np.isfinite(part).all() for given in (train, validation) for part in given):
-        return None
-    values, vectors = np.linalg.eigh(train.xx)
-    values, unit = np.maximum(values, 0), max(values.mean(), np.finfo(float).tiny)
-    xy, other_xy = (vectors.T @ given.xy for given in (train, validation))
-    other_xx = vectors.T @ validation.xx @ vectors
+def choose(train: Moments, validation: Moments, rank: int, between: Between = lambda done: None) -> Solution:
+    """The adapter of the penalty and step with the least error on validation, as the module says."""
     tried = []
-    for penalty in PENALTIES:
-        ridge = xy / (values + penalty * unit)[:, None]
-        _, right = np.linalg.eigh(xy.T @ ridge)
-        right = right[:, ::-1][:, :rank]  # of the best approximation of rank r, where the penalty counts
-        left = ridge @ right
-        along, size = np.sum(left * (other_xy @ right)), np.sum(left * (other_xx @ left))
+    for number, penalty in enumerate(PENALTIES.tolist()):
+        between(number)
+        left, right = factors = reduced_rank(train, penalty, rank)
+        along, size = np.sum(left * (validation.xy @ right)), np.sum(left * (validation.xx @ left))
         step = float(np.clip(along / size, 0, 1)) if size > 0 else 0.0
-        tried.append((step * (2 * along - step * size), left, right, float(penalty), step))
+        tried.append((step * (2 * along - step * size), factors, Choice(penalty=penalty, step=step)))
     most = max(gain for gain, *_ in tried)
-    _, left, right, penalty, step = next(one for one in tried if one[0] >= KEPT_GAIN * most)
-    fitted, power = np.sum(left * (xy @ right)), np.sum(left**2 * values[:, None])
-    mse = (train.yy + step * (step * power - 2 * fitted)) / max(train.targets, 1)
-    a, b = np.zeros((len(values), rank)), np.zeros((rank, right.shape[0]))
-    a[:, : right.shape[1]], b[: right.shape[1]] = step * vectors @ left, right.T
-    return Solution(a, b, penalty, step, float(mse))
+    _, factors, choice = next(one for one in tried if one[0] >= KEPT_GAIN * most)
+    return _solution(train, factors, choice, rank)
+
+
+def reduced_rank(train: Moments, penalty: float, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Factors ``[f, k]`` and ``[h, k]``, ``k ≤ rank``, of the kernel with the least penalized error."""
+    unit = float(np.trace(train.xx)) / len(train.xx) or 1.0
+    penalized = train.xx.copy()
+    np.einsum("ii->i", penalized)[:] += penalty * unit
+    ridge = cho_solve(cho_factor(penalized, overwrite_a=True), train.xy)
+    right = np.linalg.eigh(train.xy.T @ ridge)[1][:, ::-1][:, :rank]
+    return ridge @ right, right  # projected on what explains most where the penalty counts
+
+
+def _solution(train: Moments, factors: tuple[np.ndarray, np.ndarray], choice: Choice, rank: int) -> Solution:
+    left, right = choice.step * factors[0], factors[1]
+    mse = (train.yy + np.sum(left * (train.xx @ left - 2 * train.xy @ right))) / max(train.targets, 1)
+    a, b = np.zeros((len(train.xx), rank)), np.zeros((rank, len(right)))
+    a[:, : right.shape[1]], b[: right.shape[1]] = left, right.T
+    return Solution(a, b, choice, float(mse))
 
 
 def _validate(
-    model: Model, task: Task, adapted: Params, options: dict[str, Any], reporter: Reporter
+    model: Model, task: Task, adapted: Params, options: dict[str, Any], watch: _Watch
 ) -> list[dict[str, float]]:
     """Metrics on all validation windows of the zero-shot and of the adapted forecast, in one pass."""
     features, last_layer = features_of(model), last_layer_of(model)
@@ -264,10 +356,7 @@ def _validate(
         found = [task.sums(forecast, batch) for forecast in forecasts]
         return {name: jnp.stack([own[name] for own in found], axis=1) for name in found[0]}
 
-    def between(done: int) -> None:
-        reporter.status(f"validation {done:,}/{table.size:,}")
-
     table = task.tables["validation"]
     predictor = WindowPredictor(both, task, sums, **options)
-    found = predictor(table, model.frozen, adapted, between=between)
+    found = predictor(table, model.frozen, adapted, between=watch.at("validation", table.size))
     return [task.metrics({name: part[:, number] for name, part in found.items()}) for number in (0, 1)]

@@ -31,8 +31,8 @@ from ofa_jax.runs.folder import (
     read_config,
     resolved,
 )
-from ofa_jax.runs.ridge import check_solver
-from ofa_jax.tasks.base import TaskData
+from ofa_jax.runs.ridge import check_solver, is_closed_form, solve_on_all_parts
+from ofa_jax.tasks.base import Task, TaskData
 from ofa_jax.tasks.table import prepare
 from ofa_jax.train.checkpoints import Checkpoints
 from ofa_jax.train.evaluate import WindowPredictor
@@ -103,11 +103,13 @@ def train_run(
         experiment = resolved(experiment.replace(before.get("sizes", {})), before.get("dtype"))
         with raise_together("reading data and trunk"):
             data = read_data(experiment, relative=before.get("relative", True))
-            experiment, notices = completed(experiment, data)
-            for notice in notices:
-                reporter.notice(notice)
+            experiment, added = experiment.replace({"task": data.settings}), list[str]()
             model = build_model(experiment)
             check_solver(model, data.task, experiment.train)
+            if not is_closed_form(model, data.task, experiment.train):
+                experiment, added = with_fitted_epochs(experiment, data.task)
+            for notice in [*data.notices, *added]:
+                reporter.notice(notice)
         made = provenance(model, data)
         facts = {**dump_experiment(experiment), **made.model_dump()}
         check_alike({name: value for name, value in leaves(facts).items() if name not in PLACES})
@@ -149,31 +151,37 @@ def _refit(
     main: bool,
 ) -> None:
     """Train from the start on all parts, for as many epochs as were best, and write the bundle ``FINAL``."""
-    epochs = max(1, result.progress.best_epoch)
-    reporter.notice(f"training on all parts for {epochs} epoch(s), into {out / FINAL}, for `predict` alone")
-    settings = experiment.train.model_copy(update={"epochs": epochs, "patience": epochs})
-    final = fit(
-        model.predict,
-        data.task.on_all_parts(),
-        frozen=model.frozen,
-        trainable=model.trainable,
-        settings=resolve_auto_batch_sizes(settings, model.network),
-        reporter=reporter,
-        checkpoints=Checkpoints(out / f"{FINAL}_{CHECKPOINTS}") if main else None,
-    )
+    into = f"into {out / FINAL}, for `predict` alone"
+    if is_closed_form(model, data.task, experiment.train):
+        reporter.notice(f"training on all parts with the penalty and step that were chosen, {into}")
+        made = solve_on_all_parts(
+            model, data.task, experiment.train, Checkpoints(out / CHECKPOINTS), reporter
+        )
+    else:
+        epochs = max(1, result.progress.best_epoch)
+        reporter.notice(f"training on all parts for {epochs} epoch(s), {into}")
+        settings = experiment.train.model_copy(update={"epochs": epochs, "patience": epochs})
+        made = fit(
+            model.predict,
+            data.task.on_all_parts(),
+            frozen=model.frozen,
+            trainable=model.trainable,
+            settings=resolve_auto_batch_sizes(settings, model.network),
+            reporter=reporter,
+            checkpoints=Checkpoints(out / f"{FINAL}_{CHECKPOINTS}") if main else None,
+        ).last
     with raise_together("saving the final bundle"):
         if main:
-            BundleWriter(out / FINAL, experiment, model, about_data(data))(final.last, result.progress)
+            BundleWriter(out / FINAL, experiment, model, about_data(data))(made, result.progress)
 
 
-def completed(experiment: Experiment, data: TaskData) -> tuple[Experiment, list[str]]:
-    """The settings with what the data say, and the notices about the data.
+def with_fitted_epochs(experiment: Experiment, task: Task) -> tuple[Experiment, list[str]]:
+    """The settings of training by gradient steps that fit the number of windows, and notices about them.
 
     Where the default batch size makes fewer than :data:`FEWEST_STEPS` steps an epoch, it becomes the power of
     two that makes more, and the default patience all epochs, since few windows validate roughly.
     """
-    experiment, notices = experiment.replace({"task": data.settings}), list(data.notices)
-    train, task = experiment.train, data.task
+    train, notices = experiment.train, list[str]()
     windows = task.tables["train"].size if task.groups is None else len(task.groups) - 1
     few = windows < FEWEST_STEPS * train.batch_size and task.protocol == "strict"
     if few and "batch_size" not in train.model_fields_set:

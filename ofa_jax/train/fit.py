@@ -20,6 +20,9 @@ from ofa_jax.train.progress import SILENT, Reporter
 from ofa_jax.train.signals import stop_on_signal
 from ofa_jax.train.step import Params, Predict
 
+SOLVED = "solved in closed form"
+"""Why training without steps ended (:mod:`ofa_jax.runs.ridge`)."""
+
 
 class FitResult(NamedTuple):
     """The best tree on validation and the last one (NumPy leaves), counters, and why training ended."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +13,19 @@ from scipy.optimize import minimize
 
 from ofa_jax import evaluate, open_run, train_run
 from ofa_jax.build import build_model
-from ofa_jax.errors import ConfigError
+from ofa_jax.cli.show import training_summary
+from ofa_jax.errors import ConfigError, Interrupted, TrainError
 from ofa_jax.report.page import write_report
 from ofa_jax.runs import ridge
-from ofa_jax.runs.ridge import SOLVED, Moments, is_closed_form, moments, reduced_rank
+from ofa_jax.runs.bundle import load_bundle
+from ofa_jax.runs.ridge import Moments, choose, is_closed_form, moments, reduced_rank
 from ofa_jax.runs.train import read_data
 from ofa_jax.studies.sweep.cells import Axes
 from ofa_jax.studies.sweep.folder import run_sweep
+from ofa_jax.train.fit import SOLVED
+from ofa_jax.train.program import evaluation_options
 from ofa_jax.train.progress import SILENT, SilentReporter
+from ofa_jax.train.signals import StopRequest
 
 
 def drawn(windows: int, seed: int, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -35,11 +42,11 @@ def summed(x: np.ndarray, y: np.ndarray) -> Moments:
 
 def test_of_full_rank_it_is_ridge_regression():
     train, other = drawn(40, 0), drawn(30, 1)
-    found = reduced_rank(summed(*train), summed(*other), 4)
+    found = choose(summed(*train), summed(*other), 4)
     x, y = train
     unit = np.trace(x.T @ x) / 6
-    kernel = np.linalg.solve(x.T @ x + found.penalty * unit * np.eye(6), x.T @ y)
-    np.testing.assert_allclose(found.a @ found.b, found.step * kernel, atol=1e-10)
+    kernel = np.linalg.solve(x.T @ x + found.choice.penalty * unit * np.eye(6), x.T @ y)
+    np.testing.assert_allclose(found.a @ found.b, found.choice.step * kernel, atol=1e-10)
     assert found.train_mse == pytest.approx(((y - x @ found.a @ found.b) ** 2).mean())
 
 
@@ -47,7 +54,7 @@ def test_of_full_rank_it_is_ridge_regression():
 def test_no_adapter_of_its_rank_has_a_smaller_penalized_error(rank, monkeypatch):
     monkeypatch.setattr(ridge, "PENALTIES", np.array([0.1]))
     x, y = drawn(40, 0)
-    found = reduced_rank(summed(x, y), summed(x, y), rank)
+    found = choose(summed(x, y), summed(x, y), rank)
     unit = 0.1 * np.trace(x.T @ x) / 6
 
     def error(kernel: np.ndarray) -> float:
@@ -58,45 +65,40 @@ def test_no_adapter_of_its_rank_has_a_smaller_penalized_error(rank, monkeypatch)
 
     starts = np.random.default_rng(0).normal(size=(5, 10 * rank))
     least = min(minimize(of_factors, start, tol=1e-12).fun for start in starts)
-    own = error(found.a @ found.b / found.step)
+    own = error(found.a @ found.b / found.choice.step)
     assert own == pytest.approx(least, rel=1e-7)
     assert np.linalg.matrix_rank(found.a @ found.b) == rank
 
 
 def test_validation_chooses_penalty_and_step(monkeypatch):
     train, other = drawn(12, 0, noise=4), drawn(400, 1, noise=4)
-    found = reduced_rank(summed(*train), summed(*other), 4)
+    found = choose(summed(*train), summed(*other), 4)
     errors, penalties = [], ridge.PENALTIES
     for penalty in penalties:
         monkeypatch.setattr(ridge, "PENALTIES", np.array([penalty]))
-        one = reduced_rank(summed(*train), summed(*other), 4)
+        one = choose(summed(*train), summed(*other), 4)
         for share in (0.9, 1, 1.1):
             kernel = share * one.a @ one.b
             errors.append(((other[1] - other[0] @ kernel) ** 2).mean())
     before, own = (((other[1] - other[0] @ kernel) ** 2).mean() for kernel in (0 * kernel, found.a @ found.b))
     assert before - own >= 0.9 * (before - min(errors))
-    assert penalties[0] > found.penalty > penalties[-1]
-    (larger,) = np.flatnonzero(penalties == found.penalty) - 1
+    assert penalties[0] > found.choice.penalty > penalties[-1]
+    (larger,) = np.flatnonzero(penalties == found.choice.penalty) - 1
     assert before - min(errors[3 * larger : 3 * larger + 3]) < 0.9 * (before - min(errors))
 
 
 def test_an_adapter_that_makes_validation_worse_is_not_taken():
     x, y = drawn(40, 0)
-    found = reduced_rank(summed(x, y), summed(x, -y), 2)
-    assert found.step == 0
+    found = choose(summed(x, y), summed(x, -y), 2)
+    assert found.choice.step == 0
     assert not (found.a @ found.b).any()
-
-
-def test_numbers_that_are_not_finite_are_no_solution():
-    x, y = drawn(40, 0)
-    assert reduced_rank(summed(x, y), summed(x * np.nan, y), 2) is None
 
 
 def test_a_rank_beyond_the_horizon_is_filled_with_zeros():
     x, y = drawn(40, 0)
-    found = reduced_rank(summed(x, y), summed(x, y), 16)
+    found = choose(summed(x, y), summed(x, y), 16)
     assert (found.a.shape, found.b.shape) == ((6, 16), (16, 4))
-    four = reduced_rank(summed(x, y), summed(x, y), 4)
+    four = choose(summed(x, y), summed(x, y), 4)
     np.testing.assert_allclose(found.a @ found.b, four.a @ four.b)
 
 
@@ -155,14 +157,85 @@ def test_a_run_keeps_the_adapter_that_it_scored(trained):
     assert "reduced-rank ridge regression" in write_report(folder, SILENT).read_text()
 
 
-def test_the_same_command_gives_the_same_bits_and_one_log(trained):
+def test_a_finished_run_is_read_back_with_one_log(trained, monkeypatch):
     experiment, folder, result, _ = trained
-    before = len((folder / "metrics.jsonl").read_text().splitlines())
+    before = (folder / "metrics.jsonl").read_text()
+    (folder / "bundle" / "adapter_model.safetensors").unlink()
+    monkeypatch.setattr(ridge, "_solve", None)
     again = train_run(experiment, folder)
+    assert (again.reason, again.progress.best_metrics) == (SOLVED, result.progress.best_metrics)
     for name in ("a", "b"):
         was, now = (one.best["adapters"]["out_layer"][name] for one in (result, again))
         assert was.tobytes() == now.tobytes()
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == before
+    assert (folder / "metrics.jsonl").read_text() == before
+    assert open_run(folder)[0].record.best_epoch == 1
+
+
+@pytest.mark.slow
+def test_another_folder_has_the_same_bits(trained, tmp_path):
+    experiment, _, result, _ = trained
+    again = train_run(experiment, tmp_path / "run")
+    for name in ("a", "b"):
+        was, now = (one.best["adapters"]["out_layer"][name] for one in (result, again))
+        assert was.tobytes() == now.tobytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["train 0/", "validation 0/", "solving 3/"])
+def test_a_signal_ends_it_and_the_same_command_begins_again(trained, tmp_path, at):
+    experiment, _, result, _ = trained
+
+    class Impatient(SilentReporter):
+        def status(self, text: str) -> None:
+            if text.startswith(at):
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as stop:
+        train_run(experiment, tmp_path / "run", Impatient())
+    assert (stop.value.signal_number, stop.value.saved) == (signal.SIGTERM, False)
+    assert not (tmp_path / "run" / "bundle").exists()
+    assert train_run(experiment, tmp_path / "run").progress.best == result.progress.best
+
+
+@pytest.mark.slow
+def test_refit_takes_penalty_and_step_to_the_windows_of_all_parts(trained, tmp_path):
+    experiment, _, result, _ = trained
+    experiment = experiment.replace({"train.refit": True})
+    said = Messages()
+    assert train_run(experiment, tmp_path / "run", said).progress.best == result.progress.best
+    assert "penalty and step that were chosen" in said.text
+    model, task = build_model(experiment), read_data(experiment).task
+    options = evaluation_options(experiment.train, model.network)
+    watch = ridge._Watch(StopRequest(), SILENT)
+    parts = [
+        ridge._read(model, replace(task, tables={"train": table}), "train", options, watch)
+        for table in task.tables.values()
+    ]
+    chosen = choose(parts[0], parts[1], model.lora.rank).choice
+    left, right = reduced_rank(parts[0].plus(parts[1]).plus(parts[2]), chosen.penalty, model.lora.rank)
+    kept = load_bundle(tmp_path / "run" / "final").model.trainable["adapters"]["out_layer"]
+    kernel = ridge._weights(model)[:, None] * chosen.step * left @ right.T
+    np.testing.assert_allclose(model.lora.scale * kept["a"] @ kept["b"], kernel, rtol=1e-3, atol=1e-6)
+    assert not np.allclose(kept["a"], result.best["adapters"]["out_layer"]["a"], rtol=1e-2)
+
+
+def test_sums_that_are_not_finite_are_refused(trained, tmp_path, monkeypatch):
+    given = ridge.moments
+    monkeypatch.setattr(ridge, "moments", lambda *args: given(*args)._replace(yy=np.nan))
+    with pytest.raises(TrainError, match="a hidden state or a train target is not finite"):
+        train_run(trained[0], tmp_path / "run")
+
+
+def test_what_is_said_is_of_the_closed_form(tiny, tmp_path):
+    experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv", rows=400)).replace(
+        {path: value for path, value in RIDGE.items() if path != "train.batch_size"}
+    )
+    said = Messages()
+    result = train_run(experiment, tmp_path / "run", said)
+    assert not re.search("an epoch has|epochs", said.text)
+    assert training_summary(result, "strict").startswith(f"{SOLVED}; adapted, validation MSE ")
+    kept = result._replace(progress=result.progress.model_copy(update={"best_epoch": 0}))
+    assert "zero-shot is better and is kept" in training_summary(kept, "strict")
 
 
 @pytest.mark.slow
@@ -181,7 +254,6 @@ def test_windows_that_are_read_are_evenly_spaced_and_said(trained, tmp_path, mon
     [
         ({"rules": [["train", ".*"]]}, "the rules do not train an adapter of out_layer alone"),
         ({"task.loss": "smape"}, "the loss is not MSE"),
-        ({"train.refit": True}, "train.refit is set"),
         ({"adapters.alpha": 0}, "without effect"),
         ({"trunk.source": "random", "trunk.n_layer": 1}, "no forecaster over a trunk that was pretrained"),
     ],

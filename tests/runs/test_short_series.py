@@ -17,7 +17,8 @@ from ofa_jax.inference import predict
 from ofa_jax.model.trees import flatten
 from ofa_jax.runs.bundle import load_bundle
 from ofa_jax.runs.folder import read_config
-from ofa_jax.runs.train import completed, open_run, read_data, train_run
+from ofa_jax.runs.train import open_run, read_data, train_run, with_fitted_epochs
+from ofa_jax.tasks.base import TaskData
 from ofa_jax.train.progress import SilentReporter
 
 TASKS = ("forecast", "zero_shot", "short_term", "imputation")
@@ -49,6 +50,12 @@ def asked(name: str, path: Path, **sections: Any) -> Experiment:
     data = {"source": str(path)} | ({"target": str(path)} if name == "zero_shot" else {})
     settings = {"data": data, "trunk": TRUNK, **sections}
     return build_experiment({**settings, "task": {"name": name, **sections.get("task", {})}})
+
+
+def completed(experiment: Experiment, data: TaskData) -> tuple[Experiment, list[str]]:
+    """The settings with all that fits the data, and what is said of it."""
+    found, added = with_fitted_epochs(experiment.replace({"task": data.settings}), data.task)
+    return found, [*data.notices, *added]
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ from ofa_jax.runs.folder import (
     provenance,
     resolved,
 )
-from ofa_jax.runs.train import completed, read_data, saved_sizes
+from ofa_jax.runs.train import read_data, saved_sizes, with_fitted_epochs
 from ofa_jax.studies.sweep.cells import SETTINGS, Axes, Cell, Group, adapters_at_once, cells_of, groups_of
 from ofa_jax.studies.sweep.program import SweepPrograms, bucket, cut, final_metrics
 from ofa_jax.tasks.base import TaskData
@@ -213,8 +213,8 @@ def run_sweep(
         experiment = experiment.replace(saved_sizes(experiment, before) if before else {})
         experiment = resolved(experiment, before.trunk.compute_dtype if before else None)
         data = read_data(experiment, relative=begun is None or begun.provenance.relative)
-        experiment, notices = completed(experiment, data)
-        for notice in notices:
+        experiment, added = with_fitted_epochs(experiment.replace({"task": data.settings}), data.task)
+        for notice in [*data.notices, *added]:
             reporter.notice(notice)
         model = build_model(experiment)
         if not model.targets:
