@@ -16,9 +16,11 @@ from ofa_jax.build import build_model
 from ofa_jax.cli.show import training_summary
 from ofa_jax.errors import ConfigError, Interrupted, TrainError
 from ofa_jax.report.page import write_report
+from ofa_jax.runs import reduced_rank as closed_form
 from ofa_jax.runs import ridge
 from ofa_jax.runs.bundle import load_bundle
-from ofa_jax.runs.ridge import Moments, choose, is_closed_form, moments, reduced_rank
+from ofa_jax.runs.reduced_rank import Moments, Watch, choose, moments, reduced_rank
+from ofa_jax.runs.ridge import is_closed_form
 from ofa_jax.runs.train import read_data
 from ofa_jax.studies.sweep.cells import Axes
 from ofa_jax.studies.sweep.folder import run_sweep
@@ -52,7 +54,7 @@ def test_of_full_rank_it_is_ridge_regression():
 
 @pytest.mark.parametrize("rank", [1, 2])
 def test_no_adapter_of_its_rank_has_a_smaller_penalized_error(rank, monkeypatch):
-    monkeypatch.setattr(ridge, "PENALTIES", np.array([0.1]))
+    monkeypatch.setattr(closed_form, "PENALTIES", np.array([0.1]))
     x, y = drawn(40, 0)
     found = choose(summed(x, y), summed(x, y), rank)
     unit = 0.1 * np.trace(x.T @ x) / 6
@@ -73,9 +75,9 @@ def test_no_adapter_of_its_rank_has_a_smaller_penalized_error(rank, monkeypatch)
 def test_validation_chooses_penalty_and_step(monkeypatch):
     train, other = drawn(12, 0, noise=4), drawn(400, 1, noise=4)
     found = choose(summed(*train), summed(*other), 4)
-    errors, penalties = [], ridge.PENALTIES
+    errors, penalties = [], closed_form.PENALTIES
     for penalty in penalties:
-        monkeypatch.setattr(ridge, "PENALTIES", np.array([penalty]))
+        monkeypatch.setattr(closed_form, "PENALTIES", np.array([penalty]))
         one = choose(summed(*train), summed(*other), 4)
         for share in (0.9, 1, 1.1):
             kernel = share * one.a @ one.b
@@ -107,7 +109,7 @@ def test_moments_weigh_hidden_states_by_scale_and_leave_out_missing_targets():
     hidden, scale, forecast, target = (draw.normal(size=(5, n)) for n in (3, 1, 2, 2))
     known = np.array([[1, 1], [1, 0], [0, 0], [1, 1], [1, 1]])
     rows, weights = np.concatenate([hidden, scale, forecast, target, known], axis=1), np.array([0.25, 1, 1])
-    found = moments(rows.astype(np.float32), 2, weights)
+    found = moments(rows.astype(np.float32), weights)
     x, y = hidden * scale * weights, (target - forecast) * known
     np.testing.assert_allclose(found.xx, x.T @ x, rtol=1e-5)
     np.testing.assert_allclose(found.xy, x.T @ y, rtol=1e-5)
@@ -206,7 +208,7 @@ def test_refit_takes_penalty_and_step_to_the_windows_of_all_parts(trained, tmp_p
     assert "penalty and step that were chosen" in said.text
     model, task = build_model(experiment), read_data(experiment).task
     options = evaluation_options(experiment.train, model.network)
-    watch = ridge._Watch(StopRequest(), SILENT)
+    watch = Watch(StopRequest(), SILENT)
     parts = [
         ridge._read(model, replace(task, tables={"train": table}), "train", options, watch)
         for table in task.tables.values()
@@ -220,8 +222,8 @@ def test_refit_takes_penalty_and_step_to_the_windows_of_all_parts(trained, tmp_p
 
 
 def test_sums_that_are_not_finite_are_refused(trained, tmp_path, monkeypatch):
-    given = ridge.moments
-    monkeypatch.setattr(ridge, "moments", lambda *args: given(*args)._replace(yy=np.nan))
+    given = closed_form.moments
+    monkeypatch.setattr(closed_form, "moments", lambda *args: given(*args)._replace(yy=np.nan))
     with pytest.raises(TrainError, match="a hidden state or a train target is not finite"):
         train_run(trained[0], tmp_path / "run")
 
@@ -241,7 +243,7 @@ def test_what_is_said_is_of_the_closed_form(tiny, tmp_path):
 @pytest.mark.slow
 def test_windows_that_are_read_are_evenly_spaced_and_said(trained, tmp_path, monkeypatch):
     experiment, _, result, _ = trained
-    monkeypatch.setattr(ridge, "MAX_WINDOWS", {"train": 100, "validation": 20})
+    monkeypatch.setattr(closed_form, "MAX_WINDOWS", {"train": 100, "validation": 20})
     said = Messages()
     fewer = train_run(experiment, tmp_path / "run", said)
     assert re.search(r"100 of \d+ train windows .*\n20 of \d+ validation windows", said.text)
