@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from ofa_jax.baselines.ridge import solve_nlinear
 from ofa_jax.build import RANDOM, REPLACED, build_model, build_network, trunk_config
 from ofa_jax.config.load import upgrade_settings
 from ofa_jax.config.recipes import RECIPES, Rule
@@ -30,10 +31,11 @@ from ofa_jax.files import (
 from ofa_jax.model import trees
 from ofa_jax.model.networks import Network, base_shapes
 from ofa_jax.runs.folder import differences
-from ofa_jax.tasks.base import LinearBaseline, Predict, TaskData
+from ofa_jax.tasks.base import LinearBaseline, Predict, Task, TaskData
 from ofa_jax.tasks.table import TASKS
 from ofa_jax.tensors import read_tensors
 from ofa_jax.train.devices import make_layout, usable_fsdp
+from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.fit import fit
 from ofa_jax.train.program import resolve_auto_batch_sizes
 from ofa_jax.train.progress import Reporter
@@ -51,12 +53,14 @@ class Baseline:
         title: What tables call it.
         build: Gives ``(predict, frozen, initial parameters)``; called only when needed.
         settings: How to train it.
+        solve: Gives its parameters where it is not trained.
     """
 
     name: str
     title: str
     build: Callable[[], tuple[Predict, Params, Params]]
     settings: TrainConfig
+    solve: Callable[[Task, Reporter], Params] | None = None
 
 
 class BaselineRecord(FileRecord):
@@ -103,7 +107,8 @@ def _linear(baseline: LinearBaseline, experiment: Experiment, data: TaskData) ->
         predict, start = baseline.make(data.settings)
         return predict, {}, start
 
-    return Baseline(baseline.name, baseline.title, build, own)
+    solve = solve_nlinear if baseline.closed_form else None
+    return Baseline(baseline.name, baseline.title, build, own, solve)
 
 
 def _networks(experiment: Experiment, data: TaskData) -> list[Baseline]:
@@ -178,28 +183,33 @@ def load_or_train(
         if place.exists():
             return predict, frozen, _load(baseline, data, place, settings, start)
         reporter.notice(f"training the baseline {baseline.title}")
-        layout = make_layout(baseline.settings.parallel, usable_fsdp(baseline.settings.fsdp))
-        result = fit(
-            predict,
-            data.task,
-            frozen=frozen,
-            trainable=start,
-            settings=baseline.settings,
-            reporter=reporter,
-            layout=layout,
-        )
-        best = {path: np.ascontiguousarray(leaf) for path, leaf in trees.flatten(result.best).items()}
+        if baseline.solve is not None:
+            made = baseline.solve(data.task, reporter)
+            sums = WindowPredictor(predict, data.task, data.task.sums)
+            validation = data.task.metrics(sums(data.task.tables["validation"], frozen, made))
+        else:
+            result = fit(
+                predict,
+                data.task,
+                frozen=frozen,
+                trainable=start,
+                settings=baseline.settings,
+                reporter=reporter,
+                layout=make_layout(baseline.settings.parallel, usable_fsdp(baseline.settings.fsdp)),
+            )
+            made, validation = result.best, result.progress.best_metrics
+        best = {path: np.ascontiguousarray(leaf) for path, leaf in trees.flatten(made).items()}
         with atomic_folder(place, size=sum(leaf.nbytes for leaf in best.values())) as scratch:
             save_file(best, scratch / WEIGHTS)
             record = {
                 "control": baseline.name,
                 "protocol": data.task.protocol,
                 "settings": settings,
-                "validation": result.progress.best_metrics,
+                "validation": validation,
                 "sha256": sha256_file(scratch / WEIGHTS),
             }
             write_json(scratch / RECORD, record, version=BaselineRecord.newest)
-        return predict, frozen, result.best
+        return predict, frozen, made
 
 
 def _load(

@@ -28,9 +28,15 @@ def nlinear(
     frozen: Any, trainable: Any, x_btc: Any, x_mask: Any = None, *, dropout_keys: Any = None
 ) -> jax.Array:
     """Forecast ``[b, h, c]``: subtract each window's last value, map linearly, add it again."""
+    rest, last = less_last(x_btc, x_mask)
+    return _over_time(rest, trainable) + last
+
+
+def less_last(x_btc: jax.Array, x_mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """What :func:`nlinear` maps, ``[b, t, c]``, and each window's last value ``[b, 1, c]``."""
     x_btc = _backfill_start(x_btc, x_mask)
     last = x_btc[:, -1:]
-    return _over_time(x_btc - last, trainable) + last
+    return x_btc - last, last
 
 
 def init_dlinear(input_length: int, output_length: int) -> dict[str, Any]:

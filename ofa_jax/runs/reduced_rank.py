@@ -134,7 +134,14 @@ def moments(rows_wf: np.ndarray, weights_f: np.ndarray) -> Moments:
     return Moments(x.T @ x, x.T @ y, float(np.sum(y * y)), int((known > 0.5).sum()))
 
 
-def choose(train: Moments, validation: Moments, rank: int, between: Between = lambda done: None) -> Solution:
+def choose(
+    train: Moments,
+    validation: Moments,
+    rank: int,
+    between: Between = lambda done: None,
+    *,
+    kept_gain: float = KEPT_GAIN,
+) -> Solution:
     """The solution of the penalty and step that validation chooses, as the module says."""
     tried = []
     for number, penalty in enumerate(PENALTIES.tolist()):
@@ -144,7 +151,7 @@ def choose(train: Moments, validation: Moments, rank: int, between: Between = la
         step = float(np.clip(along / size, 0, 1)) if size > 0 else 0.0
         tried.append((step * (2 * along - step * size), factors, Choice(penalty=penalty, step=step)))
     most = max(gain for gain, *_ in tried)
-    _, factors, choice = next(one for one in tried if one[0] >= KEPT_GAIN * most)
+    _, factors, choice = next(one for one in tried if one[0] >= kept_gain * most)
     return solution(train, factors, choice, rank)
 
 

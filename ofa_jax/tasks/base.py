@@ -281,12 +281,14 @@ class LinearBaseline:
         title: What tables call it.
         make: ``settings -> (predict, initial parameters)``.
         training: Training settings that differ from the defaults; None trains it like the run.
+        closed_form: Whether it is solved (:mod:`ofa_jax.baselines.ridge`) and not trained.
     """
 
     name: str
     title: str
     make: Callable[[Any], tuple[Predict, dict[str, Any]]]
     training: Mapping[str, Any] | None = None
+    closed_form: bool = False
 
 
 @dataclass(frozen=True)

@@ -363,6 +363,9 @@ FORECAST = TaskKind(
     network=ForecastNetwork,
     apply=apply,
     # The learning rate was chosen for NLinear on ETTh1's validation part.
-    baselines=linear_baselines(learning_rate=1e-3, epochs=10, batch_size=256, cosine_epochs=10),
+    baselines=(
+        *linear_baselines(learning_rate=1e-3, epochs=10, batch_size=256, cosine_epochs=10),
+        LinearBaseline("ridge", "ridge regression", _nlinear, {}, closed_form=True),
+    ),
     pretrained=PretrainedForecastNetwork,
 )

@@ -57,7 +57,12 @@ UNTRAINED = {
     "classification": ["most frequent class"],
     "imputation": ["linear interpolation", "mean of the window"],
 }
-LINEAR = {"nlinear": "NLinear", "dlinear": "DLinear", "linear": "softmax regression"}
+LINEAR = {
+    "nlinear": "NLinear",
+    "dlinear": "DLinear",
+    "ridge": "ridge regression",
+    "linear": "softmax regression",
+}
 NETWORKS = {
     "attention": "one attention layer (PAttn)",
     "no_trunk": "no trunk, same recipe",
@@ -70,6 +75,7 @@ TRAINABLE = {
     "forecast": {
         "nlinear": 8 * 3 + 3,
         "dlinear": 2 * (8 * 3 + 3),
+        "ridge": 8 * 3 + 3,
         "attention": PATTN + 115,
         "no_trunk": 2 * (24 + 3),
         "gpt4ts": TUNED + 115,
@@ -270,7 +276,15 @@ def test_baselines_of_a_real_trunk(tiny, tmp_path):
     )
     experiment, data = prepared(tiny.of_task("forecast", tmp_path, f"trunk.source={tmp_path / 'trunk'}"))
     baselines = {baseline.name: baseline for baseline in trained_baselines(experiment, data)}
-    assert list(baselines) == ["nlinear", "dlinear", "attention", "no_trunk", "random_trunk", "gpt4ts"]
+    assert list(baselines) == [
+        "nlinear",
+        "dlinear",
+        "ridge",
+        "attention",
+        "no_trunk",
+        "random_trunk",
+        "gpt4ts",
+    ]
     assert [baselines[name].title for name in ("random_trunk", "gpt4ts")] == [
         "random trunk, same recipe",
         "gpt4ts",
@@ -310,7 +324,7 @@ def test_rules_fit_each_baseline(tiny, tmp_path, overrides, left_out):
     without = experiment.trunk.source != RANDOM
     assert (
         baselines.keys()
-        == ({"nlinear", "dlinear", *NETWORKS} | ({"random_trunk"} if without else set())) - left_out
+        == ({"nlinear", "dlinear", "ridge", *NETWORKS} | ({"random_trunk"} if without else set())) - left_out
     )
     for baseline in baselines.values():
         assert jax.tree.leaves(baseline.build()[2])
