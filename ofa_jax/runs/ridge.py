@@ -144,7 +144,7 @@ def _solve(
     train, validation = (_read(model, task, split, options, watch) for split in MAX_WINDOWS)
     found = choose(train, validation, model.lora.rank, watch.at("solving", len(PENALTIES)))
     adapted = _with_adapter(model, found)
-    before, after = _validate(model, task, adapted, options, watch)
+    before, after = score_together(model, task, "validation", [model.trainable, adapted], options, watch)
     better = after[task.objective] < before[task.objective]
     best, metrics = (adapted, after) if better else (model.trainable, before)
     progress = Progress(
@@ -230,21 +230,26 @@ def _weights(model: Model) -> np.ndarray:
     return np.repeat([CONTEXT_WEIGHT] * before + [1.0] * network.tokens_ahead, network.width)
 
 
-def _validate(
-    model: Model, task: Task, adapted: Params, options: dict[str, Any], watch: Watch
+def score_together(
+    model: Model, task: Task, split: Split, trees: list[Params], options: dict[str, Any], watch: Watch
 ) -> list[dict[str, float]]:
-    """Metrics on all validation windows of the zero-shot and of the adapted forecast, in one pass."""
+    """Metrics on all windows of a split with each of these trainable trees, in one pass.
+
+    The trees differ from the model's own in the adapter of the last layer at most.
+    """
     features, last_layer = features_of(model), last_layer_of(model)
 
-    def both(frozen: Params, trained: Params, x_btc: jax.Array, x_mask: Any = None, **_: Any) -> Any:
-        given = features(frozen, trained, x_btc, x_mask)
-        return given.forecast[..., None], last_layer(frozen, trained, join(given)[:, None])
+    def every(frozen: Params, trained: list[Params], x_btc: jax.Array, x_mask: Any = None, **_: Any) -> Any:
+        row = join(features(frozen, trained[0], x_btc, x_mask))[:, None]
+        return [last_layer(frozen, tree, row) for tree in trained]
 
     def sums(forecasts: Any, batch: Batch) -> dict[str, jax.Array]:
         found = [task.sums(forecast, batch) for forecast in forecasts]
         return {name: jnp.stack([own[name] for own in found], axis=1) for name in found[0]}
 
-    table = task.tables["validation"]
-    predictor = WindowPredictor(both, task, sums, **options)
-    found = predictor(table, model.frozen, adapted, between=watch.at("validation", table.size))
-    return [task.metrics({name: part[:, number] for name, part in found.items()}) for number in (0, 1)]
+    table = task.tables[split]
+    predictor = WindowPredictor(every, task, sums, **options)
+    every_tree: Any = trees  # a predictor places any tree
+    found = predictor(table, model.frozen, every_tree, between=watch.at(split, table.size))
+    parts = [{name: part[:, number] for name, part in found.items()} for number in range(len(trees))]
+    return [task.metrics(part) for part in parts]
