@@ -49,6 +49,9 @@ def read_input(loaded: LoadedModel, source: str | Path | pd.DataFrame, **reading
     Raises:
         DataError: As :func:`predict`.
     """
+    if loaded.record.covariates:
+        fix = "Use OneForAllForecaster.load(…).predict(futr_df=…)"
+        raise DataError("the forecaster reads covariates, which are not given here", fix=fix)
     return TASKS[loaded.experiment.task.name].apply(replace(loaded.trained_on, reading=reading), source)
 
 

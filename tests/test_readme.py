@@ -53,7 +53,7 @@ def test_the_python_example_runs_as_written(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow  # trains
 def test_the_examples_of_dataframes_run_as_written(monkeypatch, tmp_path, capsys):
-    forecasts, others = re.findall(
+    forecasts, covariates, others = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs/dataframes.md").read_text(), re.DOTALL
     )
     monkeypatch.chdir(tmp_path)
@@ -65,6 +65,8 @@ def test_the_examples_of_dataframes_run_as_written(monkeypatch, tmp_path, capsys
     printed = capsys.readouterr().out.split("unique_id")[1:]
     assert len(printed) == 2
     assert printed[0] != printed[1]
+    exec(covariates, {})
+    assert "OneForAll-hi-80" in capsys.readouterr().out
     df.loc[df.ds == days[50], "y"] = np.nan
     cases = draw.normal(size=(12, 2, 40))
     names = {
@@ -101,6 +103,16 @@ def test_every_public_name_can_be_had():
         _ = ofa_jax.nothing_of_the_kind
 
 
+@pytest.mark.slow  # trains
+@pytest.mark.parametrize("task", TASKS)
+def test_the_example_of_a_task_s_page_runs_as_written(capsys, task):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGES[f"docs/tasks/{task}.md"], re.DOTALL)
+    exec(code, {})
+    printed = capsys.readouterr().out
+    assert printed
+    assert "NaN" not in printed
+
+
 def commands(text: str) -> list[list[str]]:
     """The command lines in a page's blocks of code, as lists of words; remarks behind ``#`` are no words."""
     blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
@@ -108,15 +120,18 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.startswith("ofa-jax ")]
 
 
-def test_every_task_has_a_page_of_one_screen_and_a_line_in_the_readme():
+def test_every_task_has_a_page_of_two_screens_and_a_line_in_the_readme():
     assert {path.stem for path in (ROOT / "docs/tasks").iterdir()} == set(TASKS)
     rows = re.findall(r"^\| .* \[page\]\(docs/tasks/(\w+)\.md\) \|$", README, re.MULTILINE)
     assert sorted(rows) == sorted(TASKS)
     for name in TASKS:
         page = PAGES[f"docs/tasks/{name}.md"]
-        assert len(page.splitlines()) <= 50
+        assert len(page.splitlines()) <= 68
         headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
-        assert headings == ["What goes in", "Commands", "What comes out", "What exactly is done", "Baselines"]
+        assert headings == [
+            *("What goes in", "Commands", "On your own data"),
+            *("What comes out", "What exactly is done", "Baselines"),
+        ]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -3,8 +3,9 @@
     OFA_JAX_DATA=DATA python tools/pretrained.py --out runs/pretrained --percent 10 100
 
 Every test window with the last 512 steps before it, zero-shot and, given `--percent`, with an adapter (recipe
-`output`, rank 16, in closed form) from the first share of the training part, beside ridge regression from the
-same windows. M3 and M4: the last H steps of every series, from all before them, as the competitions have it.
+`output`, rank 16, in closed form) from the first share of the training part, next to ridge regression from the
+same windows. M3 and M4: the last H steps of every series, from all before them, as the competitions have it;
+forecast is the median, which minimizes absolute errors, elsewhere the mean.
 What is in OUT/errors.json already is not computed again, as long as the trunk is the same. Prints the tables
 in Markdown.
 """
@@ -25,6 +26,7 @@ from ofa_jax.data.catalog.load import load_collection
 from ofa_jax.data.seasons import season_length
 from ofa_jax.estimators.engine import forecast_experiment, forecast_windows
 from ofa_jax.files import write_json
+from ofa_jax.model.gpt2 import LEVELS
 from ofa_jax.model.linear import nlinear
 from ofa_jax.runs.reduced_rank import Watch
 from ofa_jax.runs.ridge import score_together
@@ -90,7 +92,8 @@ def competition(trunk: str, name: str, horizon: int) -> dict[str, dict[str, floa
     for row, (past, _) in enumerate(held.parts):
         inputs[row, length - len(past[-length:]) :] = past[-length:]
     target = np.stack([after for _, after in held.parts])
-    return {f"{name} {horizon}": held.metrics(score_forecasts(forecast_windows(model, inputs).mean, target))}
+    median = forecast_windows(model, inputs).levels[..., LEVELS.index(0.5)]
+    return {f"{name} {horizon}": held.metrics(score_forecasts(median, target))}
 
 
 def main() -> None:

@@ -76,7 +76,7 @@ class BundleRecord(FileRecord):
     Format 3 added ``filled``, the number of missing values that were filled in the data of training, and its
     ``sha256`` covers ``format``. Format 4 added ``relative``, whether windows are relative to their last
     input, and names no folder: ``trunk.source`` of its settings is null where the trunk's weights are in one
-    that did not come from the hub.
+    that did not come from the hub. ``covariates``: forecasts are completed by effects that are not in it.
     """
 
     newest = BUNDLE_FORMAT
@@ -93,6 +93,7 @@ class BundleRecord(FileRecord):
     threshold: float | None = None
     filled: int = Field(0, ge=0)
     relative: bool = False
+    covariates: bool = False
     best_epoch: int = Field(ge=0)
     validation: dict[str, float]
     adapters: AdapterConfig | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -90,10 +90,15 @@ class OfFrames(Estimator):
     def _columns(self) -> Columns:
         return Columns(self.id_col, self.time_col, self.target_col)
 
+    @property
+    def _known_columns(self) -> Sequence[str]:
+        """Names of covariates."""
+        return ()
+
     def _read(self, df: Any, *made: str) -> Panel:
         """A frame as a panel; ``made`` are names of further columns of results."""
-        check_names([self.id_col, self.time_col, self.target_col, *made])
-        return read_panel(df, self._columns, self.freq)
+        check_names([self.id_col, self.time_col, self.target_col, *self._known_columns, *made])
+        return read_panel(df, self._columns, self.freq, self._known_columns)
 
 
 def is_whole(value: Any) -> bool:

@@ -136,6 +136,16 @@ def places(panel: Panel, first: np.ndarray, last: np.ndarray, most: int, seed: i
     return Places(series, first[series] + chosen - (end - counts)[series])
 
 
+def places_of_parts(panel: Panel, horizon: int, held_out: int, seed: int) -> dict[str, Places]:
+    """Windows of ``train`` and of ``validation``, whose targets are in the last ``held_out`` steps."""
+    steps, begin = panel.lengths, np.full(panel.n, LEAST)
+    ranges = {
+        "train": (begin, steps - held_out - horizon),
+        "validation": (np.maximum(begin, steps - held_out), steps - horizon),
+    }
+    return {split: places(panel, *ends, MOST[split], seed) for split, ends in ranges.items()}
+
+
 def training_task(panel: Panel, length: int, horizon: int, held_out: int, seed: int) -> Task:
     """Forecasting the series of a panel, each standardized by what precedes its last ``held_out`` steps.
 
@@ -144,13 +154,7 @@ def training_task(panel: Panel, length: int, horizon: int, held_out: int, seed: 
     Raises:
         DataError: No series is long enough.
     """
-    steps = panel.lengths
-    begin = np.full(panel.n, LEAST)
-    ranges = {
-        "train": (begin, steps - held_out - horizon),
-        "validation": (np.maximum(begin, steps - held_out), steps - horizon),
-    }
-    cuts = {split: places(panel, *ends, MOST[split], seed) for split, ends in ranges.items()}
+    steps, cuts = panel.lengths, places_of_parts(panel, horizon, held_out, seed)
     if not all(len(found.cut) for found in cuts.values()):
         least = LEAST + horizon + held_out
         what = f"no series has {least} steps ({LEAST} to read, {horizon} to forecast, {held_out} held out); "

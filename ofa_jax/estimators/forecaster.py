@@ -14,13 +14,16 @@ from ofa_jax.build import build_model
 from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import ConfigError, DataError, shorten
 from ofa_jax.estimators.base import NotFittedError, OfFrames, is_whole
+from ofa_jax.estimators.covariates import fit_effects, future_covariates, with_calendar
 from ofa_jax.estimators.engine import (
     LEAST,
     MOST,
     Forecast,
+    Places,
     errors_of_series,
     forecast_experiment,
     forecast_windows,
+    places_of_parts,
     training_task,
 )
 from ofa_jax.estimators.intervals import (
@@ -63,6 +66,9 @@ class OneForAllForecaster(OfFrames):
         learning_rate: Of ``gradient``: the initial one.
         batch_size: Of ``gradient``: windows per step.
         seed: Seed of adapters, batches and drawn windows.
+        covariates: Names of columns of long frames that are known ahead, such as holidays; :meth:`fit` finds
+            what they say of the errors of forecasts.
+        calendar: Whether month, weekday and hour are taken as covariates.
         alias: Name of the forecast's column.
         id_col, time_col, target_col: Names of columns of long frames.
         verbose: Whether :meth:`fit` shows its progress.
@@ -71,6 +77,8 @@ class OneForAllForecaster(OfFrames):
     horizon: int = field(kw_only=False)
     context: int | Literal["auto"] = "auto"
     solver: Literal["auto", "gradient", "ridge"] = "auto"
+    covariates: Sequence[str] = ()
+    calendar: bool = False
     alias: str = "OneForAll"
 
     def fit(
@@ -79,6 +87,7 @@ class OneForAllForecaster(OfFrames):
         *,
         val_size: int | Literal["auto"] = "auto",
         prediction_intervals: PredictionIntervals | None = None,
+        static_df: None = None,
     ) -> Self:
         """Adapt the trunk to series; where that is not better on their last steps, it stays as it was.
 
@@ -87,11 +96,15 @@ class OneForAllForecaster(OfFrames):
             val_size: Last steps of each series that choose penalty or epoch; default: a fifth of the median
                 length, at least the horizon.
             prediction_intervals: How intervals are calibrated on held-out windows; default: not.
+            static_df: Refused: columns that are constant over time are not used.
 
         Raises:
             DataError: The frame cannot be read, or its series are too short.
             ConfigError: A parameter is out of range.
         """
+        if static_df is not None:
+            what = "static covariates are not used"
+            raise ConfigError(what, where="static_df", fix="Leave it out, or fit one forecaster per group")
         experiment = self._experiment(self.horizon)
         panel = self._read(df)
         length, horizon = experiment.task.input_length, self.horizon
@@ -105,9 +118,13 @@ class OneForAllForecaster(OfFrames):
         model = build_model(experiment)
         with ConsoleReporter() if self.verbose else contextlib.nullcontext(SILENT) as reporter:
             result = fit_model(model, task, experiment.train, reporter=reporter)
-        best, model = result.progress, replace(model, trainable=result.best)
+        best, fitted = result.progress, replace(model, trainable=result.best)
         found = (best.best_epoch, best.best_metrics, held_out, panel.season, panel.frequency)
-        self.fitted_ = Fitted(model, experiment, *found)
+        effects = None
+        if self.covariates or self.calendar:
+            parts = places_of_parts(panel, horizon, held_out, self.seed)
+            effects = fit_effects(panel, model, fitted, horizon, parts)
+        self.fitted_ = Fitted(fitted, experiment, *found, effects)
         self.calibration_ = None
         if prediction_intervals is not None:
             self.calibration_ = self._calibrated(panel, prediction_intervals)
@@ -125,12 +142,19 @@ class OneForAllForecaster(OfFrames):
         return self
 
     def predict(
-        self, df: Any = None, *, h: int | None = None, level: _Numbers = None, quantiles: _Numbers = None
+        self,
+        df: Any = None,
+        *,
+        futr_df: Any = None,
+        h: int | None = None,
+        level: _Numbers = None,
+        quantiles: _Numbers = None,
     ) -> Any:
         """Forecast the steps after each series' last row.
 
         Args:
             df: The series; default: those of :meth:`fit`.
+            futr_df: :meth:`make_future_dataframe` with the covariates in the steps that are forecast.
             h: Steps; default: the horizon. More than it only before :meth:`fit`.
             level: Percentages of intervals; columns ``OneForAll-lo-90``, ``OneForAll-hi-90``.
             quantiles: Shares; columns ``OneForAll_ql0.1``.
@@ -148,6 +172,12 @@ class OneForAllForecaster(OfFrames):
         if panel is None:
             raise NotFittedError("there are no series to forecast", fix="Call fit(df) first, or predict(df)")
         steps = self._steps(h)
+        if self.covariates or self.calendar:
+            ahead = future_covariates(panel, futr_df, self.covariates, steps, calendar=self.calendar)
+            panel = replace(panel, ahead=ahead)
+        elif futr_df is not None:
+            fix = "Leave it out, or name its columns as `covariates`"
+            raise ConfigError("the forecaster reads no covariates", where="futr_df", fix=fix)
         made = self._forecast(panel, np.arange(panel.n), panel.lengths, steps)
         if len(wrong := np.flatnonzero(np.isnan(made.mean[:, 0]))):
             what = f"series {shorten(panel.ids[wrong[0]])} has no value in the last steps that are read"
@@ -274,8 +304,17 @@ class OneForAllForecaster(OfFrames):
             made.fitted_ = fitted
         return made
 
+    @property
+    def _known_columns(self) -> Sequence[str]:
+        if isinstance(self.covariates, str):
+            raise ConfigError(f"covariates is {self.covariates!r}", fix="Give a list of names of columns")
+        return tuple(self.covariates)
+
     def _read(self, df: Any, *made: str) -> Panel:
-        return df if isinstance(df, Panel) else super()._read(df, self.alias, *made)
+        if isinstance(df, Panel):
+            return df
+        panel = super()._read(df, self.alias, *made)
+        return with_calendar(panel) if self.calendar else panel
 
     def _steps(self, h: int | None) -> int:
         steps = self.horizon if h is None else h
@@ -311,8 +350,14 @@ class OneForAllForecaster(OfFrames):
             key = (self.trunk, self.context, steps)
             model = known.get(key) or build_model(self._experiment(steps))
             self._untrained = {key: model}
-        made = forecast_windows(model, panel.before(series, cut, model.network.input_length))
-        return Forecast(made.levels[:, :steps], made.mean[:, :steps])
+        length = model.network.input_length
+        made = forecast_windows(model, panel.before(series, cut, length))
+        made = Forecast(made.levels[:, :steps], made.mean[:, :steps])
+        if not (self.covariates or self.calendar):
+            return made
+        if fitted is None or fitted.effects is None:
+            raise NotFittedError("the effects of covariates are not known", fix="Call fit(df) first")
+        return fitted.effects.added_to(made, panel, Places(series, cut), length)
 
     def _calibrated(self, panel: Panel, settings: PredictionIntervals) -> Calibration:
         step = self.horizon if settings.step_size == "auto" else settings.step_size

@@ -41,6 +41,8 @@ class Panel:
         columns: Names for frames that are made of it.
         clock: How the source writes times.
         like: The source's empty frame, whose library and types results have.
+        covariates: Columns that are known ahead, ``[rows, k]``.
+        ahead: These columns in the steps after each series' last, ``[n, h, k]``.
     """
 
     ids: pd.Index
@@ -53,6 +55,8 @@ class Panel:
     columns: Columns
     clock: Clock
     like: nw.DataFrame[Any]
+    covariates: np.ndarray | None = None
+    ahead: np.ndarray | None = None
 
     @property
     def n(self) -> int:
@@ -93,6 +97,17 @@ class Panel:
         rows = self.first[series][:, None] + np.where(inside, at, 0)
         return np.where(inside, self.values[rows], np.nan)
 
+    def covariates_at(self, series: np.ndarray, at_wt: np.ndarray) -> np.ndarray:
+        """Covariates of steps ``at[w, t]``, which are not negative, of ``series[w]``, ``[w, t, k]``."""
+        assert self.covariates is not None
+        length = self.lengths[series][:, None]
+        found = self.covariates[self.first[series][:, None] + np.minimum(at_wt, length - 1)]
+        if (beyond := at_wt >= length).any():
+            assert self.ahead is not None
+            step = np.where(beyond, at_wt - length, 0)
+            found = np.where(beyond[..., None], self.ahead[series[:, None], step], found)
+        return found
+
     def until(self, cut: np.ndarray) -> Panel:
         """The first ``cut[n]`` steps of each series; those without any are left out."""
         kept = np.flatnonzero(cut > 0)
@@ -106,6 +121,8 @@ class Panel:
             times=self.times[inside],
             rows=self.rows[inside],
             step_of=self.step_of[kept],
+            covariates=None if self.covariates is None else self.covariates[inside],
+            ahead=None,
         )
 
     def last(self, length: int) -> Panel:
@@ -113,8 +130,8 @@ class Panel:
         kept = np.arange(len(self.values)) >= (self.first[1:] - length)[self.series]
         steps = np.minimum(self.lengths, length)
         first = np.concatenate([[0], np.cumsum(steps)])
-        columns = {name: getattr(self, name)[kept] for name in ("values", "times", "rows")}
-        return replace(self, first=first, **columns)
+        names = ("values", "times", "rows", *["covariates"] * (self.covariates is not None))
+        return replace(self, first=first, **{name: getattr(self, name)[kept] for name in names})
 
     def seasonal_change(self, cut: np.ndarray) -> np.ndarray:
         """The mean size of changes over a season in the first ``cut[n]`` steps of each series, ``[n]``.

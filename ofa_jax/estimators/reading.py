@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import tzinfo
 from itertools import pairwise
 from typing import Any
@@ -42,7 +43,9 @@ def step_named(freq: str | int) -> Step:
     return step_of(text)
 
 
-def read_panel(frame: Any, columns: Columns, freq: str | int | None = None) -> Panel:
+def read_panel(
+    frame: Any, columns: Columns, freq: str | int | None = None, covariates: Sequence[str] = ()
+) -> Panel:
     """Read a long or a wide frame of pandas, polars or another library that narwhals knows.
 
     A frame with the column ``columns.target`` is long: a row per series and time; without ``columns.id`` it
@@ -53,11 +56,12 @@ def read_panel(frame: Any, columns: Columns, freq: str | int | None = None) -> P
         frame: The data; rows in any order.
         columns: Names of its columns.
         freq: The step between rows, which they have to follow; default: inferred.
+        covariates: Names of further columns of a long frame, which are known in every row.
 
     Raises:
         DataError: Columns are missing or of a wrong kind, times repeat or have gaps, values are infinite.
     """
-    table = _table(frame, columns)
+    table = table_of(frame, columns)
     names = set(table.columns)
     long = columns.target in names
     if columns.time not in names:
@@ -66,19 +70,23 @@ def read_panel(frame: Any, columns: Columns, freq: str | int | None = None) -> P
     if not long and columns.id in names:
         what = f"there is `{columns.id}`, but no column `{columns.target}`"
         raise DataError(what, fix="Name the column of values as target_col")
-    times, clock = _times(table[columns.time], columns.time)
+    if covariates and (missing := [name for name in covariates if not long or name not in names]):
+        what = f"the covariate {listed(missing)} is no column of a long frame"
+        raise DataError(what, fix=f"Give it next to `{columns.target}`, or leave it out of `covariates`")
+    times, clock = times_of(table[columns.time], columns.time)
     if long:
-        extra = [name for name in table.columns if name not in (columns.id, columns.time, columns.target)]
-        if extra:
+        named = (columns.id, columns.time, columns.target, *covariates)
+        if extra := [name for name in table.columns if name not in named]:
             what = f"there are further columns, {listed(extra)}, which are not used"
-            raise DataError(what, fix="Leave them out, or name them as id_col, time_col or target_col")
-        values = _numbers(table[columns.target], columns.target)
-        codes, ids = _ids(table, columns)
+            fix = "Leave them out, or name them as id_col, time_col, target_col or covariates"
+            raise DataError(what, fix=fix)
+        values = numbers(table[columns.target], columns.target)
+        codes, ids = ids_in(table, columns)
     else:
         others = [name for name in table.columns if name != columns.time]
         if not others:
             raise DataError("there is no column of values", fix="Name it as target_col")
-        values = np.concatenate([_numbers(table[name], name) for name in others])
+        values = np.concatenate([numbers(table[name], name) for name in others])
         codes, ids = np.repeat(np.arange(len(others)), len(times)), pd.Index(others, dtype=object)
         times = np.tile(times, len(others))
     if not len(values):
@@ -91,10 +99,11 @@ def read_panel(frame: Any, columns: Columns, freq: str | int | None = None) -> P
     text = table.schema[columns.time] in (nw.String, nw.Object)  # comes back as times
     kept = [columns.id] * (columns.id in names) + [columns.time] * (not text)
     like = table.select(kept).head(0)
-    return Panel(ids, first, values, times, steps, kinds, order % len(table), columns, clock, like)
+    known = covariate_values(table, covariates, "the frame")[order] if covariates else None
+    return Panel(ids, first, values, times, steps, kinds, order % len(table), columns, clock, like, known)
 
 
-def _table(frame: Any, columns: Columns) -> nw.DataFrame[Any]:
+def table_of(frame: Any, columns: Columns) -> nw.DataFrame[Any]:
     if isinstance(frame, pd.DataFrame):
         levels = [name for name in frame.index.names if name is not None]
         if columns.id in levels and columns.id not in frame.columns:
@@ -115,7 +124,7 @@ def _table(frame: Any, columns: Columns) -> nw.DataFrame[Any]:
         raise DataError(what, fix="Give a DataFrame of pandas or polars") from None
 
 
-def _ids(table: nw.DataFrame[Any], columns: Columns) -> tuple[np.ndarray, pd.Index]:
+def ids_in(table: nw.DataFrame[Any], columns: Columns) -> tuple[np.ndarray, pd.Index]:
     if columns.id not in table.columns:
         return np.zeros(len(table), int), pd.Index(["0"], dtype=object)
     named = table[columns.id].to_pandas()
@@ -128,7 +137,7 @@ def _ids(table: nw.DataFrame[Any], columns: Columns) -> tuple[np.ndarray, pd.Ind
     return codes, pd.Index(ids)
 
 
-def _times(column: nw.Series[Any], name: str) -> tuple[np.ndarray, Clock]:
+def times_of(column: nw.Series[Any], name: str) -> tuple[np.ndarray, Clock]:
     times = column.to_pandas()
     if isinstance(times.dtype, pd.PeriodDtype):
         times = times.dt.to_timestamp()
@@ -158,7 +167,7 @@ def _is_iso(value: Any) -> bool:
     return not pd.isna(pd.to_datetime(value, format="ISO8601", errors="coerce"))
 
 
-def _numbers(column: nw.Series[Any], name: str) -> np.ndarray:
+def numbers(column: nw.Series[Any], name: str) -> np.ndarray:
     values = column.to_pandas()
     if pd.api.types.is_complex_dtype(values.dtype):
         raise DataError(f"`{name}` has complex numbers", fix="Give real ones")
@@ -172,6 +181,23 @@ def _numbers(column: nw.Series[Any], name: str) -> np.ndarray:
             )
             raise DataError(what, fix="Give numbers, and NaN where a value is missing") from None
     return values.to_numpy(np.float64, na_value=np.nan)
+
+
+def covariate_values(table: nw.DataFrame[Any], names: Sequence[str], where: str) -> np.ndarray:
+    """Columns as numbers ``[rows, k]``.
+
+    Raises:
+        DataError: One has text, or is not known everywhere.
+    """
+    found = []
+    for name in names:
+        values = numbers(table[name], name)
+        if len(wrong := np.flatnonzero(~(np.abs(values) <= LARGEST))):
+            what = f"the covariate `{name}` is not known in row {wrong[0] + 1} of {where}"
+            fix = "Covariates are finite in every row: fill it, or leave it out of `covariates`"
+            raise DataError(f"{what} ({len(wrong)} such rows)", fix=fix)
+        found.append(values)
+    return np.stack(found, axis=1)
 
 
 def _check_values(values: np.ndarray, codes: np.ndarray, ids: pd.Index) -> None:

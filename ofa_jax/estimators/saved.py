@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +18,7 @@ from ofa_jax import files
 from ofa_jax.build import NAMED, Model
 from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, ConfigError
+from ofa_jax.estimators.covariates import Effects
 from ofa_jax.estimators.intervals import Calibration, PredictionIntervals
 from ofa_jax.files import FileRecord, Sha256
 from ofa_jax.runs.bundle import BundleWriter, load_bundle
@@ -25,7 +26,9 @@ from ofa_jax.tensors import read_tensors
 
 RECORD_FILE = "estimator.json"
 CALIBRATION_FILE = "calibration.safetensors"
+EFFECTS_FILE = "covariates.safetensors"
 BUNDLE = "bundle"
+_ARRAYS = ("spread", "kernel")
 _NONE = -1.0  # in place of NaN in a file of tensors
 
 
@@ -36,7 +39,7 @@ class SavedRecord(FileRecord):
     """
 
     kind: str
-    params: dict[str, int | float | bool | str | None]
+    params: dict[str, int | float | bool | str | list[str] | None]
     files: dict[str, Sha256]
     sha256: Sha256
 
@@ -50,6 +53,7 @@ class EstimatorRecord(SavedRecord):
     kind: Literal["ofa-jax forecaster"]
     val_size: int | None = Field(None, ge=1)
     intervals: dict[str, int | str] | None = None
+    effects: dict[str, Annotated[float, Field(ge=0)]] | None = None
 
 
 class Fitted(NamedTuple):
@@ -62,6 +66,7 @@ class Fitted(NamedTuple):
     held_out: int
     season: int
     frequency: str
+    effects: Effects | None = None
 
 
 Saved = tuple[dict[str, Any], Fitted | None, Calibration | None]
@@ -135,13 +140,19 @@ def save(
     def fill(scratch: Path) -> dict[str, Any]:
         if fitted is not None:
             about = {"scaler": None, "season": fitted.season, "frequency": fitted.frequency, "relative": True}
+            about |= {"covariates": True} if fitted.effects is not None else {}
             writer = BundleWriter(scratch / BUNDLE, fitted.experiment, fitted.model, about)
             writer(fitted.model.trainable, fitted)
         if calibration is not None:
             errors = np.nan_to_num(calibration.errors, nan=_NONE)
             save_file({"errors": errors}, scratch / CALIBRATION_FILE)
         intervals = asdict(calibration.settings) if calibration else None
-        return {"val_size": fitted.held_out if fitted else None, "intervals": intervals}
+        made = {"val_size": fitted.held_out if fitted else None, "intervals": intervals}
+        if fitted is not None and fitted.effects is not None:
+            effects = asdict(fitted.effects)
+            save_file({name: effects.pop(name) for name in _ARRAYS}, scratch / EFFECTS_FILE)
+            made["effects"] = effects
+        return made
 
     write_folder(path, "forecaster", params, fill, overwrite=overwrite)
 
@@ -176,5 +187,18 @@ def _load(folder: Path, trunk: str | None) -> Saved:
     fitted = Fitted(
         *(made.model, made.experiment, best.best_epoch, best.validation),
         *(record.val_size, best.season, frequency),
+        _effects(folder, record),
     )
     return record.params, fitted, calibration
+
+
+def _effects(folder: Path, record: EstimatorRecord) -> Effects | None:
+    if record.effects is None:
+        return None
+    tensors, where = read_tensors(folder / EFFECTS_FILE), str(folder / EFFECTS_FILE)
+    numbers = {"penalty", "share", "before", "after"}
+    spread, kernel = (tensors.get(name, np.zeros(0)) for name in _ARRAYS)
+    sizes = spread.ndim == kernel.ndim == 1 and len(kernel) == 2 * (spread > 0).sum()
+    if record.effects.keys() != numbers or not sizes:
+        raise CheckpointError("has no effects of covariates", where=where)
+    return Effects(spread, kernel, **record.effects)

@@ -298,3 +298,45 @@ def _forecast() -> Any:
 def write_baseline(folder: Path) -> None:
     shutil.copytree(V1 / "forecast" / "run" / "controls", folder, dirs_exist_ok=True)
     (folder / ".lock").touch()
+
+
+def series() -> Any:
+    """Two daily series with a covariate, and the same for the next steps."""
+    import pandas as pd
+
+    draw = np.random.default_rng(0)
+    table = pd.DataFrame({"ds": pd.date_range("2024-01-01", periods=64), "sale": draw.random(64) < 0.3})
+    parts = [table.assign(unique_id=name, y=draw.normal(size=64) + 2 * table["sale"]) for name in "ab"]
+    frame = pd.concat(parts, ignore_index=True)
+    ahead = frame["ds"] >= frame["ds"].iloc[60]
+    return frame[~ahead], frame.loc[ahead, ["unique_id", "ds", "sale"]]
+
+
+def write_forecaster(folder: Path) -> None:
+    """A saved forecaster with calibrated intervals and effects of a covariate, and its trunk."""
+    from ofa_jax import OneForAllForecaster, PredictionIntervals
+    from ofa_jax.model.convert import save_trunk
+    from ofa_jax.model.gpt2 import Forecaster, GPT2Config
+    from ofa_jax.model.weights import Trunk, random_trunk, trunk_tensors
+
+    around = Forecaster(patch=4, context=16, horizon=4)
+    config = GPT2Config(n_embd=4, n_layer=1, n_head=2, n_positions=5, forecaster=around)
+    draw, params = np.random.default_rng(0), dict(random_trunk(config, 0).params)
+    for path, shape in trunk_tensors(config).values():
+        layer, _, leaf = path.partition("/")
+        if layer in ("in_layer", "median_layer", "spread_layer"):
+            params.setdefault(layer, {})[leaf] = draw.normal(0, 0.3, shape).astype(np.float32)
+    save_trunk(Trunk(config, params, "pretrained"), folder / "trunk")
+    model = OneForAllForecaster(4, trunk=str(folder / "trunk"), rank=2, covariates=["sale"])
+    model.fit(series()[0], prediction_intervals=PredictionIntervals())
+    model.save(folder / "model")
+
+
+def read_forecaster(folder: Path) -> Any:
+    """Parameters and forecasts."""
+    from ofa_jax import OneForAllForecaster
+
+    model = OneForAllForecaster.load(folder / "model", trunk=str(folder / "trunk"))
+    made = model.predict(series()[0], futr_df=series()[1], level=80)
+    parameters = {name: value for name, value in model.get_params().items() if name != "trunk"}
+    return parameters, made.drop(columns=["unique_id", "ds"]).to_numpy()

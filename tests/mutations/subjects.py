@@ -153,6 +153,14 @@ def subjects() -> list[Subject]:
     signed: Changes = {"ofa.json": (partial(change_json, sign=models.sign_bundle),)}
     trunk: Changes = {"config.json": JSON, "model.safetensors": TENSORS}
     shards: Changes = {"model-00001-of-00002.safetensors": TENSORS, "model.safetensors.index.json": JSON}
+    saved = {f"model/bundle/{name}": changes for name, changes in adapter.items()}
+    forecaster: Changes = {
+        **saved,
+        "model/bundle/ofa.json": JSON,
+        "model/estimator.json": JSON,
+        "model/calibration.safetensors": TENSORS,
+        "model/covariates.safetensors": TENSORS,
+    }
     baseline: Changes = {"nlinear/control.json": JSON, "nlinear/weights.safetensors": TENSORS}
     arrays = "20/arrays"
     checkpoint: Changes = {
@@ -240,6 +248,7 @@ def subjects() -> list[Subject]:
             models.sweep_says,
             cases=250,
         ),
+        Subject("forecaster", models.write_forecaster, models.read_forecaster, forecaster, cases=250),
         Subject("baseline", models.write_baseline, models.read_baseline, baseline, cases=200),
         Subject("csv", csv, table, {"table.csv": TEXT}, table_is, cases=500),
         Subject(
