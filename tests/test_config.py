@@ -838,7 +838,9 @@ def test_the_published_transfer_from_m4_sees_a_tenth_and_another_loss(name, perc
     assert load_experiment(f"zero_shot/{name}").data.percent == 100
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(("csv", "demo", "pretrain/"))])
+@pytest.mark.parametrize(
+    "name", [name for name in FILES if not name.startswith(("csv", "demo", "pretrain/"))]
+)
 def test_every_config_builds_and_asks_what_the_catalogue_knows(name):
     experiment = load_experiment(name)
     data, task = experiment.data, experiment.task

@@ -53,7 +53,7 @@ def test_the_python_example_runs_as_written(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow  # trains
 def test_the_examples_of_dataframes_run_as_written(monkeypatch, tmp_path, capsys):
-    forecasts, covariates, others = re.findall(
+    forecasts, covariates, others, _, _ = re.findall(  # the last two: tests/integrations
         r"```python\n(.*?)```", (ROOT / "docs/dataframes.md").read_text(), re.DOTALL
     )
     monkeypatch.chdir(tmp_path)
