@@ -4,8 +4,8 @@
 
 Every test window with the last 512 steps before it, zero-shot and, given `--percent`, with an adapter (recipe
 `output`, rank 16, in closed form) from the first share of the training part, next to ridge regression from
-the same windows. M3 and M4: the last H steps of every series, from all before them, as the competitions have it;
-forecast is the median, which minimizes absolute errors, elsewhere the mean.
+the same windows. M3 and M4: the last H steps of every series, from all before them, as the competitions have
+it; the forecast is the median, which minimizes absolute errors, elsewhere the mean.
 What is in OUT/errors.json already is not computed again, as long as the trunk is the same. Prints the tables
 in Markdown.
 """
