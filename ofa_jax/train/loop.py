@@ -201,7 +201,7 @@ class Trainer:
         """Refuse a step that does not fit into memory (:func:`~ofa_jax.train.memory.check_room`)."""
         settings, lanes = self.settings, self.program.lanes
         shardable = settings.parallel == "jit" and jax.device_count() > 1 and not self.lanes[0].name
-        windows = settings.micro_batch or settings.batch_size
+        windows = min(settings.micro_batch or self.program.rows, self.program.rows)
         check_room(self.program.chunk, self.arguments(0), windows=windows, shardable=shardable, lanes=lanes)
 
     def run_epoch(self, end: int) -> None:
@@ -273,7 +273,7 @@ class Trainer:
         rows = chunk_rows(min(self.settings.chunk, self.epoch_steps))
         filled = np.full((program.lanes, rows, program.rows), PADDING, np.int32)
         for number, batches in enumerate(index):
-            filled[number, :steps, : self.settings.batch_size] = batches
+            filled[number, :steps, : batches.shape[1]] = batches
         inputs = self.inputs
         if program.lanes > 1:
             inputs = inputs._replace(active=np.isin(np.arange(program.lanes), self.running))
