@@ -183,6 +183,7 @@ class Trainer:
                 self.check_room()
             # no step: compiles the program, so that the first chunk's time is that of its steps
             self.state, _ = self.program.chunk(*self.arguments(0))
+            self.check_stop()  # a step may take as long as a compilation
             if self.score_initial and self.step == 0:
                 self._score_initial()
         while self.running:
@@ -333,9 +334,8 @@ class Trainer:
     def close_epoch(self, epoch: int, windows: int, seconds: float) -> None:
         """Validate after an epoch, of which this process trained ``windows`` windows in ``seconds``."""
         table = self.task.tables["validation"]
-        sums = self._evaluate(
-            table, self.state.trainable, f"epoch {epoch}/{self.settings.epochs}, validation"
-        )
+        what = f"epoch {epoch}/{self.settings.epochs}, validation"
+        sums = self._evaluate(table, self.state.trainable, what)
         speed = round(windows / max(seconds, 1e-9), 1)
         clock = {"time": time.time(), "seconds": round(seconds, 3), "windows_per_second": speed}
         for number in self.running:
