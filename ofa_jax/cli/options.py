@@ -58,12 +58,17 @@ FLAGS = {"overrides": "--set", "source": "--data"} | {
 def message(error: OfaError) -> str:
     """An error's text, with the option in place of the argument that it names."""
     where, fix = FLAGS.get(error.where or "", error.where), error.fix or ""
-    if sys.argv[1:2] and sys.argv[1] in OF_A_RUN and _SETTING.search(fix):
+    command = (*sys.argv[1:2], "")[0]
+    if command in TRUNK_GIVEN:
+        fix = _RANDOM_TRUNK.sub("", fix)
+    if command in OF_A_RUN and (_SETTING.search(fix) or _OF_TRAINING.search(fix)):
         fix = f"The data are not those of training: restore them, or train again. There: {fix}"
     return str(OfaError(_options(error.what), where=where, fix=_options(fix) or None))
 
 
 _READING = r"columns|exclude|missing|missing_words|decimal|comment|sheet|timestamp\w*|frequency"
+_OF_TRAINING = re.compile(r"\b(task|train|data|network)\.[a-z_]+")
+_RANDOM_TRUNK = re.compile(r"; or [^;]*`trunk\.source: random`")
 _SETTING = re.compile(rf"`({_READING}): ([^`]+)`")
 
 
@@ -80,6 +85,8 @@ WITH_SETTINGS = ("train", "fit", "params", "sweep", "gradients", "predict", "for
 """Commands that have the option ``--set``."""
 OF_A_RUN = ("evaluate", "report")
 """Commands that read the data of a run, with its settings."""
+TRUNK_GIVEN = (*OF_A_RUN, "predict", "forecast", "convert")
+"""Commands whose trunk cannot become a random one."""
 
 
 def reading_settings(overrides: Sequence[str]) -> dict[str, Any]:

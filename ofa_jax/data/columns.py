@@ -6,11 +6,13 @@ import re
 
 import numpy as np
 
+from ofa_jax.data.dates import EPOCHS, YEARS, digits_of
+
 _DATED = {"date", "datetime", "time", "timestamp", "ts", "unix", "epoch", "seconds", "ms"}
 _COUNTING = {"index", "idx", "id", "no", "nr", "number", "row", "step", "t", "seq", "obs", "unnamed"}
 _IDENTIFIERS = {"id", "uid", "uuid", "identifier"}
 _PARTS = {
-    "year": (1600, 2400),
+    "year": (YEARS.low, YEARS.high),
     "quarter": (1, 4),
     "month": (1, 12),
     "week": (1, 53),
@@ -22,8 +24,6 @@ _PARTS = {
 }
 """Parts of a date that a column can be named after, with their range."""
 
-_EPOCHS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
-_SINCE, _UNTIL = 10**8, 41 * 10**8  # seconds since 1970, in the years 1973 to 2099
 _LEAST_ROWS, _LEAST_NAMED = 10, 3  # of a counter whose name says nothing, and of one whose name says it
 
 
@@ -45,8 +45,11 @@ def no_series(name: str, values: np.ndarray, *, alone: bool = False) -> str | No
         steps = np.diff(between)
     whole = bool((values == np.rint(values)).all())
     ordered = bool((steps >= 0).all() or (steps <= 0).all()) and len(np.unique(values)) >= _LEAST_NAMED
-    if whole and ordered and (found := _date_in_digits(values) or _epoch(values, steps, words)):
-        return found
+    digits = digits_of(values) if whole and ordered else None
+    if digits is not None and digits.form not in EPOCHS:
+        return "a date in digits"
+    if digits is not None and (words & _DATED or _is_regular(steps)):
+        return f"a time in {digits.words}"
     part = next((part for part in _PARTS if words == {part}), None)
     if whole and part is not None and _within(values, *_PARTS[part]):
         return "a part of a date"
@@ -64,30 +67,11 @@ def _is_counter(values: np.ndarray, steps: np.ndarray, named: bool) -> bool:
     return step != 0 and bool((np.abs(steps - step) <= tolerance * abs(step) + rounding).all())
 
 
+def _is_regular(steps: np.ndarray) -> bool:
+    """Whether half of the steps are equal."""
+    kinds, counts = np.unique(steps, return_counts=True)
+    return bool(2 * counts.max() >= len(steps) and kinds[np.argmax(counts)] != 0)
+
+
 def _within(values: np.ndarray, low: float, high: float) -> bool:
     return bool(low <= values.min() and values.max() <= high)
-
-
-def _date_in_digits(values: np.ndarray) -> str | None:
-    for digits, clock in ((8, ()), (6, ()), (10, (24,)), (12, (24, 60)), (14, (24, 60, 60))):
-        if not _within(values, 18 * 10 ** (digits - 2), 22 * 10 ** (digits - 2)):
-            continue
-        rest, fits = values, True
-        for size in reversed(clock):
-            rest, part = np.divmod(rest, 100)
-            fits = fits and _within(part, 0, size - 1)
-        if digits != 6:
-            rest, day = np.divmod(rest, 100)
-            fits = fits and _within(day, 1, 31)
-        if fits and _within(rest % 100, 1, 12):
-            return "a date in digits"
-    return None
-
-
-def _epoch(values: np.ndarray, steps: np.ndarray, words: set[str]) -> str | None:
-    kinds, counts = np.unique(steps, return_counts=True)
-    regular = bool(2 * counts.max() >= len(steps) and kinds[np.argmax(counts)] != 0)
-    for unit, per_second in _EPOCHS.items():
-        if _within(values, _SINCE * per_second, _UNTIL * per_second) and (regular or words & _DATED):
-            return f"a time in {unit} since 1970"
-    return None

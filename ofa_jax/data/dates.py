@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, available_timezones
@@ -159,40 +160,58 @@ def _epochs(texts: pd.Series, unit: str) -> pd.Series:
     return pd.Series((values * 10 ** (6 - 3 * EPOCHS.index(unit))).round().astype(np.int64).astype("M8[us]"))
 
 
-_WRITTEN = {
-    4: ("%Y", "years"),
-    6: ("%Y%m", "year and month"),
-    8: ("%Y%m%d", "year, month and day"),
-    10: ("%Y%m%d%H", "year, month, day and hour"),
-    12: ("%Y%m%d%H%M", "year, month, day, hour and minute"),
-    14: ("%Y%m%d%H%M%S", "year, month, day and time of day"),
-}
-_EPOCHS = {
-    9: ("s", "seconds since 1970"),
-    12: ("ms", "milliseconds since 1970"),
-    15: ("us", "microseconds since 1970"),
-    18: ("ns", "nanoseconds since 1970"),
-}
+@dataclass(frozen=True)
+class Digits:
+    """Whole numbers from ``low`` to ``high`` that are times in a form of :func:`read_form`."""
+
+    form: str
+    words: str
+    low: int
+    high: int
+
+    def read(self, texts: pd.Series) -> pd.Series:
+        """Whole numbers as datetimes; NaT where one is out of range or no date."""
+        return read_form(texts.where(texts.astype(float).between(self.low, self.high), "-"), self.form)
 
 
-def read_digits(texts: pd.Series) -> tuple[str, str, pd.Series] | None:
-    """What whole numbers mean as times, by their length and validity; None for a counter.
+def _written(form: str, words: str, years: tuple[int, int], digits: int) -> Digits:
+    """Dates from the first to the last year, with ``digits`` digits after the year."""
+    return Digits(form, words, years[0] * 10**digits, (years[1] + 1) * 10**digits - 1)
 
-    A form of :func:`read_form`, that in words, and the datetimes.
-    Written dates come before epochs, and count where the year is 1900 or later (years alone: from 1000 on).
+
+FIRST_EPOCH, _END = 10**8, 7_258_118_400  # seconds: 1973, since numbers of rows may be smaller, and 2200
+YEARS = _written("%Y", "years", (1000, 2999), 0)
+"""Read where they are named as times; anything may have such a size."""
+_DIGITS = (
+    _written("%Y%m", "year and month", (1700, 2199), 2),
+    _written("%Y%m%d", "year, month and day", (1700, 2199), 4),
+    _written("%Y%m%d%H", "year, month, day and hour", (1900, 2199), 6),
+    _written("%Y%m%d%H%M", "year, month, day, hour and minute", (1900, 2199), 8),
+    _written("%Y%m%d%H%M%S", "year, month, day and time of day", (1900, 2199), 10),
+    Digits("s", "seconds since 1970", FIRST_EPOCH, _END - 1),
+    Digits("ms", "milliseconds since 1970", FIRST_EPOCH * 10**3, _END * 10**3 - 1),
+    Digits("us", "microseconds since 1970", FIRST_EPOCH * 10**6, _END * 10**6 - 1),
+    Digits("ns", "nanoseconds since 1970", FIRST_EPOCH * 10**9, _END * 10**9 - 1),
+)
+"""Written dates come first: hardly any times since 1970 are valid as such."""
+
+
+def digits_of(values: np.ndarray) -> Digits | None:
+    """How whole numbers ``[T]`` are times, years alone aside, by size and validity; None for other numbers.
+
+    Up to a tenth of written dates may be invalid, as typing errors.
     """
     import pandas as pd
 
-    length, longest = int(texts.str.len().min()), int(texts.str.len().max())
-    if length == longest and length in _WRITTEN:
-        form, words = _WRITTEN[length]
-        times = pd.to_datetime(texts, format=form, errors="coerce")
-        dated = times.dt.year >= (1000 if length == 4 else 1900)
-        if dated.mean() > 0.9:  # a few others are typing errors
-            return form, words, times.where(dated)
-    for digits, (unit, words) in _EPOCHS.items():
-        if digits <= length and longest <= digits + 1:
-            return unit, words, read_form(texts, unit)
+    for digits in _DIGITS:
+        inside = values[(digits.low <= values) & (values <= digits.high)]
+        if digits.form in EPOCHS:
+            if 0 < len(inside) == len(values):
+                return digits
+        elif 10 * len(inside) > 9 * len(values):
+            times = read_form(pd.Series(inside.astype(np.int64).astype(str), dtype=object), digits.form)
+            if 10 * times.notna().sum() > 9 * len(values):
+                return digits
     return None
 
 

@@ -24,11 +24,13 @@ from ofa_jax.data.clock import Clock
 from ofa_jax.data.dates import (
     EPOCHS,
     EXCEL,
+    FIRST_EPOCH,
     ISO,
+    YEARS,
+    digits_of,
     forms_of,
     minutes_of,
     on_grid,
-    read_digits,
     read_form,
     split_zones,
     zone_of,
@@ -135,7 +137,8 @@ def _parse_numbers(texts: pd.Series, form: str, place: Place) -> tuple[np.ndarra
 def _parse_digits(texts: pd.Series, place: Place) -> tuple[np.ndarray, Clock]:
     import pandas as pd
 
-    found = read_digits(texts)
+    values = texts.to_numpy(np.float64)
+    found = YEARS if ((values >= YEARS.low) & (values <= YEARS.high)).all() else digits_of(values)
     example = f"whole numbers such as {texts.iloc[0]}"
     if found is None:
         longest = int(texts.str.len().argmax())
@@ -144,15 +147,17 @@ def _parse_digits(texts: pd.Series, place: Place) -> tuple[np.ndarray, Clock]:
         words = f"{example} are read as a counter of rows"
         if texts.str.fullmatch(r"[2-6]\d{4}").all():
             words += "; if they are Excel's day numbers, set `timestamp_format: excel`"
+        elif np.abs(values).max() >= FIRST_EPOCH:
+            words += "; if they are times since 1970, set `timestamp_format` to s, ms, us or ns"
         return texts.astype(np.int64).to_numpy(), Clock(notices=(words,))
-    form, words, parsed = found
+    parsed = found.read(texts)
     _check_complete(parsed, texts, place)
 
     def written(index: pd.DatetimeIndex) -> pd.Index:
-        return pd.Index(index.strftime(form).astype(np.int64))
+        return pd.Index(index.strftime(found.form).astype(np.int64))
 
-    write = _epoch_writer(form) if form in EPOCHS else written
-    return _compact(parsed.to_numpy()), Clock(write=write, notices=(f"{example} are read as {words}",))
+    write = _epoch_writer(found.form) if found.form in EPOCHS else written
+    return _compact(parsed.to_numpy()), Clock(write=write, notices=(f"{example} are read as {found.words}",))
 
 
 def _epoch_writer(unit: str) -> Callable[[pd.DatetimeIndex], pd.Index]:

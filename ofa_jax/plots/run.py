@@ -44,9 +44,7 @@ def forecast(
     for axis, own in panels:
         _forecast_panel(axis, own, history)
         axis.set_ylabel(label)
-    numbered = pd.api.types.is_numeric_dtype(table["time"])
-    below = ["steps after the last observed one"] * numbered + [style.text(note, 110)] * bool(note)
-    axis.set_xlabel("\n".join(below))
+    style.time_label(axis, table["time"], note, steps="steps after the last observed one")
     style.legend_below(figure)
     return figure
 

@@ -82,6 +82,15 @@ def panels(
     return figure, drawn
 
 
+def time_label(axis: Axes, time: pd.Series, note: str, steps: str = "step") -> None:
+    """Below the last panel: time and its zone, or what is counted where there are no dates; then a note."""
+    from pandas.api.types import is_numeric_dtype
+
+    zone = getattr(time.dtype, "tz", None)
+    unit = steps if is_numeric_dtype(time) else f"time ({zone})" if zone else "time"
+    axis.set_xlabel("\n".join([text(unit), *[text(note, 110)] * bool(note)]))
+
+
 def legend_below(figure: Figure, columns: int = 5) -> None:
     """One legend for all axes, each label once; none of what nobody sees."""
     handles = _visible(figure.axes)

@@ -79,15 +79,9 @@ def anomaly_scores(
         if (score > 0).any() and threshold > 0:
             style.log_y(axis)
         axis.set_ylabel("score")
-    _time_label(axis, table.iloc[:, 0], note)
+    style.time_label(axis, table.iloc[:, 0], note)
     style.legend_below(figure)
     return figure
-
-
-def _time_label(axis: Axes, time: pd.Series, note: str) -> None:
-    """Below the last panel: what is counted where there are no dates, and a note."""
-    numbered = pd.api.types.is_numeric_dtype(time)
-    axis.set_xlabel("\n".join(["step"] * numbered + [style.text(note, 110)] * bool(note)))
 
 
 def _flagged_series(axis: Axes, table: pd.DataFrame, values: np.ndarray, threshold: float) -> None:
@@ -186,7 +180,7 @@ def filled_in(table: pd.DataFrame, *, note: str = "", label: str = "") -> Figure
         if gaps["actual"].notna().any():
             axis.plot(gaps["time"], gaps["actual"], "o", color="black", mfc="none", ms=5, label="hidden")
         axis.plot(gaps["time"], gaps["filled"], "X", color=style.COLORS[5], ms=5, label="imputed")
-    _time_label(axis, table["time"], note)
+    style.time_label(axis, table["time"], note)
     style.legend_below(figure)
     return figure
 

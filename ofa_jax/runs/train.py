@@ -209,8 +209,13 @@ def saved_sizes(experiment: Experiment, saved: Experiment) -> dict[str, int]:
 
 def read_data(experiment: Experiment, *, relative: bool = True) -> TaskData:
     """The data of an experiment as its task reads them, or once did (:meth:`TaskData.absolute`)."""
-    batch_size = experiment.train.batch_size
-    data = prepare(experiment.data, experiment.task, protocol=experiment.protocol, batch_size=batch_size)
+    data = prepare(
+        experiment.data,
+        experiment.task,
+        protocol=experiment.protocol,
+        batch_size=experiment.train.batch_size,
+        segment=experiment.network.segment,
+    )
     return data if relative else data.absolute()
 
 

@@ -15,7 +15,7 @@ from ofa_jax.data.archives import LabelledStream
 from ofa_jax.data.catalog.load import CATALOG, load_streams
 from ofa_jax.data.frames import read_frame
 from ofa_jax.data.splits import Split, fit_scaler
-from ofa_jax.errors import ConfigError, DataError
+from ofa_jax.errors import ConfigError, DataError, TooShort
 from ofa_jax.model.linear import dlinear, init_dlinear
 from ofa_jax.model.networks import ReconstructNetwork
 from ofa_jax.plots.tasks import anomaly_scores
@@ -149,7 +149,8 @@ def _strict(stream: LabelledStream, length: int, step: int) -> Layout:
     for name, steps in zip(stream.segments, np.diff(stream.test_borders).tolist(), strict=True):
         if 0 < steps < length:  # a recording without any test step has nothing to score
             what = f"the test recording `{name}` has {steps} steps, a window needs {length}"
-            raise DataError(what, where=stream.source, fix=f"{_shorten(steps)}, or leave it out")
+            fix, sizes = f"{_shorten(steps)}, or leave it out", {"input_length": steps}
+            raise TooShort(what, where=stream.source, fix=fix, sizes=sizes)
     _check_length(stream.source, length, train=np.diff(fitted), validation=np.diff(held))
     scored = each_step_once(n_train + stream.test_borders, length)
     tables: dict[Split, WindowTable] = {
@@ -169,8 +170,10 @@ def _check_length(source: str, length: int, **recordings: np.ndarray) -> None:
     longest = {split: int(steps.max(initial=0)) for split, steps in recordings.items()}
     for split, steps in longest.items():
         if steps < length:
-            what = f"the {split} part has no window of {length} steps"
-            raise DataError(what, where=source, fix=_shorten(min(longest.values())))
+            what, shortest = f"the {split} part has no window of {length} steps", min(longest.values())
+            fitting = min(shortest, (longest["train"] + 1) // 2)  # more than one window to train on
+            sizes = {"input_length": fitting} if fitting else {}
+            raise TooShort(what, where=source, fix=_shorten(shortest), sizes=sizes)
 
 
 def _shorten(steps: int) -> str:

@@ -22,7 +22,9 @@ TASKS: dict[str, TaskKind] = {
 """Every task by ``task.name``."""
 
 
-def prepare(data: DataConfig, task: TaskSettings, *, protocol: Protocol, batch_size: int) -> TaskData:
+def prepare(
+    data: DataConfig, task: TaskSettings, *, protocol: Protocol, batch_size: int, segment: int = 1
+) -> TaskData:
     """Read the data of a task, split and scale them, and lay out the windows of each split.
 
     Args:
@@ -30,17 +32,18 @@ def prepare(data: DataConfig, task: TaskSettings, *, protocol: Protocol, batch_s
         task: The task's settings.
         protocol: Which practice to follow where protocol §5 distinguishes two.
         batch_size: Windows per training step; the published protocol drops partial batches.
+        segment: Steps that anomaly detection normalizes together; its input lengths are multiples of it.
 
     Raises:
         DataError: The data cannot be read, or do not fit the task.
         ConfigError: A setting is out of range.
     """
-    made = _fitted(data, task, protocol)
+    made = _fitted(data, task, protocol, segment if task.name == "anomaly" else 1)
     made.task.check_targets(data.source)
     return replace(made, task=made.task.with_full_batches(batch_size))
 
 
-def _fitted(data: DataConfig, task: TaskSettings, protocol: Protocol) -> TaskData:
+def _fitted(data: DataConfig, task: TaskSettings, protocol: Protocol, multiple: int) -> TaskData:
     """The data, with defaults of the task that are too long for them replaced by sizes that fit."""
     now, given = task, task.model_fields_set
     fitted: dict[str, int] = {}
@@ -50,7 +53,9 @@ def _fitted(data: DataConfig, task: TaskSettings, protocol: Protocol) -> TaskDat
             break
         except TooShort as error:
             unset = {name: size for name, size in error.sizes.items() if name not in given}
-            smaller = {name: size for name, size in unset.items() if size < getattr(now, name)}
+            if "input_length" in unset:
+                unset["input_length"] -= unset["input_length"] % multiple
+            smaller = {name: size for name, size in unset.items() if 0 < size < getattr(now, name)}
             if not smaller:
                 raise
             fitted |= smaller

@@ -183,6 +183,7 @@ class Trainer:
                 self.check_room()
             # no step: compiles the program, so that the first chunk's time is that of its steps
             self.state, _ = self.program.chunk(*self.arguments(0))
+            self.check_stop()  # a step may take as long as a compilation
             if self.score_initial and self.step == 0:
                 self._score_initial()
         while self.running:
@@ -201,7 +202,7 @@ class Trainer:
         """Refuse a step that does not fit into memory (:func:`~ofa_jax.train.memory.check_room`)."""
         settings, lanes = self.settings, self.program.lanes
         shardable = settings.parallel == "jit" and jax.device_count() > 1 and not self.lanes[0].name
-        windows = settings.micro_batch or settings.batch_size
+        windows = min(settings.micro_batch or self.program.rows, self.program.rows)
         check_room(self.program.chunk, self.arguments(0), windows=windows, shardable=shardable, lanes=lanes)
 
     def run_epoch(self, end: int) -> None:
@@ -273,7 +274,7 @@ class Trainer:
         rows = chunk_rows(min(self.settings.chunk, self.epoch_steps))
         filled = np.full((program.lanes, rows, program.rows), PADDING, np.int32)
         for number, batches in enumerate(index):
-            filled[number, :steps, : self.settings.batch_size] = batches
+            filled[number, :steps, : batches.shape[1]] = batches
         inputs = self.inputs
         if program.lanes > 1:
             inputs = inputs._replace(active=np.isin(np.arange(program.lanes), self.running))
@@ -333,9 +334,8 @@ class Trainer:
     def close_epoch(self, epoch: int, windows: int, seconds: float) -> None:
         """Validate after an epoch, of which this process trained ``windows`` windows in ``seconds``."""
         table = self.task.tables["validation"]
-        sums = self._evaluate(
-            table, self.state.trainable, f"epoch {epoch}/{self.settings.epochs}, validation"
-        )
+        what = f"epoch {epoch}/{self.settings.epochs}, validation"
+        sums = self._evaluate(table, self.state.trainable, what)
         speed = round(windows / max(seconds, 1e-9), 1)
         clock = {"time": time.time(), "seconds": round(seconds, 3), "windows_per_second": speed}
         for number in self.running:

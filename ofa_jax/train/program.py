@@ -80,8 +80,8 @@ class Program:
         self.task, self.settings, self.lanes, self._predict = task, settings, lanes, predict
         self.layout = layout = layout or make_layout(settings.parallel, settings.fsdp)
         micro = settings.micro_batch and max(settings.micro_batch // lanes, 1)
-        self._slices, self.rows = slices_and_rows(settings.batch_size, micro, layout.devices)
         stream = self.stream(settings.seed)
+        self._slices, self.rows = slices_and_rows(stream.batch_size, micro, layout.devices)
         self.windows, self.epoch_steps = stream.windows, stream.steps_per_epoch
 
         chunk = _over_lanes(self._chunk, lanes, (None, 0, None, None, 0, None, 0))
@@ -100,8 +100,10 @@ class Program:
             self._placed = number
 
     def stream(self, seed: int) -> IndexStream:
-        """The order of training windows that a seed gives."""
+        """The order of training windows that a seed gives, in batches of at most an epoch's windows."""
         task, size, batch_size = self.task, self.task.tables["train"].size, self.settings.batch_size
+        if not task.drop_last:
+            batch_size = min(batch_size, size if task.groups is None else len(task.groups) - 1)
         return IndexStream(size, batch_size, seed=seed, drop_last=task.drop_last, groups=task.groups)
 
     def schedule(self, learning_rate: Any = None) -> optax.Schedule:

@@ -58,7 +58,7 @@ def _announced(announce: Callable[[str], None]) -> Iterator[None]:
         while number := receiver.recv(1):
             if number[0] in _SIGNALS:
                 name = signal.Signals(number[0]).name
-                announce(f"{name} received: stopping after the current step or batch")
+                announce(f"{name} received: stopping after the current step, batch or compilation")
                 return
 
     listener = threading.Thread(target=listen, daemon=True)

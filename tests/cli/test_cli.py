@@ -439,7 +439,7 @@ def test_interrupted_training_says_where_it_was_saved(trained, tmp_path, call, m
     assert (called.status, called.out) == (130, "")
     said = called.err.removeprefix(f"tiny{USED}\n")
     assert said.splitlines() == [
-        "SIGINT received: stopping after the current step or batch",
+        "SIGINT received: stopping after the current step, batch or compilation",
         "Interrupted at step 3; checkpoint saved. Re-run the same command to resume.",
     ]
     called = call("train", trained.config, "--out", tmp_path / "run")

@@ -11,7 +11,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from ofa_jax.data.columns import no_series
 from ofa_jax.data.frames import Frame, read_frame
 from ofa_jax.data.seasons import season_of
 from ofa_jax.data.timestamps import looks_like_date
@@ -353,3 +356,83 @@ def test_real_tables(name, options, frequency, first, after):
 def test_a_real_counter():
     frame = read_frame(REAL / "135_UCR_Anomaly_InternalBleeding16_TEST.csv", columns=["value"])
     assert time_index(frame, 1).tolist() == [frame.n_rows]
+
+
+FORMS = {
+    "%Y%m": ("1700-01", "2199-12", 32 * 24),
+    "%Y%m%d": ("1700-01-01", "2199-12-31", 24),
+    **dict.fromkeys(("%Y%m%d%H", "%Y%m%d%H%M", "%Y%m%d%H%M%S"), ("1900-01-01", "2199-12-31 23:59", 1)),
+    **dict.fromkeys(("s", "ms", "us", "ns"), ("1973-03-03 10:00", "2199-12-31 23:59", 1)),
+}
+"""Forms of whole numbers: the first and last time in each, and the hours between two of its numbers."""
+
+
+def in_digits(times: pd.DatetimeIndex, form: str) -> np.ndarray:
+    return np.asarray(times.strftime(form) if "%" in form else times.as_unit(form).asi8).astype(np.int64)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_numbers_that_are_times_as_timestamps_are_no_series(data):
+    form = data.draw(st.sampled_from(sorted(FORMS)))
+    first, last, hours = FORMS[form]
+    steps = data.draw(st.integers(1, 40))
+    rows = data.draw(st.integers(3, 40))
+    start, end = (pd.Timestamp(text).as_unit("s") for text in (first, last))
+    unit = pd.Timedelta(hours=hours)
+    room = (end - start) // unit - rows * steps
+    begin = data.draw(st.sampled_from([0, room]) | st.integers(0, room))
+    times = pd.date_range(start + begin * unit, periods=rows, freq=steps * unit, unit="s")
+    numbers = in_digits(times, form)
+    frame = frame_of(numbers, timestamps="as_is")
+    assert frame.timestamps is not None
+    if form == "%Y%m":
+        times = times.to_period("M").to_timestamp()
+    np.testing.assert_array_equal(frame.timestamps, times.to_numpy())
+    kind = no_series("volume", numbers.astype(float))
+    assert kind is not None
+    said = "read as year" if kind == "a date in digits" else kind.removeprefix("a time in ")
+    assert said in frame.notices[-1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**8), st.integers(1, 10**5), st.integers(3, 40))
+def test_counters_as_timestamps_are_counters_as_columns(first, step, rows):
+    numbers = first + step * np.arange(rows)
+    try:
+        timed = frame_of(numbers).timestamps is not None
+    except DataError:
+        timed = True
+    if numbers[-1] < 170_000:
+        kind = no_series("row", numbers.astype(float))
+        assert kind == "a counter"
+        assert timed == (first >= 1000 and numbers[-1] <= 2999)
+    else:
+        assert timed == (no_series("row", numbers.astype(float)) != "a counter")
+
+
+@pytest.mark.parametrize(
+    "outside", [169912, 220001, 16991231, 22000101, 99_999_999, 7_258_118_400, 22_000_101_000_000]
+)
+def test_numbers_outside_the_limits_are_neither_times_nor_refused(outside):
+    numbers = outside + np.array([0, 1, 2, 3, 5]) * (-1 if str(outside)[:2] in ("16", "99") else 1)
+    assert no_series("volume", numbers.astype(float)) is None
+    assert frame_of(np.sort(numbers), timestamps="as_is").timestamps is None
+
+
+def test_times_before_1973_are_counted_with_a_hint():
+    numbers = -86400 * np.arange(3000, 2990, -1)
+    frame = frame_of(numbers)
+    assert frame.timestamps is None
+    assert "set `timestamp_format` to s, ms, us or ns" in frame.notices[-1]
+    read = frame_of(numbers, timestamp_format="s").timestamps
+    assert read is not None
+    assert read[0] == np.datetime64("1961-10-15")
+    assert "timestamp_format" not in frame_of(np.arange(10)).notices[-1]
+
+
+def test_an_invalid_date_does_not_make_a_column_of_dates_a_series_or_a_counter():
+    numbers = in_digits(pd.date_range("2024-02-10", periods=40), "%Y%m%d")
+    numbers[20] = 20240230
+    assert no_series("volume", numbers.astype(float)) == "a date in digits"
+    assert "20240230" in refused(numbers, timestamps="as_is")

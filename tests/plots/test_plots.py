@@ -243,7 +243,7 @@ def test_a_forecast_over_timestamps():
     table = windows().assign(time=lambda own: pd.Timestamp("2024-01-01") + pd.to_timedelta(own["time"], "h"))
     axis = run.forecast(table).axes[-1]
     assert axis.lines[2].get_xdata().tolist() == table["time"].iloc[3:6].tolist()
-    assert axis.get_xlabel() == ""
+    assert axis.get_xlabel() == "time"
 
 
 def test_a_forecast_without_actual_values_or_without_a_forecast():
@@ -540,3 +540,15 @@ def test_places_are_spread_out_within_one():
 def test_no_figure_joins_pyplots_state(cells):
     assert isinstance(studies.accuracy_by_rank(cells, "mse"), Figure)
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_the_axis_of_time_says_what_it_counts():
+    values = {"actual": [1.0, 2.0, np.nan], "forecast": [np.nan, np.nan, 3.0]}
+    times = pd.date_range("2024-01-01", periods=3, freq="h")
+    for time, label in (
+        (times, "time"),
+        (times.tz_localize("Europe/Berlin"), "time (Europe/Berlin)"),
+        (range(-1, 2), "steps after the last observed one"),
+    ):
+        figure = run.forecast(pd.DataFrame({"time": time, **values}), note="x")
+        assert figure.axes[-1].get_xlabel() == f"{label}\nx"

@@ -12,6 +12,7 @@ import pytest
 
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Experiment
+from ofa_jax.data.archives import LabelledStream, write_stream
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.inference import predict
 from ofa_jax.model.trees import flatten
@@ -182,6 +183,62 @@ def test_the_windows_of_a_refit_have_every_row_after_the_first_input_as_a_target
     assert short.groups is not None
     assert short.groups.tolist() == [0, short.tables["train"].size]
     assert (short.tables["train"].first + short.tables["train"].x_valid).max() == 138
+
+
+def stream(path: Path, train: list[int], test: list[int]) -> Path:
+    """Recordings of so many steps, the last step of testing an anomaly."""
+    draw, rows = np.random.default_rng(0), [np.cumsum([0, *steps]) for steps in (train, test)]
+    values = [draw.normal(size=(borders[-1], 2)) for borders in rows]
+    label = np.arange(sum(test)) == sum(test) - 1
+    names = tuple(f"r{number}" for number in range(len(train)))
+    write_stream(path, LabelledStream(*values, label, names, *rows, source="generated"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "network", "length"),
+    [
+        ([300], [120], {}, 50),  # 60 steps validate
+        ([3000], [40], {}, 25),
+        ([3000], [40], {"segment": 5}, 40),
+        ([3000, 3000], [300, 80], {}, 75),
+        ([3000], [120], {}, 100),
+    ],
+)
+def test_short_recordings_get_an_input_length_that_is_a_multiple_of_the_segment(
+    tmp_path, train, test, network, length
+):
+    experiment = asked("anomaly", stream(tmp_path / "s.npz", train, test), network=network)
+    found, notices = completed(experiment, read_data(experiment))
+    assert found.task.input_length == length
+    said = f"the series are short, so sizes that were not given fit them: task.input_length = {length}"
+    assert (said in notices) == (length != 100)
+    assert found.task.input_length % found.network.segment == 0
+    small = found.train.batch_size != 256
+    assert small == any(
+        "so settings that were not given fit: train.batch_size = " in text for text in notices
+    )
+
+
+@pytest.mark.parametrize(("train", "test"), [([60], [100]), ([3000], [20]), ([3000, 3000], [300, 7])])
+def test_recordings_shorter_than_a_segment_are_refused_with_sizes_that_can_be_used(tmp_path, train, test):
+    path = stream(tmp_path / "s.npz", train, test)
+    for given in ({}, {"input_length": 100}):
+        with pytest.raises(DataError) as caught:
+            read_data(asked("anomaly", path, task=given))
+        named = re.search(r"Set task\.input_length to at most (\d+) and network\.segment", str(caught.value))
+        assert named
+        sizes = {"task": {"input_length": int(named[1])}, "network": {"segment": int(named[1])}}
+        assert read_data(asked("anomaly", path, **sizes)).task.tables["train"].size
+
+
+@pytest.mark.slow  # trains at sizes that no other test has
+def test_a_detector_of_fitted_sizes_is_resumed_and_opened(tmp_path):
+    experiment = asked("anomaly", stream(tmp_path / "s.npz", [300], [120]), train={"epochs": 1})
+    step = train_run(experiment, tmp_path / "run").progress.step
+    assert train_run(experiment, tmp_path / "run").progress.step == step
+    loaded, data = open_run(tmp_path / "run")
+    assert data.settings.input_length == loaded.experiment.task.input_length == 50
 
 
 @pytest.mark.parametrize("task", ["zero_shot", "anomaly"])

@@ -20,7 +20,7 @@ from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import AnomalySettings, DataConfig
 from ofa_jax.data.archives import LabelledStream, write_stream
-from ofa_jax.errors import ConfigError, DataError, OfaError
+from ofa_jax.errors import ConfigError, DataError, OfaError, TooShort
 from ofa_jax.tasks import anomaly
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.tasks.detection import detection_metrics
@@ -353,12 +353,12 @@ def test_what_cannot_be_used_is_one_clear_error(protocol):
         **options,
     )
     refused(
-        DataError,
+        TooShort,
         r"the train part has no window of 10 steps\. Set task\.input_length to at most [29] and",
         stream([9]),
         **options,
     )
-    refused(DataError, r"the train part has no window of 10 steps", stream([1]), **options)
+    refused(TooShort, r"the train part has no window of 10 steps", stream([1]), **options)
     huge = stream()
     huge.test[3, 1] = 1e300
     refused(
@@ -371,17 +371,17 @@ def test_what_cannot_be_used_is_one_clear_error(protocol):
 
 def test_what_only_strict_refuses():
     refused(
-        DataError,
+        TooShort,
         r"the test recording `part-1` has 9 steps, a window needs 10\. Set task\.input_length to at most 9",
         stream([60, 60], [11, 9]),
     )
-    refused(DataError, r"memory: the validation part has no window of 10 steps", stream([45]))
+    refused(TooShort, r"memory: the validation part has no window of 10 steps", stream([45]))
     prepared(stream([60, 60], [11, 9]), protocol="published")
 
 
 def test_what_only_published_refuses():
     message = r"memory: the test part has no window of 10 steps"
-    refused(DataError, message, stream(test=[9]), protocol="published", source="smd")
+    refused(TooShort, message, stream(test=[9]), protocol="published", source="smd")
     # the only anomalous step lies behind the last window
     message = r"every test step is labeled normal"
     refused(DataError, message, stream(test=[40], anomalies=[39]), protocol="published", source="smd", step=7)

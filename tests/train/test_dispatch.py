@@ -81,7 +81,7 @@ def test_a_validation_ends_between_batches_and_is_made_up_for(tiny, source, tmp_
         train_run(experiment, run, listener)
     assert (caught.value.step, caught.value.saved) == (14, True)
     assert listener.seen.startswith("epoch 2/3, validation 16/")
-    assert listener.notices[-1:] == ["SIGINT received: stopping after the current step or batch"]
+    assert listener.notices[-1:] == ["SIGINT received: stopping after the current step, batch or compilation"]
     again = Listener()
     train_run(experiment, run, again)
     assert again.chunks == 3
@@ -101,8 +101,23 @@ def test_a_signal_is_announced_while_the_main_thread_waits_for_a_computation():
     with stop_on_signal(announce) as request:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
         assert libc.pthread_mutex_timedlock(mutex, limit) == 0  # which no signal interrupts
-    assert said == ["SIGTERM received: stopping after the current step or batch"]
+    assert said == ["SIGTERM received: stopping after the current step, batch or compilation"]
     assert request.signal_number == signal.SIGTERM
+
+
+def test_a_signal_while_compiling_is_obeyed_before_the_first_step(tiny, source, full_chunks, tmp_path):
+    class InCompilation(Listener):
+        def status(self, text: str) -> None:
+            if text == "compiling":
+                signal.raise_signal(signal.SIGINT)
+
+    experiment, listener = tiny.experiment(source, *LONG), InCompilation()
+    with pytest.raises(Interrupted) as caught:
+        train_run(experiment, tmp_path / "run", listener)
+    assert (caught.value.step, caught.value.saved, listener.chunks) == (0, True, 0)
+    assert listener.notices[-1:] == ["SIGINT received: stopping after the current step, batch or compilation"]
+    train_run(experiment, tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(full_chunks)
 
 
 def test_the_live_line_shows_time_left_from_the_first_step(monkeypatch):

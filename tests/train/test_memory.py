@@ -23,8 +23,10 @@ from ofa_jax.model.networks import (
     ReconstructNetwork,
     ShortTermNetwork,
 )
-from ofa_jax.runs.train import train_run
+from ofa_jax.runs.train import read_data, train_run
 from ofa_jax.train import memory
+from ofa_jax.train.lanes import Lane
+from ofa_jax.train.loop import Trainer
 from ofa_jax.train.memory import (
     EVAL_WINDOWS,
     activation_bytes,
@@ -33,7 +35,7 @@ from ofa_jax.train.memory import (
     weight_bytes,
     windows_at_once,
 )
-from ofa_jax.train.program import resolve_auto_batch_sizes
+from ofa_jax.train.program import Program, resolve_auto_batch_sizes
 from ofa_jax.train.progress import SilentReporter
 
 SMALL = GPT2Trunk(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64))
@@ -167,6 +169,32 @@ def test_a_step_that_does_not_fit_is_refused_with_numbers(tiny, tmp_path, monkey
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     monkeypatch.undo()
     train_run(experiment, tmp_path / "run", SilentReporter())
+
+
+def test_a_batch_has_no_more_rows_than_an_epoch_has_windows(tiny, tmp_path):
+    """Otherwise its index, 134 MB of padding here, and a step's memory would be those of the padding."""
+    experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=1")
+    huge = experiment.replace({"train.batch_size": 2**20, "train.micro_batch": 2**20})
+    data, model = read_data(huge), build_model(huge)
+    windows = data.task.tables["train"].size
+    trainer = Trainer(
+        Program(model.predict, data.task, model.frozen, huge.train), [Lane(model.trainable, seed=0)]
+    )
+    index = trainer.arguments(0)[4]
+    assert index.shape == (1, 32, windows)
+
+
+@pytest.mark.slow
+def test_a_batch_larger_than_an_epoch_gives_the_bits_of_one_of_all_windows(tiny, tmp_path):
+    experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=1")
+    windows = read_data(experiment).task.tables["train"].size
+    found = []
+    for size in (windows, 2**20):
+        sizes = {"train.batch_size": size, "train.micro_batch": size}
+        found.append(train_run(experiment.replace(sizes), tmp_path / str(size), SilentReporter()))
+    assert found[0].progress.step == 1
+    for one, other in zip(*(jax.tree.leaves(result.last) for result in found), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(
