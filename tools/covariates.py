@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,14 +29,14 @@ def hourly(path: Path) -> pd.DataFrame:
     return long.rename(columns={"date": "ds"})
 
 
-def mase(df: pd.DataFrame, horizon: int, season: int, **covariates: object) -> tuple[float, float, float]:
+def mase(df: pd.DataFrame, horizon: int, season: int, **covariates: Any) -> tuple[float, float, float]:
     """MASE of the last windows: zero-shot, adapted, and adapted with covariates."""
     cut = df.groupby("unique_id").cumcount(ascending=False) >= WINDOWS * horizon
-    names = list(covariates.get("covariates", []))  # type: ignore[call-overload]
+    names = list(covariates.get("covariates", []))
     plain, found = df.drop(columns=names), []
     change = plain[cut].groupby("unique_id")["y"].apply(lambda y: float(np.mean(np.abs(y.diff(season)))))
     for own, settings, fit in ((plain, {}, False), (plain, {}, True), (df, covariates, True)):
-        model = OneForAllForecaster(horizon, **settings)  # type: ignore[arg-type]
+        model = OneForAllForecaster(horizon, **settings)
         if fit:
             model.fit(own[cut])
         made = model.cross_validation(own, n_windows=WINDOWS)

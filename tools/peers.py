@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,12 +46,12 @@ PEERS = ("AutoETS", "AutoTheta", "SeasonalNaive")
 class Problem(NamedTuple):
     """Series by number, ``[n]``, their horizon and season."""
 
-    series: list[np.ndarray]
+    series: Sequence[np.ndarray]
     horizon: int
     season: int
 
 
-def of_collection(series: list[np.ndarray], horizon: int, season: int) -> Problem:
+def of_collection(series: Sequence[np.ndarray], horizon: int, season: int) -> Problem:
     """At most :data:`MOST` series that are long enough for a scale."""
     long = [one for one in series if len(one) > horizon + season + 1]
     chosen = np.unique(np.linspace(0, len(long) - 1, min(MOST, len(long))).round().astype(int))
