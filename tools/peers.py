@@ -1,4 +1,4 @@
-"""MASE beside statsforecast: the trunk zero-shot and adapted, AutoETS, AutoTheta and seasonal naive.
+"""MASE next to statsforecast: the trunk zero-shot and adapted, AutoETS, AutoTheta and seasonal naive.
 
     pip install 'ofa-jax[peers]'
     OFA_JAX_DATA=DATA python tools/peers.py --files FOLDER
@@ -129,7 +129,7 @@ def problems(files: Path | None) -> dict[str, Problem]:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    parser = argparse.ArgumentParser(description="MASE beside statsforecast.")
+    parser = argparse.ArgumentParser(description="MASE next to statsforecast.")
     parser.add_argument("--files", type=Path, help="folder of m1_yearly_dataset.tsf and tables")
     arguments = parser.parse_args()
     print("| | series | H, m | zero-shot | adapted | " + " | ".join(PEERS) + " |")

@@ -133,7 +133,7 @@ def with_calendar(panel: Panel) -> Panel:
 def _calendar(panel: Panel, times: np.ndarray) -> np.ndarray:
     """Which month, weekday and hour times are in, ``[rows, 43]`` of 0 and 1."""
     if times.dtype.kind == "i":
-        what = "times are whole numbers, which have no calendar"
+        what = "times are integers, which have no calendar"
         raise ConfigError(what, where="calendar", fix="Set it to False, or give dates")
     index = pd.DatetimeIndex(panel.clock.index(times, "t"))
     parts = ((index.month - 1, 12), (index.day_of_week, 7), (index.hour, 24))
