@@ -99,6 +99,7 @@ def test_cross_validation_reads_them_from_the_frame(fitted):
     assert fitted.score(table) > 0
 
 
+@pytest.mark.slow
 def test_the_calendar_needs_no_columns(small):
     when = pd.date_range("2021-01-01", periods=900, freq="D")
     draw = np.random.default_rng(0)
