@@ -22,6 +22,9 @@ from ofa_jax.runs.train import open_run, train_run
 from ofa_jax.tasks.forecast import ForecastData, forecast_panels
 from ofa_jax.train.progress import Reporter
 
+WEEKS = 20
+"""Length of the generated series: few data, for which a pretrained trunk is made."""
+
 
 def run_demo(out: str | Path, reporter: Reporter) -> Comparison:
     """Generate series, train, compare with baselines and the noise floor, forecast, plot.
@@ -35,7 +38,7 @@ def run_demo(out: str | Path, reporter: Reporter) -> Comparison:
         OfaError: ``out`` is a file, or has files of these names that are not the demo's; nothing was written.
     """
     out = Path(out)
-    load = hourly_load()
+    load = hourly_load(24 * 7 * WEEKS)
     table = pd.DataFrame(load.frame.values.round(3), columns=list(load.frame.names))
     table.insert(0, "date", load.frame.timestamps)
     _check_folder(out, table)

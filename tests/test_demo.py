@@ -17,7 +17,7 @@ from ofa_jax.train.progress import SilentReporter
 @pytest.mark.slow
 def test_the_demo_in_its_own_default_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ofa_jax.demo, "hourly_load", lambda: hourly_load(n_rows=24 * 80, n_series=2))
+    monkeypatch.setattr(ofa_jax.demo, "hourly_load", lambda rows: hourly_load(rows * 4 // 7, n_series=2))
     made = run_demo("demo", SilentReporter())
     rows = {row.method.split(",")[0].split(" (")[0]: row for row in made.rows}
     assert list(rows) == ["noise floor", "zero-shot", "seasonal naive", "NLinear", "One-for-All"]
