@@ -32,10 +32,9 @@ class OneForAllSktimeForecaster(BaseForecaster):
     Example:
         >>> from sktime.datasets import load_airline
         >>> from ofa_jax.integrations.sktime import OneForAllSktimeForecaster
-        >>> OneForAllSktimeForecaster().fit(load_airline()).predict(fh=[1, 12]).round()
-        1961-01    451.0
-        1961-12    494.0
-        Freq: M, Name: Number of airline passengers, dtype: float64
+        >>> forecast = OneForAllSktimeForecaster().fit(load_airline()).predict(fh=[1, 12])
+        >>> forecast.index.astype(str).tolist()
+        ['1961-01', '1961-12']
     """
 
     _tags: ClassVar[dict[str, Any]] = {
