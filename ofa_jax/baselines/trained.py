@@ -31,6 +31,7 @@ from ofa_jax.files import (
 from ofa_jax.model import trees
 from ofa_jax.model.networks import Network, base_shapes
 from ofa_jax.runs.folder import differences
+from ofa_jax.runs.train import with_fitted_epochs
 from ofa_jax.tasks.base import LinearBaseline, Predict, Task, TaskData
 from ofa_jax.tasks.table import TASKS
 from ofa_jax.tensors import read_tensors
@@ -87,6 +88,7 @@ def trained_baselines(
     Raises:
         ConfigError: ``only`` names a baseline that the task does not have.
     """
+    experiment, _ = with_fitted_epochs(experiment, data.task)  # a run in closed form has no such settings
     linear = TASKS[data.settings.name].baselines
     known = [*(_linear(one, experiment, data) for one in linear), *_networks(experiment, data)]
     names = [baseline.name for baseline in known]

@@ -34,6 +34,8 @@ class Effects:
     Attributes:
         spread: Of each column, ``[k]`` float32; 0 where it is constant, and the column is not used.
         kernel: Of the used columns, twice, float32; in units of the window's spread.
+        names: Of the columns, without those of the calendar.
+        calendar: Whether these are among them.
         penalty: Multiple of the mean eigenvalue that validation chose.
         share: How much of the kernel was taken, 0 to 1.
         before, after: MSE on validation without and with it, in units of the windows' spreads.
@@ -41,6 +43,8 @@ class Effects:
 
     spread: np.ndarray
     kernel: np.ndarray
+    names: tuple[str, ...]
+    calendar: bool
     penalty: float
     share: float
     before: float
@@ -60,7 +64,14 @@ class Effects:
 
 
 def fit_effects(
-    panel: Panel, zero_shot: Model, final: Model, horizon: int, parts: Mapping[str, Places]
+    panel: Panel,
+    zero_shot: Model,
+    final: Model,
+    horizon: int,
+    parts: Mapping[str, Places],
+    names: Sequence[str],
+    *,
+    calendar: bool,
 ) -> Effects:
     """Effects of a panel's covariates on forecasts.
 
@@ -70,11 +81,19 @@ def fit_effects(
         final: To whose forecasts the effects are added.
         horizon: Steps ahead.
         parts: Windows of ``train`` and ``validation``.
+        names: Of the covariates, without those of the calendar.
+        calendar: Whether these are among them.
+
+    Raises:
+        DataError: No covariate changes.
     """
     values, length = panel.covariates, final.network.input_length
     assert values is not None
     spread = values.std(axis=0)
     spread = np.where(spread > _LEAST_SPREAD * np.abs(values).max(axis=0), spread, 0).astype(np.float32)
+    if not spread.any():
+        what = f"no covariate changes: {listed(list(names))}"
+        raise DataError(what, where="covariates", fix="Leave them out")
     found = []
     for split, model in (("train", zero_shot), ("validation", final)):
         places, total = parts[split], None
@@ -93,8 +112,10 @@ def fit_effects(
     made = choose(train, other, 1)
     kernel = (made.a @ made.b)[:, 0].astype(np.float32)
     gain = 2 * kernel @ other.xy[:, 0] - kernel @ other.xx @ kernel
-    before, after = ((other.yy - less) / max(other.targets, 1) for less in (0.0, float(gain)))
-    return Effects(spread, kernel, made.choice.penalty, made.choice.step, before, after)
+    before, after = (max(other.yy - less, 0.0) / max(other.targets, 1) for less in (0.0, float(gain)))
+    return Effects(
+        spread, kernel, tuple(names), calendar, made.choice.penalty, made.choice.step, before, after
+    )
 
 
 def window_spread(panel: Panel, places: Places, length: int) -> np.ndarray:
@@ -104,7 +125,8 @@ def window_spread(panel: Panel, places: Places, length: int) -> np.ndarray:
     count = np.maximum(known.sum(axis=1), 1)
     mean = np.where(known, read, 0).sum(axis=1) / count
     apart = np.where(known, read - mean[:, None], 0)
-    return np.sqrt((apart**2).sum(axis=1) / count)
+    found = np.sqrt((apart**2).sum(axis=1) / count)
+    return np.where(found > _LEAST_SPREAD * np.where(known, np.abs(read), 0).max(axis=1), found, 0)
 
 
 def _features(panel: Panel, places: Places, length: int, horizon: int, spread: np.ndarray) -> np.ndarray:
@@ -163,7 +185,8 @@ def future_covariates(
 def _read_future(panel: Panel, frame: Any, names: Sequence[str], times: np.ndarray) -> np.ndarray:
     columns = panel.columns
     table = table_of(frame, columns)
-    if missing := [name for name in (columns.time, *names) if name not in table.columns]:
+    needed = [columns.id] * (columns.id in panel.like.columns) + [columns.time, *names]
+    if missing := [name for name in needed if name not in table.columns]:
         raise DataError(f"futr_df has no column {listed(missing)}", fix="Add it")
     codes, ids = ids_in(table, columns)
     series = panel.ids.get_indexer(ids)[codes]
@@ -175,8 +198,9 @@ def _read_future(panel: Panel, frame: Any, names: Sequence[str], times: np.ndarr
         what = f"`{columns.time}` of futr_df is of another kind than that of the series"
         raise DataError(what, fix="Take make_future_dataframe() and add the columns")
     values = covariate_values(table, names, "futr_df")
-    wanted = pd.MultiIndex.from_arrays([np.repeat(np.arange(panel.n), times.shape[1]), times.ravel()])
-    given = pd.MultiIndex.from_arrays([series, when.astype(times.dtype)])
+    unit = np.promote_types(times.dtype, when.dtype)
+    asked = (np.repeat(np.arange(panel.n), times.shape[1]), times.ravel().astype(unit))
+    wanted, given = map(pd.MultiIndex.from_arrays, (asked, (series, when.astype(unit))))
     if given.has_duplicates:
         what = f"futr_df has a step of series {shorten(panel.ids[series[given.duplicated().argmax()]])} twice"
         raise DataError(what, fix="Give each once")

@@ -103,15 +103,15 @@ class OneForAllForecaster(OfFrames):
             ConfigError: A parameter is out of range.
         """
         if static_df is not None:
-            what = "static covariates are not used"
-            raise ConfigError(what, where="static_df", fix="Leave it out, or fit one forecaster per group")
+            fix = "Leave it out, or fit one forecaster per group"
+            raise ConfigError("static covariates are not used", where="static_df", fix=fix)
         experiment = self._experiment(self.horizon)
         panel = self._read(df)
         length, horizon = experiment.task.input_length, self.horizon
         held_out = max(horizon, int(np.median(panel.lengths)) // 5) if val_size == "auto" else val_size
         if not is_whole(held_out) or held_out < horizon:
-            what = f"val_size is {held_out!r}, the horizon {horizon}"
-            raise ConfigError(what, fix="Give a number of steps, at least the horizon")
+            fix = "Give a number of steps, at least the horizon"
+            raise ConfigError(f"val_size is {held_out!r}, the horizon {horizon}", fix=fix)
         task = training_task(panel, length, horizon, held_out, self.seed)
         batch = min(self.batch_size, 2 ** max(3, (task.tables["train"].size // 8).bit_length() - 1))
         experiment = experiment.replace({"train.batch_size": batch})
@@ -120,15 +120,15 @@ class OneForAllForecaster(OfFrames):
             result = fit_model(model, task, experiment.train, reporter=reporter)
         best, fitted = result.progress, replace(model, trainable=result.best)
         found = (best.best_epoch, best.best_metrics, held_out, panel.season, panel.frequency)
-        effects = None
-        if self.covariates or self.calendar:
+        effects, names, calendar = None, self._known_columns, self.calendar
+        if names or calendar:
             parts = places_of_parts(panel, horizon, held_out, self.seed)
-            effects = fit_effects(panel, model, fitted, horizon, parts)
+            effects = fit_effects(panel, model, fitted, horizon, parts, names, calendar=calendar)
         self.fitted_ = Fitted(fitted, experiment, *found, effects)
         self.calibration_ = None
         if prediction_intervals is not None:
             self.calibration_ = self._calibrated(panel, prediction_intervals)
-        self.panel_ = panel.last(length)
+        self.panel_ = panel.last(max(length, panel.season) if effects else length)
         return self
 
     def calibrate(self, df: Any, prediction_intervals: PredictionIntervals | None = None) -> Self:
@@ -172,12 +172,13 @@ class OneForAllForecaster(OfFrames):
         if panel is None:
             raise NotFittedError("there are no series to forecast", fix="Call fit(df) first, or predict(df)")
         steps = self._steps(h)
-        if self.covariates or self.calendar:
-            ahead = future_covariates(panel, futr_df, self.covariates, steps, calendar=self.calendar)
-            panel = replace(panel, ahead=ahead)
-        elif futr_df is not None:
+        names = self._known_columns
+        if futr_df is not None and not names:
             fix = "Leave it out, or name its columns as `covariates`"
-            raise ConfigError("the forecaster reads no covariates", where="futr_df", fix=fix)
+            raise ConfigError("the forecaster reads no such columns", where="futr_df", fix=fix)
+        if names or self.calendar:
+            ahead = future_covariates(panel, futr_df, names, steps, calendar=self.calendar)
+            panel = replace(panel, ahead=ahead)
         made = self._forecast(panel, np.arange(panel.n), panel.lengths, steps)
         if len(wrong := np.flatnonzero(np.isnan(made.mean[:, 0]))):
             what = f"series {shorten(panel.ids[wrong[0]])} has no value in the last steps that are read"
@@ -353,11 +354,11 @@ class OneForAllForecaster(OfFrames):
         length = model.network.input_length
         made = forecast_windows(model, panel.before(series, cut, length))
         made = Forecast(made.levels[:, :steps], made.mean[:, :steps])
-        if not (self.covariates or self.calendar):
-            return made
-        if fitted is None or fitted.effects is None:
-            raise NotFittedError("the effects of covariates are not known", fix="Call fit(df) first")
-        return fitted.effects.added_to(made, panel, Places(series, cut), length)
+        effects = fitted.effects if fitted else None
+        fit_with = (effects.names, effects.calendar) if effects else ((), False)
+        if (self._known_columns, self.calendar) != fit_with:
+            raise NotFittedError("the effects of these covariates are not known", fix="Call fit(df) first")
+        return made if effects is None else effects.added_to(made, panel, Places(series, cut), length)
 
     def _calibrated(self, panel: Panel, settings: PredictionIntervals) -> Calibration:
         step = self.horizon if settings.step_size == "auto" else settings.step_size
@@ -370,8 +371,8 @@ class OneForAllForecaster(OfFrames):
         cut = panel.lengths - self.horizon - step * np.arange(windows - 1, -1, -1)[:, None]
         number, series = np.nonzero(cut >= LEAST)
         if not len(series):
-            what = f"no series has {LEAST + self.horizon} steps, so there is no held-out window"
-            raise DataError(what, fix="Give longer series or a smaller horizon")
+            fix = "Give longer series or a smaller horizon"
+            raise DataError(f"no series has {LEAST + self.horizon} steps, so no held-out window", fix=fix)
         if len(series) > (most := 4 * MOST["train"]):
             chosen = np.sort(np.random.default_rng(self.seed).choice(len(series), most, replace=False))
             number, series = number[chosen], series[chosen]
@@ -387,8 +388,10 @@ class OneForAllForecaster(OfFrames):
         if calibration is not None:
             steps = made.mean.shape[1]
             calibration = replace(calibration, errors=calibration.errors[..., :steps])
-        ends = {one: interval(made.levels, one, calibration) for one in levels}
-        found = {self.alias: made.mean}
+        ends, found = (
+            {one: interval(made.levels, one, calibration) for one in levels},
+            {self.alias: made.mean},
+        )
         found |= {f"{self.alias}-lo-{one:g}": ends[one][0] for one in reversed(levels)}
         found |= {f"{self.alias}-hi-{one:g}": ends[one][1] for one in levels}
         for share in check_quantiles(quantiles):

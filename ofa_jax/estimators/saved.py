@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -20,7 +20,7 @@ from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.estimators.covariates import Effects
 from ofa_jax.estimators.intervals import Calibration, PredictionIntervals
-from ofa_jax.files import FileRecord, Sha256
+from ofa_jax.files import FileRecord, Record, Sha256
 from ofa_jax.runs.bundle import BundleWriter, load_bundle
 from ofa_jax.tensors import read_tensors
 
@@ -47,13 +47,24 @@ class SavedRecord(FileRecord):
 R = TypeVar("R", bound=SavedRecord)
 
 
+class EffectsRecord(Record):
+    """What a forecaster's effects of covariates are besides their arrays."""
+
+    names: list[str]
+    calendar: bool
+    penalty: float = Field(ge=0)
+    share: float = Field(ge=0, le=1)
+    before: float = Field(ge=0)
+    after: float = Field(ge=0)
+
+
 class EstimatorRecord(SavedRecord):
     """``estimator.json`` of a forecaster."""
 
     kind: Literal["ofa-jax forecaster"]
     val_size: int | None = Field(None, ge=1)
     intervals: dict[str, int | str] | None = None
-    effects: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    effects: EffectsRecord | None = None
 
 
 class Fitted(NamedTuple):
@@ -196,9 +207,9 @@ def _effects(folder: Path, record: EstimatorRecord) -> Effects | None:
     if record.effects is None:
         return None
     tensors, where = read_tensors(folder / EFFECTS_FILE), str(folder / EFFECTS_FILE)
-    numbers = {"penalty", "share", "before", "after"}
     spread, kernel = (tensors.get(name, np.zeros(0)) for name in _ARRAYS)
     sizes = spread.ndim == kernel.ndim == 1 and len(kernel) == 2 * (spread > 0).sum()
-    if record.effects.keys() != numbers or not sizes:
+    if not sizes:
         raise CheckpointError("has no effects of covariates", where=where)
-    return Effects(spread, kernel, **record.effects)
+    rest = record.effects.model_dump()
+    return Effects(spread, kernel, tuple(rest.pop("names")), **rest)

@@ -71,13 +71,14 @@ class Watch(NamedTuple):
 
     request: StopRequest
     reporter: Reporter
+    saved: bool = False
 
     def at(self, what: str, of: int) -> Between:
         """To be called with the number that is done."""
 
         def between(done: int) -> None:
             if self.request.signal_number:
-                raise Interrupted(self.request.signal_number, 0, saved=False)
+                raise Interrupted(self.request.signal_number, int(self.saved), saved=self.saved)
             self.reporter.status(f"{what} {done:,}/{of:,}")
 
         return between

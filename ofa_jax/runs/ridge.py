@@ -121,7 +121,7 @@ def solve_on_all_parts(
     assert restored is not None
     choice = restored[2].choice
     with stop_on_signal(reporter.notice) as request:
-        watch = Watch(request, reporter)
+        watch = Watch(request, reporter, saved=True)
         sums = _read(model, task.on_all_parts(), "train", evaluation_options(settings, model.network), watch)
     factors = reduced_rank(sums, choice.penalty, model.lora.rank)
     return _with_adapter(model, solution(sums, factors, choice, model.lora.rank))

@@ -151,9 +151,63 @@ def test_wrong_covariates_are_refused(small):
     with pytest.raises(ConfigError, match="static_df: static covariates are not used"):
         model.fit(past, static_df=past)
     plain = OneForAllForecaster(HORIZON, trunk=small)
-    with pytest.raises(ConfigError, match="futr_df: the forecaster reads no covariates"):
+    with pytest.raises(ConfigError, match="futr_df: the forecaster reads no such columns"):
         plain.predict(past.drop(columns="promotion"), futr_df=ahead)
     with pytest.raises(ConfigError, match="calendar: times are integers"):
         OneForAllForecaster(HORIZON, trunk=small, calendar=True).fit(
             past.drop(columns="promotion").assign(ds=past.groupby("unique_id").cumcount())
         )
+
+
+def test_constant_series_do_not_hide_the_effect(small):
+    """Rounding gives a constant's window a spread of about 1e-15, in whose units any error is huge."""
+    past, _ = split(frame())
+    draw, parts = np.random.default_rng(5), [past]
+    for number in range(4):
+        sale = (draw.random(290) < 0.02).astype(float)
+        when = past["ds"].iloc[:290]
+        parts.append(
+            pd.DataFrame({"unique_id": f"p{number}", "ds": when, "y": 19.99 - sale, "promotion": sale})
+        )
+    model = OneForAllForecaster(HORIZON, trunk=small, covariates=["promotion"], context=16)
+    model.fit(pd.concat(parts, ignore_index=True))
+    assert model.fitted_.effects.share > 0.5
+    assert abs(model.fitted_.effects.kernel).max() > 0.1
+
+
+def test_the_kept_rows_reach_a_season_back(small):
+    draw, hours = np.random.default_rng(0), pd.date_range("2024-01-01", periods=400, freq="h")
+    x = draw.normal(size=400)
+    table = pd.DataFrame({"ds": hours, "y": 2 * x + draw.normal(size=400), "x": x})
+    model = OneForAllForecaster(HORIZON, trunk=small, covariates=["x"], context=12).fit(table[:394])
+    rows = table.loc[394:, ["ds", "x"]]
+    kept, given = model.predict(futr_df=rows), model.predict(table[:394], futr_df=rows)
+    pd.testing.assert_frame_equal(kept, given)
+
+
+def test_other_covariates_than_fitted_are_refused(fitted):
+    past, ahead = split(frame())
+    changed = OneForAllForecaster(**fitted.get_params())
+    changed.fitted_, changed.panel_, changed.calibration_ = fitted.fitted_, fitted.panel_, None
+    for params in ({"covariates": []}, {"calendar": True}, {"covariates": ["promotion", "z"]}):
+        changed.set_params(**({"covariates": ["promotion"], "calendar": False} | params))
+        given = past.assign(z=0.0) if "z" in changed.covariates else past
+        given = given if changed.covariates else given.drop(columns="promotion")
+        rows = ahead.assign(z=0.0)[["unique_id", "ds", *changed.covariates]] if changed.covariates else None
+        with pytest.raises(NotFittedError, match="effects of these covariates are not known"):
+            changed.predict(given, futr_df=rows)
+
+
+def test_covariates_that_never_change_are_refused(small):
+    past, _ = split(frame())
+    model = OneForAllForecaster(HORIZON, trunk=small, covariates=pd.Index(["promotion"]))
+    with pytest.raises(DataError, match="no covariate changes: `promotion`"):
+        model.fit(past.assign(promotion=1.0))
+
+
+def test_the_calendar_needs_no_futr_df_and_ignores_none(small):
+    past, ahead = split(frame())
+    model = OneForAllForecaster(HORIZON, trunk=small, calendar=True)
+    model.fit(past.drop(columns="promotion"))
+    with pytest.raises(ConfigError, match="reads no such columns"):
+        model.predict(futr_df=ahead)
