@@ -50,6 +50,11 @@ class Effects:
     before: float
     after: float
 
+    @property
+    def of(self) -> tuple[tuple[str, ...], bool]:
+        """Names of the covariates, and whether those of the calendar are among them."""
+        return self.names, self.calendar
+
     def added_to(self, made: Forecast, panel: Panel, places: Places, length: int) -> Forecast:
         """Forecasts with the effects of the panel's covariates."""
         if not self.kernel.any():

@@ -355,8 +355,7 @@ class OneForAllForecaster(OfFrames):
         made = forecast_windows(model, panel.before(series, cut, length))
         made = Forecast(made.levels[:, :steps], made.mean[:, :steps])
         effects = fitted.effects if fitted else None
-        fit_with = (effects.names, effects.calendar) if effects else ((), False)
-        if (self._known_columns, self.calendar) != fit_with:
+        if (self._known_columns, self.calendar) != (effects.of if effects else ((), False)):
             raise NotFittedError("the effects of these covariates are not known", fix="Call fit(df) first")
         return made if effects is None else effects.added_to(made, panel, Places(series, cut), length)
 
@@ -388,10 +387,8 @@ class OneForAllForecaster(OfFrames):
         if calibration is not None:
             steps = made.mean.shape[1]
             calibration = replace(calibration, errors=calibration.errors[..., :steps])
-        ends, found = (
-            {one: interval(made.levels, one, calibration) for one in levels},
-            {self.alias: made.mean},
-        )
+        ends = {one: interval(made.levels, one, calibration) for one in levels}
+        found = {self.alias: made.mean}
         found |= {f"{self.alias}-lo-{one:g}": ends[one][0] for one in reversed(levels)}
         found |= {f"{self.alias}-hi-{one:g}": ends[one][1] for one in levels}
         for share in check_quantiles(quantiles):
