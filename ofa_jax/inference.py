@@ -32,10 +32,9 @@ def predict(loaded: LoadedModel, source: str | Path | pd.DataFrame, **reading: A
             ``missing="linear"`` (:data:`~ofa_jax.config.tasks.READING`).
 
     Returns:
-        Forecasting: the horizon after the last row, a row per step. Anomaly detection: ``score`` and
-        ``anomaly`` per row. Classification: the ``predicted`` class and the probability of every class per
-        case.
-        Imputation: the input with its gaps filled.
+        Forecasting: the horizon after the last row, a row per step. Anomaly detection: ``score`` (NaN where
+        all values are missing) and ``anomaly`` per row. Classification: the ``predicted`` class and the
+        probability of every class per case. Imputation: the input with its gaps filled.
 
     Raises:
         DataError: The data cannot be read or do not fit the model.
@@ -63,7 +62,8 @@ def apply_model(loaded: LoadedModel, new: NewData) -> pd.DataFrame:
     table = new.to_table(predictor(new.table, model.frozen, model.trainable))
     numbers = table.select_dtypes("number")
     values = numbers.to_numpy(np.float64)
-    wrong = np.argwhere(~np.isfinite(values))
+    known = np.full(len(table), True) if new.without is None else ~new.without
+    wrong = np.argwhere(~np.isfinite(values) & known[:, None])
     if len(wrong):
         row, column = wrong[0]
         what = f"the model gives {values[row, column]} for `{numbers.columns[column]}` in row {row + 1}"

@@ -79,6 +79,7 @@ def test_defaults_are_these():
             "timestamp_column": None,
             "columns": None,
             "exclude": None,
+            "label_column": None,
             "missing": "error",
             "missing_words": None,
             "decimal": "point",
@@ -1013,7 +1014,7 @@ def test_a_setting_that_the_task_does_not_read_is_refused(override, said):
     ("override", "said"),
     [
         ("data.percent=10", "data.percent is 10, but the task 'anomaly' does not read it"),
-        ("data.missing=linear", "data.missing is 'linear', but the task 'anomaly' does not read it"),
+        ("data.season=7", "data.season is 7, but the task 'anomaly' does not read it"),
         ("task.horizon=6", "task.horizon is not a setting of this task"),
         ("network.patch=4", "reads step by step; network.patch and network.stride must be 1"),
         ("task.input_length=90", "task.input_length 90 is not a multiple of network.segment 25"),

@@ -37,7 +37,7 @@ COLLECTIONS = {  # horizon and season, as in the competitions
 }
 FILES = {  # horizon, season, and columns of time and value
     "Airline.csv": (12, 12, "Date", "Passengers"),
-    "PBS_dataset.csv": (12, 12, "Month", "Scripts"),
+    "seattle-temps.csv": (24, 24, "date", "temp"),
     "co2.csv": (52, 52, "date", "co2"),
 }
 PEERS = ("AutoETS", "AutoTheta", "SeasonalNaive")

@@ -1,13 +1,14 @@
 """Errors of a pretrained trunk, zero-shot and adapted: published long-term test windows, and M3 and M4.
 
     OFA_JAX_DATA=DATA python tools/pretrained.py --out runs/pretrained --percent 10 100
+        --record docs/results/nano.json
 
 Every test window with the last 512 steps before it, zero-shot and, given `--percent`, with an adapter (recipe
 `output`, rank 16, in closed form) from the first share of the training part, next to ridge regression from
 the same windows. M3 and M4: the last H steps of every series, from all before them, as the competitions have
 it; the forecast is the median, which minimizes absolute errors, elsewhere the mean.
-What is in OUT/errors.json already is not computed again, as long as the trunk is the same. Prints the tables
-in Markdown.
+What RECORD holds already is not computed again, as long as the trunk is the same. Prints the tables in
+Markdown.
 """
 
 from __future__ import annotations
@@ -55,18 +56,21 @@ def model_for(trunk: str, horizon: int) -> Model:
 
 
 def long_term(
-    trunk: str, name: str, horizon: int, percents: list[int], runs: Path
+    trunk: str, name: str, horizon: int, zero_shot: bool, percents: list[int], runs: Path
 ) -> dict[str, dict[str, float]]:
-    """MSE and MAE on the standardized test windows of a set: zero-shot, then of each share of training."""
+    """MSE and MAE on the standardized test windows of a set: zero-shot, and from each share of training."""
     experiment = forecast_experiment(trunk, "auto", horizon, "output", adapters={}, train={})
     experiment = experiment.replace({"data.source": name})
     task, model = read_data(experiment).task, build_model(experiment)
     options = evaluation_options(experiment.train, model.network)
-    trees, found = [model.trainable], dict[str, dict[str, float]]()
+    trees, keys, found = [], [], dict[str, dict[str, float]]()
+    if zero_shot:
+        trees, keys = [model.trainable], [""]
     for percent in percents:
         own, begun = experiment.replace({"data.percent": percent}), time.monotonic()
         kept = runs / f"{name}-{horizon}-{percent}"
         trees.append(train_run(own, kept, ConsoleReporter()).best)
+        keys.append(f" adapted {percent}")
         seconds = round(time.monotonic() - begun)
         part = read_data(own).task
         solved = solve_nlinear(part, SILENT)
@@ -75,7 +79,7 @@ def long_term(
         found |= {f" adapted {percent}": {"seconds": seconds}, f" ridge {percent}": errors}
     watch = Watch(StopRequest(), SILENT)
     scored = score_together(model, task, "test", trees, options, watch)
-    for key, errors in zip(["", *(f" adapted {percent}" for percent in percents)], scored, strict=True):
+    for key, errors in zip(keys, scored, strict=True):
         found[key] = errors | found.get(key, {})
     return {f"{name} {horizon}{key}": errors for key, errors in found.items()}
 
@@ -99,7 +103,8 @@ def competition(trunk: str, name: str, horizon: int) -> dict[str, dict[str, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description="Errors of a pretrained trunk, zero-shot and adapted.")
     parser.add_argument("--trunk", default="nano", help="nano or a folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder of errors.json and the runs")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--record", type=Path, help="JSON file of the errors; default: OUT/errors.json")
     parser.add_argument("--percent", nargs="*", default=[], type=int, help="shares to adapt to")
     parser.add_argument("--sets", nargs="*", default=SETS, choices=SETS)
     parser.add_argument("--horizons", nargs="*", default=HORIZONS, type=int)
@@ -107,7 +112,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sha = model_for(arguments.trunk, 1).trunk_sha256
     kept: dict[str, Any] = {"trunk": sha, "errors": {}}
-    record = arguments.out / "errors.json"
+    record = arguments.record or arguments.out / "errors.json"
     if record.exists():
         found = json.loads(record.read_text())
         kept["errors"] = found["errors"] if found["trunk"] == sha else {}
@@ -123,7 +128,7 @@ def main() -> None:
             missing = [share for share in arguments.percent if f"{key} adapted {share}" not in errors]
             made = {}
             if missing or key not in errors:
-                made = long_term(arguments.trunk, name, horizon, missing, runs)
+                made = long_term(arguments.trunk, name, horizon, key not in errors, missing, runs)
         errors |= made
         write_json(record, kept)
         print(f"# {made} in {time.monotonic() - begun:.0f} s" if made else f"# {key} is there", flush=True)

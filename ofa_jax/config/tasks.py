@@ -71,6 +71,7 @@ class DataConfig(Section):
     timestamp_column: str | None = Field(None, description="timestamp column; default: detected")
     columns: tuple[str, ...] | None = Field(None, description="columns to use; default: all but exclude")
     exclude: tuple[str, ...] | None = Field(None, description="columns to leave out")
+    label_column: str | None = Field(None, description="column of labels, 1 where anomalous; default: none")
     missing: Missing = Field("error", description="how to treat missing values")
     missing_words: tuple[str, ...] | None = Field(None, description="texts in cells that mean no value")
     decimal: Decimal = Field("point", description="decimal sign of numbers in text")
@@ -202,7 +203,10 @@ class ShortTermSettings(TaskSettings):
 class AnomalySettings(TaskSettings):
     """Anomaly detection by reconstruction."""
 
-    reads = frozenset({"data.parts", "network.read_width", "network.segment"})
+    reads = _SERIES | {
+        *("data.parts", "data.label_column", "data.ratios"),
+        *("network.read_width", "network.segment"),
+    }
     patched = False
 
     name: Literal["anomaly"]

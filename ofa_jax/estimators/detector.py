@@ -18,7 +18,7 @@ from ofa_jax.estimators.engine import LEAST, training_task
 from ofa_jax.estimators.panel import Panel
 from ofa_jax.estimators.steps import READ, Steps, forecast_steps, length_of, spread_of
 from ofa_jax.model.gpt2 import Forecaster
-from ofa_jax.tasks.anomaly import VALIDATION_SHARE
+from ofa_jax.tasks.streams import VALIDATION_SHARE
 from ofa_jax.windows.batch import Batch
 
 _LENGTH = 40

@@ -66,7 +66,7 @@ def anomaly_scores(
     for axis, own in panels:
         time, score = own.iloc[:, 0].to_numpy(), own["score"].to_numpy()
         begins = np.arange(0, len(own), -(-len(own) // MAX_POINTS))
-        drawn = np.maximum.reduceat(score, begins)
+        drawn = np.fmax.reduceat(score, begins)
         axis.plot(time[begins], drawn, color=style.COLORS[0], linewidth=1, label="score")
         _shade_labels(axis, own)
         if "label" not in own:

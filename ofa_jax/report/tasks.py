@@ -112,71 +112,80 @@ def classification_results(evaluation: Evaluation) -> Results:
 
 
 def anomaly_results(evaluation: Evaluation) -> Results:
-    """Anomaly detection: scores of the test part and around three labeled anomalies; errors by channel."""
+    """Anomaly detection: scores of the test part and around three anomalies; errors by channel.
+
+    Without labels, an anomaly is a run of steps above the threshold.
+    """
     scores, threshold, errors, metrics = anomaly_scores(evaluation)
-    label = scores["label"]
-    runs = scores[label].groupby((label != label.shift()).cumsum())
+    labeled = "label" in scores
+    marked = scores["label"] if labeled else scores["score"] > threshold
+    runs = scores[marked].groupby((marked != marked.shift()).cumsum())
     peaks, steps = runs["score"].max().to_numpy(), runs["step"].agg(["min", "max"]).to_numpy()
     found = peaks > threshold
     rows = [
-        (str(index), f"{first:,}", f"{last:,}", peak, "yes" if hit else "no")
+        (str(index), f"{first:,}", f"{last:,}", peak, *(["yes" if hit else "no"] if labeled else []))
         for index, ((first, last), peak, hit) in enumerate(zip(steps, aligned(peaks), found, strict=True), 1)
     ]
     words = {"best": "highest peak", "median": "median peak", "worst": "lowest peak"}
     pictures = []
-    for name, place in best_median_worst(-peaks).items():
+    for name, place in best_median_worst(-peaks).items() if len(peaks) else ():
         first, last = steps[place]
-        around = scores[scores["step"].between(first - AROUND, last + AROUND)]
+        near = scores["step"].between(first - AROUND, last + AROUND)
+        around = scores[near]
         title = f"{words[name]}: steps {first:,} to {last:,}, peak {number(peaks[place])}"
-        series = _worst_series(evaluation, around)
+        series = _worst_series(evaluation, around, marked[near])
         drawn = plots.anomaly_scores(around, threshold, series, title=title, label="original units")
         named = ", ".join(map(str, series))
         alt = f"Series and scores around an anomaly, with flagged steps. {title}; {named}."
         text = f"{title}. Of all series, {named} is reconstructed worst there."
         pictures.append(picture(drawn, alt, text))
-    said = (
-        f"In {found.sum():,} of {len(rows):,} labeled anomalies at least one score is above the threshold "
-        f"of {number(threshold)}."
-    )
+    every, above = "labeled anomalies", f"the threshold of {number(threshold)}"
+    said = f"In {found.sum():,} of {len(rows):,} {every} at least one score is above {above}."
+    if not labeled:
+        every = "runs of steps above the threshold"
+        said = f"The scores of {marked.sum():,} steps, in {len(rows):,} runs, are above {above}."
     shown = picture(
         plots.anomaly_scores(scores, threshold),
-        f"Scores of {len(scores):,} test steps with labeled anomalies and threshold. {said}",
+        f"Scores of {len(scores):,} test steps with {'labeled anomalies and ' * labeled}threshold. {said}",
         "Score of each step, logarithmic; of many neighboring steps the largest. A step in several windows "
         "has its score in the first.",
     )
     chosen = (
-        "Of all labeled anomalies, these have the highest, the median and the lowest peak, the largest score "
+        f"Of all {every}, these have the highest, the median and the lowest peak, the largest score "
         "of their steps; of equal ones the first is taken."
     )
-    head = ("anomaly", "first step", "last step", "peak score", "detected")
-    folded = [Table("All labeled anomalies", head, rows)]
-    title = "Scores around labeled anomalies"
-    windows = Section("windows", title, [chosen, said], pictures=[shown, *pictures], folded=folded)
+    head = ("anomaly", "first step", "last step", "peak score", *(["detected"] if labeled else []))
+    folded = [Table(f"All {every}", head, rows)] if rows else []
+    sentences = [chosen, said] if rows else [said]
+    title = f"Scores around {'labeled anomalies' if labeled else 'anomalies'}"
+    windows = Section("windows", title, sentences, pictures=[shown, *pictures], folded=folded)
     over = "over all test windows, on the standardized scale"
     reason = "Every step of a window is reconstructed, so errors by step would say nothing."
     return Results(metrics, windows, _errors_section(errors, over, reason))
 
 
-def _worst_series(evaluation: Evaluation, around: pd.DataFrame) -> pd.DataFrame:
-    """The series with the largest error at the largest score of some steps, in original units, at these."""
+def _worst_series(evaluation: Evaluation, around: pd.DataFrame, marked: pd.Series) -> pd.DataFrame:
+    """The series with the largest error at the largest score of marked steps, in original units."""
     scaler, first, data = evaluation.loaded.scaler, evaluation.table.first, evaluation.data
     assert scaler is not None
     rows = around["step"].to_numpy() + int(data.labels["train_borders"][-1])
-    peak = rows[int(around["score"].where(around["label"]).argmax())]
+    peak = rows[int(around["score"].where(marked).argmax())]
     place = int(np.flatnonzero((first <= peak) & (peak < first + evaluation.task.spec.input_length))[0])
     window, at = evaluation.windows([place])[0], int(peak - first[place])
-    channel = int(np.square(window["prediction"][at] - window["x"][at]).argmax())
+    error = np.where(window["x_mask"][at], np.square(window["prediction"][at] - window["x"][at]), 0)
+    channel = int(error.argmax())
     values = data.task.buffer[rows, channel].astype(float) * scaler.std[channel] + scaler.mean[channel]
     return pd.DataFrame({scaler.names[channel]: values})
 
 
 def anomaly_scores(evaluation: Evaluation) -> tuple[pd.DataFrame, float, pd.Series, Mapping[str, float]]:
-    """A row ``step, score, label`` per test step, the threshold, mean squared errors by channel, metrics."""
+    """A row ``step, score`` and maybe ``label`` per test step, the threshold, MSE by channel, and metrics."""
     task, labels = evaluation.task, evaluation.data.labels
 
     def outputs(pred_btc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        by_channel = jnp.mean(jnp.square(pred_btc - batch.x), axis=1)
-        return {**task.sums(pred_btc, batch), "channel_error": by_channel}
+        by_channel = jnp.sum(jnp.where(batch.x_mask, jnp.square(pred_btc - batch.x), 0), axis=1)
+        count = jnp.sum(batch.x_mask, axis=1)
+        return {**task.sums(pred_btc, batch), "channel_error": by_channel, "channel_count": count}
 
     predictor, known = evaluation.predictor(outputs), dict[int, Sums]()
 
@@ -192,8 +201,13 @@ def anomaly_scores(evaluation: Evaluation) -> tuple[pd.DataFrame, float, pd.Seri
     rows, first = np.unique(rows_bt, return_index=True)  # of windows that overlap, the first counts
     step = rows - int(labels["train_borders"][-1])
     scores = found["step_error"].ravel()[first].astype(np.float64)
-    table = pd.DataFrame({"step": step, "score": scores, "label": labels["test_label"][step].astype(bool)})
-    errors = found["channel_error"].mean(axis=0, dtype=np.float64)
+    if "seen" in found:
+        scores[~found["seen"].ravel()[first]] = np.nan
+    table = pd.DataFrame({"step": step, "score": scores})
+    if "test_label" in labels:
+        table["label"] = labels["test_label"][step].astype(bool)
+    total = found["channel_error"].sum(axis=0, dtype=np.float64)
+    errors = ratio(total, found["channel_count"].sum(axis=0, dtype=np.float64))
     return table, threshold, pd.Series(errors, index=evaluation.loaded.names), metrics
 
 

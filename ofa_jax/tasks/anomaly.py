@@ -12,16 +12,17 @@ import pandas as pd
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import AnomalySettings, DataConfig
 from ofa_jax.data.archives import LabelledStream
-from ofa_jax.data.catalog.load import CATALOG, load_streams
-from ofa_jax.data.frames import read_frame
+from ofa_jax.data.frames import Frame, read_frame
+from ofa_jax.data.missing import count_filled, filled_notices
 from ofa_jax.data.splits import Split, fit_scaler
-from ofa_jax.errors import ConfigError, DataError, TooShort
+from ofa_jax.errors import DataError, TooShort
 from ofa_jax.model.linear import dlinear, init_dlinear
 from ofa_jax.model.networks import ReconstructNetwork
 from ofa_jax.plots.tasks import anomaly_scores
 from ofa_jax.tasks.base import (
     LinearBaseline,
     NewData,
+    Outputs,
     Score,
     Sums,
     Task,
@@ -31,18 +32,16 @@ from ofa_jax.tasks.base import (
     with_sizes,
 )
 from ofa_jax.tasks.detection import detection_metrics
-from ofa_jax.tasks.forecast import check_rows, time_index
+from ofa_jax.tasks.forecast import check_rows, read_new, time_index
 from ofa_jax.tasks.losses import reconstruction_error
-from ofa_jax.tasks.metrics import reconstruction_metrics, reconstruction_sums
+from ofa_jax.tasks.metrics import observed_sums, reconstruction_metrics, reconstruction_sums
 from ofa_jax.tasks.naive import zeros
+from ofa_jax.tasks.streams import STREAM_NAME, read_recording
 from ofa_jax.windows.cover import ScoredWindows, each_step_once, every_step
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-VALIDATION_SHARE = 0.2
-"""Of the training stream, at its end, as in the published SMD code (protocol §5 row 5)."""
 
 DRAWN = 3
 """Series in a figure of new data, above their scores."""
@@ -54,6 +53,9 @@ Layout = tuple[dict[Split, WindowTable], ScoredWindows, ScoredWindows, np.ndarra
 def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "strict") -> TaskData:
     """Windows of the training stream, and of both streams for the scores.
 
+    A table's first rows train and validate, its last ones test, by ``data.ratios``; it needs no labels. Of a
+    table, missing values that were filled are hidden from the network and not scored.
+
     ``strict``: the last 20 % of the training stream validate; every test step is scored once; no window
     spans two recordings; the threshold is a percentile of training scores alone. ``published``: validation on
     the test stream (SMD: on the last 20 % of what is trained on), overlapping windows across recordings whose
@@ -63,15 +65,15 @@ def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "stric
         ConfigError: ``data.parts`` is empty, names a part twice, or is given for a file outside the catalog.
         DataError: The streams cannot be read, are too short for a window, or their labels are all the same.
     """
-    stream = _joined(_read(data))
+    read = read_recording(data)
+    stream, frame, observed = read.stream, read.frame, read.observed
     source, length, published = stream.source, task.input_length, protocol == "published"
     task = with_sizes(task, source, channels=stream.n_channels)
-    names = [f"channel {index}" for index in range(stream.n_channels)]
-    scaler = fit_scaler(stream.train, names, source=source)
+    scaler = fit_scaler(stream.train, read.names, source=source, later=None if frame is None else stream.test)
     layout = partial(_published, smd=data.source == "smd") if published else _strict
-    tables, reference, scored, begins, notices = layout(stream, length, task.step)
+    tables, reference, scored, begins, notices = layout(stream, read.cut, length, task.step)
     label = stream.test_label[scored.rows - len(stream.train)]
-    if label.all() or not label.any():
+    if read.labelled and (label.all() or not label.any()):
         kind = "anomalous" if label.all() else "normal"
         what = f"every test step is labeled {kind}, so nothing can be detected"
         raise DataError(what, where=source, fix="Check the labels")
@@ -79,28 +81,30 @@ def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "stric
     def threshold(train: np.ndarray, test: np.ndarray) -> float:
         """The value that ``anomaly_ratio`` percent of the scores exceed (protocol §3)."""
         seen = np.concatenate([train, test]) if published else train
-        return float(np.percentile(seen, 100 - task.anomaly_ratio))
+        return float(np.nanpercentile(seen, 100 - task.anomaly_ratio))
 
     def both_scores(score: Score) -> tuple[np.ndarray, np.ndarray]:
         known = step_scores(reference, score(reference.table), source)
         return known, step_scores(scored, score(tables["test"]), source)
 
     def report(score: Score, split: Split) -> dict[str, float]:
-        if split != "test":
+        if split != "test" or not read.labelled:
             return reconstruction_metrics(score(tables[split]))
         known, found = both_scores(score)
-        return detection_metrics(found, label, threshold(known, found), begins)
+        seen = ~np.isnan(found)
+        return detection_metrics(found[seen], label[seen], threshold(known, found), begins)
 
     def random_scores(split: Split) -> dict[str, float] | None:
         """What scores that know nothing reach: the measure of what point adjustment gives away."""
-        if split != "test":
+        if split != "test" or not read.labelled:
             return None
         draw = np.random.default_rng(0)
         known, found = draw.random(int(reference.scored.sum())), draw.random(len(label))
         return detection_metrics(found, label, threshold(known, found), begins)
 
     made = Task(
-        spec=WindowSpec(length, 0, univariate=False),
+        spec=WindowSpec(length, 0, univariate=False, hide_filled=observed is not None),
+        observed=observed,
         buffer=np.concatenate(
             [
                 scaler.transform(getattr(stream, part), f"{stream.source}, {part}")
@@ -109,42 +113,48 @@ def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "stric
         ),
         tables=tables,
         loss=reconstruction_error,
-        sums=reconstruction_sums,
+        sums=_sums_of(observed),
         metrics=reconstruction_metrics,
         objective="mse",
         protocol=protocol,
         report=report,
     )
     borders = {"train_borders": stream.train_borders, "test_borders": stream.test_borders}
+    labels = {"test_label": stream.test_label.astype(np.int8)} if read.labelled else {}
     return TaskData(
         made,
         task,
         scaler,
-        notices=(*scaler.notices, *notices),
-        labels={"test_label": stream.test_label.astype(np.int8), **borders},
+        notices=(*read.notices, *scaler.notices, *notices),
+        timestamps=None if frame is None or frame.timestamps is None else frame.local_times(),
+        meta={} if frame is None else {"frequency": frame.frequency, "filled": count_filled(observed)},
+        labels=labels | borders,
         untrained={"distance from the mean": zeros},
         naive={"random scores": random_scores},
         calibrate=lambda score: {"threshold": threshold(*both_scores(score))},
     )
 
 
+def _sums_of(observed: np.ndarray | None) -> Outputs:
+    return reconstruction_sums if observed is None else observed_sums
+
+
 def step_scores(windows: ScoredWindows, sums: Sums, source: str) -> np.ndarray:
-    """The score of every step that counts, ``[steps]`` float64.
+    """The score of every step that counts, ``[steps]`` float64; NaN where all values are missing.
 
     Raises:
-        DataError: A score is not finite.
+        DataError: Another score is not finite.
     """
     found = windows.steps(sums["step_error"]).astype(np.float64)
     wrong = found[~np.isfinite(found)]
     if len(wrong):
         what = f"the scores of {len(wrong):,} step(s) are not finite, the first is {wrong[0]}"
         raise DataError(what, where=source, fix="Look for extreme values in the streams")
-    return found
+    return np.where(windows.steps(sums["seen"]), found, np.nan) if "seen" in sums else found
 
 
-def _strict(stream: LabelledStream, length: int, step: int) -> Layout:
+def _strict(stream: LabelledStream, cut: int, length: int, step: int) -> Layout:
     n_train, rows = len(stream.train), stream.train_borders
-    cut = int(n_train * (1 - VALIDATION_SHARE))
     fitted, held = np.append(rows[rows < cut], cut), np.append(cut, rows[rows > cut])
     for name, steps in zip(stream.segments, np.diff(stream.test_borders).tolist(), strict=True):
         if 0 < steps < length:  # a recording without any test step has nothing to score
@@ -182,14 +192,13 @@ def _shorten(steps: int) -> str:
     return f"Set task.input_length to at most {steps} and network.segment to a divisor of it"
 
 
-def _published(stream: LabelledStream, length: int, step: int, *, smd: bool) -> Layout:
+def _published(stream: LabelledStream, cut: int, length: int, step: int, *, smd: bool) -> Layout:
     n_train, n_test, test_step = len(stream.train), len(stream.test), step if smd else 1
-    last = int(n_train * (1 - VALIDATION_SHARE))
-    parts = {"train": n_train, **({"validation": n_train - last} if smd else {}), "test": n_test}
+    parts = {"train": n_train, **({"validation": n_train - cut} if smd else {}), "test": n_test}
     _check_length(stream.source, length, **{name: np.array([steps]) for name, steps in parts.items()})
     reference = every_step(np.array([0, n_train]), length, step)
     scored = every_step(np.array([n_train, n_train + n_test]), length, test_step)
-    held = every_step(np.array([last, n_train]), length, step)
+    held = every_step(np.array([cut, n_train]), length, step)
     tables: dict[Split, WindowTable] = {
         "train": reference.table,
         "validation": held.table if smd else scored.table,
@@ -200,51 +209,17 @@ def _published(stream: LabelledStream, length: int, step: int, *, smd: bool) -> 
     return tables, reference, scored, np.zeros(0, int), [notice] if unused else []
 
 
-def _read(data: DataConfig) -> tuple[LabelledStream, ...]:
-    parts = data.parts
-    if parts is not None:
-        if data.source not in CATALOG:
-            what = f"{data.source} is not in the catalog and has no parts to choose from"
-            raise ConfigError(what, where="data.parts", fix="Leave data.parts out")
-        if not parts or len(set(parts)) < len(parts):
-            what = "names a part twice" if parts else "names no part"
-            raise ConfigError(what, where="data.parts", fix="Name each part once, or leave data.parts out")
-    return load_streams(data.source, only=parts)[0]
-
-
-def _joined(streams: tuple[LabelledStream, ...]) -> LabelledStream:
-    """Several machines' streams end to end, as the published sets treat them."""
-    if len(streams) == 1:
-        return streams[0]
-
-    def borders(parts: list[np.ndarray]) -> np.ndarray:
-        return np.cumsum(np.concatenate([[0], *map(np.diff, parts)]))
-
-    names = [name for stream in streams for name in stream.segments]
-    if len(set(names)) < len(names):
-        names = [f"{number}/{name}" for number, stream in enumerate(streams, 1) for name in stream.segments]
-    return LabelledStream(
-        train=np.concatenate([stream.train for stream in streams]),
-        test=np.concatenate([stream.test for stream in streams]),
-        test_label=np.concatenate([stream.test_label for stream in streams]),
-        segments=tuple(names),
-        train_borders=borders([stream.train_borders for stream in streams]),
-        test_borders=borders([stream.test_borders for stream in streams]),
-        source=f"{streams[0].source} and {len(streams) - 1} other(s)",
-    )
-
-
 def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     """A score for every row of a table of channels; labels are not needed.
 
-    The table has a row per input row: its timestamp or number, ``score`` (mean squared error), and whether
-    that exceeds the threshold of training (``anomaly``).
+    The table has a row per input row: its timestamp or number, ``score`` (mean squared error of what is
+    observed; NaN where nothing is), and whether that exceeds the threshold of training (``anomaly``).
 
     Raises:
         DataError: The rows cannot be read, are too few, or have another number of channels than the model
             reads; the bundle has no threshold.
     """
-    frame = read_frame(source, **trained.reading)
+    frame = _read_channels(trained, source)
     length, threshold = trained.task.input_length, trained.meta.get("threshold")
     scaler = trained.scaler_of(frame.n_channels, frame.source)
     if threshold is None:
@@ -275,15 +250,25 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         return anomaly_scores(table, threshold, series, title=title, note=note, label="original units")
 
     return NewData(
-        notices=frame.notices,
-        spec=WindowSpec(length, 0, univariate=False),
+        notices=(*frame.notices, *filled_notices(frame.observed, frame.source)),
+        spec=WindowSpec(length, 0, univariate=False, hide_filled=frame.observed is not None),
         buffer=buffer,
+        observed=frame.observed,
+        without=None if frame.observed is None else ~frame.observed.any(axis=1),
         table=windows.table,
-        outputs=reconstruction_sums,
+        outputs=_sums_of(frame.observed),
         to_table=to_table,
         plot=plot,
         summary=lambda table: f"{int(table['anomaly'].sum()):,} of {len(table):,} rows above {threshold:.4g}",
     )
+
+
+def _read_channels(trained: TrainedOn, source: str | Path | pd.DataFrame) -> Frame:
+    """The channels of training, by name where they have names, otherwise in their order."""
+    names = () if trained.scaler is None else trained.scaler.names
+    if all(name == STREAM_NAME.format(index) for index, name in enumerate(names)):
+        return read_frame(source, **trained.reading)
+    return read_new(trained, source)
 
 
 def _dlinear(task):

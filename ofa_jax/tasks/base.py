@@ -256,6 +256,7 @@ class NewData:
         plot: ``(table, note) -> Figure``.
         summary: ``table -> text``: one line for the user.
         outputs: What is kept of every window; default: ``{"prediction": prediction}``.
+        without: Rows of the table that have no numbers, ``[rows]`` bool; None: none.
         notices: What reading inferred, one line each, for the user.
     """
 
@@ -269,6 +270,7 @@ class NewData:
     corrupt: Callable[[Batch, jax.Array], Batch] | None = None
     observed: np.ndarray | None = None
     residue: np.ndarray | None = None
+    without: np.ndarray | None = None
     notices: tuple[str, ...] = ()
 
 

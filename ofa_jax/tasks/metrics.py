@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ofa_jax.errors import DataError
 from ofa_jax.tasks.losses import entropy_terms, forecast_error, symmetric_terms
 from ofa_jax.windows.batch import Batch
 
@@ -91,9 +92,26 @@ def reconstruction_sums(pred_btc: jax.Array, batch: Batch) -> dict[str, jax.Arra
     return {"step_error": jnp.mean(jnp.square(pred_btc - batch.x), axis=2)}
 
 
+def observed_sums(pred_btc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    """As :func:`reconstruction_sums` over observed channels, and ``seen`` ``[b, t]``: whether one is."""
+    seen = jnp.any(batch.x_mask, axis=2)
+    error = jnp.mean(jnp.square(pred_btc - batch.x), axis=2, where=batch.x_mask)
+    return {"step_error": jnp.where(seen, error, 0), "seen": seen}
+
+
 def reconstruction_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """MSE over every step of every window."""
-    return {"mse": float(np.mean(sums["step_error"], dtype=np.float64))}
+    """MSE over every step of every window that has a value.
+
+    Raises:
+        DataError: None has.
+    """
+    error = sums["step_error"]
+    if "seen" in sums:
+        error = error[sums["seen"]]
+    if not error.size:
+        fix = "Give rows with values there, or set data.ratios"
+        raise DataError(f"every value of {len(sums['step_error']):,} window(s) is missing", fix=fix)
+    return {"mse": float(np.mean(error, dtype=np.float64))}
 
 
 def _means(sums: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -22,6 +22,7 @@ from ofa_jax.config.tasks import AnomalySettings, DataConfig
 from ofa_jax.data.archives import LabelledStream, write_stream
 from ofa_jax.errors import ConfigError, DataError, OfaError, TooShort
 from ofa_jax.tasks import anomaly
+from ofa_jax.tasks import streams as reading
 from ofa_jax.tasks.base import TaskData
 from ofa_jax.tasks.detection import detection_metrics
 from ofa_jax.tasks.naive import zeros
@@ -60,7 +61,7 @@ def prepared(
 ) -> TaskData:
     """The task on streams in memory; ``source="smd"`` makes them the machines of that set."""
     task = AnomalySettings(**{"name": "anomaly", "input_length": L, **settings})
-    with mock.patch.object(anomaly, "load_streams", return_value=(streams, None)):
+    with mock.patch.object(reading, "load_streams", return_value=(streams, None)):
         return anomaly.prepare(DataConfig(source=source), task, protocol=protocol)
 
 
