@@ -27,7 +27,6 @@ from ofa_jax.estimators.engine import (
     training_task,
 )
 from ofa_jax.estimators.intervals import (
-    ENOUGH,
     Calibration,
     PredictionIntervals,
     check_levels,
@@ -103,8 +102,8 @@ class OneForAllForecaster(OfFrames):
             ConfigError: A parameter is out of range.
         """
         if static_df is not None:
-            fix = "Leave it out, or fit one forecaster per group"
-            raise ConfigError("static covariates are not used", where="static_df", fix=fix)
+            what, fix = "static covariates are not used", "Leave it out, or fit one forecaster per group"
+            raise ConfigError(what, where="static_df", fix=fix)
         experiment = self._experiment(self.horizon)
         panel = self._read(df)
         length, horizon = experiment.task.input_length, self.horizon
@@ -124,10 +123,9 @@ class OneForAllForecaster(OfFrames):
         if names or calendar:
             parts = places_of_parts(panel, horizon, held_out, self.seed)
             effects = fit_effects(panel, model, fitted, horizon, parts, names, calendar=calendar)
-        self.fitted_ = Fitted(fitted, experiment, *found, effects)
-        self.calibration_ = None
-        if prediction_intervals is not None:
-            self.calibration_ = self._calibrated(panel, prediction_intervals)
+        now, settings = Fitted(fitted, experiment, *found, effects), prediction_intervals
+        calibration = None if settings is None else self._calibrated(panel, settings, now)
+        self.fitted_, self.calibration_ = now, calibration
         self.panel_ = panel.last(max(length, panel.season) if effects else length)
         return self
 
@@ -138,7 +136,8 @@ class OneForAllForecaster(OfFrames):
             DataError: The frame cannot be read, or no series is long enough.
         """
         panel = self._read(df)
-        self.calibration_ = self._calibrated(panel, prediction_intervals or PredictionIntervals())
+        fitted, settings = getattr(self, "fitted_", None), prediction_intervals or PredictionIntervals()
+        self.calibration_ = self._calibrated(panel, settings, fitted)
         return self
 
     def predict(
@@ -342,9 +341,11 @@ class OneForAllForecaster(OfFrames):
             train=train,
         )
 
-    def _forecast(self, panel: Panel, series: np.ndarray, cut: np.ndarray, steps: int) -> Forecast:
-        """Forecasts of windows, ``steps`` long."""
-        fitted: Fitted | None = getattr(self, "fitted_", None)
+    def _forecast(
+        self, panel: Panel, series: np.ndarray, cut: np.ndarray, steps: int, fitted: Fitted | None = None
+    ) -> Forecast:
+        """Forecasts of windows, ``steps`` long, by ``fitted`` or else by what :meth:`fit` left."""
+        fitted = fitted or getattr(self, "fitted_", None)
         model = fitted.model if fitted else None
         if model is None:
             known = self.__dict__.setdefault("_untrained", {})
@@ -359,25 +360,18 @@ class OneForAllForecaster(OfFrames):
             raise NotFittedError("the effects of these covariates are not known", fix="Call fit(df) first")
         return made if effects is None else effects.added_to(made, panel, Places(series, cut), length)
 
-    def _calibrated(self, panel: Panel, settings: PredictionIntervals) -> Calibration:
-        step = self.horizon if settings.step_size == "auto" else settings.step_size
-        fitted: Fitted | None = getattr(self, "fitted_", None)
-        held_out = fitted.held_out if fitted else int(np.median(panel.lengths)) // 5
-        half = int(np.median(panel.lengths)) // 2
-        several = min(-(-ENOUGH // panel.n), (half - self.horizon) // step + 1)
-        enough = max(1, (held_out - self.horizon) // step + 1, several)
-        windows = enough if settings.n_windows == "auto" else settings.n_windows
-        cut = panel.lengths - self.horizon - step * np.arange(windows - 1, -1, -1)[:, None]
+    def _calibrated(self, panel: Panel, settings: PredictionIntervals, fitted: Fitted | None) -> Calibration:
+        cut = settings.cuts(panel.lengths, self.horizon, fitted.held_out if fitted else None)
         number, series = np.nonzero(cut >= LEAST)
         if not len(series):
-            fix = "Give longer series or a smaller horizon"
-            raise DataError(f"no series has {LEAST + self.horizon} steps, so no held-out window", fix=fix)
+            what = f"no series has {LEAST + self.horizon} steps, so no held-out window"
+            raise DataError(what, fix="Give longer series or a smaller horizon")
         if len(series) > (most := 4 * MOST["train"]):
             chosen = np.sort(np.random.default_rng(self.seed).choice(len(series), most, replace=False))
             number, series = number[chosen], series[chosen]
-        made = self._forecast(panel, series, cut[number, series], self.horizon)
+        made = self._forecast(panel, series, cut[number, series], self.horizon, fitted)
         target = panel.after(series, cut[number, series], self.horizon)
-        errors = np.full((windows, panel.n, self.horizon), np.nan, np.float32)
+        errors = np.full((*cut.shape, self.horizon), np.nan, np.float32)
         errors[number, series] = scaled_errors(made.levels, target)
         return Calibration(errors, settings)
 

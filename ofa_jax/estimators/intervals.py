@@ -59,6 +59,21 @@ class PredictionIntervals:
                 what = f"{name} is {getattr(self, name)!r}"
                 raise ConfigError(what, where="prediction_intervals", fix=f"Give one of {', '.join(options)}")
 
+    def cuts(self, lengths_n: np.ndarray, horizon: int, held_out: int | None) -> np.ndarray:
+        """How many steps of each series precede its held-out windows, ``[windows, n]``, oldest window first.
+
+        Some are below 0 where series are short. ``held_out`` is the validation part of each; without one a
+        fifth of the median length.
+        """
+        step = horizon if self.step_size == "auto" else self.step_size
+        median, longest = int(np.median(lengths_n)), int(lengths_n.max())
+        validation = median // 5 if held_out is None else held_out
+        several = min(-(-ENOUGH // len(lengths_n)), (median // 2 - horizon) // step + 1)
+        enough = max((validation - horizon) // step + 1, several)
+        windows = enough if self.n_windows == "auto" else self.n_windows
+        windows = max(1, min(windows, (longest - horizon) // step + 1))
+        return lengths_n - horizon - step * np.arange(windows - 1, -1, -1)[:, None]
+
 
 @dataclass(frozen=True, eq=False)
 class Calibration:

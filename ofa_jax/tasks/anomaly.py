@@ -254,7 +254,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         spec=WindowSpec(length, 0, univariate=False, hide_filled=frame.observed is not None),
         buffer=buffer,
         observed=frame.observed,
-        without=None if frame.observed is None else ~frame.observed.any(axis=1),
+        without=None if frame.observed is None else np.logical_not(frame.observed.any(axis=1)),
         table=windows.table,
         outputs=_sums_of(frame.observed),
         to_table=to_table,

@@ -93,7 +93,8 @@ def test_a_series_without_a_value_where_it_is_read_is_refused_or_not_scored(smal
     with pytest.raises(DataError, match="'b' has no value in the last steps that are read"):
         model.predict(frame)
     assert set(model.cross_validation(frame).unique_id) == {"a"}
-    assert model.score(frame) == model.score(frame[frame.unique_id == "a"])
+    alone = model.score(frame[frame.unique_id == "a"])
+    assert model.score(frame) == pytest.approx(alone, rel=1e-6)  # in batches of other sizes
 
 
 def test_fit_starts_at_zero_shot_and_keeps_it_where_no_epoch_is_better(small):
@@ -170,6 +171,26 @@ def test_calibrated_intervals_cover_and_say_what_they_lack(small):
         assert inside.mean() == pytest.approx(level / 100, abs=0.12)
     with pytest.raises(DataError, match=r"99 % intervals need 99 held-out windows, and there are 96"):
         model.predict(before, level=99)
+
+
+def test_no_series_has_more_windows_than_fit(small):
+    frame = long_frame((60, 40))
+    many = PredictionIntervals(n_windows=10**12)
+    model = OneForAllForecaster(6, trunk=small).calibrate(frame, many)
+    assert model.calibration_.errors.shape == (10, 2, 6)
+
+
+def test_a_fit_whose_calibration_fails_changes_nothing(fitted, small, monkeypatch):
+    before = fitted.predict(level=50)
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OneForAllForecaster, "_calibrated", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fitted.fit(long_frame((90, 90)), prediction_intervals=PredictionIntervals())
+    monkeypatch.undo()
+    pd.testing.assert_frame_equal(fitted.predict(level=50), before)
 
 
 @pytest.mark.slow
