@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ofa_jax.build import build_model
 from ofa_jax.data.frames import Frame, read_frame
-from ofa_jax.errors import DataError
+from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.inference import apply_model, evaluate, predict, read_input, write_table
 from ofa_jax.runs.bundle import BundleWriter, LoadedModel, about_data, load_bundle
 from ofa_jax.runs.folder import resolved
@@ -147,6 +147,15 @@ def test_chosen_columns_are_taken_from_a_wider_file(loaded, tiny):
     chosen = replace(loaded, experiment=loaded.experiment.replace({"data.columns": ("a", "b")}))
     pd.testing.assert_frame_equal(predict(chosen, wider), predict(loaded, table))
     pd.testing.assert_frame_equal(predict(loaded, wider), predict(loaded, table))
+
+
+@pytest.mark.parametrize("choice", [{"columns": ["a"]}, {"columns": ["z"]}, {"exclude": ["a"]}])
+def test_another_choice_of_columns_is_refused(loaded, tiny, choice):
+    table = rows(tiny, 40).assign(z=1.5)
+    with pytest.raises(ConfigError, match=r"columns of training \(`a`, `b`\), no other choice\. Leave"):
+        predict(loaded, table, **choice)
+    kept = predict(loaded, table, columns=["b", "a"], exclude=["z"])
+    pd.testing.assert_frame_equal(kept, predict(loaded, table))
 
 
 def test_the_table_as_a_file(loaded, tiny, tmp_path):

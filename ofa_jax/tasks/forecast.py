@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from ofa_jax.data.frames import Frame, read_frame
 from ofa_jax.data.missing import count_filled, filled_notices
 from ofa_jax.data.seasons import season_length, season_notices, season_of
 from ofa_jax.data.splits import Borders, Scaler, Split, borders, fit_scaler
-from ofa_jax.errors import DataError
+from ofa_jax.errors import ConfigError, DataError, listed
 from ofa_jax.model.linear import dlinear, init_dlinear, init_nlinear, nlinear
 from ofa_jax.model.networks import ForecastNetwork
 from ofa_jax.model.quantiles import PretrainedForecastNetwork
@@ -179,10 +179,13 @@ def read_new(trained: TrainedOn, source: Any, *, last: int | None = None, **opti
     ``last`` and ``options`` are those of :func:`~ofa_jax.data.frames.read_frame`.
 
     Raises:
+        ConfigError: Settings choose other columns than the model's.
         DataError: The rows cannot be read, are too few, lack columns or have another frequency.
     """
     data, entry = trained.data, CATALOG.get(trained.data.source)
     names = None if trained.scaler is None else trained.scaler.names
+    if names is not None:
+        _check_choice(trained, names)
     expected, policy = trained.meta.get("frequency"), {}
     if entry is not None:
         policy = {"timestamps": entry.timestamps, "frequency": entry.frequency}
@@ -192,6 +195,20 @@ def read_new(trained: TrainedOn, source: Any, *, last: int | None = None, **opti
         frame = _on_step(frame, expected)
     check_rows(frame, trained.task.input_length)
     return frame
+
+
+def _check_choice(trained: TrainedOn, names: Sequence[str]) -> None:
+    """Refuse settings for new data that choose other columns than the model's or those of training.
+
+    Raises:
+        ConfigError: They do.
+    """
+    chosen, left_out = (set(trained.reading.get(name) or ()) for name in ("columns", "exclude"))
+    other = chosen not in (set(), set(names), set(trained.data.columns or ()))
+    for name, wrong in (("columns", other), ("exclude", bool(left_out & set(names)))):
+        if wrong:
+            what = f"the model reads the columns of training ({listed(names)}), no other choice"
+            raise ConfigError(what, where=f"data.{name}", fix="Leave it out")
 
 
 def _on_step(frame: Frame, expected: str) -> Frame:
