@@ -80,6 +80,7 @@ def test_defaults_are_these():
             "columns": None,
             "exclude": None,
             "label_column": None,
+            "labels": None,
             "missing": "error",
             "missing_words": None,
             "decimal": "point",

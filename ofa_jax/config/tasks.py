@@ -71,7 +71,12 @@ class DataConfig(Section):
     timestamp_column: str | None = Field(None, description="timestamp column; default: detected")
     columns: tuple[str, ...] | None = Field(None, description="columns to use; default: all but exclude")
     exclude: tuple[str, ...] | None = Field(None, description="columns to leave out")
-    label_column: str | None = Field(None, description="column of labels, 1 where anomalous; default: none")
+    label_column: str | None = Field(
+        None, description="column of labels (anomalous: 1; default none) or of classes (default: label)"
+    )
+    labels: PathText | None = Field(
+        None, description="table of a class per case; default: in the cases' rows"
+    )
     missing: Missing = Field("error", description="how to treat missing values")
     missing_words: tuple[str, ...] | None = Field(None, description="texts in cells that mean no value")
     decimal: Decimal = Field("point", description="decimal sign of numbers in text")
@@ -226,7 +231,13 @@ class AnomalySettings(TaskSettings):
 class ClassificationSettings(TaskSettings):
     """Classification of multivariate cases."""
 
-    reads = frozenset({"data.missing"})
+    reads = frozenset(
+        f"data.{name}"
+        for name in (
+            *("columns", "exclude", "missing", "missing_words", "decimal", "comment", "sheet"),
+            *("labels", "label_column", "ratios"),
+        )
+    )
 
     name: Literal["classification"]
     channels: Steps | None = _CHANNELS

@@ -27,7 +27,8 @@ from ofa_jax.errors import DataError, listed
 if TYPE_CHECKING:
     import pandas as pd
 
-_TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")
+TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")
+"""Usual names of columns of times, in lower case."""
 _CLOCK = re.compile(r"\d{1,2}[:.]\d\d")
 _PARQUET = (".parquet", ".pq")
 
@@ -165,8 +166,7 @@ def read_frame(
         DataError: Anything that cannot be read as asked, with file, column and row (1-based; the line as well
             for text files).
     """
-    table = _open(source, missing_words or (), decimal, comment, sheet, faults)
-    _require_names(table)
+    table = open_table(source, missing_words or (), decimal, comment, sheet, faults)
     time = _find_time(table, timestamp_column, exclude or ())
     table, time = widen(table, time, columns if trained_on is None else trained_on, exclude or ())
     if trained_on is not None:
@@ -293,6 +293,24 @@ def _require_columns(found: Sequence[str], expected: Sequence[str], source: str)
         raise DataError(what, where=source, fix="Give the same columns; their order does not matter")
 
 
+def open_table(
+    source: str | Path | pd.DataFrame,
+    missing_words: Sequence[str],
+    decimal: Decimal,
+    comment: str | None,
+    sheet: str | None,
+    faults: list[DataError] | None = None,
+) -> Table:
+    """A table with a name for each column and at least one row; arguments are those of :func:`read_frame`.
+
+    Raises:
+        DataError: The file cannot be read, names repeat, or there is no row.
+    """
+    table = _open(source, missing_words, decimal, comment, sheet, faults)
+    _require_names(table)
+    return table
+
+
 def _open(
     source: str | Path | pd.DataFrame,
     missing_words: Sequence[str],
@@ -359,7 +377,7 @@ def _find_time(table: Table, timestamp_column: str | None, exclude: Sequence[str
     if table.time_index is not None:
         return [table.time_index]
     names = [name for name in table.names if name not in exclude]
-    usual = [table.names.index(name) for name in names if name.lower() in _TIME_NAMES]
+    usual = [table.names.index(name) for name in names if name.lower() in TIME_NAMES]
     if len(usual) > 1:
         names = [table.names[position] for position in usual]
         what = f"{len(usual)} columns could be the timestamps: {listed(names)}"

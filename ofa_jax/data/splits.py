@@ -14,6 +14,9 @@ from ofa_jax.errors import DataError, TooShort, sizes_text
 Split = Literal["train", "validation", "test"]
 Borders = dict[Split, tuple[int, int]]
 
+CHANNEL_NAME = "channel {}"
+"""The name of a channel whose source has none."""
+
 _MONTH = 30 * 24
 _ETT_PARTS = (12 * _MONTH, 4 * _MONTH, 4 * _MONTH)
 _ETT_ROWS_PER_HOUR: dict[SplitRule, int] = {"ett_hour": 1, "ett_minute": 4}

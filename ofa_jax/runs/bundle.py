@@ -48,7 +48,7 @@ class LoadedModel:
 def public_settings(experiment: Experiment, trunk_origin: str) -> dict[str, Any]:
     """Settings to pass on: of data files the name, of the trunk the hub id, and no folder of this machine."""
     settings = dump_experiment(experiment)
-    for name in ("source", "target"):
+    for name in ("source", "target", "labels"):
         place = settings["data"][name]
         if place is not None and place not in CATALOG:  # JSON has no bytes that are not UTF-8
             settings["data"][name] = os.fsencode(Path(place).name).decode(errors="replace")

@@ -14,7 +14,7 @@ from ofa_jax.config.tasks import AnomalySettings, DataConfig
 from ofa_jax.data.archives import LabelledStream
 from ofa_jax.data.frames import Frame, read_frame
 from ofa_jax.data.missing import count_filled, filled_notices
-from ofa_jax.data.splits import Split, fit_scaler
+from ofa_jax.data.splits import CHANNEL_NAME, Split, fit_scaler
 from ofa_jax.errors import DataError, TooShort
 from ofa_jax.model.linear import dlinear, init_dlinear
 from ofa_jax.model.networks import ReconstructNetwork
@@ -36,7 +36,7 @@ from ofa_jax.tasks.forecast import check_rows, read_new, time_index
 from ofa_jax.tasks.losses import reconstruction_error
 from ofa_jax.tasks.metrics import observed_sums, reconstruction_metrics, reconstruction_sums
 from ofa_jax.tasks.naive import zeros
-from ofa_jax.tasks.streams import STREAM_NAME, read_recording
+from ofa_jax.tasks.streams import read_recording
 from ofa_jax.windows.cover import ScoredWindows, each_step_once, every_step
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
@@ -266,7 +266,7 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
 def _read_channels(trained: TrainedOn, source: str | Path | pd.DataFrame) -> Frame:
     """The channels of training, by name where they have names, otherwise in their order."""
     names = () if trained.scaler is None else trained.scaler.names
-    if all(name == STREAM_NAME.format(index) for index, name in enumerate(names)):
+    if all(name == CHANNEL_NAME.format(index) for index, name in enumerate(names)):
         return read_frame(source, **trained.reading)
     return read_new(trained, source)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +14,12 @@ import pandas as pd
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import ClassificationSettings, DataConfig
 from ofa_jax.data.archives import LabelledCases, read_ts
+from ofa_jax.data.cases import is_case_table, read_case_table
 from ofa_jax.data.catalog.load import load_cases
 from ofa_jax.data.missing import count_filled, filled_notices
-from ofa_jax.data.splits import Split, fit_scaler
-from ofa_jax.errors import DataError
+from ofa_jax.data.splits import CHANNEL_NAME, Split, fit_scaler
+from ofa_jax.data.tables import unpacked_name
+from ofa_jax.errors import ConfigError, DataError, listed
 from ofa_jax.model.linear import init_linear_classifier, linear_classifier
 from ofa_jax.model.networks import ClassifyNetwork
 from ofa_jax.plots.tasks import class_probabilities
@@ -28,6 +32,8 @@ from ofa_jax.windows.table import WindowSpec, WindowTable, lay_end_to_end
 VALIDATION_SHARE = 0.2
 """Of each class's training cases."""
 
+_OF_TABLES = ("columns", "exclude", "missing_words", "decimal", "comment", "sheet", "labels", "label_column")
+
 
 def prepare(data: DataConfig, task: ClassificationSettings, protocol: Protocol = "strict") -> TaskData:
     """One window per case from its start, zero-padded at its end; only test cases longer than L are clipped.
@@ -39,8 +45,34 @@ def prepare(data: DataConfig, task: ClassificationSettings, protocol: Protocol =
         DataError: The cases cannot be read; training cases of one class only or longer than L; a class that
             only the test part has; sizes that contradict the settings.
     """
+    if is_case_table(data.source):
+        return _prepare_table(data, task, protocol)
+    given = [name for name in _OF_TABLES if getattr(data, name) != DataConfig.model_fields[name].default]
+    if given:
+        what = f"{data.source} has the files of an archive, which are not read by data.{given[0]}"
+        raise ConfigError(what, where=f"data.{given[0]}", fix="Leave it out")
     train, test, _ = load_cases(data.source, missing=data.missing)
     return prepare_cases(train, test, task, protocol)
+
+
+def _prepare_table(data: DataConfig, task: ClassificationSettings, protocol: Protocol) -> TaskData:
+    """As :func:`prepare`; of each class the last cases test, and some of the others validate."""
+    cases, channels = read_case_table(
+        data.source, data.reading, labels=data.labels, label_column=data.label_column
+    )
+    train, validation, share = data.ratios
+    codes = np.array([cases.classes.index(name) for name in cases.labels])
+    later = [np.flatnonzero(codes == code) for code in range(len(cases.classes))]
+    tests = np.sort(np.concatenate([own[len(own) - round(share * len(own)) :] for own in later]))
+    if not len(tests):
+        what = f"no class has enough cases for a test part of {share:g}"
+        raise DataError(what, where=cases.source, fix="Give more cases, or set data.ratios")
+    parts = [
+        cases.take(np.setdiff1d(np.arange(cases.n_cases), tests)),
+        replace(cases.take(tests), notices=()),
+    ]
+    held = validation / (train + validation)
+    return prepare_cases(parts[0], parts[1], task, protocol, share=held, channels=channels)
 
 
 def prepare_cases(
@@ -51,11 +83,12 @@ def prepare_cases(
     *,
     share: float = VALIDATION_SHARE,
     seed: int = 0,
+    channels: Sequence[str] | None = None,
 ) -> TaskData:
     """As :func:`prepare`, for cases in memory; of each class ``share`` is held out, drawn by ``seed``."""
     present = _present_classes(train, test)
     task = with_sizes(task, train.source, channels=train.n_channels, classes=len(present))
-    names = [f"channel {index}" for index in range(train.n_channels)]
+    names = channels or [CHANNEL_NAME.format(index) for index in range(train.n_channels)]
     scaler = fit_scaler(np.concatenate(train.cases), names, ddof=1, source=train.source)  # ddof: protocol §2
     buffer, first = lay_end_to_end(
         [scaler.transform(case, part.source) for part in (train, test) for case in part.cases]
@@ -150,16 +183,25 @@ def _most_frequent(tables: dict[Split, WindowTable], split: Split) -> dict[str, 
 
 
 def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
-    """Cases of a ``.ts`` file, to classify them; labels in the file are ignored.
+    """Cases of a ``.ts`` file or a long table, to classify them; classes that are there are ignored.
 
-    The table has a row per case: its number from 0, the ``predicted`` class, the probability of every class.
+    The result has a row per case: its name or its number from 0, the ``predicted`` class, the probability of
+    every class.
 
     Raises:
         DataError: The cases cannot be read, or have other channels or more steps than the model reads.
     """
-    if not isinstance(source, str | Path):
-        raise DataError("cases are read from a .ts file", where="source", fix="Give the path of a .ts file")
-    return apply_cases(trained, read_ts(source, missing=trained.reading.get("missing", trained.data.missing)))
+    names = () if trained.scaler is None else trained.scaler.names
+    positions = all(name == CHANNEL_NAME.format(at) for at, name in enumerate(names))
+    if isinstance(source, str | Path) and unpacked_name(Path(source)).endswith(".ts"):
+        if not positions:
+            what = f"the model reads the channels {listed(names)}, which a .ts file does not name"
+            raise DataError(what, where=str(source), fix="Give a table with these columns")
+        reading = trained.reading.get("missing", trained.data.missing)
+        return apply_cases(trained, read_ts(source, missing=reading))
+    reading = trained.data.reading | dict(trained.reading)
+    found = read_case_table(source, reading, channels=None if positions else names)
+    return apply_cases(trained, found.cases)
 
 
 def apply_cases(trained: TrainedOn, cases: LabelledCases) -> NewData:
@@ -175,11 +217,11 @@ def apply_cases(trained: TrainedOn, cases: LabelledCases) -> NewData:
         probability = outputs["probability"].astype(np.float64)
         table = pd.DataFrame(probability, columns=[f"p({name})" for name in classes])
         table.insert(0, "predicted", [classes[index] for index in probability.argmax(axis=1)])
-        table.insert(0, "case", np.arange(len(table)))
+        table.insert(0, "case", np.arange(len(table)) if cases.names is None else list(cases.names))
         return table
 
     return NewData(
-        notices=cases.notices,
+        notices=(*cases.notices, *filled_notices(cases.observed, cases.source)),
         spec=WindowSpec(length, 0, univariate=False, align="start", labelled=True),
         buffer=buffer,
         table=WindowTable.of(first, x_valid=cases.lengths),

@@ -13,14 +13,12 @@ from ofa_jax.data.archives import LabelledStream
 from ofa_jax.data.catalog.load import CATALOG, load, load_streams
 from ofa_jax.data.frames import Frame
 from ofa_jax.data.missing import filled_notices
+from ofa_jax.data.splits import CHANNEL_NAME
 from ofa_jax.data.tables import unpacked_name
 from ofa_jax.errors import ConfigError, DataError, listed
 
 VALIDATION_SHARE = 0.2
 """Of the training stream, at its end, as in the published SMD code (protocol §5 row 5)."""
-
-STREAM_NAME = "channel {}"
-"""The name of a channel of a stream, which has none of its own."""
 
 _OF_TABLES = (*READING, "label_column", "ratios")
 
@@ -68,7 +66,7 @@ def read_recording(data: DataConfig) -> Recording:
         raise ConfigError(what, where=f"data.{given[0]}", fix="Leave it out")
     _check_parts(data)
     stream = _joined(load_streams(data.source, only=data.parts)[0])
-    names = tuple(STREAM_NAME.format(index) for index in range(stream.n_channels))
+    names = tuple(CHANNEL_NAME.format(index) for index in range(stream.n_channels))
     return Recording(stream, names, int(len(stream.train) * (1 - VALIDATION_SHARE)))
 
 

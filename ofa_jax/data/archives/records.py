@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,7 @@ class LabelledCases:
         observed: N arrays ``[T_i, C]`` bool, False where a missing value was filled; None without any.
         source: Where the values come from, for messages.
         notices: What reading inferred, one line each, for the user.
+        names: ``[N]`` what the source calls the cases; None where it only has their order.
     """
 
     cases: tuple[np.ndarray, ...]
@@ -60,6 +62,7 @@ class LabelledCases:
     observed: tuple[np.ndarray, ...] | None
     source: str
     notices: tuple[str, ...] = ()
+    names: tuple[str, ...] | None = None
 
     @property
     def n_cases(self) -> int:
@@ -75,6 +78,21 @@ class LabelledCases:
     def lengths(self) -> np.ndarray:
         """``[N]`` int64, the steps T_i of each case."""
         return np.array([len(case) for case in self.cases], np.int64)
+
+    def take(self, chosen: np.ndarray) -> LabelledCases:
+        """The cases at some positions."""
+        at = chosen.tolist()
+
+        def of(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+            return None if values is None else tuple(values[index] for index in at)
+
+        return replace(
+            self,
+            cases=tuple(self.cases[index] for index in at),
+            labels=tuple(self.labels[index] for index in at),
+            observed=of(self.observed),
+            names=of(self.names),
+        )
 
 
 @dataclass(frozen=True, eq=False)
