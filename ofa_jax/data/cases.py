@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ofa_jax.data import delimited, sheets
 from ofa_jax.data.archives import LabelledCases
 from ofa_jax.data.frames import TIME_NAMES, open_table
 from ofa_jax.data.missing import fill_missing
@@ -29,10 +30,10 @@ class CaseTable(NamedTuple):
     channels: tuple[str, ...]
 
 
-def is_case_table(source: str | Path) -> bool:
-    """Whether cases are in a table, not in the ``.ts`` files of an archive."""
-    path = Path(source)
-    return path.is_file() and not unpacked_name(path).endswith(".ts")
+def names_table(source: str | Path) -> bool:
+    """Whether a path ends as tables do, and not as the files of an archive."""
+    endings = (*delimited.ENDINGS, *sheets.ENDINGS, ".parquet", ".pq")
+    return unpacked_name(Path(source)).endswith(endings)
 
 
 def read_case_table(
@@ -42,6 +43,7 @@ def read_case_table(
     labels: str | None = None,
     label_column: str | None = None,
     channels: Sequence[str] | None = None,
+    unlabeled: bool = False,
 ) -> CaseTable:
     """Cases of a long table, in the order of their first rows; the rows of a case are its steps.
 
@@ -55,7 +57,8 @@ def read_case_table(
         labels: A table with the column ``case`` and that of the classes, a row per case; default: the classes
             are in ``source``, the same in all rows of a case.
         label_column: The column of classes; default: ``label``.
-        channels: The channels of a trained model; other columns are not read, and classes not needed.
+        channels: The channels of a trained model; other columns are not read.
+        unlabeled: Whether classes are not read.
 
     Raises:
         DataError: A column is missing, a cell is no number, a case has no class or several, times do not
@@ -82,7 +85,7 @@ def read_case_table(
         parts.append(fill_missing(values[rows], reading.get("missing", "error"), place))
     known = [np.isfinite(values[rows]) for rows in rows_of]
     classes = [""] * len(ids)
-    if channels is None:
+    if not unlabeled:
         source_of_labels = table if labels is None else _open(labels, reading)
         classes = _classes(source_of_labels, column, ids)
     used = f"{Path(table.source).name}: {len(ids):,} cases of {len(chosen)} channels ({listed(chosen)})"

@@ -143,7 +143,7 @@ def anomaly_results(evaluation: Evaluation) -> Results:
     said = f"In {found.sum():,} of {len(rows):,} {every} at least one score is above {above}."
     if not labeled:
         every = "runs of steps above the threshold"
-        said = f"The scores of {marked.sum():,} steps, in {len(rows):,} runs, are above {above}."
+        said = f"Steps whose score is above {above}: {marked.sum():,}, in runs: {len(rows):,}."
     shown = picture(
         plots.anomaly_scores(scores, threshold),
         f"Scores of {len(scores):,} test steps with {'labeled anomalies and ' * labeled}threshold. {said}",
@@ -175,6 +175,8 @@ def _worst_series(evaluation: Evaluation, around: pd.DataFrame, marked: pd.Serie
     error = np.where(window["x_mask"][at], np.square(window["prediction"][at] - window["x"][at]), 0)
     channel = int(error.argmax())
     values = data.task.buffer[rows, channel].astype(float) * scaler.std[channel] + scaler.mean[channel]
+    if data.task.observed is not None:
+        values[~data.task.observed[rows, channel]] = np.nan
     return pd.DataFrame({scaler.names[channel]: values})
 
 

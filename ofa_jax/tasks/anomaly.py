@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +13,10 @@ import pandas as pd
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import AnomalySettings, DataConfig
 from ofa_jax.data.archives import LabelledStream
+from ofa_jax.data.cases import names_table
 from ofa_jax.data.frames import Frame, read_frame
 from ofa_jax.data.missing import count_filled, filled_notices
-from ofa_jax.data.splits import CHANNEL_NAME, Split, fit_scaler
+from ofa_jax.data.splits import Split, fit_scaler
 from ofa_jax.errors import DataError, TooShort
 from ofa_jax.model.linear import dlinear, init_dlinear
 from ofa_jax.model.networks import ReconstructNetwork
@@ -73,15 +75,18 @@ def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "stric
     layout = partial(_published, smd=data.source == "smd") if published else _strict
     tables, reference, scored, begins, notices = layout(stream, read.cut, length, task.step)
     label = stream.test_label[scored.rows - len(stream.train)]
-    if read.labelled and (label.all() or not label.any()):
-        kind = "anomalous" if label.all() else "normal"
+    seen = None if observed is None else observed[scored.rows].any(axis=1)
+    told = label if seen is None else label[seen]
+    _check_observed(observed, tables, source)
+    if read.labelled and (told.all() or not told.any()):
+        kind = "anomalous" if told.all() else "normal"
         what = f"every test step is labeled {kind}, so nothing can be detected"
         raise DataError(what, where=source, fix="Check the labels")
 
     def threshold(train: np.ndarray, test: np.ndarray) -> float:
         """The value that ``anomaly_ratio`` percent of the scores exceed (protocol §3)."""
-        seen = np.concatenate([train, test]) if published else train
-        return float(np.nanpercentile(seen, 100 - task.anomaly_ratio))
+        known = np.concatenate([train, test]) if published else train
+        return float(np.nanpercentile(known, 100 - task.anomaly_ratio))
 
     def both_scores(score: Score) -> tuple[np.ndarray, np.ndarray]:
         known = step_scores(reference, score(reference.table), source)
@@ -91,8 +96,7 @@ def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "stric
         if split != "test" or not read.labelled:
             return reconstruction_metrics(score(tables[split]))
         known, found = both_scores(score)
-        seen = ~np.isnan(found)
-        return detection_metrics(found[seen], label[seen], threshold(known, found), begins)
+        return detection_metrics(found, label, threshold(known, found), begins, seen)
 
     def random_scores(split: Split) -> dict[str, float] | None:
         """What scores that know nothing reach: the measure of what point adjustment gives away."""
@@ -100,7 +104,7 @@ def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "stric
             return None
         draw = np.random.default_rng(0)
         known, found = draw.random(int(reference.scored.sum())), draw.random(len(label))
-        return detection_metrics(found, label, threshold(known, found), begins)
+        return detection_metrics(found, label, threshold(known, found), begins, seen)
 
     made = Task(
         spec=WindowSpec(length, 0, univariate=False, hide_filled=observed is not None),
@@ -133,6 +137,20 @@ def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "stric
         naive={"random scores": random_scores},
         calibrate=lambda score: {"threshold": threshold(*both_scores(score))},
     )
+
+
+def _check_observed(observed: np.ndarray | None, tables: Mapping[Split, WindowTable], source: str) -> None:
+    """Refuse a part without any value.
+
+    Raises:
+        DataError: There is one.
+    """
+    if observed is None:
+        return
+    for split, table in tables.items():
+        if not observed[table.first.min() : (table.first + table.x_valid).max()].any():
+            what = f"every value of the {split} part is missing"
+            raise DataError(what, where=source, fix="Give rows with values there, or set data.ratios")
 
 
 def _sums_of(observed: np.ndarray | None) -> Outputs:
@@ -245,7 +263,8 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         far = np.abs(buffer[high.to_numpy()]).mean(axis=0)
         chosen = np.sort(np.argsort(-far, kind="stable")[:DRAWN])
         some = f" ({len(chosen)} of {frame.n_channels} series)" if len(chosen) < frame.n_channels else ""
-        series = pd.DataFrame(frame.values[:, chosen], columns=[frame.names[index] for index in chosen])
+        values = frame.values if frame.observed is None else np.where(frame.observed, frame.values, np.nan)
+        series = pd.DataFrame(values[:, chosen], columns=[frame.names[index] for index in chosen])
         title = f"{Path(frame.source).name}: steps above the threshold{some}"
         return anomaly_scores(table, threshold, series, title=title, note=note, label="original units")
 
@@ -265,10 +284,9 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
 
 def _read_channels(trained: TrainedOn, source: str | Path | pd.DataFrame) -> Frame:
     """The channels of training, by name where they have names, otherwise in their order."""
-    names = () if trained.scaler is None else trained.scaler.names
-    if all(name == CHANNEL_NAME.format(index) for index, name in enumerate(names)):
-        return read_frame(source, **trained.reading)
-    return read_new(trained, source)
+    if names_table(trained.data.source):
+        return read_new(trained, source)
+    return read_frame(source, **trained.reading)
 
 
 def _dlinear(task):

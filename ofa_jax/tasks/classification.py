@@ -14,7 +14,7 @@ import pandas as pd
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import ClassificationSettings, DataConfig
 from ofa_jax.data.archives import LabelledCases, read_ts
-from ofa_jax.data.cases import is_case_table, read_case_table
+from ofa_jax.data.cases import names_table, read_case_table
 from ofa_jax.data.catalog.load import load_cases
 from ofa_jax.data.missing import count_filled, filled_notices
 from ofa_jax.data.splits import CHANNEL_NAME, Split, fit_scaler
@@ -45,7 +45,7 @@ def prepare(data: DataConfig, task: ClassificationSettings, protocol: Protocol =
         DataError: The cases cannot be read; training cases of one class only or longer than L; a class that
             only the test part has; sizes that contradict the settings.
     """
-    if is_case_table(data.source):
+    if names_table(data.source):
         return _prepare_table(data, task, protocol)
     given = [name for name in _OF_TABLES if getattr(data, name) != DataConfig.model_fields[name].default]
     if given:
@@ -191,16 +191,16 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     Raises:
         DataError: The cases cannot be read, or have other channels or more steps than the model reads.
     """
-    names = () if trained.scaler is None else trained.scaler.names
-    positions = all(name == CHANNEL_NAME.format(at) for at, name in enumerate(names))
+    names = trained.scaler.names if trained.scaler and names_table(trained.data.source) else None
     if isinstance(source, str | Path) and unpacked_name(Path(source)).endswith(".ts"):
-        if not positions:
+        if names:
             what = f"the model reads the channels {listed(names)}, which a .ts file does not name"
             raise DataError(what, where=str(source), fix="Give a table with these columns")
-        reading = trained.reading.get("missing", trained.data.missing)
-        return apply_cases(trained, read_ts(source, missing=reading))
+        missing = trained.reading.get("missing", trained.data.missing)
+        return apply_cases(trained, read_ts(source, missing=missing))
     reading = trained.data.reading | dict(trained.reading)
-    found = read_case_table(source, reading, channels=None if positions else names)
+    column = trained.data.label_column
+    found = read_case_table(source, reading, label_column=column, channels=names, unlabeled=True)
     return apply_cases(trained, found.cases)
 
 

@@ -70,17 +70,25 @@ def range_pr_auc(scores: np.ndarray, label: np.ndarray) -> float | None:
 
 
 def detection_metrics(
-    scores: np.ndarray, label: np.ndarray, threshold: float, begins: Sequence[int] | np.ndarray = ()
+    scores: np.ndarray,
+    label: np.ndarray,
+    threshold: float,
+    begins: Sequence[int] | np.ndarray = (),
+    seen: np.ndarray | None = None,
 ) -> dict[str, float]:
     """All metrics of scores ``[T]`` at a threshold: AP, and precision, recall and F1, raw and point-adjusted.
 
-    ``begins`` are the steps at which a recording begins, as in :func:`point_adjust`.
+    ``begins`` are the steps at which a recording begins, as in :func:`point_adjust`. Steps that are not in
+    ``seen`` ``[T]`` do not count, but belong to the anomalies around them.
     """
     found, label = scores > threshold, np.asarray(label, bool)
+    adjusted = point_adjust(found, label, begins)
+    if seen is not None:
+        scores, label, found, adjusted = (part[seen] for part in (scores, label, found, adjusted))
     ranged = range_pr_auc(scores, label)
     return {
         "average_precision": average_precision(scores, label),
         **({} if ranged is None else {"range_pr_auc": ranged}),
         **precision_recall_f1(found, label),
-        **precision_recall_f1(point_adjust(found, label, begins), label, "adjusted_"),
+        **precision_recall_f1(adjusted, label, "adjusted_"),
     }

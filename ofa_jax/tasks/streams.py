@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ofa_jax.config.tasks import READING, DataConfig
 from ofa_jax.data.archives import LabelledStream
+from ofa_jax.data.cases import names_table
 from ofa_jax.data.catalog.load import CATALOG, load, load_streams
 from ofa_jax.data.frames import Frame
 from ofa_jax.data.missing import filled_notices
 from ofa_jax.data.splits import CHANNEL_NAME
-from ofa_jax.data.tables import unpacked_name
 from ofa_jax.errors import ConfigError, DataError, listed
 
 VALIDATION_SHARE = 0.2
@@ -57,15 +56,14 @@ def read_recording(data: DataConfig) -> Recording:
             a setting of tables is given for streams.
         DataError: The streams or the table cannot be read.
     """
-    name = unpacked_name(Path(data.source))
-    if data.source not in CATALOG and "." in name and not name.endswith(".npz"):
+    if names_table(data.source):
         return _of_table(data)
+    _check_parts(data)
+    stream = _joined(load_streams(data.source, only=data.parts)[0])
     given = [name for name in _OF_TABLES if getattr(data, name) != DataConfig.model_fields[name].default]
     if given:
         what = f"{data.source} has labeled streams, which are not read by data.{given[0]}"
         raise ConfigError(what, where=f"data.{given[0]}", fix="Leave it out")
-    _check_parts(data)
-    stream = _joined(load_streams(data.source, only=data.parts)[0])
     names = tuple(CHANNEL_NAME.format(index) for index in range(stream.n_channels))
     return Recording(stream, names, int(len(stream.train) * (1 - VALIDATION_SHARE)))
 
@@ -104,6 +102,9 @@ def _without(frame: Frame, label: str) -> tuple[Frame, np.ndarray]:
     Raises:
         DataError: There is no such column, or none besides; a label is neither 0 nor 1.
     """
+    if any(name.endswith(f" {label}") for name in frame.names):
+        what, fix = "the labels of a long table are not read", "Give a row per time and a column per series"
+        raise DataError(what, where=frame.source, fix=fix)
     if label not in frame.names:
         what, fix = f"there is no column `{label}`", f"Set data.label_column to one of {listed(frame.names)}"
         raise DataError(what, where=frame.source, fix=fix)

@@ -79,7 +79,7 @@ class Verdict:
 
         with mock.patch.object(anomaly, "detection_metrics", side_effect=detection_metrics) as called:
             self.metrics = data.task.final_metrics(score, "test")
-        self.scores, self.label, self.threshold, self.begins = called.call_args.args
+        self.scores, self.label, self.threshold, self.begins = called.call_args.args[:4]
 
 
 def windows_lie_within(table, borders) -> bool:
@@ -167,7 +167,7 @@ def test_a_spike_is_scored_where_it_is_labelled(protocol):
     evaluator = WindowPredictor(zeros, data.task, data.task.sums, batch_size=4)
     with mock.patch.object(anomaly, "detection_metrics", side_effect=detection_metrics) as called:
         metrics = data.task.final_metrics(lambda table: evaluator(table, {}, {}), "test")
-    scores, label, threshold, _ = called.call_args.args
+    scores, label, threshold, _ = called.call_args.args[:4]
     assert metrics["average_precision"] == metrics["recall"] == 1
     if protocol == "published":
         starts = np.arange(48 - L + 1)

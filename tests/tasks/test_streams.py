@@ -18,6 +18,7 @@ from ofa_jax.inference import evaluate, predict
 from ofa_jax.report.forecasts import Evaluation
 from ofa_jax.report.tasks import anomaly_results
 from ofa_jax.runs.train import open_run, read_data, train_run
+from ofa_jax.tasks.detection import detection_metrics
 from ofa_jax.tasks.streams import read_recording
 from ofa_jax.train.evaluate import WindowPredictor
 
@@ -74,7 +75,8 @@ def test_a_table_without_labels_is_trained_scored_and_reported(tmp_path):
     assert 0 < flagged[:320].mean() <= 0.03  # nearly `anomaly_ratio`: windows begin elsewhere
     _, windows, _, _ = anomaly_results(Evaluation(loaded, data))
     above = int(flagged[320:].sum())
-    assert windows.sentences[-1].startswith(f"The scores of {above} steps, in ")
+    assert windows.sentences[-1].startswith("Steps whose score is above")
+    assert f": {above}, in runs: " in windows.sentences[-1]
 
 
 def test_columns_are_found_by_name(tmp_path):
@@ -193,3 +195,46 @@ def test_settings_of_tables_are_not_taken_for_streams(tiny, tmp_path):
 def test_parts_are_not_taken_for_tables(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.parts: .* is not in the catalog"):
         read_recording(experiment(saved(tmp_path, table()), parts=["a"]).data)
+
+
+def test_a_part_without_values_is_refused_before_training(tmp_path):
+    frame = table()
+    frame.loc[320:, ["temp", "load"]] = np.nan
+    with pytest.raises(DataError, match=r"own\.csv: every value of the test part is missing\. Give rows"):
+        read_data(experiment(saved(tmp_path, frame), missing="ffill"))
+
+
+def test_labels_of_rows_without_values_do_not_count(tmp_path):
+    frame = table().assign(broken=0)
+    frame.loc[380:383, "broken"] = 1
+    frame.loc[380:383, ["temp", "load"]] = np.nan
+    with pytest.raises(DataError, match="every test step is labeled normal"):
+        read_data(experiment(saved(tmp_path, frame), missing="linear", label_column="broken"))
+    frame.loc[384, "broken"] = 1
+    data = read_data(experiment(saved(tmp_path, frame), missing="linear", label_column="broken"))
+    assert data.naive["random scores"]("test")["average_precision"] > 0
+
+
+def test_an_anomaly_goes_on_over_rows_without_values():
+    label, seen = np.zeros(12, bool), np.ones(12, bool)
+    label[[3, 4, 5, 8, 9]], seen[[6, 7]] = True, False
+    scores = np.zeros(12)
+    scores[4] = 1
+    found = detection_metrics(scores, label, 0.5, [0], seen)
+    assert found["adjusted_recall"] == pytest.approx(3 / 5)
+    label[[6, 7]] = True
+    assert detection_metrics(scores, label, 0.5, [0], seen)["adjusted_recall"] == 1
+
+
+def test_labels_of_long_tables_are_refused(tmp_path):
+    frame = pd.concat([table().assign(unique_id=name, broken=0) for name in "ab"])
+    with pytest.raises(DataError, match="the labels of a long table are not read"):
+        read_recording(experiment(saved(tmp_path, frame), label_column="broken").data)
+
+
+def test_columns_named_like_channels_of_streams_are_found_by_name(tmp_path):
+    frame = table().rename(columns={"temp": "channel 0", "load": "channel 1"})
+    train_run(experiment(saved(tmp_path, frame)), tmp_path / "run")
+    loaded, _ = open_run(tmp_path / "run")
+    swapped = frame[["time", "channel 1", "channel 0"]].assign(other=1.5)
+    pd.testing.assert_frame_equal(predict(loaded, frame), predict(loaded, swapped))
