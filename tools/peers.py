@@ -4,7 +4,7 @@
     OFA_JAX_DATA=DATA python tools/peers.py --files FOLDER
 
 The last H steps of each series from all before them: M3, M4 and M1 Yearly (at most 200 series of a set,
-evenly spaced), and three tables in FOLDER. The adapter is fitted on what precedes the last H steps of all
+evenly spaced), and four tables in FOLDER. The adapter is fitted on what precedes the last H steps of all
 series of a set together; the others are fitted on each series by itself. One-for-All's forecast is its
 median, which minimizes absolute errors. Seconds are of all series, after what is compiled was compiled once.
 Prints a table in Markdown.
@@ -37,6 +37,7 @@ COLLECTIONS = {  # horizon and season, as in the competitions
 }
 FILES = {  # horizon, season, and columns of time and value
     "Airline.csv": (12, 12, "Date", "Passengers"),
+    "PBS_dataset.csv": (12, 12, "Month", "Scripts"),
     "seattle-temps.csv": (24, 24, "date", "temp"),
     "co2.csv": (52, 52, "date", "co2"),
 }

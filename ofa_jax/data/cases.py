@@ -10,7 +10,7 @@ import numpy as np
 
 from ofa_jax.data import delimited, sheets
 from ofa_jax.data.archives import LabelledCases
-from ofa_jax.data.frames import TIME_NAMES, open_table
+from ofa_jax.data.frames import PARQUET, TIME_NAMES, open_table
 from ofa_jax.data.missing import fill_missing
 from ofa_jax.data.tables import NO_VALUE, Table, unpacked_name
 from ofa_jax.errors import DataError, listed, shorten
@@ -32,8 +32,7 @@ class CaseTable(NamedTuple):
 
 def names_table(source: str | Path) -> bool:
     """Whether a path ends as tables do, and not as the files of an archive."""
-    endings = (*delimited.ENDINGS, *sheets.ENDINGS, ".parquet", ".pq")
-    return unpacked_name(Path(source)).endswith(endings)
+    return unpacked_name(Path(source)).endswith((*delimited.ENDINGS, *sheets.ENDINGS, *PARQUET))
 
 
 def read_case_table(
@@ -69,7 +68,8 @@ def read_case_table(
     ids, number_w = _numbered(names_w)
     order = np.argsort(number_w, kind="stable")
     rows_of = np.split(order, np.flatnonzero(np.diff(number_w[order])) + 1)
-    times = [name for name in table.names if name.lower() in TIME_NAMES]
+    left_out = reading.get("exclude") or ()
+    times = [name for name in table.names if name.lower() in TIME_NAMES and name not in left_out]
     for name in times:
         _check_times(table, name, rows_of, ids)
     column = label_column or LABEL
@@ -180,7 +180,7 @@ def _channels(
         DataError: A column that is asked for is missing, or none is left.
     """
     asked = reading.get("columns") if channels is None else channels
-    left_out = set(reading.get("exclude") or ())
+    left_out = reading.get("exclude") or ()
     others = [name for name in table.names if name not in taken and name not in left_out]
     chosen = others if asked is None else [name for name in asked if name not in taken]
     if missing := [name for name in chosen if name not in table.names]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")
 """Usual names of columns of times, in lower case."""
 _CLOCK = re.compile(r"\d{1,2}[:.]\d\d")
-_PARQUET = (".parquet", ".pq")
+PARQUET = (".parquet", ".pq")
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,12 +326,12 @@ def _open(
     require_file(path)
     if unpacked_name(path).endswith(delimited.ENDINGS):
         return delimited.read_text(path, missing_words=words, comma=comma, comment=comment, faults=faults)
-    if path.suffix.lower() in _PARQUET:
+    if path.suffix.lower() in PARQUET:
         table = read_parquet(path)
     elif path.suffix.lower() in sheets.ENDINGS:
         table = sheets.read_sheet(path, sheet)
     else:
-        fix = f"Give a file that ends in {', '.join([*delimited.ENDINGS, *sheets.ENDINGS, *_PARQUET])}"
+        fix = f"Give a file that ends in {', '.join([*delimited.ENDINGS, *sheets.ENDINGS, *PARQUET])}"
         raise DataError(f"the ending {path.suffix!r} is not supported", where=str(path), fix=fix)
     return dataclasses.replace(table, missing_words=words, comma=comma)
 

@@ -76,10 +76,10 @@ def prepare(data: DataConfig, task: AnomalySettings, protocol: Protocol = "stric
     tables, reference, scored, begins, notices = layout(stream, read.cut, length, task.step)
     label = stream.test_label[scored.rows - len(stream.train)]
     seen = None if observed is None else observed[scored.rows].any(axis=1)
-    told = label if seen is None else label[seen]
+    counted = label if seen is None else label[seen]
     _check_observed(observed, tables, source)
-    if read.labelled and (told.all() or not told.any()):
-        kind = "anomalous" if told.all() else "normal"
+    if read.labelled and (counted.all() or not counted.any()):
+        kind = "anomalous" if counted.all() else "normal"
         what = f"every test step is labeled {kind}, so nothing can be detected"
         raise DataError(what, where=source, fix="Check the labels")
 

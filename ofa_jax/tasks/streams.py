@@ -13,7 +13,7 @@ from ofa_jax.data.cases import names_table
 from ofa_jax.data.catalog.load import CATALOG, load, load_streams
 from ofa_jax.data.frames import Frame
 from ofa_jax.data.missing import filled_notices
-from ofa_jax.data.splits import CHANNEL_NAME
+from ofa_jax.data.splits import CHANNEL_NAME, borders
 from ofa_jax.errors import ConfigError, DataError, listed
 
 VALIDATION_SHARE = 0.2
@@ -76,7 +76,8 @@ def _of_table(data: DataConfig) -> Recording:
         columns = (*(name for name in columns if name != label), label)
     frame, _ = load(data.source, **(data.reading | ({"columns": columns} if columns else {})))
     frame, anomalous = (frame, None) if label is None else _without(frame, label)
-    begin = frame.n_rows - int(frame.n_rows * data.ratios[2])
+    parts = borders(frame.n_rows, "ratio", input_length=0, ratios=data.ratios, source=frame.source)
+    begin = parts["test"][0]
     none = np.zeros(frame.n_rows - begin, bool)
     stream = LabelledStream(
         train=frame.values[:begin],
@@ -92,8 +93,7 @@ def _of_table(data: DataConfig) -> Recording:
         marked, seen = int(anomalous.sum()), int(anomalous[:begin].sum())
         text = f"labels in `{label}`: {marked:,} of {frame.n_rows:,} rows are anomalous"
         notices.append(f"{text}, {seen:,} of them among those that are taken as normal" if seen else text)
-    cut = int(frame.n_rows * data.ratios[0])
-    return Recording(stream, frame.names, cut, anomalous is not None, frame, tuple(notices))
+    return Recording(stream, frame.names, parts["train"][1], anomalous is not None, frame, tuple(notices))
 
 
 def _without(frame: Frame, label: str) -> tuple[Frame, np.ndarray]:
@@ -140,7 +140,7 @@ def _joined(streams: tuple[LabelledStream, ...]) -> LabelledStream:
     if len(streams) == 1:
         return streams[0]
 
-    def borders(parts: list[np.ndarray]) -> np.ndarray:
+    def end_to_end(parts: list[np.ndarray]) -> np.ndarray:
         return np.cumsum(np.concatenate([[0], *map(np.diff, parts)]))
 
     names = [name for stream in streams for name in stream.segments]
@@ -151,7 +151,7 @@ def _joined(streams: tuple[LabelledStream, ...]) -> LabelledStream:
         test=np.concatenate([stream.test for stream in streams]),
         test_label=np.concatenate([stream.test_label for stream in streams]),
         segments=tuple(names),
-        train_borders=borders([stream.train_borders for stream in streams]),
-        test_borders=borders([stream.test_borders for stream in streams]),
+        train_borders=end_to_end([stream.train_borders for stream in streams]),
+        test_borders=end_to_end([stream.test_borders for stream in streams]),
         source=f"{streams[0].source} and {len(streams) - 1} other(s)",
     )

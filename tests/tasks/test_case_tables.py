@@ -158,6 +158,13 @@ def test_what_cannot_be_read_is_one_clear_error(change, reading, message):
         read_case_table(change(table()), reading)
 
 
+def test_times_that_cannot_be_read_are_left_out_as_advised():
+    frame = table().assign(time="soon")
+    with pytest.raises(DataError, match=r"set data\.exclude to \[time\]"):
+        read_case_table(frame, {})
+    assert read_case_table(frame, {"exclude": ("time",)}).channels == ("ax", "ay")
+
+
 def test_columns_can_be_chosen():
     frame = table().assign(note="text")
     assert read_case_table(frame, {"exclude": ("note",)}).channels == ("ax", "ay")
