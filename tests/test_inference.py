@@ -381,7 +381,7 @@ def test_classes_of_cases(tiny, tmp_path):
     data = read_data(loaded.experiment.replace({"data.source": str(tmp_path)}))
     hits = (table["predicted"].map(loaded.record.classes.index) == data.task.tables["test"].label).mean()
     assert evaluate(loaded, data)["accuracy"] == pytest.approx(hits)
-    with pytest.raises(DataError, match=r"cases are read from a \.ts file"):
+    with pytest.raises(DataError, match="there is no column `case` among `date`, `a`, `b`"):
         predict(loaded, rows(tiny, 40))
 
 

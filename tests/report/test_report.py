@@ -423,9 +423,9 @@ def test_anomaly_scores_and_threshold_are_those_of_the_metrics(tiny, tmp_path, m
     )
     seen = {}
 
-    def spy(scores, label, threshold, begins=()):
+    def spy(scores, label, threshold, *others):
         seen.update(scores=scores, threshold=threshold)
-        return detection_metrics(scores, label, threshold, begins)
+        return detection_metrics(scores, label, threshold, *others)
 
     monkeypatch.setattr("ofa_jax.tasks.anomaly.detection_metrics", spy)
     found, threshold, _, _ = anomaly_scores(evaluation)
