@@ -13,7 +13,7 @@ import numpy as np
 from ofa_jax.model.linear import less_last
 from ofa_jax.model.quantiles import Features
 from ofa_jax.runs.features import row_of
-from ofa_jax.runs.reduced_rank import PENALTIES, Watch, choose, read_moments
+from ofa_jax.runs.reduced_rank import PENALTIES, Reader, Watch, choose
 from ofa_jax.tasks.base import Task
 from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.progress import Reporter
@@ -35,11 +35,10 @@ def solve_nlinear(task: Task, reporter: Reporter) -> Params:
     predictor, weights = WindowPredictor(predict, task, row_of), np.ones(length + 1)
     with stop_on_signal(reporter.notice) as request:
         watch = Watch(request, reporter)
-        train, validation = (
-            read_moments(predictor, task.tables[split], split, weights, ({}, {}), watch)
-            for split in ("train", "validation")
-        )
-        found = choose(train, validation, horizon, watch.at("solving", len(PENALTIES)), kept_gain=1.0)
+        reader = Reader(predictor, weights, ({}, {}), watch)
+        train, validation = reader.moments(task.tables["train"]), reader.windows(task.tables["validation"])
+        solving = watch.at("solving", len(PENALTIES))
+        found = choose(train, validation, horizon, solving, spans=1, kept_gain=1.0)
     kernel = (found.a @ found.b).astype(np.float32)
     return {"kernel": kernel[:-1], "bias": kernel[-1]}
 

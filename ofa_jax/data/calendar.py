@@ -161,7 +161,8 @@ def infer_step(times: np.ndarray, zone: tzinfo | None = None) -> Step | None:
     """The most common step of ordered times ``[T]`` (repeats count once); None for fewer than three.
 
     Calendar steps (days of the month, its n-th weekdays and business days, half months, quarters, years,
-    business days) are recognized where every row fits; any other step is a fixed duration.
+    business days) are recognized where every row fits, months where most rows are on one day of theirs; any
+    other step is a fixed duration.
     """
     times = np.unique(times)
     if len(times) < 3:
@@ -201,7 +202,7 @@ def _duration(times: np.ndarray, wall: bool) -> Duration:
 
 
 def _calendar(wall: np.ndarray) -> Step | None:
-    """A step over dates of the calendar that every row is on."""
+    """A step over dates of the calendar that every row is on; of months, also where most are on one day."""
     dates, clocks = _split(wall)
     gaps = np.diff(dates)
     size = most_common(gaps)
@@ -214,7 +215,14 @@ def _calendar(wall: np.ndarray) -> Step | None:
     regular = bool((gaps == size).all())
     if 13 * _DAY <= size <= 18 * _DAY and not regular:
         return _half_months(dates)
-    return _months(dates, regular) if size >= 28 * _DAY else None
+    if size < 28 * _DAY:
+        return None
+    found = _months(dates, regular)
+    if found is None and size <= 31 * _DAY and not regular:
+        days = dates - dates.astype("M8[M]").astype("M8[D]")
+        usual = days == most_common(days)
+        found = _months(dates[usual], regular) if 2 * usual.sum() > len(dates) else None
+    return found
 
 
 def _months(dates: np.ndarray, regular: bool) -> Months | None:

@@ -21,7 +21,7 @@ from ofa_jax.errors import ConfigError, DataError, listed, shorten
 from ofa_jax.estimators.engine import Forecast, Places, forecast_windows
 from ofa_jax.estimators.panel import Panel
 from ofa_jax.estimators.reading import covariate_values, ids_in, table_of, times_of
-from ofa_jax.runs.reduced_rank import Moments, choose
+from ofa_jax.runs.reduced_rank import Moments, Windows, choose
 
 _AT_ONCE = 256  # windows
 _LEAST_SPREAD = 1e-9
@@ -99,25 +99,22 @@ def fit_effects(
     if not spread.any():
         what = f"no covariate changes: {listed(list(names))}"
         raise DataError(what, where="covariates", fix="Leave them out")
-    found = []
+    pairs = []
     for split, model in (("train", zero_shot), ("validation", final)):
-        places, total = parts[split], None
+        places, found = parts[split], []
         for first in range(0, len(places.cut), _AT_ONCE):
             own = Places(*(part[first : first + _AT_ONCE] for part in places))
             x = _features(panel, own, length, horizon, spread)
             unit = window_spread(panel, own, length)[:, None]
             lack = panel.after(*own, horizon) - forecast_windows(model, panel.before(*own, length)).mean
             known = np.isfinite(lack) & (unit > 0)
-            x, y = x[known], (lack / np.where(unit > 0, unit, 1))[known][:, None]
-            sums = Moments(x.T @ x, x.T @ y, float(np.sum(y * y)), len(y))
-            total = sums if total is None else total.plus(sums)
-        assert total is not None
-        found.append(total)
-    train, other = found
-    made = choose(train, other, 1)
+            found.append((x[known], (lack / np.where(unit > 0, unit, 1))[known][:, None]))
+        pairs.append([np.concatenate(part) for part in zip(*found, strict=True)])
+    (x, y), other = pairs[0], Windows(*pairs[1])
+    made = choose(Moments(x.T @ x, x.T @ y, float(np.sum(y * y)), len(y)), other, 1, spans=1)
     kernel = (made.a @ made.b)[:, 0].astype(np.float32)
-    gain = 2 * kernel @ other.xy[:, 0] - kernel @ other.xx @ kernel
-    before, after = (max(other.yy - less, 0.0) / max(other.targets, 1) for less in (0.0, float(gain)))
+    lacks = other.y[:, 0], other.y[:, 0] - other.x @ kernel
+    before, after = (float(np.sum(lack**2)) / max(len(lack), 1) for lack in lacks)
     return Effects(
         spread, kernel, tuple(names), calendar, made.choice.penalty, made.choice.step, before, after
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from datetime import tzinfo
+from datetime import date, tzinfo
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,10 @@ import pandas as pd
 
 from ofa_jax.data.calendar import Duration, Step, follows, infer_step, step_of
 from ofa_jax.data.clock import Clock
+from ofa_jax.data.columns import no_series
+from ofa_jax.data.dates import EPOCHS, digits_of
 from ofa_jax.data.missing import LARGEST
+from ofa_jax.data.timestamps import looks_like_date, parse_times
 from ofa_jax.errors import DataError, listed, shorten
 from ofa_jax.estimators.panel import Columns, Panel
 
@@ -50,7 +54,8 @@ def read_panel(
 
     A frame with the column ``columns.target`` is long: a row per series and time; without ``columns.id`` it
     is one series, ``"0"``. Any other frame is wide: every column besides ``columns.time`` is a series. Of a
-    pandas frame the index may have the times. Times in text, in the form 2024-01-31, become datetimes.
+    pandas frame the index may have the times. Times in text become datetimes
+    (:func:`~ofa_jax.data.timestamps.parse_times`), with a warning where their form was inferred.
 
     Args:
         frame: The data; rows in any order.
@@ -60,13 +65,16 @@ def read_panel(
 
     Raises:
         DataError: Columns are missing or of a wrong kind, times repeat or have gaps, values are infinite.
+            In a wide frame a column has text, or is a counter, an identifier or dates in digits.
     """
     table = table_of(frame, columns)
     names = set(table.columns)
     long = columns.target in names
     if columns.time not in names:
         what = f"there is no column `{columns.time}`, but {listed(table.columns)}"
-        raise DataError(what, fix="Name the column of times as time_col")
+        dated = next((name for name in table.columns if _has_dates(table[name])), None)
+        fix = "Name the column of times as time_col"
+        raise DataError(what, fix=f"{fix}, which may be time_col={dated!r}" if dated else fix)
     if not long and columns.id in names:
         what = f"there is `{columns.id}`, but no column `{columns.target}`"
         raise DataError(what, fix="Name the column of values as target_col")
@@ -78,15 +86,15 @@ def read_panel(
         named = (columns.id, columns.time, columns.target, *covariates)
         if extra := [name for name in table.columns if name not in named]:
             what = f"there are further columns, {listed(extra)}, which are not used"
-            fix = "Leave them out, or name them as id_col, time_col, target_col or covariates"
-            raise DataError(what, fix=fix)
+            fix = f"Leave them out, df.drop(columns={extra}), or name them as id_col, time_col, target_col "
+            raise DataError(what, fix=f"{fix}or covariates")
         values = numbers(table[columns.target], columns.target)
         codes, ids = ids_in(table, columns)
     else:
         others = [name for name in table.columns if name != columns.time]
         if not others:
             raise DataError("there is no column of values", fix="Name it as target_col")
-        values = np.concatenate([numbers(table[name], name) for name in others])
+        values = _wide_values(table, others, times, columns)
         codes, ids = np.repeat(np.arange(len(others)), len(times)), pd.Index(others, dtype=object)
         times = np.tile(times, len(others))
     if not len(values):
@@ -95,12 +103,52 @@ def read_panel(
     codes, times, values = codes[order], times[order], values[order]
     first = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(ids)))])
     _check_values(values, codes, ids)
-    steps, kinds = _steps(times, codes, first, ids, freq, clock)
+    steps, kinds = _steps(times, codes, first, ids, freq, clock, columns)
     text = table.schema[columns.time] in (nw.String, nw.Object)  # comes back as times
     kept = [columns.id] * (columns.id in names) + [columns.time] * (not text)
     like = table.select(kept).head(0)
     known = covariate_values(table, covariates, "the frame")[order] if covariates else None
     return Panel(ids, first, values, times, steps, kinds, order % len(table), columns, clock, like, known)
+
+
+def _has_dates(column: nw.Series[Any]) -> bool:
+    """Whether the first cell is a datetime, or a text that reads as a date."""
+    cells = column.drop_nulls().head(1).to_list()
+    return bool(cells) and (
+        isinstance(cells[0], date) or (isinstance(cells[0], str) and looks_like_date(cells[0]))
+    )
+
+
+def _wide_values(
+    table: nw.DataFrame[Any], names: list[str], times: np.ndarray, columns: Columns
+) -> np.ndarray:
+    """The columns of a wide frame, one after the other."""
+    kept = {name: table[name].to_pandas() for name in names}
+    texts = [name for name, cells in kept.items() if _is_text(cells)]
+    if texts:
+        rest = [name for name in names if name not in texts]
+        what = f"`{texts[0]}` has {shorten(kept[texts[0]].dropna().iloc[0])}, which is no number"
+        fix = f"Leave it out: df.drop(columns={texts})"
+        if len(np.unique(times)) < len(times) and rest:
+            target = f"target_col={rest[0]!r}" if len(rest) == 1 else f"one of {listed(rest)} as target_col"
+            fix = f"If it names the series, give id_col={texts[0]!r} and {target}"
+        raise DataError(what, fix=fix)
+    order, found = np.argsort(times, kind="stable"), []
+    for name in names:
+        values = numbers(table[name], name)
+        if len(names) > 1 and (kind := no_series(name, values[order])):
+            fix = f"Leave it out, df.drop(columns={name!r}), or give a long frame, where every series counts"
+            raise DataError(f"the column `{name}` is {kind}, no series", fix=fix)
+        found.append(values)
+    return np.concatenate(found)
+
+
+def _is_text(cells: pd.Series) -> bool:
+    """Whether there are texts, and hardly any of them are numbers."""
+    if cells.dtype != object and not isinstance(cells.dtype, pd.StringDtype | pd.CategoricalDtype):
+        return False
+    known = cells.dropna()
+    return bool(len(known)) and bool(pd.to_numeric(known.astype(str), errors="coerce").isna().mean() > 0.5)
 
 
 def table_of(frame: Any, columns: Columns) -> nw.DataFrame[Any]:
@@ -147,24 +195,43 @@ def times_of(column: nw.Series[Any], name: str) -> tuple[np.ndarray, Clock]:
     if pd.api.types.is_bool_dtype(times.dtype) or pd.api.types.is_float_dtype(times.dtype):
         raise DataError(f"`{name}` has numbers that are not whole", fix="Give dates or whole numbers")
     if pd.api.types.is_integer_dtype(times.dtype):
-        return times.to_numpy(np.int64), Clock()
+        whole = times.to_numpy(np.int64)
+        if (digits := digits_of(np.unique(whole).astype(np.float64))) is not None:
+            what = f"`{name}` has whole numbers such as {whole[0]}, which are {digits.words}"
+            form = f"unit={digits.form!r}" if digits.form in EPOCHS else f"format={digits.form!r}"
+            raise DataError(what, fix=_convert(name, form))
+        return whole, Clock()
     if not pd.api.types.is_datetime64_any_dtype(times.dtype):
         try:
             times = pd.to_datetime(times, format="ISO8601")
-        except (ValueError, TypeError) as error:
-            found = shorten(next((value for value in times if not _is_iso(value)), times.iloc[0]))
-            what = f"`{name}` has {found}, which is no date in the form 2024-01-31"
-            raise DataError(
-                what, fix=f"Convert it first: df['{name}'] = pd.to_datetime(df['{name}'], …)"
-            ) from error
+        except (ValueError, TypeError):
+            return _times_of_text(times, name)
     zone: tzinfo | None = times.dt.tz
     if zone is not None:
         times = times.dt.tz_convert("UTC").dt.tz_localize(None)
     return times.to_numpy(), Clock(zone=zone, unit=times.dt.unit)
 
 
-def _is_iso(value: Any) -> bool:
-    return not pd.isna(pd.to_datetime(value, format="ISO8601", errors="coerce"))
+def _times_of_text(cells: pd.Series, name: str) -> tuple[np.ndarray, Clock]:
+    codes, once = pd.factorize(cells)
+
+    def place(row: int | None) -> str:
+        return f"`{name}`" if row is None else f"`{name}`, row {int((codes == row).argmax()) + 1}"
+
+    try:
+        times, clock = parse_times(pd.Series(once, dtype=object), place)
+    except DataError as error:
+        raise DataError(error.what, where=error.where, fix=_convert(name, "format='%d.%m.%Y'")) from None
+    if times.dtype.kind == "i":
+        what = f"`{name}` has numbers as text, such as {shorten(once[0])}"
+        raise DataError(what, fix=f"Convert it first: df[{name!r}] = df[{name!r}].astype(int)")
+    for notice in clock.notices:
+        warnings.warn(f"`{name}`: {notice}", UserWarning, stacklevel=2)
+    return times[codes], Clock(clock.zone, clock.unit)
+
+
+def _convert(name: str, how: str) -> str:
+    return f"Convert it first, such as by df[{name!r}] = pd.to_datetime(df[{name!r}], {how})"
 
 
 def numbers(column: nw.Series[Any], name: str) -> np.ndarray:
@@ -179,7 +246,8 @@ def numbers(column: nw.Series[Any], name: str) -> np.ndarray:
             what = (
                 f"`{name}` has {shorten(texts.iloc[0] if len(texts) else values.dtype)}, which is no number"
             )
-            raise DataError(what, fix="Give numbers, and NaN where a value is missing") from None
+            fix = f"If texts stand for missing values: pd.to_numeric(df[{name!r}], errors='coerce')"
+            raise DataError(what, fix=fix) from None
     return values.to_numpy(np.float64, na_value=np.nan)
 
 
@@ -221,6 +289,7 @@ def _steps(
     ids: pd.Index,
     freq: str | int | None,
     clock: Clock,
+    columns: Columns,
 ) -> tuple[tuple[Step, ...], np.ndarray]:
     """The steps of the series, and which each has; every row is checked to be a step after the last."""
     within = codes[1:] == codes[:-1]
@@ -235,7 +304,7 @@ def _steps(
         if counted != (isinstance(step, Duration) and step.size.dtype.kind == "i"):
             kind, wanted = ("whole numbers", "an integer") if counted else ("dates", "an alias such as 'D'")
             raise DataError(f"times are {kind}, but freq is {freq!r}", fix=f"Give {wanted} as freq, or None")
-        return _checked(step, times, within, codes, ids, clock), np.zeros(len(ids), int)
+        return _checked(step, times, within, codes, ids, clock, columns), np.zeros(len(ids), int)
     longest = int(np.diff(first).argmax())
     common = _inferred(times[first[longest] : first[longest + 1]], counted, clock)
     if common is None:
@@ -249,7 +318,7 @@ def _steps(
     kinds, steps = np.array([number_of[step.alias] for step in own]), tuple(found.values())
     for number, step in enumerate(steps):
         rows = within & (kinds[codes[1:]] == number)
-        _checked(step, times, rows, codes, ids, clock)
+        _checked(step, times, rows, codes, ids, clock, columns)
     return steps, kinds
 
 
@@ -267,7 +336,13 @@ def follows_within(step: Step, times: np.ndarray, within: np.ndarray, clock: Clo
 
 
 def _checked(
-    step: Step, times: np.ndarray, within: np.ndarray, codes: np.ndarray, ids: pd.Index, clock: Clock
+    step: Step,
+    times: np.ndarray,
+    within: np.ndarray,
+    codes: np.ndarray,
+    ids: pd.Index,
+    clock: Clock,
+    columns: Columns,
 ) -> tuple[Step, ...]:
     wrong = np.flatnonzero(~follows_within(step, times, within, clock))
     if not len(wrong):
@@ -275,5 +350,19 @@ def _checked(
     row = int(wrong[0])
     what = f"in series {shorten(ids[codes[row]])} {times[row + 1]} follows {times[row]}, "
     what += f"which is not one step of {step.alias} ({len(wrong)} such rows in all)"
-    fix = "Give a row for every step, with NaN where there is no value (utilsforecast's fill_gaps does so)"
+    fix = "Give a row for every step, with NaN where there is no value"
+    if times.dtype.kind == "M" and not _on_grid(times[codes == codes[row]], step.alias):
+        fix = "Leave out or correct such rows, or give row numbers in place of times"
+    elif times.dtype.kind == "M" and clock.zone is None:
+        index = f"pd.to_datetime(df.pop({columns.time!r}))"
+        filled = f"df.set_index({index}).asfreq({step.alias!r}).reset_index()"
+        fix += f" (of one series or a wide frame {filled}, of a long one utilsforecast's fill_gaps)"
     raise DataError(what, fix=f"{fix}, or another freq")
+
+
+def _on_grid(times: np.ndarray, alias: str) -> bool:
+    """Whether only whole steps are missing between times ``[T]``."""
+    try:
+        return bool(np.isin(times, pd.date_range(times[0], times[-1], freq=alias).to_numpy()).all())
+    except ValueError:  # a step of our own, such as third Wednesdays
+        return False

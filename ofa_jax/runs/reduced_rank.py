@@ -1,13 +1,16 @@
 """Reduced-rank ridge regression from sums over windows; its penalty and step are chosen on validation.
 
 Minimizes ``Σ |y - x k|² + penalty · |k|²`` over kernels ``k [f, h]`` of a rank, exactly (Mukherjee and Zhu,
-2011). For each penalty validation chooses how far to go from no kernel at all, between 0 and 1; of the
-penalties, the largest is taken that has nine tenths of the best one's gain.
+2011). For each penalty validation chooses how far to go from no kernel at all, between 0 and 1: to where the
+gain is largest that is sure, the mean of the relative gains of ten spans of time less two standard errors of
+it. Of the penalties, the largest is taken that has nine tenths of the best one's gain. A step from few
+training windows is shortened, as if one more had asked for none.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -31,6 +34,13 @@ PENALTIES = 10.0 ** np.arange(2.0, -4.5, -0.5)
 KEPT_GAIN = 0.9
 """Share of the largest gain on validation that a larger penalty has to keep."""
 
+SPANS = 10
+"""Of validation windows in order, whose gains are compared."""
+
+STANDARD_ERRORS = 2.0
+"""By which the mean gain has to exceed zero."""
+
+_STEPS = np.linspace(0, 1, 101)
 _AT_ONCE = 4096  # windows whose features are in memory
 _EXTREME = "Look for values in the data that are far outside the others"
 
@@ -48,6 +58,13 @@ class Moments(NamedTuple):
         return Moments(
             self.xx + other.xx, self.xy + other.xy, self.yy + other.yy, self.targets + other.targets
         )
+
+
+class Windows(NamedTuple):
+    """Features ``x`` ``[w, f]`` and targets ``y`` ``[w, h]`` of validation, in order of time."""
+
+    x: np.ndarray
+    y: np.ndarray
 
 
 class Choice(Record):
@@ -84,76 +101,148 @@ class Watch(NamedTuple):
         return between
 
 
-def read_moments(
-    predictor: WindowPredictor,
-    table: WindowTable,
-    split: Split,
-    weights_f: np.ndarray,
-    params: tuple[Params, Params],
-    watch: Watch,
-) -> Moments:
-    """The moments of a split, or of as many of its windows as :data:`MAX_WINDOWS` says.
+class Reader(NamedTuple):
+    """Reads the windows of a split, or as many of them as :data:`MAX_WINDOWS` says.
 
-    Args:
+    Attributes:
         predictor: Gives the rows of windows (:func:`~ofa_jax.runs.features.row_of`).
-        table: The split's windows.
-        split: Its name, ``train`` or ``validation``.
         weights_f: What features are multiplied by.
         params: The predictor's frozen and trainable tree.
         watch: Shows progress and may end it.
-
-    Raises:
-        TrainError: A feature or a target is not finite.
     """
-    size = min(table.size, MAX_WINDOWS[split])
-    if size < table.size:
-        watch.reporter.notice(f"{size:,} of {table.size:,} {split} windows are read, evenly spaced")
-    chosen = table.take(np.linspace(0, table.size - 1, size).round().astype(int))
-    total: Moments | None = None
-    between = watch.at(split, size)
-    for first in range(0, size, _AT_ONCE):
 
-        def within(done: int, first: int = first) -> None:
-            between(first + done)
+    predictor: WindowPredictor
+    weights_f: np.ndarray
+    params: tuple[Params, Params]
+    watch: Watch
 
-        part = chosen.take(slice(first, first + _AT_ONCE))
-        found = moments(predictor(part, *params, between=within)["row"], weights_f)
-        total = found if total is None else total.plus(found)
-    assert total is not None
-    if not all(np.isfinite(part).all() for part in total):
+    def moments(self, table: WindowTable, split: Split = "train") -> Moments:
+        """Their sums.
+
+        Raises:
+            TrainError: A feature or a target is not finite.
+        """
+        total: Moments | None = None
+        for rows_wf in self._rows(table, split):
+            found = moments(rows_wf, self.weights_f)
+            total = found if total is None else total.plus(found)
+        assert total is not None
+        _check(total, split)
+        return total
+
+    def windows(self, table: WindowTable, split: Split = "validation") -> Windows:
+        """Each of them, in order of time.
+
+        Raises:
+            TrainError: A feature or a target is not finite.
+        """
+        ordered = table.take(np.lexsort((table.channel, table.first)))
+        parts = [parts_of(rows_wf, self.weights_f)[:2] for rows_wf in self._rows(ordered, split)]
+        found = Windows(*(np.concatenate(part).astype(np.float32) for part in zip(*parts, strict=True)))
+        _check(found, split)
+        return found
+
+    def _rows(self, table: WindowTable, split: Split) -> Iterator[np.ndarray]:
+        size = min(table.size, MAX_WINDOWS[split])
+        if size < table.size:
+            what = f"{size:,} of {table.size:,} {split} windows are read, evenly spaced"
+            self.watch.reporter.notice(what)
+        chosen = table.take(np.linspace(0, table.size - 1, size).round().astype(int))
+        between = self.watch.at(split, size)
+        for first in range(0, size, _AT_ONCE):
+
+            def within(done: int, first: int = first) -> None:
+                between(first + done)
+
+            part = chosen.take(slice(first, first + _AT_ONCE))
+            yield self.predictor(part, *self.params, between=within)["row"]
+
+
+def _check(found: Sequence[Any], split: Split) -> None:
+    if not all(np.isfinite(part).all() for part in found):
         raise TrainError(f"a hidden state or a {split} target is not finite", where="training", fix=_EXTREME)
-    return total
+
+
+def apart(table: WindowTable, horizon: int) -> int:
+    """How many windows of a table can be chosen so that no step is a target of two."""
+    begins = np.unique(table.first + table.x_valid)
+    count = at = 0
+    while at < len(begins):
+        at = int(np.searchsorted(begins, begins[at] + horizon))
+        count += 1
+    return count
 
 
 def moments(rows_wf: np.ndarray, weights_f: np.ndarray) -> Moments:
     """Sums over rows of features and targets (:func:`~ofa_jax.runs.features.row_of`)."""
+    x, y, targets = parts_of(rows_wf, weights_f)
+    return Moments(x.T @ x, x.T @ y, float(np.sum(y * y)), targets)
+
+
+def parts_of(rows_wf: np.ndarray, weights_f: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Features ``[w, f]`` and targets ``[w, h]`` of rows, and how many targets are known; others are 0."""
     width = len(weights_f)
     horizon = (rows_wf.shape[1] - 1 - width) // 3
     ends = width + np.array([0, 1, 1 + horizon, 1 + 2 * horizon])
     hidden, scale, forecast, target, known = np.split(rows_wf.astype(np.float64), ends, axis=1)
-    x, y = hidden * scale * weights_f, np.where(known > 0.5, target - forecast, 0)
-    return Moments(x.T @ x, x.T @ y, float(np.sum(y * y)), int((known > 0.5).sum()))
+    seen = known > 0.5
+    return hidden * scale * weights_f, np.where(seen, target - forecast, 0), int(seen.sum())
 
 
 def choose(
     train: Moments,
-    validation: Moments,
+    validation: Windows,
     rank: int,
     between: Between = lambda done: None,
     *,
+    spans: int = SPANS,
     kept_gain: float = KEPT_GAIN,
+    windows: int | None = None,
 ) -> Solution:
-    """The solution of the penalty and step that validation chooses, as the module says."""
+    """The solution of the penalty and step that validation chooses, as the module says.
+
+    Args:
+        train: The sums over training windows.
+        validation: Windows that choose.
+        rank: Of the kernel.
+        between: Called between penalties.
+        spans: Parts of validation whose gains are compared; 1 takes the mean gain alone.
+        kept_gain: Share of the best penalty's gain that a larger one has to keep.
+        windows: Training windows without a common target, where few shorten the step.
+    """
     tried = []
     for number, penalty in enumerate(PENALTIES.tolist()):
         between(number)
-        left, right = factors = reduced_rank(train, penalty, rank)
-        along, size = np.sum(left * (validation.xy @ right)), np.sum(left * (validation.xx @ left))
-        step = float(np.clip(along / size, 0, 1)) if size > 0 else 0.0
-        tried.append((step * (2 * along - step * size), factors, Choice(penalty=penalty, step=step)))
+        factors = reduced_rank(train, penalty, rank)
+        gain, step = _sure_gain(validation, factors, spans)
+        step *= 1.0 if windows is None else windows / (windows + 1)
+        tried.append((gain, factors, Choice(penalty=penalty, step=step)))
     most = max(gain for gain, *_ in tried)
     _, factors, choice = next(one for one in tried if one[0] >= kept_gain * most)
     return solution(train, factors, choice, rank)
+
+
+def _sure_gain(
+    validation: Windows, factors: tuple[np.ndarray, np.ndarray], spans: int
+) -> tuple[float, float]:
+    """The largest sure gain, relative to the error without a kernel, and the step that has it."""
+    left, right = factors
+    change, lack = validation.x @ left, validation.y @ right
+    of_windows = np.stack([(change * lack).sum(1), (change**2).sum(1), (validation.y**2).sum(1)])
+    parts = np.array_split(of_windows, min(spans, len(change)), axis=1)
+    along, size, error = np.stack([part.sum(1, dtype=np.float64) for part in parts], axis=1)
+    counted = error > 0
+    if not counted.any() or not size.sum():
+        return 0.0, 0.0
+    along, size = along[counted] / error[counted], size[counted] / error[counted]
+    best = np.clip(along.sum() / size.sum(), 0, 1)
+    steps = np.append(_STEPS, best)
+    gains = 2 * along[:, None] * steps - size[:, None] * steps**2
+    sure = gains.mean(axis=0)
+    if len(along) > 1:
+        sure -= STANDARD_ERRORS * gains.std(axis=0, ddof=1) / np.sqrt(len(along))
+    at = int(sure.argmax())
+    return float(sure[at]), float(steps[at])
 
 
 def reduced_rank(train: Moments, penalty: float, rank: int) -> tuple[np.ndarray, np.ndarray]:

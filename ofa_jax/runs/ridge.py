@@ -31,11 +31,11 @@ from ofa_jax.runs.reduced_rank import (
     MAX_WINDOWS,
     PENALTIES,
     Choice,
-    Moments,
+    Reader,
     Solution,
     Watch,
+    apart,
     choose,
-    read_moments,
     reduced_rank,
     solution,
 )
@@ -122,7 +122,8 @@ def solve_on_all_parts(
     choice = restored[2].choice
     with stop_on_signal(reporter.notice) as request:
         watch = Watch(request, reporter, saved=True)
-        sums = _read(model, task.on_all_parts(), "train", evaluation_options(settings, model.network), watch)
+        everything, options = task.on_all_parts(), evaluation_options(settings, model.network)
+        sums = _reader(model, everything, options, watch).moments(everything.tables["train"])
     factors = reduced_rank(sums, choice.penalty, model.lora.rank)
     return _with_adapter(model, solution(sums, factors, choice, model.lora.rank))
 
@@ -141,8 +142,10 @@ def _solve(
 ) -> tuple[Params, Params, _Solved]:
     """The better one of the initial and the adapted tree, the adapted one, and what is recorded of them."""
     began, options = time.monotonic(), evaluation_options(settings, model.network)
-    train, validation = (_read(model, task, split, options, watch) for split in MAX_WINDOWS)
-    found = choose(train, validation, model.lora.rank, watch.at("solving", len(PENALTIES)))
+    reader, table = _reader(model, task, options, watch), task.tables["train"]
+    train, validation = reader.moments(table), reader.windows(task.tables["validation"])
+    solving = watch.at("solving", len(PENALTIES))
+    found = choose(train, validation, model.lora.rank, solving, windows=apart(table, task.spec.horizon))
     adapted = _with_adapter(model, found)
     before, after = score_together(model, task, "validation", [model.trainable, adapted], options, watch)
     better = after[task.objective] < before[task.objective]
@@ -209,10 +212,9 @@ def lacks(model: Model, task: Task, settings: TrainConfig) -> str:
     return "several processes train" if jax.process_count() > 1 else ""
 
 
-def _read(model: Model, task: Task, split: Split, options: dict[str, Any], watch: Watch) -> Moments:
+def _reader(model: Model, task: Task, options: dict[str, Any], watch: Watch) -> Reader:
     predictor = WindowPredictor(features_of(model), task, row_of, **options)
-    params = (model.frozen, model.trainable)
-    return read_moments(predictor, task.tables[split], split, _weights(model), params, watch)
+    return Reader(predictor, _weights(model), (model.frozen, model.trainable), watch)
 
 
 def _with_adapter(model: Model, found: Solution) -> Params:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -173,7 +175,9 @@ def test_wrong_frames_are_refused_with_one_sentence():
         "has the time 2024-03-01T01:00.* twice": pd.concat([frame, frame[1:2]]),
         r"03:00.* follows .*01:00.* not one step of h": frame.drop(index=2),
         "has '3,5', which is no number": frame.assign(y=["3,5"] * 9),
-        "has '01.02.2024', which is no date": frame.assign(ds="01.02.2024"),
+        "`ds`, row 1: '01.02.2024' can be read day first or month first": frame.assign(ds="01.02.2024"),
+        "`ds`, row 1: 'soon' is not a timestamp": frame.assign(ds="soon"),
+        "`ds` has numbers as text, such as '1'": frame.assign(ds="1"),
         "'a' has no value": frame.assign(y=frame.y.where(frame.unique_id == "b")),
         "'b' has the value inf": frame.assign(y=np.inf),
         "'b' has the value 1e\\+20": frame.assign(y=1e20),
@@ -197,3 +201,86 @@ def test_wrong_frames_are_refused_with_one_sentence():
     }.items():
         with pytest.raises(DataError, match=text):
             read_panel(frame, COLUMNS, freq)
+
+
+def monthly(times: list[str], **columns: list) -> pd.DataFrame:
+    return pd.DataFrame({"ds": times, "y": range(len(times)), **columns})
+
+
+@pytest.mark.parametrize(
+    ("times", "expected", "warned"),
+    [
+        (["1991 Jul", "1991 Aug", "1991 Sep"], "1991-10-01", None),
+        (["Jan 1 2000", "Feb 1 2000", "Mar 1 2000"], "2000-04-01", None),
+        (["2000Q1", "2000Q2", "2000Q3"], "2000-10-01", None),
+        (["17-Sep-03", "18-Sep-03", "19-Sep-03"], "2003-09-20", "two-digit years"),
+        (["30/01/2024", "31/01/2024", "01/02/2024"], "2024-02-02", None),
+        (["01/02/2024", "02/02/2024", "03/02/2024"], "2024-02-04", "is read as %d/%m/%Y"),
+    ],
+)
+def test_dates_in_text_are_read_as_those_of_files(times, expected, warned, recwarn):
+    found = ahead(read_panel(monthly(times), COLUMNS), 1)
+    assert found.ds.tolist() == [pd.Timestamp(expected)]
+    messages = [str(one.message) for one in recwarn if "`ds`" in str(one.message)]
+    assert len(messages) == (warned is not None)
+    assert all(warned in message for message in messages)
+
+
+def test_whole_numbers_that_are_dates_are_no_count_of_rows():
+    for times, how in {
+        (20240130, 20240131, 20240201): "format='%Y%m%d'",
+        (202411, 202412, 202501): "format='%Y%m'",
+        (1700000000, 1700003600, 1700007200): "unit='s'",
+    }.items():
+        with pytest.raises(DataError, match=f"which are .*pd.to_datetime.df.'ds'., {how}"):
+            read_panel(monthly(list(times)), COLUMNS)
+    assert read_panel(monthly([2001, 2002, 2003]), COLUMNS).times.tolist() == [2001, 2002, 2003]
+
+
+def test_advice_about_columns_can_be_followed():
+    stocks = pd.DataFrame(
+        {
+            "symbol": ["A"] * 4 + ["B"] * 4,
+            "date": [*pd.date_range("2024-01-01", periods=4)] * 2,
+            "price": np.arange(8.0) ** 2,
+        }
+    )
+    with pytest.raises(DataError, match="which may be time_col='date'"):
+        read_panel(stocks, COLUMNS)
+    with pytest.raises(DataError, match="give id_col='symbol' and target_col='price'"):
+        read_panel(stocks, Columns(time="date"))
+    assert read_panel(stocks, Columns("symbol", "date", "price")).ids.tolist() == ["A", "B"]
+    weather = stocks[:4].rename(columns={"date": "ds", "symbol": "station"})
+    with pytest.raises(DataError, match=r"'A', which is no number.*df\.drop\(columns=.'station'"):
+        read_panel(weather, COLUMNS)
+    assert read_panel(weather.drop(columns=["station"]), COLUMNS).ids.tolist() == ["price"]
+    gaps = weather.assign(station=["1.5", "nil", "2.5", "3"])
+    with pytest.raises(DataError, match=r"pd\.to_numeric\(df.'station'., errors='coerce'"):
+        read_panel(gaps, COLUMNS)
+    gaps["station"] = pd.to_numeric(gaps["station"], errors="coerce")
+    assert np.isnan(read_panel(gaps, COLUMNS).values).sum() == 1
+
+
+def test_a_counter_is_no_series_of_a_wide_frame():
+    times, values = pd.date_range("2024-01-01", periods=12), np.random.default_rng(0).normal(size=12)
+    frame = pd.DataFrame({"ds": times, "Unnamed: 0": range(12), "y1": values})
+    with pytest.raises(DataError, match="the column `Unnamed: 0` is a counter, no series"):
+        read_panel(frame[::-1], COLUMNS)
+    assert read_panel(frame.drop(columns="Unnamed: 0"), COLUMNS).n == 1
+
+
+def test_missing_rows_are_filled_as_the_error_says():
+    times = pd.date_range("2024-01-01", periods=9, freq="B").astype(str)
+    frame = pd.DataFrame({"date": times, "a": np.arange(9.0) ** 2}).drop(index=6)
+    with pytest.raises(
+        DataError, match=re.escape("df.set_index(pd.to_datetime(df.pop('date'))).asfreq('B')")
+    ):
+        read_panel(frame, Columns(time="date"))
+    filled = frame.set_index(pd.to_datetime(frame.pop("date"))).asfreq("B").reset_index()
+    panel = read_panel(filled, Columns(time="date"))
+    np.testing.assert_array_equal(panel.values, [0, 1, 4, 9, 16, 25, np.nan, 49, 64])
+    off = [*pd.date_range("2024-01-01", periods=8, freq="MS"), pd.Timestamp("2024-08-20")]
+    with pytest.raises(
+        DataError, match=r"which is not one step of MS \(1 such rows in all\)\. Leave out or correct"
+    ):
+        read_panel(pd.DataFrame({"ds": off, "y": range(9)}), COLUMNS)

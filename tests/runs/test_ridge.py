@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from ofa_jax.report.page import write_report
 from ofa_jax.runs import reduced_rank as closed_form
 from ofa_jax.runs import ridge
 from ofa_jax.runs.bundle import load_bundle
-from ofa_jax.runs.reduced_rank import Moments, Watch, choose, moments, reduced_rank
+from ofa_jax.runs.reduced_rank import Moments, Watch, Windows, apart, choose, moments, reduced_rank
 from ofa_jax.runs.ridge import is_closed_form
 from ofa_jax.runs.train import read_data
 from ofa_jax.studies.sweep.cells import Axes
@@ -28,6 +27,7 @@ from ofa_jax.train.fit import SOLVED
 from ofa_jax.train.program import evaluation_options
 from ofa_jax.train.progress import SILENT, SilentReporter
 from ofa_jax.train.signals import StopRequest
+from ofa_jax.windows.table import WindowTable
 
 
 def drawn(windows: int, seed: int, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +44,7 @@ def summed(x: np.ndarray, y: np.ndarray) -> Moments:
 
 def test_of_full_rank_it_is_ridge_regression():
     train, other = drawn(40, 0), drawn(30, 1)
-    found = choose(summed(*train), summed(*other), 4)
+    found = choose(summed(*train), Windows(*other), 4)
     x, y = train
     unit = np.trace(x.T @ x) / 6
     kernel = np.linalg.solve(x.T @ x + found.choice.penalty * unit * np.eye(6), x.T @ y)
@@ -56,7 +56,7 @@ def test_of_full_rank_it_is_ridge_regression():
 def test_no_adapter_of_its_rank_has_a_smaller_penalized_error(rank, monkeypatch):
     monkeypatch.setattr(closed_form, "PENALTIES", np.array([0.1]))
     x, y = drawn(40, 0)
-    found = choose(summed(x, y), summed(x, y), rank)
+    found = choose(summed(x, y), Windows(x, y), rank)
     unit = 0.1 * np.trace(x.T @ x) / 6
 
     def error(kernel: np.ndarray) -> float:
@@ -74,11 +74,12 @@ def test_no_adapter_of_its_rank_has_a_smaller_penalized_error(rank, monkeypatch)
 
 def test_validation_chooses_penalty_and_step(monkeypatch):
     train, other = drawn(12, 0, noise=4), drawn(400, 1, noise=4)
-    found = choose(summed(*train), summed(*other), 4)
+    monkeypatch.setattr(closed_form, "STANDARD_ERRORS", 0.0)
+    found = choose(summed(*train), Windows(*other), 4)
     errors, penalties = [], closed_form.PENALTIES
     for penalty in penalties:
         monkeypatch.setattr(closed_form, "PENALTIES", np.array([penalty]))
-        one = choose(summed(*train), summed(*other), 4)
+        one = choose(summed(*train), Windows(*other), 4)
         for share in (0.9, 1, 1.1):
             kernel = share * one.a @ one.b
             errors.append(((other[1] - other[0] @ kernel) ** 2).mean())
@@ -89,18 +90,61 @@ def test_validation_chooses_penalty_and_step(monkeypatch):
     assert before - min(errors[3 * larger : 3 * larger + 3]) < 0.9 * (before - min(errors))
 
 
+def test_the_step_has_the_largest_gain_less_two_standard_errors(monkeypatch):
+    monkeypatch.setattr(closed_form, "PENALTIES", np.array([0.1]))
+    (train_x, train_y), (x, y) = drawn(12, 0, noise=4), drawn(50, 1, noise=4)
+    train, other = summed(train_x, train_y), Windows(x, y)
+    found = choose(train, other, 4)
+    left, right = reduced_rank(train, 0.1, 4)
+    kernel = left @ right.T
+
+    def gains(step: float) -> np.ndarray:
+        parts = [slice(first, first + 5) for first in range(0, 50, 5)]
+        return np.array([1 - ((y[p] - step * x[p] @ kernel) ** 2).sum() / (y[p] ** 2).sum() for p in parts])
+
+    def sure(step: float) -> float:
+        return float(gains(step).mean() - 2 * gains(step).std(ddof=1) / np.sqrt(10))
+
+    assert 0.05 < found.choice.step < 0.95
+    assert sure(found.choice.step) >= max(sure(step) for step in np.linspace(0, 1, 101)) - 1e-12
+    one = choose(train, other, 4, spans=1)
+    errors = [
+        ((y - step * x @ kernel) ** 2).sum() for step in (one.choice.step - 0.01, one.choice.step + 0.01)
+    ]
+    assert ((y - one.choice.step * x @ kernel) ** 2).sum() < min(errors)
+    assert one.choice.step > found.choice.step
+    few = choose(train, other, 4, windows=3)
+    assert few.choice.step == pytest.approx(0.75 * found.choice.step)
+
+
+def test_a_gain_of_few_spans_is_not_sure():
+    """One span of ten gains what two others lose thrice over; the mean gain is positive."""
+    x = np.ones((10, 1))
+    y = np.array([10.0] + [-1] * 9)[:, None]
+    train = summed(np.ones((4, 1)), np.ones((4, 1)))
+    assert choose(train, Windows(x, y), 1).choice.step == 0
+    assert choose(train, Windows(x, y), 1, spans=1).choice.step > 0
+
+
+def test_windows_without_a_common_target_are_counted():
+    table = WindowTable.of(np.array([0, 1, 2, 3, 4, 5, 6, 20, 20]), x_valid=4, y_valid=3)
+    assert apart(table, 3) == 4  # 4, 7, 10, 24
+    assert apart(table, 1) == 8
+    assert apart(table, 100) == 1
+
+
 def test_an_adapter_that_makes_validation_worse_is_not_taken():
     x, y = drawn(40, 0)
-    found = choose(summed(x, y), summed(x, -y), 2)
+    found = choose(summed(x, y), Windows(x, -y), 2)
     assert found.choice.step == 0
     assert not (found.a @ found.b).any()
 
 
 def test_a_rank_beyond_the_horizon_is_filled_with_zeros():
     x, y = drawn(40, 0)
-    found = choose(summed(x, y), summed(x, y), 16)
+    found = choose(summed(x, y), Windows(x, y), 16)
     assert (found.a.shape, found.b.shape) == ((6, 16), (16, 4))
-    four = choose(summed(x, y), summed(x, y), 4)
+    four = choose(summed(x, y), Windows(x, y), 4)
     np.testing.assert_allclose(found.a @ found.b, four.a @ four.b)
 
 
@@ -209,11 +253,10 @@ def test_refit_takes_penalty_and_step_to_the_windows_of_all_parts(trained, tmp_p
     model, task = build_model(experiment), read_data(experiment).task
     options = evaluation_options(experiment.train, model.network)
     watch = Watch(StopRequest(), SILENT)
-    parts = [
-        ridge._read(model, replace(task, tables={"train": table}), "train", options, watch)
-        for table in task.tables.values()
-    ]
-    chosen = choose(parts[0], parts[1], model.lora.rank).choice
+    reader = ridge._reader(model, task, options, watch)
+    parts = [reader.moments(table) for table in task.tables.values()]
+    validation, windows = reader.windows(task.tables["validation"]), apart(task.tables["train"], 24)
+    chosen = choose(parts[0], validation, model.lora.rank, windows=windows).choice
     left, right = reduced_rank(parts[0].plus(parts[1]).plus(parts[2]), chosen.penalty, model.lora.rank)
     kept = load_bundle(tmp_path / "run" / "final").model.trainable["adapters"]["out_layer"]
     kernel = ridge._weights(model)[:, None] * chosen.step * left @ right.T
