@@ -215,7 +215,7 @@ def monthly(times: list[str], **columns: list) -> pd.DataFrame:
         (["2000Q1", "2000Q2", "2000Q3"], "2000-10-01", None),
         (["17-Sep-03", "18-Sep-03", "19-Sep-03"], "2003-09-20", "two-digit years"),
         (["30/01/2024", "31/01/2024", "01/02/2024"], "2024-02-02", None),
-        (["01/02/2024", "02/02/2024", "03/02/2024"], "2024-02-04", "is read as %d/%m/%Y"),
+        (["01/10/2024", "01/11/2024", "01/12/2024", "01/01/2025"], "2025-02-01", "is read as %d/%m/%Y"),
     ],
 )
 def test_dates_in_text_are_read_as_those_of_files(times, expected, warned, recwarn):
