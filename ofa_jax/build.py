@@ -118,7 +118,8 @@ def _with_sizes(task: TaskSettings, source: str) -> TaskSettings:
     if entry := CATALOG.get(source):
         calendar = 5 if (entry.frequency or "").endswith("min") else 4
         known = {"channels": entry.n_channels, "classes": entry.n_classes, "calendar": calendar}
-    absent = [name for name in ("channels", "classes", "calendar") if getattr(task, name, 1) is None]
+    sizes = ("input_length", "channels", "classes", "calendar")
+    absent = [name for name in sizes if getattr(task, name, 1) is None]
     for name in absent:
         if known.get(name) is None:
             what = f"the data's {name} are not known without reading them"

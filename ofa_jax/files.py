@@ -276,7 +276,7 @@ def check_regular(path: Path, *, links: bool = True, error: type[OfaError] = Che
     if there and not path.is_file():
         kinds = {"d": "a folder", "p": "a pipe", "s": "a socket"}
         kind = kinds.get(stat.filemode(path.stat().st_mode)[0], "a device")
-        raise error(f"is {kind}, not a file", where=str(path), fix="Put a file in its place")
+        raise error(f"is {kind}, not a file", where=str(path), fix="Name a file, or put one in its place")
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from ofa_jax.cli.options import (
     reading_settings,
     say,
 )
+from ofa_jax.errors import OfaError, TooShort
 from ofa_jax.train.progress import ConsoleReporter
 
 if TYPE_CHECKING:
@@ -77,7 +78,11 @@ def fit(
     from ofa_jax.config.load import load_experiment
 
     experiment = load_experiment("csv", overrides or ())
-    _train(experiment.replace({"data.source": str(file), "task.horizon": horizon}), out)
+    try:
+        _train(experiment.replace({"data.source": str(file), "task.horizon": horizon}), out)
+    except TooShort as error:
+        fix = str(error.fix).replace("task.horizon to", "--horizon to")
+        raise TooShort(error.what, where=error.where, fix=fix, sizes=error.sizes) from None
 
 
 def _train(experiment: Experiment, out: Path) -> None:
@@ -173,6 +178,8 @@ def _check_outputs(input_: Path, output: Path, plot: Path | None) -> None:
     from ofa_jax.plots.style import check_kind
 
     check_output(output, inputs=[input_])
+    if output.suffix.lower() in (".xlsx", ".xlsm", ".parquet", ".pq"):
+        raise OfaError(f"{output} is no CSV", where="output", fix="Name a file that ends in .csv")
     if plot is not None:
         check_kind(plot)
         check_output(plot, inputs=[input_, output], where="plot")

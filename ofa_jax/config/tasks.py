@@ -240,6 +240,9 @@ class ClassificationSettings(TaskSettings):
     )
 
     name: Literal["classification"]
+    input_length: Steps | None = Field(  # type: ignore[assignment]  # a number once the data are read
+        336, description="input steps, L; null: the longest training case"
+    )
     channels: Steps | None = _CHANNELS
     classes: Steps | None = Field(None, description="classes; default: the data's")
 

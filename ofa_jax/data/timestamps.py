@@ -360,7 +360,8 @@ def check_order(times: np.ndarray, clock: Clock, place: Place) -> None:
             f"expected {next_time}, a step of {next_time - before}"
         )
         past = {"timestamps": "as_is"}
-        fix = "Insert the missing rows (empty ones with `missing: linear`), or set `timestamps: as_is` "
+        fix = "Insert the missing rows (with `missing: linear` their cells may be empty), or set "
+        fix += "`timestamps: as_is` "
         if step.alias == "B":
             past["frequency"] = step.alias
             fix += "and `frequency: B` to leave out holidays"

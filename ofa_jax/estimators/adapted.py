@@ -16,7 +16,7 @@ from ofa_jax.build import RANDOM, REPLACED, Model, build_model, trunk_config
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Experiment, TrunkConfig
 from ofa_jax.data.splits import Scaler
-from ofa_jax.errors import CheckpointError, ConfigError, DataError
+from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.estimators.base import Estimator, NotFittedError, is_whole
 from ofa_jax.estimators.saved import BUNDLE, SavedRecord, read_folder, write_folder
 from ofa_jax.model.gpt2 import Forecaster
@@ -121,9 +121,6 @@ class AdaptedEstimator(Estimator):
     @classmethod
     def _read_saved(cls, folder: Path, trunk: str | None) -> Self:
         record = read_folder(folder, cls.noun, AdaptedRecord, trunk)
-        if record.kind != f"ofa-jax {cls.noun}":
-            what = f"this is an {record.kind}, not an ofa-jax {cls.noun}"
-            raise CheckpointError(what, where=str(folder), fix="Load it by its own class")
         params = record.params | ({} if trunk is None else {"trunk": trunk})
         made, bundle = cls._of(params, folder), load_bundle(folder / BUNDLE, trunk=trunk)
         best = bundle.record

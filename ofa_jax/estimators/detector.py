@@ -132,7 +132,7 @@ class OneForAllAnomalyDetector(AdaptedEstimator, OfFrames):
         length = length_of(self.input_length, around.context, around.context, least=LEAST)
         horizon = min(max(panel.season, _HORIZONS[0]), _HORIZONS[1])
         held_out = max(horizon, int(np.median(panel.lengths) * VALIDATION_SHARE))
-        task = training_task(panel, length, horizon, held_out, self._seed())
+        task = training_task(panel, length, horizon, held_out, self._seed(), settable=False)
         settings = {"name": "forecast", "input_length": length, "horizon": horizon}
         experiment = self._experiment(task.tables["train"].size, settings)
         return self._adapt(experiment, task, scaler, {})

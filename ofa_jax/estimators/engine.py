@@ -14,9 +14,11 @@ from ofa_jax.adapters.rslora import LoraConfig, with_adapters
 from ofa_jax.build import Model
 from ofa_jax.config.load import build_experiment
 from ofa_jax.config.schema import Experiment
+from ofa_jax.data.seasons import season_of
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.estimators.base import is_whole
 from ofa_jax.estimators.panel import Panel
+from ofa_jax.model.gpt2 import LEVELS
 from ofa_jax.model.quantiles import PretrainedForecastNetwork, QuantileForecastNetwork
 from ofa_jax.model.weights import read_config
 from ofa_jax.tasks.base import Task
@@ -26,6 +28,8 @@ from ofa_jax.windows.table import WindowSpec, WindowTable
 
 LEAST = 8
 """Steps that training and held-out windows read at least."""
+FARTHEST = 10_000
+"""Steps that are forecast at most."""
 MOST = {"train": 8192, "validation": 2048}
 """Windows that are drawn from all of a split, at most."""
 BATCHES = (1, 8, 64, 256)
@@ -54,8 +58,8 @@ def forecast_experiment(
     length = around.context if context == "auto" else context
     if not is_whole(length) or not 1 <= length <= around.context:
         raise ConfigError(f"context is {context!r}", fix=f"Give 1 to {around.context} steps, or 'auto'")
-    if not is_whole(horizon) or not 1 <= horizon <= 2**20:
-        raise ConfigError(f"horizon is {horizon!r}", fix="Give 1 or more steps")
+    if not is_whole(horizon) or not 1 <= horizon <= FARTHEST:
+        raise ConfigError(f"horizon is {horizon!r}", fix=f"Give 1 to {FARTHEST} steps")
     return build_experiment(
         {
             "data": {"source": "a table"},
@@ -67,6 +71,17 @@ def forecast_experiment(
         },
         where="parameters",
     )
+
+
+def check_cycle(panel: Panel, fitted: str) -> None:
+    """Refuse series whose step has another cycle than the one that a model was fitted on.
+
+    Raises:
+        DataError: It has, as days are no hours.
+    """
+    if fitted not in ("", panel.frequency) and (season_of(fitted) or 1) != panel.season:
+        what = f"rows are {panel.frequency!r} apart, but the model was fitted on steps of {fitted!r}"
+        raise DataError(what, fix="Fit one on such rows, or forecast them without fit")
 
 
 class Places(NamedTuple):
@@ -88,7 +103,7 @@ def forecast_windows(model: Model, inputs_wt: np.ndarray) -> Forecast:
 
     Inputs are taken relative to their last value and of like size before float32 reads them, so that neither
     a high level nor a small unit costs digits. A constant is forecast as it is; of a window without any
-    value the forecast is NaN.
+    value the forecast is NaN, and of one with a single value every quantile besides the median.
     """
     seen_wt = np.isfinite(inputs_wt)
     last = np.where(seen_wt, np.arange(inputs_wt.shape[1]), 0).max(axis=1)
@@ -107,6 +122,8 @@ def forecast_windows(model: Model, inputs_wt: np.ndarray) -> Forecast:
         parts.append([np.asarray(part)[: len(x)] for part in found])
     levels, mean = (np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True))
     levels_whq = level_w1[..., None] + unit_w1[..., None] * levels
+    unknown = np.ix_(seen_wt.sum(axis=1) == 1, [True] * mean.shape[1], np.array(LEVELS) != 0.5)
+    levels_whq[unknown] = np.nan
     return Forecast(levels_whq, level_w1 + unit_w1 * mean)
 
 
@@ -146,10 +163,13 @@ def places_of_parts(panel: Panel, horizon: int, held_out: int, seed: int) -> dic
     return {split: places(panel, *ends, MOST[split], seed) for split, ends in ranges.items()}
 
 
-def training_task(panel: Panel, length: int, horizon: int, held_out: int, seed: int) -> Task:
+def training_task(
+    panel: Panel, length: int, horizon: int, held_out: int, seed: int, *, settable: bool = True
+) -> Task:
     """Forecasting the series of a panel, each standardized by what precedes its last ``held_out`` steps.
 
-    Training targets end before these steps, validation targets are within them.
+    Training targets end before these steps, validation targets are within them. ``settable``: whether
+    horizon and ``held_out`` are the caller's to set, for the advice of errors.
 
     Raises:
         DataError: No series is long enough.
@@ -158,7 +178,8 @@ def training_task(panel: Panel, length: int, horizon: int, held_out: int, seed: 
     if not all(len(found.cut) for found in cuts.values()):
         least = LEAST + horizon + held_out
         what = f"no series has {least} steps ({LEAST} to read, {horizon} to forecast, {held_out} held out); "
-        fix = "Give longer series or a smaller horizon or val_size, or call predict without fit"
+        fix = "Give longer series"
+        fix += " or a smaller horizon or val_size, or call predict without fit" if settable else ""
         raise DataError(f"{what}the longest has {int(steps.max())}", fix=fix)
     known = np.isfinite(panel.values)
     early = known & (np.arange(len(known)) - panel.first[panel.series] < (steps - held_out)[panel.series])
@@ -175,7 +196,8 @@ def training_task(panel: Panel, length: int, horizon: int, held_out: int, seed: 
         begin = panel.first[series] + cut
         if not (before[begin + horizon] > before[begin]).any():
             what = f"no {split} window has a known value to forecast"
-            raise DataError(what, fix="Leave out the missing values at the end, or give another val_size")
+            fix = "Leave out the missing values at the end"
+            raise DataError(what, fix=fix + ", or give another val_size" if settable else fix)
     tables = {}
     for split, (series, cut) in cuts.items():
         read = np.minimum(cut, length)

@@ -20,6 +20,7 @@ from ofa_jax.estimators.engine import (
     MOST,
     Forecast,
     Places,
+    check_cycle,
     errors_of_series,
     forecast_experiment,
     forecast_windows,
@@ -29,10 +30,8 @@ from ofa_jax.estimators.engine import (
 from ofa_jax.estimators.intervals import (
     Calibration,
     PredictionIntervals,
-    check_levels,
-    check_quantiles,
-    interval,
-    quantile,
+    check_settings,
+    result_columns,
     scaled_errors,
 )
 from ofa_jax.estimators.panel import Panel
@@ -104,6 +103,7 @@ class OneForAllForecaster(OfFrames):
         if static_df is not None:
             what, fix = "static covariates are not used", "Leave it out, or fit one forecaster per group"
             raise ConfigError(what, where="static_df", fix=fix)
+        check_settings(prediction_intervals)
         experiment = self._experiment(self.horizon)
         panel = self._read(df)
         length, horizon = experiment.task.input_length, self.horizon
@@ -135,7 +135,8 @@ class OneForAllForecaster(OfFrames):
         Raises:
             DataError: The frame cannot be read, or no series is long enough.
         """
-        panel = self._read(df)
+        check_settings(prediction_intervals)
+        panel = self._read_more(df)
         fitted, settings = getattr(self, "fitted_", None), prediction_intervals or PredictionIntervals()
         self.calibration_ = self._calibrated(panel, settings, fitted)
         return self
@@ -167,10 +168,7 @@ class OneForAllForecaster(OfFrames):
             DataError: The frame cannot be read, or there are too few held-out windows for a level.
             ConfigError: A level or quantile is out of range, or ``h`` is longer than the fitted horizon.
         """
-        panel = getattr(self, "panel_", None) if df is None else self._read(df)
-        if panel is None:
-            raise NotFittedError("there are no series to forecast", fix="Call fit(df) first, or predict(df)")
-        steps = self._steps(h)
+        panel, steps = self._series(df), self._steps(h)
         names = self._known_columns
         if futr_df is not None and not names:
             fix = "Leave it out, or name its columns as `covariates`"
@@ -212,7 +210,7 @@ class OneForAllForecaster(OfFrames):
         Raises:
             DataError: The frame cannot be read, or no series is long enough.
         """
-        panel, steps = self._read(df), self._steps(h)
+        panel, steps = self._read(df) if refit else self._read_more(df), self._steps(h)
         step = steps if step_size is None else step_size
         for name, value in (("n_windows", n_windows), ("step_size", step)):
             if not is_whole(value) or value < 1:
@@ -244,10 +242,7 @@ class OneForAllForecaster(OfFrames):
 
     def make_future_dataframe(self, df: Any = None, h: int | None = None) -> Any:
         """Ids and times of the ``h`` steps after each series, as :meth:`predict` gives them."""
-        panel = getattr(self, "panel_", None) if df is None else self._read(df)
-        if panel is None:
-            raise NotFittedError("there are no series to continue", fix="Call fit(df) first, or give df")
-        steps = self._steps(h)
+        panel, steps = self._series(df), self._steps(h)
         return panel.to_frame(np.repeat(np.arange(panel.n), steps), panel.times_after(steps).ravel(), {})
 
     def score(self, df: Any, metric: Literal["mase", "mae", "mse", "smape"] = "mase") -> float:
@@ -259,7 +254,7 @@ class OneForAllForecaster(OfFrames):
         Raises:
             DataError: No series is long enough, or none has a scale.
         """
-        panel, steps = self._read(df), self.horizon
+        panel, steps = self._read_more(df), self.horizon
         cut = panel.lengths - steps
         series = np.flatnonzero(cut >= 1)
         if metric not in ("mase", "mae", "mse", "smape"):
@@ -316,10 +311,23 @@ class OneForAllForecaster(OfFrames):
         panel = super()._read(df, self.alias, *made)
         return with_calendar(panel) if self.calendar else panel
 
+    def _read_more(self, df: Any) -> Panel:
+        """Series for a model that may have been fitted on others."""
+        panel, fitted = self._read(df), getattr(self, "fitted_", None)
+        check_cycle(panel, fitted.frequency if fitted else "")
+        return panel
+
+    def _series(self, df: Any) -> Panel:
+        """The series of ``df``, or without one those of fit."""
+        panel = getattr(self, "panel_", None) if df is None else self._read_more(df)
+        if panel is None:
+            raise NotFittedError("there are no series to forecast", fix="Call fit(df) first, or give df")
+        return panel
+
     def _steps(self, h: int | None) -> int:
         steps = self.horizon if h is None else h
         if not is_whole(steps) or steps < 1:
-            raise ConfigError(f"h is {steps!r}", fix="Give 1 or more")
+            raise ConfigError(f"{'horizon' if h is None else 'h'} is {steps!r}", fix="Give 1 or more")
         if hasattr(self, "fitted_") and steps > self.horizon:
             what = f"h is {steps}, but the model was fitted for {self.horizon} steps"
             raise ConfigError(what, fix=f"Fit one with horizon={steps}")
@@ -376,19 +384,5 @@ class OneForAllForecaster(OfFrames):
         return Calibration(errors, settings)
 
     def _table(self, made: Forecast, level: _Numbers, quantiles: _Numbers) -> dict[str, np.ndarray]:
-        """The columns of a result, ``[n, h]`` each, in their order."""
-        levels, calibration = check_levels(level), getattr(self, "calibration_", None)
-        if calibration is not None:
-            steps = made.mean.shape[1]
-            calibration = replace(calibration, errors=calibration.errors[..., :steps])
-        ends = {one: interval(made.levels, one, calibration) for one in levels}
-        found = {self.alias: made.mean}
-        found |= {f"{self.alias}-lo-{one:g}": ends[one][0] for one in reversed(levels)}
-        found |= {f"{self.alias}-hi-{one:g}": ends[one][1] for one in levels}
-        for share in check_quantiles(quantiles):
-            plain = calibration is None or share == 0.5
-            values = quantile(made.levels, share) if plain else None
-            if values is None:
-                values = interval(made.levels, 100 * abs(1 - 2 * share), calibration)[share > 0.5]
-            found[f"{self.alias}_ql{share:g}"] = values
-        return found
+        calibration = getattr(self, "calibration_", None)
+        return result_columns(self.alias, made.mean, made.levels, calibration, level, quantiles)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -155,6 +155,8 @@ def quantile(levels_nhq: np.ndarray, share: float) -> np.ndarray:
         at = (share - LEVELS[0]) / (LEVELS[1] - LEVELS[0])
         left = min(int(at + 1e-9), len(LEVELS) - 2)
         weight = at - left
+        if weight < 1e-9:  # other levels may be unknown
+            return levels_nhq[..., left]
         return levels_nhq[..., left] * (1 - weight) + levels_nhq[..., left + 1] * weight
     median = levels_nhq[..., _MIDDLE]
     edge = 0 if share < LEVELS[0] else -1
@@ -167,13 +169,58 @@ def _spreads(levels_nhq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return levels_nhq[..., -1] - median, median - levels_nhq[..., 0]
 
 
+def result_columns(
+    name: str,
+    mean_nh: np.ndarray,
+    levels_nhq: np.ndarray,
+    calibration: Calibration | None,
+    level: Sequence[float] | float | None,
+    quantiles: Sequence[float] | float | None,
+) -> dict[str, np.ndarray]:
+    """The columns of a forecast, ``[n, h]`` each, in their order: mean, ends of intervals, quantiles.
+
+    Raises:
+        ConfigError: A level or quantile is out of range.
+        DataError: There are too few held-out windows for one.
+    """
+    levels = check_levels(level)
+    if calibration is not None:
+        calibration = replace(calibration, errors=calibration.errors[..., : mean_nh.shape[1]])
+    ends = {one: interval(levels_nhq, one, calibration) for one in levels}
+    found = {name: mean_nh}
+    found |= {f"{name}-lo-{one:g}": ends[one][0] for one in reversed(levels)}
+    found |= {f"{name}-hi-{one:g}": ends[one][1] for one in levels}
+    for share in check_quantiles(quantiles):
+        if calibration is None or share == 0.5:
+            found[f"{name}_ql{share:g}"] = quantile(levels_nhq, share)
+        else:
+            both = interval(levels_nhq, 100 * abs(1 - 2 * share), calibration)
+            found[f"{name}_ql{share:g}"] = both[share > 0.5]
+    return found
+
+
+def check_settings(given: Any) -> None:
+    """Refuse what is neither :class:`PredictionIntervals` nor None.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if given is not None and not isinstance(given, PredictionIntervals):
+        fix = "Give PredictionIntervals(), or leave it out"
+        raise ConfigError(f"it is {given!r}", where="prediction_intervals", fix=fix)
+
+
 def check_levels(level: Sequence[float] | float | None) -> list[float]:
     """Levels in percent, ascending.
 
     Raises:
-        ConfigError: One is not between 0 and 100.
+        ConfigError: One is not between 1 and 100.
     """
-    return sorted(_numbers_between(level, 0, 100, "level", "percentages such as 90"))
+    found = sorted(_numbers_between(level, 0, 100, "level", "percentages such as 90"))
+    if found and found[0] < 1:
+        what = f"{found[0]:g} is in percent, so next to nothing"
+        raise ConfigError(what, where="level", fix=f"Give {100 * found[0]:g} for the share {found[0]:g}")
+    return found
 
 
 def check_quantiles(quantiles: Sequence[float] | float | None) -> list[float]:

@@ -71,13 +71,19 @@ def read_panel(
     names = set(table.columns)
     long = columns.target in names
     if columns.time not in names:
-        what = f"there is no column `{columns.time}`, but {listed(table.columns)}"
+        what = f"there is no column `{columns.time}`, but {listed(table.columns) or 'none at all'}"
         dated = next((name for name in table.columns if _has_dates(table[name])), None)
         fix = "Name the column of times as time_col"
         raise DataError(what, fix=f"{fix}, which may be time_col={dated!r}" if dated else fix)
     if not long and columns.id in names:
         what = f"there is `{columns.id}`, but no column `{columns.target}`"
         raise DataError(what, fix="Name the column of values as target_col")
+    sought = [("target_col", columns.target, Columns.target)]
+    sought += [("id_col", columns.id, Columns.id)] if long else []
+    for parameter, name, default in sought:
+        if name not in (default, *names):
+            what = f"there is no column `{name}`, but {listed(table.columns)}"
+            raise DataError(what, fix=f"Name one of them as {parameter}, or leave {parameter} out")
     if covariates and (missing := [name for name in covariates if not long or name not in names]):
         what = f"the covariate {listed(missing)} is no column of a long frame"
         raise DataError(what, fix=f"Give it next to `{columns.target}`, or leave it out of `covariates`")
@@ -168,8 +174,10 @@ def table_of(frame: Any, columns: Columns) -> nw.DataFrame[Any]:
     try:
         return nw.from_native(frame, eager_only=True)
     except TypeError:
-        what = f"the data are a {type(frame).__name__}"
-        raise DataError(what, fix="Give a DataFrame of pandas or polars") from None
+        what, fix = f"the data are a {type(frame).__name__}", "Give a DataFrame of pandas or polars"
+        if isinstance(frame, pd.Series):
+            fix += ", such as series.rename('y').rename_axis('ds').reset_index()"
+        raise DataError(what, fix=fix) from None
 
 
 def ids_in(table: nw.DataFrame[Any], columns: Columns) -> tuple[np.ndarray, pd.Index]:
@@ -242,10 +250,9 @@ def numbers(column: nw.Series[Any], name: str) -> np.ndarray:
         try:
             values = values.astype(np.float64)
         except (ValueError, TypeError):
-            texts = values[pd.to_numeric(values, errors="coerce").isna() & values.notna()]
-            what = (
-                f"`{name}` has {shorten(texts.iloc[0] if len(texts) else values.dtype)}, which is no number"
-            )
+            wrong = np.flatnonzero(pd.to_numeric(values, errors="coerce").isna() & values.notna())
+            found, row = (shorten(values.iloc[wrong[0]]), wrong[0] + 1) if len(wrong) else (values.dtype, 1)
+            what = f"`{name}` has {found} in row {row}, which is no number"
             fix = f"If texts stand for missing values: pd.to_numeric(df[{name!r}], errors='coerce')"
             raise DataError(what, fix=fix) from None
     return values.to_numpy(np.float64, na_value=np.nan)

@@ -28,6 +28,12 @@ RECORD_FILE = "estimator.json"
 CALIBRATION_FILE = "calibration.safetensors"
 EFFECTS_FILE = "covariates.safetensors"
 BUNDLE = "bundle"
+CLASSES = {
+    "ofa-jax forecaster": "OneForAllForecaster",
+    "ofa-jax classifier": "OneForAllClassifier",
+    "ofa-jax anomaly detector": "OneForAllAnomalyDetector",
+    "ofa-jax imputer": "OneForAllImputer",
+}
 _ARRAYS = ("spread", "kernel")
 _NONE = -1.0  # in place of NaN in a file of tensors
 
@@ -121,6 +127,11 @@ def read_folder(folder: Path, noun: str, kind: type[R], trunk: str | None) -> R:
     """
     where = folder / RECORD_FILE
     content = files.read_json(where, kind=noun)
+    kind_of = content.get("kind")
+    if kind_of in CLASSES and kind_of != f"ofa-jax {noun}":
+        fix = f"Load it by {CLASSES[kind_of]}.load"
+        what = f"this is an {kind_of}, not an ofa-jax {noun}"
+        raise CheckpointError(what, where=str(folder), fix=fix)
     record = files.parse_record(content, kind, where=str(where))
     signed = {name: value for name, value in content.items() if name not in ("format", "sha256")}
     damage = files.find_damage(folder, record.files)

@@ -225,7 +225,8 @@ class GPT2Trunk(nn.Module):
         if self.positions:
             if tokens > config.n_positions:
                 what = f"{tokens} tokens, but the trunk has {config.n_positions} positions"
-                fix = "Use a shorter input, or a larger network.patch or network.stride"
+                fix = "Set a smaller task.input_length, a larger network.stride or, of a random trunk, "
+                fix += f"trunk.random.n_positions to {tokens}"
                 raise ConfigError(what, where="network", fix=fix)
             wpe = nn.Embed(config.n_positions, config.n_embd, name="wpe")
             embeds_mnd = embeds_mnd.astype(jnp.float32) + wpe(jnp.arange(tokens))

@@ -87,21 +87,23 @@ def prepare_cases(
 ) -> TaskData:
     """As :func:`prepare`, for cases in memory; of each class ``share`` is held out, drawn by ``seed``."""
     present = _present_classes(train, test)
-    task = with_sizes(task, train.source, channels=train.n_channels, classes=len(present))
+    longest = int(train.lengths.max())
+    length = longest if task.input_length is None else task.input_length
+    sizes = {"input_length": length, "channels": train.n_channels, "classes": len(present)}
+    task = with_sizes(task, train.source, **sizes)
     names = channels or [CHANNEL_NAME.format(index) for index in range(train.n_channels)]
     scaler = fit_scaler(np.concatenate(train.cases), names, ddof=1, source=train.source)  # ddof: protocol §2
     buffer, first = lay_end_to_end(
         [scaler.transform(case, part.source) for part in (train, test) for case in part.cases]
     )
     lengths = np.concatenate([train.lengths, test.lengths])
-    longest = int(train.lengths.max())
-    if task.input_length < longest:
-        what = f"the longest training case has {longest} steps, but task.input_length is {task.input_length}"
+    if length < longest:
+        what = f"the longest training case has {longest} steps, but task.input_length is {length}"
         raise DataError(what, where=train.source, fix=f"Set task.input_length to {longest}")
     label = np.array([present.index(name) for name in (*train.labels, *test.labels)], np.int32)
 
     def table(rows: np.ndarray) -> WindowTable:
-        valid = np.minimum(lengths[rows], task.input_length)
+        valid = np.minimum(lengths[rows], length)
         return WindowTable.of(first[rows], x_valid=valid, window_id=rows, label=label[rows])
 
     cases, tests = np.arange(train.n_cases), np.arange(train.n_cases, len(lengths))
@@ -112,7 +114,7 @@ def prepare_cases(
         "test": table(tests),
     }
     made = Task(
-        spec=WindowSpec(task.input_length, 0, univariate=False, align="start", labelled=True),
+        spec=WindowSpec(length, 0, univariate=False, align="start", labelled=True),
         buffer=buffer,
         tables=tables,
         loss=cross_entropy,
@@ -129,7 +131,7 @@ def prepare_cases(
             *train.notices,
             *test.notices,
             *(text for part in (train, test) for text in filled_notices(part.observed, part.source)),
-            *_notices(longest, test.lengths, task.input_length),
+            *_notices(longest, test.lengths, length),
             *scaler.notices,
         ),
         meta={"classes": list(present), "filled": count_filled(train.observed) + count_filled(test.observed)},

@@ -10,7 +10,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from ofa_jax import OfaError, OneForAllClassifier, OneForAllImputer
+from ofa_jax import OfaError, OneForAllClassifier, OneForAllForecaster, OneForAllImputer
 from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.estimators.base import NotFittedError
 from ofa_jax.estimators.classifier import _read_cases, _read_classes
@@ -135,6 +135,8 @@ def test_a_saved_classifier_gives_the_same_bits_in_another_process(fitted, small
         fitted.save(tmp_path / "model")
     with pytest.raises(CheckpointError, match="this is an ofa-jax classifier, not an ofa-jax imputer"):
         OneForAllImputer.load(tmp_path / "model", trunk=small)
+    with pytest.raises(CheckpointError, match=r"Load it by OneForAllClassifier\.load"):
+        OneForAllForecaster.load(tmp_path / "model", trunk=small)
     record = tmp_path / "model" / "estimator.json"
     record.write_text(record.read_text().replace('"up"', '"us"'))
     with pytest.raises(CheckpointError, match="was edited"):

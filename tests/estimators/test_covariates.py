@@ -122,7 +122,7 @@ def test_the_calendar_needs_no_columns(small):
             lambda rows: rows.assign(promotion=np.nan),
             "the covariate `promotion` is not known in row 1 of futr_df",
         ),
-        (lambda rows: rows.assign(promotion="x"), "`promotion` has 'x', which is no number"),
+        (lambda rows: rows.assign(promotion="x"), "`promotion` has 'x' in row 1, which is no number"),
         (lambda rows: rows.replace({"s1": "s9"}), "has the series 's9', which is not forecast"),
         (lambda rows: rows.assign(ds=rows["ds"].dt.tz_localize("UTC")), "is of another kind"),
         (

@@ -278,7 +278,21 @@ def test_wrong_calls_are_one_error_each(fitted, small, tmp_path):
     frame, model = long_frame((40, 30)), OneForAllForecaster(**settings(small))
     made = {
         "no series to forecast": lambda: model.predict(),
-        "no series to continue": lambda: model.make_future_dataframe(),
+        "no series to forecast. Call fit": lambda: model.make_future_dataframe(),
+        "level: 0.9 is in percent.* Give 90 for": lambda: model.predict(frame, level=0.9),
+        "there is no column `sales`, but .*target_col": lambda: OneForAllForecaster(
+            6, trunk=small, target_col="sales"
+        ).predict(frame.drop(columns="unique_id")),
+        "there is no column `shop`, but .*id_col": lambda: OneForAllForecaster(
+            6, trunk=small, id_col="shop"
+        ).predict(frame.drop(columns="unique_id")[:20]),
+        "rows are 'D' apart, but the model was fitted on steps of 'h'": lambda: fitted.predict(
+            frame.assign(ds=[*pd.date_range("2024", periods=40), *pd.date_range("2024", periods=30)])
+        ),
+        "prediction_intervals: it is True": lambda: model.fit(frame, prediction_intervals=True),
+        "horizon is 10001": lambda: OneForAllForecaster(10_001, trunk=small).predict(frame),
+        "horizon is 0": lambda: OneForAllForecaster(0, trunk=small).predict(frame),
+        "the data are a Series. .*reset_index": lambda: model.predict(frame["y"]),
         "h is 7, but the model was fitted for 6": lambda: fitted.predict(h=7),
         "h is 0": lambda: model.predict(frame, h=0),
         "h is 2.0": lambda: model.predict(frame, h=2.0),
@@ -320,3 +334,13 @@ def test_a_validation_part_without_any_value_is_refused(small, solver):
     frame.loc[70:, "y"] = np.nan
     with pytest.raises(DataError, match="no validation window has a known value"):
         OneForAllForecaster(6, trunk=small, solver=solver).fit(frame)
+
+
+def test_nothing_is_said_about_the_spread_after_a_single_value(small):
+    frame = pd.DataFrame({"ds": pd.date_range("2024", periods=2), "y": [5.0, np.nan]})
+    found = OneForAllForecaster(3, trunk=small, freq="D").predict(frame, level=90, quantiles=[0.5])
+    assert found["OneForAll"].tolist() == found["OneForAll_ql0.5"].tolist() == [5.0] * 3
+    assert found[["OneForAll-lo-90", "OneForAll-hi-90"]].isna().all(axis=None)
+    frame["y"] = 5.0  # a constant
+    found = OneForAllForecaster(3, trunk=small, freq="D").predict(frame, level=90)
+    assert found["OneForAll-hi-90"].tolist() == [5.0] * 3

@@ -174,7 +174,7 @@ def test_wrong_frames_are_refused_with_one_sentence():
         "`ds` is missing in row 2": frame.assign(ds=frame.ds.where(frame.index != 1)),
         "has the time 2024-03-01T01:00.* twice": pd.concat([frame, frame[1:2]]),
         r"03:00.* follows .*01:00.* not one step of h": frame.drop(index=2),
-        "has '3,5', which is no number": frame.assign(y=["3,5"] * 9),
+        "has '3,5' in row 1, which is no number": frame.assign(y=["3,5"] * 9),
         "`ds`, row 1: '01.02.2024' can be read day first or month first": frame.assign(ds="01.02.2024"),
         "`ds`, row 1: 'soon' is not a timestamp": frame.assign(ds="soon"),
         "`ds` has numbers as text, such as '1'": frame.assign(ds="1"),
