@@ -320,6 +320,25 @@ def test_a_model_of_single_series_forecasts_any_table(of_any_series, tmp_path):
     np.testing.assert_allclose(alone["y"], table["y"], rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_model_of_single_series_forecasts_the_series_of_a_tsf_file(of_any_series, tmp_path):
+    """The last steps of each, as from a table of them; also such as a table would take for a counter."""
+    length = of_any_series.experiment.task.input_length
+    own = [np.arange(40.0), np.random.default_rng(1).normal(size=35)]
+    head = "@attribute series_name string\n@frequency yearly\n@missing false\n@data\n"
+    lines = [f"T{number}:{','.join(map(repr, one.tolist()))}\n" for number, one in enumerate(own)]
+    (tmp_path / "new.tsf").write_text(head + "".join(lines))
+    found = predict(of_any_series, tmp_path / "new.tsf")
+    assert list(found.columns) == ["step", "T0", "T1"]
+    alone = predict(of_any_series, pd.DataFrame({"T1": own[1][-length:]}))
+    np.testing.assert_allclose(found["T1"], alone["T1"], rtol=1e-5)
+    (tmp_path / "new.tsf").write_text(head + lines[0] + "T1:1,2\n")
+    with pytest.raises(
+        DataError, match=rf"new\.tsf: the series 'T1' has 2 steps, but the model reads {length}"
+    ):
+        predict(of_any_series, tmp_path / "new.tsf")
+
+
 def test_bad_tables_for_a_model_of_single_series_are_one_error(of_any_series):
     length = of_any_series.experiment.task.input_length
     few = rf"{length - 1} rows, but the model reads {length}\. Give at least"

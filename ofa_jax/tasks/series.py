@@ -7,16 +7,18 @@ padded at their start and missing targets are masked (protocol §2, §3).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ofa_jax.config.schema import Protocol
 from ofa_jax.config.tasks import DataConfig, ShortTermSettings, ZeroShotSettings
 from ofa_jax.data.archives import SeriesCollection
+from ofa_jax.data.archives.tsf import last_steps
 from ofa_jax.data.catalog.load import CATALOG, load_collection
 from ofa_jax.data.missing import count_filled, filled_notices
 from ofa_jax.data.seasons import season_length, season_notices
@@ -24,8 +26,9 @@ from ofa_jax.data.splits import Split
 from ofa_jax.data.tables import unpacked_name
 from ofa_jax.errors import ConfigError, TooShort, sizes_text
 from ofa_jax.model.networks import ForecastNetwork, ShortTermNetwork
-from ofa_jax.tasks.base import Score, Sums, Task, TaskData, TaskKind
-from ofa_jax.tasks.forecast import apply, as_pairs, linear_baselines, read_series
+from ofa_jax.tasks.base import NewData, Score, Sums, Task, TaskData, TaskKind, TrainedOn
+from ofa_jax.tasks.forecast import apply as apply_table
+from ofa_jax.tasks.forecast import as_pairs, linear_baselines, read_series
 from ofa_jax.tasks.losses import FORECAST_LOSSES, squared_error
 from ofa_jax.tasks.metrics import mean_scaled_error, naive_scale, series_metrics, series_sums
 from ofa_jax.tasks.naive import last_cycle
@@ -362,6 +365,19 @@ def _windows(
     return WindowTable.of(
         first[series] + cut - x_valid, channel=0, x_valid=x_valid, y_valid=y_valid, window_id=series
     )
+
+
+def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
+    """As of any forecast (:mod:`ofa_jax.tasks.forecast`); of a ``.tsf`` file, the last steps of every series.
+
+    Raises:
+        DataError: As there; or a series has fewer steps than the model reads.
+    """
+    if isinstance(source, pd.DataFrame) or not unpacked_name(Path(source)).endswith(".tsf"):
+        return apply_table(trained, source)
+    missing = {**trained.data.reading, **trained.reading}.get("missing", "error")
+    table = last_steps(source, trained.task.input_length, missing=missing)
+    return apply_table(replace(trained, reading={**trained.reading, "columns": tuple(table)}), table)
 
 
 # Chosen on validation of M3 Yearly and M4 Weekly.

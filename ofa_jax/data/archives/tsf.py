@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from ofa_jax.data.archives.records import SeriesCollection
 from ofa_jax.data.archives.text import CUT_SHORT, Header, fill, numbers, place, read_lines
 from ofa_jax.data.tables import NUMBER
 from ofa_jax.errors import DataError, shorten
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _TAGS = ("relation", "attribute", "frequency", "horizon", "missing", "equallength")
 _TYPES = ("string", "numeric", "date")
@@ -79,6 +83,24 @@ def read_tsf(path: str | Path, *, missing: Missing = "error") -> SeriesCollectio
         observed=None if all(mask.all() for mask in observed) else tuple(observed),
         source=str(path),
         notices=tuple(notices),
+    )
+
+
+def last_steps(path: str | Path, length: int, *, missing: Missing = "error") -> pd.DataFrame:
+    """The last ``length`` steps of every series of a file, a column each.
+
+    Raises:
+        DataError: As :func:`read_tsf`; or a series has fewer steps.
+    """
+    import pandas as pd
+
+    found = read_tsf(path, missing=missing)
+    for name, values in zip(found.names, found.values, strict=True):
+        if len(values) < length:
+            what = f"the series {shorten(name)} has {len(values)} steps, but the model reads {length}"
+            raise DataError(what, where=found.source, fix="Leave out such series")
+    return pd.DataFrame(
+        {name: values[-length:] for name, values in zip(found.names, found.values, strict=True)}
     )
 
 
