@@ -368,16 +368,12 @@ def _windows(
 
 
 def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
-    """As of any forecast (:mod:`ofa_jax.tasks.forecast`); of a ``.tsf`` file, the last steps of every series.
-
-    Raises:
-        DataError: As there; or a series has fewer steps than the model reads.
-    """
+    """As of any forecast, with its errors; of a ``.tsf`` file, from the last steps of every series."""
     if isinstance(source, pd.DataFrame) or not unpacked_name(Path(source)).endswith(".tsf"):
         return apply_table(trained, source)
-    missing = {**trained.data.reading, **trained.reading}.get("missing", "error")
-    table = last_steps(source, trained.task.input_length, missing=missing)
-    return apply_table(replace(trained, reading={**trained.reading, "columns": tuple(table)}), table)
+    reading = {**trained.data.reading, **trained.reading}
+    table = last_steps(source, trained.task.input_length, missing=reading["missing"])
+    return apply_table(replace(trained, reading={**reading, "columns": tuple(table)}), table)
 
 
 # Chosen on validation of M3 Yearly and M4 Weekly.
