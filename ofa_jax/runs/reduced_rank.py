@@ -1,10 +1,10 @@
 """Reduced-rank ridge regression from sums over windows; its penalty and step are chosen on validation.
 
 Minimizes ``Σ |y - x k|² + penalty · |k|²`` over kernels ``k [f, h]`` of a rank, exactly (Mukherjee and Zhu,
-2011). For each penalty validation chooses how far to go from no kernel at all, between 0 and 1: to where the
-gain is largest that is sure, the mean of the relative gains of ten spans of time less two standard errors of
-it. Of the penalties, the largest is taken that has nine tenths of the best one's gain. A step from few
-training windows is shortened, as if one more had asked for none.
+2011). For each penalty validation chooses how far to go from no kernel at all, between 0 and 1. Of the
+penalties, those count whose gain is sure: its mean over five spans of time, relative to the error there, is
+more than two standard errors. The largest of them is taken that has nine tenths of the best one's gain;
+where none is sure, there is no kernel.
 """
 
 from __future__ import annotations
@@ -34,13 +34,12 @@ PENALTIES = 10.0 ** np.arange(2.0, -4.5, -0.5)
 KEPT_GAIN = 0.9
 """Share of the largest gain on validation that a larger penalty has to keep."""
 
-SPANS = 10
-"""Of validation windows in order, whose gains are compared."""
+SPANS = 5
+"""Parts of the validation windows, in order of time, whose gains are compared."""
 
 STANDARD_ERRORS = 2.0
-"""By which the mean gain has to exceed zero."""
+"""Of the mean gain, which it has to exceed."""
 
-_STEPS = np.linspace(0, 1, 101)
 _AT_ONCE = 4096  # windows whose features are in memory
 _EXTREME = "Look for values in the data that are far outside the others"
 
@@ -123,7 +122,7 @@ class Reader(NamedTuple):
             TrainError: A feature or a target is not finite.
         """
         total: Moments | None = None
-        for rows_wf in self._rows(table, split):
+        for rows_wf in self._rows(self._chosen(table, split), split):
             found = moments(rows_wf, self.weights_f)
             total = found if total is None else total.plus(found)
         assert total is not None
@@ -136,41 +135,34 @@ class Reader(NamedTuple):
         Raises:
             TrainError: A feature or a target is not finite.
         """
-        ordered = table.take(np.lexsort((table.channel, table.first)))
+        chosen = self._chosen(table, split)
+        ordered = chosen.take(np.lexsort((chosen.channel, chosen.first)))
         parts = [parts_of(rows_wf, self.weights_f)[:2] for rows_wf in self._rows(ordered, split)]
         found = Windows(*(np.concatenate(part).astype(np.float32) for part in zip(*parts, strict=True)))
         _check(found, split)
         return found
 
-    def _rows(self, table: WindowTable, split: Split) -> Iterator[np.ndarray]:
+    def _chosen(self, table: WindowTable, split: Split) -> WindowTable:
         size = min(table.size, MAX_WINDOWS[split])
         if size < table.size:
             what = f"{size:,} of {table.size:,} {split} windows are read, evenly spaced"
             self.watch.reporter.notice(what)
-        chosen = table.take(np.linspace(0, table.size - 1, size).round().astype(int))
-        between = self.watch.at(split, size)
-        for first in range(0, size, _AT_ONCE):
+        return table.take(np.linspace(0, table.size - 1, size).round().astype(int))
+
+    def _rows(self, table: WindowTable, split: Split) -> Iterator[np.ndarray]:
+        between = self.watch.at(split, table.size)
+        for first in range(0, table.size, _AT_ONCE):
 
             def within(done: int, first: int = first) -> None:
                 between(first + done)
 
-            part = chosen.take(slice(first, first + _AT_ONCE))
+            part = table.take(slice(first, first + _AT_ONCE))
             yield self.predictor(part, *self.params, between=within)["row"]
 
 
 def _check(found: Sequence[Any], split: Split) -> None:
     if not all(np.isfinite(part).all() for part in found):
         raise TrainError(f"a hidden state or a {split} target is not finite", where="training", fix=_EXTREME)
-
-
-def apart(table: WindowTable, horizon: int) -> int:
-    """How many windows of a table can be chosen so that no step is a target of two."""
-    begins = np.unique(table.first + table.x_valid)
-    count = at = 0
-    while at < len(begins):
-        at = int(np.searchsorted(begins, begins[at] + horizon))
-        count += 1
-    return count
 
 
 def moments(rows_wf: np.ndarray, weights_f: np.ndarray) -> Moments:
@@ -197,7 +189,6 @@ def choose(
     *,
     spans: int = SPANS,
     kept_gain: float = KEPT_GAIN,
-    windows: int | None = None,
 ) -> Solution:
     """The solution of the penalty and step that validation chooses, as the module says.
 
@@ -206,43 +197,31 @@ def choose(
         validation: Windows that choose.
         rank: Of the kernel.
         between: Called between penalties.
-        spans: Parts of validation whose gains are compared; 1 takes the mean gain alone.
+        spans: Parts of validation whose gains are compared; with 1 every gain counts as sure.
         kept_gain: Share of the best penalty's gain that a larger one has to keep.
-        windows: Training windows without a common target, where few shorten the step.
     """
     tried = []
     for number, penalty in enumerate(PENALTIES.tolist()):
         between(number)
         factors = reduced_rank(train, penalty, rank)
-        gain, step = _sure_gain(validation, factors, spans)
-        step *= 1.0 if windows is None else windows / (windows + 1)
+        gain, step = _gain(validation, factors, spans)
         tried.append((gain, factors, Choice(penalty=penalty, step=step)))
     most = max(gain for gain, *_ in tried)
     _, factors, choice = next(one for one in tried if one[0] >= kept_gain * most)
     return solution(train, factors, choice, rank)
 
 
-def _sure_gain(
-    validation: Windows, factors: tuple[np.ndarray, np.ndarray], spans: int
-) -> tuple[float, float]:
-    """The largest sure gain, relative to the error without a kernel, and the step that has it."""
-    left, right = factors
-    change, lack = validation.x @ left, validation.y @ right
+def _gain(validation: Windows, factors: tuple[np.ndarray, np.ndarray], spans: int) -> tuple[float, float]:
+    """The largest gain on validation and the step that has it; nothing where it is not sure."""
+    change, lack = validation.x @ factors[0], validation.y @ factors[1]
     of_windows = np.stack([(change * lack).sum(1), (change**2).sum(1), (validation.y**2).sum(1)])
     parts = np.array_split(of_windows, min(spans, len(change)), axis=1)
     along, size, error = np.stack([part.sum(1, dtype=np.float64) for part in parts], axis=1)
-    counted = error > 0
-    if not counted.any() or not size.sum():
-        return 0.0, 0.0
-    along, size = along[counted] / error[counted], size[counted] / error[counted]
-    best = np.clip(along.sum() / size.sum(), 0, 1)
-    steps = np.append(_STEPS, best)
-    gains = 2 * along[:, None] * steps - size[:, None] * steps**2
-    sure = gains.mean(axis=0)
-    if len(along) > 1:
-        sure -= STANDARD_ERRORS * gains.std(axis=0, ddof=1) / np.sqrt(len(along))
-    at = int(sure.argmax())
-    return float(sure[at]), float(steps[at])
+    step = float(np.clip(along.sum() / size.sum(), 0, 1)) if size.sum() > 0 else 0.0
+    gains = 2 * step * along - step**2 * size
+    shares = gains[error > 0] / error[error > 0]
+    doubt = shares.std(ddof=1) / np.sqrt(len(shares)) if len(shares) > 1 else 0.0
+    return (float(gains.sum()), step) if shares.sum() > STANDARD_ERRORS * doubt * len(shares) else (0.0, 0.0)
 
 
 def reduced_rank(train: Moments, penalty: float, rank: int) -> tuple[np.ndarray, np.ndarray]:

@@ -34,7 +34,6 @@ from ofa_jax.runs.reduced_rank import (
     Reader,
     Solution,
     Watch,
-    apart,
     choose,
     reduced_rank,
     solution,
@@ -142,10 +141,9 @@ def _solve(
 ) -> tuple[Params, Params, _Solved]:
     """The better one of the initial and the adapted tree, the adapted one, and what is recorded of them."""
     began, options = time.monotonic(), evaluation_options(settings, model.network)
-    reader, table = _reader(model, task, options, watch), task.tables["train"]
-    train, validation = reader.moments(table), reader.windows(task.tables["validation"])
-    solving = watch.at("solving", len(PENALTIES))
-    found = choose(train, validation, model.lora.rank, solving, windows=apart(table, task.spec.horizon))
+    reader = _reader(model, task, options, watch)
+    train, validation = reader.moments(task.tables["train"]), reader.windows(task.tables["validation"])
+    found = choose(train, validation, model.lora.rank, watch.at("solving", len(PENALTIES)))
     adapted = _with_adapter(model, found)
     before, after = score_together(model, task, "validation", [model.trainable, adapted], options, watch)
     better = after[task.objective] < before[task.objective]
