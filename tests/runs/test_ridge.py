@@ -91,7 +91,7 @@ def test_validation_chooses_penalty_and_step(monkeypatch):
 
 @pytest.mark.parametrize("spread", [0.2, 3.0])
 def test_a_gain_counts_where_it_is_sure_over_five_spans(spread):
-    """Each span gains, or loses, by a level of its own; the rule is recomputed here by hand."""
+    """Each span gains, or loses, by its own level; the rule is recomputed here by hand."""
     levels = 1 + spread * np.array([1.0, -1, 0.5, -0.7, 0.2])
     x, y = np.ones((50, 1)), np.repeat(levels, 10)[:, None] + 0.01 * np.arange(50)[:, None] % 2
     train = summed(np.ones((4, 1)), np.ones((4, 1)))
