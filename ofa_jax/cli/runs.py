@@ -174,11 +174,13 @@ def forecast(
 
 
 def _check_outputs(input_: Path, output: Path, plot: Path | None) -> None:
+    from ofa_jax.data import sheets
+    from ofa_jax.data.frames import PARQUET
     from ofa_jax.files import check_output
     from ofa_jax.plots.style import check_kind
 
     check_output(output, inputs=[input_])
-    if output.suffix.lower() in (".xlsx", ".xlsm", ".parquet", ".pq"):
+    if output.suffix.lower() in (*sheets.ENDINGS, *PARQUET):
         raise OfaError(f"{output} is no CSV", where="output", fix="Name a file that ends in .csv")
     if plot is not None:
         check_kind(plot)

@@ -108,9 +108,7 @@ class Frame:
             raise DataError(what, where=self.source, fix=fix)
         if self.step is None:
             what = f"{self.n_rows} row(s) are too few to infer the step between timestamps"
-            raise DataError(
-                what, where=self.source, fix="Give at least three distinct ones, or set `frequency`"
-            )
+            raise DataError(what, where=self.source, fix="Give three distinct ones, or set `frequency`")
         try:
             return following(self.timestamps, self.step, n, self.clock.zone)
         except DataError as error:

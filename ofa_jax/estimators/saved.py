@@ -128,7 +128,7 @@ def read_folder(folder: Path, noun: str, kind: type[R], trunk: str | None) -> R:
     where = folder / RECORD_FILE
     content = files.read_json(where, kind=noun)
     kind_of = content.get("kind")
-    if kind_of in CLASSES and kind_of != f"ofa-jax {noun}":
+    if isinstance(kind_of, str) and kind_of in CLASSES and kind_of != f"ofa-jax {noun}":
         fix = f"Load it by {CLASSES[kind_of]}.load"
         what = f"this is an {kind_of}, not an ofa-jax {noun}"
         raise CheckpointError(what, where=str(folder), fix=fix)

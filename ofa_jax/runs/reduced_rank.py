@@ -115,31 +115,31 @@ class Reader(NamedTuple):
     params: tuple[Params, Params]
     watch: Watch
 
-    def moments(self, table: WindowTable, split: Split = "train") -> Moments:
-        """Their sums.
+    def moments(self, table: WindowTable) -> Moments:
+        """Sums over training windows.
 
         Raises:
             TrainError: A feature or a target is not finite.
         """
         total: Moments | None = None
-        for rows_wf in self._rows(self._chosen(table, split), split):
+        for rows_wf in self._rows(self._chosen(table, "train"), "train"):
             found = moments(rows_wf, self.weights_f)
             total = found if total is None else total.plus(found)
         assert total is not None
-        _check(total, split)
+        _check(total, "train")
         return total
 
-    def windows(self, table: WindowTable, split: Split = "validation") -> Windows:
-        """Each of them, in order of time.
+    def windows(self, table: WindowTable) -> Windows:
+        """Each window of validation, in order of time.
 
         Raises:
             TrainError: A feature or a target is not finite.
         """
-        chosen = self._chosen(table, split)
+        chosen = self._chosen(table, "validation")
         ordered = chosen.take(np.lexsort((chosen.channel, chosen.first)))
-        parts = [parts_of(rows_wf, self.weights_f)[:2] for rows_wf in self._rows(ordered, split)]
+        parts = [parts_of(rows_wf, self.weights_f)[:2] for rows_wf in self._rows(ordered, "validation")]
         found = Windows(*(np.concatenate(part).astype(np.float32) for part in zip(*parts, strict=True)))
-        _check(found, split)
+        _check(found, "validation")
         return found
 
     def _chosen(self, table: WindowTable, split: Split) -> WindowTable:

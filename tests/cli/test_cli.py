@@ -276,6 +276,9 @@ def test_predict_overwrites_no_input(trained, tiny, tmp_path, call):
     refused(call("predict", trained.run, "--input", new, "--output", new), "--output: ", "be overwritten")
     out = ("--output", tmp_path / "f.png", "--plot", tmp_path / "f.png")
     refused(call("predict", trained.run, "--input", new, *out), "--plot: ", "be overwritten")
+    sheet = tmp_path / "x.xlsx"
+    refused(call("predict", trained.run, "--input", new, "--output", sheet), "--output: ", "is no CSV")
+    assert not sheet.exists()
     assert new.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["new.csv"]
 

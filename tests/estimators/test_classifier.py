@@ -138,7 +138,11 @@ def test_a_saved_classifier_gives_the_same_bits_in_another_process(fitted, small
     with pytest.raises(CheckpointError, match=r"Load it by OneForAllClassifier\.load"):
         OneForAllForecaster.load(tmp_path / "model", trunk=small)
     record = tmp_path / "model" / "estimator.json"
-    record.write_text(record.read_text().replace('"up"', '"us"'))
+    content = record.read_text()
+    record.write_text(content.replace('"ofa-jax classifier"', "[]"))
+    with pytest.raises(CheckpointError, match="kind"):
+        OneForAllClassifier.load(tmp_path / "model", trunk=small)
+    record.write_text(content.replace('"up"', '"us"'))
     with pytest.raises(CheckpointError, match="was edited"):
         OneForAllClassifier.load(tmp_path / "model", trunk=small)
 

@@ -61,6 +61,14 @@ def train_and_test() -> tuple[LabelledCases, LabelledCases]:
     return cases("aabbaabbcc"), cases("abcabc", [1, 7, 8, 30, 2, 7], seed=1)
 
 
+def test_without_an_input_length_it_is_the_longest_training_case():
+    train, test = train_and_test()
+    data = prepared(train, test, input_length=None)
+    assert (
+        data.settings.input_length == data.task.spec.input_length == train.lengths.max() < test.lengths.max()
+    )
+
+
 @pytest.mark.parametrize("protocol", ["strict", "published"])
 def test_cases_are_standardised_then_padded_with_zeros_and_clipped_in_the_test_part(protocol):
     train, test = train_and_test()
