@@ -32,8 +32,10 @@ FARTHEST = 10_000
 """Steps that are forecast at most."""
 MOST = {"train": 8192, "validation": 2048}
 """Windows that are drawn from all of a split, at most."""
-BATCHES = (1, 8, 64, 256)
-"""Windows of a program; batches are padded to one of these, so that few programs serve any number."""
+BATCHES = (1, 8, 32, 256)
+"""Windows of a program; batches are padded to one of these, so that few programs serve any number. A CPU,
+whose cache holds no more, takes 32 at most.
+"""
 
 
 def forecast_experiment(
@@ -114,9 +116,10 @@ def forecast_windows(model: Model, inputs_wt: np.ndarray) -> Forecast:
     assert isinstance(model.network, PretrainedForecastNetwork)
     program = _program(model.network, model.lora)
     parts = []
-    for begin in range(0, len(x_wt), BATCHES[-1]):
-        x, seen = (part[begin : begin + BATCHES[-1], :, None] for part in (x_wt, seen_wt))
-        rows = next(size for size in BATCHES if size >= len(x))
+    sizes = BATCHES[:-1] if jax.default_backend() == "cpu" else BATCHES
+    rows = next((size for size in sizes if size >= len(x_wt)), sizes[-1])
+    for begin in range(0, len(x_wt), rows):
+        x, seen = (part[begin : begin + rows, :, None] for part in (x_wt, seen_wt))
         empty = ((0, rows - len(x)), (0, 0), (0, 0))
         found = program(model.frozen, model.trainable, np.pad(x, empty), np.pad(seen, empty))
         parts.append([np.asarray(part)[: len(x)] for part in found])

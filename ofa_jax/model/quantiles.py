@@ -31,6 +31,7 @@ Layer = Callable[..., jax.Array]
 
 _MEDIAN_LIMIT = 4.0
 _MIDDLE = len(LEVELS) // 2
+_FLAGS = 1  # the columns of a token are values, flags, and values of earlier cycles
 _GAP_SHIFT = -2.0  # at first the gaps between quantiles are softplus(-2) = 0.13
 
 
@@ -123,7 +124,7 @@ class QuantileNetwork(Network):
         """``(x_mt, seen_mt, horizon, keys_m) -> forecast, hidden_mkd`` of standardized contexts.
 
         The forecast is in their units; the hidden states are those of the last :data:`READ_BEFORE` tokens of
-        the context and of all ahead.
+        the context and of all ahead. Given ``mirrored=True``, those of the mirror images (-x) follow.
         """
         return partial(
             self._ahead,
@@ -143,8 +144,10 @@ class QuantileNetwork(Network):
         seen_mt: jax.Array,
         horizon: int,
         keys_m: jax.Array | None,
+        *,
+        mirrored: bool = False,
     ) -> tuple[Quantiles, jax.Array]:
-        m, first = len(x_mt), x_mt.shape[1] // self.patch
+        first = x_mt.shape[1] // self.patch
         z_mt = jnp.where(seen_mt, compress(x_mt), 0)
         columns = [
             jnp.concatenate([z_mt, jnp.repeat(last_seen(z_mt, seen_mt), horizon, axis=1)], axis=1),
@@ -152,6 +155,11 @@ class QuantileNetwork(Network):
         ]
         for cycle_m in find_cycles(z_mt, seen_mt):
             columns += cycles_before(z_mt, seen_mt, cycle_m, horizon)
+        if mirrored:  # all but the flags change their sign; the cycles are the same
+            columns = [
+                jnp.concatenate([part, part if at == _FLAGS else -part]) for at, part in enumerate(columns)
+            ]
+        m = len(columns[0])
         parts = [part.reshape(m, -1, self.patch) for part in columns]
         embeds_mnd = embed(jnp.concatenate(parts, axis=-1))
         hidden_mnd = trunk(embeds_mnd, keys_m).astype(self.trunk.compute_dtype)
@@ -271,8 +279,7 @@ def _of_both_signs(ahead: Forecasts) -> Forecasts:
         x_mt: jax.Array, seen_mt: jax.Array, horizon: int, keys_m: jax.Array | None
     ) -> tuple[Quantiles, jax.Array]:
         keys = None if keys_m is None else jnp.concatenate([keys_m, keys_m])
-        x_mt, seen_mt = jnp.concatenate([x_mt, -x_mt]), jnp.concatenate([seen_mt, seen_mt])
-        forecast, hidden = ahead(x_mt, seen_mt, horizon, keys)
+        forecast, hidden = ahead(x_mt, seen_mt, horizon, keys, mirrored=True)
         (levels, mirrored), (mean, other) = (jnp.split(part, 2) for part in forecast)
         own, opposite = jnp.split(hidden, 2)
         return Quantiles((levels - mirrored[..., ::-1]) / 2, (mean - other) / 2), (own - opposite) / 2

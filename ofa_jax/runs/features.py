@@ -7,9 +7,9 @@ the same for a window in every epoch. A window of the returned task is one row: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -26,6 +26,7 @@ from ofa_jax.model.quantiles import FeatureNetwork, Features, PretrainedForecast
 from ofa_jax.tasks.base import Predict, Task
 from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.memory import host_bytes
+from ofa_jax.train.step import Corrupt, Params
 from ofa_jax.windows.batch import Batch
 from ofa_jax.windows.table import ALL_CHANNELS, WindowSpec, WindowTable
 
@@ -77,28 +78,42 @@ def cache_features(model: Model, task: Task, options: Mapping[str, Any]) -> Cach
     windows = sum(task.tables[split].size for split in splits)
     if 4 * windows * (width + 1 + 3 * horizon) > _ROOM * host_bytes():
         return None
-    rows = WindowPredictor(features_of(model), task, row_of, **options)
-    parts = {split: rows(task.tables[split], model.frozen, model.trainable)["row"] for split in splits}
-    tables: dict[Split, WindowTable] = {}
-    first = 0
-    for split, values in parts.items():
-        named = task.tables[split]
-        tables[split] = named._replace(
-            first=np.arange(first, first + named.size, dtype=np.int32),
-            channel=np.full(named.size, ALL_CHANNELS, np.int32),
-            x_valid=np.ones(named.size, np.int32),
-            y_valid=np.zeros(named.size, np.int32),
+    read = WindowPredictor(features_of(network), task, row_of, **options)
+    rows = {split: read(task.tables[split], model.frozen, model.trainable)["row"] for split in splits}
+    cached = task_of_rows(task, {split: task.tables[split] for split in splits}, list(rows.values()), network)
+    return Cached(last_layer_of(model), cached, frozen_of_last_layer(model))
+
+
+def frozen_of_last_layer(model: Model) -> Params:
+    """What the last layer has among the frozen parameters."""
+    return {LAST: model.frozen[LAST]} if LAST in model.frozen else {}
+
+
+def task_of_rows(
+    task: Task,
+    tables: dict[Split, WindowTable],
+    rows: Sequence[np.ndarray],
+    network: PretrainedForecastNetwork,
+) -> Task:
+    """The same task for the last layer alone: a window is one row of :func:`row_of`, in the tables' order."""
+    first, found = 0, dict[Split, WindowTable]()
+    for split, table in tables.items():
+        found[split] = table._replace(
+            first=np.arange(first, first + table.size, dtype=np.int32),
+            channel=np.full(table.size, ALL_CHANNELS, np.int32),
+            x_valid=np.ones(table.size, np.int32),
+            y_valid=np.zeros(table.size, np.int32),
         )
-        first += len(values)
-    cached = replace(
+        first += table.size
+    width = network.tokens_read * network.width + 1 + network.horizon
+    return replace(
         task,
         spec=WindowSpec(1, 0, univariate=False),
-        buffer=np.concatenate(list(parts.values())),
+        buffer=np.concatenate(rows),
         observed=None,
-        tables=tables,
-        corrupt=partial(_unpack, width=width + 1 + horizon),
+        tables=found,
+        corrupt=_unpacking(width),
     )
-    return Cached(last_layer_of(model), cached, {LAST: model.frozen[LAST]} if LAST in model.frozen else {})
 
 
 def last_layer_of(model: Model) -> Predict:
@@ -118,10 +133,9 @@ def last_layer_of(model: Model) -> Predict:
     return predict
 
 
-def features_of(model: Model) -> Callable[..., Any]:
+@lru_cache(maxsize=32)
+def features_of(own: PretrainedForecastNetwork) -> Callable[..., Any]:
     """``predict`` up to its last layer, which gives :class:`~ofa_jax.model.quantiles.Features`."""
-    own = model.network
-    assert isinstance(own, PretrainedForecastNetwork)
     network = FeatureNetwork(own.trunk, own.input_length, own.horizon, own.patch)
 
     def features(frozen, trainable, x_btc, x_mask=None, *, dropout_keys=None):
@@ -140,6 +154,11 @@ def row_of(given: Features, batch: Batch) -> dict[str, jax.Array]:
 def join(given: Features) -> jax.Array:
     """Features as one row of a window, ``[b, k · d + 1 + h]``."""
     return jnp.concatenate([given.hidden.astype(jnp.float32), given.scale, given.forecast], axis=1)
+
+
+@lru_cache(maxsize=32)
+def _unpacking(width: int) -> Corrupt:
+    return partial(_unpack, width=width)  # one object, so that a compiled program is found again
 
 
 def _unpack(batch: Batch, keys_b: jax.Array, *, width: int) -> Batch:

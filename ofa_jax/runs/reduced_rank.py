@@ -40,7 +40,8 @@ SPANS = 5
 STANDARD_ERRORS = 2.0
 """Of the mean gain, which it has to exceed."""
 
-_AT_ONCE = 4096  # windows whose features are in memory
+AT_ONCE = 4096
+"""Windows whose features are in memory."""
 _EXTREME = "Look for values in the data that are far outside the others"
 
 
@@ -122,7 +123,7 @@ class Reader(NamedTuple):
             TrainError: A feature or a target is not finite.
         """
         total: Moments | None = None
-        for rows_wf in self._rows(self._chosen(table, "train"), "train"):
+        for rows_wf in self.rows(self._chosen(table, "train"), "train"):
             found = moments(rows_wf, self.weights_f)
             total = found if total is None else total.plus(found)
         assert total is not None
@@ -137,7 +138,7 @@ class Reader(NamedTuple):
         """
         chosen = self._chosen(table, "validation")
         ordered = chosen.take(np.lexsort((chosen.channel, chosen.first)))
-        parts = [parts_of(rows_wf, self.weights_f)[:2] for rows_wf in self._rows(ordered, "validation")]
+        parts = [parts_of(rows_wf, self.weights_f)[:2] for rows_wf in self.rows(ordered, "validation")]
         found = Windows(*(np.concatenate(part).astype(np.float32) for part in zip(*parts, strict=True)))
         _check(found, "validation")
         return found
@@ -149,14 +150,15 @@ class Reader(NamedTuple):
             self.watch.reporter.notice(what)
         return table.take(np.linspace(0, table.size - 1, size).round().astype(int))
 
-    def _rows(self, table: WindowTable, split: Split) -> Iterator[np.ndarray]:
+    def rows(self, table: WindowTable, split: Split) -> Iterator[np.ndarray]:
+        """Rows of all windows of a table in their order, :data:`AT_ONCE` at a time."""
         between = self.watch.at(split, table.size)
-        for first in range(0, table.size, _AT_ONCE):
+        for first in range(0, table.size, AT_ONCE):
 
             def within(done: int, first: int = first) -> None:
                 between(first + done)
 
-            part = table.take(slice(first, first + _AT_ONCE))
+            part = table.take(slice(first, first + AT_ONCE))
             yield self.predictor(part, *self.params, between=within)["row"]
 
 

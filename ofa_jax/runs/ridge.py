@@ -26,8 +26,9 @@ from ofa_jax.errors import ConfigError
 from ofa_jax.files import Record, parse_record
 from ofa_jax.model import trees
 from ofa_jax.model.quantiles import PretrainedForecastNetwork
-from ofa_jax.runs.features import LAST, features_of, join, last_layer_of, row_of
+from ofa_jax.runs.features import LAST, features_of, frozen_of_last_layer, last_layer_of, row_of, task_of_rows
 from ofa_jax.runs.reduced_rank import (
+    AT_ONCE,
     MAX_WINDOWS,
     PENALTIES,
     Choice,
@@ -211,7 +212,8 @@ def lacks(model: Model, task: Task, settings: TrainConfig) -> str:
 
 
 def _reader(model: Model, task: Task, options: dict[str, Any], watch: Watch) -> Reader:
-    predictor = WindowPredictor(features_of(model), task, row_of, **options)
+    assert isinstance(model.network, PretrainedForecastNetwork)
+    predictor = WindowPredictor(features_of(model.network), task, row_of, **options)
     return Reader(predictor, _weights(model), (model.frozen, model.trainable), watch)
 
 
@@ -237,19 +239,21 @@ def score_together(
 
     The trees differ from the model's own in the adapter of the last layer at most.
     """
-    features, last_layer = features_of(model), last_layer_of(model)
+    network, last_layer = model.network, last_layer_of(model)
+    assert isinstance(network, PretrainedForecastNetwork)
+    table, frozen, parts = task.tables[split], frozen_of_last_layer(model), []
 
-    def every(frozen: Params, trained: list[Params], x_btc: jax.Array, x_mask: Any = None, **_: Any) -> Any:
-        row = join(features(frozen, trained[0], x_btc, x_mask))[:, None]
-        return [last_layer(frozen, tree, row) for tree in trained]
+    def every(frozen: Params, trained: list[Params], row_b1f: jax.Array, mask: Any = None, **_: Any) -> Any:
+        return [last_layer(frozen, tree, row_b1f) for tree in trained]
 
     def sums(forecasts: Any, batch: Batch) -> dict[str, jax.Array]:
         found = [task.sums(forecast, batch) for forecast in forecasts]
         return {name: jnp.stack([own[name] for own in found], axis=1) for name in found[0]}
 
-    table = task.tables[split]
-    predictor = WindowPredictor(every, task, sums, **options)
     every_tree: Any = trees  # a predictor places any tree
-    found = predictor(table, model.frozen, every_tree, between=watch.at(split, table.size))
-    parts = [{name: part[:, number] for name, part in found.items()} for number in range(len(trees))]
-    return [task.metrics(part) for part in parts]
+    rows = _reader(model, task, options, watch).rows(table, split)
+    for first, rows_wf in zip(range(0, table.size, AT_ONCE), rows, strict=True):
+        part = task_of_rows(task, {split: table.take(slice(first, first + AT_ONCE))}, [rows_wf], network)
+        parts.append(WindowPredictor(every, part, sums)(part.tables[split], frozen, every_tree))
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return [task.metrics({name: part[:, at] for name, part in found.items()}) for at in range(len(trees))]

@@ -51,9 +51,12 @@ class WindowPredictor:
     ) -> dict[str, np.ndarray]:
         """``{name: [windows, …]}``: every window of the table once, in its order."""
         layout = self._layout
-        _, rows = slices_and_rows(min(self._batch_size, table.size), None, layout.devices)
+        # tables of nearly one size share a compiled program
+        room = 2 ** (table.size - 1).bit_length()
+        _, rows = slices_and_rows(min(self._batch_size, room), None, layout.devices)
         stream = IndexStream(table.size, rows, seed=None)
-        frozen, trainable, columns = layout.place_frozen(frozen), layout.place(trainable), layout.place(table)
+        columns = layout.place(WindowTable(*(np.pad(column, (0, room - table.size)) for column in table)))
+        frozen, trainable = layout.place_frozen(frozen), layout.place(trainable)
         parts = []
         for number, index in enumerate(stream.batches(0, stream.steps_per_epoch)):
             if between is not None:
