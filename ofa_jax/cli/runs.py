@@ -152,7 +152,7 @@ def predict(
 
 
 def forecast(
-    file: Annotated[Path, Argument(metavar="FILE", help="CSV, Excel or Parquet file to read.")],
+    file: Annotated[Path, Argument(metavar="FILE", help="CSV, Excel, Parquet or .tsf file to read.")],
     horizon: Annotated[int, Option(help="Steps to forecast.", min=1, max=2**20)],
     output: Annotated[Path, Option(help="CSV file to write; -: standard output.")] = Path("-"),
     plot: Annotated[Path | None, Option(help="Figure to write (.png, .svg, .pdf).")] = None,
@@ -162,11 +162,21 @@ def forecast(
 ) -> None:
     """Forecast the series of a file without training."""
     from ofa_jax.estimators.intervals import check_levels
-    from ofa_jax.estimators.zero_shot import apply_zero_shot, read_zero_shot
+    from ofa_jax.estimators.zero_shot import LongSeries, apply_zero_shot, forecast_long, read_zero_shot
 
     _check_outputs(file, output, plot)
-    levels = check_levels(numbers(level, "level"))
-    model, new = read_zero_shot(file, horizon, trunk=trunk, **reading_settings(overrides or ()))
+    levels, reading = check_levels(numbers(level, "level")), reading_settings(overrides or ())
+    given = read_zero_shot(file, horizon, trunk=trunk, **reading)
+    if isinstance(given, LongSeries):
+        if plot is not None:
+            fix = "Leave --plot out, or choose series with the same times by --set data.columns=[…]"
+            raise OfaError("only series with the same times are drawn", where=str(file), fix=fix)
+        table, notices = forecast_long(given, horizon, levels, trunk, reading.get("frequency"))
+        for notice in notices:
+            say(notice, file=sys.stderr)
+        _write_table(table, f"{len(table):,} rows of {len(table) // horizon:,} series", output)
+        return
+    model, new = given
     for notice in new.notices:
         say(notice, file=sys.stderr)
     note = f"zero-shot, {max(levels):g} % interval" if levels else "zero-shot"
@@ -188,17 +198,22 @@ def _check_outputs(input_: Path, output: Path, plot: Path | None) -> None:
 
 
 def _write_outputs(new: NewData, table: pd.DataFrame, output: Path, plot: Path | None, note: str) -> None:
-    from ofa_jax.files import STANDARD_OUTPUT
-    from ofa_jax.inference import formula_names, write_table
     from ofa_jax.plots.style import save_figure
 
     if plot is not None:
         save_figure(new.plot(table, note), plot)
+    _write_table(table, new.summary(table), output, plot)
+
+
+def _write_table(table: pd.DataFrame, summary: str, output: Path, plot: Path | None = None) -> None:
+    from ofa_jax.files import STANDARD_OUTPUT
+    from ofa_jax.inference import formula_names, write_table
+
     write_table(table, output)
     if formulas := formula_names(table):
         listed = ", ".join(formulas[:3]) + ", …" * (len(formulas) > 3)
         say(f"a spreadsheet may run these texts as formulas: {listed}", file=sys.stderr)
-    lines = [f"{new.summary(table)}: {output}", *([f"plot: {plot}"] if plot else [])]
+    lines = [f"{summary}: {output}", *([f"plot: {plot}"] if plot else [])]
     say(*lines, file=sys.stderr if STANDARD_OUTPUT & {str(output), str(plot)} else None)
 
 

@@ -102,13 +102,24 @@ def read_case_table(
     return CaseTable(made, chosen)
 
 
-def _open(source: str | Path | pd.DataFrame, reading: Mapping[str, Any]) -> Table:
+def names_of(source: str | Path | pd.DataFrame, reading: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of a table's columns; none where it cannot be opened."""
+    try:
+        return _open(source, reading, []).names
+    except DataError:
+        return ()
+
+
+def _open(
+    source: str | Path | pd.DataFrame, reading: Mapping[str, Any], faults: list[DataError] | None = None
+) -> Table:
     return open_table(
         source,
         reading.get("missing_words", ()),
         reading.get("decimal", "point"),
         reading.get("comment"),
         reading.get("sheet"),
+        faults,
     )
 
 

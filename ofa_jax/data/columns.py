@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from ofa_jax.data.dates import EPOCHS, YEARS, digits_of
+from ofa_jax.data.tables import Table, as_list
+from ofa_jax.errors import DataError
 
 _DATED = {"date", "datetime", "time", "timestamp", "ts", "unix", "epoch", "seconds", "ms"}
 _COUNTING = {"index", "idx", "id", "no", "nr", "number", "row", "step", "t", "seq", "obs", "unnamed"}
@@ -65,6 +68,33 @@ def _is_counter(values: np.ndarray, steps: np.ndarray, named: bool) -> bool:
     rounding = 8 * np.finfo(float).eps * float(np.abs(values).max())
     tolerance = 0.05 if named else 1e-9  # times rounded to some decimals
     return step != 0 and bool((np.abs(steps - step) <= tolerance * abs(step) + rounding).all())
+
+
+def require_series(table: Table, names: Sequence[str], values: np.ndarray, *, timed: bool) -> None:
+    """Refuse columns that are no series: they would be trained on and forecast.
+
+    Raises:
+        DataError: A column is a counter, an identifier or a time; ``past`` leaves it out.
+    """
+    columns = list(zip(names, values.T, strict=True))
+    kinds = [no_series(name, column) for name, column in columns]
+    if all(kinds):
+        kinds = [no_series(name, column, alone=True) for name, column in columns]
+    wrong = {name: kind for name, kind in zip(names, kinds, strict=True) if kind}
+    if not wrong:
+        return
+    first, *others = wrong
+    cells = ", ".join(f"{value:.15g}" for value in values[:3, names.index(first)])
+    what = f"{cells}, … is {wrong[first]}, not a series"
+    if others:
+        what += "; so are " + ", ".join(f"`{name}` ({wrong[name]})" for name in others)
+    fix, past = f"Leave it out with `exclude: {as_list(list(wrong))}`", {"exclude": list(wrong)}
+    if len(wrong) == len(names):
+        fix, past = "Give at least one series", {}
+    if not timed:
+        fix += f", or read it as the time with `timestamp_column: {first}`"
+    fix += ", or list the series in `columns`"
+    raise DataError(what, where=table.place(first, None), fix=fix, past=past)
 
 
 def _is_regular(steps: np.ndarray) -> bool:

@@ -53,7 +53,7 @@ def read_text(
     reader = csv.reader((f"{line}\n" for line in kept), delimiter=delimiter, skipinitialspace=True)
     lines: list[int] = []
     ragged: list[tuple[int, int, range]] = []
-    first_cell = ""
+    first_row: tuple[str, ...] = ()
     try:
         names = tuple(name.strip() for name in next(reader))
         check_header(names, f"{path}, line {line_numbers[0]}")
@@ -61,7 +61,7 @@ def read_text(
         for row, fields in enumerate(reader, start=1):
             fields = fields or [""]
             if len(fields) == len(names):
-                first_cell = first_cell if lines else fields[0].strip()
+                first_row = first_row or tuple(field.strip() for field in fields)
                 lines.append(line_numbers[reader.line_num - 1])
             else:
                 ragged.append((row, len(fields), range(end, reader.line_num)))
@@ -80,7 +80,7 @@ def read_text(
         source=str(path),
         names=names,
         n_rows=len(lines),
-        first_cell=first_cell,
+        first_row=first_row,
         read=partial(_read_csv, path, "\n".join(kept) + "\n", delimiter, len(names), words, comma),
         lines=lines,
         missing_words=words,

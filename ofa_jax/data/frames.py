@@ -17,11 +17,11 @@ from ofa_jax.config.tasks import Decimal, Missing, Timestamps
 from ofa_jax.data import delimited, sheets
 from ofa_jax.data.calendar import Step, following, step_of, wall_clock
 from ofa_jax.data.clock import NAIVE, Clock
-from ofa_jax.data.columns import no_series
+from ofa_jax.data.columns import require_series
 from ofa_jax.data.long import time_cells, widen
 from ofa_jax.data.missing import check_sizes, fill_missing
 from ofa_jax.data.tables import Table, as_list, as_table, read_parquet, require_file, unpacked_name
-from ofa_jax.data.timestamps import Place, looks_like_date, read_times, step_between
+from ofa_jax.data.timestamps import Place, read_times, step_between
 from ofa_jax.errors import DataError, listed
 
 if TYPE_CHECKING:
@@ -133,14 +133,14 @@ def read_frame(
     trained_on: Sequence[str] | None = None,
     last: int | None = None,
     faults: list[DataError] | None = None,
+    labels: str | None = None,
 ) -> Frame:
     """Read and check series from text (``.csv``, ``.tsv``, ``.txt``), Excel, Parquet or a DataFrame.
 
     Args:
         source: The file, or a DataFrame with its timestamps in a DatetimeIndex or a column.
-        timestamp_column: Its name, or ``date + time`` for two columns of these names. Default: a column
-            called date, timestamp, time, datetime or ds (in any case), otherwise a first column of dates,
-            otherwise none.
+        timestamp_column: Its name, or ``date + time`` for two columns of these names. Default: one called
+            date, timestamp, time, datetime or ds (in any case), else a first or single column of dates.
         columns: The series to read, in this order; default: all columns, each of which must then be a series
             of numbers, and not a counter, an identifier or a date.
         exclude: Columns to leave out.
@@ -161,12 +161,14 @@ def read_frame(
             left out.
         faults: Takes the error about rows of another width than the header's, which are left out; default:
             it is raised.
+        labels: A column of the frame that is no series: its True and False are 1 and 0.
 
     Raises:
         DataError: Anything that cannot be read as asked, with file, column and row (1-based; the line as well
             for text files).
     """
     table = open_table(source, missing_words or (), decimal, comment, sheet, faults)
+    table = dataclasses.replace(table, flags=labels)
     time = _find_time(table, timestamp_column, exclude or ())
     table, time = widen(table, time, columns if trained_on is None else trained_on, exclude or ())
     if trained_on is not None:
@@ -195,7 +197,7 @@ def read_frame(
         clock = Clock(frequency=frequency)
     values = table.numbers(chosen, 0 if newest_first else first)
     if columns is None:
-        _require_series(table, names, values, timed=bool(time))
+        require_series(table, names, values, timed=bool(time))
     values = np.ascontiguousarray(values[::-1] if newest_first else values)
     order = range(table.n_rows)[:: -1 if newest_first else 1]
 
@@ -223,7 +225,8 @@ def read_frame(
     if trained_on is not None:
         unused = [name for at, name in enumerate(table.names) if name and at not in (*time, *chosen)]
     about = f"{Path(table.source).name}, column `{time_name}`"  # reports name no folders
-    notices = _notices(table, names, time_name if time else None, unused, exclude or ())
+    series = [name for name in names if name != labels]
+    notices = _notices(table, series, time_name if time else None, unused, exclude or ())
     notices += tuple(f"{about}: {text}" for text in clock.notices)
     return Frame(values, names, times, table.source, time_name, clock, observed, notices)
 
@@ -243,29 +246,6 @@ def _times(
         if found[2]:  # the newest row comes first, so these were the oldest ones
             found = read(cells.iloc[: len(cells) - first], place)
         return *found, first
-
-
-def _require_series(table: Table, names: Sequence[str], values: np.ndarray, *, timed: bool) -> None:
-    """Refuse columns that are no series: they would be trained on and forecast."""
-    columns = list(zip(names, values.T, strict=True))
-    kinds = [no_series(name, column) for name, column in columns]
-    if all(kinds):
-        kinds = [no_series(name, column, alone=True) for name, column in columns]
-    wrong = {name: kind for name, kind in zip(names, kinds, strict=True) if kind}
-    if not wrong:
-        return
-    first, *others = wrong
-    cells = ", ".join(f"{value:.15g}" for value in values[:3, names.index(first)])
-    what = f"{cells}, … is {wrong[first]}, not a series"
-    if others:
-        what += "; so are " + ", ".join(f"`{name}` ({wrong[name]})" for name in others)
-    fix, past = f"Leave it out with `exclude: {as_list(list(wrong))}`", {"exclude": list(wrong)}
-    if len(wrong) == len(names):
-        fix, past = "Give at least one series", {}
-    if not timed:
-        fix += f", or read it as the time with `timestamp_column: {first}`"
-    fix += ", or list the series in `columns`"
-    raise DataError(what, where=table.place(first, None), fix=fix, past=past)
 
 
 def _notices(
@@ -376,8 +356,10 @@ def _find_time(table: Table, timestamp_column: str | None, exclude: Sequence[str
         return [_position(table, name) for name in names]
     if table.time_index is not None:
         return [table.time_index]
-    names = [name for name in table.names if name not in exclude]
-    usual = [table.names.index(name) for name in names if name.lower() in TIME_NAMES]
+    free = [at for at, name in enumerate(table.names) if name not in exclude]
+    dated = [at for at in free if at in table.dated]
+    usual = [at for at in free if table.names[at].lower() in TIME_NAMES]
+    usual = usual or dated[: 1 if 0 in dated else None]
     if len(usual) > 1:
         names = [table.names[position] for position in usual]
         what = f"{len(usual)} columns could be the timestamps: {listed(names)}"
@@ -387,8 +369,7 @@ def _find_time(table: Table, timestamp_column: str | None, exclude: Sequence[str
         if len(usual) == 2 and _CLOCK.match(str(table.read(usual[1:], object).iat[0, 0]).strip()):
             fix += f", or `timestamp_column: {names[0]} + {names[1]}` for a date and its time of day"
         raise DataError(what, where=table.source, fix=fix, past=past)
-    first = table.names[0] not in exclude and looks_like_date(table.first_cell)
-    return usual or ([0] if first else [])
+    return usual
 
 
 def _position(table: Table, name: str) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,28 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ID = re.compile(r"(.*[_ ])?id", re.IGNORECASE)
+
+
+class LongSeries(NamedTuple):
+    """Series that need not have the same times.
+
+    Attributes:
+        frame: A row per series and time, with the values in ``y``.
+        series: Its column that names the series.
+        time: Its column of times.
+    """
+
+    frame: pd.DataFrame
+    series: str
+    time: str
+
+
+class UnequalTimes(DataError):
+    """A long table whose series do not have the same times; ``read`` gives them nevertheless."""
+
+    def __init__(self, what: str, *, read: Callable[[], LongSeries], **more: Any) -> None:
+        super().__init__(what, **more)
+        self.read = read
 
 
 def time_cells(table: Table, time: Sequence[int]) -> pd.Series:
@@ -34,7 +56,8 @@ def widen(
     column where there are several columns of values. ``chosen`` are names of series or columns of values.
 
     Raises:
-        DataError: The series do not have the same timestamps, or a column of values has text.
+        UnequalTimes: The series do not have the same timestamps.
+        DataError: A column of values has text.
     """
     import pandas as pd
 
@@ -58,8 +81,21 @@ def widen(
     if chosen:
         named = [(one, at) for one in series.unique() for at in values]
         wanted = {one for one, at in named if _name(table, one, at, several) in chosen}
-    rows = _grid(table, by, series[series.isin(wanted)] if wanted else series, times)
+    series = series[series.isin(wanted)] if wanted else series
     time_name = " ".join(table.names[at] for at in time)
+
+    def long() -> LongSeries:
+        found, kept = table.numbers(values), series.index.to_numpy()
+        parts = {
+            by.replace("`", ""): [_name(table, one, at, several) for at in values for one in series],
+            time_name: np.tile(times.to_numpy(object)[kept], len(values)),
+            "y": found[kept].T.ravel(),
+        }
+        frame = pd.DataFrame(parts)
+        named = frame.iloc[:, 0].isin(list(chosen)) if chosen else slice(None)
+        return LongSeries(frame[named], *frame.columns[:2])
+
+    rows = _grid(table, by, series, times, long)
     columns = [(_name(table, one, at, several), at, rows[one]) for one in rows for at in values]
     first = next(iter(rows.values()))
 
@@ -78,7 +114,7 @@ def widen(
         source=table.source,
         names=(time_name, *(name for name, _, _ in columns)),
         n_rows=len(first),
-        first_cell="",
+        first_row=(),
         read=read,
         lines=table.lines,
         missing_words=table.missing_words,
@@ -110,7 +146,9 @@ def _series_of_rows(table: Table, keys: pd.DataFrame, times: pd.Series) -> tuple
     return None
 
 
-def _grid(table: Table, by: str, series: pd.Series, times: pd.Series) -> dict[str, np.ndarray]:
+def _grid(
+    table: Table, by: str, series: pd.Series, times: pd.Series, long: Callable[[], LongSeries]
+) -> dict[str, np.ndarray]:
     """The rows of each series, in the order of the first one's times, which all must have."""
     row_of = series.index.to_numpy()
     rows = {str(one): row_of[where] for one, where in series.groupby(series, sort=False).indices.items()}
@@ -132,4 +170,5 @@ def _grid(table: Table, by: str, series: pd.Series, times: pd.Series) -> dict[st
     fix = "Give every series all times, with empty cells where there is no value"
     if len(alike) <= 20:
         fix = f"Read those with the same times by `columns: {as_list(alike)}`. {fix}"
-    raise DataError(what, where=table.source, fix=fix, past={"columns": alike})
+    fix += ". ofa-jax forecast and OneForAllForecaster read them as they are"
+    raise UnequalTimes(what, read=long, where=table.source, fix=fix, past={"columns": alike})

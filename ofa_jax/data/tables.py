@@ -50,13 +50,14 @@ class Table:
         source: Their origin, for messages.
         names: The columns' names.
         n_rows: Number of data rows T.
-        first_cell: The first column of the first row as text; empty where it is a number.
+        first_row: The cells of the first row as text; empty where they are numbers.
         read: ``read(positions, dtype)``: those columns as a DataFrame. Text files read ``float``
             (ValueError on text) or ``object``; other sources ignore ``dtype``.
         time_index: Position of the column that was the DataFrame's index, or None.
         lines: The file's line of each data row, 1-based; None where there are no lines.
         missing_words: What cells say that have no value, besides :data:`NO_VALUE`.
         comma: Whether numbers are written with a decimal comma.
+        flags: A column whose True and False are 1 and 0.
         notices: What reading inferred, one line each.
         origins: For columns that were put together from cells of others: what to call the column, and the
             source's row of each row.
@@ -65,14 +66,20 @@ class Table:
     source: str
     names: tuple[str, ...]
     n_rows: int
-    first_cell: str
+    first_row: tuple[str, ...]
     read: Callable[[Sequence[int], type], pd.DataFrame]
     time_index: int | None = None
     lines: Sequence[int] | None = None
     missing_words: tuple[str, ...] = ()
     comma: bool = False
+    flags: str | None = None
     notices: tuple[str, ...] = ()
     origins: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
+
+    @property
+    def dated(self) -> list[int]:
+        """The columns whose first cell reads as a date."""
+        return [at for at, cell in enumerate(self.first_row) if looks_like_date(cell)]
 
     def numbers(self, positions: Sequence[int], first: int = 0) -> np.ndarray:
         """The columns at ``positions`` as ``[T, C]`` float64, NaN where a cell is empty.
@@ -89,7 +96,10 @@ class Table:
         if {dtype.kind for dtype in frame.dtypes} <= set("iuf"):
             return np.array(frame.to_numpy(np.float64, na_value=np.nan), order="C")
         cells = [frame.iloc[:, index].tolist() for index in range(len(positions))]
-        values = [[self._number(cell) for cell in column] for column in cells]
+        flags = [self.names[at] == self.flags for at in positions]
+        values = [
+            [self._number(cell, flag) for cell in column] for column, flag in zip(cells, flags, strict=True)
+        ]
         only_text = [all(value is None for value in column[first:]) for column in values]
         for index, column in enumerate(values):
             if None in column[first:]:
@@ -100,7 +110,9 @@ class Table:
                 )
         return np.array(values, dtype=np.float64).T.copy()
 
-    def _number(self, cell: object) -> float | None:
+    def _number(self, cell: object, flag: bool) -> float | None:
+        if flag and str(cell).strip().lower() in ("true", "false"):
+            return float(str(cell).strip().lower() == "true")
         if isinstance(cell, str):
             text = cell.strip()
             if text in NO_VALUE or text in self.missing_words:
@@ -135,7 +147,8 @@ class Table:
             what = f"there is no numeric column; this one contains the text {shorten(text)}"
             fix, past = "Give at least one column of numbers", {}
         if text.lower() in ("true", "false"):
-            fix = f"Write 1 and 0, or leave it out with `exclude: {as_list([name])}`"
+            fix = f"Write 1 and 0, or leave it out with `exclude: {as_list([name])}`. "
+            fix += "A column that labels anomalies is named by data.label_column"
             past = {"exclude": [name]}
         elif self.comma and _THOUSANDS.fullmatch(text):
             fix = f"With `decimal: comma` a point may be a thousands sign: write {text.replace('.', '')} or "
@@ -197,12 +210,14 @@ def as_table(frame: pd.DataFrame, source: str) -> Table:
         what = f"the index contains {shorten(index[0])}, neither timestamps nor row numbers"
         fix = "Set a DatetimeIndex, or turn the index into a column with `reset_index()`"
         raise DataError(what, where=source, fix=fix)
-    first = frame.iat[0, 0] if frame.size else ""
+    first = [frame.iat[0, at] for at in range(frame.shape[1])] if len(frame) else []
     return Table(
         source=source,
         names=tuple(map(str, frame.columns)),
         n_rows=len(frame),
-        first_cell=str(first) if isinstance(first, str) or hasattr(first, "year") else "",
+        first_row=tuple(
+            str(cell) if isinstance(cell, str) or hasattr(cell, "year") else "" for cell in first
+        ),
         read=lambda positions, dtype: frame.iloc[:, list(positions)],
         time_index=0 if dated else None,
     )

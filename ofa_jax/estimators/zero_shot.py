@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,12 @@ import numpy as np
 import pandas as pd
 
 from ofa_jax.build import Model, build_model
+from ofa_jax.data.archives.tsf import long_series
+from ofa_jax.data.long import LongSeries, UnequalTimes
+from ofa_jax.data.tables import unpacked_name
 from ofa_jax.errors import DataError
 from ofa_jax.estimators.engine import forecast_experiment, forecast_windows
+from ofa_jax.estimators.forecaster import OneForAllForecaster
 from ofa_jax.estimators.intervals import check_levels, interval
 from ofa_jax.tasks.base import NewData, TrainedOn
 from ofa_jax.tasks.forecast import read_new
@@ -39,27 +44,47 @@ def forecast(
 
     Returns:
         A row per step, in the data's units; with levels a column ``name-lo-90`` and ``name-hi-90`` after that
-        of each series.
+        of each series. Of a long table whose series do not have the same times, and of a ``.tsf`` file, a row
+        per series and step, with columns ``OneForAll``, ``OneForAll-lo-90``, ….
 
     Raises:
         ConfigError: The trunk was not pretrained on series, or a level is out of range.
         DataError: The data cannot be read.
     """
     levels = check_levels(level)
-    return apply_zero_shot(*read_zero_shot(source, horizon, trunk=trunk, **reading), levels)
+    given = read_zero_shot(source, horizon, trunk=trunk, **reading)
+    if isinstance(given, LongSeries):
+        return forecast_long(given, horizon, levels, trunk, reading.get("frequency"))[0]
+    return apply_zero_shot(*given, levels)
+
+
+def forecast_long(
+    given: LongSeries, horizon: int, levels: Sequence[float], trunk: str, freq: str | None = None
+) -> tuple[pd.DataFrame, list[str]]:
+    """The long table of :func:`forecast`, and what was inferred of the times, one line each."""
+    model = OneForAllForecaster(horizon, trunk=trunk, freq=freq, id_col=given.series, time_col=given.time)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = model.predict(given.frame, level=levels or None)
+    return table, [str(one.message) for one in caught]
 
 
 def read_zero_shot(
     source: str | Path | pd.DataFrame, horizon: int, *, trunk: str = "nano", **reading: Any
-) -> tuple[Model, NewData]:
-    """A pretrained trunk as a model, and new data laid out for it; see :func:`forecast`."""
+) -> tuple[Model, NewData] | LongSeries:
+    """A pretrained trunk as a model, and new data laid out for it, or series for :func:`forecast_long`."""
+    if not isinstance(source, pd.DataFrame) and unpacked_name(Path(source)).endswith(".tsf"):
+        return long_series(source, missing=reading.get("missing", "error"))
     experiment = forecast_experiment(trunk, "auto", horizon, "output", adapters={}, train={})
     name = "a table" if isinstance(source, pd.DataFrame) else str(source)
     experiment, context = experiment.replace({"data.source": name}), experiment.task.input_length
     row, meta = TASKS["forecast"], {"relative": True}
     some = experiment.task.model_copy(update={"input_length": 1})
     trained = TrainedOn(some, experiment.data, None, meta, reading)
-    rows = read_new(trained, source, last=context).n_rows
+    try:
+        rows = read_new(trained, source, last=context).n_rows
+    except UnequalTimes as error:
+        return error.read()
     task = some.model_copy(update={"input_length": min(rows, context)})
     return build_model(experiment), row.apply(replace(trained, task=task), source)
 

@@ -74,7 +74,8 @@ def _of_table(data: DataConfig) -> Recording:
     label, columns = data.label_column, data.columns
     if label is not None and columns is not None:
         columns = (*(name for name in columns if name != label), label)
-    frame, _ = load(data.source, **(data.reading | ({"columns": columns} if columns else {})))
+    reading = data.reading | ({"columns": columns} if columns else {}) | ({"labels": label} if label else {})
+    frame, _ = load(data.source, **reading)
     frame, anomalous = (frame, None) if label is None else _without(frame, label)
     parts = borders(frame.n_rows, "ratio", input_length=0, ratios=data.ratios, source=frame.source)
     begin = parts["test"][0]

@@ -805,3 +805,16 @@ def test_the_last_rows_are_read_whatever_is_wrong_with_earlier_ones(turned):
     frame = read_frame(table.iloc[::turned], last=20)
     np.testing.assert_array_equal(frame.timestamps, days[-20:].to_numpy())
     np.testing.assert_array_equal(frame.values[:, 0], table["a"].to_numpy()[-20:])
+
+
+def test_dates_in_another_column_than_the_first_are_the_time(tmp_path):
+    path = tmp_path / "sales.csv"
+    path.write_text("sales,day,visits\n1,2024-01-01,5\n2,2024-01-02,7\n4,2024-01-03,6\n")
+    frame = read_frame(path)
+    assert frame.names == ("sales", "visits")
+    assert frame.timestamps is not None
+    assert str(frame.timestamps[-1])[:10] == "2024-01-03"
+    path.write_text("sales,begin,end\n1,2024-01-01,2024-01-02\n2,2024-01-02,2024-01-03\n")
+    with pytest.raises(DataError, match="2 columns could be the timestamps: `begin`, `end`"):
+        read_frame(path)
+    assert read_frame(path, exclude=["begin"]).names == ("sales",)

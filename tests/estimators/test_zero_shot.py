@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from ofa_jax import OneForAllForecaster, forecast
 from ofa_jax.cli.main import app
-from ofa_jax.errors import ConfigError, DataError
+from ofa_jax.errors import ConfigError, DataError, OfaError
 from ofa_jax.estimators.zero_shot import read_zero_shot
 from tests.estimators.conftest import long_frame
 
@@ -82,3 +82,47 @@ def test_fit_is_train_csv_with_a_file_and_a_horizon(tmp_path, monkeypatch):
     experiment = begun[tmp_path / "run"]
     assert (experiment.data.source, experiment.task.horizon) == (str(source), 7)
     assert (experiment.trunk.source, experiment.recipe, experiment.train.epochs) == ("nano", "output", 2)
+
+
+def test_long_series_of_unequal_times_are_forecast_each_after_its_own_end(small, tmp_path):
+    path, frame = tmp_path / "long.csv", long_frame((50, 30, 41))
+    frame.rename(columns={"unique_id": "shop", "ds": "day", "y": "sales"}).to_csv(path, index=False)
+    wanted = OneForAllForecaster(3, trunk=small).predict(frame, level=80)
+    found = forecast(path, 3, level=80, trunk=small)
+    assert list(found) == ["shop", "day", *wanted.columns[2:]]
+    assert found["shop"].tolist() == wanted["unique_id"].tolist()
+    assert found["day"].tolist() == wanted["ds"].tolist()
+    np.testing.assert_array_equal(found.iloc[:, 2:], wanted.iloc[:, 2:])
+    some = forecast(path, 3, trunk=small, columns=["c", "b"])
+    np.testing.assert_allclose(some.loc[some["shop"] == "c", "OneForAll"], wanted["OneForAll"][6:], rtol=1e-6)
+    arguments = ["forecast", str(path), "--horizon", "3", "--trunk", small]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[0] == "shop,day,OneForAll"
+    assert len(done.stdout.splitlines()) == 10
+    assert "9 rows of 3 series: -" in done.stderr
+    drawn = CliRunner().invoke(app, [*arguments, "--plot", str(tmp_path / "p.png")])
+    assert isinstance(drawn.exception, OfaError)
+    assert "only series with the same times are drawn" in str(drawn.exception)
+
+
+def test_long_series_of_several_columns_are_named_by_both(small, tmp_path):
+    frame = long_frame((20, 30))
+    frame["z"] = -frame["y"]
+    frame.to_csv(tmp_path / "long.csv", index=False)
+    found = forecast(tmp_path / "long.csv", 2, trunk=small)
+    assert found["unique_id"].unique().tolist() == ["b y", "a y", "b z", "a z"]
+    np.testing.assert_allclose(found["OneForAll"][:4], -found["OneForAll"][4:].to_numpy(), rtol=1e-5)
+
+
+def test_the_series_of_a_tsf_file_are_forecast_by_steps(small, tmp_path):
+    lines = ["@attribute series_name string", "@frequency daily", "@missing true", "@equallength false"]
+    lines += ["@data", "p:1,2,3,4,5,6,7,8,9", "q:5,?,5,6,5,6"]
+    (tmp_path / "few.tsf").write_text("\n".join(lines))
+    found = forecast(tmp_path / "few.tsf", 2, trunk=small, missing="linear")
+    assert found[["series", "step"]].values.tolist() == [["p", 10], ["p", 11], ["q", 7], ["q", 8]]
+    frame = pd.DataFrame({"unique_id": "q", "ds": range(1, 7), "y": [5, np.nan, 5, 6, 5, 6]})
+    wanted = OneForAllForecaster(2, trunk=small).predict(frame)["OneForAll"]
+    np.testing.assert_allclose(found["OneForAll"][2:], wanted, rtol=1e-6)
+    with pytest.raises(DataError, match="missing"):
+        forecast(tmp_path / "few.tsf", 2, trunk=small)

@@ -106,6 +106,17 @@ def test_labels_give_detection_metrics_and_are_no_series(tmp_path):
     assert len(predict(loaded, table())) == ROWS
 
 
+def test_labels_of_false_and_true_are_those_of_0_and_1(tmp_path):
+    frame = table().assign(broken=False)
+    frame.loc[frame.index[LATE], "broken"] = True
+    recording = read_recording(experiment(saved(tmp_path, frame), label_column="broken").data)
+    np.testing.assert_array_equal(recording.stream.test_label, frame["broken"][320:])
+    assert "labels in `broken`: 4 of 400 rows are anomalous" in recording.notices
+    assert "2 series (`temp`, `load`), time in `time`" in recording.notices[0]
+    with pytest.raises(DataError, match=r"named by data\.label_column"):
+        read_recording(experiment(saved(tmp_path, frame)).data)
+
+
 def test_labels_among_the_normal_rows_are_told(tmp_path):
     frame = table().assign(broken=0)
     frame.loc[[3, 390], "broken"] = 1

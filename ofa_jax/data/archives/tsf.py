@@ -11,6 +11,7 @@ import numpy as np
 from ofa_jax.config.tasks import Missing
 from ofa_jax.data.archives.records import SeriesCollection
 from ofa_jax.data.archives.text import CUT_SHORT, Header, fill, numbers, place, read_lines
+from ofa_jax.data.long import LongSeries
 from ofa_jax.data.tables import NUMBER
 from ofa_jax.errors import DataError, shorten
 
@@ -102,6 +103,29 @@ def last_steps(path: str | Path, length: int, *, missing: Missing = "error") -> 
     return pd.DataFrame(
         {name: values[-length:] for name, values in zip(found.names, found.values, strict=True)}
     )
+
+
+def long_series(path: str | Path, *, missing: Missing = "error") -> LongSeries:
+    """All series of a file, with steps that count from 1 in place of times; filled values stay missing.
+
+    Raises:
+        DataError: As :func:`read_tsf`.
+    """
+    import pandas as pd
+
+    found = read_tsf(path, missing=missing)
+    values = np.concatenate(found.values)
+    if found.observed is not None:
+        values = np.where(np.concatenate(found.observed), values, np.nan)
+    steps = [np.arange(1, 1 + length) for length in found.lengths]
+    frame = pd.DataFrame(
+        {
+            "series": np.repeat(np.array(found.names, object), found.lengths),
+            "step": np.concatenate(steps),
+            "y": values,
+        }
+    )
+    return LongSeries(frame, "series", "step")
 
 
 def _attributes(header: Header, path: Path) -> dict[str, str]:

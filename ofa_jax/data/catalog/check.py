@@ -20,6 +20,7 @@ from ofa_jax.data.archives import (
 )
 from ofa_jax.data.archives.text import read_lines
 from ofa_jax.data.calendar import follows
+from ofa_jax.data.cases import CASE, LABEL, names_of, names_table, read_case_table
 from ofa_jax.data.catalog.entries import ENTRIES
 from ofa_jax.data.catalog.load import content_sha256
 from ofa_jax.data.frames import Frame, read_frame
@@ -120,6 +121,8 @@ def _read(path: Path, options: dict[str, Any], faults: list[DataError]) -> Recor
             return read_m4_info(path)
         if first[:2] in (["V1", "V2"], ["id", "F1"]):
             return read_m4_part(path)
+    if names_table(path) and CASE in (names := names_of(path, options)):
+        return read_case_table(path, options, unlabeled=LABEL not in names).cases
     return read_frame(path, **options, faults=faults)
 
 

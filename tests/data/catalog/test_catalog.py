@@ -458,6 +458,13 @@ def test_checking_a_file_sums_it_up(tmp_path):
     np.savez(tmp_path / "a.npz", train=np.ones((2, 1)), test=np.ones((4, 1)), test_label=[0, 1, 0, 0])
     found = check_file(tmp_path / "a.npz")
     assert (found["kind"], found["anomaly_ratio"], found["test_steps"]) == ("stream", 0.25, 4)
+    cases = tmp_path / "cases.csv"
+    cases.write_text("case,time,x,label\np,1,5,up\np,2,6,up\nq,1,6,down\n")
+    found = check_file(cases)
+    assert (found["kind"], found["cases"], found["longest"]) == ("cases", 2, 2)
+    assert found["classes"] == {"down": 1, "up": 1}
+    cases.write_text("case,time,x\np,1,5\np,2,6\nq,1,6\n")
+    assert check_file(cases)["cases"] == 2
     (tmp_path / "M4-info.csv").write_text("M4id,category,Frequency,Horizon,SP\nY1,Macro,1,1,Yearly\n")
     assert check_file(tmp_path / "M4-info.csv")["frequencies"] == {"Yearly": 1}
     with pytest.raises(DataError, match="is a folder"):
