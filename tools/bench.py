@@ -2,11 +2,12 @@
 
     python tools/bench.py --json runs/bench.json --markdown runs/bench.md
 
-Eight sections, by name (``--only step,roof``):
+Nine sections, by name (``--only step,roof``):
 
 - ``step``       one training step at the paper's shape, against transformers' GPT-2 + peft + Adam;
 - ``inference``  windows per second, latency of one window, adapters unmerged and merged, against the same;
 - ``roof``       the best rate of matrix products, and the share of it that ``step`` and ``inference`` reach;
+- ``nano``       the pretrained trunk: forecasts and train step, and what a user waits for;
 - ``epoch``      an epoch of configs/quick/etth1.yaml against the same loop with a DataLoader;
 - ``memory``     peak memory of ``step`` and ``epoch``, each side in fresh processes;
 - ``start``      import, ``--help``, and time to the first trained step without and with a compilation cache;
@@ -38,6 +39,7 @@ from typing import Annotated, Any, get_args
 import jax
 import typer
 from benchmarks.machine import commit, machine
+from benchmarks.nano import nano_section
 from benchmarks.page import render
 from benchmarks.paper import Paper, inference_section, roof_section, step_section
 from benchmarks.processes import growth_section, memory_section, start_section
@@ -60,7 +62,7 @@ class Asked(Choices):
 
 
 NAMES: tuple[SectionName, ...] = get_args(SectionName)
-COMPARED: tuple[SectionName, ...] = ("step", "inference", "roof", "epoch", "memory")
+COMPARED: tuple[SectionName, ...] = ("step", "inference", "roof", "nano", "epoch", "memory")
 
 
 def measure(sizes: Sizes, names: Sequence[SectionName], say: Callable[[str], object], command: str) -> Report:
@@ -82,6 +84,7 @@ def measure(sizes: Sizes, names: Sequence[SectionName], say: Callable[[str], obj
         "step": lambda: step_section(paper),
         "inference": lambda: inference_section(paper),
         "roof": lambda: roof_section(paper, done),
+        "nano": lambda: nano_section(sizes),
         "epoch": lambda: epoch_section(sizes),
         "memory": lambda: memory_section(sizes),
         "start": lambda: start_section(sizes),

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import ndtri
 
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.model.gpt2 import LEVELS
@@ -159,8 +159,9 @@ def quantile(levels_nhq: np.ndarray, share: float) -> np.ndarray:
             return levels_nhq[..., left]
         return levels_nhq[..., left] * (1 - weight) + levels_nhq[..., left + 1] * weight
     median = levels_nhq[..., _MIDDLE]
-    edge = 0 if share < LEVELS[0] else -1
-    return median + (levels_nhq[..., edge] - median) * float(ndtri(share) / ndtri(LEVELS[edge]))
+    edge, normal = 0 if share < LEVELS[0] else -1, NormalDist()
+    factor = normal.inv_cdf(share) / normal.inv_cdf(LEVELS[edge])
+    return median + (levels_nhq[..., edge] - median) * factor
 
 
 def _spreads(levels_nhq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,6 @@ from ofa_jax.data.long import LongSeries, UnequalTimes
 from ofa_jax.data.tables import unpacked_name
 from ofa_jax.errors import DataError
 from ofa_jax.estimators.engine import forecast_experiment, forecast_windows
-from ofa_jax.estimators.forecaster import OneForAllForecaster
 from ofa_jax.estimators.intervals import check_levels, interval
 from ofa_jax.tasks.base import NewData, TrainedOn
 from ofa_jax.tasks.forecast import read_new
@@ -62,6 +61,8 @@ def forecast_long(
     given: LongSeries, horizon: int, levels: Sequence[float], trunk: str, freq: str | None = None
 ) -> tuple[pd.DataFrame, list[str]]:
     """The long table of :func:`forecast`, and what was inferred of the times, one line each."""
+    from ofa_jax.estimators.forecaster import OneForAllForecaster  # takes long, and tables need none of it
+
     model = OneForAllForecaster(horizon, trunk=trunk, freq=freq, id_col=given.series, time_col=given.time)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

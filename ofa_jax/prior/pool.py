@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-import grain
 import numpy as np
 
 from ofa_jax.prior.source import Prior
@@ -93,6 +92,8 @@ class Pool:
         return np.concatenate([next(self._open[0]) for _ in range(self._size // self._batch)])
 
     def _read(self, number: int) -> Any:
+        import grain  # takes long, and only pretraining reads a pool
+
         ahead = self._size // self._batch
         windows = grain.MapDataset.source(self._source).slice(slice(number * self._size, None))
         batches = windows.batch(self._batch)

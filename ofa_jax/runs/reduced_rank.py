@@ -14,7 +14,6 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
-from scipy.linalg import cho_factor, cho_solve
 
 from ofa_jax.data.splits import Split
 from ofa_jax.errors import Interrupted, TrainError
@@ -228,6 +227,8 @@ def _gain(validation: Windows, factors: tuple[np.ndarray, np.ndarray], spans: in
 
 def reduced_rank(train: Moments, penalty: float, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Factors ``[f, k]`` and ``[h, k]``, ``k ≤ rank``, of the kernel with the least penalized error."""
+    from scipy.linalg import cho_factor, cho_solve  # takes long, and forecasts need none of it
+
     unit = float(np.trace(train.xx)) / len(train.xx) or 1.0
     penalized = train.xx.copy()
     np.einsum("ii->i", penalized)[:] += penalty * unit

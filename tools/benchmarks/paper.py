@@ -246,12 +246,12 @@ def _shares(paper: Paper, before: list[Section], roof: float, fastest: tuple[int
 def _steady_shares(paper: Paper, work: float, fastest: tuple[int, int, int]) -> list[float]:
     """The train step's rate over that of the fastest of some series of products, per round."""
     sizes, shape = paper.sizes, paper.sizes.shape
-    done = sizes.dispatch * work
+    done, dtype = sizes.dispatch * work, paper.compute_dtype
     calls: dict[str, tuple[Call, float]] = {
         "step": (paper.training_step(), done),
         "fastest": _repeated(fastest, done / 2, paper),
-        "MLP": _chain(sizes.batch * shape.tokens, shape.n_embd, 4 * shape.n_embd, done / 2, paper),
-        **{f"square {side}": _chain(side, side, side, done / 2, paper) for side in sizes.squares},
+        "MLP": matmul_chain(sizes.batch * shape.tokens, shape.n_embd, 4 * shape.n_embd, done / 2, dtype),
+        **{f"square {side}": matmul_chain(side, side, side, done / 2, dtype) for side in sizes.squares},
     }
     taken = alternate({name: call for name, (call, _) in calls.items()}, sizes.rounds)
     rates = {name: [calls[name][1] / seconds for seconds in found.seconds] for name, found in taken.items()}
@@ -267,23 +267,26 @@ def _repeated(product: tuple[int, int, int], work: float, paper: Paper) -> tuple
     return lambda: [multiply() for _ in range(count)], float(count * 2 * math.prod(product))
 
 
-def _chain(rows: int, inner: int, outer: int, work: float, paper: Paper) -> tuple[Call, float]:
-    """``[rows, inner] x [inner, outer] x [outer, inner]`` repeated in one program without allocation."""
-    there, back = (_random(size, paper) / math.sqrt(size[0]) for size in ((inner, outer), (outer, inner)))
+def matmul_chain(rows: int, inner: int, outer: int, work: float, dtype: jnp.dtype) -> tuple[Call, float]:
+    """``[rows, inner] x [inner, outer] x [outer, inner]`` repeated in one program without allocation.
+
+    For about ``work`` operations; their exact number comes second.
+    """
+    there, back = (_random(size, dtype) / math.sqrt(size[0]) for size in ((inner, outer), (outer, inner)))
     count = max(1, round(work / (4 * rows * inner * outer)))
     program = jax.jit(lambda x, there, back: jax.lax.fori_loop(0, count, lambda _, x: x @ there @ back, x))
-    x = jnp.ones((rows, inner), paper.compute_dtype)
+    x = jnp.ones((rows, inner), dtype)
     return lambda: jax.block_until_ready(program(x, there, back)), float(count * 4 * rows * inner * outer)
 
 
 def _matmul(rows: int, inner: int, columns: int, paper: Paper) -> Call:
-    left, right = _random((rows, inner), paper), _random((inner, columns), paper)
+    left, right = (_random(shape, paper.compute_dtype) for shape in ((rows, inner), (inner, columns)))
     product = jax.jit(jnp.matmul)
     return lambda: jax.block_until_ready(product(left, right))
 
 
-def _random(shape: tuple[int, int], paper: Paper) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32), paper.compute_dtype)
+def _random(shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32), dtype)
 
 
 def _network(sizes: Sizes) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-SectionName = Literal["step", "inference", "roof", "epoch", "memory", "start", "sweep", "growth"]
+SectionName = Literal["step", "inference", "roof", "nano", "epoch", "memory", "start", "sweep", "growth"]
 Unit = Literal["s", "windows/s", "bytes", "FLOP/s", "share"]
 Of = Literal["theirs/ours", "ours/theirs"]
 

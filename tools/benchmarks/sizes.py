@@ -35,6 +35,30 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class NanoShape:
+    """The network of the trunk ``nano`` (docs/pretraining.md)."""
+
+    input_length: int = 512
+    horizon: int = 96
+    patch: int = 16
+    n_embd: int = 128
+    n_layer: int = 4
+    n_head: int = 4
+    n_positions: int = 56
+    read_before: int = 8
+    rank: int = 16
+    alpha: float = 16.0
+
+    @property
+    def tokens(self) -> int:
+        return (self.input_length + self.horizon) // self.patch
+
+    @property
+    def tokens_read(self) -> int:
+        return self.read_before + self.horizon // self.patch
+
+
+@dataclass(frozen=True)
 class Sizes:
     """What one run of the suite measures, and how often.
 
@@ -58,6 +82,9 @@ class Sizes:
         sweep_ranks: Ranks of the sweep, each with ``sweep_seeds`` seeds.
         sweep_at_once: Adapters trained at a time in a second sweep; None for no second sweep.
         sweep_percent: Share of the training windows in the sweep's epoch.
+        nano: The network of the section ``nano``, with ``nano_batch`` windows in a training step.
+        nano_windows: Windows of a call of its forecasts.
+        nano_panel: Series that its estimator forecasts and fits.
         growth: The values of each axis, in order.
         growth_shape: The network of the growth curves.
         growth_batch: Windows of their steps; with several channels ``growth_samples``.
@@ -87,6 +114,10 @@ class Sizes:
     sweep_seeds: int = 1
     sweep_at_once: int | None = 3
     sweep_percent: int = 10
+    nano: NanoShape = NanoShape()
+    nano_batch: int = 32
+    nano_windows: int = 512
+    nano_panel: int = 1000
     growth: dict[Axis, tuple[int, ...]] = field(
         default_factory=lambda: {
             "channels": (7, 21, 64, 321, 862),

@@ -57,19 +57,22 @@ def use_all_cores() -> None:
 
 
 def build(
-    shape: Shape, base: Mapping[str, np.ndarray] | None = None, adapters: Mapping[str, Any] | None = None
+    shape: Any,
+    base: Mapping[str, np.ndarray] | None = None,
+    adapters: Mapping[str, Any] | None = None,
+    network: Callable[[Any], Any] = Forecaster,
 ) -> Any:
     """The network under peft, on the device, with ofa-jax's parameters by path if given.
 
     peft freezes everything but its own factors, ``in_layer`` and the head's base layer with it (protocol
     §1.7).
     """
-    network = Forecaster(shape)
+    module = network(shape)
     if base is not None:
         state = dict(_renamed(path, leaf) for path, leaf in base.items())
-        state["gpt2.wte.weight"] = network.gpt2.wte.weight  # the token embedding that is never used
-        network.load_state_dict(state)
-    model = get_peft_model(network, lora(shape))
+        state["gpt2.wte.weight"] = module.gpt2.wte.weight  # the token embedding that is never used
+        module.load_state_dict(state)
+    model = get_peft_model(module, lora(shape))
     if adapters is not None:
         load_adapters(model, adapters)
     return model.to(device())
@@ -80,7 +83,7 @@ def trainable(model: Any) -> int:
     return sum(leaf.numel() for leaf in model.parameters() if leaf.requires_grad)
 
 
-def lora(shape: Shape) -> LoraConfig:
+def lora(shape: Any) -> LoraConfig:
     """The authors' adapters (protocol §1.7)."""
     given: dict[str, Any] = {"r": shape.rank, "lora_alpha": shape.alpha, "use_rslora": True}
     given |= {"init_lora_weights": "gaussian", "target_modules": ["wpe", "out_layer"]}
