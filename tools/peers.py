@@ -1,12 +1,14 @@
-"""MASE next to statsforecast: the trunk zero-shot and adapted, AutoETS, AutoTheta and seasonal naive.
+"""MASE next to peers: the trunk zero-shot and adapted, AutoETS, AutoTheta, seasonal naive, and fracast.
 
-    pip install 'ofa-jax[peers]'
+    pip install 'ofa-jax[peers]' fracast
     OFA_JAX_DATA=DATA python tools/peers.py --files FOLDER
 
 The last H steps of each series from all before them: M3, M4 and M1 Yearly (at most 200 series of a set,
 evenly spaced), and four tables in FOLDER. The adapter is fitted on what precedes the last H steps of all
 series of a set together; the others are fitted on each series by itself. One-for-All's forecast is its
-median, which minimizes absolute errors. Seconds are of all series, after what is compiled was compiled once.
+median, which minimizes absolute errors. fracast (85,001 parameters, the weights of its wheel) was pretrained
+on public collections, benchmarks among them. Seconds are of all series, after what is compiled was compiled
+once.
 Prints a table in Markdown.
 """
 
@@ -41,7 +43,7 @@ FILES = {  # horizon, season, and columns of time and value
     "seattle-temps.csv": (24, 24, "date", "temp"),
     "co2.csv": (52, 52, "date", "co2"),
 }
-PEERS = ("AutoETS", "AutoTheta", "SeasonalNaive")
+METHODS = ("zero-shot", "adapted", "AutoETS", "AutoTheta", "SeasonalNaive", "fracast")
 
 
 class Problem(NamedTuple):
@@ -72,8 +74,8 @@ def frame_of(problem: Problem) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def mase(made: pd.DataFrame, name: str, after: pd.DataFrame, problem: Problem) -> float:
     """The mean over series of the absolute error by the mean change over a season before."""
-    joined = after.merge(made, on=["unique_id", "ds"], how="left")
-    error = (joined[name] - joined["y"]).abs().groupby(joined["unique_id"]).mean().to_numpy()
+    joined = after.merge(made.rename(columns={name: "made"}), on=["unique_id", "ds"], how="left")
+    error = (joined["made"] - joined["y"]).abs().groupby(joined["unique_id"]).mean().to_numpy()
     season, h = problem.season, problem.horizon
     scale = [np.nanmean(np.abs(one[season:-h] - one[: -h - season])) for one in problem.series]
     used = np.array(scale) > 0
@@ -87,30 +89,49 @@ def timed(run: Callable[[], pd.DataFrame]) -> tuple[pd.DataFrame, float]:
     return found, time.monotonic() - began
 
 
-def row(problem: Problem) -> list[str]:
+def row(problem: Problem, methods: Sequence[str]) -> list[str]:
     """MASE and seconds of each method."""
-    from statsforecast import StatsForecast
-    from statsforecast.models import AutoETS, AutoTheta, SeasonalNaive
-
     before, after = frame_of(problem)
-    horizon = problem.horizon
-
-    def adapted() -> pd.DataFrame:
-        return OneForAllForecaster(horizon).fit(before).predict(quantiles=0.5)
-
-    zero_shot = OneForAllForecaster(horizon)
-    zero_shot.predict(before)
     cells = []
-    for run in (lambda: zero_shot.predict(before, quantiles=0.5), adapted):
+    for name in methods:
+        run = forecaster_of(name, problem, before)
         made, seconds = timed(run)
-        cells.append(f"{mase(made, 'OneForAll_ql0.5', after, problem):.3f} ({seconds:.1f} s)")
-    for name, kind in zip(PEERS, (AutoETS, AutoTheta, SeasonalNaive), strict=True):
-        model = StatsForecast([kind(season_length=problem.season)], freq=1, n_jobs=1)
-        some = before[before["unique_id"] == 0]
-        model.forecast(df=some, h=horizon)  # compiles
-        made, seconds = timed(lambda model=model: model.forecast(df=before, h=horizon))  # type: ignore[misc]
-        cells.append(f"{mase(made, name, after, problem):.3f} ({seconds:.1f} s)")
+        cells.append(f"{mase(made, made.columns[-1], after, problem):.3f} ({seconds:.1f} s)")
     return cells
+
+
+def forecaster_of(name: str, problem: Problem, before: pd.DataFrame) -> Callable[[], pd.DataFrame]:
+    """Forecasts of the steps after ``before`` in the last column; what is compiled or loaded was so once."""
+    horizon = problem.horizon
+    if name == "adapted":
+        return lambda: OneForAllForecaster(horizon).fit(before).predict(quantiles=0.5)
+    if name == "zero-shot":
+        model = OneForAllForecaster(horizon)
+        model.predict(before)
+        return lambda: model.predict(before, quantiles=0.5)
+    if name == "fracast":
+        return _fracast(problem)
+    from statsforecast import StatsForecast, models
+
+    kind = getattr(models, name)(season_length=problem.season)
+    peer = StatsForecast([kind], freq=1, n_jobs=1)
+    peer.forecast(df=before[before["unique_id"] == 0], h=horizon)  # compiles
+    return lambda: peer.forecast(df=before, h=horizon)
+
+
+def _fracast(problem: Problem) -> Callable[[], pd.DataFrame]:
+    from fracast import FracastModel
+
+    model, horizon = FracastModel.from_pretrained(weights="fp32"), problem.horizon
+    middle = model.quantiles.index(0.5)
+
+    def run() -> pd.DataFrame:
+        made = [model.forecast(one[:-horizon], horizon=horizon)[:, middle] for one in problem.series]
+        ahead = [np.arange(len(one) - horizon, len(one)) for one in problem.series]
+        number = np.repeat(np.arange(len(made)), horizon)
+        return pd.DataFrame({"unique_id": number, "ds": np.concatenate(ahead), "y": np.concatenate(made)})
+
+    return run
 
 
 def problems(files: Path | None) -> dict[str, Problem]:
@@ -132,12 +153,13 @@ def main() -> None:
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description="MASE next to statsforecast.")
     parser.add_argument("--files", type=Path, help="folder of m1_yearly_dataset.tsf and tables")
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     arguments = parser.parse_args()
-    print("| | series | H, m | zero-shot | adapted | " + " | ".join(PEERS) + " |")
-    print("|---" * (5 + len(PEERS)) + "|", flush=True)
+    print(f"| | series | H, m | {' | '.join(arguments.methods)} |")
+    print("|---" * (3 + len(arguments.methods)) + "|", flush=True)
     for name, problem in problems(arguments.files).items():
         sizes = f"{len(problem.series)} | {problem.horizon}, {problem.season}"
-        print(f"| {name} | {sizes} | {' | '.join(row(problem))} |", flush=True)
+        print(f"| {name} | {sizes} | {' | '.join(row(problem, arguments.methods))} |", flush=True)
 
 
 if __name__ == "__main__":
