@@ -126,3 +126,15 @@ def test_the_series_of_a_tsf_file_are_forecast_by_steps(small, tmp_path):
     np.testing.assert_allclose(found["OneForAll"][2:], wanted, rtol=1e-6)
     with pytest.raises(DataError, match="missing"):
         forecast(tmp_path / "few.tsf", 2, trunk=small)
+
+
+def test_the_times_of_a_tsf_file_follow_from_its_starts(small, tmp_path):
+    lines = ["@attribute series_name string", "@attribute start_timestamp date", "@frequency monthly"]
+    lines += ["@missing true", "@equallength false", "@data"]
+    lines += ["p:1999-10-31 06-00-00:1,2,3,4", "q:2000-01-01 00-00-00:?,5,6,5,6,5"]
+    (tmp_path / "few.tsf").write_text("\n".join(lines))
+    found = forecast(tmp_path / "few.tsf", 2, trunk=small, missing="linear")
+    wanted = ["2000-02-29T06", "2000-03-31T06", "2000-07-01T00", "2000-08-01T00"]
+    assert found["time"].tolist() == [pd.Timestamp(when) for when in wanted]
+    (tmp_path / "few.tsf").write_text("\n".join(lines).replace("monthly", "4_seconds"))
+    assert "step" in forecast(tmp_path / "few.tsf", 2, trunk=small, missing="linear")

@@ -21,6 +21,7 @@ class SeriesCollection:
         observed: S arrays ``[T_s]`` bool, False where a missing value was filled; None without any.
         source: Where the values come from, for messages.
         notices: What reading inferred, one line each, for the user.
+        starts: ``[S]`` datetime64[s], the time of each series' first value; None where there are none.
     """
 
     names: tuple[str, ...]
@@ -30,6 +31,7 @@ class SeriesCollection:
     observed: tuple[np.ndarray, ...] | None
     source: str
     notices: tuple[str, ...] = ()
+    starts: np.ndarray | None = None
 
     @property
     def n_series(self) -> int:

@@ -21,6 +21,18 @@ if TYPE_CHECKING:
 _TAGS = ("relation", "attribute", "frequency", "horizon", "missing", "equallength")
 _TYPES = ("string", "numeric", "date")
 _NAME, _START = "series_name", "start_timestamp"
+_STEPS = {
+    "yearly": (12, "M"),
+    "quarterly": (3, "M"),
+    "monthly": (1, "M"),
+    "weekly": (7, "D"),
+    "daily": (1, "D"),
+    "hourly": (1, "h"),
+    "half_hourly": (30, "m"),
+    "10_minutes": (10, "m"),
+    "minutely": (1, "m"),
+}
+"""Steps of the archive's frequencies: how many of a unit of datetime64."""
 _DATE = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}) ([0-9]{2})-([0-9]{2})-([0-9]{2})")
 
 
@@ -28,7 +40,7 @@ def read_tsf(path: str | Path, *, missing: Missing = "error") -> SeriesCollectio
     """A Monash archive file, ``.tsf``, packed or not; every series complete, its test part at its end.
 
     A series begins with its first value: missing ones before it are left out. Attributes other than the
-    series' names are checked and not kept.
+    series' names and starts are checked and not kept.
 
     Args:
         path: The file.
@@ -46,7 +58,7 @@ def read_tsf(path: str | Path, *, missing: Missing = "error") -> SeriesCollectio
     horizon, frequency = header.count("horizon"), header.text("frequency")
 
     line_of: dict[str, int] = {}
-    values, observed, lengths, begins = [], [], [], []
+    values, observed, lengths, begins, starts = [], [], [], [], []
     for number, line in lines:
         if not line:
             continue
@@ -70,6 +82,7 @@ def read_tsf(path: str | Path, *, missing: Missing = "error") -> SeriesCollectio
         read = read[begins[-1] :]
         values.append(fill(read, missing, where))
         observed.append(~np.isnan(read))
+        starts.append(cells.get(_START))
     if not values:
         raise DataError("there are no series below `@data`", where=str(path), fix=CUT_SHORT)
     header.check_lengths(lengths, [place(path, line) for line in line_of.values()])
@@ -84,7 +97,31 @@ def read_tsf(path: str | Path, *, missing: Missing = "error") -> SeriesCollectio
         observed=None if all(mask.all() for mask in observed) else tuple(observed),
         source=str(path),
         notices=tuple(notices),
+        starts=_starts(starts, begins, frequency),
     )
+
+
+def _starts(given: list[str | None], begins: list[int], frequency: str | None) -> np.ndarray | None:
+    """The times of the first values, ``begins`` steps after those in the file."""
+    steps = _STEPS.get((frequency or "").lower())
+    if steps is None or None in given:
+        return None
+    parts = [_DATE.fullmatch(text) for text in given if text]
+    times = [np.datetime64(f"{part[1]}T{part[2]}:{part[3]}:{part[4]}", "s") for part in parts if part]
+    return np.array(
+        [times_after(time, count + 1, *steps)[-1] for time, count in zip(times, begins, strict=True)]
+    )
+
+
+def times_after(start: np.datetime64, count: int, step: int, unit: str) -> np.ndarray:
+    """``count`` times from a start, ``step`` units apart; months end where the start's day is beyond them."""
+    at = step * np.arange(count)
+    if unit != "M":
+        return start + at * np.timedelta64(1, unit)  # type: ignore[call-overload]
+    months, day = start.astype("M8[M]") + at, start.astype("M8[D]")
+    last = (months + 1).astype("M8[D]") - 1
+    days = np.minimum(months.astype("M8[D]") + (day - start.astype("M8[M]").astype("M8[D]")), last)
+    return days.astype("M8[s]") + (start - day.astype("M8[s]"))
 
 
 def last_steps(path: str | Path, length: int, *, missing: Missing = "error") -> pd.DataFrame:
@@ -106,7 +143,9 @@ def last_steps(path: str | Path, length: int, *, missing: Missing = "error") -> 
 
 
 def long_series(path: str | Path, *, missing: Missing = "error") -> LongSeries:
-    """All series of a file, with steps that count from 1 in place of times; filled values stay missing.
+    """All series of a file; filled values stay missing.
+
+    Their times follow from the starts that the file has and its frequency; else steps count from 1.
 
     Raises:
         DataError: As :func:`read_tsf`.
@@ -117,15 +156,15 @@ def long_series(path: str | Path, *, missing: Missing = "error") -> LongSeries:
     values = np.concatenate(found.values)
     if found.observed is not None:
         values = np.where(np.concatenate(found.observed), values, np.nan)
-    steps = [np.arange(1, 1 + length) for length in found.lengths]
-    frame = pd.DataFrame(
-        {
-            "series": np.repeat(np.array(found.names, object), found.lengths),
-            "step": np.concatenate(steps),
-            "y": values,
-        }
-    )
-    return LongSeries(frame, "series", "step")
+    if found.starts is None:
+        name, times = "step", [np.arange(1, 1 + length) for length in found.lengths]
+    else:
+        name, step = "time", _STEPS[str(found.frequency).lower()]
+        counts = zip(found.starts, found.lengths.tolist(), strict=True)
+        times = [times_after(start, count, *step) for start, count in counts]
+    names = np.repeat(np.array(found.names, object), found.lengths)
+    frame = pd.DataFrame({"series": names, name: np.concatenate(times), "y": values})
+    return LongSeries(frame, "series", name)
 
 
 def _attributes(header: Header, path: Path) -> dict[str, str]:
