@@ -162,25 +162,21 @@ def forecast(
 ) -> None:
     """Forecast the series of a file without training."""
     from ofa_jax.estimators.intervals import check_levels
-    from ofa_jax.estimators.zero_shot import LongSeries, apply_zero_shot, forecast_long, read_zero_shot
+    from ofa_jax.estimators.zero_shot import zero_shot
 
     _check_outputs(file, output, plot)
     levels, reading = check_levels(numbers(level, "level")), reading_settings(overrides or ())
-    given = read_zero_shot(file, horizon, trunk=trunk, **reading)
-    if isinstance(given, LongSeries):
-        if plot is not None:
-            fix = "Leave --plot out, or choose series with the same times by --set data.columns=[…]"
-            raise OfaError("only series with the same times are drawn", where=str(file), fix=fix)
-        table, notices = forecast_long(given, horizon, levels, trunk, reading.get("frequency"))
-        for notice in notices:
-            say(notice, file=sys.stderr)
-        _write_table(table, f"{len(table):,} rows of {len(table) // horizon:,} series", output)
-        return
-    model, new = given
-    for notice in new.notices:
+    made = zero_shot(file, horizon, levels=levels, trunk=trunk, reading=reading)
+    if plot is not None and made.plot is None:
+        fix = "Leave --plot out"
+        raise OfaError("only tables whose series have the same times are drawn", where=str(file), fix=fix)
+    for notice in made.notices:
         say(notice, file=sys.stderr)
-    note = f"zero-shot, {max(levels):g} % interval" if levels else "zero-shot"
-    _write_outputs(new, apply_zero_shot(model, new, levels), output, plot, note)
+    if plot is not None and made.plot is not None:
+        from ofa_jax.plots.style import save_figure
+
+        save_figure(made.plot(f"zero-shot, {max(levels):g} % interval" if levels else "zero-shot"), plot)
+    _write_table(made.table, made.summary, output, plot)
 
 
 def _check_outputs(input_: Path, output: Path, plot: Path | None) -> None:

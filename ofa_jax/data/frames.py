@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,7 +17,7 @@ from ofa_jax.data import delimited, sheets
 from ofa_jax.data.calendar import Step, following, step_of, wall_clock
 from ofa_jax.data.clock import NAIVE, Clock
 from ofa_jax.data.columns import require_series
-from ofa_jax.data.long import time_cells, widen
+from ofa_jax.data.long import CLOCK, time_cells, widen
 from ofa_jax.data.missing import check_sizes, fill_missing
 from ofa_jax.data.tables import Table, as_list, as_table, read_parquet, require_file, unpacked_name
 from ofa_jax.data.timestamps import Place, read_times, step_between
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")
 """Usual names of columns of times, in lower case."""
-_CLOCK = re.compile(r"\d{1,2}[:.]\d\d")
 PARQUET = (".parquet", ".pq")
 
 
@@ -116,7 +114,7 @@ class Frame:
 
 
 def read_frame(
-    source: str | Path | pd.DataFrame,
+    source: str | Path | pd.DataFrame | Table,
     *,
     timestamp_column: str | None = None,
     columns: Sequence[str] | None = None,
@@ -138,9 +136,10 @@ def read_frame(
     """Read and check series from text (``.csv``, ``.tsv``, ``.txt``), Excel, Parquet or a DataFrame.
 
     Args:
-        source: The file, or a DataFrame with its timestamps in a DatetimeIndex or a column.
+        source: The file, a DataFrame with its timestamps in a DatetimeIndex or a column, or a table.
         timestamp_column: Its name, or ``date + time`` for two columns of these names. Default: one called
-            date, timestamp, time, datetime or ds (in any case), else a first or single column of dates.
+            date, timestamp, time, datetime or ds (in any case), else the first column if it has dates, else
+            the only one that has.
         columns: The series to read, in this order; default: all columns, each of which must then be a series
             of numbers, and not a counter, an identifier or a date.
         exclude: Columns to leave out.
@@ -274,7 +273,7 @@ def _require_columns(found: Sequence[str], expected: Sequence[str], source: str)
 
 
 def open_table(
-    source: str | Path | pd.DataFrame,
+    source: str | Path | pd.DataFrame | Table,
     missing_words: Sequence[str],
     decimal: Decimal,
     comment: str | None,
@@ -292,7 +291,7 @@ def open_table(
 
 
 def _open(
-    source: str | Path | pd.DataFrame,
+    source: str | Path | pd.DataFrame | Table,
     missing_words: Sequence[str],
     decimal: Decimal,
     comment: str | None,
@@ -300,6 +299,8 @@ def _open(
     faults: list[DataError] | None,
 ) -> Table:
     words, comma = tuple(missing_words), decimal == "comma"
+    if isinstance(source, Table):
+        return source
     if not isinstance(source, str | Path):
         return dataclasses.replace(as_table(source, "DataFrame"), missing_words=words, comma=comma)
     path = Path(source)
@@ -358,6 +359,8 @@ def _find_time(table: Table, timestamp_column: str | None, exclude: Sequence[str
         return [table.time_index]
     free = [at for at, name in enumerate(table.names) if name not in exclude]
     dated = [at for at in free if at in table.dated]
+    if 0 not in dated and not table.texts and any(time_cells(table, [at]).duplicated().any() for at in dated):
+        dated = []  # not the time, such as when a row was last changed
     usual = [at for at in free if table.names[at].lower() in TIME_NAMES]
     usual = usual or dated[: 1 if 0 in dated else None]
     if len(usual) > 1:
@@ -366,7 +369,7 @@ def _find_time(table: Table, timestamp_column: str | None, exclude: Sequence[str
         past = {"timestamp_column": names[0], "exclude": names[1:]}
         fix = f"Name the `timestamp_column`: set `timestamp_column: {names[0]}`"
         fix += f" and `exclude: {as_list(names[1:])}`"
-        if len(usual) == 2 and _CLOCK.match(str(table.read(usual[1:], object).iat[0, 0]).strip()):
+        if len(usual) == 2 and CLOCK.match(str(table.read(usual[1:], object).iat[0, 0]).strip()):
             fix += f", or `timestamp_column: {names[0]} + {names[1]}` for a date and its time of day"
         raise DataError(what, where=table.source, fix=fix, past=past)
     return usual

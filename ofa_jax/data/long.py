@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ofa_jax.data.tables import Table, as_list
-from ofa_jax.errors import DataError, shorten
+from ofa_jax.data.tables import NO_VALUE, Table, as_list
+from ofa_jax.errors import DataError, listed, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _ID = re.compile(r"(.*[_ ])?id", re.IGNORECASE)
+CLOCK = re.compile(r"\d{1,2}[:.]\d\d")
+"""How a time of day begins."""
+_MOST_KEYS = 3  # columns that name series together
 
 
-class LongSeries(NamedTuple):
-    """Series that need not have the same times.
+class Part(NamedTuple):
+    """One series of a long table: what names it, and a table of its time and values."""
 
-    Attributes:
-        frame: A row per series and time, with the values in ``y``.
-        series: Its column that names the series.
-        time: Its column of times.
-    """
-
-    frame: pd.DataFrame
-    series: str
-    time: str
+    series: Any
+    table: Table
 
 
 class UnequalTimes(DataError):
-    """A long table whose series do not have the same times; ``read`` gives them nevertheless."""
+    """A long table whose series do not have the same times.
 
-    def __init__(self, what: str, *, read: Callable[[], LongSeries], **more: Any) -> None:
+    Attributes:
+        column: What names the series.
+        parts: Gives the series one by one.
+        unused: Columns that are not read, as the end of a notice.
+    """
+
+    def __init__(
+        self, what: str, *, column: str, parts: Callable[[], list[Part]], unused: str, **more: Any
+    ) -> None:
         super().__init__(what, **more)
-        self.read = read
+        self.column, self.parts, self.unused = column, parts, unused
 
 
 def time_cells(table: Table, time: Sequence[int]) -> pd.Series:
@@ -52,12 +59,12 @@ def widen(
     """A long table as a wide one, and the position of its timestamps; any other table as it is.
 
     Most timestamps of a long table repeat, and a column of text (or one called ``id``, ``unique_id``, …),
-    or all of them together, name the series that a row is of. Series are called by that name, and by the
+    or several of them together, name the series that a row is of. Series are called by that name, and by the
     column where there are several columns of values. ``chosen`` are names of series or columns of values.
 
     Raises:
         UnequalTimes: The series do not have the same timestamps.
-        DataError: A column of values has text.
+        DataError: A time repeats within each series, or a row names none.
     """
     import pandas as pd
 
@@ -67,108 +74,218 @@ def widen(
     others = [at for at, name in enumerate(table.names) if at not in time and name not in exclude]
     cells = table.read(others, object).reset_index(drop=True)
     cells.columns = pd.Index(others)
-    texts = [at for at in others if _is_text(cells[at])]
+    texts = [at for at in others if at not in table.dated and _is_text(cells[at], table.comma)]
+    _refuse_clock(table, cells, texts, time)
     keys = [at for at in others if at in texts or _ID.fullmatch(table.names[at])]
     values = [at for at in others if at not in keys]
-    found = _series_of_rows(table, cells[keys].astype(str), times)
-    if found is None or not values:
+    if not keys or not values:
         return table, time
-    by, series = found
+    by = _key_of(table, cells, keys, times)
+    if by is None:
+        return table, time
+    series = cells[by].astype(str).agg(" ".join, axis=1)
     if chosen and all(name in [table.names[at] for at in values] for name in chosen):
         values, chosen = [table.names.index(name) for name in chosen], None
-    several = len(values) > 1
-    wanted = None
-    if chosen:
-        named = [(one, at) for one in series.unique() for at in values]
-        wanted = {one for one, at in named if _name(table, one, at, several) in chosen}
-    series = series[series.isin(wanted)] if wanted else series
+    one_column = len(values) == 1
     time_name = " ".join(table.names[at] for at in time)
+    long = _Long(table, time_name, times, tuple(by), tuple(values), one_column, tuple(keys))
+    named = [(one, long.name(one, at)) for one in series.unique() for at in values]
+    wanted = {one for one, name in named if name not in exclude and (not chosen or name in chosen)}
+    rows = long.rows(series[series.isin(wanted)] if wanted else series)
+    if (aligned := _aligned(rows, times)) is not None:
+        return long.wide(
+            [(long.name(one, at), at, where) for one, where in aligned.items() for at in values]
+        ), [0]
 
-    def long() -> LongSeries:
-        found, kept = table.numbers(values), series.index.to_numpy()
-        parts = {
-            by.replace("`", ""): [_name(table, one, at, several) for at in values for one in series],
-            time_name: np.tile(times.to_numpy(object)[kept], len(values)),
-            "y": found[kept].T.ravel(),
-        }
-        frame = pd.DataFrame(parts)
-        named = frame.iloc[:, 0].isin(list(chosen)) if chosen else slice(None)
-        return LongSeries(frame[named], *frame.columns[:2])
+    def parts() -> list[Part]:
+        names = [name for _, name in named if name not in exclude]
+        if unknown := [name for name in chosen or () if name not in names]:
+            what = f"there is no series or column `{unknown[0]}`"
+            raise DataError(what, where=table.source, fix=f"The series are {listed(names)}")
+        return long.parts(rows, cells, set(chosen or names))
 
-    rows = _grid(table, by, series, times, long)
-    columns = [(_name(table, one, at, several), at, rows[one]) for one in rows for at in values]
-    first = next(iter(rows.values()))
-
-    def read(positions: Sequence[int], dtype: type) -> pd.DataFrame:
-        if list(positions) == [0]:
-            return times.iloc[first].reset_index(drop=True).to_frame()
-        picked = [columns[position - 1] for position in positions]
-        original = table.read(values, dtype)
-        original.columns = pd.Index(values)
-        parts = [original[at].iloc[where].reset_index(drop=True) for _, at, where in picked]
-        return pd.concat(parts, axis=1)
-
-    labels = {name: (f"{table.names[at]}` of `{name}", where) for name, at, where in columns}
-    about = f"a long table of {len(rows)} series, named by {by}"
-    wide = Table(
-        source=table.source,
-        names=(time_name, *(name for name, _, _ in columns)),
-        n_rows=len(first),
-        first_row=(),
-        read=read,
-        lines=table.lines,
-        missing_words=table.missing_words,
-        comma=table.comma,
-        notices=(*table.notices, f"{Path(table.source).name}: {about}"),
-        origins={time_name: (time_name, first), **labels},
-    )
-    return wide, [0]
+    raise _unequal(long, rows, parts)
 
 
-def _is_text(cells: pd.Series) -> bool:
+@dataclass(frozen=True, eq=False)
+class _Long:
+    """A long table, and which of its columns are what."""
+
+    table: Table
+    time_name: str
+    times: pd.Series
+    by: tuple[int, ...]
+    values: tuple[int, ...]
+    one_column: bool
+    keys: tuple[int, ...]
+
+    @property
+    def unused(self) -> str:
+        names = [self.table.names[at] for at in self.keys if at not in self.by]
+        return f"; not used: {listed(names)}" if names else ""
+
+    def name(self, series: str, value: int) -> str:
+        return series if self.one_column else f"{series} {self.table.names[value]}"
+
+    @property
+    def named_by(self) -> str:
+        return " and ".join(f"`{self.table.names[at]}`" for at in self.by)
+
+    @cached_property
+    def _read(self) -> Callable[[type], pd.DataFrame]:
+        """The columns of values, read once of each type."""
+        import pandas as pd
+
+        kept: dict[type, pd.DataFrame | ValueError] = {}
+
+        def read(dtype: type) -> pd.DataFrame:
+            if dtype not in kept:
+                try:
+                    found = self.table.read(self.values, dtype)
+                    found.columns = pd.Index(self.values)
+                    kept[dtype] = found
+                except ValueError as error:  # there is text: another type will be asked for
+                    kept[dtype] = error
+            if isinstance(known := kept[dtype], ValueError):
+                raise known
+            return known
+
+        return read
+
+    def rows(self, series: pd.Series) -> dict[str, np.ndarray]:
+        """The rows of each series, in the order of the first ones."""
+        row_of = series.index.to_numpy()
+        groups = series.groupby(series, sort=False).indices
+        return {str(one): row_of[where] for one, where in groups.items()}
+
+    def wide(self, columns: Sequence[tuple[str, int, np.ndarray]], *, part: bool = False) -> Table:
+        """A table of columns of values, each of a name, a column of the long table and its rows."""
+        import pandas as pd
+
+        table, times, first = self.table, self.times, columns[0][2]
+
+        def read(positions: Sequence[int], dtype: type) -> pd.DataFrame:
+            if list(positions) == [0]:
+                return times.iloc[first].reset_index(drop=True).to_frame()
+            picked = [columns[position - 1] for position in positions]
+            original = self._read(dtype)
+            parts = [original[at].iloc[where].reset_index(drop=True) for _, at, where in picked]
+            return pd.concat(parts, axis=1)
+
+        series = len({where[0] for _, _, where in columns})
+        about = f"{Path(table.source).name}: a long table of {series} series, named by {self.named_by}"
+        labels = {name: (f"{table.names[at]}` of `{name}", where) for name, at, where in columns}
+        return Table(
+            source=table.source,
+            names=(self.time_name, *(name for name, _, _ in columns)),
+            n_rows=len(first),
+            first_row=(),
+            read=read,
+            time_index=0,
+            lines=table.lines,
+            missing_words=table.missing_words,
+            comma=table.comma,
+            notices=table.notices if part else (*table.notices, about + self.unused),
+            origins={self.time_name: (self.time_name, first), **labels},
+        )
+
+    def parts(self, rows: Mapping[str, np.ndarray], cells: pd.DataFrame, names: set[str]) -> list[Part]:
+        """The series of these names, one by one; a single column names them by its own values."""
+        found = []
+        for at in self.values:
+            for one, where in rows.items():
+                if (name := self.name(one, at)) in names:
+                    own = cells[self.by[0]].iloc[where[0]] if self.one_column and len(self.by) == 1 else name
+                    found.append(Part(own, self.wide([(name, at, where)], part=True)))
+        return found
+
+
+def _is_text(cells: pd.Series, comma: bool) -> bool:
+    """Whether no cell is a number, or a truth value."""
     import pandas as pd
 
-    return bool(cells.notna().any() and pd.to_numeric(cells, errors="coerce").isna().all())
+    known = cells.dropna().astype(object)
+    texts = known.astype(str).str.strip()
+    texts = texts[~texts.isin(NO_VALUE)]
+    if texts.empty or texts.str.lower().isin(["true", "false"]).all():
+        return False
+    texts = texts.str.replace(",", ".") if comma else texts
+    return bool(pd.to_numeric(texts, errors="coerce").isna().all())
 
 
-def _name(table: Table, series: str, value: int, several: bool) -> str:
-    return f"{series} {table.names[value]}" if several else series
+def _refuse_clock(table: Table, cells: pd.DataFrame, texts: Sequence[int], time: Sequence[int]) -> None:
+    """Refuse to take a column of times of day for one that names series."""
+    clock = next((at for at in texts if cells[at].astype(str).str.strip().str.match(CLOCK).all()), None)
+    if clock is None or len(time) != 1:
+        return
+    name, day = table.names[clock], table.names[time[0]]
+    what = f"`{name}` has times of day, and `{day}` has each date in several rows"
+    fix = f"Read both as the time by `timestamp_column: {day} + {name}`"
+    raise DataError(what, where=table.source, fix=fix, past={"timestamp_column": f"{day} + {name}"})
 
 
-def _series_of_rows(table: Table, keys: pd.DataFrame, times: pd.Series) -> tuple[str, pd.Series] | None:
-    """The column, or columns, by which no time repeats within a series, and the series of each row."""
-    named = [int(at) for at in keys.columns]
-    options = [[at] for at in named] + ([named] if len(named) > 1 else [])
-    for option in options:
-        series = keys[option].agg(" ".join, axis=1) if len(option) > 1 else keys[option[0]]
-        if not (series + "\n" + times.astype(str)).duplicated().any() and series.nunique() > 1:
-            return " and ".join(f"`{table.names[at]}`" for at in option), series
-    return None
+def _key_of(table: Table, cells: pd.DataFrame, keys: list[int], times: pd.Series) -> list[int] | None:
+    """The fewest columns by which no time repeats within a series; None where they name one series.
+
+    Raises:
+        DataError: Times repeat by all of them, or the cell of a row is empty.
+    """
+    counts = range(1, min(len(keys), _MOST_KEYS) + 1)
+    repeated: tuple[int, list[int], pd.Series] | None = None
+    for option in (list(some) for count in counts for some in combinations(keys, count)):
+        series = cells[option].astype(str).agg(" ".join, axis=1)
+        if not 1 < series.nunique() <= len(series) / 2:  # one series, or next to no series has two rows
+            continue
+        again = (series + "\n" + times.astype(str)).duplicated()
+        if not again.any():
+            _refuse_empty(table, cells, option)
+            return option
+        if repeated is None or again.sum() < repeated[0]:
+            repeated = (int(again.sum()), option, series.where(again).dropna())
+    if repeated is None or repeated[0] > len(times) / 4:
+        return None
+    _, option, again = repeated
+    row = int(again.index[0])
+    by = " and ".join(f"`{table.names[at]}`" for at in option)
+    what = f"this is a long table: {by} names series, but {shorten(again.iloc[0])} repeats a time: "
+    what += shorten(times[row])
+    fix = "Remove rows that repeat a time of a series, or give every series its own name"
+    raise DataError(what, where=table.place(table.names[option[0]], row), fix=fix)
 
 
-def _grid(
-    table: Table, by: str, series: pd.Series, times: pd.Series, long: Callable[[], LongSeries]
-) -> dict[str, np.ndarray]:
-    """The rows of each series, in the order of the first one's times, which all must have."""
-    row_of = series.index.to_numpy()
-    rows = {str(one): row_of[where] for one, where in series.groupby(series, sort=False).indices.items()}
+def _refuse_empty(table: Table, cells: pd.DataFrame, keys: list[int]) -> None:
+    for at in keys:
+        empty = cells[at].isna() | cells[at].astype(str).str.strip().isin(NO_VALUE)
+        if empty.any():
+            where = table.place(table.names[at], int(np.flatnonzero(empty)[0]))
+            raise DataError("no series is named", where=where, fix="Name the series, or remove the row")
+
+
+def _aligned(rows: Mapping[str, np.ndarray], times: pd.Series) -> dict[str, np.ndarray] | None:
+    """The rows of each series in the order of the first one's times; None unless all have these."""
     at = {one: dict(zip(times.iloc[where], where, strict=True)) for one, where in rows.items()}
+    order = list(next(iter(at.values())))
+    if any(known.keys() != set(order) for known in at.values()):
+        return None
+    return {one: np.array([known[time] for time in order]) for one, known in at.items()}
+
+
+def _unequal(long: _Long, rows: Mapping[str, np.ndarray], parts: Callable[[], list[Part]]) -> UnequalTimes:
+    at = {one: set(long.times.iloc[where]) for one, where in rows.items()}
     longest = max(at, key=lambda one: len(at[one]))
-    grid = at[longest]
-    alike = [one for one in at if at[one].keys() == grid.keys()]
-    if len(alike) == len(at):
-        order = list(next(iter(at.values())))
-        return {one: np.array([known[time] for time in order]) for one, known in at.items()}
+    alike = [one for one in at if at[one] == at[longest]]
     odd = next(one for one in at if one not in alike)
-    lacking = next((time for time in grid if time not in at[odd]), None)
-    what = f"this is a long table: {by} names {len(at)} series, which do not have the same times: "
+    lacking = next((time for time in long.times.iloc[rows[longest]] if time not in at[odd]), None)
+    what = f"this is a long table: {long.named_by} names {len(at)} series, which do not have the same times: "
     if lacking is None:
         what += f"{shorten(odd)} has {len(at[odd])}, {shorten(longest)} other ones"
     else:
         what += f"{shorten(odd)} has {len(at[odd])} and lacks {shorten(lacking)}, {shorten(longest)} has "
-        what += str(len(grid))
+        what += str(len(at[longest]))
     fix = "Give every series all times, with empty cells where there is no value"
     if len(alike) <= 20:
         fix = f"Read those with the same times by `columns: {as_list(alike)}`. {fix}"
-    fix += ". ofa-jax forecast and OneForAllForecaster read them as they are"
-    raise UnequalTimes(what, read=long, where=table.source, fix=fix, past={"columns": alike})
+    fix += ". `ofa-jax forecast` and OneForAllForecaster read series of any times"
+    column = " ".join(long.table.names[one] for one in long.by)
+    more: dict[str, Any] = {"where": long.table.source, "fix": fix, "past": {"columns": alike}}
+    return UnequalTimes(what, column=column, parts=parts, unused=long.unused, **more)

@@ -34,6 +34,8 @@ _THOUSANDS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?")
 """What may be thousands signs where numbers have a decimal comma."""
 
 NUMBER = re.compile(r"[+-]?((\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|inf|infinity|nan)", re.IGNORECASE | re.ASCII)
+_LABELS = re.compile("label|anomal|outlier", re.IGNORECASE)
+"""In the name of a column of labels."""
 _PACKED: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
@@ -50,7 +52,7 @@ class Table:
         source: Their origin, for messages.
         names: The columns' names.
         n_rows: Number of data rows T.
-        first_row: The cells of the first row as text; empty where they are numbers.
+        first_row: The cells of the first row as text; empty where they are no text or times.
         read: ``read(positions, dtype)``: those columns as a DataFrame. Text files read ``float``
             (ValueError on text) or ``object``; other sources ignore ``dtype``.
         time_index: Position of the column that was the DataFrame's index, or None.
@@ -80,6 +82,13 @@ class Table:
     def dated(self) -> list[int]:
         """The columns whose first cell reads as a date."""
         return [at for at, cell in enumerate(self.first_row) if looks_like_date(cell)]
+
+    @property
+    def texts(self) -> list[int]:
+        """The columns whose first cell is neither a date nor a number."""
+        known = set(self.dated)
+        cells = enumerate(self.first_row)
+        return [at for at, cell in cells if cell and at not in known and not NUMBER.fullmatch(cell)]
 
     def numbers(self, positions: Sequence[int], first: int = 0) -> np.ndarray:
         """The columns at ``positions`` as ``[T, C]`` float64, NaN where a cell is empty.
@@ -147,8 +156,8 @@ class Table:
             what = f"there is no numeric column; this one contains the text {shorten(text)}"
             fix, past = "Give at least one column of numbers", {}
         if text.lower() in ("true", "false"):
-            fix = f"Write 1 and 0, or leave it out with `exclude: {as_list([name])}`. "
-            fix += "A column that labels anomalies is named by data.label_column"
+            fix = f"Write 1 and 0, or leave it out with `exclude: {as_list([name])}`"
+            fix += "; labels of anomalies are named by data.label_column" * bool(_LABELS.search(name))
             past = {"exclude": [name]}
         elif self.comma and _THOUSANDS.fullmatch(text):
             fix = f"With `decimal: comma` a point may be a thousands sign: write {text.replace('.', '')} or "

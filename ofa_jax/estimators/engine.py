@@ -33,8 +33,8 @@ FARTHEST = 10_000
 MOST = {"train": 8192, "validation": 2048}
 """Windows that are drawn from all of a split, at most."""
 BATCHES = (1, 8, 32, 256)
-"""Windows of a program; batches are padded to one of these, so that few programs serve any number. A CPU,
-whose cache holds no more, takes 32 at most.
+"""Windows of a program; batches are padded to one of these, so that few programs serve any number. On a
+CPU at most 32, which fit into its cache.
 """
 
 

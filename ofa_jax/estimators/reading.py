@@ -42,7 +42,7 @@ def step_named(freq: str | int) -> Step:
     unit, anchor = text[len(digits) :].partition("-")[::2]
     if digits and unit in _POLARS:
         text = f"{digits if digits != '1' else ''}{_POLARS[unit]}"
-    elif unit in _OLD_NAMES:
+    elif unit in _OLD_NAMES and not anchor.isdigit():
         text = f"{digits}{_OLD_NAMES[unit]}" + (f"-{anchor}" if anchor else "")
     return step_of(text)
 

@@ -254,6 +254,10 @@ def score_together(
     rows = _reader(model, task, options, watch).rows(table, split)
     for first, rows_wf in zip(range(0, table.size, AT_ONCE), rows, strict=True):
         part = task_of_rows(task, {split: table.take(slice(first, first + AT_ONCE))}, [rows_wf], network)
-        parts.append(WindowPredictor(every, part, sums)(part.tables[split], frozen, every_tree))
+        parts.append(
+            WindowPredictor(every, part, sums, layout=options["layout"])(
+                part.tables[split], frozen, every_tree
+            )
+        )
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return [task.metrics({name: part[:, at] for name, part in found.items()}) for at in range(len(trees))]

@@ -21,6 +21,7 @@ from ofa_jax.data.frames import Frame, read_frame
 from ofa_jax.data.missing import count_filled, filled_notices
 from ofa_jax.data.seasons import season_length, season_notices, season_of
 from ofa_jax.data.splits import Borders, Scaler, Split, borders, fit_scaler
+from ofa_jax.data.tables import Table
 from ofa_jax.errors import ConfigError, DataError, listed
 from ofa_jax.model.linear import dlinear, init_dlinear, init_nlinear, nlinear
 from ofa_jax.model.networks import ForecastNetwork
@@ -261,7 +262,7 @@ def ahead(pred_bhc: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     return {"prediction": forecast_change(pred_bhc, batch) * batch.unit}
 
 
-def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
+def apply(trained: TrainedOn, source: str | Path | pd.DataFrame | Table) -> NewData:
     """The horizon after the last row of new series.
 
     The table has one row per step: its time under the input's name, in its time zone and data type, or its

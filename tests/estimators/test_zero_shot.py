@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from ofa_jax import OneForAllForecaster, forecast
 from ofa_jax.cli.main import app
 from ofa_jax.errors import ConfigError, DataError, OfaError
-from ofa_jax.estimators.zero_shot import read_zero_shot
+from ofa_jax.estimators.zero_shot import zero_shot
 from tests.estimators.conftest import long_frame
 
 
@@ -33,9 +33,9 @@ def test_intervals_follow_their_series_and_are_those_of_the_forecaster(small):
 
 
 def test_the_widest_interval_is_drawn(small):
-    _, new = read_zero_shot(wide(), 5, trunk=small)
-    table = forecast(wide(), 5, level=[50, 90], trunk=small)
-    figure = new.plot(table, "")
+    made = zero_shot(wide(), 5, levels=[50, 90], trunk=small)
+    assert made.plot is not None
+    table, figure = made.table, made.plot("")
     (band,) = figure.axes[0].collections
     reach = band.get_paths()[0].get_extents()
     assert reach.y0 == pytest.approx(table["a-lo-90"].min())
@@ -91,8 +91,8 @@ def test_long_series_of_unequal_times_are_forecast_each_after_its_own_end(small,
     found = forecast(path, 3, level=80, trunk=small)
     assert list(found) == ["shop", "day", *wanted.columns[2:]]
     assert found["shop"].tolist() == wanted["unique_id"].tolist()
-    assert found["day"].tolist() == wanted["ds"].tolist()
-    np.testing.assert_array_equal(found.iloc[:, 2:], wanted.iloc[:, 2:])
+    assert pd.to_datetime(found["day"]).tolist() == wanted["ds"].tolist()
+    np.testing.assert_allclose(found.iloc[:, 2:], wanted.iloc[:, 2:], rtol=1e-6)
     some = forecast(path, 3, trunk=small, columns=["c", "b"])
     np.testing.assert_allclose(some.loc[some["shop"] == "c", "OneForAll"], wanted["OneForAll"][6:], rtol=1e-6)
     arguments = ["forecast", str(path), "--horizon", "3", "--trunk", small]
@@ -100,10 +100,60 @@ def test_long_series_of_unequal_times_are_forecast_each_after_its_own_end(small,
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines()[0] == "shop,day,OneForAll"
     assert len(done.stdout.splitlines()) == 10
-    assert "9 rows of 3 series: -" in done.stderr
+    assert "long.csv: a long table of 3 series, named by `shop`, of different times" in done.stderr
+    assert "3 steps of 3 series: -" in done.stderr
     drawn = CliRunner().invoke(app, [*arguments, "--plot", str(tmp_path / "p.png")])
     assert isinstance(drawn.exception, OfaError)
-    assert "only series with the same times are drawn" in str(drawn.exception)
+    assert "only tables whose series have the same times are drawn" in str(drawn.exception)
+
+
+def test_long_series_are_read_as_any_table(small, tmp_path):
+    """What is refused or inferred of a wide table is so of a long one, with its line."""
+    path, frame = tmp_path / "long.csv", long_frame((50, 30, 41), freq="D")
+
+    def read(table: pd.DataFrame, **reading: object) -> pd.DataFrame:
+        table.to_csv(path, index=False)
+        return forecast(path, 2, trunk=small, **reading)
+
+    def refused(table: pd.DataFrame, **reading: object) -> str:
+        with pytest.raises(DataError) as caught:
+            read(table, **reading)
+        return str(caught.value)
+
+    assert "line 15): 1 value(s) are missing" in refused(frame.assign(y=frame["y"].where(frame.index != 13)))
+    assert len(read(frame.assign(y=frame["y"].where(frame.index != 13)), missing="linear")) == 6
+    assert "line 15): the timestamp is missing" in refused(
+        frame.assign(ds=frame["ds"].astype(str).where(frame.index != 13, ""))
+    )
+    assert "line 15): the step is irregular" in refused(frame.drop(index=13))
+    assert "`unique_id` names series, but 'b' repeats a time" in refused(pd.concat([frame[:4], frame[3:]]))
+    assert "column `unique_id`, row 4 (line 5): no series is named" in refused(
+        frame.assign(unique_id=frame["unique_id"].where(frame.index != 3))
+    )
+    assert "there is no series or column `z`" in refused(frame, columns=["a", "b", "z"])
+    assert "0, 1, 2, … is a counter" in refused(frame.assign(row=range(len(frame))))
+    clock = frame.assign(clock=frame["ds"].dt.strftime("%H:%M"))
+    assert "`timestamp_column: ds + clock`" in refused(clock)
+    assert read(frame, exclude=["a"])["unique_id"].unique().tolist() == ["b", "c"]
+    noted = frame.assign(order=[f"no {number}" for number in range(len(frame))])
+    wanted = read(frame)
+    pd.testing.assert_frame_equal(read(noted[["order", *frame]]), wanted)
+    assert "; not used: `order`" in zero_shot(path, 2, trunk=small).notices[0]
+    commas = frame.assign(y=frame["y"].map("{:.6f}".format).str.replace(".", ","))
+    np.testing.assert_allclose(read(commas, decimal="comma")["OneForAll"], wanted["OneForAll"], rtol=1e-4)
+
+
+def test_ids_and_times_of_a_long_frame_keep_their_kinds(small):
+    frame = long_frame((50, 30))
+    frame["unique_id"] = frame["unique_id"].map({"b": 7, "a": 5})
+    frame["ds"] = frame.groupby("unique_id").cumcount()
+    found = forecast(frame, 2, trunk=small)
+    assert found[["unique_id", "ds"]].values.tolist() == [[7, 50], [7, 51], [5, 30], [5, 31]]
+    assert found.dtypes.iloc[:2].tolist() == [np.dtype(int)] * 2
+    with pytest.raises(DataError, match="`OneForAll-lo-80` is a column of forecasts"):
+        forecast(
+            long_frame((9, 8)).rename(columns={"unique_id": "OneForAll-lo-80"}), 2, level=80, trunk=small
+        )
 
 
 def test_long_series_of_several_columns_are_named_by_both(small, tmp_path):
@@ -136,5 +186,7 @@ def test_the_times_of_a_tsf_file_follow_from_its_starts(small, tmp_path):
     found = forecast(tmp_path / "few.tsf", 2, trunk=small, missing="linear")
     wanted = ["2000-02-29T06", "2000-03-31T06", "2000-07-01T00", "2000-08-01T00"]
     assert found["time"].tolist() == [pd.Timestamp(when) for when in wanted]
+    with pytest.raises(ConfigError, match=r"data\.columns: a \.tsf file says itself how it is read"):
+        forecast(tmp_path / "few.tsf", 2, trunk=small, columns=["p"])
     (tmp_path / "few.tsf").write_text("\n".join(lines).replace("monthly", "4_seconds"))
     assert "step" in forecast(tmp_path / "few.tsf", 2, trunk=small, missing="linear")

@@ -114,7 +114,7 @@ def test_labels_of_false_and_true_are_those_of_0_and_1(tmp_path):
     assert "labels in `broken`: 4 of 400 rows are anomalous" in recording.notices
     assert "2 series (`temp`, `load`), time in `time`" in recording.notices[0]
     with pytest.raises(DataError, match=r"named by data\.label_column"):
-        read_recording(experiment(saved(tmp_path, frame)).data)
+        read_recording(experiment(saved(tmp_path, frame.rename(columns={"broken": "is_anomaly"}))).data)
 
 
 def test_labels_among_the_normal_rows_are_told(tmp_path):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ofa_jax.config.tasks import Missing
 from ofa_jax.data.archives.records import SeriesCollection
 from ofa_jax.data.archives.text import CUT_SHORT, Header, fill, numbers, place, read_lines
-from ofa_jax.data.long import LongSeries
 from ofa_jax.data.tables import NUMBER
 from ofa_jax.errors import DataError, shorten
 
@@ -142,10 +142,22 @@ def last_steps(path: str | Path, length: int, *, missing: Missing = "error") -> 
     )
 
 
-def long_series(path: str | Path, *, missing: Missing = "error") -> LongSeries:
-    """All series of a file; filled values stay missing.
+class LongSeries(NamedTuple):
+    """All series of a file.
 
-    Their times follow from the starts that the file has and its frequency; else steps count from 1.
+    Attributes:
+        frame: A row per series and step: ``series``, ``step`` (from 1) and ``y``, NaN where it was filled.
+        times_after: Gives the times of so many steps after each series, end to end; None without starts.
+        notices: What reading inferred, one line each.
+    """
+
+    frame: pd.DataFrame
+    times_after: Callable[[int], np.ndarray] | None
+    notices: tuple[str, ...]
+
+
+def long_series(path: str | Path, *, missing: Missing = "error") -> LongSeries:
+    """The series of a file as a long frame.
 
     Raises:
         DataError: As :func:`read_tsf`.
@@ -156,15 +168,18 @@ def long_series(path: str | Path, *, missing: Missing = "error") -> LongSeries:
     values = np.concatenate(found.values)
     if found.observed is not None:
         values = np.where(np.concatenate(found.observed), values, np.nan)
-    if found.starts is None:
-        name, times = "step", [np.arange(1, 1 + length) for length in found.lengths]
-    else:
-        name, step = "time", _STEPS[str(found.frequency).lower()]
-        counts = zip(found.starts, found.lengths.tolist(), strict=True)
-        times = [times_after(start, count, *step) for start, count in counts]
+    steps = np.concatenate([np.arange(1, 1 + length) for length in found.lengths])
     names = np.repeat(np.array(found.names, object), found.lengths)
-    frame = pd.DataFrame({"series": names, name: np.concatenate(times), "y": values})
-    return LongSeries(frame, "series", name)
+    frame = pd.DataFrame({"series": names, "step": steps, "y": values})
+    if found.starts is None:
+        return LongSeries(frame, None, found.notices)
+    step = _STEPS[str(found.frequency).lower()]
+    each = list(zip(found.starts, found.lengths.tolist(), strict=True))
+
+    def times(count: int) -> np.ndarray:
+        return np.concatenate([times_after(start, length + count, *step)[length:] for start, length in each])
+
+    return LongSeries(frame, times, found.notices)
 
 
 def _attributes(header: Header, path: Path) -> dict[str, str]:

@@ -121,8 +121,10 @@ def _read(path: Path, options: dict[str, Any], faults: list[DataError]) -> Recor
             return read_m4_info(path)
         if first[:2] in (["V1", "V2"], ["id", "F1"]):
             return read_m4_part(path)
-    if names_table(path) and CASE in (names := names_of(path, options)):
-        return read_case_table(path, options, unlabeled=LABEL not in names).cases
+    if names_table(path):
+        names = names_of(path, options)
+        if CASE in names and (LABEL in names or names[0] == CASE):
+            return read_case_table(path, options, unlabeled=LABEL not in names).cases
     return read_frame(path, **options, faults=faults)
 
 
@@ -176,6 +178,6 @@ def _summary(record: Record) -> dict[str, Any]:
     if isinstance(record, SeriesCollection):
         names = {"kind": "collection", "series": record.n_series, "frequency": record.frequency}
         return names | {"season": season_of(record.frequency), "horizon": record.horizon} | lengths
-    classes = {name: record.labels.count(name) for name in record.classes}
+    classes = {name: record.labels.count(name) for name in record.classes if name}
     sizes = {"kind": "cases", "cases": record.n_cases, "channels": record.n_channels}
     return sizes | {"classes": classes} | lengths
