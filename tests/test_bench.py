@@ -62,7 +62,7 @@ TINY = sizes.Sizes(
     nano_batch=4,
     nano_windows=8,
     nano_panel=3,
-    growth={"channels": (2, 3), "windows": (20, 40), "rank": (1, 2)},
+    growth={"channels": (2, 3), "rank": (1, 2)},
     growth_shape=SHAPE,
     growth_batch=4,
     growth_windows=50,
@@ -404,6 +404,10 @@ def test_all_sections_at_a_tiny_size() -> None:
         "train step, gradient_log",
         "checkpoint and bundle after an epoch",
         "input pipeline's share of a training step",
+        "forecasts' share of the roof",
+        "ofa-jax forecast on a CSV of two columns",
+        "3 series, zero-shot",
+        "3 series, fit",
     }
     targets = [(name, row.target.bound, row.target.value) for (name, _), row in rows.items() if row.target]
     assert targets == [
@@ -411,6 +415,12 @@ def test_all_sections_at_a_tiny_size() -> None:
         ("step", "at most", 1.03),
         *[("inference", "at least", 1.15)] * 2,
         ("roof", "at least", 0.85),
+        ("nano", "at least", 2.0),
+        ("nano", "at least", 0.6),
+        ("nano", "at least", 2.0),
+        ("nano", "at most", 4.0),
+        ("nano", "at most", 5.0),
+        ("nano", "at most", 60.0),
         ("epoch", "at least", 2.5),
         ("epoch", "at most", 0.02),
         ("memory", "at most", 0.6),
@@ -420,6 +430,6 @@ def test_all_sections_at_a_tiny_size() -> None:
     curves = {curve.axis: curve for curve in report.sections[-1].growth}
     assert {axis: tuple(point.x for point in curve.points) for axis, curve in curves.items()} == TINY.growth
     assert all(point.seconds > 0 and point.bytes > 0 for curve in curves.values() for point in curve.points)
-    assert page.render(report).count("\n## ") == 8
+    assert page.render(report).count("\n## ") == 9
     assert re.fullmatch("[0-9a-f]{12}(-dirty)?|unknown", report.commit)
     assert report.machine.versions.keys() >= {"python", "jax", "ofa-jax", "torch", "transformers", "peft"}

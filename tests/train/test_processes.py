@@ -218,6 +218,7 @@ def test_one_folder_with_one_process_s_files(config, tmp_path):
         assert sorted(entry.name for entry in (run / "checkpoints").iterdir()) == ["14", "7"]
 
 
+@pytest.mark.xdist_group("of two")
 @pytest.mark.slow
 @pytest.mark.parametrize("signaled", [0, 1])
 def test_a_signal_to_one_stops_all_at_the_same_step(config, of_two, tmp_path, signaled):
@@ -293,6 +294,7 @@ def test_processes_that_were_started_otherwise_are_refused(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.xdist_group("of two")
 @pytest.mark.slow
 def test_a_run_at_a_url_survives_on_machines_that_keep_nothing(config, of_two, tmp_path):
     """Every start is on a machine without the run: only the copy at the URL is left."""

@@ -706,6 +706,7 @@ def long_run(tiny, tmp_path_factory) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("long run")  # one worker, so that it is trained once
 def test_killed_at_random_moments_ends_with_the_same_bits(tiny, long_run, tmp_path):
     config, undisturbed = long_run
     run = tmp_path / "run"
@@ -716,7 +717,7 @@ def test_killed_at_random_moments_ends_with_the_same_bits(tiny, long_run, tmp_pa
         with training(tiny, config, run, *MANY, f"train.chunk={length}") as process:
             started = wait_for_progress(process, run)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(dice.uniform(0, 0.7 if kills < 12 else 60))
+                process.wait(dice.uniform(0, 0.7 if kills < 7 else 60))
             if process.poll() is None:
                 process.kill()
                 kills += 1
@@ -744,6 +745,7 @@ def wait_for_progress(process: subprocess.Popen[str], run: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("long run")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_same_command_goes_on(tiny, long_run, tmp_path, number, status):
     config, undisturbed = long_run
@@ -764,6 +766,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tiny, long_run, tmp_path, n
     assert outcome(run) == outcome(undisturbed)
 
 
+@pytest.mark.xdist_group("long run")
 @pytest.mark.slow
 def test_a_second_process_is_refused(tiny, long_run, tmp_path):
     config, _ = long_run
