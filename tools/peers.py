@@ -120,8 +120,10 @@ def forecaster_of(name: str, problem: Problem, before: pd.DataFrame) -> Callable
 
 
 def _fracast(problem: Problem) -> Callable[[], pd.DataFrame]:
+    import torch
     from fracast import FracastModel
 
+    torch.set_num_threads(1)  # one series at a time is too little work for more
     model, horizon = FracastModel.from_pretrained(weights="fp32"), problem.horizon
     middle = model.quantiles.index(0.5)
 
