@@ -18,6 +18,7 @@ from ofa_jax.report.page import write_report
 from ofa_jax.runs import reduced_rank as closed_form
 from ofa_jax.runs import ridge
 from ofa_jax.runs.bundle import load_bundle
+from ofa_jax.runs.features import features_of
 from ofa_jax.runs.reduced_rank import Moments, Watch, Windows, choose, moments, reduced_rank
 from ofa_jax.runs.ridge import is_closed_form
 from ofa_jax.runs.train import read_data
@@ -173,6 +174,16 @@ def test_a_run_keeps_the_adapter_that_it_scored(trained):
     assert f"validation mse {epoch['validation_mse']:.4f}" in said
     assert loaded.model.trainable["adapters"]["out_layer"]["a"].shape[1] == 4
     assert "reduced-rank ridge regression" in write_report(folder, SILENT).read_text()
+
+
+def test_windows_are_scored_in_parts_by_one_compiled_network(trained, tmp_path, monkeypatch):
+    experiment, _, whole, _ = trained
+    for module in (ridge, closed_form):
+        monkeypatch.setattr(module, "AT_ONCE", 64)
+    parts = train_run(experiment, tmp_path / "run", SILENT)
+    assert parts.progress.best_metrics == pytest.approx(whole.progress.best_metrics, rel=1e-6)
+    one, other = (build_model(experiment).network for _ in range(2))
+    assert features_of(one) is features_of(other)  # compiled programs are found by it
 
 
 def test_a_finished_run_is_read_back_with_one_log(trained, monkeypatch):
