@@ -6,6 +6,7 @@ Commands import what they need when they run, so that ``--help`` is quick.
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 from typing import Annotated
 
@@ -46,6 +47,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an encoding may lack a character
+    gc.set_threshold(50_000, 20, 20)  # tracing makes millions of objects, in which cycles are seldom
     try:
         app()
     except OfaError as error:
@@ -56,6 +58,8 @@ def main() -> None:
     except Interrupted as stop:
         print(interrupted(stop), file=sys.stderr)
         raise SystemExit(128 + stop.signal_number) from None
+    finally:
+        gc.freeze()  # nor are they looked for at the end
 
 
 def _fail(text: str) -> None:
