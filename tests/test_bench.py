@@ -306,7 +306,7 @@ def test_invalid_options_are_refused_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "measure", lambda *given: pytest.fail("it started"))
-    known = "'step', 'inference', 'roof', 'epoch', 'memory', 'start', 'sweep' or 'growth'"
+    known = "'step', 'inference', 'roof', 'nano', 'epoch', 'memory', 'start', 'sweep' or 'growth'"
     with pytest.raises(ConfigError, match=rf"only: input should be {known} \(found 'steps'\)"):
         CliRunner().invoke(bench.app, ["--only", "roof,steps"], catch_exceptions=False)
     for option in ("--json", "--markdown"):
