@@ -318,9 +318,10 @@ def test_columns_of_a_table_are_series_on_either_side(tmp_path, step):
 
 def test_the_column_of_timestamps_can_be_named(tmp_path):
     table = tmp_path / "own.csv"
-    days = [f"{value},2024-01-{day:02}" for day, value in enumerate(numbered([15])[0], start=1)]
-    table.write_text("\n".join(["value,when", *days]) + "\n")
-    data = short_term(table, timestamp_column="when")
+    values = enumerate(numbered([15])[0], start=1)
+    days = [f"{value},2024-01-{day:02},2024-02-{day:02}" for day, value in values]
+    table.write_text("\n".join(["value,when,written", *days]) + "\n")
+    data = short_term(table, timestamp_column="when", exclude=["written"])
     assert (shown(data.task, "test"), data.season) == ([(0, [11, 12, 13], [14, 15])], 7)
     with pytest.raises(DataError, match=r"own\.csv.*`when`"):
         short_term(table)
