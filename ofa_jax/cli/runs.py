@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,9 +31,9 @@ from ofa_jax.train.progress import ConsoleReporter
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from ofa_jax.config.schema import Experiment
-    from ofa_jax.tasks.base import NewData
 
 
 def demo(out: Annotated[Path, Option(help="Folder to write.")] = Path("demo")) -> None:
@@ -148,7 +150,8 @@ def predict(
     for notice in new.notices:
         say(notice, file=sys.stderr)
     table = apply_model(loaded, new)
-    _write_outputs(new, table, output, plot, "random trunk" * (loaded.experiment.trunk.source == "random"))
+    note = "random trunk" * (loaded.experiment.trunk.source == "random")
+    _write_outputs(table, new.summary(table), output, plot, partial(new.plot, table, note))
 
 
 def forecast(
@@ -172,11 +175,9 @@ def forecast(
         raise OfaError("only tables whose series have the same times are drawn", where=str(file), fix=fix)
     for notice in made.notices:
         say(notice, file=sys.stderr)
-    if plot is not None and made.plot is not None:
-        from ofa_jax.plots.style import save_figure
-
-        save_figure(made.plot(f"zero-shot, {max(levels):g} % interval" if levels else "zero-shot"), plot)
-    _write_table(made.table, made.summary, output, plot)
+    note = f"zero-shot, {max(levels):g} % interval" if levels else "zero-shot"
+    draw = made.plot and partial(made.plot, note)
+    _write_outputs(made.table, made.summary, output, plot, draw)
 
 
 def _check_outputs(input_: Path, output: Path, plot: Path | None) -> None:
@@ -193,18 +194,16 @@ def _check_outputs(input_: Path, output: Path, plot: Path | None) -> None:
         check_output(plot, inputs=[input_, output], where="plot")
 
 
-def _write_outputs(new: NewData, table: pd.DataFrame, output: Path, plot: Path | None, note: str) -> None:
-    from ofa_jax.plots.style import save_figure
-
-    if plot is not None:
-        save_figure(new.plot(table, note), plot)
-    _write_table(table, new.summary(table), output, plot)
-
-
-def _write_table(table: pd.DataFrame, summary: str, output: Path, plot: Path | None = None) -> None:
+def _write_outputs(
+    table: pd.DataFrame, summary: str, output: Path, plot: Path | None, draw: Callable[[], Figure] | None
+) -> None:
     from ofa_jax.files import STANDARD_OUTPUT
     from ofa_jax.inference import formula_names, write_table
 
+    if plot is not None and draw is not None:
+        from ofa_jax.plots.style import save_figure
+
+        save_figure(draw(), plot)
     write_table(table, output)
     if formulas := formula_names(table):
         listed = ", ".join(formulas[:3]) + ", …" * (len(formulas) > 3)

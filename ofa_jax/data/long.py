@@ -264,8 +264,8 @@ def _refuse_empty(table: Table, cells: pd.DataFrame, keys: list[int]) -> None:
 def _aligned(rows: Mapping[str, np.ndarray], times: pd.Series) -> dict[str, np.ndarray] | None:
     """The rows of each series in the order of the first one's times; None unless all have these."""
     at = {one: dict(zip(times.iloc[where], where, strict=True)) for one, where in rows.items()}
-    order = list(next(iter(at.values())))
-    if any(known.keys() != set(order) for known in at.values()):
+    order = next(iter(at.values()))
+    if any(known.keys() != order.keys() for known in at.values()):
         return None
     return {one: np.array([known[time] for time in order]) for one, known in at.items()}
 
