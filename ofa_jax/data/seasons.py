@@ -21,7 +21,7 @@ _CYCLES = {
 """By the unit of a pandas alias (also of business months and the like): a day for hours and minutes, a week
 for days, a year above."""
 
-_ARCHIVES = {
+ARCHIVE_ALIASES = {
     "yearly": "Y",
     "quarterly": "Q",
     "monthly": "M",
@@ -31,8 +31,9 @@ _ARCHIVES = {
     "half_hourly": "30min",
     "10_minutes": "10min",
     "minutely": "min",
+    "4_seconds": "4s",
 }
-"""The pandas alias of the words that Monash and M4 files use."""
+"""The pandas alias of each word that Monash and M4 files use."""
 
 
 def season_of(frequency: str | None) -> int | None:
@@ -40,7 +41,7 @@ def season_of(frequency: str | None) -> int | None:
 
     None where the frequency is unknown or its usual cycle is not a whole number of steps.
     """
-    alias = _ARCHIVES.get((frequency or "").lower(), frequency or "")
+    alias = ARCHIVE_ALIASES.get((frequency or "").lower(), frequency or "")
     match = re.fullmatch(r"(\d*)B?([A-Za-z]+?)([SE]?)(-[A-Z0-9-]+)?", alias)
     cycle = _CYCLES.get(match[2]) if match else None
     if match is None or cycle is None:

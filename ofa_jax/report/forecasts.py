@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,7 +200,7 @@ def _windows_section(evaluation: Evaluation, errors: np.ndarray, measure: str) -
 
 def _forecast_table(evaluation: Evaluation, place: int, window: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """The columns of :func:`~ofa_jax.plots.run.forecast`, in original units."""
-    length, horizon = len(window["x"]), len(window["y"])
+    length, horizon, valid = len(window["x"]), len(window["y"]), int(evaluation.table.x_valid[place])
     values = np.concatenate([window["x"], window["y"]])[:, 0].astype(np.float64)
     known = np.concatenate([window["x_mask"], window["y_mask"]])[:, 0]
     ahead = np.concatenate([np.full(length, np.nan), window["prediction"][:, 0]])
@@ -210,14 +210,19 @@ def _forecast_table(evaluation: Evaluation, place: int, window: Mapping[str, np.
     if (scaler := evaluation.loaded.scaler) is not None:
         channel = evaluation.table.channel[place]
         table = table * scaler.std[channel] + scaler.mean[channel]
-    time = window_times(evaluation, place, length + horizon)
-    return table.assign(time=np.arange(1 - length, horizon + 1) if time is None else time)
+    table = table.iloc[length - valid :]  # a series may begin within the window
+    time = window_times(evaluation, place, valid + horizon)
+    return table.assign(time=np.arange(1 - valid, horizon + 1) if time is None else time)
 
 
 def window_times(evaluation: Evaluation, place: int, steps: int) -> np.ndarray | None:
-    """The timestamps of a test window, where the series have any."""
-    times = evaluation.data.timestamps
-    first = int(evaluation.table.first[place])
+    """The times of so many steps from a test window's first observed one on, where the series have any."""
+    times, table, collection = evaluation.data.timestamps, evaluation.table, evaluation.data.collection
+    if collection is not None:
+        series = int(table.window_id[place])
+        begin = int(collection.lengths[series] - evaluation.task.spec.horizon - table.x_valid[place])
+        return None if collection.times is None else collection.times(series, begin + steps)[begin:]
+    first = int(table.first[place])
     return None if times is None else times[first : first + steps]
 
 
@@ -225,10 +230,12 @@ def _window_name(evaluation: Evaluation, place: int) -> str:
     """Series, number and time of a window's first target, as far as they are known."""
     table, names, collection = evaluation.table, evaluation.loaded.names, evaluation.data.collection
     window_id, valid = int(table.window_id[place]), int(table.x_valid[place])
-    if names is None:
-        return f"series {window_id:,}" if collection is None else f"series {collection.names[window_id]}"
     times = window_times(evaluation, place, valid + 1)
     when = "" if times is None else f" from {_spelled_time(times)}"
+    if names is None:
+        return (
+            f"series {window_id:,}" if collection is None else f"series {collection.names[window_id]}{when}"
+        )
     return f"{names[table.channel[place]]}, window {window_id:,}{when}"
 
 
@@ -240,20 +247,23 @@ def _spelled_time(times: np.ndarray) -> str:
 
 def future_section(evaluation: Evaluation) -> Section:
     """The forecast of the steps after the last row, as ``ofa-jax predict`` makes it of the same data."""
-    title, spec = "Forecast after the last row", evaluation.task.spec
+    title, spec, collection = "Forecast after the last row", evaluation.task.spec, evaluation.data.collection
     try:
-        frame = _last_rows(evaluation)
+        frame, chosen = _last_rows(evaluation)
         table, reading = pd.DataFrame(frame.values, columns=list(frame.names)), {}
         if frame.timestamps is not None:
             times = time_index(frame)
             table.insert(0, times.name, times)
             reading = {"timestamp_column": times.name}
         predicted = predict_next(evaluation.loaded, table, **reading)
-        panels = forecast_panels(frame, predicted, min(spec.input_length, HISTORY * spec.horizon))
+        history = min(spec.input_length, HISTORY * spec.horizon)
+        panels = forecast_panels(frame, predicted, history)
+        if collection is not None and (of := collection.times) is not None:
+            ends = [(one, collection.lengths[one] + spec.horizon) for one in chosen]
+            panels["time"] = np.concatenate([of(one, end)[-history - spec.horizon :] for one, end in ends])
     except OfaError as error:
         return Section("future", title, [f"There is none: {error}"])
     names = panels["panel"].unique()[: style.MAX_PANELS]
-    collection = evaluation.data.collection
     series = frame.n_channels if collection is None else collection.n_series
     said = f"The next {spec.horizon} steps, in original units, of {len(names)} of {series:,} series."
     shown = picture(
@@ -264,20 +274,22 @@ def future_section(evaluation: Evaluation) -> Section:
     return Section("future", title, [said], pictures=[shown])
 
 
-def _last_rows(evaluation: Evaluation) -> Frame:
+def _last_rows(evaluation: Evaluation) -> tuple[Frame, Sequence[int]]:
     """The series that end the data: those of the table, or the first of a collection that are long enough.
+
+    Of a collection also their numbers.
 
     Raises:
         DataError: No series of the collection has as many steps as the model reads.
     """
     frame, collection = getattr(evaluation.data, "frame", None), evaluation.data.collection
     if frame is not None:
-        return frame
+        return frame, ()
     assert collection is not None, "either is there"
     length = evaluation.task.spec.input_length
-    chosen = np.flatnonzero(collection.lengths >= length)[:SERIES]
-    if not len(chosen):
+    chosen = np.flatnonzero(collection.lengths >= length)[:SERIES].tolist()
+    if not chosen:
         what = f"no series has the {length} steps that the model reads"
         raise DataError(what, where=Path(collection.source).name)
     values = np.stack([collection.values[index][-length:] for index in chosen], axis=1)
-    return Frame(values, tuple(collection.names[index] for index in chosen), None, collection.source)
+    return Frame(values, tuple(collection.names[index] for index in chosen), None, collection.source), chosen

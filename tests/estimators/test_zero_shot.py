@@ -188,5 +188,5 @@ def test_the_times_of_a_tsf_file_follow_from_its_starts(small, tmp_path):
     assert found["time"].tolist() == [pd.Timestamp(when) for when in wanted]
     with pytest.raises(ConfigError, match=r"data\.columns: a \.tsf file says itself how it is read"):
         forecast(tmp_path / "few.tsf", 2, trunk=small, columns=["p"])
-    (tmp_path / "few.tsf").write_text("\n".join(lines).replace("monthly", "4_seconds"))
+    (tmp_path / "few.tsf").write_text("\n".join(lines).replace("monthly", "lunar"))
     assert "step" in forecast(tmp_path / "few.tsf", 2, trunk=small, missing="linear")

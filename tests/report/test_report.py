@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from ofa_jax.adapters.bundle import BundleRecord
@@ -23,6 +24,7 @@ from ofa_jax.cli import main as cli
 from ofa_jax.config.schema import Experiment
 from ofa_jax.errors import CheckpointError, OfaError
 from ofa_jax.inference import predict
+from ofa_jax.plots import style
 from ofa_jax.plots.style import new_figure
 from ofa_jax.report.forecasts import Evaluation, _forecast_table, forecast_results, future_section
 from ofa_jax.report.page import _compared, _warnings, write_report
@@ -491,6 +493,48 @@ def test_series_are_scored_in_percent(tiny, tmp_path, task):
     assert re.fullmatch(r"The next 3 steps, in original units, of 3 of \d+ series\.", future.sentences[0])
     assert "sMAPE" in windows.sentences[0]
     assert "no errors by channel" in errors.sentences[0]
+
+
+def test_series_that_begin_at_different_times_are_shown_in_theirs(tiny, tmp_path, monkeypatch):
+    """A series of n years from 1900 on ends in 1899 + n; the tested steps are its last three."""
+    experiment = tiny.of_task("zero_shot", tmp_path)
+    target = Path(experiment.data.target or experiment.data.source)
+    text = target.read_text().replace("@frequency", "@attribute start_timestamp date\n@frequency")
+    target.write_text(re.sub(r"(?m)^(T\d+):", r"\1:1900-02-28 00-00-00:", text))
+    drawn = []
+    draw = style.panels
+
+    def panels(table, *others):
+        drawn.append(table)
+        return draw(table, *others)
+
+    monkeypatch.setattr(style, "panels", panels)
+    _, windows, _, future = forecast_results(untrained(experiment))
+    titles = re.findall(r"series T(\d+) from (\d{4}-\d\d-\d\d), ", windows.pictures[0].alt)
+    assert len(titles) == 3
+    assert titles == [(length, f"{1900 + int(length) - 3}-02-28") for length, _ in titles]
+    shown, ahead = drawn
+    for length, (_, table) in zip(titles, shown.groupby("panel", sort=False), strict=True):
+        assert table["time"].iloc[-1] == pd.Timestamp(f"{1899 + int(length[0])}-02-28")
+        assert table["actual"].notna().all(), "steps before a series begins are not drawn"
+    assert len(ahead["panel"].unique()) == 3, future
+    for name, table in ahead.groupby("panel"):
+        assert table["time"].iloc[-1] == pd.Timestamp(f"{1899 + int(name[1:]) + 3}-02-28")
+        assert (table["time"].diff().dropna() > pd.Timedelta(360, "D")).all()
+
+
+def test_series_of_a_table_are_shown_in_its_times(tiny, tmp_path):
+    path = tmp_path / "table.csv"
+    days = pd.date_range("2020-01-01", periods=40, freq="D")
+    values = np.random.default_rng(0).normal(size=40).cumsum()
+    pd.DataFrame({"date": days, "a": 20 + values, "b": 30 - values}).to_csv(path, index=False)
+    experiment = tiny.of_task("short_term", tmp_path).replace({"data.source": str(path)})
+    _, windows, _, future = forecast_results(untrained(experiment))
+    assert set(re.findall(r"series (\w) from ([\d-]+)", windows.pictures[0].alt)) == {
+        ("a", "2020-02-07"),
+        ("b", "2020-02-07"),
+    }
+    assert len(future.pictures) == 1
 
 
 def test_every_task_has_its_sections():

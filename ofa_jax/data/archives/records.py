@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,7 +22,8 @@ class SeriesCollection:
         observed: S arrays ``[T_s]`` bool, False where a missing value was filled; None without any.
         source: Where the values come from, for messages.
         notices: What reading inferred, one line each, for the user.
-        starts: ``[S]`` datetime64[s], the time of each series' first value; None where there are none.
+        times: ``times(s, count)``: the times ``[count]`` of the first steps of series s, datetime64, also of
+            steps beyond its end; None without any.
     """
 
     names: tuple[str, ...]
@@ -31,7 +33,7 @@ class SeriesCollection:
     observed: tuple[np.ndarray, ...] | None
     source: str
     notices: tuple[str, ...] = ()
-    starts: np.ndarray | None = None
+    times: Callable[[int, int], np.ndarray] | None = None
 
     @property
     def n_series(self) -> int:

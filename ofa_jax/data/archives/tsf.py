@@ -12,6 +12,8 @@ import numpy as np
 from ofa_jax.config.tasks import Missing
 from ofa_jax.data.archives.records import SeriesCollection
 from ofa_jax.data.archives.text import CUT_SHORT, Header, fill, numbers, place, read_lines
+from ofa_jax.data.calendar import archive_times
+from ofa_jax.data.seasons import ARCHIVE_ALIASES
 from ofa_jax.data.tables import NUMBER
 from ofa_jax.errors import DataError, shorten
 
@@ -21,19 +23,7 @@ if TYPE_CHECKING:
 _TAGS = ("relation", "attribute", "frequency", "horizon", "missing", "equallength")
 _TYPES = ("string", "numeric", "date")
 _NAME, _START = "series_name", "start_timestamp"
-_STEPS = {
-    "yearly": (12, "M"),
-    "quarterly": (3, "M"),
-    "monthly": (1, "M"),
-    "weekly": (7, "D"),
-    "daily": (1, "D"),
-    "hourly": (1, "h"),
-    "half_hourly": (30, "m"),
-    "10_minutes": (10, "m"),
-    "minutely": (1, "m"),
-}
-"""Steps of the archive's frequencies: how many of a unit of datetime64."""
-_DATE = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}) ([0-9]{2})-([0-9]{2})-([0-9]{2})")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}-[0-9]{2}-[0-9]{2}")
 
 
 def read_tsf(path: str | Path, *, missing: Missing = "error") -> SeriesCollection:
@@ -97,31 +87,30 @@ def read_tsf(path: str | Path, *, missing: Missing = "error") -> SeriesCollectio
         observed=None if all(mask.all() for mask in observed) else tuple(observed),
         source=str(path),
         notices=tuple(notices),
-        starts=_starts(starts, begins, frequency),
+        times=_times(starts, begins, frequency),
     )
 
 
-def _starts(given: list[str | None], begins: list[int], frequency: str | None) -> np.ndarray | None:
-    """The times of the first values, ``begins`` steps after those in the file."""
-    steps = _STEPS.get((frequency or "").lower())
-    if steps is None or None in given:
+def _times(
+    given: list[str | None], begins: list[int], frequency: str | None
+) -> Callable[[int, int], np.ndarray] | None:
+    """The times of each series, which begins so many steps after the start in the file."""
+    alias, cells = ARCHIVE_ALIASES.get((frequency or "").lower()), [cell for cell in given if cell]
+    if alias is None or len(cells) < len(given):
         return None
-    parts = [_DATE.fullmatch(text) for text in given if text]
-    times = [np.datetime64(f"{part[1]}T{part[2]}:{part[3]}:{part[4]}", "s") for part in parts if part]
-    return np.array(
-        [times_after(time, count + 1, *steps)[-1] for time, count in zip(times, begins, strict=True)]
-    )
+    starts = [_time(cell) for cell in cells]
+
+    def times(series: int, count: int) -> np.ndarray:
+        begin = begins[series]
+        return archive_times(alias, starts[series], begin + count)[begin:]
+
+    return times
 
 
-def times_after(start: np.datetime64, count: int, step: int, unit: str) -> np.ndarray:
-    """``count`` times from a start, ``step`` units apart; months end where the start's day is beyond them."""
-    at = step * np.arange(count)
-    if unit != "M":
-        return start + at * np.timedelta64(1, unit)  # type: ignore[call-overload]
-    months, day = start.astype("M8[M]") + at, start.astype("M8[D]")
-    last = (months + 1).astype("M8[D]") - 1
-    days = np.minimum(months.astype("M8[D]") + (day - start.astype("M8[M]").astype("M8[D]")), last)
-    return days.astype("M8[s]") + (start - day.astype("M8[s]"))
+def _time(cell: str) -> np.datetime64:
+    """A checked cell as a time."""
+    date, clock = cell.split(" ")
+    return np.datetime64(f"{date}T{clock.replace('-', ':')}", "s")
 
 
 def last_steps(path: str | Path, length: int, *, missing: Missing = "error") -> pd.DataFrame:
@@ -171,13 +160,12 @@ def long_series(path: str | Path, *, missing: Missing = "error") -> LongSeries:
     steps = np.concatenate([np.arange(1, 1 + length) for length in found.lengths])
     names = np.repeat(np.array(found.names, object), found.lengths)
     frame = pd.DataFrame({"series": names, "step": steps, "y": values})
-    if found.starts is None:
+    if (of := found.times) is None:
         return LongSeries(frame, None, found.notices)
-    step = _STEPS[str(found.frequency).lower()]
-    each = list(zip(found.starts, found.lengths.tolist(), strict=True))
+    lengths = found.lengths.tolist()
 
     def times(count: int) -> np.ndarray:
-        return np.concatenate([times_after(start, length + count, *step)[length:] for start, length in each])
+        return np.concatenate([of(index, length + count)[length:] for index, length in enumerate(lengths)])
 
     return LongSeries(frame, times, found.notices)
 
@@ -211,9 +199,8 @@ def _check_cell(name: str, kind: str, cell: str, where: str) -> None:
         what = f"the attribute `{name}` is {shorten(cell)}, not a number"
         raise DataError(what, where=where, fix="Correct the value or its type")
     if kind == "date":
-        found = _DATE.fullmatch(cell)
         try:
-            np.datetime64("{}T{}:{}:{}".format(*found.groups()) if found else "no date", "s")
+            _time(cell if _DATE.fullmatch(cell) else "no date")
         except ValueError:
             what = f"the attribute `{name}` is {shorten(cell)}, not a date"
             raise DataError(what, where=where, fix="Write it as 1979-01-01 00-00-00") from None

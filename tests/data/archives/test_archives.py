@@ -102,6 +102,40 @@ def without(arrays: dict[str, np.ndarray], *names: str) -> dict[str, np.ndarray]
     return {name: array for name, array in arrays.items() if name not in names}
 
 
+@pytest.mark.parametrize(
+    ("frequency", "start", "expected"),
+    [
+        ("monthly", "2023-12-31 00-00-00", ["2023-12-31", "2024-01-31", "2024-02-29", "2024-03-31"]),
+        ("quarterly", "2023-11-30 00-00-00", ["2023-11-30", "2024-02-29", "2024-05-30", "2024-08-30"]),
+        ("Yearly", "2023-02-01 12-00-00", [f"{year}-02-01T12" for year in range(2023, 2027)]),
+        ("weekly", "2023-12-24 00-00-00", ["2023-12-24", "2023-12-31", "2024-01-07", "2024-01-14"]),
+        ("half_hourly", "2023-12-31 23-00-00", [f"2023-12-31T23:{m}" for m in ("00", "30")]),
+        ("4_seconds", "2023-12-31 23-59-56", ["2023-12-31T23:59:56", "2024-01-01T00:00:00"]),
+    ],
+)
+def test_times_of_a_series_from_its_start(tmp_path, frequency, start, expected):
+    text = TSF.replace("monthly", frequency).replace("1979-01-01 00-00-00", start)
+    times = read_tsf(write(tmp_path, "toy.tsf", text)).times
+    assert times is not None
+    assert (times(0, len(expected)) == np.array(expected, "M8[s]")).all()
+    assert len(times(0, 0)) == 0
+
+
+def test_times_of_a_series_that_begins_with_missing_values(tmp_path):
+    text = TSF.replace(":1,2.5,-3e2", ":?,?,1,2.5")
+    times = read_tsf(write(tmp_path, "toy.tsf", text)).times
+    assert times is not None
+    assert times(0, 2).astype("M8[D]").astype(str).tolist() == ["1979-03-01", "1979-04-01"]
+    assert times(1, 1)[0] == np.datetime64("1980-06-01T12:30:15"), "others begin where the file says"
+
+
+@pytest.mark.parametrize(
+    "change", [("@frequency monthly\n", ""), ("@attribute start_timestamp date", "@attribute begin date")]
+)
+def test_no_times_without_a_frequency_or_starts(tmp_path, change):
+    assert read_tsf(write(tmp_path, "toy.tsf", TSF.replace(*change))).times is None
+
+
 def test_tsf(tmp_path):
     found = read_tsf(write(tmp_path, "toy.tsf", TSF))
     assert found.names == ("T1", "T 2", "Ç3")
@@ -737,10 +771,17 @@ def test_every_truncation_of_a_text_archive(folder, name):
 def test_mutilated_packed_archives(folder, name):
     read: Callable[[Path], Any] = read_tsf if name.endswith("gz") else read_stream
     whole = gzip.compress(TSF.encode(), mtime=0) if name.endswith("gz") else npz(**stream_arrays())
-    expected = vars(read(write(folder, name, whole)))
+
+    def fields(found: Any) -> dict[str, Any]:
+        read = dict(vars(found))
+        if times := read.pop("times", None):
+            read["times"] = tuple(times(series, 2) for series in range(found.n_series))
+        return read
+
+    expected = fields(read(write(folder, name, whole)))
 
     def same(found: Any) -> bool:
-        pairs = [(expected[key], value) for key, value in vars(found).items()]
+        pairs = [(expected[key], value) for key, value in fields(found).items()]
         return all(
             all(map(np.array_equal, one, other)) if isinstance(one, tuple) else np.array_equal(one, other)
             for one, other in pairs
