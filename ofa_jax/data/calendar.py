@@ -320,21 +320,6 @@ def _anchored(alias: str, count: int, code: str, anchor: str | None) -> Months |
     return Months(alias, rule, count * period, (period, month % period))
 
 
-def archive_times(alias: str, start: np.datetime64, count: int) -> np.ndarray:
-    """``count`` times from a start, as ``[count]`` datetime64 of its unit.
-
-    ``M``, ``Q`` and ``Y`` keep the day of the start, or have the last of a month without it.
-
-    Raises:
-        DataError: As of :func:`step_of` and :func:`following`.
-    """
-    step, day = None, int((start.astype("M8[D]") - start.astype("M8[M]").astype("M8[D]")) / _DAY) + 1
-    if months := {"M": 1, "Q": 3, "Y": 12}.get(alias):
-        step = Months(f"{months}M-{day}", days_of_month(day), months)
-    first = np.array([start])
-    return np.concatenate([first, following(first, step or step_of(alias), count - 1)])[:count]
-
-
 def fit_step(alias: str, times: np.ndarray, zone: tzinfo | None = None, *, most: bool = False) -> Step | None:
     """The step ``alias``, or the same with another anchor (``W-TUE``), that rows follow; None if they do not.
 

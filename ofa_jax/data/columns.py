@@ -14,7 +14,7 @@ from ofa_jax.errors import DataError
 _DATED = {"date", "datetime", "time", "timestamp", "ts", "unix", "epoch", "seconds", "ms"}
 _COUNTING = {"index", "idx", "id", "no", "nr", "number", "row", "step", "t", "seq", "obs", "unnamed"}
 _IDENTIFIERS = {"id", "uid", "uuid", "identifier"}
-_PARTS = {
+PARTS = {
     "year": (YEARS.low, YEARS.high),
     "quarter": (1, 4),
     "month": (1, 12),
@@ -37,8 +37,7 @@ def no_series(name: str, values: np.ndarray, *, alone: bool = False) -> str | No
     decreases (or never increases). Names decide only where they say it: ``id``, ``year``, ``hour``. Where
     a table has no other columns (``alone``), they are counters only by name: there is nothing to count.
     """
-    words = set(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("_", " ").lower().split())
-    words = {re.sub(r"\W", "", word) for word in words}
+    words = words_of(name)
     rows = np.flatnonzero(np.isfinite(values))
     if len(rows) < _LEAST_NAMED:
         return None
@@ -53,14 +52,20 @@ def no_series(name: str, values: np.ndarray, *, alone: bool = False) -> str | No
         return "a date in digits"
     if digits is not None and (words & _DATED or _is_regular(steps)):
         return f"a time in {digits.words}"
-    part = next((part for part in _PARTS if words == {part}), None)
-    if whole and part is not None and _within(values, *_PARTS[part]):
+    part = next((part for part in PARTS if words == {part}), None)
+    if whole and part is not None and _within(values, *PARTS[part]):
         return "a part of a date"
-    named = bool(words & (_DATED | _COUNTING | set(_PARTS)))
+    named = bool(words & (_DATED | _COUNTING | set(PARTS)))
     long_enough = named or (len(values) >= _LEAST_ROWS and not alone)
     if long_enough and _is_counter(values, steps, named):
         return "a counter"
     return "an identifier" if whole and words & _IDENTIFIERS else None
+
+
+def words_of(name: str) -> set[str]:
+    """The words of a column's name, in lower case."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("_", " ").lower().split()
+    return {re.sub(r"\W", "", word) for word in words}
 
 
 def _is_counter(values: np.ndarray, steps: np.ndarray, named: bool) -> bool:

@@ -17,7 +17,8 @@ from ofa_jax.data import delimited, sheets
 from ofa_jax.data.calendar import Step, following, step_of, wall_clock
 from ofa_jax.data.clock import NAIVE, Clock
 from ofa_jax.data.columns import require_series
-from ofa_jax.data.long import CLOCK, time_cells, widen
+from ofa_jax.data.keys import CLOCK
+from ofa_jax.data.long import time_cells, widen
 from ofa_jax.data.missing import check_sizes, fill_missing
 from ofa_jax.data.tables import Table, as_list, as_table, read_parquet, require_file, unpacked_name
 from ofa_jax.data.timestamps import Place, read_times, step_between

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ofa_jax.data.tables import NO_VALUE, Table, as_list
+from ofa_jax.data.keys import DATE, ID, is_text, is_whole, joined, key_of, refuse_clock
+from ofa_jax.data.tables import Table, as_list
 from ofa_jax.errors import DataError, listed, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_ID = re.compile(r"(.*[_ ])?id", re.IGNORECASE)
-CLOCK = re.compile(r"\d{1,2}[:.]\d\d")
-"""How a time of day begins."""
-_MOST_KEYS = 3  # columns that name series together
 
 
 class Part(NamedTuple):
@@ -48,9 +42,15 @@ class UnequalTimes(DataError):
 
 
 def time_cells(table: Table, time: Sequence[int]) -> pd.Series:
-    """The cells of the timestamps' column; those of a date and its time of day as one text."""
+    """The cells of the timestamps' column; those of a date and its time of day, or hour, as one text."""
     cells = table.read(time, object).reset_index(drop=True)
-    return cells.iloc[:, 0] if len(time) == 1 else cells.astype(str).agg(" ".join, axis=1)
+    if len(time) == 1:
+        return cells.iloc[:, 0]
+    cells = cells.astype(str)
+    if len(time) == 2 and is_whole(cells.iloc[:, 1]) and cells.iloc[:, 0].str.match(DATE).all():
+        hours = cells.iloc[:, 1].str.strip().str.split(".").str[0].str.zfill(2)
+        return cells.iloc[:, 0].str.strip().str.removesuffix(" 00:00:00") + " " + hours + ":00"
+    return joined(cells)
 
 
 def widen(
@@ -59,12 +59,14 @@ def widen(
     """A long table as a wide one, and the position of its timestamps; any other table as it is.
 
     Most timestamps of a long table repeat, and a column of text (or one called ``id``, ``unique_id``, …),
-    or several of them together, name the series that a row is of. Series are called by that name, and by the
-    column where there are several columns of values. ``chosen`` are names of series or columns of values.
+    or several of them together, name the series that a row is of; otherwise columns of whole numbers do, if
+    series have most times. Series are called by that name, and by the column where there are several columns
+    of values. ``chosen`` are names of series or columns of values.
 
     Raises:
         UnequalTimes: The series do not have the same timestamps.
-        DataError: A time repeats within each series, or a row names none.
+        DataError: A time repeats within each series, a row names none, several columns may name the series,
+            or a column may have hours or other parts of the time.
     """
     import pandas as pd
 
@@ -74,16 +76,16 @@ def widen(
     others = [at for at, name in enumerate(table.names) if at not in time and name not in exclude]
     cells = table.read(others, object).reset_index(drop=True)
     cells.columns = pd.Index(others)
-    texts = [at for at in others if at not in table.dated and _is_text(cells[at], table.comma)]
-    _refuse_clock(table, cells, texts, time)
-    keys = [at for at in others if at in texts or _ID.fullmatch(table.names[at])]
-    values = [at for at in others if at not in keys]
-    if not keys or not values:
-        return table, time
-    by = _key_of(table, cells, keys, times)
+    texts = [at for at in others if at not in table.dated and is_text(cells[at], table.comma)]
+    refuse_clock(table, cells, texts, time)
+    keys = [at for at in others if at in texts or ID.fullmatch(table.names[at])]
+    by = key_of(table, cells, keys, times, time)
     if by is None:
         return table, time
-    series = cells[by].astype(str).agg(" ".join, axis=1)
+    values = [at for at in others if at not in (*keys, *by)]
+    if not values:
+        return table, time
+    series = joined(cells[by])
     if chosen and all(name in [table.names[at] for at in values] for name in chosen):
         values, chosen = [table.names.index(name) for name in chosen], None
     one_column = len(values) == 1
@@ -198,67 +200,6 @@ class _Long:
                     own = cells[self.by[0]].iloc[where[0]] if self.one_column and len(self.by) == 1 else name
                     found.append(Part(own, self.wide([(name, at, where)], part=True)))
         return found
-
-
-def _is_text(cells: pd.Series, comma: bool) -> bool:
-    """Whether no cell is a number, or a truth value."""
-    import pandas as pd
-
-    known = cells.dropna().astype(object)
-    texts = known.astype(str).str.strip()
-    texts = texts[~texts.isin(NO_VALUE)]
-    if texts.empty or texts.str.lower().isin(["true", "false"]).all():
-        return False
-    texts = texts.str.replace(",", ".") if comma else texts
-    return bool(pd.to_numeric(texts, errors="coerce").isna().all())
-
-
-def _refuse_clock(table: Table, cells: pd.DataFrame, texts: Sequence[int], time: Sequence[int]) -> None:
-    """Refuse to take a column of times of day for one that names series."""
-    clock = next((at for at in texts if cells[at].astype(str).str.strip().str.match(CLOCK).all()), None)
-    if clock is None or len(time) != 1:
-        return
-    name, day = table.names[clock], table.names[time[0]]
-    what = f"`{name}` has times of day, and `{day}` has each date in several rows"
-    fix = f"Read both as the time by `timestamp_column: {day} + {name}`"
-    raise DataError(what, where=table.source, fix=fix, past={"timestamp_column": f"{day} + {name}"})
-
-
-def _key_of(table: Table, cells: pd.DataFrame, keys: list[int], times: pd.Series) -> list[int] | None:
-    """The fewest columns by which no time repeats within a series; None where they name one series.
-
-    Raises:
-        DataError: Times repeat by all of them, or the cell of a row is empty.
-    """
-    counts = range(1, min(len(keys), _MOST_KEYS) + 1)
-    repeated: tuple[int, list[int], pd.Series] | None = None
-    for option in (list(some) for count in counts for some in combinations(keys, count)):
-        series = cells[option].astype(str).agg(" ".join, axis=1)
-        if not 1 < series.nunique() <= len(series) / 2:  # one series, or next to no series has two rows
-            continue
-        again = (series + "\n" + times.astype(str)).duplicated()
-        if not again.any():
-            _refuse_empty(table, cells, option)
-            return option
-        if repeated is None or again.sum() < repeated[0]:
-            repeated = (int(again.sum()), option, series.where(again).dropna())
-    if repeated is None or repeated[0] > len(times) / 4:
-        return None
-    _, option, again = repeated
-    row = int(again.index[0])
-    by = " and ".join(f"`{table.names[at]}`" for at in option)
-    what = f"this is a long table: {by} names series, but {shorten(again.iloc[0])} repeats a time: "
-    what += shorten(times[row])
-    fix = "Remove rows that repeat a time of a series, or give every series its own name"
-    raise DataError(what, where=table.place(table.names[option[0]], row), fix=fix)
-
-
-def _refuse_empty(table: Table, cells: pd.DataFrame, keys: list[int]) -> None:
-    for at in keys:
-        empty = cells[at].isna() | cells[at].astype(str).str.strip().isin(NO_VALUE)
-        if empty.any():
-            where = table.place(table.names[at], int(np.flatnonzero(empty)[0]))
-            raise DataError("no series is named", where=where, fix="Name the series, or remove the row")
 
 
 def _aligned(rows: Mapping[str, np.ndarray], times: pd.Series) -> dict[str, np.ndarray] | None:

@@ -41,6 +41,7 @@ from ofa_jax.errors import DataError, shorten
 if TYPE_CHECKING:
     import pandas as pd
 
+_MIDNIGHT = re.compile(r"(?<=[T ])24:00(?=(?::00(?:\.0+)?)?$)")
 Place = Callable[[int | None], str]
 """The position of a data row (0-based; None for the column), for the ``where`` of an error."""
 
@@ -216,6 +217,9 @@ def _read_given(texts: pd.Series, form: str, place: Place) -> pd.Series:
 
 
 def _read_best(texts: pd.Series, place: Place, expected: str | None) -> tuple[pd.Series, list[str]]:
+    given, midnight = texts, texts.str.contains(_MIDNIGHT)
+    if midnight.any():
+        texts = texts.str.replace(_MIDNIGHT, "00:00", regex=True)
     forms = forms_of(texts[0])
     if not forms:
         raise _not_a_date(texts[0], place(0))
@@ -226,10 +230,12 @@ def _read_best(texts: pd.Series, place: Place, expected: str | None) -> tuple[pd
     except ValueError:  # time zones in a form that only pandas recognizes
         what, fix = "only some rows have a time zone", "Give every timestamp a time zone, or none"
         raise DataError(what, where=place(None), fix=fix) from None
-    _check_complete(max(readings.values(), key=lambda times: times.notna().cumprod().sum()), texts, place)
+    _check_complete(max(readings.values(), key=lambda times: times.notna().cumprod().sum()), given, place)
+    if midnight.any():
+        readings = {form: times.mask(midnight, times + timedelta(days=1)) for form, times in readings.items()}
     complete = {form: times for form, times in readings.items() if times.notna().all()}
     distinct = {times.to_numpy().tobytes(): form for form, times in reversed(complete.items())}
-    notices = []
+    notices = ["24:00 is read as the midnight that ends the day"] if midnight.any() else []
     if len(distinct) > 1:
         fitting = [
             form

@@ -76,6 +76,94 @@ def test_series_that_several_columns_name(tmp_path):
     assert read_frame(numbered).names == ("112", "113", "114")
 
 
+def stores(count: int = 3, days: int = 12) -> pd.DataFrame:
+    """Rows by date, then store; sales of stores are apart."""
+    dates = pd.date_range("2024-01-01", periods=days)
+    table = pd.DataFrame({"date": np.repeat(dates, count), "store": np.tile(np.arange(1, count + 1), days)})
+    return table.assign(sales=1000 * table["store"] + np.repeat(np.arange(days), count) ** 2 / 7)
+
+
+@pytest.mark.parametrize("order", [["date", "store"], ["store", "date"], ["sales"]])
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_whole_numbers_name_series(tmp_path, order, newest_first):
+    table = stores().sort_values(order, ascending=not newest_first)
+    table.to_csv(tmp_path / "x.csv", index=False)
+    for source in (tmp_path / "x.csv", table):
+        frame = read_frame(source)
+        assert sorted(frame.names) == ["1", "2", "3"]
+        one = frame.values[:, frame.names.index("2")]
+        np.testing.assert_allclose(one, 2000 + np.arange(12) ** 2 / 7, rtol=1e-12)
+        assert any("a long table of 3 series, named by `store`" in text for text in frame.notices)
+
+
+def test_whole_numbers_and_text_name_series_together():
+    both = pd.concat([stores().assign(item=item, kind=kind) for item, kind in ((7, "a"), (9, "b"))])
+    assert read_frame(both[["date", "store", "item", "sales"]]).names == (
+        "1 7",
+        "2 7",
+        "3 7",
+        "1 9",
+        "2 9",
+        "3 9",
+    )
+    assert read_frame(both[["date", "store", "kind", "sales"]]).names == (
+        "a 1",
+        "a 2",
+        "a 3",
+        "b 1",
+        "b 2",
+        "b 3",
+    )
+
+
+def test_a_flag_or_a_count_names_no_series():
+    table = stores().assign(promo=lambda rows: rows.index % 2, weekday=lambda rows: rows["date"].dt.day % 7)
+    assert read_frame(table, columns=["sales"]).names == ("1", "2", "3")
+    assert "repeats the previous row's" in refused(table.drop(columns="store"))
+
+
+def test_two_columns_that_may_name_series():
+    table = stores().assign(rank=lambda rows: (rows["store"] + rows["date"].dt.day) % 3)
+    assert "may be named by `store` or by `rank`" in refused(table)
+    assert read_frame(table, exclude=["rank"]).names == ("1", "2", "3")
+    assert read_frame(table, exclude=["store"]).names == ("2", "0", "1")
+    same = stores().assign(branch=lambda rows: rows["store"] + 100)
+    assert read_frame(same, columns=["sales"]).names == ("1", "2", "3"), (
+        "the first of two for the same series"
+    )
+
+
+@pytest.mark.parametrize(("name", "first"), [("hour", 0), ("HE", 1), ("slot", 0), ("slot", 1)])
+@pytest.mark.parametrize("form", ["%Y-%m-%d", "%d.%m.%Y", "%d-%b-%Y", "%Y%m%d", None])
+def test_hours_of_a_date_are_no_series(name, first, form):
+    table = stores(24).rename(columns={"store": name})
+    table[name] += first - 1
+    values = table["sales"].to_numpy()
+    if form:
+        table["date"] = table["date"].dt.strftime(form)
+    said = refused(table)
+    assert ("has the hours of" in said) == (name != "slot")
+    assert f"`timestamp_column: date + {name}`" in said
+    frame = read_frame(table, timestamp_column=f"date + {name}")
+    assert frame.names == ("sales",)
+    np.testing.assert_array_equal(frame.values[:, 0], values)
+    assert frame.timestamps is not None
+    assert frame.timestamps[0] == np.datetime64(f"2024-01-01T0{first}")
+    assert frame.timestamps[23] == np.datetime64("2024-01-01T23") + first
+    assert frame.frequency == "h"
+
+
+def test_other_parts_of_a_time_are_no_series():
+    halves = stores(48).rename(columns={"store": "period"})
+    assert "`period` counts from 1 to 48 within each `date`" in refused(halves)
+    counted = read_frame(halves, timestamps="as_is", exclude=["period"])
+    np.testing.assert_array_equal(counted.values[:, 0], halves["sales"])
+    months = stores(12).assign(date=lambda rows: 1990 + (rows.index // 12)).rename(columns={"store": "m"})
+    assert "`m` counts from 1 to 12 within each `date`" in refused(months)
+    named = halves.assign(period=halves["period"].map("store {}".format))
+    assert read_frame(named).names[:2] == ("store 1", "store 2")
+
+
 def test_other_times_are_refused_with_what_can_be_read(tmp_path):
     table = long().drop(index=[12, 13])
     table.to_csv(tmp_path / "x.csv", index=False)

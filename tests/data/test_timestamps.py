@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ofa_jax.data.columns import no_series
 from ofa_jax.data.frames import Frame, read_frame
 from ofa_jax.data.seasons import season_of
-from ofa_jax.data.timestamps import looks_like_date
+from ofa_jax.data.timestamps import looks_like_date, parse_times
 from ofa_jax.errors import DataError
 from ofa_jax.tasks.forecast import time_index
 
@@ -436,3 +436,14 @@ def test_an_invalid_date_does_not_make_a_column_of_dates_a_series_or_a_counter()
     numbers[20] = 20240230
     assert no_series("volume", numbers.astype(float)) == "a date in digits"
     assert "20240230" in refused(numbers, timestamps="as_is")
+
+
+def test_twenty_four_hours_are_the_midnight_that_ends_the_day():
+    hours = [f"{day:02d}.02.2024 {hour:02d}:00" for day in (28, 29) for hour in range(1, 25)]
+    times, clock = parse_times(pd.Series(hours), str)
+    assert (times == np.datetime64("2024-02-28T01", "h") + np.arange(48)).all()
+    assert any("24:00 is read as the midnight that ends the day" in text for text in clock.notices)
+    iso = parse_times(pd.Series(["2024-12-31T23:00:00", "2024-12-31T24:00:00"]), str)[0]
+    assert iso[1] == np.datetime64("2025-01-01")
+    with pytest.raises(DataError, match="'2024-12-31 24:30' is not a timestamp"):
+        parse_times(pd.Series(["2024-12-31 23:30", "2024-12-31 24:30"]), str)

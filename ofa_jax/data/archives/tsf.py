@@ -12,7 +12,7 @@ import numpy as np
 from ofa_jax.config.tasks import Missing
 from ofa_jax.data.archives.records import SeriesCollection
 from ofa_jax.data.archives.text import CUT_SHORT, Header, fill, numbers, place, read_lines
-from ofa_jax.data.calendar import archive_times
+from ofa_jax.data.calendar import Months, days_of_month, following, step_of
 from ofa_jax.data.seasons import ARCHIVE_ALIASES
 from ofa_jax.data.tables import NUMBER
 from ofa_jax.errors import DataError, shorten
@@ -102,7 +102,7 @@ def _times(
 
     def times(series: int, count: int) -> np.ndarray:
         begin = begins[series]
-        return archive_times(alias, starts[series], begin + count)[begin:]
+        return _from(alias, starts[series], begin + count)[begin:]
 
     return times
 
@@ -111,6 +111,21 @@ def _time(cell: str) -> np.datetime64:
     """A checked cell as a time."""
     date, clock = cell.split(" ")
     return np.datetime64(f"{date}T{clock.replace('-', ':')}", "s")
+
+
+def _from(alias: str, start: np.datetime64, count: int) -> np.ndarray:
+    """``count`` times from a start, as ``[count]`` datetime64 of its unit.
+
+    ``M``, ``Q`` and ``Y`` keep the day of the start, or have the last of a month without it.
+
+    Raises:
+        DataError: As of :func:`step_of` and :func:`following`.
+    """
+    step, day = None, int((start.astype("M8[D]") - start.astype("M8[M]").astype("M8[D]")).astype(int)) + 1
+    if months := {"M": 1, "Q": 3, "Y": 12}.get(alias):
+        step = Months(f"{months}M-{day}", days_of_month(day), months)
+    first = np.array([start])
+    return np.concatenate([first, following(first, step or step_of(alias), count - 1)])[:count]
 
 
 def last_steps(path: str | Path, length: int, *, missing: Missing = "error") -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import random
 import zipfile
 from collections.abc import Callable
@@ -619,7 +620,10 @@ def floats(text: str) -> list[float]:
 
 
 def plain_tsf(content: bytes) -> Any:
-    return [(line.split(":")[0].strip(), floats(line.split(":")[-1])) for line in data_lines(content)]
+    """A series begins with its first value."""
+    parts = [line.split(":") for line in data_lines(content)]
+    series = [(first.strip(), floats(last)) for first, *_, last in parts]
+    return [(name, list(itertools.dropwhile(np.isnan, values))) for name, values in series]
 
 
 def plain_ts(content: bytes) -> Any:
