@@ -79,6 +79,7 @@ def test_defaults_are_these():
             "timestamp_column": None,
             "columns": None,
             "exclude": None,
+            "id_columns": None,
             "label_column": None,
             "labels": None,
             "missing": "error",

@@ -66,7 +66,7 @@ def message(error: OfaError) -> str:
     return str(OfaError(_options(error.what), where=where, fix=_options(fix) or None))
 
 
-_READING = r"columns|exclude|missing|missing_words|decimal|comment|sheet|timestamp\w*|frequency"
+_READING = r"columns|exclude|id_columns|missing|missing_words|decimal|comment|sheet|timestamp\w*|frequency"
 _OF_TRAINING = re.compile(r"\b(task|train|data|network)\.[a-z_]+")
 _RANDOM_TRUNK = re.compile(r"; or [^;]*`trunk\.source: random`")
 _SETTING = re.compile(rf"`({_READING}): ([^`]+)`")

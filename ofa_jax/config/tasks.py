@@ -28,7 +28,7 @@ GENERATED = "generated"
 """The value of ``data.source`` that asks for generated series."""
 
 READING = (
-    *("columns", "exclude", "missing", "missing_words", "decimal", "comment", "sheet"),
+    *("columns", "exclude", "id_columns", "missing", "missing_words", "decimal", "comment", "sheet"),
     *("timestamps", "timestamp_column", "timestamp_format", "frequency"),
 )
 """Settings of the data that say how a table is read."""
@@ -71,6 +71,9 @@ class DataConfig(Section):
     timestamp_column: str | None = Field(None, description="timestamp column; default: detected")
     columns: tuple[str, ...] | None = Field(None, description="columns to use; default: all but exclude")
     exclude: tuple[str, ...] | None = Field(None, description="columns to leave out")
+    id_columns: tuple[str, ...] | None = Field(
+        None, min_length=1, description="columns that name the series of a long table; default: text"
+    )
     label_column: str | None = Field(
         None, description="column of labels (anomalous: 1; default none) or of classes (default: label)"
     )

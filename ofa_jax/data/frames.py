@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,7 +18,6 @@ from ofa_jax.data import delimited, sheets
 from ofa_jax.data.calendar import Step, following, step_of, wall_clock
 from ofa_jax.data.clock import NAIVE, Clock
 from ofa_jax.data.columns import require_series
-from ofa_jax.data.keys import CLOCK
 from ofa_jax.data.long import time_cells, widen
 from ofa_jax.data.missing import check_sizes, fill_missing
 from ofa_jax.data.tables import Table, as_list, as_table, read_parquet, require_file, unpacked_name
@@ -120,6 +120,7 @@ def read_frame(
     timestamp_column: str | None = None,
     columns: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
+    id_columns: Sequence[str] | None = None,
     missing: Missing | Literal["keep"] = "error",
     missing_words: Sequence[str] | None = None,
     decimal: Decimal = "point",
@@ -144,6 +145,7 @@ def read_frame(
         columns: The series to read, in this order; default: all columns, each of which must then be a series
             of numbers, and not a counter, an identifier or a date.
         exclude: Columns to leave out.
+        id_columns: Columns that name the series of a long table; default: those of text.
         missing: Policy for empty cells, NaN and infinities: refuse them, interpolate between the neighboring
             rows (by row, not by time), carry the last value forward, or keep them.
         missing_words: What cells say that have no value, besides the usual words (``NA``, ``?``, ``-``, …).
@@ -170,7 +172,16 @@ def read_frame(
     table = open_table(source, missing_words or (), decimal, comment, sheet, faults)
     table = dataclasses.replace(table, flags=labels)
     time = _find_time(table, timestamp_column, exclude or ())
-    table, time = widen(table, time, columns if trained_on is None else trained_on, exclude or ())
+    columns_of = table.names
+    table, time = widen(
+        table,
+        time,
+        columns=columns,
+        trained_on=trained_on,
+        exclude=exclude or (),
+        id_columns=id_columns,
+        counted=timestamps == "as_is",
+    )
     if trained_on is not None:
         series = [name for position, name in enumerate(table.names) if position not in time]
         _require_columns(series, trained_on, table.source)
@@ -226,7 +237,8 @@ def read_frame(
         unused = [name for at, name in enumerate(table.names) if name and at not in (*time, *chosen)]
     about = f"{Path(table.source).name}, column `{time_name}`"  # reports name no folders
     series = [name for name in names if name != labels]
-    notices = _notices(table, series, time_name if time else None, unused, exclude or ())
+    unknown = [name for name in exclude or () if name not in (*table.names, *columns_of)]
+    notices = _notices(table, series, time_name if time else None, unused, unknown)
     notices += tuple(f"{about}: {text}" for text in clock.notices)
     return Frame(values, names, times, table.source, time_name, clock, observed, notices)
 
@@ -249,13 +261,12 @@ def _times(
 
 
 def _notices(
-    table: Table, names: Sequence[str], time_name: str | None, unused: Sequence[str], exclude: Sequence[str]
+    table: Table, names: Sequence[str], time_name: str | None, unused: Sequence[str], unknown: Sequence[str]
 ) -> tuple[str, ...]:
     """Which series are read, by which time, and what is not."""
     source, time = Path(table.source).name, "no timestamps" if time_name is None else f"time in `{time_name}`"
     used = f"{source}: {len(names)} series ({listed(names)}), {time}"
     used += f"; not used: {listed(unused)}" if unused else ""
-    unknown = [name for name in exclude if name not in table.names]
     return (
         used,
         *table.notices,
@@ -370,8 +381,9 @@ def _find_time(table: Table, timestamp_column: str | None, exclude: Sequence[str
         past = {"timestamp_column": names[0], "exclude": names[1:]}
         fix = f"Name the `timestamp_column`: set `timestamp_column: {names[0]}`"
         fix += f" and `exclude: {as_list(names[1:])}`"
-        if len(usual) == 2 and CLOCK.match(str(table.read(usual[1:], object).iat[0, 0]).strip()):
-            fix += f", or `timestamp_column: {names[0]} + {names[1]}` for a date and its time of day"
+        clock = str(table.read(usual[1:], object).iat[0, 0]).strip()
+        if len(usual) == 2 and re.match(r"\d{1,2}([:.]\d\d|$)", clock):
+            fix += f", or `timestamp_column: {names[0]} + {names[1]}` for a date and its time of day or hour"
         raise DataError(what, where=table.source, fix=fix, past=past)
     return usual
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ofa_jax.data.columns import PARTS, words_of
-from ofa_jax.data.tables import NO_VALUE, Table
-from ofa_jax.errors import DataError, shorten
+from ofa_jax.data.columns import words_of
+from ofa_jax.data.tables import NO_VALUE, Table, as_list
+from ofa_jax.errors import DataError, listed, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,22 +19,46 @@ if TYPE_CHECKING:
 ID = re.compile(r"(.*[_ ])?id", re.IGNORECASE)
 CLOCK = re.compile(r"\d{1,2}[:.]\d\d")
 """How a time of day begins."""
+_MIDNIGHT = re.compile(r"[T ]00?:00(:00(\.0+)?)?$|[T ]12:00(:00)? ?AM$", re.IGNORECASE)
 DATE = re.compile(r"\s*(\d{8}\s*$|\w+[-/. ,]+\w+[-/. ,]+\w+)")
 """How a date begins that has a day, so that a number after it is an hour."""
 _MOST_KEYS = 3  # columns that name series together
-_MOST_NUMBERS = 8  # columns of whole numbers that may name series, the first ones
-_HOURS = {"hour", "hours", "hr", "he", "stunde"}
-_PARTS_OF_DAY = {24, 48, 96, 144, 288, 1440}
-_PARTS_OF_YEAR = {4, 12, 52, 53, 365, 366}
+_MOST_NUMBERS = 12  # columns of whole numbers that are proposed as names of series, the first ones
+_LEAST_PARTS = 20  # numbers that may be hours or shorter parts of a day
+_MOST_WAYS = 3  # ways to read a table that an error lists
+_HOURS = {"hour", "hours", "hr", "he", "hh", "stunde", "heure", "hora", "uur"}
+_MONTHS = {"month", "mon"}
+
+
+def given_key(
+    table: Table, cells: pd.DataFrame, others: Sequence[int], names: Sequence[str], times: pd.Series
+) -> list[int]:
+    """The positions of columns, of ``others`` than the time, that are said to name the series.
+
+    Raises:
+        DataError: There is no such column, a time repeats within a series, or a cell is empty.
+    """
+    found = {table.names[at]: at for at in others}
+    for name in names:
+        if name not in found:
+            what = f"`id_columns` has `{name}`, which is no column, or the time"
+            raise DataError(what, where=table.source, fix=f"The others are {listed(list(found))}")
+    option = [found[name] for name in names]
+    groups = _Groups(cells, times)
+    if groups.repeats(option):
+        raise _repeats(table, groups, option, times)
+    _refuse_empty(table, cells, option)
+    return option
 
 
 def key_of(
-    table: Table, cells: pd.DataFrame, keys: list[int], times: pd.Series, time: Sequence[int]
+    table: Table, cells: pd.DataFrame, keys: list[int], times: pd.Series, time: Sequence[int], counted: bool
 ) -> list[int] | None:
-    """The fewest columns by which no time repeats within a series; None where they name one series.
+    """The fewest columns of text by which no time repeats within a series; None where they name one series.
 
     Raises:
-        DataError: Times repeat by all of them, the cell of a row is empty, or as :func:`_numbered`.
+        DataError: Times repeat by all of them, or the cell of a row is empty. Unless rows are ``counted``:
+            whole numbers may name the series, or be hours of a date.
     """
     groups = _Groups(cells, times)
     best: tuple[int, list[int]] | None = None
@@ -44,18 +68,24 @@ def key_of(
             _refuse_empty(table, cells, option)
             return option
         best = (again, option) if best is None or again < best[0] else best
-    if (numbered := _numbered(table, groups, keys, time)) is not None:
-        _refuse_empty(table, cells, numbered)
-        return numbered
-    if best is None or best[0] > len(times) / 4:
-        return None
-    option = best[1]
+    if best is not None and best[0] <= len(times) / 4:
+        raise _repeats(table, groups, best[1], times)
+    if not counted:
+        _propose(table, groups, keys, time)
+    return None
+
+
+def _repeats(table: Table, groups: _Groups, option: Sequence[int], times: pd.Series) -> DataError:
     row = int(np.flatnonzero(groups.repeated(option))[0])
-    by = " and ".join(f"`{table.names[at]}`" for at in option)
-    name = shorten(" ".join(str(cells[at][row]) for at in option))
+    name = shorten(" ".join(str(groups.cells[at][row]) for at in option))
+    by = _listed(table, option)
     what = f"this is a long table: {by} names series, but {name} repeats a time: {shorten(times[row])}"
     fix = "Remove rows that repeat a time of a series, or give every series its own name"
-    raise DataError(what, where=table.place(table.names[option[0]], row), fix=fix)
+    return DataError(what, where=table.place(table.names[option[0]], row), fix=fix)
+
+
+def _listed(table: Table, option: Sequence[int]) -> str:
+    return " and ".join(f"`{table.names[at]}`" for at in option)
 
 
 class _Groups:
@@ -101,66 +131,71 @@ class _Groups:
         """Whether half of the series have at least half of all times."""
         return bool(2 * np.median(np.bincount(self.series(option))) >= self.times.max() + 1)
 
-    def counts_within_times(self, at: int) -> bool:
-        """Whether cells rise from row to row as long as the time is the same."""
-        numbers, same = self.cells[at].astype(float).to_numpy(), np.diff(self.times) == 0
-        return bool((np.diff(numbers)[same] > 0).all()) and bool((np.diff(self.times) >= 0).all())
+    def counts(self, option: Sequence[int], at: int) -> bool:
+        """Whether one of these columns counts up or down within each time and cells of the others."""
+        others = [other for other in option if other != at]
+        groups = self.times
+        if others:
+            groups = self._coded(self.series(others) * (self.times.max() + 1) + self.times)
+        order = np.argsort(groups, kind="stable")
+        steps, same = np.diff(self.cells[at].astype(float).to_numpy()[order]), np.diff(groups[order]) == 0
+        return bool(same.any() and (np.abs(steps[same]) == 1).mean() > 0.9)
 
 
-def _numbered(table: Table, groups: _Groups, keys: Sequence[int], time: Sequence[int]) -> list[int] | None:
-    """The columns, whole numbers among them, that name series which have most times; None without any.
+def _propose(table: Table, groups: _Groups, keys: Sequence[int], time: Sequence[int]) -> None:
+    """Refuse a table that whole numbers make a long one, with the settings that read it.
 
     Raises:
-        DataError: A column has hours, or may have other parts of the time; several may name the series.
+        DataError: A column has the hours of a date or the months of a year, or columns may name the series.
     """
-    cells, most = groups.cells, 4 * len(groups.times) / (groups.times.max() + 1)
-    whole = [int(at) for at in cells if at not in keys and is_whole(cells[at])]  # type: ignore[call-overload]
-    numbers = [at for at in whole if groups.series([at]).max() < most][:_MOST_NUMBERS]
-    _refuse_parts(table, groups, numbers, time)
-    numbers = [at for at in numbers if not words_of(table.names[at]) & {*PARTS, *_HOURS}]
+    numbers = [int(at) for at in groups.cells if at not in keys and is_whole(groups.cells[at])]  # type: ignore[call-overload]
+    _propose_hours(table, groups, numbers, time)
+    most = 4 * len(groups.times) / (groups.times.max() + 1)
+    numbers = [at for at in numbers if 1 < groups.series([at]).max() + 1 <= most][:_MOST_NUMBERS]
     found: list[list[int]] = []
     for option in groups.options([*keys, *numbers]):
-        if found and len(option) > len(found[0]):
+        if found and len(option) > len(found[0]) + 1:
             break
-        if set(option) <= set(keys) or not groups.is_dense(option) or groups.repeats(option):
+        if set(option) <= set(keys) or any(set(known) <= set(option) for known in found):
             continue
-        if not any(np.array_equal(groups.series(option), groups.series(other)) for other in found):
+        if groups.is_dense(option) and not groups.repeats(option):
             found.append(option)
-    if len(found) > 1:
-        ways = [" and ".join(f"`{table.names[at]}`" for at in option) for option in found[:2]]
-        what = f"this is a long table whose series may be named by {ways[0]} or by {ways[1]}"
-        ends = [next(at for at in one if at not in other) for one, other in (found[:2], found[1::-1])]
-        ways = [f"`exclude: [{table.names[at]}]`" for at in ends]
-        fix = f"Leave out what does not name series: {ways[0]} or {ways[1]}"
-        raise DataError(what, where=table.source, fix=fix)
-    return found[0] if found else None
+    if not found:
+        return
+    day = table.names[time[0]]
+    ways = [f"`id_columns: {as_list([table.names[at] for at in option])}`" for option in found[:_MOST_WAYS]]
+    what = f"`{day}` has each time in several rows, so this may be a long table whose series "
+    what += " or ".join(_listed(table, option) for option in found[:_MOST_WAYS]) + " may name"
+    fix, past = f"If so, set {' or '.join(ways)}", {"id_columns": [table.names[at] for at in found[0]]}
+    many = [at for at in found[0] if at in numbers and groups.series([at]).max() + 1 >= _LEAST_PARTS]
+    counting = next((at for at in many if groups.counts(found[0], at)), None)
+    if counting is not None:
+        name = table.names[counting]
+        fix += f". If `{name}` counts parts of `{day}`, set "
+        if groups.cells[counting].astype(float).max() <= 24:
+            fix += f"`timestamp_column: {day} + {name}` for hours, or "
+        fix += f"`timestamps: as_is` and `exclude: [{name}]` to count rows"
+    if counting is not None or len(found) > 1:
+        past = {}
+    raise DataError(what, where=table.source, fix=fix, past=past)
 
 
-def _refuse_parts(table: Table, groups: _Groups, numbers: Sequence[int], time: Sequence[int]) -> None:
-    """Refuse to take the hours of a date, or other parts of a time, for names of series."""
+def _propose_hours(table: Table, groups: _Groups, numbers: Sequence[int], time: Sequence[int]) -> None:
+    """Refuse hours of a date, or months of a year, in a separate column that is called so."""
     if len(time) != 1:
         return
-    day, first = table.names[time[0]], str(table.read(time, object).iloc[0, 0]).strip()
-    parts = _PARTS_OF_YEAR if re.fullmatch(r"\d{4}", first) else _PARTS_OF_DAY
-    dated = DATE.match(first) is not None and ":" not in first.removesuffix(" 00:00:00")
+    day, first = table.names[time[0]], without_midnight(str(table.read(time, object).iloc[0, 0]).strip())
+    dated = DATE.match(first) is not None and ":" not in first
+    year = re.fullmatch(r"[12]\d{3}", first) is not None
     for at in numbers:
-        name, values = table.names[at], groups.cells[at].astype(float)
-        low, count = values.min(), int(values.max() - values.min()) + 1
-        hours = dated and low <= 1 and values.max() <= 24 and bool(words_of(name) & _HOURS)
-        counting = low <= 1 and count in parts and groups.counts_within_times(at)
-        if not (hours or counting) or groups.repeats([at]) > len(values) / 100:  # clocks are set back
-            continue
-        if dated and values.max() <= 24:
-            what = f"`{name}` has the hours of each `{day}`" if hours else f"`{name}` counts from {low:g} to "
-            what += "" if hours else f"{values.max():g} within each `{day}`, as hours do"
+        name, largest = table.names[at], groups.cells[at].astype(float).max()
+        words = {part for word in words_of(name) for part in re.split(r"[^a-z]+", word)}
+        words |= set(re.split(r"[^a-z]+", name.lower()))
+        if (dated and words & _HOURS and largest <= 24) or (year and words & _MONTHS and largest <= 12):
+            what = f"`{name}` has the {'hours' if dated else 'months'} of each `{day}`"
             fix = f"Read both as the time by `timestamp_column: {day} + {name}`"
-            past: dict[str, Any] = {"timestamp_column": f"{day} + {name}"}
-        else:
-            what = f"`{name}` counts from {low:g} to {values.max():g} within each `{day}`, as parts of it do"
-            fix = f"Count rows by `timestamps: as_is` and `exclude: [{name}]`, or write the time of each row"
-            past = {"timestamps": "as_is", "exclude": [name]}
-        fix += "" if hours else ". If it names series, give them names with letters"
-        raise DataError(what, where=table.source, fix=fix, past=past)
+            past = {"timestamp_column": f"{day} + {name}"}
+            raise DataError(what, where=table.source, fix=fix, past=past)
 
 
 def _refuse_empty(table: Table, cells: pd.DataFrame, keys: list[int]) -> None:
@@ -179,9 +214,14 @@ def joined(cells: pd.DataFrame) -> pd.Series:
     return first
 
 
+def without_midnight(text: str) -> str:
+    """A date without the midnight after it."""
+    return _MIDNIGHT.sub("", text)
+
+
 def is_whole(cells: pd.Series) -> bool:
     """Whether every cell is a whole number."""
-    return bool(cells.astype(str).str.strip().str.fullmatch(r"\d{1,9}(\.0*)?").all())
+    return bool(cells.astype(str).str.strip().str.fullmatch(r"\d{1,18}(\.0*)?").all())
 
 
 def is_text(cells: pd.Series, comma: bool) -> bool:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ofa_jax.data.keys import DATE, ID, is_text, is_whole, joined, key_of, refuse_clock
+from ofa_jax.data.keys import (
+    DATE,
+    ID,
+    given_key,
+    is_text,
+    is_whole,
+    joined,
+    key_of,
+    refuse_clock,
+    without_midnight,
+)
 from ofa_jax.data.tables import Table, as_list
 from ofa_jax.errors import DataError, listed, shorten
 
@@ -49,45 +59,59 @@ def time_cells(table: Table, time: Sequence[int]) -> pd.Series:
     cells = cells.astype(str)
     if len(time) == 2 and is_whole(cells.iloc[:, 1]) and cells.iloc[:, 0].str.match(DATE).all():
         hours = cells.iloc[:, 1].str.strip().str.split(".").str[0].str.zfill(2)
-        return cells.iloc[:, 0].str.strip().str.removesuffix(" 00:00:00") + " " + hours + ":00"
+        return cells.iloc[:, 0].str.strip().map(without_midnight) + " " + hours + ":00"
     return joined(cells)
 
 
 def widen(
-    table: Table, time: list[int], chosen: Sequence[str] | None, exclude: Sequence[str]
+    table: Table,
+    time: list[int],
+    *,
+    columns: Sequence[str] | None = None,
+    trained_on: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    id_columns: Sequence[str] | None = None,
+    counted: bool = False,
 ) -> tuple[Table, list[int]]:
     """A long table as a wide one, and the position of its timestamps; any other table as it is.
 
     Most timestamps of a long table repeat, and a column of text (or one called ``id``, ``unique_id``, …),
-    or several of them together, name the series that a row is of; otherwise columns of whole numbers do, if
-    series have most times. Series are called by that name, and by the column where there are several columns
-    of values. ``chosen`` are names of series or columns of values.
+    or several of them together, name the series that a row is of; otherwise ``id_columns`` do. Series are
+    called by that name, and by the column where there are several columns of values. ``columns`` and
+    ``trained_on`` are names of series or columns of values; rows are ``counted`` whatever their times.
 
     Raises:
         UnequalTimes: The series do not have the same timestamps.
-        DataError: A time repeats within each series, a row names none, several columns may name the series,
-            or a column may have hours or other parts of the time.
+        DataError: A time repeats within each series, or a row names none; columns of whole numbers may name
+            the series, or be hours of a date.
     """
     import pandas as pd
 
     times = time_cells(table, time) if time else pd.Series(dtype=object)
-    if not times.duplicated(keep=False).mean() > 0.5:
+    if table.origins:  # it is part of a long table
         return table, time
+    if id_columns is None and not times.duplicated(keep=False).mean() > 0.5:
+        return table, time
+    if id_columns is not None and not time:
+        what, fix = "`id_columns` names the series of a table without timestamps", "Set `timestamp_column`"
+        raise DataError(what, where=table.source, fix=fix)
     others = [at for at, name in enumerate(table.names) if at not in time and name not in exclude]
     cells = table.read(others, object).reset_index(drop=True)
     cells.columns = pd.Index(others)
     texts = [at for at in others if at not in table.dated and is_text(cells[at], table.comma)]
-    refuse_clock(table, cells, texts, time)
     keys = [at for at in others if at in texts or ID.fullmatch(table.names[at])]
-    by = key_of(table, cells, keys, times, time)
-    if by is None:
+    if id_columns is not None:
+        by: list[int] | None = given_key(table, cells, others, id_columns, times)
+    else:
+        refuse_clock(table, cells, texts, time)
+        by = key_of(table, cells, keys, times, time, counted)
+    values = [at for at in others if at not in (*keys, *(by or ()))]
+    if not by or not values:
         return table, time
-    values = [at for at in others if at not in (*keys, *by)]
-    if not values:
-        return table, time
-    series = joined(cells[by])
-    if chosen and all(name in [table.names[at] for at in values] for name in chosen):
-        values, chosen = [table.names.index(name) for name in chosen], None
+    series, chosen = joined(cells[by]), columns if trained_on is None else trained_on
+    for names in (columns, trained_on):
+        if names and all(name in [table.names[at] for at in values] for name in names):
+            values, chosen = [table.names.index(name) for name in names], None if names is chosen else chosen
     one_column = len(values) == 1
     time_name = " ".join(table.names[at] for at in time)
     long = _Long(table, time_name, times, tuple(by), tuple(values), one_column, tuple(keys))

@@ -206,20 +206,27 @@ def _parse_text(
 
 
 def _read_given(texts: pd.Series, form: str, place: Place) -> pd.Series:
+    given, (texts, late) = texts, _without_24(texts)
+    if not re.search("%[HIcXT]", form) and texts.str.contains(r" \d\d:00$").all():
+        form += " %H:%M"  # a date and its hour in two columns
     try:
         parsed = read_form(texts, form)
+        parsed = parsed.mask(late, parsed + timedelta(days=1))
     except ValueError as error:
         what = f"`timestamp_format` {form!r} cannot be used: {error}"
         fix = 'Set one such as `timestamp_format: "%d.%m.%Y %H:%M"`, or excel, s, ms, us or ns'
         raise DataError(what, where=place(None), fix=fix) from None
-    _check_complete(parsed, texts, place)
+    _check_complete(parsed, given, place)
     return parsed
 
 
+def _without_24(texts: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Texts with 00:00 in place of 24:00, and which those were."""
+    return texts.str.replace(_MIDNIGHT, "00:00", regex=True), texts.str.contains(_MIDNIGHT)
+
+
 def _read_best(texts: pd.Series, place: Place, expected: str | None) -> tuple[pd.Series, list[str]]:
-    given, midnight = texts, texts.str.contains(_MIDNIGHT)
-    if midnight.any():
-        texts = texts.str.replace(_MIDNIGHT, "00:00", regex=True)
+    given, (texts, late) = texts, _without_24(texts)
     forms = forms_of(texts[0])
     if not forms:
         raise _not_a_date(texts[0], place(0))
@@ -231,11 +238,10 @@ def _read_best(texts: pd.Series, place: Place, expected: str | None) -> tuple[pd
         what, fix = "only some rows have a time zone", "Give every timestamp a time zone, or none"
         raise DataError(what, where=place(None), fix=fix) from None
     _check_complete(max(readings.values(), key=lambda times: times.notna().cumprod().sum()), given, place)
-    if midnight.any():
-        readings = {form: times.mask(midnight, times + timedelta(days=1)) for form, times in readings.items()}
+    readings = {form: times.mask(late, times + timedelta(days=1)) for form, times in readings.items()}
     complete = {form: times for form, times in readings.items() if times.notna().all()}
     distinct = {times.to_numpy().tobytes(): form for form, times in reversed(complete.items())}
-    notices = ["24:00 is read as the midnight that ends the day"] if midnight.any() else []
+    notices = ["24:00 is read as the midnight that ends the day"] if late.any() else []
     if len(distinct) > 1:
         fitting = [
             form

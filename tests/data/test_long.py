@@ -85,11 +85,13 @@ def stores(count: int = 3, days: int = 12) -> pd.DataFrame:
 
 @pytest.mark.parametrize("order", [["date", "store"], ["store", "date"], ["sales"]])
 @pytest.mark.parametrize("newest_first", [False, True])
-def test_whole_numbers_name_series(tmp_path, order, newest_first):
+def test_whole_numbers_name_series_where_it_is_said(tmp_path, order, newest_first):
     table = stores().sort_values(order, ascending=not newest_first)
     table.to_csv(tmp_path / "x.csv", index=False)
     for source in (tmp_path / "x.csv", table):
-        frame = read_frame(source)
+        said = refused(source)
+        assert "a long table whose series `store` may name. If so, set `id_columns: [store]`." in said
+        frame = read_frame(source, id_columns=["store"])
         assert sorted(frame.names) == ["1", "2", "3"]
         one = frame.values[:, frame.names.index("2")]
         np.testing.assert_allclose(one, 2000 + np.arange(12) ** 2 / 7, rtol=1e-12)
@@ -98,68 +100,102 @@ def test_whole_numbers_name_series(tmp_path, order, newest_first):
 
 def test_whole_numbers_and_text_name_series_together():
     both = pd.concat([stores().assign(item=item, kind=kind) for item, kind in ((7, "a"), (9, "b"))])
-    assert read_frame(both[["date", "store", "item", "sales"]]).names == (
-        "1 7",
-        "2 7",
-        "3 7",
-        "1 9",
-        "2 9",
-        "3 9",
-    )
-    assert read_frame(both[["date", "store", "kind", "sales"]]).names == (
-        "a 1",
-        "a 2",
-        "a 3",
-        "b 1",
-        "b 2",
-        "b 3",
-    )
+    numbered, mixed = both.drop(columns="kind"), both.drop(columns="item")
+    assert "set `id_columns: [store, item]`" in refused(numbered)
+    names = ("1 7", "2 7", "3 7", "1 9", "2 9", "3 9")
+    assert read_frame(numbered, id_columns=["store", "item"]).names == names
+    assert "set `id_columns: [kind, store]`" in refused(mixed)
+    assert read_frame(mixed, id_columns=["store", "kind"]).names[:2] == ("1 a", "2 a")
 
 
-def test_a_flag_or_a_count_names_no_series():
-    table = stores().assign(promo=lambda rows: rows.index % 2, weekday=lambda rows: rows["date"].dt.day % 7)
-    assert read_frame(table, columns=["sales"]).names == ("1", "2", "3")
-    assert "repeats the previous row's" in refused(table.drop(columns="store"))
+def test_every_way_to_name_the_series_is_listed():
+    two = pd.concat([stores().assign(item=item) for item in (7, 9)]).sort_values(["date", "store", "item"])
+    two["line"] = two.groupby("date").cumcount() + 1
+    said = refused(two)
+    assert "whose series `line` or `store` and `item` may name" in said
+    assert "set `id_columns: [line]` or `id_columns: [store, item]`" in said
 
 
-def test_two_columns_that_may_name_series():
-    table = stores().assign(rank=lambda rows: (rows["store"] + rows["date"].dt.day) % 3)
-    assert "may be named by `store` or by `rank`" in refused(table)
-    assert read_frame(table, exclude=["rank"]).names == ("1", "2", "3")
-    assert read_frame(table, exclude=["store"]).names == ("2", "0", "1")
-    same = stores().assign(branch=lambda rows: rows["store"] + 100)
-    assert read_frame(same, columns=["sales"]).names == ("1", "2", "3"), (
-        "the first of two for the same series"
-    )
+def test_rows_of_an_attribute_name_no_series():
+    """A few repeated rows do not make what differs in them a part of the series' names."""
+    table = long().assign(version=1)
+    again = table[table["ds"].isin(DAYS[[3, 9]])].assign(version=2)
+    assert "`unique_id` names series, but 'p' repeats a time" in refused(pd.concat([table, again]))
 
 
-@pytest.mark.parametrize(("name", "first"), [("hour", 0), ("HE", 1), ("slot", 0), ("slot", 1)])
-@pytest.mark.parametrize("form", ["%Y-%m-%d", "%d.%m.%Y", "%d-%b-%Y", "%Y%m%d", None])
-def test_hours_of_a_date_are_no_series(name, first, form):
+def test_what_is_said_to_name_the_series_is_checked():
+    table = stores()
+    assert "`id_columns` has `shop`, which is no column" in refused(table, id_columns=["shop"])
+    assert "`id_columns` has `date`, which is no column, or the time" in refused(table, id_columns=["date"])
+    twice = pd.concat([table, table.iloc[[4]]])
+    assert "`store` names series, but '2' repeats a time" in refused(twice, id_columns=["store"])
+    assert "without timestamps" in refused(table.drop(columns="date"), id_columns=["store"])
+    one = table[table["store"] == 1]
+    assert read_frame(one, id_columns=["store"]).names == ("1",)
+
+
+@pytest.mark.parametrize("column", ["shift", "hour"])
+def test_counted_rows_stay_as_they_are(column):
+    table = stores().rename(columns={"store": column})
+    frame = read_frame(table, timestamps="as_is", columns=["sales"])
+    np.testing.assert_array_equal(frame.values[:, 0], table["sales"])
+    again = read_frame(table, timestamps="as_is", trained_on=["sales"])
+    np.testing.assert_array_equal(again.values, frame.values)
+
+
+def test_columns_of_training_are_read_again():
+    table = stores().assign(promo=1.5)
+    choice = {"id_columns": ["store"], "columns": ["sales"]}
+    names = read_frame(table, **choice).names
+    assert names == ("1", "2", "3")
+    again = read_frame(table, **choice, trained_on=names)
+    np.testing.assert_array_equal(again.values, read_frame(table, **choice).values)
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("hour", 0), ("Hour.Ending", 1), ("HE", 1), ("slot", 0), ("slot", 1)]
+)
+@pytest.mark.parametrize(
+    "form",
+    ["%Y-%m-%d", "%d.%m.%Y", "%d-%b-%Y", "%Y%m%d", "%Y-%m-%d 00:00:00.000", "%m/%d/%Y 12:00:00 AM", None],
+)
+@pytest.mark.parametrize("region", [(), ("N", "S")])
+def test_hours_of_a_date_are_no_series(name, first, form, region):
     table = stores(24).rename(columns={"store": name})
     table[name] += first - 1
     values = table["sales"].to_numpy()
     if form:
         table["date"] = table["date"].dt.strftime(form)
+    if region:
+        table = pd.concat([table.assign(region=one) for one in region])
     said = refused(table)
     assert ("has the hours of" in said) == (name != "slot")
     assert f"`timestamp_column: date + {name}`" in said
     frame = read_frame(table, timestamp_column=f"date + {name}")
-    assert frame.names == ("sales",)
-    np.testing.assert_array_equal(frame.values[:, 0], values)
+    assert frame.names == (region or ("sales",))
+    np.testing.assert_array_equal(frame.values[:, -1], values)
     assert frame.timestamps is not None
     assert frame.timestamps[0] == np.datetime64(f"2024-01-01T0{first}")
     assert frame.timestamps[23] == np.datetime64("2024-01-01T23") + first
     assert frame.frequency == "h"
 
 
+def test_hours_of_a_date_with_its_format():
+    table = stores(24).assign(date=lambda rows: rows["date"].dt.strftime("%d/%m/%Y"))
+    frame = read_frame(table, timestamp_column="date + store", timestamp_format="%d/%m/%Y")
+    assert frame.frequency == "h"
+    np.testing.assert_array_equal(frame.values[:, 0], table["sales"])
+
+
 def test_other_parts_of_a_time_are_no_series():
     halves = stores(48).rename(columns={"store": "period"})
-    assert "`period` counts from 1 to 48 within each `date`" in refused(halves)
+    said = refused(halves)
+    assert "If `period` counts parts of `date`, set `timestamps: as_is` and `exclude: [period]`" in said
     counted = read_frame(halves, timestamps="as_is", exclude=["period"])
     np.testing.assert_array_equal(counted.values[:, 0], halves["sales"])
-    months = stores(12).assign(date=lambda rows: 1990 + (rows.index // 12)).rename(columns={"store": "m"})
-    assert "`m` counts from 1 to 12 within each `date`" in refused(months)
+    months = stores(12).assign(date=lambda rows: 1990 + rows.index // 12).rename(columns={"store": "month"})
+    assert "`month` has the months of each `date`" in refused(months)
+    assert read_frame(months, timestamp_column="date + month").frequency == "MS"
     named = halves.assign(period=halves["period"].map("store {}".format))
     assert read_frame(named).names[:2] == ("store 1", "store 2")
 

@@ -445,5 +445,7 @@ def test_twenty_four_hours_are_the_midnight_that_ends_the_day():
     assert any("24:00 is read as the midnight that ends the day" in text for text in clock.notices)
     iso = parse_times(pd.Series(["2024-12-31T23:00:00", "2024-12-31T24:00:00"]), str)[0]
     assert iso[1] == np.datetime64("2025-01-01")
+    given = parse_times(pd.Series(["31/12/2024 23:00", "31/12/2024 24:00"]), str, "%d/%m/%Y %H:%M")[0]
+    assert given[1] == np.datetime64("2025-01-01")
     with pytest.raises(DataError, match="'2024-12-31 24:30' is not a timestamp"):
         parse_times(pd.Series(["2024-12-31 23:30", "2024-12-31 24:30"]), str)

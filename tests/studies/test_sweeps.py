@@ -502,7 +502,7 @@ def test_one_program_is_compiled_for_each_bucket(tiny: Any, source: Path, tmp_pa
 def test_the_published_ranks_equal_separate_runs(
     data_root: Path, tmp_path: Path, ranks: tuple[int, ...]
 ) -> None:
-    """The ends of every bucket by two seeds, three at a time, twenty steps, against single trainers."""
+    """The ends of every bucket by two seeds, three at a time, ten steps, against single trainers."""
     experiment = resolved(load_experiment("quick/etth1"))
     data, model = read_data(experiment), build_model(experiment)
     cells = cells_of(experiment, Axes(ranks=ranks, seeds=2))
@@ -510,12 +510,12 @@ def test_the_published_ranks_equal_separate_runs(
     for group in groups_of(cells, {bucket(ranks[0]): 3}):
         logs = [EventLog(None)] * len(group.cells)
         trainer = programs.trainer(group, logs, Checkpoints(tmp_path / group.name), SilentReporter())
-        trainer.run_chunk(20)
+        trainer.run_chunk(10)
         for place, cell in enumerate(group.cells):
             own = build_model(cell.experiment)
             program = Program(own.predict, data.task, own.frozen, programs.settings)
             single = Trainer(program, [Lane(own.trainable, cell.experiment.train.seed)])
-            single.run_chunk(20)
+            single.run_chunk(10)
             found = trainer.trainable(place)["adapters"]
             wanted = single.trainable(0)["adapters"]
             for path, before in own.trainable["adapters"].items():
@@ -523,7 +523,7 @@ def test_the_published_ranks_equal_separate_runs(
                 assert not found[path]["a"][:, cell.rank :].any()
                 for factor, name in ((a, "a"), (b, "b")):
                     # Adam divides by the size of a gradient, which makes rounding of the smallest ones large:
-                    # the way of twenty steps is compared as a whole, not element by element
+                    # the way of ten steps is compared as a whole, not element by element
                     way = wanted[path][name] - before[name]
                     off = np.linalg.norm(factor - wanted[path][name]) / np.linalg.norm(way)
                     assert off < 1e-4, f"{cell.name} {path}/{name}: {off:.2e} of the way"

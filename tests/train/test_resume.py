@@ -690,7 +690,7 @@ def training(tiny: Any, config: Path, run: Path, *overrides: str) -> Iterator[su
         process.communicate()
 
 
-MANY = ("train.epochs=40", "train.patience=40", "train.chunk=1", "train.checkpoint_minutes=0.0001")
+MANY = ("train.epochs=28", "train.patience=28", "train.chunk=1", "train.checkpoint_minutes=0.0001")
 """Long enough to be hit in the middle, with a checkpoint every few steps."""
 
 
@@ -717,7 +717,7 @@ def test_killed_at_random_moments_ends_with_the_same_bits(tiny, long_run, tmp_pa
         with training(tiny, config, run, *MANY, f"train.chunk={length}") as process:
             started = wait_for_progress(process, run)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(dice.uniform(0, 0.7 if kills < 7 else 60))
+                process.wait(dice.uniform(0, 0.7 if kills < 5 else 60))
             if process.poll() is None:
                 process.kill()
                 kills += 1
