@@ -24,6 +24,7 @@ DATE = re.compile(r"\s*(\d{8}\s*$|\w+[-/. ,]+\w+[-/. ,]+\w+)")
 """How a date begins that has a day, so that a number after it is an hour."""
 _MOST_KEYS = 3  # columns that name series together
 _MOST_NUMBERS = 12  # columns of whole numbers that are proposed as names of series, the first ones
+_FEW = 0.02  # of rows that repeat a time, as errors
 _LEAST_PARTS = 20  # numbers that may be hours or shorter parts of a day
 _MOST_WAYS = 3  # ways to read a table that an error lists
 _HOURS = {"hour", "hours", "hr", "he", "hh", "stunde", "heure", "hora", "uur"}
@@ -158,7 +159,7 @@ def _propose(table: Table, groups: _Groups, keys: Sequence[int], time: Sequence[
             break
         if set(option) <= set(keys) or any(set(known) <= set(option) for known in found):
             continue
-        if groups.is_dense(option) and not groups.repeats(option):
+        if groups.is_dense(option) and groups.repeats(option) <= _FEW * len(groups.times):
             found.append(option)
     if not found:
         return

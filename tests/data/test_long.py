@@ -127,7 +127,8 @@ def test_what_is_said_to_name_the_series_is_checked():
     table = stores()
     assert "`id_columns` has `shop`, which is no column" in refused(table, id_columns=["shop"])
     assert "`id_columns` has `date`, which is no column, or the time" in refused(table, id_columns=["date"])
-    twice = pd.concat([table, table.iloc[[4]]])
+    twice = pd.concat([stores(days=30), stores(days=30).iloc[[4]]])
+    assert "set `id_columns: [store]`" in refused(twice), "a repeated row is for the next error"
     assert "`store` names series, but '2' repeats a time" in refused(twice, id_columns=["store"])
     assert "without timestamps" in refused(table.drop(columns="date"), id_columns=["store"])
     one = table[table["store"] == 1]
