@@ -93,7 +93,8 @@ def require_series(table: Table, names: Sequence[str], values: np.ndarray, *, ti
     what = f"{cells}, … is {wrong[first]}, not a series"
     if others:
         what += "; so are " + ", ".join(f"`{name}` ({wrong[name]})" for name in others)
-    fix, past = f"Leave it out with `exclude: {as_list(list(wrong))}`", {"exclude": list(wrong)}
+    left_out = table.columns_of(list(wrong))
+    fix, past = f"Leave it out with `exclude: {as_list(left_out)}`", {"exclude": left_out}
     if len(wrong) == len(names):
         fix, past = "Give at least one series", {}
     if not timed:

@@ -150,15 +150,16 @@ class Table:
         if plain_text(text):
             fix += f", or set `missing_words: [{text}]` if it means that there is no value"
         if name in text_columns:
-            what, past = f"the column contains the text {shorten(text)}", {"exclude": list(text_columns)}
-            fix = f"Leave it out with `exclude: {as_list(text_columns)}`, or list the series in `columns`"
+            left_out = self.columns_of(text_columns)
+            what, past = f"the column contains the text {shorten(text)}", {"exclude": left_out}
+            fix = f"Leave it out with `exclude: {as_list(left_out)}`, or list the series in `columns`"
         if all_text:
             what = f"there is no numeric column; this one contains the text {shorten(text)}"
             fix, past = "Give at least one column of numbers", {}
         if text.lower() in ("true", "false"):
-            fix = f"Write 1 and 0, or leave it out with `exclude: {as_list([name])}`"
+            fix = f"Write 1 and 0, or leave it out with `exclude: {as_list(self.columns_of([name]))}`"
             fix += "; labels of anomalies are named by data.label_column" * bool(_LABELS.search(name))
-            past = {"exclude": [name]}
+            past = {"exclude": self.columns_of([name])}
         elif self.comma and _THOUSANDS.fullmatch(text):
             fix = f"With `decimal: comma` a point may be a thousands sign: write {text.replace('.', '')} or "
             fix += "another number without it, or leave the setting out"
@@ -171,6 +172,14 @@ class Table:
                 fix += "`decimal: comma`"
             past = {"decimal": "comma"}
         return DataError(what, where=self.place(name, row), fix=fix, past=past)
+
+    def columns_of(self, names: Sequence[str]) -> list[str]:
+        """Columns of the source; of a long table with several columns of values those of the series."""
+        columns = {
+            name: self.origins[name][0].partition("` of `")[0] for name in names if name in self.origins
+        }
+        found = (columns[name] if name.endswith(f" {columns.get(name)}") else name for name in names)
+        return list(dict.fromkeys(found))
 
     def place(self, name: str, row: int | None) -> str:
         """How messages name a column, or its cell in a row (0-based)."""

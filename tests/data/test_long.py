@@ -135,6 +135,18 @@ def test_what_is_said_to_name_the_series_is_checked():
     assert read_frame(one, id_columns=["store"]).names == ("1",)
 
 
+def test_a_column_that_is_no_series_is_left_out_once():
+    table = stores().assign(holiday=[True, False] * 18)
+    said = refused(table, id_columns=["store"])
+    assert "column `holiday` of `1 holiday`" in said
+    assert "leave it out with `exclude: [holiday]`" in said
+    frame = read_frame(table, id_columns=["store"], exclude=["holiday"])
+    assert frame.names == ("1", "2", "3")
+    assert not any("names no column" in text for text in frame.notices)
+    counting = stores().assign(index=lambda rows: rows.index // 3)
+    assert "exclude: [index]" in refused(counting, id_columns=["store"])
+
+
 @pytest.mark.parametrize("column", ["shift", "hour"])
 def test_counted_rows_stay_as_they_are(column):
     table = stores().rename(columns={"store": column})
