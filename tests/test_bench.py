@@ -332,15 +332,6 @@ def test_a_process_that_fails_says_why() -> None:
         worker.run("growth", shape=SHAPE, surprise=1)
 
 
-@pytest.mark.slow  # compiles programs of six runs
-def test_the_sweep_is_measured_against_separate_runs() -> None:
-    (section,) = bench.measure(TINY, ("sweep",), lambda text: None, "").sections
-    ours, abreast, separate, share = (row.ours.median for row in section.rows)
-    assert share == ours / separate
-    assert min(ours, abreast, separate) > 0
-    assert "Ranks 1, 20 by 1 seed of" in section.text
-
-
 @pytest.mark.parity
 @pytest.mark.slow  # transformers' and peft's import
 @pytest.mark.parametrize("changed", [None, "alpha", "in_layer"])
@@ -388,6 +379,11 @@ def test_all_sections_at_a_tiny_size() -> None:
     assert schema.Report.model_validate_json(report.model_dump_json()) == report
     names = [section.name for section in report.sections]
     assert [line.split(":")[0] for line in said] == list(bench.NAMES) == names
+    sweep = report.sections[names.index("sweep")]
+    ours, abreast, separate, share = (row.ours.median for row in sweep.rows)
+    assert min(ours, abreast, separate) > 0
+    assert share == ours / separate
+    assert "Ranks 1, 20 by 1 seed of" in sweep.text
     rows = {(section.name, row.what): row for section in report.sections for row in section.rows}
     for (name, what), row in rows.items():
         assert row.ours.median > 0, (name, what)

@@ -616,7 +616,7 @@ def data_lines(content: bytes) -> list[str]:
 
 
 def floats(text: str) -> list[float]:
-    return [float(field) for field in text.split(",")]
+    return [float("nan" if field.strip() == "?" else field) for field in text.split(",")]
 
 
 def plain_tsf(content: bytes) -> Any:
