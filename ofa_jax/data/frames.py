@@ -172,7 +172,6 @@ def read_frame(
     table = open_table(source, missing_words or (), decimal, comment, sheet, faults)
     table = dataclasses.replace(table, flags=labels)
     time = _find_time(table, timestamp_column, exclude or ())
-    columns_of = table.names
     table, time = widen(
         table,
         time,
@@ -182,11 +181,12 @@ def read_frame(
         id_columns=id_columns,
         counted=timestamps == "as_is",
     )
+    origins = [origin for name, origin in table.origins.items() if name != table.names[0]]
     if trained_on is not None:
         series = [name for position, name in enumerate(table.names) if position not in time]
         _require_columns(series, trained_on, table.source)
         columns = trained_on
-    elif columns is not None and table.origins and not set(columns) & set(table.names):
+    elif columns is not None and set(columns) <= {label.partition("` of `")[0] for label, _ in origins}:
         columns = None  # they were columns of a long table
     chosen = _choose(table, time, columns, exclude or ())
     names = tuple(table.names[position] for position in chosen)
@@ -237,7 +237,7 @@ def read_frame(
         unused = [name for at, name in enumerate(table.names) if name and at not in (*time, *chosen)]
     about = f"{Path(table.source).name}, column `{time_name}`"  # reports name no folders
     series = [name for name in names if name != labels]
-    unknown = [name for name in exclude or () if name not in (*table.names, *columns_of)]
+    unknown = [name for name in exclude or () if name not in table.names and not origins]
     notices = _notices(table, series, time_name if time else None, unused, unknown)
     notices += tuple(f"{about}: {text}" for text in clock.notices)
     return Frame(values, names, times, table.source, time_name, clock, observed, notices)

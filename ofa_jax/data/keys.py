@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ofa_jax.data.columns import words_of
+from ofa_jax.data.columns import PARTS, words_of
 from ofa_jax.data.tables import NO_VALUE, Table, as_list
 from ofa_jax.errors import DataError, listed, shorten
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ID = re.compile(r"(.*[_ ])?id", re.IGNORECASE)
 CLOCK = re.compile(r"\d{1,2}[:.]\d\d")
 """How a time of day begins."""
-_MIDNIGHT = re.compile(r"[T ]00?:00(:00(\.0+)?)?$|[T ]12:00(:00)? ?AM$", re.IGNORECASE)
+_DAY_BEGINS = re.compile(r"[T ]00?:00(:00(\.0+)?)?$|[T ]12:00(:00)? ?AM$", re.IGNORECASE)
 DATE = re.compile(r"\s*(\d{8}\s*$|\w+[-/. ,]+\w+[-/. ,]+\w+)")
 """How a date begins that has a day, so that a number after it is an hour."""
 _MOST_KEYS = 3  # columns that name series together
@@ -29,6 +29,7 @@ _LEAST_PARTS = 20  # numbers that may be hours or shorter parts of a day
 _MOST_WAYS = 3  # ways to read a table that an error lists
 _HOURS = {"hour", "hours", "hr", "he", "hh", "stunde", "heure", "hora", "uur"}
 _MONTHS = {"month", "mon"}
+_CLOCKS = {"time", "clock", "hhmm", "hhmmss"}
 
 
 def given_key(
@@ -42,9 +43,11 @@ def given_key(
     found = {table.names[at]: at for at in others}
     for name in names:
         if name not in found:
-            what = f"`id_columns` has `{name}`, which is no column, or the time"
-            raise DataError(what, where=table.source, fix=f"The others are {listed(list(found))}")
-    option = [found[name] for name in names]
+            what = f"`id_columns` names `{name}`, and there is no such column"
+            if name in table.names:
+                what = f"`id_columns` names `{name}`, which is the time or excluded"
+            raise DataError(what, where=table.source, fix=f"The columns are {listed(list(found))}")
+    option = list(dict.fromkeys(found[name] for name in names))
     groups = _Groups(cells, times)
     if groups.repeats(option):
         raise _repeats(table, groups, option, times)
@@ -152,6 +155,7 @@ def _propose(table: Table, groups: _Groups, keys: Sequence[int], time: Sequence[
     numbers = [int(at) for at in groups.cells if at not in keys and is_whole(groups.cells[at])]  # type: ignore[call-overload]
     _propose_hours(table, groups, numbers, time)
     most = 4 * len(groups.times) / (groups.times.max() + 1)
+    numbers = [at for at in numbers if not words_of(table.names[at]) & {*PARTS, *_HOURS, *_CLOCKS}]
     numbers = [at for at in numbers if 1 < groups.series([at]).max() + 1 <= most][:_MOST_NUMBERS]
     found: list[list[int]] = []
     for option in groups.options([*keys, *numbers]):
@@ -173,7 +177,7 @@ def _propose(table: Table, groups: _Groups, keys: Sequence[int], time: Sequence[
     if counting is not None:
         name = table.names[counting]
         fix += f". If `{name}` counts parts of `{day}`, set "
-        if groups.cells[counting].astype(float).max() <= 24:
+        if _is_date(table, time) and groups.cells[counting].astype(float).max() <= 24:
             fix += f"`timestamp_column: {day} + {name}` for hours, or "
         fix += f"`timestamps: as_is` and `exclude: [{name}]` to count rows"
     if counting is not None or len(found) > 1:
@@ -181,13 +185,18 @@ def _propose(table: Table, groups: _Groups, keys: Sequence[int], time: Sequence[
     raise DataError(what, where=table.source, fix=fix, past=past)
 
 
+def _is_date(table: Table, time: Sequence[int]) -> bool:
+    """Whether the time is a single column of dates without a time of day."""
+    first = without_midnight(str(table.read(time, object).iloc[0, 0]).strip())
+    return len(time) == 1 and DATE.match(first) is not None and ":" not in first
+
+
 def _propose_hours(table: Table, groups: _Groups, numbers: Sequence[int], time: Sequence[int]) -> None:
     """Refuse hours of a date, or months of a year, in a separate column that is called so."""
     if len(time) != 1:
         return
-    day, first = table.names[time[0]], without_midnight(str(table.read(time, object).iloc[0, 0]).strip())
-    dated = DATE.match(first) is not None and ":" not in first
-    year = re.fullmatch(r"[12]\d{3}", first) is not None
+    day, dated = table.names[time[0]], _is_date(table, time)
+    year = re.fullmatch(r"[12]\d{3}", str(table.read(time, object).iloc[0, 0]).strip()) is not None
     for at in numbers:
         name, largest = table.names[at], groups.cells[at].astype(float).max()
         words = {part for word in words_of(name) for part in re.split(r"[^a-z]+", word)}
@@ -217,7 +226,13 @@ def joined(cells: pd.DataFrame) -> pd.Series:
 
 def without_midnight(text: str) -> str:
     """A date without the midnight after it."""
-    return _MIDNIGHT.sub("", text)
+    return _DAY_BEGINS.sub("", text)
+
+
+def are_hours(cells: pd.Series) -> bool:
+    """Whether every cell is a whole number from 0 to 24."""
+    texts = cells.astype(str).str.strip()
+    return bool(texts.str.fullmatch(r"\d{1,2}(\.0*)?").all()) and float(texts.astype(float).max()) <= 24
 
 
 def is_whole(cells: pd.Series) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,9 +13,9 @@ import numpy as np
 from ofa_jax.data.keys import (
     DATE,
     ID,
+    are_hours,
     given_key,
     is_text,
-    is_whole,
     joined,
     key_of,
     refuse_clock,
@@ -57,7 +57,7 @@ def time_cells(table: Table, time: Sequence[int]) -> pd.Series:
     if len(time) == 1:
         return cells.iloc[:, 0]
     cells = cells.astype(str)
-    if len(time) == 2 and is_whole(cells.iloc[:, 1]) and cells.iloc[:, 0].str.match(DATE).all():
+    if len(time) == 2 and are_hours(cells.iloc[:, 1]) and cells.iloc[:, 0].str.match(DATE).all():
         hours = cells.iloc[:, 1].str.strip().str.split(".").str[0].str.zfill(2)
         return cells.iloc[:, 0].str.strip().map(without_midnight) + " " + hours + ":00"
     return joined(cells)
@@ -88,11 +88,11 @@ def widen(
     import pandas as pd
 
     times = time_cells(table, time) if time else pd.Series(dtype=object)
-    if table.origins:  # it is part of a long table
+    if table.origins or (id_columns and trained_on and set(trained_on) <= set(table.names)):
+        return table, time  # it is part of a long table, or wide as the model's series are
+    if not id_columns and not times.duplicated(keep=False).mean() > 0.5:
         return table, time
-    if id_columns is None and not times.duplicated(keep=False).mean() > 0.5:
-        return table, time
-    if id_columns is not None and not time:
+    if id_columns and not time:
         what, fix = "`id_columns` names the series of a table without timestamps", "Set `timestamp_column`"
         raise DataError(what, where=table.source, fix=fix)
     others = [at for at, name in enumerate(table.names) if at not in time and name not in exclude]
@@ -100,15 +100,23 @@ def widen(
     cells.columns = pd.Index(others)
     texts = [at for at in others if at not in table.dated and is_text(cells[at], table.comma)]
     keys = [at for at in others if at in texts or ID.fullmatch(table.names[at])]
-    if id_columns is not None:
+    if id_columns:
         by: list[int] | None = given_key(table, cells, others, id_columns, times)
     else:
         refuse_clock(table, cells, texts, time)
         by = key_of(table, cells, keys, times, time, counted)
     values = [at for at in others if at not in (*keys, *(by or ()))]
+    if id_columns and not values:
+        what, fix = "`id_columns` leaves no column of values", "Leave a column of numbers out of it"
+        raise DataError(what, where=table.source, fix=fix)
     if not by or not values:
         return table, time
     series, chosen = joined(cells[by]), columns if trained_on is None else trained_on
+    if len(by) > 1 and series.nunique() < len(cells[by].astype(str).drop_duplicates()):
+        what = (
+            f"two series have one name, as their cells of {listed([table.names[at] for at in by])} read alike"
+        )
+        raise DataError(what, where=table.source, fix="Give them other names")
     for names in (columns, trained_on):
         if names and all(name in [table.names[at] for at in values] for name in names):
             values, chosen = [table.names.index(name) for name in names], None if names is chosen else chosen
@@ -116,6 +124,8 @@ def widen(
     time_name = " ".join(table.names[at] for at in time)
     long = _Long(table, time_name, times, tuple(by), tuple(values), one_column, tuple(keys))
     named = [(one, long.name(one, at)) for one in series.unique() for at in values]
+    unknown = [name for name in exclude if name not in (*table.names, *(name for _, name in named))]
+    long = replace(long, unknown=tuple(unknown))
     wanted = {one for one, name in named if name not in exclude and (not chosen or name in chosen)}
     rows = long.rows(series[series.isin(wanted)] if wanted else series)
     if (aligned := _aligned(rows, times)) is not None:
@@ -144,6 +154,7 @@ class _Long:
     values: tuple[int, ...]
     one_column: bool
     keys: tuple[int, ...]
+    unknown: tuple[str, ...] = ()
 
     @property
     def unused(self) -> str:
@@ -200,6 +211,11 @@ class _Long:
 
         series = len({where[0] for _, _, where in columns})
         about = f"{Path(table.source).name}: a long table of {series} series, named by {self.named_by}"
+        said = [about + self.unused]
+        if self.unknown:
+            said.append(
+                f"{Path(table.source).name}: `exclude` names no column or series: {listed(self.unknown)}"
+            )
         labels = {name: (f"{table.names[at]}` of `{name}", where) for name, at, where in columns}
         return Table(
             source=table.source,
@@ -211,7 +227,7 @@ class _Long:
             lines=table.lines,
             missing_words=table.missing_words,
             comma=table.comma,
-            notices=table.notices if part else (*table.notices, about + self.unused),
+            notices=table.notices if part else (*table.notices, *said),
             origins={self.time_name: (self.time_name, first), **labels},
         )
 

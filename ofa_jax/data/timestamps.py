@@ -207,8 +207,8 @@ def _parse_text(
 
 def _read_given(texts: pd.Series, form: str, place: Place) -> pd.Series:
     given, (texts, late) = texts, _without_24(texts)
-    if not re.search("%[HIcXT]", form) and texts.str.contains(r" \d\d:00$").all():
-        form += " %H:%M"  # a date and its hour in two columns
+    if texts.str.contains(r" \d\d:00$").all():  # a date and its hour in two columns
+        form += ":%M" if form.endswith("%H") else "" if re.search("%[HIcXT]", form) else " %H:%M"
     try:
         parsed = read_form(texts, form)
         parsed = parsed.mask(late, parsed + timedelta(days=1))

@@ -125,8 +125,23 @@ def test_rows_of_an_attribute_name_no_series():
 
 def test_what_is_said_to_name_the_series_is_checked():
     table = stores()
-    assert "`id_columns` has `shop`, which is no column" in refused(table, id_columns=["shop"])
-    assert "`id_columns` has `date`, which is no column, or the time" in refused(table, id_columns=["date"])
+    assert "`id_columns` names `shop`, and there is no such column" in refused(table, id_columns=["shop"])
+    for name, excluded in (("date", []), ("store", ["store"])):
+        said = refused(table, id_columns=[name], exclude=excluded)
+        assert f"`id_columns` names `{name}`, which is the time or excluded" in said
+    assert "leaves no column of values" in refused(table.drop(columns="sales"), id_columns=["store"])
+    assert read_frame(table, id_columns=["store", "store"]).names == ("1", "2", "3")
+    assert "there is no column `7`" in refused(table, id_columns=["store"], columns=["7"])
+    both = table.assign(promo=1.5)
+    assert "there is no column `store`" in refused(both, id_columns=["store"], columns=["store", "sales"])
+    notices = read_frame(table, id_columns=["store"], exclude=["2", "4"]).notices
+    assert [text for text in notices if "exclude" in text] == [
+        "DataFrame: `exclude` names no column or series: `4`"
+    ]
+    alike = pd.DataFrame(
+        {"date": [*DAYS[:4]] * 2, "a": ["x y"] * 4 + ["x"] * 4, "b": ["z"] * 4 + ["y z"] * 4}
+    )
+    assert "two series have one name" in refused(alike.assign(v=range(8)), id_columns=["a", "b"])
     twice = pd.concat([stores(days=30), stores(days=30).iloc[[4]]])
     assert "set `id_columns: [store]`" in refused(twice), "a repeated row is for the next error"
     assert "`store` names series, but '2' repeats a time" in refused(twice, id_columns=["store"])
@@ -163,6 +178,8 @@ def test_columns_of_training_are_read_again():
     assert names == ("1", "2", "3")
     again = read_frame(table, **choice, trained_on=names)
     np.testing.assert_array_equal(again.values, read_frame(table, **choice).values)
+    wide = table.pivot(index="date", columns="store", values="sales").rename(columns=str)
+    np.testing.assert_array_equal(read_frame(wide, **choice, trained_on=names).values, again.values)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +215,30 @@ def test_hours_of_a_date_with_its_format():
     frame = read_frame(table, timestamp_column="date + store", timestamp_format="%d/%m/%Y")
     assert frame.frequency == "h"
     np.testing.assert_array_equal(frame.values[:, 0], table["sales"])
+
+
+@pytest.mark.parametrize("form", ["%d/%m/%Y %H", "%d/%m/%Y"])
+def test_hours_of_a_date_by_a_format_with_and_without_them(form):
+    table = stores(24).assign(date=lambda rows: rows["date"].dt.strftime("%d/%m/%Y"))
+    table["store"] -= 1
+    frame = read_frame(table, timestamp_column="date + store", timestamp_format=form)
+    assert frame.timestamps is not None
+    assert frame.timestamps[5] == np.datetime64("2024-01-01T05")
+
+
+def test_times_of_day_without_signs_are_no_hours():
+    clocks = ["0000", "0600", "1200", "1800"]
+    table = stores(4).assign(clock=clocks * 12, date=lambda rows: rows["date"].dt.strftime("%Y-%m-%d"))
+    frame = read_frame(table[["date", "clock", "sales"]], timestamp_column="date + clock")
+    assert frame.frequency == "6h"
+    assert "repeats the previous row's" in refused(
+        table[["date", "clock", "sales"]].assign(clock=[0, 600, 1200, 1800] * 12)
+    )
+
+
+def test_hours_of_a_zoned_midnight_are_not_proposed():
+    table = stores(24).assign(date=lambda rows: rows["date"].dt.tz_localize("Europe/Berlin"))
+    assert "timestamp_column" not in refused(table)
 
 
 def test_other_parts_of_a_time_are_no_series():
