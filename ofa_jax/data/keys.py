@@ -175,11 +175,13 @@ def _propose(table: Table, groups: _Groups, keys: Sequence[int], time: Sequence[
     many = [at for at in found[0] if at in numbers and groups.series([at]).max() + 1 >= _LEAST_PARTS]
     counting = next((at for at in many if groups.counts(found[0], at)), None)
     if counting is not None:
-        name = table.names[counting]
-        fix += f". If `{name}` counts parts of `{day}`, set "
+        name, others = table.names[counting], []
         if _is_date(table, time) and groups.cells[counting].astype(float).max() <= 24:
-            fix += f"`timestamp_column: {day} + {name}` for hours, or "
-        fix += f"`timestamps: as_is` and `exclude: [{name}]` to count rows"
+            others.append(f"`timestamp_column: {day} + {name}` for hours")
+        if len(found[0]) == 1:
+            others.append(f"`timestamps: as_is` and `exclude: [{name}]` to count rows")
+        fix += f". If `{name}` counts parts of `{day}`, "
+        fix += f"set {', or '.join(others)}" if others else "write the time of each row into one column"
     if counting is not None or len(found) > 1:
         past = {}
     raise DataError(what, where=table.source, fix=fix, past=past)

@@ -245,6 +245,10 @@ def test_other_parts_of_a_time_are_no_series():
     halves = stores(48).rename(columns={"store": "period"})
     said = refused(halves)
     assert "If `period` counts parts of `date`, set `timestamps: as_is` and `exclude: [period]`" in said
+    regions = pd.concat([halves.assign(region=name) for name in "NS"])
+    said = refused(regions)
+    assert "set `id_columns: [region, period]`" in said
+    assert "If `period` counts parts of `date`, write the time of each row into one column" in said
     counted = read_frame(halves, timestamps="as_is", exclude=["period"])
     np.testing.assert_array_equal(counted.values[:, 0], halves["sales"])
     months = stores(12).assign(date=lambda rows: 1990 + rows.index // 12).rename(columns={"store": "month"})
