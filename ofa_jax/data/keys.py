@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ID = re.compile(r"(.*[_ ])?id", re.IGNORECASE)
-CLOCK = re.compile(r"\d{1,2}[:.]\d\d")
+_CLOCK = re.compile(r"\d{1,2}[:.]\d\d")
 """How a time of day begins."""
 _DAY_BEGINS = re.compile(r"[T ]00?:00(:00(\.0+)?)?$|[T ]12:00(:00)? ?AM$", re.IGNORECASE)
 DATE = re.compile(r"\s*(\d{8}\s*$|\w+[-/. ,]+\w+[-/. ,]+\w+)")
@@ -29,7 +29,7 @@ _LEAST_PARTS = 20  # numbers that may be hours or shorter parts of a day
 _MOST_WAYS = 3  # ways to read a table that an error lists
 _HOURS = {"hour", "hours", "hr", "he", "hh", "stunde", "heure", "hora", "uur"}
 _MONTHS = {"month", "mon"}
-_CLOCKS = {"time", "clock", "hhmm", "hhmmss"}
+_OF_CLOCKS = {"time", "clock", "hhmm", "hhmmss"}
 
 
 def given_key(
@@ -155,7 +155,7 @@ def _propose(table: Table, groups: _Groups, keys: Sequence[int], time: Sequence[
     numbers = [int(at) for at in groups.cells if at not in keys and is_whole(groups.cells[at])]  # type: ignore[call-overload]
     _propose_hours(table, groups, numbers, time)
     most = 4 * len(groups.times) / (groups.times.max() + 1)
-    numbers = [at for at in numbers if not words_of(table.names[at]) & {*PARTS, *_HOURS, *_CLOCKS}]
+    numbers = [at for at in numbers if not words_of(table.names[at]) & {*PARTS, *_HOURS, *_OF_CLOCKS}]
     numbers = [at for at in numbers if 1 < groups.series([at]).max() + 1 <= most][:_MOST_NUMBERS]
     found: list[list[int]] = []
     for option in groups.options([*keys, *numbers]):
@@ -257,7 +257,7 @@ def is_text(cells: pd.Series, comma: bool) -> bool:
 
 def refuse_clock(table: Table, cells: pd.DataFrame, texts: Sequence[int], time: Sequence[int]) -> None:
     """Refuse to take a column of times of day for one that names series."""
-    clock = next((at for at in texts if cells[at].astype(str).str.strip().str.match(CLOCK).all()), None)
+    clock = next((at for at in texts if cells[at].astype(str).str.strip().str.match(_CLOCK).all()), None)
     if clock is None or len(time) != 1:
         return
     name, day = table.names[clock], table.names[time[0]]

@@ -20,7 +20,6 @@ from ofa_jax.config.tasks import DataConfig, ShortTermSettings, ZeroShotSettings
 from ofa_jax.data.archives import SeriesCollection
 from ofa_jax.data.archives.tsf import last_steps
 from ofa_jax.data.catalog.load import CATALOG, load_collection
-from ofa_jax.data.frames import Frame
 from ofa_jax.data.missing import count_filled, filled_notices
 from ofa_jax.data.seasons import season_length, season_notices
 from ofa_jax.data.splits import Split
@@ -155,27 +154,10 @@ def read_collection(name: str, data: DataConfig) -> tuple[SeriesCollection, int 
         notices = collection.notices
     else:
         frame, entry = read_series(data, name)
-        columns = tuple(np.ascontiguousarray(column) for column in frame.values.T)
-        observed = None if frame.observed is None else tuple(np.ascontiguousarray(frame.observed.T))
-        collection = SeriesCollection(
-            frame.names, columns, frame.frequency, None, observed, frame.source, times=_frame_times(frame)
-        )
+        collection = SeriesCollection.of(frame)
         notices = frame.notices
     known = (data.season, entry.season if entry else None, collection.frequency)
     return collection, season_length(*known), [*notices, *season_notices(*known, collection.source)]
-
-
-def _frame_times(frame: Frame) -> Callable[[int, int], np.ndarray] | None:
-    """The times of a table's rows, and of the steps after them, for each of its series."""
-    if not frame.dated:
-        return None
-
-    def times(_: int, count: int) -> np.ndarray:
-        after = count - frame.n_rows
-        rows = frame.local_times()[:count]
-        return np.concatenate([rows, frame.local_times(after)]) if after > 0 else rows
-
-    return times
 
 
 @dataclass(frozen=True, eq=False)

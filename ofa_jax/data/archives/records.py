@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ofa_jax.data.frames import Frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,19 @@ class SeriesCollection:
     source: str
     notices: tuple[str, ...] = ()
     times: Callable[[int, int], np.ndarray] | None = None
+
+    @classmethod
+    def of(cls, frame: Frame) -> SeriesCollection:
+        """The columns of a table, with its times where those of the steps after it are known."""
+        columns = tuple(np.ascontiguousarray(column) for column in frame.values.T)
+        observed = None if frame.observed is None else tuple(np.ascontiguousarray(frame.observed.T))
+
+        def times(_: int, count: int) -> np.ndarray:
+            after, rows = count - frame.n_rows, frame.local_times()[:count]
+            return np.concatenate([rows, frame.local_times(after)]) if after > 0 else rows
+
+        found = times if frame.dated else None
+        return cls(frame.names, columns, frame.frequency, None, observed, frame.source, times=found)
 
     @property
     def n_series(self) -> int:
