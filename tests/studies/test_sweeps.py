@@ -498,7 +498,7 @@ def test_one_program_is_compiled_for_each_bucket(tiny: Any, source: Path, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [(2, 16), (32, 128), (256, 1024)])
+@pytest.mark.parametrize("ranks", [(2, 16), (256, 1024)])
 def test_the_published_ranks_equal_separate_runs(
     data_root: Path, tmp_path: Path, ranks: tuple[int, ...]
 ) -> None:

@@ -189,7 +189,7 @@ def of_two(config, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("devices", [1, 2])
 def test_two_processes_give_the_numbers_of_one(tmp_path, devices):
     script, address = Path(__file__).parent / "ten_steps.py", f"127.0.0.1:{free_port()}"
-    layouts = ["jit2", "pmap2"] if devices == 1 else ["jit4", "pmap4", "jit4-fsdp2-micro9"]
+    layouts = ["jit2"] if devices == 1 else ["pmap4", "jit4-fsdp2-micro9"]
     alone = [script, tmp_path / "one.npz", "jit1"]
     two = [[script, tmp_path / "two.npz", *layouts, address, 2, number] for number in range(2)]
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
@@ -218,7 +218,6 @@ def test_one_folder_with_one_process_s_files(config, tmp_path):
         assert sorted(entry.name for entry in (run / "checkpoints").iterdir()) == ["14", "7"]
 
 
-@pytest.mark.xdist_group("of two")
 @pytest.mark.slow
 @pytest.mark.parametrize("signaled", [0, 1])
 def test_a_signal_to_one_stops_all_at_the_same_step(config, of_two, tmp_path, signaled):
@@ -294,7 +293,6 @@ def test_processes_that_were_started_otherwise_are_refused(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.xdist_group("of two")
 @pytest.mark.slow
 def test_a_run_at_a_url_survives_on_machines_that_keep_nothing(config, of_two, tmp_path):
     """Every start is on a machine without the run: only the copy at the URL is left."""

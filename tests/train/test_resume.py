@@ -706,7 +706,6 @@ def long_run(tiny, tmp_path_factory) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("long run")  # one worker, so that it is trained once
 def test_killed_at_random_moments_ends_with_the_same_bits(tiny, long_run, tmp_path):
     config, undisturbed = long_run
     run = tmp_path / "run"
@@ -745,7 +744,6 @@ def wait_for_progress(process: subprocess.Popen[str], run: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("long run")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_same_command_goes_on(tiny, long_run, tmp_path, number, status):
     config, undisturbed = long_run
@@ -766,7 +764,6 @@ def test_a_signal_saves_and_the_same_command_goes_on(tiny, long_run, tmp_path, n
     assert outcome(run) == outcome(undisturbed)
 
 
-@pytest.mark.xdist_group("long run")
 @pytest.mark.slow
 def test_a_second_process_is_refused(tiny, long_run, tmp_path):
     config, _ = long_run
