@@ -502,7 +502,7 @@ def test_one_program_is_compiled_for_each_bucket(tiny: Any, source: Path, tmp_pa
 def test_the_published_ranks_equal_separate_runs(
     data_root: Path, tmp_path: Path, ranks: tuple[int, ...]
 ) -> None:
-    """The ends of the first and the last bucket by two seeds, three at a time, ten steps, against single trainers."""
+    """Ends of two buckets by two seeds, three at a time, ten steps, against single trainers."""
     experiment = resolved(load_experiment("quick/etth1"))
     data, model = read_data(experiment), build_model(experiment)
     cells = cells_of(experiment, Axes(ranks=ranks, seeds=2))
