@@ -282,7 +282,7 @@ def _check_values(values: np.ndarray, codes: np.ndarray, ids: pd.Index) -> None:
         what = (
             f"series {shorten(ids[codes[wrong[0]]])} has the value {values[wrong[0]]:g}, beyond {LARGEST:.1g}"
         )
-        raise DataError(what, fix="If it stands for a missing value, put NaN there; else give millions, say")
+        raise DataError(what, fix="If it stands for a missing value, put NaN there; else scale it down")
     empty = np.flatnonzero(np.bincount(codes, np.isfinite(values), len(ids)) == 0)
     if len(empty):
         what = f"series {shorten(ids[empty[0]])} has no value ({len(empty)} such series)"
