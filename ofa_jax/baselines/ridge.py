@@ -36,9 +36,10 @@ def solve_nlinear(task: Task, reporter: Reporter) -> Params:
     with stop_on_signal(reporter.notice) as request:
         watch = Watch(request, reporter)
         reader = Reader(predictor, weights, ({}, {}), watch)
-        train, validation = reader.moments(task.tables["train"]), reader.windows(task.tables["validation"])
+        train = reader.moments(task.tables["train"])
+        _, rows = reader.validation(task.tables["validation"])
         solving = watch.at("solving", len(PENALTIES))
-        found = choose(train, validation, horizon, solving, spans=1, kept_gain=1.0)
+        found = choose(train, reader.windows(rows), horizon, solving, spans=1, kept_gain=1.0)
     kernel = (found.a @ found.b).astype(np.float32)
     return {"kernel": kernel[:-1], "bias": kernel[-1]}
 

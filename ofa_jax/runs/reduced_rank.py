@@ -129,15 +129,19 @@ class Reader(NamedTuple):
         _check(total, "train")
         return total
 
-    def windows(self, table: WindowTable) -> Windows:
-        """Each window of validation, in order of time.
+    def validation(self, table: WindowTable) -> tuple[WindowTable, list[np.ndarray]]:
+        """The windows of validation that choose, in order of time, and their rows."""
+        chosen = self._chosen(table, "validation")
+        ordered = chosen.take(np.lexsort((chosen.channel, chosen.first)))
+        return ordered, list(self.rows(ordered, "validation"))
+
+    def windows(self, rows: Sequence[np.ndarray]) -> Windows:
+        """Features and targets of validation windows.
 
         Raises:
             TrainError: A feature or a target is not finite.
         """
-        chosen = self._chosen(table, "validation")
-        ordered = chosen.take(np.lexsort((chosen.channel, chosen.first)))
-        parts = [parts_of(rows_wf, self.weights_f)[:2] for rows_wf in self.rows(ordered, "validation")]
+        parts = [parts_of(rows_wf, self.weights_f)[:2] for rows_wf in rows]
         found = Windows(*(np.concatenate(part).astype(np.float32) for part in zip(*parts, strict=True)))
         _check(found, "validation")
         return found

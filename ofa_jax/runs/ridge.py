@@ -12,7 +12,7 @@ one is read back.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -51,6 +51,7 @@ from ofa_jax.train.progress import SILENT, Reporter
 from ofa_jax.train.signals import stop_on_signal
 from ofa_jax.train.step import Params
 from ofa_jax.windows.batch import Batch
+from ofa_jax.windows.table import WindowTable
 
 CONTEXT_WEIGHT = 0.25
 """Of hidden states of the context's tokens, whose weights so are penalized 16 times as much."""
@@ -77,8 +78,8 @@ def solve(
 ) -> FitResult:
     """Adapt the last layer in one step; the same result on every call.
 
-    Targets that are missing count as forecast right by zero-shot. Dropout, seed, epochs and what else belongs
-    to gradients is not read.
+    Targets that are missing count as forecast right by zero-shot. Metrics are those of the validation windows
+    that are read. Dropout, seed, epochs and what else belongs to gradients is not read.
 
     Args:
         model: With its initial parameters.
@@ -143,10 +144,11 @@ def _solve(
     """The better one of the initial and the adapted tree, the adapted one, and what is recorded of them."""
     began, options = time.monotonic(), evaluation_options(settings, model.network)
     reader = _reader(model, task, options, watch)
-    train, validation = reader.moments(task.tables["train"]), reader.windows(task.tables["validation"])
-    found = choose(train, validation, model.lora.rank, watch.at("solving", len(PENALTIES)))
+    train = reader.moments(task.tables["train"])
+    table, rows = reader.validation(task.tables["validation"])
+    found = choose(train, reader.windows(rows), model.lora.rank, watch.at("solving", len(PENALTIES)))
     adapted = _with_adapter(model, found)
-    before, after = score_together(model, task, "validation", [model.trainable, adapted], options, watch)
+    before, after = _scores(model, task, "validation", table, rows, [model.trainable, adapted], options)
     better = after[task.objective] < before[task.objective]
     best, metrics = (adapted, after) if better else (model.trainable, before)
     progress = Progress(
@@ -239,9 +241,24 @@ def score_together(
 
     The trees differ from the model's own in the adapter of the last layer at most.
     """
+    table = task.tables[split]
+    rows = _reader(model, task, options, watch).rows(table, split)
+    return _scores(model, task, split, table, rows, trees, options)
+
+
+def _scores(
+    model: Model,
+    task: Task,
+    split: Split,
+    table: WindowTable,
+    rows: Iterable[np.ndarray],
+    trees: list[Params],
+    options: dict[str, Any],
+) -> list[dict[str, float]]:
+    """Metrics with each of these trainable trees on windows whose rows are given."""
     network, last_layer = model.network, last_layer_of(model)
     assert isinstance(network, PretrainedForecastNetwork)
-    table, frozen, parts = task.tables[split], frozen_of_last_layer(model), []
+    frozen, parts = frozen_of_last_layer(model), []
 
     def every(frozen: Params, trained: list[Params], row_b1f: jax.Array, mask: Any = None, **_: Any) -> Any:
         return [last_layer(frozen, tree, row_b1f) for tree in trained]
@@ -251,7 +268,6 @@ def score_together(
         return {name: jnp.stack([own[name] for own in found], axis=1) for name in found[0]}
 
     every_tree: Any = trees  # a predictor places any tree
-    rows = _reader(model, task, options, watch).rows(table, split)
     for first, rows_wf in zip(range(0, table.size, AT_ONCE), rows, strict=True):
         part = task_of_rows(task, {split: table.take(slice(first, first + AT_ONCE))}, [rows_wf], network)
         parts.append(

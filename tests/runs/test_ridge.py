@@ -146,9 +146,13 @@ RIDGE = {
 
 class Messages(SilentReporter):
     text = ""
+    shown = ""
 
     def notice(self, text: str) -> None:
         self.text += f"{text}\n"
+
+    def status(self, text: str) -> None:
+        self.shown += f"{text}\n"
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +242,7 @@ def test_refit_takes_penalty_and_step_to_the_windows_of_all_parts(trained, tmp_p
     watch = Watch(StopRequest(), SILENT)
     reader = ridge._reader(model, task, options, watch)
     parts = [reader.moments(table) for table in task.tables.values()]
-    validation = reader.windows(task.tables["validation"])
+    validation = reader.windows(reader.validation(task.tables["validation"])[1])
     chosen = choose(parts[0], validation, model.lora.rank).choice
     left, right = reduced_rank(parts[0].plus(parts[1]).plus(parts[2]), chosen.penalty, model.lora.rank)
     kept = load_bundle(tmp_path / "run" / "final").model.trainable["adapters"]["out_layer"]
@@ -273,6 +277,7 @@ def test_windows_that_are_read_are_evenly_spaced_and_said(trained, tmp_path, mon
     said = Messages()
     fewer = train_run(experiment, tmp_path / "run", said)
     assert re.search(r"100 of \d+ train windows .*\n20 of \d+ validation windows", said.text)
+    assert re.findall("(?:train|validation) 0/.*", said.shown) == ["train 0/100", "validation 0/20"]
     assert fewer.progress.best == pytest.approx(result.progress.best, rel=0.1)
     assert fewer.progress.best != result.progress.best
 
