@@ -24,6 +24,7 @@ from ofa_jax.model.weights import read_config
 from ofa_jax.tasks.base import Task
 from ofa_jax.tasks.losses import squared_error
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
+from ofa_jax.train.side_by_side import batches_at_once, side_by_side
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
 LEAST = 8
@@ -117,16 +118,18 @@ def forecast_windows(model: Model, inputs_wt: np.ndarray) -> Forecast:
     unit_w1 = np.abs(change_wt).max(axis=1, keepdims=True)
     x_wt = (change_wt / np.where(unit_w1 > 0, unit_w1, 1)).astype(np.float32)
     assert isinstance(model.network, PretrainedForecastNetwork)
-    parts = []
     on_cpu = jax.default_backend() == "cpu"
     sizes = BATCHES[:-1] if on_cpu else BATCHES
     rows = next((size for size in sizes if size >= len(x_wt)), sizes[-1])
     program = _program(model.network, model.lora, soon=on_cpu and len(x_wt) <= FEW)
-    for begin in range(0, len(x_wt), rows):
+
+    def part_from(begin: int) -> list[np.ndarray]:
         x, seen = (part[begin : begin + rows, :, None] for part in (x_wt, seen_wt))
         empty = ((0, rows - len(x)), (0, 0), (0, 0))
         found = program(model.frozen, model.trainable, np.pad(x, empty), np.pad(seen, empty))
-        parts.append([np.asarray(part)[: len(x)] for part in found])
+        return [np.asarray(part)[: len(x)] for part in found]
+
+    parts = list(side_by_side(part_from, range(0, len(x_wt), rows), batches_at_once()))
     levels, mean = (np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True))
     levels_whq = level_w1[..., None] + unit_w1[..., None] * levels
     unknown = np.ix_(seen_wt.sum(axis=1) == 1, [True] * mean.shape[1], np.array(LEVELS) != 0.5)

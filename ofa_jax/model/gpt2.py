@@ -107,12 +107,16 @@ _einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def attention_weights(config: GPT2Config, layer: int, query: jax.Array, key: jax.Array) -> jax.Array:
-    """Causal attention weights ``[m, a, n, n]``, query before key, in float32, of heads ``[m, a, n, e]``."""
+    """Causal attention weights ``[m, a, q, n]`` in float32, of heads ``[m, a, q, e]`` and ``[m, a, n, e]``.
+
+    The queries are those of the last q of n tokens.
+    """
     scale = query.shape[-1] ** -0.5 if config.scale_attn_weights else 1.0
     if config.scale_attn_by_inverse_layer_idx:
         scale /= layer + 1
     scores = _einsum("maqe,make->maqk", query, key) * scale
-    causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+    queries, keys = scores.shape[-2:]
+    causal = jnp.tril(jnp.ones((queries, keys), bool), keys - queries)
     return jax.nn.softmax(jnp.where(causal, scores, jnp.finfo(jnp.float32).min), axis=-1)
 
 
@@ -138,6 +142,7 @@ class Attention(nn.Module):
     config: GPT2Config
     index: int
     dtype: jnp.dtype
+    last: int | None = None
 
     @nn.compact
     def __call__(self, hidden_mnd: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
@@ -147,11 +152,13 @@ class Attention(nn.Module):
         query, key, value = (
             part.reshape(m, n, config.n_head, -1).transpose(0, 2, 1, 3) for part in jnp.split(qkv, 3, axis=-1)
         )
+        if self.last is not None:
+            query = query[:, :, n - self.last :]
         weights = attention_weights(config, self.index, query, key)
         self.sow("intermediates", "weights", weights)  # kept only where a caller asks for intermediates
         weights = dropout(weights, config.attn_pdrop, dropout_keys, f"{path}/weights").astype(value.dtype)
         mixed = _einsum("maqk,make->maqe", weights, value).astype(value.dtype)
-        out = nn.Dense(d, dtype=self.dtype, name="c_proj")(mixed.transpose(0, 2, 1, 3).reshape(m, n, d))
+        out = nn.Dense(d, dtype=self.dtype, name="c_proj")(mixed.transpose(0, 2, 1, 3).reshape(m, -1, d))
         return dropout(out, config.resid_pdrop, dropout_keys, f"{path}/out")
 
 
@@ -170,17 +177,21 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block."""
+    """One pre-norm transformer block; returns the last tokens alone where ``last`` says how many."""
 
     config: GPT2Config
     index: int
     dtype: jnp.dtype
+    last: int | None = None
 
     @nn.compact
     def __call__(self, hidden_mnd: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
         config, epsilon = self.config, self.config.layer_norm_epsilon
         normed = LayerNorm(epsilon, name="ln_1")(hidden_mnd).astype(self.dtype)
-        hidden_mnd = hidden_mnd + Attention(config, self.index, self.dtype, name="attn")(normed, dropout_keys)
+        attention = Attention(config, self.index, self.dtype, self.last, name="attn")
+        if self.last is not None:
+            hidden_mnd = hidden_mnd[:, hidden_mnd.shape[1] - self.last :]
+        hidden_mnd = hidden_mnd + attention(normed, dropout_keys)
         normed = LayerNorm(epsilon, name="ln_2")(hidden_mnd).astype(self.dtype)
         return hidden_mnd + MLP(config, self.dtype, name="mlp")(normed, dropout_keys)
 
@@ -193,10 +204,14 @@ class Blocks(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, hidden_mnd: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
-        block = nn.remat(Block) if self.remat else Block
+    def __call__(
+        self, hidden_mnd: jax.Array, dropout_keys: jax.Array | None, last: int | None = None
+    ) -> jax.Array:
+        block, end = nn.remat(Block) if self.remat else Block, self.config.n_layer - 1
         for index in range(self.config.n_layer):
-            hidden_mnd = block(self.config, index, self.dtype, name=str(index))(hidden_mnd, dropout_keys)
+            read = last if index == end else None
+            made = block(self.config, index, self.dtype, read, name=str(index))
+            hidden_mnd = made(hidden_mnd, dropout_keys)
         return hidden_mnd
 
 
@@ -220,7 +235,10 @@ class GPT2Trunk(nn.Module):
     path_name = "gpt2"
 
     @nn.compact
-    def __call__(self, embeds_mnd: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, embeds_mnd: jax.Array, dropout_keys: jax.Array | None = None, last: int | None = None
+    ) -> jax.Array:
+        """Given ``last``, hidden states of as many tokens at the end: the last block computes no others."""
         config, tokens = self.config, embeds_mnd.shape[1]
         if self.positions:
             if tokens > config.n_positions:
@@ -232,5 +250,5 @@ class GPT2Trunk(nn.Module):
             embeds_mnd = embeds_mnd.astype(jnp.float32) + wpe(jnp.arange(tokens))
         site = "/".join((*self.path, "wpe"))
         hidden = dropout(embeds_mnd.astype(self.compute_dtype), config.embd_pdrop, dropout_keys, site)
-        hidden = Blocks(config, self.compute_dtype, self.remat, name="h")(hidden, dropout_keys)
+        hidden = Blocks(config, self.compute_dtype, self.remat, name="h")(hidden, dropout_keys, last)
         return LayerNorm(config.layer_norm_epsilon, name="ln_f")(hidden)

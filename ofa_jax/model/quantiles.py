@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -115,6 +115,8 @@ class QuantileNetwork(Network):
 
     horizon: int
     patch: int = 16
+    whole: ClassVar[bool] = False
+    """Whether the last block computes tokens that nothing reads, too."""
 
     @property
     def tokens(self) -> int:
@@ -162,20 +164,24 @@ class QuantileNetwork(Network):
         m = len(columns[0])
         parts = [part.reshape(m, -1, self.patch) for part in columns]
         embeds_mnd = embed(jnp.concatenate(parts, axis=-1))
-        hidden_mnd = trunk(embeds_mnd, keys_m).astype(self.trunk.compute_dtype)
-        median, spread = (head(hidden_mnd[:, first:]).astype(jnp.float32) for head in (middle, around))
+        begin, tokens = max(first - READ_BEFORE, 0), embeds_mnd.shape[1]
+        last = None if self.whole or self.is_mutable_collection("intermediates") else tokens - begin
+        hidden_mnd = trunk(embeds_mnd, keys_m, last=last).astype(self.trunk.compute_dtype)
+        read_mkd = hidden_mnd if last else hidden_mnd[:, begin:]
+        median, spread = (head(read_mkd[:, first - begin :]).astype(jnp.float32) for head in (middle, around))
         median, spread = median.reshape(m, horizon), spread.reshape(m, horizon, len(LEVELS))
         gaps, shift = jax.nn.softplus(spread[..., :-1] + _GAP_SHIFT), spread[..., -1]
         center = median[..., None]
         above = center + jnp.cumsum(gaps[..., _MIDDLE:], axis=-1)
         below = center - jnp.cumsum(gaps[..., :_MIDDLE], axis=-1)[..., ::-1]
         mean = jnp.sinh(jnp.clip(median, -_MEDIAN_LIMIT, _MEDIAN_LIMIT)) + shift
-        read_mkd = hidden_mnd[:, max(first - READ_BEFORE, 0) :]
         return Quantiles(jnp.concatenate([below, center, above], axis=-1), mean), read_mkd
 
 
 class PretrainNetwork(QuantileNetwork):
     """Pretraining, on windows that are standardized where they are drawn."""
+
+    whole = True  # else rounding would differ from the run that made nano
 
     @nn.compact
     def __call__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from ofa_jax.tasks.base import NewData, Task
 from ofa_jax.train.devices import Layout, make_layout
 from ofa_jax.train.memory import EVAL_WINDOWS, slices_and_rows
+from ofa_jax.train.side_by_side import batches_at_once, side_by_side
 from ofa_jax.train.step import Outputs, Params, Predict, eval_step
 from ofa_jax.windows.batch import Rows
 from ofa_jax.windows.order import IndexStream
@@ -57,13 +58,18 @@ class WindowPredictor:
         stream = IndexStream(table.size, rows, seed=None)
         columns = layout.place(WindowTable(*(np.pad(column, (0, room - table.size)) for column in table)))
         frozen, trainable = layout.place_frozen(frozen), layout.place(trainable)
-        parts = []
-        for number, index in enumerate(stream.batches(0, stream.steps_per_epoch)):
-            if between is not None:
-                between(number * rows)
-            outputs = self._step(frozen, trainable, self.buffer, columns, layout.place(index))
-            # fetched batch by batch: with many in flight, simulated devices that share few threads deadlock
-            parts.append(jax.tree.map(np.asarray, outputs))
+
+        def indices() -> Iterator[np.ndarray]:
+            for number, index in enumerate(stream.batches(0, stream.steps_per_epoch)):
+                if between is not None:
+                    between(number * rows)
+                yield index
+
+        def outputs(index: np.ndarray) -> dict[str, np.ndarray]:
+            found = self._step(frozen, trainable, self.buffer, columns, layout.place(index))
+            return jax.tree.map(np.asarray, found)
+
+        parts = list(side_by_side(outputs, indices(), batches_at_once(layout.devices)))
         return {name: np.concatenate([part[name] for part in parts])[: table.size] for name in parts[0]}
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from ofa_jax.adapters.bundle import BundleRecord
 from ofa_jax.build import Model, build_model
+from ofa_jax.estimators.engine import forecast_experiment
 from ofa_jax.report.attention import attention_section, attention_weights
 from ofa_jax.report.forecasts import Evaluation
 from ofa_jax.runs.bundle import LoadedModel
@@ -83,6 +84,13 @@ def test_they_are_the_weights_that_the_network_mixes_its_values_with(model, x_bt
         np.testing.assert_allclose(
             mixed, seen[f"gpt2/h/{layer}/attn/c_proj"][0], rtol=1e-4, atol=1e-4 * abs(value).max()
         )
+
+
+def test_a_pretrained_forecaster_shows_the_attention_of_every_token(x_btc):
+    model = build_model(forecast_experiment("nano", 32, 16, "output", adapters={}, train={}))
+    weights = attention_weights(model, x_btc, np.ones(x_btc.shape, bool))
+    assert weights.shape == (4, 4, model.network.tokens, model.network.tokens)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-6)
 
 
 def test_a_network_without_gpt2_has_none(tiny, tmp_path):
