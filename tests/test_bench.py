@@ -24,9 +24,9 @@ from ofa_jax.errors import ConfigError, OfaError
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "tools"))
 bench: Any = importlib.import_module("bench")
-flops, ours, page, paper, quick, schema, sizes, timing, worker = (
+flops, nano, ours, page, paper, quick, schema, sizes, timing, worker = (
     importlib.import_module(f"benchmarks.{name}")
-    for name in ("flops", "ours", "page", "paper", "quick", "schema", "sizes", "timing", "worker")
+    for name in ("flops", "nano", "ours", "page", "paper", "quick", "schema", "sizes", "timing", "worker")
 )
 
 SHAPE = sizes.Shape(
@@ -165,6 +165,14 @@ def test_operations_are_those_that_xla_counts() -> None:
 
     assert 1 <= counted(loss) / flops.forward(shape, 4) <= 1.03
     assert 1 <= counted(jax.value_and_grad(loss)) / flops.training(shape, 4) <= 1.03
+
+
+def test_operations_of_nano_are_those_that_xla_counts() -> None:
+    shape = sizes.NanoShape()
+    model = build_model(nano.experiment_of(shape, 4))
+    x_btc, merged = np.ones((1, shape.input_length, 1), np.float32), model.merged()
+    program = jax.jit(lambda: model.network.apply({"params": merged}, x_btc))
+    assert 1 <= program.lower().cost_analysis()["flops"] / nano.forward(shape) <= 1.03
 
 
 def test_sides_take_turns_after_a_first_call_and_one_to_warm_up() -> None:

@@ -52,11 +52,15 @@ def experiment_of(shape: NanoShape, batch: int) -> Experiment:
 
 
 def forward(shape: NanoShape) -> int:
-    """Operations of a forecast's matrix products, of both signs (tools/benchmarks/flops.py)."""
-    d, n, ahead = shape.n_embd, shape.tokens, shape.horizon // shape.patch
-    token = 2 * shape.n_layer * 12 * d**2 + 4 * n * d * shape.n_layer + 2 * 6 * shape.patch * d
+    """Operations of a forecast's matrix products, of both signs (tools/benchmarks/flops.py).
+
+    Counted as ofa-jax computes them: the last block has queries, keys and values of all tokens, and the rest
+    of those that are read.
+    """
+    d, n, ahead, read = shape.n_embd, shape.tokens, shape.horizon // shape.patch, shape.tokens_read
+    blocks = (shape.n_layer - 1) * n * (24 * d**2 + 4 * n * d) + 6 * n * d**2 + read * (18 * d**2 + 4 * n * d)
     heads = 2 * d * 10 * shape.patch * ahead
-    return 2 * (n * token + heads) + 2 * shape.tokens_read * d * shape.horizon
+    return 2 * (blocks + 2 * 6 * n * shape.patch * d + heads) + 2 * read * d * shape.horizon
 
 
 def nano_section(sizes: Sizes) -> Section:
@@ -109,10 +113,12 @@ def nano_section(sizes: Sizes) -> Section:
         title="The trunk nano",
         text=f"Contexts of {shape.input_length} steps, horizon {shape.horizon}, {len(x_btc)} windows at a "
         f"time: PyTorch in batches of {batch}, the faster of 32 and 256, ofa-jax by the estimators' own "
-        f"function. A forecast takes {forward(shape) / 1e6:.0f} million operations in matrix products; the "
-        "roof is the better of two chains of products, of the MLP and of squares, in the same turns. A train "
-        f"step of {sizes.nano_batch} windows adapts `wpe` and `out_layer` with rank {shape.rank}; the first "
-        "three losses, and the forecasts, were the same on both sides. Then what a user waits for: a fresh "
+        "function, which works on a batch per core at the same time and computes the last block for the "
+        f"tokens that are read. A forecast takes {forward(shape) / 1e6:.0f} million operations in matrix "
+        "products; the roof is the better of two chains of products, of the MLP and of squares, in the same "
+        f"turns. A train step of {sizes.nano_batch} windows adapts `wpe` and `out_layer` with rank "
+        f"{shape.rank}; the first three losses, and the forecasts, were the same on both sides. Then what a "
+        "user waits for: a fresh "
         f"process from start to end; {sizes.nano_panel:,} series of {PANEL_STEPS} steps (horizon 24, with "
         "intervals) in a process that has imported ofa_jax, compilation included; and the closed form on "
         "ETTh1, all training windows, where `OFA_JAX_DATA` has it.",
