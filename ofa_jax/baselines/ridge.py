@@ -13,7 +13,7 @@ import numpy as np
 from ofa_jax.model.linear import less_last
 from ofa_jax.model.quantiles import Features
 from ofa_jax.runs.features import row_of
-from ofa_jax.runs.reduced_rank import PENALTIES, Reader, Watch, choose
+from ofa_jax.runs.reduced_rank import PENALTIES, Reader, Watch, choose, windows_of
 from ofa_jax.tasks.base import Task
 from ofa_jax.train.evaluate import WindowPredictor
 from ofa_jax.train.progress import Reporter
@@ -37,9 +37,9 @@ def solve_nlinear(task: Task, reporter: Reporter) -> Params:
         watch = Watch(request, reporter)
         reader = Reader(predictor, weights, ({}, {}), watch)
         train = reader.moments(task.tables["train"])
-        _, rows = reader.validation(task.tables["validation"])
-        solving = watch.at("solving", len(PENALTIES))
-        found = choose(train, reader.windows(rows), horizon, solving, spans=1, kept_gain=1.0)
+        _, rows = reader.validation_rows(task.tables["validation"])
+        solving, validation = watch.at("solving", len(PENALTIES)), windows_of(rows, weights)
+        found = choose(train, validation, horizon, solving, spans=1, kept_gain=1.0)
     kernel = (found.a @ found.b).astype(np.float32)
     return {"kernel": kernel[:-1], "bias": kernel[-1]}
 

@@ -24,7 +24,7 @@ from ofa_jax.model.weights import read_config
 from ofa_jax.tasks.base import Task
 from ofa_jax.tasks.losses import squared_error
 from ofa_jax.tasks.metrics import forecast_metrics, forecast_sums
-from ofa_jax.train.side_by_side import batches_at_once, side_by_side
+from ofa_jax.train.side_by_side import batches_in_flight, side_by_side
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
 LEAST = 8
@@ -129,7 +129,7 @@ def forecast_windows(model: Model, inputs_wt: np.ndarray) -> Forecast:
         found = program(model.frozen, model.trainable, np.pad(x, empty), np.pad(seen, empty))
         return [np.asarray(part)[: len(x)] for part in found]
 
-    parts = list(side_by_side(part_from, range(0, len(x_wt), rows), batches_at_once()))
+    parts = list(side_by_side(part_from, range(0, len(x_wt), rows), batches_in_flight()))
     levels, mean = (np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True))
     levels_whq = level_w1[..., None] + unit_w1[..., None] * levels
     unknown = np.ix_(seen_wt.sum(axis=1) == 1, [True] * mean.shape[1], np.array(LEVELS) != 0.5)

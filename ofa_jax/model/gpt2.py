@@ -137,12 +137,16 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """GPT-2's causal self-attention (``attn`` in Hugging Face's names); softmax in float32."""
+    """GPT-2's causal self-attention (``attn`` in Hugging Face's names); softmax in float32.
+
+    Attributes:
+        last_tokens: Tokens at the end whose output is returned, 1 to n; default: all.
+    """
 
     config: GPT2Config
     index: int
     dtype: jnp.dtype
-    last: int | None = None
+    last_tokens: int | None = None
 
     @nn.compact
     def __call__(self, hidden_mnd: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
@@ -152,8 +156,8 @@ class Attention(nn.Module):
         query, key, value = (
             part.reshape(m, n, config.n_head, -1).transpose(0, 2, 1, 3) for part in jnp.split(qkv, 3, axis=-1)
         )
-        if self.last is not None:
-            query = query[:, :, n - self.last :]
+        if self.last_tokens is not None:
+            query = query[:, :, n - self.last_tokens :]
         weights = attention_weights(config, self.index, query, key)
         self.sow("intermediates", "weights", weights)  # kept only where a caller asks for intermediates
         weights = dropout(weights, config.attn_pdrop, dropout_keys, f"{path}/weights").astype(value.dtype)
@@ -177,20 +181,24 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block; returns the last tokens alone where ``last`` says how many."""
+    """One pre-norm transformer block.
+
+    Attributes:
+        last_tokens: Tokens at the end whose hidden states are returned, 1 to n; default: all.
+    """
 
     config: GPT2Config
     index: int
     dtype: jnp.dtype
-    last: int | None = None
+    last_tokens: int | None = None
 
     @nn.compact
     def __call__(self, hidden_mnd: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
         config, epsilon = self.config, self.config.layer_norm_epsilon
         normed = LayerNorm(epsilon, name="ln_1")(hidden_mnd).astype(self.dtype)
-        attention = Attention(config, self.index, self.dtype, self.last, name="attn")
-        if self.last is not None:
-            hidden_mnd = hidden_mnd[:, hidden_mnd.shape[1] - self.last :]
+        attention = Attention(config, self.index, self.dtype, self.last_tokens, name="attn")
+        if self.last_tokens is not None:
+            hidden_mnd = hidden_mnd[:, hidden_mnd.shape[1] - self.last_tokens :]
         hidden_mnd = hidden_mnd + attention(normed, dropout_keys)
         normed = LayerNorm(epsilon, name="ln_2")(hidden_mnd).astype(self.dtype)
         return hidden_mnd + MLP(config, self.dtype, name="mlp")(normed, dropout_keys)
@@ -205,13 +213,13 @@ class Blocks(nn.Module):
 
     @nn.compact
     def __call__(
-        self, hidden_mnd: jax.Array, dropout_keys: jax.Array | None, last: int | None = None
+        self, hidden_mnd: jax.Array, dropout_keys: jax.Array | None, last_tokens: int | None = None
     ) -> jax.Array:
-        block, end = nn.remat(Block) if self.remat else Block, self.config.n_layer - 1
+        kind = nn.remat(Block) if self.remat else Block
         for index in range(self.config.n_layer):
-            read = last if index == end else None
-            made = block(self.config, index, self.dtype, read, name=str(index))
-            hidden_mnd = made(hidden_mnd, dropout_keys)
+            tokens = last_tokens if index == self.config.n_layer - 1 else None
+            block = kind(self.config, index, self.dtype, tokens, name=str(index))
+            hidden_mnd = block(hidden_mnd, dropout_keys)
         return hidden_mnd
 
 
@@ -236,9 +244,15 @@ class GPT2Trunk(nn.Module):
 
     @nn.compact
     def __call__(
-        self, embeds_mnd: jax.Array, dropout_keys: jax.Array | None = None, last: int | None = None
+        self, embeds_mnd: jax.Array, dropout_keys: jax.Array | None = None, last_tokens: int | None = None
     ) -> jax.Array:
-        """Given ``last``, hidden states of as many tokens at the end: the last block computes no others."""
+        """Hidden states ``[m, n, d]``, or those of the last tokens; the last block computes no others.
+
+        Args:
+            embeds_mnd: Input embeddings.
+            dropout_keys: One per row; without them there is no dropout.
+            last_tokens: Tokens whose hidden states are returned, 1 to n; default: all.
+        """
         config, tokens = self.config, embeds_mnd.shape[1]
         if self.positions:
             if tokens > config.n_positions:
@@ -250,5 +264,5 @@ class GPT2Trunk(nn.Module):
             embeds_mnd = embeds_mnd.astype(jnp.float32) + wpe(jnp.arange(tokens))
         site = "/".join((*self.path, "wpe"))
         hidden = dropout(embeds_mnd.astype(self.compute_dtype), config.embd_pdrop, dropout_keys, site)
-        hidden = Blocks(config, self.compute_dtype, self.remat, name="h")(hidden, dropout_keys, last)
+        hidden = Blocks(config, self.compute_dtype, self.remat, name="h")(hidden, dropout_keys, last_tokens)
         return LayerNorm(config.layer_norm_epsilon, name="ln_f")(hidden)

@@ -115,8 +115,8 @@ class QuantileNetwork(Network):
 
     horizon: int
     patch: int = 16
-    whole: ClassVar[bool] = False
-    """Whether the last block computes tokens that nothing reads, too."""
+    computes_all_tokens: ClassVar[bool] = False
+    """Whether the last block also computes tokens that nothing reads."""
 
     @property
     def tokens(self) -> int:
@@ -149,7 +149,7 @@ class QuantileNetwork(Network):
         *,
         mirrored: bool = False,
     ) -> tuple[Quantiles, jax.Array]:
-        first = x_mt.shape[1] // self.patch
+        context, ahead = x_mt.shape[1] // self.patch, horizon // self.patch
         z_mt = jnp.where(seen_mt, compress(x_mt), 0)
         columns = [
             jnp.concatenate([z_mt, jnp.repeat(last_seen(z_mt, seen_mt), horizon, axis=1)], axis=1),
@@ -164,11 +164,11 @@ class QuantileNetwork(Network):
         m = len(columns[0])
         parts = [part.reshape(m, -1, self.patch) for part in columns]
         embeds_mnd = embed(jnp.concatenate(parts, axis=-1))
-        begin, tokens = max(first - READ_BEFORE, 0), embeds_mnd.shape[1]
-        last = None if self.whole or self.is_mutable_collection("intermediates") else tokens - begin
-        hidden_mnd = trunk(embeds_mnd, keys_m, last=last).astype(self.trunk.compute_dtype)
-        read_mkd = hidden_mnd if last else hidden_mnd[:, begin:]
-        median, spread = (head(read_mkd[:, first - begin :]).astype(jnp.float32) for head in (middle, around))
+        read = min(READ_BEFORE, context) + ahead
+        every = self.computes_all_tokens or self.is_mutable_collection("intermediates")
+        hidden_mnd = trunk(embeds_mnd, keys_m, last_tokens=None if every else read)
+        read_mkd = hidden_mnd[:, -read:].astype(self.trunk.compute_dtype)
+        median, spread = (head(read_mkd[:, -ahead:]).astype(jnp.float32) for head in (middle, around))
         median, spread = median.reshape(m, horizon), spread.reshape(m, horizon, len(LEVELS))
         gaps, shift = jax.nn.softplus(spread[..., :-1] + _GAP_SHIFT), spread[..., -1]
         center = median[..., None]
@@ -181,7 +181,7 @@ class QuantileNetwork(Network):
 class PretrainNetwork(QuantileNetwork):
     """Pretraining, on windows that are standardized where they are drawn."""
 
-    whole = True  # else rounding would differ from the run that made nano
+    computes_all_tokens = True  # else its rounding and dropout would not be those of nano's own run
 
     @nn.compact
     def __call__(

@@ -21,6 +21,7 @@ from ofa_jax.plots import style
 from ofa_jax.report.parts import Section, Table, number, number_table, picture
 from ofa_jax.runs.bundle import LoadedModel, public_settings
 from ofa_jax.runs.folder import BUNDLE, Provenance
+from ofa_jax.runs.reduced_rank import MAX_WINDOWS
 from ofa_jax.runs.ridge import is_closed_form
 from ofa_jax.tasks.base import TaskData
 
@@ -74,7 +75,11 @@ def _summary_rows(loaded: LoadedModel, data: TaskData) -> list[tuple[str, str]]:
         f"{train.learning_rate:g} ({train.schedule}), seed {train.seed}"
     )
     if is_closed_form(loaded.model, data.task, train):
-        training = "reduced-rank ridge regression in closed form; validation chose penalty and step"
+        train_most, validation_most = (f"{MAX_WINDOWS[split]:,}" for split in ("train", "validation"))
+        training = (
+            f"reduced-rank ridge regression in closed form, of at most {train_most} windows; at most "
+            f"{validation_most} of validation chose penalty and step, and its metrics are of them"
+        )
     steps, horizon = f"{task.name}, {task.input_length} input steps", data.task.spec.horizon
     return [
         ("task", steps + (f", horizon {horizon}" if horizon else "")),

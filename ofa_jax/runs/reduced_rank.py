@@ -9,7 +9,7 @@ where none is sure, there is no kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -40,7 +40,7 @@ STANDARD_ERRORS = 2.0
 """Of the mean gain, which it has to exceed."""
 
 AT_ONCE = 4096
-"""Windows whose features are in memory."""
+"""Windows whose rows are computed at a time."""
 _EXTREME = "Look for values in the data that are far outside the others"
 
 
@@ -129,22 +129,11 @@ class Reader(NamedTuple):
         _check(total, "train")
         return total
 
-    def validation(self, table: WindowTable) -> tuple[WindowTable, list[np.ndarray]]:
-        """The windows of validation that choose, in order of time, and their rows."""
+    def validation_rows(self, table: WindowTable) -> tuple[WindowTable, list[np.ndarray]]:
+        """The windows of validation that choose, in order of time, and their rows, some windows at a time."""
         chosen = self._chosen(table, "validation")
         ordered = chosen.take(np.lexsort((chosen.channel, chosen.first)))
         return ordered, list(self.rows(ordered, "validation"))
-
-    def windows(self, rows: Sequence[np.ndarray]) -> Windows:
-        """Features and targets of validation windows.
-
-        Raises:
-            TrainError: A feature or a target is not finite.
-        """
-        parts = [parts_of(rows_wf, self.weights_f)[:2] for rows_wf in rows]
-        found = Windows(*(np.concatenate(part).astype(np.float32) for part in zip(*parts, strict=True)))
-        _check(found, "validation")
-        return found
 
     def _chosen(self, table: WindowTable, split: Split) -> WindowTable:
         size = min(table.size, MAX_WINDOWS[split])
@@ -163,6 +152,18 @@ class Reader(NamedTuple):
 
             part = table.take(slice(first, first + AT_ONCE))
             yield self.predictor(part, *self.params, between=within)["row"]
+
+
+def windows_of(rows: Iterable[np.ndarray], weights_f: np.ndarray) -> Windows:
+    """Features and targets of validation windows.
+
+    Raises:
+        TrainError: A feature or a target is not finite.
+    """
+    parts = [parts_of(rows_wf, weights_f)[:2] for rows_wf in rows]
+    found = Windows(*(np.concatenate(part).astype(np.float32) for part in zip(*parts, strict=True)))
+    _check(found, "validation")
+    return found
 
 
 def _check(found: Sequence[Any], split: Split) -> None:

@@ -28,7 +28,6 @@ from ofa_jax.model import trees
 from ofa_jax.model.quantiles import PretrainedForecastNetwork
 from ofa_jax.runs.features import LAST, features_of, frozen_of_last_layer, last_layer_of, row_of, task_of_rows
 from ofa_jax.runs.reduced_rank import (
-    AT_ONCE,
     MAX_WINDOWS,
     PENALTIES,
     Choice,
@@ -38,11 +37,13 @@ from ofa_jax.runs.reduced_rank import (
     choose,
     reduced_rank,
     solution,
+    windows_of,
 )
 from ofa_jax.tasks.base import Task
 from ofa_jax.tasks.losses import squared_error
 from ofa_jax.train.checkpoints import Checkpoints
-from ofa_jax.train.evaluate import WindowPredictor
+from ofa_jax.train.devices import Layout
+from ofa_jax.train.evaluate import Between, WindowPredictor
 from ofa_jax.train.events import EventLog
 from ofa_jax.train.fit import SOLVED, FitResult
 from ofa_jax.train.lanes import Progress
@@ -145,10 +146,14 @@ def _solve(
     began, options = time.monotonic(), evaluation_options(settings, model.network)
     reader = _reader(model, task, options, watch)
     train = reader.moments(task.tables["train"])
-    table, rows = reader.validation(task.tables["validation"])
-    found = choose(train, reader.windows(rows), model.lora.rank, watch.at("solving", len(PENALTIES)))
+    table, rows = reader.validation_rows(task.tables["validation"])
+    validation = windows_of(rows, reader.weights_f)
+    found = choose(train, validation, model.lora.rank, watch.at("solving", len(PENALTIES)))
     adapted = _with_adapter(model, found)
-    before, after = _scores(model, task, "validation", table, rows, [model.trainable, adapted], options)
+    scoring = watch.at("scoring", table.size)
+    before, after = _scores(
+        model, task, "validation", table, rows, [model.trainable, adapted], options["layout"], scoring
+    )
     better = after[task.objective] < before[task.objective]
     best, metrics = (adapted, after) if better else (model.trainable, before)
     progress = Progress(
@@ -243,7 +248,7 @@ def score_together(
     """
     table = task.tables[split]
     rows = _reader(model, task, options, watch).rows(table, split)
-    return _scores(model, task, split, table, rows, trees, options)
+    return _scores(model, task, split, table, rows, trees, options["layout"])
 
 
 def _scores(
@@ -253,9 +258,10 @@ def _scores(
     table: WindowTable,
     rows: Iterable[np.ndarray],
     trees: list[Params],
-    options: dict[str, Any],
+    layout: Layout,
+    between: Between = lambda done: None,
 ) -> list[dict[str, float]]:
-    """Metrics with each of these trainable trees on windows whose rows are given."""
+    """Metrics with each of these trainable trees on windows whose rows are given, some at a time."""
     network, last_layer = model.network, last_layer_of(model)
     assert isinstance(network, PretrainedForecastNetwork)
     frozen, parts = frozen_of_last_layer(model), []
@@ -268,12 +274,14 @@ def _scores(
         return {name: jnp.stack([own[name] for own in found], axis=1) for name in found[0]}
 
     every_tree: Any = trees  # a predictor places any tree
-    for first, rows_wf in zip(range(0, table.size, AT_ONCE), rows, strict=True):
-        part = task_of_rows(task, {split: table.take(slice(first, first + AT_ONCE))}, [rows_wf], network)
+    done = 0
+    for rows_wf in rows:
+        between(done)
+        part = task_of_rows(task, {split: table.take(slice(done, done + len(rows_wf)))}, [rows_wf], network)
         parts.append(
-            WindowPredictor(every, part, sums, layout=options["layout"])(
-                part.tables[split], frozen, every_tree
-            )
+            WindowPredictor(every, part, sums, layout=layout)(part.tables[split], frozen, every_tree)
         )
+        done += len(rows_wf)
+    between(done)
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return [task.metrics({name: part[:, at] for name, part in found.items()}) for at in range(len(trees))]

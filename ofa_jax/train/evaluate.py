@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -12,14 +12,14 @@ import numpy as np
 from ofa_jax.tasks.base import NewData, Task
 from ofa_jax.train.devices import Layout, make_layout
 from ofa_jax.train.memory import EVAL_WINDOWS, slices_and_rows
-from ofa_jax.train.side_by_side import batches_at_once, side_by_side
+from ofa_jax.train.side_by_side import batches_in_flight, side_by_side
 from ofa_jax.train.step import Outputs, Params, Predict, eval_step
 from ofa_jax.windows.batch import Rows
 from ofa_jax.windows.order import IndexStream
 from ofa_jax.windows.table import WindowSpec, WindowTable
 
 Between = Callable[[int], None]
-"""Called before every batch with the number of windows that are done; may raise to end an evaluation."""
+"""Called at first and after every batch but the last, with the number of windows that are done; may raise."""
 
 
 class WindowPredictor:
@@ -45,7 +45,7 @@ class WindowPredictor:
         self._layout = layout = layout or make_layout()
         self._step = _compiled(predict, outputs or _prediction, task.spec, task.corrupt, layout)
         self.buffer = layout.place(Rows.of(task))
-        self._batch_size = batch_size or EVAL_WINDOWS
+        self._batch_size, self._fits_cache = batch_size or EVAL_WINDOWS, batch_size is not None
 
     def __call__(
         self, table: WindowTable, frozen: Params, trainable: Params, *, between: Between | None = None
@@ -59,18 +59,23 @@ class WindowPredictor:
         columns = layout.place(WindowTable(*(np.pad(column, (0, room - table.size)) for column in table)))
         frozen, trainable = layout.place_frozen(frozen), layout.place(trainable)
 
-        def indices() -> Iterator[np.ndarray]:
-            for number, index in enumerate(stream.batches(0, stream.steps_per_epoch)):
-                if between is not None:
-                    between(number * rows)
-                yield index
-
         def outputs(index: np.ndarray) -> dict[str, np.ndarray]:
             found = self._step(frozen, trainable, self.buffer, columns, layout.place(index))
             return jax.tree.map(np.asarray, found)
 
-        parts = list(side_by_side(outputs, indices(), batches_at_once(layout.devices)))
+        parts: list[dict[str, np.ndarray]] = []
+        batches = stream.batches(0, stream.steps_per_epoch)
+        if between is not None:
+            between(0)
+        for part in side_by_side(outputs, batches, self._in_flight()):
+            parts.append(part)
+            if between is not None and len(parts) < stream.steps_per_epoch:
+                between(len(parts) * rows)
         return {name: np.concatenate([part[name] for part in parts])[: table.size] for name in parts[0]}
+
+    def _in_flight(self) -> int:
+        """Batches at a time: several only if the caller chose their size, as memory allows them."""
+        return batches_in_flight(self._layout.devices) if self._fits_cache else 1
 
 
 def _prediction(prediction: jax.Array, batch: Any) -> dict[str, jax.Array]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ofa_jax.errors import ConfigError
+from ofa_jax.model import quantiles
 from ofa_jax.model.gpt2 import Forecaster, GPT2Config, GPT2Trunk
 from ofa_jax.model.networks import init_base
 from ofa_jax.model.quantiles import (
@@ -202,3 +204,38 @@ def test_means_over_earlier_cycles_by_hand():
             values = [x[row, place] for place in places if seen[row, place]] or [0.0]
             assert float(last[row, step]) == pytest.approx(values[0])
             assert float(mean[row, step]) == pytest.approx(np.mean(values), abs=1e-5)
+
+
+@pytest.mark.parametrize(("length", "horizon"), [(64, 16), (64, 40), (24, 8)])
+def test_tokens_that_nothing_reads_are_left_out_of_the_last_block(trunk, monkeypatch, length, horizon):
+    """Also where the horizon takes three rounds, and where the context is short; with an adapted layer."""
+    monkeypatch.setattr(quantiles, "READ_BEFORE", 3)
+    x = series(length)
+    network = PretrainedForecastNetwork(
+        trunk=GPT2Trunk(CONFIG), input_length=length, horizon=horizon, patch=8
+    )
+    params = init_base(network, trunk, 0)
+    params["out_layer"]["kernel"] = np.random.default_rng(1).normal(
+        0, 0.1, params["out_layer"]["kernel"].shape
+    )
+    few, every = [], []
+    for found, whole in ((few, False), (every, True)):
+        monkeypatch.setattr(PretrainedForecastNetwork, "computes_all_tokens", whole)
+        found.append(network.apply({"params": params}, x))
+    np.testing.assert_allclose(few[0], every[0], rtol=1e-5, atol=1e-5)
+
+
+def test_the_last_block_computes_no_other_tokens(trunk, monkeypatch):
+    monkeypatch.setattr(quantiles, "READ_BEFORE", 3)
+    network = PretrainedForecastNetwork(trunk=GPT2Trunk(CONFIG), input_length=64, horizon=16, patch=8)
+    params, widths = init_base(network, trunk, 0), {}
+
+    def read_off(call, args, kwargs, context):
+        if args and isinstance(args[0], jax.Array) and args[0].ndim > 1:
+            widths["/".join(context.module.path)] = args[0].shape[1]
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(read_off):
+        network.apply({"params": params}, series())
+    assert widths["gpt2/h/0/attn/c_attn"] == 10
+    assert widths["gpt2/h/0/attn/c_proj"] == widths["gpt2/h/0/mlp"] == widths["gpt2/ln_f"] == 3 + 2

@@ -19,7 +19,7 @@ from ofa_jax.runs import reduced_rank as closed_form
 from ofa_jax.runs import ridge
 from ofa_jax.runs.bundle import load_bundle
 from ofa_jax.runs.features import features_of
-from ofa_jax.runs.reduced_rank import Moments, Watch, Windows, choose, moments, reduced_rank
+from ofa_jax.runs.reduced_rank import Moments, Watch, Windows, choose, moments, reduced_rank, windows_of
 from ofa_jax.runs.ridge import is_closed_form
 from ofa_jax.runs.train import read_data
 from ofa_jax.studies.sweep.cells import Axes
@@ -182,8 +182,7 @@ def test_a_run_keeps_the_adapter_that_it_scored(trained):
 
 def test_windows_are_scored_in_parts_by_one_compiled_network(trained, tmp_path, monkeypatch):
     experiment, _, whole, _ = trained
-    for module in (ridge, closed_form):
-        monkeypatch.setattr(module, "AT_ONCE", 64)
+    monkeypatch.setattr(closed_form, "AT_ONCE", 64)
     parts = train_run(experiment, tmp_path / "run", SILENT)
     assert parts.progress.best_metrics == pytest.approx(whole.progress.best_metrics, rel=1e-6)
     one, other = (build_model(experiment).network for _ in range(2))
@@ -214,7 +213,7 @@ def test_another_folder_has_the_same_bits(trained, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", ["train 0/", "validation 0/", "solving 3/"])
+@pytest.mark.parametrize("at", ["train 0/", "validation 0/", "solving 3/", "solving 12/", "scoring 0/"])
 def test_a_signal_ends_it_and_the_same_command_begins_again(trained, tmp_path, at):
     experiment, _, result, _ = trained
 
@@ -242,7 +241,7 @@ def test_refit_takes_penalty_and_step_to_the_windows_of_all_parts(trained, tmp_p
     watch = Watch(StopRequest(), SILENT)
     reader = ridge._reader(model, task, options, watch)
     parts = [reader.moments(table) for table in task.tables.values()]
-    validation = reader.windows(reader.validation(task.tables["validation"])[1])
+    validation = windows_of(reader.validation_rows(task.tables["validation"])[1], reader.weights_f)
     chosen = choose(parts[0], validation, model.lora.rank).choice
     left, right = reduced_rank(parts[0].plus(parts[1]).plus(parts[2]), chosen.penalty, model.lora.rank)
     kept = load_bundle(tmp_path / "run" / "final").model.trainable["adapters"]["out_layer"]
