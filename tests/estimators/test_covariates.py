@@ -159,6 +159,7 @@ def test_wrong_covariates_are_refused(small):
         )
 
 
+@pytest.mark.slow
 def test_constant_series_do_not_hide_the_effect(small):
     """Rounding gives a constant's window a spread of about 1e-15, in whose units any error is huge."""
     past, _ = split(frame())
@@ -175,6 +176,7 @@ def test_constant_series_do_not_hide_the_effect(small):
     assert abs(model.fitted_.effects.kernel).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_kept_rows_reach_a_season_back(small):
     draw, hours = np.random.default_rng(0), pd.date_range("2024-01-01", periods=400, freq="h")
     x = draw.normal(size=400)

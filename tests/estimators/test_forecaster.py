@@ -180,6 +180,7 @@ def test_no_series_has_more_windows_than_fit(small):
     assert model.calibration_.errors.shape == (10, 2, 6)
 
 
+@pytest.mark.slow
 def test_a_fit_whose_calibration_fails_changes_nothing(fitted, small, monkeypatch):
     before = fitted.predict(level=50)
 

@@ -112,7 +112,7 @@ def test_no_later_token_reaches_an_earlier_hidden_state(rate):
         assert (reach[np.tril_indices(6)] > 0).all()
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_last_tokens_alone_are_those_of_all_tokens(remat):
     config = replace(QUIET, n_layer=2)
     params, embeds, trunk = moved_trunk(config), normal(4, 2, 6, 16), GPT2Trunk(config, remat=remat)

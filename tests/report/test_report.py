@@ -523,6 +523,7 @@ def test_series_that_begin_at_different_times_are_shown_in_theirs(tiny, tmp_path
         assert (table["time"].diff().dropna() > pd.Timedelta(360, "D")).all()
 
 
+@pytest.mark.slow
 def test_series_of_a_table_are_shown_in_its_times(tiny, tmp_path):
     path = tmp_path / "table.csv"
     days = pd.date_range("2020-01-01", periods=40, freq="D")

@@ -177,7 +177,13 @@ def test_a_run_keeps_the_adapter_that_it_scored(trained):
     assert evaluate(loaded, data, "train")["mse"] == pytest.approx(epoch["train_loss"], rel=1e-4)
     assert f"validation mse {epoch['validation_mse']:.4f}" in said
     assert loaded.model.trainable["adapters"]["out_layer"]["a"].shape[1] == 4
-    assert "reduced-rank ridge regression" in write_report(folder, SILENT).read_text()
+
+
+@pytest.mark.slow
+def test_its_report_says_how_it_was_computed(trained):
+    _, folder, *_ = trained
+    said = write_report(folder, SILENT).read_text()
+    assert "reduced-rank ridge regression in closed form, of at most 32,768 windows" in said
 
 
 def test_windows_are_scored_in_parts_by_one_compiled_network(trained, tmp_path, monkeypatch):

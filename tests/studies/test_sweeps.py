@@ -351,6 +351,7 @@ def test_scores_that_cannot_be_used_end_their_cell_alone(
     assert sweep.cells["test_mse"].isna().tolist() == [True, False]
 
 
+@pytest.mark.slow
 def test_fewer_at_once_are_taken_while_nothing_is_trained(
     tiny: Any, source: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -427,7 +428,7 @@ def undisturbed(tiny: Any, source: Path, tmp_path_factory: pytest.TempPathFactor
         ("stop", 13, 0),
         pytest.param("kill", 5, 2, marks=pytest.mark.slow),
         pytest.param("kill", 6, 3, marks=pytest.mark.slow),
-        ("kill", 10, 1),
+        pytest.param("kill", 10, 1, marks=pytest.mark.slow),
     ],
 )
 def test_stopped_or_killed_and_continued_ends_with_the_same_bits(

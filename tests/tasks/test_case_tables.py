@@ -67,6 +67,7 @@ def test_numbers_as_names_and_classes_are_the_same_in_csv_and_frame(tmp_path):
     assert found[0].labels == found[1].labels == ("1", "0") * 10
 
 
+@pytest.mark.slow
 def test_it_is_trained_and_predicts_by_name(tmp_path):
     frame = table()
     train_run(experiment(saved(tmp_path, frame)), tmp_path / "run")

@@ -72,6 +72,7 @@ def drawn(windows=400, length=64, horizon=16):
     return batch, pretrain.draw_context(batch, jax.random.split(dropout_key(1), windows))
 
 
+@pytest.mark.slow
 def test_the_end_of_a_context_is_seen_and_standardizes_the_window():
     batch, made = drawn()
     seen = np.asarray(made.x_mask[..., 0])

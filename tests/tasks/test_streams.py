@@ -61,6 +61,7 @@ def test_the_first_rows_train_and_the_last_ones_test(tmp_path):
     assert not recording.labelled
 
 
+@pytest.mark.slow
 def test_a_table_without_labels_is_trained_scored_and_reported(tmp_path):
     path = saved(tmp_path, table())
     train_run(experiment(path, epochs=20), tmp_path / "run")
@@ -124,7 +125,7 @@ def test_labels_among_the_normal_rows_are_told(tmp_path):
     assert "2 of 400 rows are anomalous, 1 of them among those that are taken as normal" in notices[-1]
 
 
-@pytest.mark.parametrize("where", ["train", "test"])
+@pytest.mark.parametrize("where", [pytest.param("train", marks=pytest.mark.slow), "test"])
 def test_missing_values_are_neither_seen_nor_scored(tmp_path, where):
     rows = slice(101, 119) if where == "train" else slice(341, 359)
     frame = table(late=0)
