@@ -129,7 +129,8 @@ def forecast_windows(model: Model, inputs_wt: np.ndarray) -> Forecast:
         found = program(model.frozen, model.trainable, np.pad(x, empty), np.pad(seen, empty))
         return [np.asarray(part)[: len(x)] for part in found]
 
-    parts = list(side_by_side(part_from, range(0, len(x_wt), rows), batches_in_flight()))
+    begins = range(0, len(x_wt), rows)
+    parts = list(side_by_side(part_from, begins, batches_in_flight(len(begins))))
     levels, mean = (np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True))
     levels_whq = level_w1[..., None] + unit_w1[..., None] * levels
     unknown = np.ix_(seen_wt.sum(axis=1) == 1, [True] * mean.shape[1], np.array(LEVELS) != 0.5)

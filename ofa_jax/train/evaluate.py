@@ -45,7 +45,7 @@ class WindowPredictor:
         self._layout = layout = layout or make_layout()
         self._step = _compiled(predict, outputs or _prediction, task.spec, task.corrupt, layout)
         self.buffer = layout.place(Rows.of(task))
-        self._batch_size, self._fits_cache = batch_size or EVAL_WINDOWS, batch_size is not None
+        self._batch_size = batch_size
 
     def __call__(
         self, table: WindowTable, frozen: Params, trainable: Params, *, between: Between | None = None
@@ -54,7 +54,7 @@ class WindowPredictor:
         layout = self._layout
         # tables of nearly one size share a compiled program
         room = 2 ** (table.size - 1).bit_length()
-        _, rows = slices_and_rows(min(self._batch_size, room), None, layout.devices)
+        _, rows = slices_and_rows(min(self._batch_size or EVAL_WINDOWS, room), None, layout.devices)
         stream = IndexStream(table.size, rows, seed=None)
         columns = layout.place(WindowTable(*(np.pad(column, (0, room - table.size)) for column in table)))
         frozen, trainable = layout.place_frozen(frozen), layout.place(trainable)
@@ -67,15 +67,15 @@ class WindowPredictor:
         batches = stream.batches(0, stream.steps_per_epoch)
         if between is not None:
             between(0)
-        for part in side_by_side(outputs, batches, self._in_flight()):
+        for part in side_by_side(outputs, batches, self._in_flight(stream.steps_per_epoch)):
             parts.append(part)
             if between is not None and len(parts) < stream.steps_per_epoch:
                 between(len(parts) * rows)
         return {name: np.concatenate([part[name] for part in parts])[: table.size] for name in parts[0]}
 
-    def _in_flight(self) -> int:
+    def _in_flight(self, batches: int) -> int:
         """Batches at a time: several only if the caller chose their size, as memory allows them."""
-        return batches_in_flight(self._layout.devices) if self._fits_cache else 1
+        return batches_in_flight(batches, self._layout.devices) if self._batch_size else 1
 
 
 def _prediction(prediction: jax.Array, batch: Any) -> dict[str, jax.Array]:

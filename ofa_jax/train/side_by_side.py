@@ -21,12 +21,14 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
-def batches_in_flight(devices: int = 1) -> int:
-    """Batches to work on at a time: one per core on one CPU device, else one.
+def batches_in_flight(batches: int, devices: int = 1) -> int:
+    """How many of some batches to work on at a time: one per core on one CPU device, else one.
 
     One as well inside a context of jax (``jax.debug_nans``, ``jax.default_device``, …): it is the caller's
     thread's own.
     """
+    if batches < 3:
+        return 1  # the first one runs alone
     if devices > 1 or jax.default_backend() != "cpu":
         return 1  # devices that share few threads can wait for each other forever
     known = getattr(os, "sched_getaffinity", None)

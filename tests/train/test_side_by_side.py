@@ -78,13 +78,13 @@ def test_an_error_ends_it(where, in_flight):
 
 def test_one_at_a_time_on_many_devices_on_accelerators_and_in_a_context_of_jax(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
-    assert batches_in_flight() == MAX_IN_FLIGHT
-    assert batches_in_flight(devices=2) == 1
+    assert batches_in_flight(9) == MAX_IN_FLIGHT
+    assert batches_in_flight(9, devices=2) == batches_in_flight(2) == 1
     for context in (jax.debug_nans(True), jax.default_device(jax.devices()[0]), jax.enable_x64(True)):
         with context:
-            assert batches_in_flight() == 1
+            assert batches_in_flight(9) == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert batches_in_flight() == 1
+    assert batches_in_flight(9) == 1
 
 
 def test_a_thread_may_outlive_the_main_one():
@@ -111,7 +111,7 @@ def in_threads(monkeypatch):
 
     def set_to(in_flight: int) -> list[bool]:
         for module in (engine, evaluate):
-            monkeypatch.setattr(module, "batches_in_flight", lambda devices=1: in_flight)
+            monkeypatch.setattr(module, "batches_in_flight", lambda batches, devices=1: in_flight)
             monkeypatch.setattr(module, "side_by_side", counted)
         inside.clear()
         return inside
