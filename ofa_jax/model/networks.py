@@ -37,16 +37,19 @@ class AttentionTrunk(nn.Module):
     path_name = "attention"
 
     @nn.compact
-    def __call__(self, x_mnd: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
-        m, n, d = x_mnd.shape
+    def __call__(
+        self, x_mnd: jax.Array, dropout_keys: jax.Array | None = None, last_tokens: int | None = None
+    ) -> jax.Array:
+        m, _, d = x_mnd.shape
         heads = self.config.n_head
+        read_mkd = _last(x_mnd, last_tokens)
         query, key, value = (
-            nn.Dense(d, dtype=self.compute_dtype, name=name)(x_mnd).reshape(m, n, heads, d // heads)
-            for name in ("query", "key", "value")
+            nn.Dense(d, dtype=self.compute_dtype, name=name)(tokens).reshape(m, -1, heads, d // heads)
+            for name, tokens in (("query", read_mkd), ("key", x_mnd), ("value", x_mnd))
         )
-        mixed = jax.nn.dot_product_attention(query, key, value).reshape(m, n, d)
+        mixed = jax.nn.dot_product_attention(query, key, value).reshape(read_mkd.shape)
         out = nn.Dense(d, dtype=self.compute_dtype, name="out")(mixed)
-        return _layer_norm("norm")(x_mnd.astype(jnp.float32) + out.astype(jnp.float32))
+        return _layer_norm("norm")(read_mkd.astype(jnp.float32) + out.astype(jnp.float32))
 
 
 class NoTrunk(nn.Module):
@@ -56,8 +59,14 @@ class NoTrunk(nn.Module):
     compute_dtype: jnp.dtype = jnp.dtype(jnp.float32)
     path_name = "none"
 
-    def __call__(self, embeds_mnd: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
-        return embeds_mnd
+    def __call__(
+        self, embeds_mnd: jax.Array, dropout_keys: jax.Array | None = None, last_tokens: int | None = None
+    ) -> jax.Array:
+        return _last(embeds_mnd, last_tokens)
+
+
+def _last(x_mnd: jax.Array, tokens: int | None) -> jax.Array:
+    return x_mnd if tokens is None else x_mnd[:, x_mnd.shape[1] - tokens :]
 
 
 TrunkModule = GPT2Trunk | AttentionTrunk | NoTrunk

@@ -483,6 +483,17 @@ def test_one_attention_layer_takes_the_trunk_s_place():
     assert_close(apply(network, params, x), WRITTEN_OUT[name](params, x, np.ones(x.shape, bool), through))
 
 
+@pytest.mark.parametrize("name", ["attention", "none"])
+def test_a_replaced_trunk_gives_its_last_tokens_alone(name):
+    layer, x = TRUNKS[name], np.random.default_rng(10).normal(size=(2, 5, 12)).astype(np.float32)
+    params = jax.jit(layer.init)(jax.random.key(1), x)
+    every, last = (
+        np.asarray(jax.jit(partial(layer.apply, last_tokens=n))(params, x), np.float64) for n in (None, 2)
+    )
+    assert last.shape == (2, 2, 12)
+    assert_close(last, every[:, 3:])
+
+
 WRONG = {
     "channels": (
         replace(NETWORKS["reconstruct"], channels=13),
