@@ -247,6 +247,7 @@ def test_kept_controls_are_used_as_they_are(tmp_path):
     assert not said  # a baseline that is trained again is announced
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_resumed_to_the_end_it_would_have_had(tmp_path):
     run = copied("interrupted", tmp_path)
     assert "resumed at step 10" in resume(run)

@@ -115,8 +115,8 @@ def test_the_example_of_a_task_s_page_runs_as_written(capsys, task):
 
 def commands(text: str) -> list[list[str]]:
     """The command lines in a page's blocks of code, as lists of words; remarks behind ``#`` are no words."""
-    blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(block for language, block in blocks if not language).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True) for line in lines if line.startswith("ofa-jax ")]
 
 

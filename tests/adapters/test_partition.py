@@ -260,6 +260,7 @@ def short_term(tiny, tmp_path_factory):
     return experiment, folder / "run"
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_trained_and_adapted_moves_in_both(short_term):
     experiment, run = short_term
     start, trained = build_model(experiment), load_bundle(run).model
@@ -274,6 +275,7 @@ def test_a_layer_that_is_trained_and_adapted_moves_in_both(short_term):
         )  # L + H positions are read
 
 
+@pytest.mark.slow
 def test_what_a_run_trains_is_what_was_counted_and_saved(short_term):
     experiment, run = short_term
     counts, model = footprint(experiment), load_bundle(run).model
@@ -288,6 +290,7 @@ def test_what_a_run_trains_is_what_was_counted_and_saved(short_term):
     assert counts.bundle_bytes < tensors < counts.bundle_bytes + 4000  # the rest is the files' headers
 
 
+@pytest.mark.slow
 def test_merging_adds_the_adapter_to_the_trained_weight(short_term):
     model = load_bundle(short_term[1]).model
     merged, factors = model.merged(), model.trainable["adapters"]["gpt2/wpe"]
@@ -304,6 +307,7 @@ def test_merging_adds_the_adapter_to_the_trained_weight(short_term):
     )  # float32 sums in another order
 
 
+@pytest.mark.slow
 def test_such_a_bundle_comes_back_bit_for_bit(short_term, tmp_path):
     run = short_term[1]
     first, meta = load_bundle(run), json.loads((run / "bundle" / "ofa.json").read_text())

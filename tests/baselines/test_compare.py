@@ -156,6 +156,7 @@ def test_a_trained_baseline_is_kept_and_reused(run):
     assert other.rows[-1].metrics == record["validation"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "said"),
     [

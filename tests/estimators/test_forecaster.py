@@ -86,6 +86,7 @@ def test_a_constant_goes_on_and_missing_values_are_no_values(small):
     assert (np.abs(found.OneForAll - filled.OneForAll) > 1).all()
 
 
+@pytest.mark.slow
 def test_a_series_without_a_value_where_it_is_read_is_refused_or_not_scored(small):
     frame = long_frame((100, 40))
     frame.loc[20:99, "y"] = np.nan
@@ -97,6 +98,7 @@ def test_a_series_without_a_value_where_it_is_read_is_refused_or_not_scored(smal
     assert model.score(frame) == pytest.approx(alone, rel=1e-6)  # in batches of other sizes
 
 
+@pytest.mark.slow
 def test_fit_starts_at_zero_shot_and_keeps_it_where_no_epoch_is_better(small):
     frame = long_frame()
     absurd = OneForAllForecaster(**settings(small, solver="gradient", learning_rate=1e5)).fit(frame)

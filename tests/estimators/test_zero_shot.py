@@ -107,6 +107,7 @@ def test_long_series_of_unequal_times_are_forecast_each_after_its_own_end(small,
     assert "only tables whose series have the same times are drawn" in str(drawn.exception)
 
 
+@pytest.mark.slow
 def test_long_series_are_read_as_any_table(small, tmp_path):
     """What is refused or inferred of a wide table is so of a long one, with its line."""
     path, frame = tmp_path / "long.csv", long_frame((50, 30, 41), freq="D")

@@ -124,6 +124,7 @@ def test_adapters_are_those_of_the_method(case):
     assert not adapters["out_layer"]["b"].any()
 
 
+@pytest.mark.slow
 def test_three_adam_steps(case):
     """Four evaluations: before each step, and after the third."""
     adapters, sites, numbers = read_peft(case.folder / "adapter_init")
@@ -175,6 +176,7 @@ def test_three_adam_steps(case):
         assert_close(found[name], wanted[name], GRADIENT_TOLERANCE, name)
 
 
+@pytest.mark.slow
 def test_adapters_that_peft_stepped_and_their_merged_weights_give_its_output(case):
     adapters, _, numbers = read_peft(case.folder / "adapter_step3")
     assert_close(jax.jit(case.predict)(adapters), case.golden["out_step3"], OUTPUT_TOLERANCE, "out_step3")

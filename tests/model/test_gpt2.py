@@ -81,7 +81,8 @@ def test_gelu_and_its_gradient_are_jax_s_and_only_the_input_is_kept():
     assert sum(leaf.nbytes for leaf in kept if isinstance(leaf, jax.Array)) <= x.nbytes
 
 
-@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", [False, True])
 def test_forward_and_reverse_derivatives_agree(remat):
     """With dropout: ``jax.jvp`` along a direction is the gradient's product with it."""
     module, embeds, direction = GPT2Trunk(CONFIG, remat=remat), normal(3, 2, 6, 16), normal(4, 2, 6, 16)
@@ -112,7 +113,8 @@ def test_no_later_token_reaches_an_earlier_hidden_state(rate):
         assert (reach[np.tril_indices(6)] > 0).all()
 
 
-@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", [False, True])
 def test_the_last_tokens_alone_are_those_of_all_tokens(remat):
     config = replace(QUIET, n_layer=2)
     params, embeds, trunk = moved_trunk(config), normal(4, 2, 6, 16), GPT2Trunk(config, remat=remat)

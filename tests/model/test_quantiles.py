@@ -85,6 +85,7 @@ def test_forecasts_follow_scale_and_shift(trunk, scale, shift):
     np.testing.assert_allclose(moved, predict(x), atol=5e-3)
 
 
+@pytest.mark.slow
 def test_a_short_context_equals_a_masked_long_one(trunk):
     x, mask = series(), np.ones((3, 64, 2), bool)
     mask[:, :44] = False
@@ -206,7 +207,8 @@ def test_means_over_earlier_cycles_by_hand():
             assert float(mean[row, step]) == pytest.approx(np.mean(values), abs=1e-5)
 
 
-@pytest.mark.parametrize(("length", "horizon"), [(64, 40), pytest.param(24, 8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("length", "horizon"), [(64, 40), (24, 8)])
 def test_tokens_that_nothing_reads_are_left_out_of_the_last_block(trunk, monkeypatch, length, horizon):
     """Also where the horizon takes three rounds, and where the context is short; with an adapted layer."""
     monkeypatch.setattr(quantiles, "READ_BEFORE", 3)
@@ -225,6 +227,7 @@ def test_tokens_that_nothing_reads_are_left_out_of_the_last_block(trunk, monkeyp
     np.testing.assert_allclose(few[0], every[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_last_block_computes_no_other_tokens(trunk, monkeypatch):
     monkeypatch.setattr(quantiles, "READ_BEFORE", 3)
     network = PretrainedForecastNetwork(trunk=GPT2Trunk(CONFIG), input_length=64, horizon=16, patch=8)

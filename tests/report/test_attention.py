@@ -55,7 +55,8 @@ def test_every_patch_shares_out_one_among_those_before_it(model, x_btc):
     )
 
 
-@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", [False, True])
 def test_they_are_the_weights_that_the_network_mixes_its_values_with(model, x_btc, remat):
     """One window of one channel, so that the mean over windows is the window's own."""
     window = x_btc[:1, :, :1]

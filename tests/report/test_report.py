@@ -296,6 +296,7 @@ def test_a_shown_forecast_is_in_original_units(run):
     )
 
 
+@pytest.mark.slow
 def test_the_future_of_times_in_two_columns(tiny, tmp_path):
     path = tiny.csv(tmp_path / "tiny.csv")
     path.write_text(path.read_text().replace("date", "date,clock").replace("T", ","))
@@ -379,6 +380,7 @@ def test_bad_places_are_one_clear_error(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_command(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         sys, "argv", ["ofa-jax", "report", str(run), "--out", str(tmp_path / "new folder" / "page.html")]
@@ -484,7 +486,8 @@ def test_filled_in_windows_follow_the_rule(tiny, tmp_path):
     assert {row[0] for row in errors.folded[0].rows} == {"a", "b"}
 
 
-@pytest.mark.parametrize("task", ["zero_shot", pytest.param("short_term", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["zero_shot", "short_term"])
 def test_series_are_scored_in_percent(tiny, tmp_path, task):
     evaluation = untrained(tiny.of_task(task, tmp_path))
     metrics, windows, errors, future = forecast_results(evaluation)

@@ -152,9 +152,8 @@ print("same bits")
     assert (done.stdout, done.stderr) == ("same bits\n", "")
 
 
-@pytest.mark.parametrize(
-    "recipe", ["gpt4ts", *(pytest.param(name, marks=pytest.mark.slow) for name in ("paper", "full"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["gpt4ts", "paper", "full"])
 def test_every_recipe_trains_and_reloads(tiny, tmp_path, recipe):
     experiment = tiny.experiment(
         tiny.csv(tmp_path / "tiny.csv"), f"recipe={recipe}", "train.epochs=1", "train.batch_size=101"

@@ -120,6 +120,7 @@ def assert_on_the_curves(found: Study) -> None:
         assert abs(row.mean - expected) <= 5 * row.sem + 0.01 * expected, row
 
 
+@pytest.mark.slow
 def test_finite_ranks_lie_on_their_curves(small):
     assert_on_the_curves(small)
     rms = small.curves[(small.curves["quantity"] == "output_rms") & (small.curves["module"] == "gpt2/wpe")]
@@ -129,6 +130,7 @@ def test_finite_ranks_lie_on_their_curves(small):
     assert rslora[24] / rslora[128] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_the_first_step_reduces_the_loss_by_its_squared_gradient(small, module):
     """``-<G, out> = eta |dL/dzero|²`` for every seed: the step's own windows, scale and learning rate."""
@@ -228,6 +230,7 @@ def test_gradient_norms_are_those_of_the_loss(experiment, task):
             assert found[path, f"gradient_norm_{name}"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_study_reads_its_data_and_turns_dropout_and_remat_off(tiny, tmp_path, small):
     noisy = "trunk.dropout=0.5", "adapters.dropout=0.5", "trunk.remat=true"
     found = study(tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), *noisy), FEW).table

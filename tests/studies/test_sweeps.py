@@ -420,16 +420,10 @@ def undisturbed(tiny: Any, source: Path, tmp_path_factory: pytest.TempPathFactor
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "chunks", "lost"),
-    [
-        pytest.param("stop", 2, 0, marks=pytest.mark.slow),
-        pytest.param("stop", 9, 0, marks=pytest.mark.slow),
-        ("stop", 13, 0),
-        pytest.param("kill", 5, 2, marks=pytest.mark.slow),
-        pytest.param("kill", 6, 3, marks=pytest.mark.slow),
-        pytest.param("kill", 10, 1, marks=pytest.mark.slow),
-    ],
+    [("stop", 2, 0), ("stop", 9, 0), ("stop", 13, 0), ("kill", 5, 2), ("kill", 6, 3), ("kill", 10, 1)],
 )
 def test_stopped_or_killed_and_continued_ends_with_the_same_bits(
     tiny: Any, source: Path, undisturbed: Path, tmp_path: Path, how: str, chunks: int, lost: int
@@ -475,6 +469,7 @@ def test_the_speed_of_a_resumed_epoch_is_that_of_its_rest(
     assert trained == [202 - 3 * 32, 202, 202]
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_is_left_as_it_is(
     tiny: Any, source: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -758,6 +753,7 @@ def test_the_printed_table_has_the_best_row_first(ended: bool, capsys: Any) -> N
     assert ranks == (["2", "3", "seasonal"] if ended else ["3", "2", "seasonal"])
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_the_record(tiny: Any, tmp_path: Path) -> None:
     from ofa_jax.cli.main import app
 

@@ -172,6 +172,7 @@ def test_columns_can_be_chosen():
     assert read_case_table(frame, {"columns": ("ay", "label")}).channels == ("ay",)
 
 
+@pytest.mark.slow
 def test_a_model_of_named_channels_reads_no_ts_file_and_archives_no_settings_of_tables(tiny, tmp_path):
     train_run(experiment(saved(tmp_path, table())), tmp_path / "run")
     loaded, _ = open_run(tmp_path / "run")

@@ -101,6 +101,7 @@ def test_77_of_80_test_points_missing(tmp_path):
     assert found["mse"] == pytest.approx(np.mean(error), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["forecast", "short_term", "zero_shot"])
 def test_the_loss_and_its_gradient_ignore_filled_targets(tmp_path, gone, task):
     table(tmp_path / "a.csv", gone)

@@ -29,12 +29,13 @@ def training(data_root, part: str) -> SeriesCollection:
     return read_m4_part(data_root / whole if whole else locate(CATALOG[f"m4_{part.lower()}"], role="train"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "season", "horizon", "series", "seasonal"),
     [
         ("Weekly", 1, 13, 359, 0),
         ("Quarterly", 4, 8, 14891, 11559),
-        pytest.param("Yearly", 1, 6, 23000, 0, marks=pytest.mark.slow),  # reading the file takes most of it
+        ("Yearly", 1, 6, 23000, 0),  # reading the file takes most of it
     ],
 )
 def test_the_competitions_own_forecasts(data_root, submission, part, season, horizon, series, seasonal):

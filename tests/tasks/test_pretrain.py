@@ -146,6 +146,7 @@ def test_every_epoch_has_series_of_its_own_and_the_held_out_stay():
     assert len(np.unique(np.concatenate(names))) == sum(map(len, names))
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_a_resumed_run_has_the_same_bits(run, tmp_path, monkeypatch):
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [event["validation_pinball"] for event in events if event["event"] == "epoch"]

@@ -515,7 +515,8 @@ def test_a_models_windows_and_its_yardstick_are_the_same(tmp_path, make, protoco
     ) == {"smape"}
 
 
-@pytest.mark.parametrize("make", [zero_shot, pytest.param(short_term, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [zero_shot, short_term])
 def test_training_learns_and_does_not_depend_on_the_chunk(tmp_path, make):
     path = tsf(tmp_path / "a.tsf", numbered([30, 20, 25, 14, 17], start=50))
     data = make(path, path, protocol="published") if make is zero_shot else make(path)

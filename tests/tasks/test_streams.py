@@ -80,6 +80,7 @@ def test_a_table_without_labels_is_trained_scored_and_reported(tmp_path):
     assert f": {above}, in runs: " in windows.sentences[-1]
 
 
+@pytest.mark.slow
 def test_columns_are_found_by_name(tmp_path):
     frame = table()
     train_run(experiment(saved(tmp_path, frame)), tmp_path / "run")
@@ -125,7 +126,8 @@ def test_labels_among_the_normal_rows_are_told(tmp_path):
     assert "2 of 400 rows are anomalous, 1 of them among those that are taken as normal" in notices[-1]
 
 
-@pytest.mark.parametrize("where", [pytest.param("train", marks=pytest.mark.slow), "test"])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["train", "test"])
 def test_missing_values_are_neither_seen_nor_scored(tmp_path, where):
     rows = slice(101, 119) if where == "train" else slice(341, 359)
     frame = table(late=0)

@@ -38,11 +38,12 @@ def full_chunks(tiny, source, tmp_path_factory) -> Path:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seconds", "lengths"),
     [(5, 52 * [1]), (0.5, [1, 4, 4, 4, 4, 4, 4, 1, 4, 4, 4, 4, 4, 4, 2]), (0.01, [1, 25, 26])],
 )
-@pytest.mark.parametrize("slowest", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("slowest", [1, 4])
 def test_chunks_follow_the_measured_time_of_a_step_and_change_no_bit(
     tiny, source, full_chunks, tmp_path, monkeypatch, seconds, lengths, slowest
 ):

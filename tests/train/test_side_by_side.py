@@ -119,6 +119,7 @@ def in_threads(monkeypatch):
     return set_to
 
 
+@pytest.mark.slow
 def test_forecasts_and_evaluations_have_the_same_bits(tiny, source, in_threads):
     model = build_model(engine.forecast_experiment("nano", 64, 8, "output", adapters={}, train={}))
     inputs = np.cumsum(np.random.default_rng(0).normal(size=(100, 64)), axis=1)

@@ -137,6 +137,7 @@ def test_every_frozen_leaf_keeps_its_bits(tiny, recipe):
     )
 
 
+@pytest.mark.slow
 def test_gradients_add_over_slices_and_ignore_padding(setting):
     @jax.jit
     def gradient(frozen, trainable, batch):
@@ -183,10 +184,8 @@ def sliced(setting: Setting, slices: int, rows: int, steps: int = 5) -> tuple[Tr
     return state, np.asarray(losses)[:steps]
 
 
-@pytest.mark.parametrize(
-    ("slices", "rows"),
-    [(4, 32), pytest.param(5, 35, marks=pytest.mark.slow), pytest.param(32, 32, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("slices", "rows"), [(4, 32), (5, 35), (32, 32)])
 def test_slices_give_the_numbers_of_the_whole_batch(dropping, slices, rows):
     (whole, losses), (state, found) = sliced(dropping, 1, 32), sliced(dropping, slices, rows)
     np.testing.assert_allclose(found, losses, rtol=1e-6)  # float32 sums in another order

@@ -819,9 +819,9 @@ def test_m3(data_root, part, series, horizon, first, shortest):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("part", "series", "horizon", "smape"),
-    [("Weekly", 359, 13, 9.161), pytest.param("Yearly", 23000, 6, 16.342, marks=pytest.mark.slow)],
+    ("part", "series", "horizon", "smape"), [("Weekly", 359, 13, 9.161), ("Yearly", 23000, 6, 16.342)]
 )
 def test_m4_with_the_competitions_own_naive2(data_root, part, series, horizon, smape):
     folder = data_root / "m4"

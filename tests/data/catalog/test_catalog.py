@@ -174,6 +174,7 @@ def test_frames_agree_with_the_files(name):
     assert frame.frequency == entry.frequency
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("name", COLLECTIONS)
 def test_collections_agree_with_the_files(name):
