@@ -213,11 +213,13 @@ def test_parameters_have_the_bits_of_training(golden):
     assert digest(flat(frozen)) == words["frozen_sha256"]
 
 
+@pytest.mark.slow
 def test_predictions_are_those_of_training(golden):
     name, opened = golden
     assert_near(opened.predictions(), expected(name)[1]["prediction"])
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_training(golden):
     name, opened = golden
     then = expected(name)[0]["comparison"]["methods"][0]
@@ -232,6 +234,7 @@ def test_other_methods_score_as_they_did(golden):
     assert_same_comparison(found, expected(name)[0]["comparison"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["forecast", "zero_shot", "short_term", "gpt4ts"])
 def test_forecasts_are_those_of_training(name, tmp_path):
     found = Opened(copied(name, tmp_path), TABLE).forecast(TABLE)
@@ -241,6 +244,7 @@ def test_forecasts_are_those_of_training(name, tmp_path):
     assert_near(found.iloc[:, 1:].to_numpy(), arrays["forecast"])
 
 
+@pytest.mark.slow
 def test_kept_controls_are_used_as_they_are(tmp_path):
     found, said = Opened(copied("forecast", tmp_path), TABLE).comparison("nlinear", "attention")
     assert_same_comparison(found, expected("forecast")[0]["controls"])

@@ -353,6 +353,7 @@ def scores(run: Path, *names: str, split: Any = "test") -> tuple[Any, int]:
     ), listener.epochs
 
 
+@pytest.mark.slow
 def test_a_baseline_with_other_settings_is_refused(runs, tmp_path):
     """By another version, say: other settings, another protocol, other shapes."""
     copied = Path(shutil.copytree(runs("forecast"), tmp_path / "run"))

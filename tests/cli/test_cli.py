@@ -602,8 +602,9 @@ def clauses(advice: str) -> list[list[str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTY)
-@pytest.mark.parametrize("command", ["check", pytest.param("train", marks=pytest.mark.slow), "predict"])
+@pytest.mark.parametrize("command", ["check", "train", "predict"])
 def test_every_advice_can_be_followed_as_it_is_printed(trained, call, tiny, tmp_path, fault, command):
     """Settings in the advice are tried word for word, error after error, until the data are read."""
     path = tmp_path / "x.csv"

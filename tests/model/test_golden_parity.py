@@ -185,6 +185,7 @@ def test_adapters_that_peft_stepped_and_their_merged_weights_give_its_output(cas
     assert_close(out, case.golden["out_step3"], OUTPUT_TOLERANCE, "merged")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "change"),
     [

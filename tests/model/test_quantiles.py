@@ -108,7 +108,8 @@ def test_the_forecast_of_a_mirror_image_is_the_mirrored_forecast(trunk):
     )
 
 
-@pytest.mark.parametrize("horizon", [13, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("horizon", [13, 40])
 def test_quantiles_are_in_the_units_of_the_mean_and_adaptation_moves_both(trunk, horizon):
     network = QuantileForecastNetwork(trunk=GPT2Trunk(CONFIG), input_length=64, horizon=horizon, patch=8)
     x = 50 + 3 * series(channels=1)

@@ -498,6 +498,7 @@ def test_series_are_scored_in_percent(tiny, tmp_path, task):
     assert "no errors by channel" in errors.sentences[0]
 
 
+@pytest.mark.slow
 def test_series_that_begin_at_different_times_are_shown_in_theirs(tiny, tmp_path, monkeypatch):
     """A series of n years from 1900 on ends in 1899 + n; the tested steps are its last three."""
     experiment = tiny.of_task("zero_shot", tmp_path)

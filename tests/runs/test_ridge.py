@@ -186,6 +186,7 @@ def test_its_report_says_how_it_was_computed(trained):
     assert "reduced-rank ridge regression in closed form, of at most 32,768 windows" in said
 
 
+@pytest.mark.slow
 def test_windows_are_scored_in_parts_by_one_compiled_network(trained, tmp_path, monkeypatch):
     experiment, _, whole, _ = trained
     monkeypatch.setattr(closed_form, "AT_ONCE", 64)
@@ -263,6 +264,7 @@ def test_sums_that_are_not_finite_are_refused(trained, tmp_path, monkeypatch):
         train_run(trained[0], tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_what_is_said_is_of_the_closed_form(tiny, tmp_path):
     experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv", rows=400)).replace(
         {path: value for path, value in RIDGE.items() if path != "train.batch_size"}

@@ -124,6 +124,7 @@ def test_a_trunk_converted_from_the_hub_is_named_by_its_id(tiny, tmp_path):
     assert load_bundle(alone, trunk=str(trunk)).experiment.trunk.revision is None
 
 
+@pytest.mark.slow
 def test_the_bundle_is_the_best_model_to_the_bit(tiny, tmp_path):
     experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=2")
     result = train_run(experiment, tmp_path / "run", SilentReporter())

@@ -656,6 +656,7 @@ def test_a_recipe_without_adapters_is_refused(tiny: Any, source: Path, tmp_path:
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "axes", "at_once", "said"),
     [

@@ -262,6 +262,7 @@ def letters(folder: Path, patch: int, stride: int) -> Experiment:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("patch", "stride"), [(8, 4), (4, 2)])
 def test_test_cases_shorter_than_a_patch_are_padded_and_classified(tmp_path, patch, stride):
     """Every case is padded to L, so a test case may be of one step, and L itself shorter than a patch."""

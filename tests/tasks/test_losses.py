@@ -70,6 +70,7 @@ def test_closed_forms(name, pairs, total):
     assert float(count) == len(pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(FORECAST_LOSSES))
 @settings(max_examples=60, deadline=None)
 @given(

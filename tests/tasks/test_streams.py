@@ -93,6 +93,7 @@ def test_columns_are_found_by_name(tmp_path):
         predict(loaded, frame.drop(columns="temp"))
 
 
+@pytest.mark.slow
 def test_labels_give_detection_metrics_and_are_no_series(tmp_path):
     frame = table().assign(broken=0)
     frame.loc[frame.index[LATE], "broken"] = 1

@@ -106,6 +106,7 @@ def test_a_signal_is_announced_while_the_main_thread_waits_for_a_computation():
     assert request.signal_number == signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_a_signal_while_compiling_is_obeyed_before_the_first_step(tiny, source, full_chunks, tmp_path):
     class InCompilation(Listener):
         def status(self, text: str) -> None:

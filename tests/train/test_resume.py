@@ -323,6 +323,7 @@ def break_log(log: Path, how: str) -> None:
     log.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "said", "lost"),
     [
@@ -580,6 +581,7 @@ def test_a_held_folder_is_refused(tiny, source, undisturbed):
         train_run(tiny.experiment(source), undisturbed, Listener())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch_size", "what"),
     [
@@ -587,7 +589,7 @@ def test_a_held_folder_is_refused(tiny, source, undisturbed):
             202,
             "the validation mse",
         ),  # of an epoch of one step, whose loss is taken before the parameters move
-        pytest.param(32, "the loss", marks=pytest.mark.slow),
+        (32, "the loss"),
     ],
 )
 def test_numbers_that_explode_stop_with_the_place(tiny, source, tmp_path, batch_size, what):

@@ -388,6 +388,7 @@ def test_rectified_adam_behind_a_limit_trains_through_the_chunk(tiny):
     assert 0 < np.sqrt(moved) <= 3 * 0.5 * 0.01 * (1 + 1e-5)
 
 
+@pytest.mark.slow
 def test_patience_counts_epochs_without_a_better_validation_and_the_best_is_kept(setting):
     def scripted(*objectives, epochs=10):
         left = iter(objectives)

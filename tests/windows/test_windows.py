@@ -145,6 +145,7 @@ def test_gathering_agrees_with_plain_slices(spec):
     check()
 
 
+@pytest.mark.slow
 def test_a_short_window_and_a_row_of_padding():
     table = table_of((0, 0, 4, 2, 7, -1), (3, 1, 2, 1, 8, -1))
     batch = gather(
