@@ -3,7 +3,8 @@
     OFA_JAX_DATA=DATA python tools/coverage.py
 
 M3 and M4: intervals of zero-shot forecasts of the last H steps of every series, calibrated on what precedes
-them; and calibrated on the series of about the same length alone. ETTh1, H 96: calibrated on the validation part, then every 24th test window. Prints Markdown.
+them, and calibrated on series of about the same length alone. ETTh1, H 96: calibrated on the validation part,
+then every 24th test window. Prints Markdown.
 """
 
 from __future__ import annotations
