@@ -21,7 +21,7 @@ from ofa_jax.config.recipes import SHORT_TERM_REFERENCE
 
 Missing = Literal["error", "linear", "ffill"]
 Timestamps = Literal["error", "as_is"]
-Decimal = Literal["point", "comma"]
+Decimal = Literal["auto", "point", "comma"]
 SplitRule = Literal["ett_hour", "ett_minute", "ratio"]
 ForecastLoss = Literal["mse", "smape", "mape"]
 GENERATED = "generated"
@@ -82,7 +82,9 @@ class DataConfig(Section):
     )
     missing: Missing = Field("error", description="how to treat missing values")
     missing_words: tuple[str, ...] | None = Field(None, description="texts in cells that mean no value")
-    decimal: Decimal = Field("point", description="decimal sign of numbers in text")
+    decimal: Decimal = Field(
+        "auto", description="decimal sign of numbers in text; the other sign then marks thousands"
+    )
     comment: str | None = Field(None, min_length=1, description="how comment lines begin")
     sheet: str | None = Field(None, description="sheet of an Excel file that has several")
     timestamps: Timestamps | None = Field(

@@ -116,7 +116,7 @@ def _open(
     return open_table(
         source,
         reading.get("missing_words", ()),
-        reading.get("decimal", "point"),
+        reading.get("decimal", "auto"),
         reading.get("comment"),
         reading.get("sheet"),
         faults,

@@ -94,10 +94,16 @@ def require_series(table: Table, names: Sequence[str], values: np.ndarray, *, ti
     if others:
         what += "; so are " + ", ".join(f"`{name}` ({wrong[name]})" for name in others)
     left_out = table.columns_of(list(wrong))
-    fix, past = f"Leave it out with `exclude: {as_list(left_out)}`", {"exclude": left_out}
+    past: dict[str, object] = {"exclude": left_out}
+    fix = f"Leave it out with `exclude: {as_list(left_out)}`"
     if len(wrong) == len(names):
         fix, past = "Give at least one series", {}
-    if not timed:
+    parts = {next(iter(words)): name for name in wrong if len(words := words_of(name)) == 1}
+    if not timed and {"year", "month"} <= set(parts):
+        both = f"{parts['year']} + {parts['month']}"
+        fix, past = f"Read both as the time with `timestamp_column: {both}`", {"timestamp_column": both}
+        fix += f", or leave out `exclude: {as_list(left_out)}`"
+    elif not timed:
         fix += f", or read it as the time with `timestamp_column: {first}`"
     fix += ", or list the series in `columns`"
     raise DataError(what, where=table.place(first, None), fix=fix, past=past)

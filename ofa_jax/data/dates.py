@@ -132,6 +132,33 @@ def read_form(texts: pd.Series, form: str) -> pd.Series:
     return pd.to_datetime(texts, format=form, errors="coerce")
 
 
+def looks_like_date(text: str) -> bool:
+    """Whether one cell reads as a date that is not simply a number."""
+    import pandas as pd
+
+    text = text.strip()
+    if not text[:1].isalnum() or text.replace(".", "", 1).isdigit():
+        return False
+    body = split_zones(pd.Series([text], dtype=object))[0]
+    return any(1000 <= read_form(body, form)[0].year < 3000 for form in forms_of(body[0]))
+
+
+def with_centuries(times: pd.Series) -> pd.Series:
+    """Datetimes of two-digit years as Excel reads those: 1930 to 2029."""
+    import pandas as pd
+
+    return times.mask(times.dt.year >= 2030, times - pd.DateOffset(years=100))
+
+
+def with_leading_zeros(texts: pd.Series, form: str) -> pd.Series:
+    """Texts as wide as a form of digits alone makes them: numbers have no zeros at their beginning."""
+    widths = {"%Y": 4, "%j": 3, **dict.fromkeys(("%y", "%m", "%d", "%H", "%M", "%S"), 2)}
+    codes = re.findall(r"%\w|.", form)
+    if not all(code in widths for code in codes) or not texts.str.fullmatch(r"\d+").all():
+        return texts
+    return texts.str.zfill(sum(widths[code] for code in codes))
+
+
 def on_grid(times: pd.Series, rounding: float = 0.0) -> tuple[pd.Series, str | None]:
     """Times of Excel on the coarsest grid that all are on but for rounding (in days); a notice if any is not.
 

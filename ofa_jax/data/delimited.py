@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import re
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ofa_jax.config.tasks import Decimal
+from ofa_jax.data.dates import looks_like_date
 from ofa_jax.data.tables import NO_VALUE, NUMBER, Table, decode, open_data
-from ofa_jax.data.timestamps import looks_like_date
 from ofa_jax.errors import DataError, shorten
 
 if TYPE_CHECKING:
@@ -29,23 +31,24 @@ def read_text(
     path: Path,
     *,
     missing_words: Sequence[str] = (),
-    comma: bool = False,
+    decimal: Decimal = "auto",
     comment: str | None = None,
     faults: list[DataError] | None = None,
 ) -> Table:
-    """Read a delimited text file: ``,``, ``;``, tab, ``|`` or spaces; UTF-8, UTF-16 with BOM, else Latin-1.
+    """Read a text file with ``,``, ``;``, tab, ``|`` or spaces; UTF-8, UTF-16 with BOM, else Windows-1252.
 
     Args:
         path: The file, packed or not (:func:`~ofa_jax.data.tables.open_data`).
         missing_words: What cells say that have no value, besides the usual words.
-        comma: Whether numbers are written with a decimal comma.
+        decimal: The decimal sign of numbers; the other one then marks thousands.
         comment: How lines begin that are comments; above the header also ``#``.
         faults: Takes the error about rows of another width, which are left out; default: it is raised.
 
     Raises:
         DataError: The file is damaged, empty or not text, has no header, or a row does not have its width.
     """
-    kept, line_numbers, skipped = _kept_lines(_content(path), comment, path)
+    text, notices = _content(path)
+    kept, line_numbers, skipped = _kept_lines(text, comment, path)
     delimiter = _delimiter(kept)
     if delimiter is None and (spaced := _split_spaces(kept)):
         kept, delimiter = spaced, "\t"
@@ -68,6 +71,8 @@ def read_text(
             end = reader.line_num
     except csv.Error as error:
         raise _not_text(path, error) from None
+    if len(names) == 1 and re.fullmatch(r"[01]", names[0]) and re.fullmatch(r"-?\d+", first_row[0] or "-"):
+        raise _no_header(names, f"{path}, line {line_numbers[0]}")
     if ragged:
         fault = _ragged(path, ragged, line_numbers, len(names), kept if delimiter == "," else ())
         if faults is None:
@@ -81,15 +86,17 @@ def read_text(
         names=names,
         n_rows=len(lines),
         first_row=first_row,
-        read=partial(_read_csv, path, "\n".join(kept) + "\n", delimiter, len(names), words, comma),
+        read=partial(_read_csv, path, "\n".join(kept) + "\n", delimiter, len(names), words, decimal),
         lines=lines,
         missing_words=words,
-        comma=comma,
-        notices=(f"{path.name}: {skipped} comment line(s) skipped",) if skipped else (),
+        decimal=decimal,
+        semicolons=delimiter == ";",
+        notices=(*notices, *([f"{path.name}: {skipped} comment line(s) skipped"] if skipped else [])),
     )
 
 
-def _content(path: Path) -> str:
+def _content(path: Path) -> tuple[str, list[str]]:
+    """The text of a file, and a notice where its encoding is a guess."""
     with open_data(path) as file:
         content = file.read()
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
@@ -98,7 +105,9 @@ def _content(path: Path) -> str:
         raise DataError(
             "the file contains binary data, not text", where=str(path), fix="Give CSV, Excel or Parquet"
         )
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    guessed = not utf16 and not text.isascii() and content.removeprefix(BOM_UTF8) != text.encode()
+    said = [f"{path.name}: it is no UTF-8, so letters are read as Windows-1252"] if guessed else []
+    return text.replace("\r\n", "\n").replace("\r", "\n"), said
 
 
 def _kept_lines(text: str, comment: str | None, path: Path) -> tuple[list[str], list[int], int]:
@@ -199,7 +208,7 @@ def _read_csv(
     delimiter: str,
     width: int,
     words: tuple[str, ...],
-    comma: bool,
+    decimal: Decimal,
     positions: Sequence[int],
     dtype: type,
 ) -> pd.DataFrame:
@@ -222,7 +231,7 @@ def _read_csv(
             skip_blank_lines=False,
             skipinitialspace=True,
             index_col=False,
-            decimal="," if comma else ".",
+            decimal="," if decimal == "comma" else ".",
             **exact,
         )
         return frame[list(columns)]
@@ -251,11 +260,15 @@ def check_header(names: tuple[str, ...], where: str) -> None:
         fix = "Close the quote that was left open, or take the line break out of the name"
         raise DataError(f"the column name {shorten(broken)} runs over several lines", where=where, fix=fix)
     if _are_values(names):
-        what = f"the first line contains values ({', '.join(names[:3])}), not column names"
-        raise DataError(what, where=where, fix="Add a header line with the names of the columns")
+        raise _no_header(names, where)
     if names[0] and len(names) > 1 and not any(names[1:]):
         what = f"only the first of {len(names)} columns has a name, {shorten(names[0])}, which may be a title"
         raise DataError(what, where=where, fix="Name every column, and remove lines above the header")
+
+
+def _no_header(names: Sequence[str], where: str) -> DataError:
+    what = f"the first line contains values ({', '.join(names[:3])}), not column names"
+    return DataError(what, where=where, fix="Add a header line with the names of the columns")
 
 
 def _are_values(cells: Sequence[str]) -> bool:

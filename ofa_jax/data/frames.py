@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,13 +15,15 @@ import numpy as np
 
 from ofa_jax.config.tasks import Decimal, Missing, Timestamps
 from ofa_jax.data import delimited, sheets
+from ofa_jax.data.ambiguous import refuse_ambiguous, refuse_times_in_columns
 from ofa_jax.data.calendar import Step, following, step_of, wall_clock
 from ofa_jax.data.clock import NAIVE, Clock
 from ofa_jax.data.columns import require_series
+from ofa_jax.data.last_rows import times_needed
 from ofa_jax.data.long import time_cells, widen
 from ofa_jax.data.missing import check_sizes, fill_missing
 from ofa_jax.data.tables import Table, as_list, as_table, read_parquet, require_file, unpacked_name
-from ofa_jax.data.timestamps import Place, read_times, step_between
+from ofa_jax.data.timestamps import read_times, step_between
 from ofa_jax.errors import DataError, listed
 
 if TYPE_CHECKING:
@@ -123,7 +125,7 @@ def read_frame(
     id_columns: Sequence[str] | None = None,
     missing: Missing | Literal["keep"] = "error",
     missing_words: Sequence[str] | None = None,
-    decimal: Decimal = "point",
+    decimal: Decimal = "auto",
     comment: str | None = None,
     sheet: str | None = None,
     timestamps: Timestamps = "error",
@@ -149,7 +151,8 @@ def read_frame(
         missing: Policy for empty cells, NaN and infinities: refuse them, interpolate between the neighboring
             rows (by row, not by time), carry the last value forward, or keep them.
         missing_words: What cells say that have no value, besides the usual words (``NA``, ``?``, ``-``, …).
-        decimal: Whether numbers have a decimal point or comma.
+        decimal: Whether numbers have a decimal point or comma; the other sign then marks thousands. Default:
+            a point, and numbers that may have thousands signs are refused.
         comment: How lines of text begin that are comments; above the header also ``#``.
         sheet: Of an Excel file with several sheets.
         timestamps: Refuse repeated and irregular timestamps, or count the rows whatever their times. Either
@@ -202,10 +205,15 @@ def read_frame(
             counted=timestamps == "as_is",
         )
         place = partial(table.place, time_name)
-        times, clock, newest_first, cut = _times(time_cells(table, time), place, first, read)
-    elif frequency is not None:
-        step_of(frequency)
-        clock = Clock(frequency=frequency)
+        cells = time_cells(table, time)
+        times, clock, newest_first, cut = times_needed(cells, place, first, read)
+        if timestamp_format is None and frequency is None and timestamps != "as_is":
+            refuse_ambiguous(time_name, cells.iloc[cut:], times, place)
+    else:
+        refuse_times_in_columns(table)
+        if frequency is not None:
+            step_of(frequency)
+            clock = Clock(frequency=frequency)
     values = table.numbers(chosen, 0 if newest_first else first)
     if columns is None:
         require_series(table, names, values, timed=bool(time))
@@ -225,6 +233,11 @@ def read_frame(
             fix, past = f"Leave it out with `exclude: {as_list(empty)}`", {"exclude": empty}
             where = table.place(empty[0], None)
             raise DataError("has no finite value at all", where=where, fix=fix, past=past)
+        late = [name for name, column in zip(names, known.T, strict=True) if not column[: first + 1].any()]
+        if missing != "error" and 0 < len(late) < len(names) and trained_on is None:
+            fix, past = f"Leave it out with `exclude: {as_list(late)}`", {"exclude": late}
+            what = f"the first values are missing, and `missing: {missing}` has nothing to fill them from"
+            raise DataError(what, where=table.place(late[0], order[first]), fix=fix, past=past)
         values = fill_missing(values, missing, place_of, first)
         begin = cut if np.isfinite(values).all() else first
         observed = None if known[begin:].all() else known[begin:]
@@ -241,23 +254,6 @@ def read_frame(
     notices = _notices(table, series, time_name if time else None, unused, unknown)
     notices += tuple(f"{about}: {text}" for text in clock.notices)
     return Frame(values, names, times, table.source, time_name, clock, observed, notices)
-
-
-def _times(
-    cells: pd.Series, place: Place, first: int, read: Callable[..., tuple[np.ndarray | None, Clock, bool]]
-) -> tuple[np.ndarray | None, Clock, bool, int]:
-    """What ``read`` finds, and the first row that it was given: where all are wrong, ``first``."""
-    try:
-        return *read(cells, place), 0
-    except DataError:
-        if first == 0:
-            raise
-        found = read(
-            cells.iloc[first:].reset_index(drop=True), lambda row: place(None if row is None else first + row)
-        )
-        if found[2]:  # the newest row comes first, so these were the oldest ones
-            found = read(cells.iloc[: len(cells) - first], place)
-        return *found, first
 
 
 def _notices(
@@ -310,15 +306,15 @@ def _open(
     sheet: str | None,
     faults: list[DataError] | None,
 ) -> Table:
-    words, comma = tuple(missing_words), decimal == "comma"
+    words = tuple(missing_words)
     if isinstance(source, Table):
         return source
     if not isinstance(source, str | Path):
-        return dataclasses.replace(as_table(source, "DataFrame"), missing_words=words, comma=comma)
+        return dataclasses.replace(as_table(source, "DataFrame"), missing_words=words, decimal=decimal)
     path = Path(source)
     require_file(path)
     if unpacked_name(path).endswith(delimited.ENDINGS):
-        return delimited.read_text(path, missing_words=words, comma=comma, comment=comment, faults=faults)
+        return delimited.read_text(path, missing_words=words, decimal=decimal, comment=comment, faults=faults)
     if path.suffix.lower() in PARQUET:
         table = read_parquet(path)
     elif path.suffix.lower() in sheets.ENDINGS:
@@ -326,7 +322,7 @@ def _open(
     else:
         fix = f"Give a file that ends in {', '.join([*delimited.ENDINGS, *sheets.ENDINGS, *PARQUET])}"
         raise DataError(f"the ending {path.suffix!r} is not supported", where=str(path), fix=fix)
-    return dataclasses.replace(table, missing_words=words, comma=comma)
+    return dataclasses.replace(table, missing_words=words, decimal=decimal)
 
 
 def _require_names(table: Table) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ofa_jax.config.tasks import Decimal
 from ofa_jax.data.columns import PARTS, words_of
 from ofa_jax.data.tables import NO_VALUE, Table, as_list
 from ofa_jax.errors import DataError, listed, shorten
@@ -242,7 +243,7 @@ def is_whole(cells: pd.Series) -> bool:
     return bool(cells.astype(str).str.strip().str.fullmatch(r"\d{1,18}(\.0*)?").all())
 
 
-def is_text(cells: pd.Series, comma: bool) -> bool:
+def is_text(cells: pd.Series, decimal: Decimal) -> bool:
     """Whether no cell is a number, or a truth value."""
     import pandas as pd
 
@@ -251,7 +252,7 @@ def is_text(cells: pd.Series, comma: bool) -> bool:
     texts = texts[~texts.isin(NO_VALUE)]
     if texts.empty or texts.str.lower().isin(["true", "false"]).all():
         return False
-    texts = texts.str.replace(",", ".") if comma else texts
+    texts = texts.str.replace(",", {"comma": ".", "point": ""}.get(decimal, ","))
     return bool(pd.to_numeric(texts, errors="coerce").isna().all())
 
 

@@ -98,7 +98,7 @@ def widen(
     others = [at for at, name in enumerate(table.names) if at not in time and name not in exclude]
     cells = table.read(others, object).reset_index(drop=True)
     cells.columns = pd.Index(others)
-    texts = [at for at in others if at not in table.dated and is_text(cells[at], table.comma)]
+    texts = [at for at in others if at not in table.dated and is_text(cells[at], table.decimal)]
     keys = [at for at in others if at in texts or ID.fullmatch(table.names[at])]
     if id_columns:
         by: list[int] | None = given_key(table, cells, others, id_columns, times)
@@ -226,7 +226,8 @@ class _Long:
             time_index=0,
             lines=table.lines,
             missing_words=table.missing_words,
-            comma=table.comma,
+            decimal=table.decimal,
+            semicolons=table.semicolons,
             notices=table.notices if part else (*table.notices, *said),
             origins={self.time_name: (self.time_name, first), **labels},
         )

@@ -71,9 +71,12 @@ def fill_missing(
     if np.isnan(filled[first:]).any():
         row, column = (int(index) for index in np.argwhere(np.isnan(filled[first:]))[0])
         row += first
-        edge, fix = "first", "Remove the rows up to the first complete one"
-        if row > 0:
+        known_rows = np.flatnonzero(~gone[:, column])
+        if len(known_rows) and row > known_rows[0]:
             edge, fix = "last", "Remove the last rows, or set `missing: ffill`"
+        else:
+            edge, fix = "first", "Remove the rows up to the first complete one, or leave the column out with "
+            fix += "`exclude`"
         what = f"the {edge} value is missing or infinite and `missing: {missing}` has nothing to fill it from"
         raise DataError(what, where=place(column, row), fix=fix)
     return filled

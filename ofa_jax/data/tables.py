@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
-from decimal import Decimal
+from decimal import Decimal as ExactNumber
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ofa_jax.data.timestamps import looks_like_date
+from ofa_jax.config.tasks import Decimal
+from ofa_jax.data.dates import looks_like_date
 from ofa_jax.errors import DataError, shorten
 from ofa_jax.files import check_regular
 
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
 _WORDS = ("", "NaN", "nan", "-nan", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "<NA>")
 NO_VALUE = (*_WORDS, "?", "-", "--", ".")
 """Cells that hold no value."""
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?")
-"""What may be thousands signs where numbers have a decimal comma."""
+_POINTS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?")
+_COMMAS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
+"""Numbers whose points, or commas, may mark thousands."""
+_THOUSANDS = {"comma": (".", _POINTS), "point": (",", _COMMAS)}
+_DAY_FIRST = re.compile(r"\d{1,2}\.\d{1,2}\.\d{2,4}\b")
 
 NUMBER = re.compile(r"[+-]?((\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|inf|infinity|nan)", re.IGNORECASE | re.ASCII)
 _LABELS = re.compile("label|anomal|outlier", re.IGNORECASE)
@@ -58,7 +62,8 @@ class Table:
         time_index: Position of the column that was the DataFrame's index, or None.
         lines: The file's line of each data row, 1-based; None where there are no lines.
         missing_words: What cells say that have no value, besides :data:`NO_VALUE`.
-        comma: Whether numbers are written with a decimal comma.
+        decimal: The decimal sign of numbers in text; the other one then marks thousands.
+        semicolons: Whether semicolons separate columns, as they do where numbers have a decimal comma.
         flags: A column whose True and False are 1 and 0.
         notices: What reading inferred, one line each.
         origins: For columns that were put together from cells of others: what to call the column, and the
@@ -73,7 +78,8 @@ class Table:
     time_index: int | None = None
     lines: Sequence[int] | None = None
     missing_words: tuple[str, ...] = ()
-    comma: bool = False
+    decimal: Decimal = "auto"
+    semicolons: bool = False
     flags: str | None = None
     notices: tuple[str, ...] = ()
     origins: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
@@ -96,8 +102,14 @@ class Table:
         Text in rows before ``first`` is NaN too.
 
         Raises:
-            DataError: A cell that is not a real number, with column and row.
+            DataError: A cell that is not a real number, with column and row; points that may mark thousands.
         """
+        values = self._numbers(positions, first)
+        if self.decimal == "auto":
+            self._refuse_thousands(positions, values)
+        return values
+
+    def _numbers(self, positions: Sequence[int], first: int) -> np.ndarray:
         try:
             frame = self.read(positions, float)
         except ValueError:  # it names neither column nor line: search cell by cell
@@ -106,8 +118,10 @@ class Table:
             return np.array(frame.to_numpy(np.float64, na_value=np.nan), order="C")
         cells = [frame.iloc[:, index].tolist() for index in range(len(positions))]
         flags = [self.names[at] == self.flags for at in positions]
+        marks = [self._mark(column) for column in cells]
         values = [
-            [self._number(cell, flag) for cell in column] for column, flag in zip(cells, flags, strict=True)
+            [self._number(cell, flag, mark) for cell in column]
+            for column, flag, mark in zip(cells, flags, marks, strict=True)
         ]
         only_text = [all(value is None for value in column[first:]) for column in values]
         for index, column in enumerate(values):
@@ -119,20 +133,47 @@ class Table:
                 )
         return np.array(values, dtype=np.float64).T.copy()
 
-    def _number(self, cell: object, flag: bool) -> float | None:
+    def _mark(self, cells: Sequence[object]) -> str | None:
+        """The sign that marks thousands in a column, if it does so wherever it is."""
+        sign, pattern = _THOUSANDS.get(self.decimal, ("", _POINTS))
+        marked = [cell.strip() for cell in cells if sign and isinstance(cell, str) and sign in cell]
+        return sign if marked and all(map(pattern.fullmatch, marked)) else None
+
+    def _refuse_thousands(self, positions: Sequence[int], values: np.ndarray) -> None:
+        """Refuse points that are followed by three digits everywhere in a table that seems to be European."""
+        day_first = any(map(_DAY_FIRST.match, self.first_row))
+        for at, column in zip(positions, values.T if self.semicolons or day_first else (), strict=False):
+            known = column[np.isfinite(column)]
+            known = known[known % 1 != 0]
+            if not len(known) or (np.abs(known * 1000 - np.rint(known * 1000)) > 1e-6).any():
+                continue
+            cells = self.read([at], object).iloc[:, 0]
+            texts = cells[[isinstance(cell, str) for cell in cells]].str.strip()
+            pointed = texts[texts.str.contains(".", regex=False)]
+            mixed = texts.str.fullmatch(r"[1-9]\d{0,2}").any()
+            grouped = pointed.str.fullmatch(r"[+-]?[1-9]\d{0,2}(\.\d{3})+").all() and len(pointed)
+            if grouped and (mixed or (self.semicolons and day_first)):
+                what = f"the points of numbers such as {pointed.iloc[0]} may mark thousands"
+                fix = "Set `decimal: comma` if they do, or `decimal: point` if they are decimal points"
+                where = self.place(self.names[at], int(pointed.index[0]))
+                raise DataError(what, where=where, fix=fix, past={"decimal": "comma"})
+
+    def _number(self, cell: object, flag: bool, mark: str | None) -> float | None:
         if flag and str(cell).strip().lower() in ("true", "false"):
             return float(str(cell).strip().lower() == "true")
         if isinstance(cell, str):
             text = cell.strip()
             if text in NO_VALUE or text in self.missing_words:
                 return float("nan")
-            if self.comma and _THOUSANDS.fullmatch(text):
+            if mark is not None:
+                text = text.replace(mark, "")
+            elif self.decimal == "comma" and _POINTS.fullmatch(text):
                 return None
-            text = text.replace(",", ".") if self.comma else text
+            text = text.replace(",", ".") if self.decimal == "comma" else text
             return float(text) if NUMBER.fullmatch(text) else None
         if cell is None or type(cell).__name__ == "NAType":
             return float("nan")
-        if isinstance(cell, bool) or not isinstance(cell, numbers.Real | Decimal):
+        if isinstance(cell, bool) or not isinstance(cell, numbers.Real | ExactNumber):
             return None
         try:
             return float(cell)
@@ -160,16 +201,19 @@ class Table:
             fix = f"Write 1 and 0, or leave it out with `exclude: {as_list(self.columns_of([name]))}`"
             fix += "; labels of anomalies are named by data.label_column" * bool(_LABELS.search(name))
             past = {"exclude": self.columns_of([name])}
-        elif self.comma and _THOUSANDS.fullmatch(text):
-            fix = f"With `decimal: comma` a point may be a thousands sign: write {text.replace('.', '')} or "
-            fix += "another number without it, or leave the setting out"
-        elif re.fullmatch(r"[+-]?\d{1,3}(,\d{3})*\.\d*|[+-]?\d{1,3}(,\d{3}){2,}", text):
-            fix = f"Write {text.replace(',', '')}: numbers have a decimal point and no thousands signs"
+        elif self.decimal == "comma" and _POINTS.fullmatch(text):
+            fix = f"Other points of the column mark no thousands: write {text.replace('.', '')}, or another "
+            fix += "number without a point"
+        elif re.fullmatch(r"[+-]?\d{1,3},\d{3}", text):
+            fix = "Set `decimal: point` if the comma marks thousands, or `decimal: comma` if it is the "
+            fix += "decimal sign"
+            past = {"decimal": "comma" if self.semicolons else "point"}
+        elif _COMMAS.fullmatch(text):
+            fix, past = "Set `decimal: point`: commas then mark thousands", {"decimal": "point"}
+        elif _POINTS.fullmatch(text):
+            fix, past = "Set `decimal: comma`: points then mark thousands", {"decimal": "comma"}
         elif re.fullmatch(r"[+-]?\d+,\d+", text):
             fix = "Set `decimal: comma`, or write numbers with a decimal point and without thousands signs"
-            if re.fullmatch(r"[+-]?\d{1,3},\d{3}", text):
-                fix = f"Write {text.replace(',', '')} if the comma is a thousands sign; otherwise set "
-                fix += "`decimal: comma`"
             past = {"decimal": "comma"}
         return DataError(what, where=self.place(name, row), fix=fix, past=past)
 
@@ -203,7 +247,9 @@ def plain_text(text: str) -> bool:
 
 
 def as_table(frame: pd.DataFrame, source: str) -> Table:
-    """A DataFrame's columns, its index first if that contains timestamps (row numbers are ignored).
+    """A DataFrame's columns, its index first if that contains timestamps, or has whole numbers and a name.
+
+    An index without a name that has whole numbers counts rows, and is not read.
 
     Raises:
         DataError: Not a DataFrame, several levels of columns or index, an index that is neither
@@ -224,7 +270,10 @@ def as_table(frame: pd.DataFrame, source: str) -> Table:
     if dated:
         frame = frame.copy(deep=False)
         frame.insert(0, "index" if index.name is None else index.name, index, allow_duplicates=True)
-    elif len(index) and not pd.api.types.is_integer_dtype(index.dtype):
+    elif len(index) and pd.api.types.is_integer_dtype(index.dtype):
+        if index.name is not None and index.name not in frame.columns:
+            frame = frame.reset_index()
+    elif len(index):
         what = f"the index contains {shorten(index[0])}, neither timestamps nor row numbers"
         fix = "Set a DatetimeIndex, or turn the index into a column with `reset_index()`"
         raise DataError(what, where=source, fix=fix)
@@ -304,8 +353,10 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
 
 
 def decode(content: bytes) -> str:
-    """UTF-8, with or without a byte order mark, or else Latin-1."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("latin-1")
+    """UTF-8, with or without a byte order mark, or else Windows-1252, or Latin-1 where that has no letter."""
+    for encoding in ("utf-8-sig", "cp1252"):
+        try:
+            return content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return content.decode("latin-1")

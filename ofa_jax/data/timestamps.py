@@ -33,6 +33,8 @@ from ofa_jax.data.dates import (
     on_grid,
     read_form,
     split_zones,
+    with_centuries,
+    with_leading_zeros,
     zone_of,
     zone_of_midnights,
 )
@@ -49,17 +51,6 @@ _FIX_FORMAT = (
     "Write timestamps like 2024-01-31 13:00:00, set `timestamp_format`, name another `timestamp_column`, "
     "or rename this one if it contains no timestamps"
 )
-
-
-def looks_like_date(text: str) -> bool:
-    """Whether one cell reads as a date that is not simply a number."""
-    import pandas as pd
-
-    text = text.strip()
-    if not text[:1].isalnum() or text.replace(".", "", 1).isdigit():
-        return False
-    body = split_zones(pd.Series([text], dtype=object))[0]
-    return any(1000 <= read_form(body, form)[0].year < 3000 for form in forms_of(body[0]))
 
 
 def parse_times(
@@ -207,6 +198,7 @@ def _parse_text(
 
 def _read_given(texts: pd.Series, form: str, place: Place) -> pd.Series:
     given, (texts, late) = texts, _without_24(texts)
+    texts = with_leading_zeros(texts, form)
     if texts.str.contains(r" \d\d:00$").all():  # a date and its hour in two columns
         form += ":%M" if form.endswith("%H") else "" if re.search("%[HIcXT]", form) else " %H:%M"
     try:
@@ -239,6 +231,7 @@ def _read_best(texts: pd.Series, place: Place, expected: str | None) -> tuple[pd
         raise DataError(what, where=place(None), fix=fix) from None
     _check_complete(max(readings.values(), key=lambda times: times.notna().cumprod().sum()), given, place)
     readings = {form: times.mask(late, times + timedelta(days=1)) for form, times in readings.items()}
+    readings = {form: with_centuries(times) if "%y" in form else times for form, times in readings.items()}
     complete = {form: times for form, times in readings.items() if times.notna().all()}
     distinct = {times.to_numpy().tobytes(): form for form, times in reversed(complete.items())}
     notices = ["24:00 is read as the midnight that ends the day"] if late.any() else []
@@ -259,7 +252,7 @@ def _read_best(texts: pd.Series, place: Place, expected: str | None) -> tuple[pd
     else:
         fitting = [next(iter(complete))]
     if "%y" in fitting[0]:
-        notices.append(f"the two-digit years of dates such as {texts[0]!r} are read as 1969 to 2068")
+        notices.append(f"the two-digit years of dates such as {texts[0]!r} are read as 1930 to 2029")
     return complete[fitting[0]], notices
 
 

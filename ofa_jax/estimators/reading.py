@@ -15,9 +15,9 @@ import pandas as pd
 from ofa_jax.data.calendar import Duration, Step, follows, infer_step, step_of
 from ofa_jax.data.clock import Clock
 from ofa_jax.data.columns import no_series
-from ofa_jax.data.dates import EPOCHS, digits_of
+from ofa_jax.data.dates import EPOCHS, digits_of, looks_like_date
 from ofa_jax.data.missing import LARGEST
-from ofa_jax.data.timestamps import looks_like_date, parse_times
+from ofa_jax.data.timestamps import parse_times
 from ofa_jax.errors import DataError, listed, shorten
 from ofa_jax.estimators.panel import Columns, Panel
 

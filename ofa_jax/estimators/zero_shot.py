@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from ofa_jax.build import Model, build_model
+from ofa_jax.data.ambiguous import refuse_kinds_of_times
 from ofa_jax.data.archives.tsf import long_series
-from ofa_jax.data.long import UnequalTimes
+from ofa_jax.data.long import UnequalTimes, time_cells
 from ofa_jax.data.tables import Table, unpacked_name
 from ofa_jax.errors import ConfigError, DataError
 from ofa_jax.estimators.engine import Forecast, forecast_experiment, forecast_windows
@@ -94,6 +95,8 @@ def zero_shot(
         new, parts, column, unused = [_read(trained, source)], [], "", ""
     except UnequalTimes as error:
         parts, column, unused = error.parts(), error.column, error.unused
+        if not {"timestamp_format", "frequency"} & set(reading):
+            refuse_kinds_of_times([time_cells(part.table, [0]) for part in parts], name)
         own = {name: value for name, value in reading.items() if name not in _OF_LONG_TABLES}
         new = [_read(replace(trained, reading=own), part.table) for part in parts]
     tables = _tables(build_model(experiment), new, levels)

@@ -212,9 +212,8 @@ def test_a_decimal_comma_is_read_exactly(tmp_path, numbers):
 
 def test_decimal_commas_and_thousands_signs_get_their_own_advice(tmp_path):
     assert "Set `decimal: comma`" in refused(write(tmp_path, "a;b\n1,5;2\n2,5;3\n"))
-    message = refused(write(tmp_path, 'a,b\n"1,000.5",2\n3,4\n'))
-    assert "Write 1000.5" in message
-    assert "thousands" in message
+    assert "Set `decimal: point`: commas then mark" in refused(write(tmp_path, 'a,b\n"1,000.5",2\n3,4\n'))
+    assert "Set `decimal: comma`: points then mark" in refused(write(tmp_path, "a;b\n1.000,5;2\n3;4\n"))
 
 
 def test_commas_in_numbers_where_commas_separate_are_one_error(tmp_path):
@@ -426,7 +425,10 @@ def test_timestamp_column_by_name_by_custom_or_by_content(tmp_path):
         ("a,b\n1,2\n3,1_000\n", ["column `b`", "'1_000'"]),
         ("a;b\n1,5;2\n2,5;3\n", ["'1,5'", "decimal point"]),
         ("a;b\n1,5;2,5\n", ["'1,5'", "decimal point"]),
-        ('a,b\n"1,000",2\n3,4\n', ["'1,000'", "Write 1000 if"]),
+        (
+            'a,b\n"1,000",2\n3,4\n',
+            ["'1,000'", "`decimal: point` if the comma marks thousands, or `decimal: comma` if"],
+        ),
         ("a,a\n1,2\n", ["`a`", "more than once"]),
         ("a,\n1,2\n", ["only the first of 2 columns has a name", "Name every"]),
         ("a,b\n1,2\n3\n", ["row 2 (line 3)", "1 field(s)", "header has 2"]),
@@ -784,11 +786,11 @@ def test_benchmark_files_as_they_are():
     assert len(set(frame.names)) == 21
 
 
-def test_a_point_beside_decimal_commas_is_refused(tmp_path):
-    path = write(tmp_path, "a;b\n1,5;1.000\n2,5;1.001\n")
+def test_a_column_of_points_that_mark_thousands_and_others_is_refused(tmp_path):
+    path = write(tmp_path, "a;b\n1,5;1.000\n2,5;1.5\n")
     message = refused(path, decimal="comma")
-    assert "column `b`" in message
-    assert "write 1000 or another number" in message
+    assert "column `b`, row 1" in message
+    assert "Other points of the column mark no thousands: write 1000, or another" in message
 
 
 def test_counters_and_dates_with_missing_cells_are_no_series():

@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ofa_jax.data.columns import no_series
+from ofa_jax.data.dates import looks_like_date
 from ofa_jax.data.frames import Frame, read_frame
 from ofa_jax.data.seasons import season_of
-from ofa_jax.data.timestamps import looks_like_date, parse_times
+from ofa_jax.data.timestamps import parse_times
 from ofa_jax.errors import DataError
 from ofa_jax.tasks.forecast import time_index
 
@@ -401,7 +402,8 @@ def test_counters_as_timestamps_are_counters_as_columns(first, step, rows):
     numbers = first + step * np.arange(rows)
     try:
         timed = frame_of(numbers).timestamps is not None
-    except DataError:
+    except DataError as error:
+        assume("may be" not in error.what)  # such as 10101, 20101, …
         timed = True
     if numbers[-1] < 170_000:
         kind = no_series("row", numbers.astype(float))

@@ -79,6 +79,14 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
+def windows_1252(data: bytes) -> str:
+    """Bytes as Windows-1252, or as Latin-1 where that has no character for one of them."""
+    try:
+        return data.decode("cp1252")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
 def text_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank, gzip by name."""
     data = path.read_bytes()
@@ -86,7 +94,7 @@ def text_lines(path: Path) -> list[str]:
     try:
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError:
-        text = data.decode("latin-1")
+        text = windows_1252(data)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [line.strip(" \t\ufeff") for line in lines if line.strip(" \t\ufeff")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ofa_jax.data.calendar import follows
 from ofa_jax.data.cases import CASE, LABEL, names_of, names_table, read_case_table
 from ofa_jax.data.catalog.entries import ENTRIES
 from ofa_jax.data.catalog.load import content_sha256
+from ofa_jax.data.dates import looks_like_date
 from ofa_jax.data.frames import Frame, read_frame
 from ofa_jax.data.missing import count_filled
 from ofa_jax.data.seasons import season_of
@@ -116,16 +118,25 @@ def _read(path: Path, options: dict[str, Any], faults: list[DataError]) -> Recor
     if name.endswith(".npz"):
         return read_stream(path)
     if name.endswith(".csv"):
-        first = next(read_lines(path), (0, ""))[1].replace('"', "").split(",")
-        if first[0] == "M4id":
+        first, second = _first_cells(path)
+        if first[:1] == ["M4id"]:
             return read_m4_info(path)
-        if first[:2] in (["V1", "V2"], ["id", "F1"]):
+        if first[:2] in (["V1", "V2"], ["id", "F1"]) and not looks_like_date(second[0] if second else ""):
             return read_m4_part(path)
     if names_table(path):
         names = names_of(path, options)
         if CASE in names and (LABEL in names or names[0] == CASE):
             return read_case_table(path, options, unlabeled=LABEL not in names).cases
     return read_frame(path, **options, faults=faults)
+
+
+def _first_cells(path: Path) -> tuple[list[str], list[str]]:
+    """The cells of the first two lines of a comma-separated text; none where it is no plain text."""
+    try:
+        lines = [line.replace('"', "").split(",") for _, line in islice(read_lines(path, []), 2)]
+    except DataError:
+        return [], []
+    return lines[0] if lines else [], lines[1] if len(lines) > 1 else []
 
 
 def _gaps(frame: Frame) -> int:

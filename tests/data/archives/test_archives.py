@@ -599,10 +599,12 @@ def test_a_damaged_gzip(tmp_path):
 
 def plain_lines(content: bytes) -> list[str]:
     def decode(line: bytes) -> str:
-        try:
-            return line.decode()
-        except UnicodeDecodeError:
-            return line.decode("latin-1")
+        for encoding in ("utf-8", "cp1252"):
+            try:
+                return line.decode(encoding)
+            except UnicodeDecodeError:
+                continue
+        return line.decode("latin-1")
 
     return [decode(line).removeprefix("\ufeff").strip(" \t\r") for line in content.split(b"\n")]
 
