@@ -417,6 +417,8 @@ def test_gaps_of_a_table_are_filled(tiny, tmp_path):
     assert np.isfinite(filled[["a", "b"]].to_numpy()).all()
     with pytest.raises(DataError, match="no value is missing"):
         predict(loaded, table)
+    with pytest.raises(DataError, match="`a` has no value at all"):
+        predict(loaded, gaps.assign(a=np.nan))
     with pytest.raises(DataError, match="calendar"):
         predict(loaded, gaps.drop(columns="date"))
 

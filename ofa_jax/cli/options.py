@@ -77,8 +77,8 @@ def _options(text: str) -> str:
     if not set(sys.argv[1:2]) & {*WITH_SETTINGS, *OF_A_RUN}:
         return text
     text = _SETTING.sub(lambda found: f"`--set {shlex.quote(f'data.{found[1]}={found[2]}')}`", text)
-    text = re.sub(r"\bset (`--set)", r"use \1", text)
-    return re.sub(r"\b(in|another) `(columns|timestamp_column)`", r"\1 `--set data.\2=…`", text)
+    text = re.sub(rf"\b(in|another|set|by|as|with) `({_READING})`", r"\1 `--set data.\2=…`", text)
+    return re.sub(r"\bset (`--set)", r"use \1", text)
 
 
 WITH_SETTINGS = ("train", "fit", "params", "sweep", "gradients", "predict", "forecast", "data")

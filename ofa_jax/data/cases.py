@@ -12,7 +12,7 @@ from ofa_jax.data import delimited, sheets
 from ofa_jax.data.archives import LabelledCases
 from ofa_jax.data.frames import PARQUET, TIME_NAMES, open_table
 from ofa_jax.data.missing import fill_missing
-from ofa_jax.data.tables import NO_VALUE, Table, unpacked_name
+from ofa_jax.data.tables import NO_VALUE, Table, as_list, unpacked_name
 from ofa_jax.errors import DataError, listed, shorten
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def read_case_table(
     """Cases of a long table, in the order of their first rows; the rows of a case are its steps.
 
     A column ``case`` says which case a row is of. Columns of times (date, timestamp, time, datetime, ds) only
-    have to ascend within each case. Other columns are channels.
+    have to ascend within each case. Other columns are channels; one that counts rows is refused.
 
     Args:
         source: A CSV, Excel or Parquet file or a DataFrame.
@@ -60,11 +60,11 @@ def read_case_table(
         unlabeled: Whether classes are not read.
 
     Raises:
-        DataError: A column is missing, a cell is no number, a case has no class or several, times do not
-            ascend.
+        DataError: A column is missing or counts rows, a cell is no number, a case has no class or several,
+            times do not ascend.
     """
     table = _open(source, reading)
-    names_w = _texts(table, CASE, "Name the column that says which case a row is of `case`")
+    names_w = _texts(table, CASE, "Call the column `case` that says of which case a row is")
     ids, number_w = _numbered(names_w)
     order = np.argsort(number_w, kind="stable")
     rows_of = np.split(order, np.flatnonzero(np.diff(number_w[order])) + 1)
@@ -76,6 +76,8 @@ def read_case_table(
     within = {CASE, *times} | ({column} if labels is None else set())
     chosen = _channels(table, within, channels, reading)
     values = table.numbers([table.names.index(name) for name in chosen])
+    if channels is None and reading.get("columns") is None:
+        _refuse_counters(table, chosen, [values[rows] for rows in rows_of])
     parts = []
     for number, rows in enumerate(rows_of):
 
@@ -180,6 +182,24 @@ def _check_times(table: Table, name: str, rows_of: Sequence[np.ndarray], ids: Se
             where = table.place(name, int(rows[wrong[0] + 1]))
             what = f"the times of case {shorten(ids[number])} do not ascend"
             raise DataError(what, where=where, fix="Sort the rows of each case by time")
+
+
+def _refuse_counters(table: Table, names: Sequence[str], cases: Sequence[np.ndarray]) -> None:
+    """Refuse columns that count rows, of each case or of the table: their order would tell the classes.
+
+    Raises:
+        DataError: There are such columns, of more than two rows in a case.
+    """
+    steps = [np.diff(np.sort(values, axis=0), axis=0) for values in cases if len(values) > 2]
+    if not steps:
+        return
+    every = np.concatenate(steps)
+    counting = (every == every[0]).all(axis=0) & (every[0] != 0)
+    if counting.any() and (found := [name for name, is_one in zip(names, counting, strict=True) if is_one]):
+        what = "it counts rows, and is no channel"
+        fix = f"Leave it out with `exclude: {as_list(found)}`, call it `time` to have the order of rows "
+        fix += "checked, or list the channels in `columns`"
+        raise DataError(what, where=table.place(found[0], None), fix=fix, past={"exclude": found})
 
 
 def _channels(

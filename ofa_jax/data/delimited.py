@@ -194,6 +194,8 @@ def _ragged(
         shown = ", ".join(f"{place} has {count}" for place, count in others[:9])
         what += f"; {len(others)} more row(s) differ: {shown}{', …' * (len(others) > 9)}"
     fix = "Correct the row; a text with the delimiter in it needs quotes"
+    if 2 * len(rows) > len(line_numbers):
+        fix += ". Remove lines above the header, or say by `comment` how they begin"
     return DataError(what, where=f"{path}, {first[0]}", fix=fix)
 
 

@@ -34,6 +34,7 @@ NO_VALUE = (*_WORDS, "?", "-", "--", ".")
 _POINTS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?")
 _COMMAS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
 """Numbers whose points, or commas, may mark thousands."""
+_LONGEST_WORD = 20  # of one that may mean that there is no value
 _THOUSANDS = {"comma": (".", _POINTS), "point": (",", _COMMAS)}
 _DAY_FIRST = re.compile(r"\d{1,2}\.\d{1,2}\.\d{2,4}\b")
 
@@ -187,16 +188,25 @@ class Table:
         text = str(cell).strip()
         past: dict[str, object] = {"missing_words": [text]}
         what = f"among numbers the column contains the text {shorten(text)}"
-        fix = "Correct it, leave the cell empty"
-        if plain_text(text):
-            fix += f", or set `missing_words: [{text}]` if it means that there is no value"
+        fix = "Correct it, or leave the cell empty"
+        if len(text) <= _LONGEST_WORD and not any(map(str.isdigit, text)):
+            fix += f"; set `missing_words: {as_list([text])}` if it means that there is no value"
+        if name == self.flags:
+            what = f"labels are 0 and 1, or True and False, and this is {shorten(text)}"
+            return DataError(
+                what, where=self.place(name, row), fix="Write 1 for an anomaly and 0 for the rest"
+            )
         if name in text_columns:
             left_out = self.columns_of(text_columns)
             what, past = f"the column contains the text {shorten(text)}", {"exclude": left_out}
             fix = f"Leave it out with `exclude: {as_list(left_out)}`, or list the series in `columns`"
+        unit = re.fullmatch(r"([^\w\s+-]*) ?[+-]?[\d.,]*\d ?([^\d.,;:/-]{0,3})", text)
+        if unit and (unit[1] or unit[2]):
+            fix = f"Write numbers without `{(unit[1] + unit[2]).strip()}`"
+            fix += f", or leave the column out with `exclude: {as_list(self.columns_of([name]))}`"
         if all_text:
             what = f"there is no numeric column; this one contains the text {shorten(text)}"
-            fix, past = "Give at least one column of numbers", {}
+            fix, past = fix if unit else "Give at least one column of numbers", {}
         if text.lower() in ("true", "false"):
             fix = f"Write 1 and 0, or leave it out with `exclude: {as_list(self.columns_of([name]))}`"
             fix += "; labels of anomalies are named by data.label_column" * bool(_LABELS.search(name))

@@ -188,8 +188,12 @@ def _read_cases(X: Any, labels: tuple[str, ...] = (), classes: tuple[str, ...] =
     try:
         ones = list(X) if isinstance(X, list | tuple) else list(np.asarray(X, np.float64))
     except (TypeError, ValueError):
-        what = f"the cases are {shorten(type(X).__name__)}, not an array of numbers"
-        raise DataError(what, where=_SOURCE, fix="Give [n, c, t], or a list of [c, t_i]") from None
+        what = f"the cases ({shorten(type(X).__name__)}) are not an array of numbers"
+        fix = (
+            "Give an array [cases, channels, steps], or a list of arrays [channels, steps]; `ofa-jax train` "
+        )
+        fix += "reads long tables"
+        raise DataError(what, where=_SOURCE, fix=fix) from None
     if not ones:
         raise DataError("there are no cases", where=_SOURCE, fix="Give at least one")
     if labels and len(labels) != len(ones):

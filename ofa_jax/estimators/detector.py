@@ -40,9 +40,9 @@ class OneForAllAnomalyDetector(AdaptedEstimator, OfFrames):
     No labels are needed. A value's score is its squared distance from what is expected, in units of its
     series' variance in :meth:`fit` (of a constant series, of its squared size). There are two methods.
     ``forecast`` needs a trunk that was pretrained on series. A value is expected where forecasts of up to a
-    season (8 to 48 steps) see it, on average; the first two seasons of a series have no score, so give
-    :meth:`predict` earlier rows, too. ``reconstruction`` is for any trunk. A value is expected where short
-    windows that include it reconstruct it.
+    season (8 to 48 steps) see it, on average; the first two times as many steps of a series have no score,
+    so give :meth:`predict` earlier rows, too. ``reconstruction`` is for any trunk. A value is expected where
+    short windows that include it reconstruct it.
 
     Args:
         freq: Step between rows, as pandas or polars call it (``"h"``, ``"1h"``, ``"ME"``); an integer of

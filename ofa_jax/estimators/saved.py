@@ -21,10 +21,9 @@ from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.estimators.covariates import Effects
 from ofa_jax.estimators.intervals import Calibration, PredictionIntervals
 from ofa_jax.files import FileRecord, Record, Sha256
-from ofa_jax.runs.bundle import BundleWriter, load_bundle
+from ofa_jax.runs.bundle import ESTIMATOR_FILE, BundleWriter, load_bundle
 from ofa_jax.tensors import read_tensors
 
-RECORD_FILE = "estimator.json"
 CALIBRATION_FILE = "calibration.safetensors"
 EFFECTS_FILE = "covariates.safetensors"
 BUNDLE = "bundle"
@@ -104,7 +103,7 @@ def write_folder(
     """
     path = Path(path)
     if files.is_there(path, error=ConfigError):
-        if not (path / RECORD_FILE).is_file():
+        if not (path / ESTIMATOR_FILE).is_file():
             raise ConfigError(f"is there and no saved {noun}", where=str(path), fix="Name another folder")
         if not overwrite:
             raise ConfigError("is there", where=str(path), fix="Name another folder, or set overwrite=True")
@@ -115,7 +114,7 @@ def write_folder(
         content = {"kind": f"ofa-jax {noun}", "params": {**params, "trunk": trunk}, **further}
         content["files"] = files.file_digests(scratch)
         content["sha256"] = files.json_digest(content)
-        files.write_json(scratch / RECORD_FILE, content)
+        files.write_json(scratch / ESTIMATOR_FILE, content)
 
 
 def read_folder(folder: Path, noun: str, kind: type[R], trunk: str | None) -> R:
@@ -125,7 +124,7 @@ def read_folder(folder: Path, noun: str, kind: type[R], trunk: str | None) -> R:
         CheckpointError: There is none, or it is damaged, edited or newer than this version, or ``trunk`` is
             missing.
     """
-    where = folder / RECORD_FILE
+    where = folder / ESTIMATOR_FILE
     content = files.read_json(where, kind=noun)
     kind_of = content.get("kind")
     if isinstance(kind_of, str) and kind_of in CLASSES and kind_of != f"ofa-jax {noun}":

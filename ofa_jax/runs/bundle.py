@@ -16,12 +16,19 @@ from ofa_jax.config.load import build_experiment, dump_experiment, upgrade_setti
 from ofa_jax.config.schema import Experiment
 from ofa_jax.data.catalog.load import CATALOG
 from ofa_jax.data.splits import Scaler
-from ofa_jax.errors import WeightsError
-from ofa_jax.files import is_there
+from ofa_jax.errors import CheckpointError, WeightsError
+from ofa_jax.files import is_there, read_json
 from ofa_jax.model.weights import hub_origin
 from ofa_jax.runs.folder import BUNDLE, CONFIG_FILE, read_config, versions
 from ofa_jax.tasks.base import TaskData, TrainedOn
 from ofa_jax.train.step import Params
+
+ESTIMATOR_FILE = "estimator.json"
+FORECAST_FROM = {
+    "ofa-jax anomaly detector": "OneForAllAnomalyDetector",
+    "ofa-jax imputer": "OneForAllImputer",
+}
+"""Saved estimators that do something else with forecasts."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +124,15 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> LoadedModel:
         trunk: Current path or hub id of the trunk's weights, if they moved.
 
     Raises:
-        CheckpointError: There is no bundle, it is damaged, or trunk or frozen layers differ from training.
+        CheckpointError: There is no bundle, it is damaged, or trunk or frozen layers differ from training, or
+            it is the forecaster of a saved anomaly detector or imputer.
         WeightsError: The trunk cannot be loaded, or it is in a folder, which a bundle does not
             name, and ``trunk`` is not given; within a run folder the run's settings name it.
     """
     path = Path(path)
     folder = path if is_there(path / META_FILE) else path / BUNDLE
+    if folder != path and (path / ESTIMATOR_FILE).is_file():
+        _refuse_part(path)
     bundle = read_bundle(folder)
     settings = upgrade_settings(bundle.record.settings, bundle.record.format)
     settings["trunk"] = _trunk_settings(settings.get("trunk"), folder, bundle.record, trunk)
@@ -140,6 +150,17 @@ def load_bundle(path: str | Path, *, trunk: str | None = None) -> LoadedModel:
         mean, std = np.array(stored.mean), np.array(stored.std)
         scaler = Scaler(mean, std, tuple(stored.names), tuple(stored.constant))
     return LoadedModel(experiment, model, scaler, bundle.record)
+
+
+def _refuse_part(path: Path) -> None:
+    """Refuse a saved estimator that does more with forecasts than to forecast."""
+    where = path / ESTIMATOR_FILE
+    content = read_json(where, kind="estimator")
+    name = FORECAST_FROM.get(str(content.get("kind")))
+    params = content.get("params")
+    if name and isinstance(params, dict) and params.get("method") == "forecast":
+        what = f"this is a saved {name}, whose bundle alone only forecasts"
+        raise CheckpointError(what, where=str(where), fix=f"Load it in Python by {name}.load")
 
 
 def _trunk_settings(stored: Any, folder: Path, record: BundleRecord, moved: str | None) -> Any:

@@ -127,7 +127,9 @@ def naive_forecasts(season: int, length: int, horizon: int) -> tuple[dict[str, P
     if season <= length:
         return cycle, []
     what = f"the season of {season} steps is longer than task.input_length {length}"
-    return cycle | repeat, [f"{what}, so seasonal naive reads the series before the window"]
+    seen = "so the model sees no whole season, and seasonal naive reads the series before the window"
+    more = "`ofa-jax forecast` and OneForAllForecaster read all rows that there are"
+    return cycle | repeat, [f"{what}, {seen}. {more}"]
 
 
 def split_and_scale(

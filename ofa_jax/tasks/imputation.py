@@ -135,7 +135,8 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     """Series with missing values, to fill them; the table has the input's rows with the gaps filled.
 
     Raises:
-        DataError: The rows cannot be read, are too few, have other columns or timestamps, or have no gap.
+        DataError: The rows cannot be read, are too few, have other columns or timestamps, or have no gap; a
+            series has no value.
     """
     if (scaler := trained.scaler) is None:
         fix = "If the bundle is in a saved estimator's folder, load that by its class"
@@ -150,6 +151,9 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
     if known.all():
         what = "no value is missing, so there is nothing to fill"
         raise DataError(what, where=frame.source, fix="Leave the cells to fill empty")
+    if empty := [name for name, column in zip(frame.names, known.T, strict=True) if not column.any()]:
+        what = f"`{empty[0]}` has no value at all, so there is nothing to fill it from"
+        raise DataError(what, where=frame.source, fix="Give rows with some of its values")
     values = scaler.transform(np.where(known, frame.values, scaler.mean), frame.source)
     windows = each_step_once(np.array([0, frame.n_rows]), trained.task.input_length)
     index, names = time_index(frame), list(frame.names)

@@ -23,7 +23,7 @@ from ofa_jax.data.catalog.load import CATALOG, load_collection
 from ofa_jax.data.missing import count_filled, filled_notices
 from ofa_jax.data.seasons import season_length, season_notices
 from ofa_jax.data.splits import Split
-from ofa_jax.data.tables import unpacked_name
+from ofa_jax.data.tables import as_table, unpacked_name
 from ofa_jax.errors import ConfigError, TooShort, sizes_text
 from ofa_jax.model.networks import ForecastNetwork, ShortTermNetwork
 from ofa_jax.tasks.base import NewData, Score, Sums, Task, TaskData, TaskKind, TrainedOn
@@ -371,7 +371,8 @@ def apply(trained: TrainedOn, source: str | Path | pd.DataFrame) -> NewData:
         return apply_table(trained, source)
     reading = {**trained.data.reading, **trained.reading}
     table = last_steps(source, trained.task.input_length, missing=reading["missing"])
-    return apply_table(replace(trained, reading={**reading, "columns": tuple(table)}), table)
+    reading["columns"] = tuple(table)
+    return apply_table(replace(trained, reading=reading), as_table(table, str(source)))
 
 
 # Chosen on validation of M3 Yearly and M4 Weekly.

@@ -197,5 +197,22 @@ def test_a_year_and_a_month_are_one_time(tmp_path):
 def test_what_is_missing_at_the_beginning_is_the_first_value(tmp_path):
     text = "a,b\n" + "".join(f"{row % 3}.5,{'' if row < 20 else row % 4}\n" for row in range(60))
     message = refused(write(tmp_path, text), missing="ffill", last=50)
-    assert "the first value is missing" in message
-    assert "leave the column out" in message
+    assert "column `b`, row 11 (line 12): the first values are missing" in message
+    assert "`exclude: [b]`" in message
+    assert read_frame(tmp_path / "x.csv", missing="ffill", last=40).n_rows == 40
+    assert read_frame(tmp_path / "x.csv", missing="ffill", last=50, exclude=["b"]).n_rows == 60
+
+
+@pytest.mark.parametrize("cell", ["12.5%", "€ 12", "1.2K", "12 kg"])
+def test_units_are_no_words_for_a_missing_value(tmp_path, cell):
+    message = refused(write(tmp_path, f"a,b\n1.5,{cell}\n2.5,{cell}\n"))
+    assert "Write numbers without `" in message
+    assert "missing_words" not in message
+    assert '`missing_words: ["*"]`' in refused(write(tmp_path, "a,b\n1.5,2\n2.5,*\n"))
+
+
+def test_lines_above_the_header_are_named(tmp_path):
+    text = "Sales report\n% from the shop\n\ndate,a,b\n" + "".join(f"{day.date()},1.5,2\n" for day in DAYS)
+    assert "Remove lines above the header, or say by `comment` how they begin" in refused(
+        write(tmp_path, text)
+    )

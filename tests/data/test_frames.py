@@ -202,6 +202,14 @@ def test_own_words_for_a_missing_value(tmp_path):
     assert read_frame(table, missing_words=["nil"], missing="linear").values[1, 0] == 2
 
 
+def test_labels_in_words_say_what_labels_are(tmp_path):
+    path = write(tmp_path, "a,fault\n1.5,no\n2.5,yes\n0.5,no\n")
+    message = refused(path, labels="fault")
+    assert (
+        "column `fault`, row 1 (line 2): labels are 0 and 1, or True and False, and this is 'no'" in message
+    )
+
+
 @given(st.lists(st.floats(-1e18, 1e18), min_size=1, max_size=30))
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_decimal_comma_is_read_exactly(tmp_path, numbers):

@@ -124,6 +124,19 @@ def test_a_trunk_converted_from_the_hub_is_named_by_its_id(tiny, tmp_path):
     assert load_bundle(alone, trunk=str(trunk)).experiment.trunk.revision is None
 
 
+@pytest.mark.parametrize("kind", ["anomaly detector", "imputer"])
+def test_the_forecaster_of_a_saved_estimator_is_not_taken_for_it(tmp_path, kind):
+    saved = tmp_path / "estimator.json"
+    saved.write_text(json.dumps({"kind": f"ofa-jax {kind}", "params": {"method": "forecast"}}))
+    with pytest.raises(
+        CheckpointError, match=r"saved OneForAll\w+, whose bundle alone only forecasts.*\.load"
+    ):
+        load_bundle(tmp_path)
+    saved.write_text(json.dumps({"kind": f"ofa-jax {kind}", "params": {"method": "reconstruction"}}))
+    with pytest.raises(CheckpointError, match=r"ofa\.json"):
+        load_bundle(tmp_path)
+
+
 @pytest.mark.slow
 def test_the_bundle_is_the_best_model_to_the_bit(tiny, tmp_path):
     experiment = tiny.experiment(tiny.csv(tmp_path / "tiny.csv"), "train.epochs=2")

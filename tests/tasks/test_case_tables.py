@@ -166,6 +166,19 @@ def test_times_that_cannot_be_read_are_left_out_as_advised():
     assert read_case_table(frame, {"exclude": ("time",)}).channels == ("ax", "ay")
 
 
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("of_table", [False, True])
+def test_a_column_that_counts_rows_is_no_channel(shuffled, of_table):
+    """The number of a row would tell classes by the order of the file."""
+    frame = table()
+    frame["row"] = np.arange(len(frame)) if of_table else frame["time"]
+    frame = frame.drop(columns="time").sample(frac=1, random_state=0) if shuffled else frame
+    with pytest.raises(DataError, match=r"column `row`.*it counts rows.*`exclude: \[row\]`.*call it `time`"):
+        read_case_table(frame, {})
+    assert read_case_table(frame, {"exclude": ("row",)}).channels[-2:] == ("ax", "ay")
+    assert "row" in read_case_table(frame, {"columns": ("ax", "row")}).channels
+
+
 def test_columns_can_be_chosen():
     frame = table().assign(note="text")
     assert read_case_table(frame, {"exclude": ("note",)}).channels == ("ax", "ay")
