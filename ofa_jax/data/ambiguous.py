@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _DIGITS = (("%d%m%Y", 8), ("%m%d%Y", 8), ("%Y%j", 7), ("%y%m%d", 6), ("%d%m%y", 6), ("%m%Y", 6))
-"""Dates in whole numbers whose size does not tell them from a counter, and their width."""
+"""Dates in whole numbers, which may be a counter as well by their size, and their width."""
 _MONTH = re.compile(r"(\d{4})\D?(\d{1,2})")
 _DAY = re.compile(r"[A-Za-z]{3,9}\W?\d{1,2}")
 _PART = {"week": "2024-W01", "wk": "2024-W01", "kw": "2024-W01", "quarter": "2024-Q1", "qtr": "2024-Q1"}

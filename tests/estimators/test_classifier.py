@@ -180,7 +180,7 @@ def test_wrong_calls_are_one_error_each(fitted, small, tmp_path):
         ),
         r"X\[0\]: is an array of shape \[2, 0\]": lambda: fitted.predict(np.zeros((1, 2, 0))),
         r"X\[0\]: is no array of numbers": lambda: fitted.predict([["a"]]),
-        "the cases ('str') are not an array": lambda: fitted.predict("cases.ts"),
+        r"the cases \('str'\) are not an array": lambda: fitted.predict("cases.ts"),
         "there are no cases": lambda: fitted.predict([]),
         "has 3 channels, the model reads 2": lambda: fitted.predict(np.zeros((1, 3, 9))),
         "a case has 30 steps, the model reads 24": lambda: fitted.predict(np.ones((1, 2, 30))),
