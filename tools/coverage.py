@@ -1,10 +1,9 @@
-"""How often prediction intervals cover: M4 Weekly, M3 Monthly by length of the series, and ETTh1's test part.
+"""How often prediction intervals cover: M4 Weekly and M3 by length of the series, and ETTh1's test part.
 
     OFA_JAX_DATA=DATA python tools/coverage.py
 
 M3 and M4: intervals of zero-shot forecasts of the last H steps of every series, calibrated on what precedes
-them, and calibrated on series of about the same length alone. ETTh1, H 96: calibrated on the validation part,
-then every 24th test window. Prints Markdown.
+them. ETTh1, H 96: calibrated on the validation part, then every 24th test window. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ofa_jax.data.catalog.load import load, load_collection
 from ofa_jax.estimators.intervals import Method
 
 LEVELS = (80, 90, 95)
-COLLECTIONS = {"m4_weekly": 13, "m3_monthly": 18}
+COLLECTIONS = {"m4_weekly": 13, "m3_monthly": 18, "m3_quarterly": 8, "m3_yearly": 6, "m3_other": 8}
 PARTS = 3
 """Classes of series in the order of their lengths, of equal size."""
 
@@ -47,15 +46,10 @@ def of_collection(name: str, horizon: int, trunk: str) -> dict[str, list[float]]
         made = model.predict(before, level=LEVELS).merge(after, on=["unique_id", "ds"])
         rows[f"{name}, {title}"] = covered(made)
     order = np.argsort(collection.lengths, kind="stable")
-    alone = {}
     for chosen in np.array_split(order, PARTS):
         low, high = collection.lengths[chosen[[0, -1]]]
         rows[f"{name}, split, {low} to {high} steps"] = covered(made[made["unique_id"].isin(chosen)])
-        part = before[before["unique_id"].isin(chosen)]
-        model.calibrate(part, PredictionIntervals(n_windows=6))
-        found = model.predict(part, level=LEVELS).merge(after, on=["unique_id", "ds"])
-        alone[f"{name}, split, {low} to {high} steps alone, 6 windows"] = covered(found)
-    return rows | alone
+    return rows
 
 
 def of_etth1(trunk: str, horizon: int = 96, step: int = 24) -> dict[str, list[float]]:

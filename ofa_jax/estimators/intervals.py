@@ -1,9 +1,10 @@
 """Prediction intervals: a pretrained forecaster's quantiles, and split conformal calibration of them.
 
-Errors of held-out windows are divided by the spread that the quantiles state for their step (separately above
-and below the median), so that they can be pooled over series. A level then takes the ⌈(n + 1) · level⌉-th
-smallest of n such errors, per step of the horizon, which covers at least that share where windows are
-exchangeable (Vovk et al.; Lei et al. 2018).
+Errors of n held-out windows are divided by the spread that the quantiles state for their step (separately
+above and below the median), so that they can be pooled over series. Per step of the horizon a level then
+takes the ⌈(n + 1)(1 + level) / 2⌉-th smallest of them upwards, and the same downwards, which covers at least
+that share where windows are exchangeable (Vovk et al.; Romano et al. 2019). Where n is too small for that, it
+takes the ⌈(n + 1) level⌉-th smallest of their sizes (Lei et al. 2018), at least the farthest of each side.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Method = Literal["split", "adaptive"]
 _MIDDLE = len(LEVELS) // 2
 _HUGE = 1e30  # an error where no spread is stated; float32 holds it
 ENOUGH = 20
-"""Windows of all series that ``n_windows="auto"`` takes where series are long enough; 95 % needs 19."""
+"""Windows of each series that ``n_windows="auto"`` takes where series are long enough; 95 % needs 19."""
 _RATE = 0.05
 """Step of the adaptive level (gamma of Gibbs and Candès 2021)."""
 
@@ -34,8 +35,8 @@ class PredictionIntervals:
 
     Attributes:
         n_windows: Held-out windows per series, the last ones; default: as many as the validation part has, or
-            :data:`ENOUGH` of all series, from the last half of each. Those before the validation part are
-            among the windows that ``fit`` trains on.
+            more, up to :data:`ENOUGH`, from the last two thirds of a series of median length. Those before
+            the validation part are among the windows that ``fit`` trains on.
         method: ``split``; or ``adaptive``, which goes through the windows in time and raises or lowers the
             level by how often the last ones were covered (for series that drift).
         step_size: Steps from one window to the next; default: the horizon, so that targets do not overlap.
@@ -68,7 +69,7 @@ class PredictionIntervals:
         step = horizon if self.step_size == "auto" else self.step_size
         median, longest = int(np.median(lengths_n)), int(lengths_n.max())
         validation = median // 5 if held_out is None else held_out
-        several = min(-(-ENOUGH // len(lengths_n)), (median // 2 - horizon) // step + 1)
+        several = min(ENOUGH, (2 * median // 3 - horizon) // step + 1)
         enough = max((validation - horizon) // step + 1, several)
         windows = enough if self.n_windows == "auto" else self.n_windows
         windows = max(1, min(windows, (longest - horizon) // step + 1))
@@ -80,41 +81,61 @@ class Calibration:
     """Errors of held-out windows.
 
     Attributes:
-        errors: ``[windows, series, h]``, oldest window first: size of the error in units of the spread on its
-            side of the median, NaN where there was no window or no value.
+        errors: ``[windows, series, h]``, oldest window first: the error in units of the spread on its side of
+            the median, below 0 where the value is below it; NaN where there was no window or no value.
         settings: How they are used.
     """
 
     errors: np.ndarray
     settings: PredictionIntervals
 
-    def factor(self, level: float) -> np.ndarray:
-        """How many spreads an interval reaches from the median: ``[1, h]``, or ``[series, h]`` by series.
+    def reach(self, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """How many spreads an interval reaches below and above the median: ``[1, h]``, or ``[series, h]``.
 
         Raises:
             DataError: There are too few windows for the level.
         """
         _, series, horizon = self.errors.shape
         groups = series if self.settings.pool == "series" else 1
-        errors, share = self.errors.reshape(-1, groups, horizon), level / 100
-        fewest = int(np.isfinite(errors).sum(axis=0).min())
-        least = math.ceil(share / (1 - share) - 1e-9)
-        if fewest < least:
+        errors_wkgh = self.errors.reshape(len(self.errors), -1, groups, horizon)
+        share, fewest = level / 100, int(np.isfinite(errors_wkgh).sum(axis=(0, 1)).min())
+        if fewest < (least := _least(share)):
             what = f"{level:g} % intervals need {least} held-out windows, and there are {fewest}"
             fix = "Give more windows (PredictionIntervals(n_windows=…)) or longer series"
             best = math.floor(100 * fewest / (fewest + 1))
             raise DataError(what, fix=f"{fix}, or a level of at most {best}" if best else fix)
-        asked = np.full((groups, horizon), share)
+        of_side = (1 + share) / 2
+        errors_kgh = errors_wkgh.reshape(-1, groups, horizon)
+        sides = (-errors_kgh, errors_kgh)
         if self.settings.method == "adaptive":
-            for number in range(1, len(self.errors)):
-                new = self.errors[number].reshape(-1, groups, horizon)
-                reach = _ranked(self.errors[:number].reshape(-1, groups, horizon), asked)
-                count = np.isfinite(new).sum(axis=0)
-                missed = (new > reach).sum(axis=0) / np.maximum(count, 1)
-                asked = np.where(count > 0, asked + _RATE * (missed - (1 - share)), asked)
-            asked = np.clip(asked, 0, 1)
-        reach = _ranked(errors, asked)
-        return np.where(np.isinf(reach), np.nanmax(errors, axis=0), reach)
+            below = above = self._adapted(np.abs(errors_wkgh), share)
+        elif fewest >= _least(of_side):
+            below, above = (
+                np.maximum(_ranked(side, np.full((groups, horizon), of_side)), 0) for side in sides
+            )
+        else:
+            both = _ranked(np.abs(errors_kgh), np.full((groups, horizon), share))
+            below, above = (np.maximum(both, np.nanmax(side, axis=0)) for side in sides)
+        return below, above
+
+    def _adapted(self, sizes_wkgh: np.ndarray, share: float) -> np.ndarray:
+        """The size that this share of errors does not exceed, ``[g, h]``, adapted window by window."""
+        windows, _, groups, horizon = sizes_wkgh.shape
+        asked = np.full((groups, horizon), share)
+        for number in range(1, windows):
+            new = sizes_wkgh[number]
+            reach = _ranked(sizes_wkgh[:number].reshape(-1, groups, horizon), asked)
+            count = np.isfinite(new).sum(axis=0)
+            missed = (new > reach).sum(axis=0) / np.maximum(count, 1)
+            asked = np.where(count > 0, asked + _RATE * (missed - (1 - share)), asked)
+        sizes_kgh = sizes_wkgh.reshape(-1, groups, horizon)
+        reach = _ranked(sizes_kgh, np.clip(asked, 0, 1))
+        return np.where(np.isinf(reach), np.nanmax(sizes_kgh, axis=0), reach)
+
+
+def _least(share: float) -> int:
+    """How many errors have a ⌈(n + 1) · share⌉-th smallest one."""
+    return math.ceil(share / (1 - share) - 1e-9)
 
 
 def _ranked(errors_kgh: np.ndarray, share_gh: np.ndarray) -> np.ndarray:
@@ -127,13 +148,13 @@ def _ranked(errors_kgh: np.ndarray, share_gh: np.ndarray) -> np.ndarray:
 
 
 def scaled_errors(levels_whq: np.ndarray, target_wh: np.ndarray) -> np.ndarray:
-    """Sizes of errors ``[w, h]`` in units of the spread on their side of the median."""
+    """Errors ``[w, h]`` in units of the spread on their side of the median."""
     median = levels_whq[..., _MIDDLE]
     above, below = _spreads(levels_whq)
     error = target_wh - median
     size, spread = np.abs(error), np.where(error >= 0, above, below)
     scaled = np.divide(size, spread, out=np.full_like(size, _HUGE), where=spread > 0)
-    return np.where(size == 0, 0, np.minimum(scaled, _HUGE)) + 0 * error  # NaN where there is no target
+    return np.sign(error) * np.where(size == 0, 0, np.minimum(scaled, _HUGE))  # NaN where there is no target
 
 
 def interval(
@@ -145,8 +166,8 @@ def interval(
         return quantile(levels_nhq, share), quantile(levels_nhq, 1 - share)
     median = levels_nhq[..., _MIDDLE]
     above, below = _spreads(levels_nhq)
-    reach = calibration.factor(level)
-    return median - reach * below, median + reach * above
+    reach_below, reach_above = calibration.reach(level)
+    return median - reach_below * below, median + reach_above * above
 
 
 def quantile(levels_nhq: np.ndarray, share: float) -> np.ndarray:

@@ -34,7 +34,8 @@ CLASSES = {
     "ofa-jax imputer": "OneForAllImputer",
 }
 _ARRAYS = ("spread", "kernel")
-_NONE = -1.0  # in place of NaN in a file of tensors
+_ERRORS = "signed_errors"
+_NONE = 1e35  # in place of NaN in a file of tensors; errors are smaller
 
 
 class SavedRecord(FileRecord):
@@ -166,7 +167,7 @@ def save(
             writer(fitted.model.trainable, fitted)
         if calibration is not None:
             errors = np.nan_to_num(calibration.errors, nan=_NONE)
-            save_file({"errors": errors}, scratch / CALIBRATION_FILE)
+            save_file({_ERRORS: errors}, scratch / CALIBRATION_FILE)
         intervals = asdict(calibration.settings) if calibration else None
         made = {"val_size": fitted.held_out if fitted else None, "intervals": intervals}
         if fitted is not None and fitted.effects is not None:
@@ -196,9 +197,10 @@ def _load(folder: Path, trunk: str | None) -> Saved:
     record = read_folder(folder, "forecaster", EstimatorRecord, trunk)
     calibration = None
     if record.intervals is not None:
-        errors = read_tensors(folder / CALIBRATION_FILE).get("errors", np.zeros(0))
+        errors = read_tensors(folder / CALIBRATION_FILE).get(_ERRORS, np.zeros(0))
         if errors.ndim != 3 or not len(errors):
-            raise CheckpointError("has no errors of windows", where=str(folder / CALIBRATION_FILE))
+            what, fix = f"has no {_ERRORS}", "Calibrate and save the forecaster again"
+            raise CheckpointError(what, where=str(folder / CALIBRATION_FILE), fix=fix)
         settings = PredictionIntervals(**record.intervals)  # type: ignore[arg-type]
         calibration = Calibration(np.where(errors == _NONE, np.nan, errors).astype(np.float32), settings)
     if record.val_size is None:

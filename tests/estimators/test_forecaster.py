@@ -200,10 +200,13 @@ def test_a_fit_whose_calibration_fails_changes_nothing(fitted, small, monkeypatc
 def test_a_few_series_have_enough_windows_by_themselves(small):
     frame = long_frame((120, 120))
     model = OneForAllForecaster(5, trunk=small).calibrate(frame)
-    assert model.calibration_.errors.shape == (10, 2, 5)  # 20 of both series
+    assert model.calibration_.errors.shape == (16, 2, 5)  # as the last two thirds have
     assert np.isfinite(model.predict(frame, level=95)["OneForAll-lo-95"]).all()
     short = OneForAllForecaster(5, trunk=small).calibrate(frame[:40])
-    assert short.calibration_.errors.shape == (4, 1, 5)  # the last half has no more
+    assert short.calibration_.errors.shape == (5, 1, 5)
+    long = OneForAllForecaster(5, trunk=small).calibrate(long_frame((400,)))
+    assert long.calibration_.errors.shape == (20, 1, 5)
+    assert {*np.sign(long.calibration_.errors).ravel()} == {-1, 1}  # of values below and above the median
 
 
 _AGAIN = """

@@ -38,8 +38,10 @@ def test_quantiles_of_a_normal_distribution_are_its_own_beyond_the_levels():
 )
 def test_wider_levels_reach_further_with_and_without_calibration(gaps, levels):
     made = np.cumsum(gaps)[None, None] - 20
-    errors = np.random.default_rng(0).exponential(size=(400, 1, 1)).astype(np.float32)
-    for calibration in (None, Calibration(errors, PredictionIntervals())):
+    errors = np.random.default_rng(0).laplace(size=(400, 1, 1)).astype(np.float32) + 0.5
+    for windows in (0, 12, 60, 400):  # 12 give 80 % by sides and 90 % by sizes
+        calibration = Calibration(errors[:windows], PredictionIntervals()) if windows else None
+        levels = [level for level in levels if not windows or level <= 100 * windows / (windows + 1)]
         ends = [interval(made, level, calibration) for level in sorted(levels)]
         for (low, high), (wider_low, wider_high) in pairwise(ends):
             assert wider_low[0, 0] <= low[0, 0] + 1e-9
@@ -50,7 +52,8 @@ def test_wider_levels_reach_further_with_and_without_calibration(gaps, levels):
 def test_errors_are_measured_in_the_spread_of_their_side():
     levels = np.array([[[-3, 0, 0, 0, 1, 0, 0, 0, 2]]], float)
     assert scaled_errors(levels, np.array([[3.0]])).item() == 2  # two spreads of 1 above
-    assert scaled_errors(levels, np.array([[-1.0]])).item() == 0.5  # half a spread of 4 below
+    assert scaled_errors(levels, np.array([[-1.0]])).item() == -0.5  # half a spread of 4 below
+    assert scaled_errors(np.zeros((1, 1, 9)), np.array([[-2.0]])).item() == -1e30
     assert scaled_errors(np.zeros((1, 1, 9)), np.array([[2.0]])).item() == 1e30  # no spread at all
     assert np.isnan(scaled_errors(levels, np.array([[np.nan]])).item())
     calibration = Calibration(np.arange(1.0, 10).reshape(9, 1, 1), PredictionIntervals())
@@ -63,28 +66,41 @@ def test_a_level_that_the_windows_cannot_give_is_refused_with_what_it_needs(leve
     def calibration(windows):
         return Calibration(np.arange(float(windows)).reshape(windows, 1, 1), PredictionIntervals())
 
-    assert calibration(least).factor(level).item() == least - 1
+    below, above = calibration(least).reach(level)
+    assert below.item() == above.item() == least - 1
     text = f"{level} % intervals need {least} held-out windows, and there are {least - 1}"
     with pytest.raises(DataError, match=f"{text}.*level of at most {100 * (least - 1) // least}"):
-        calibration(least - 1).factor(level)
+        calibration(least - 1).reach(level)
 
 
 def test_windows_without_a_value_are_not_counted():
     errors = np.arange(20.0).reshape(20, 1, 1)
     errors[9:] = np.nan
-    assert Calibration(errors, PredictionIntervals()).factor(90).item() == 8
+    assert Calibration(errors, PredictionIntervals()).reach(90)[1].item() == 8
     errors[8] = np.nan
     with pytest.raises(DataError, match="there are 8"):
-        Calibration(errors, PredictionIntervals()).factor(90)
+        Calibration(errors, PredictionIntervals()).reach(90)
+
+
+def test_each_side_has_its_own_rank_where_there_are_enough_windows():
+    errors = np.arange(-5.0, 14).reshape(19, 1, 1)  # 5 below and 13 above
+    below, above = Calibration(errors, PredictionIntervals()).reach(80)
+    assert (below.item(), above.item()) == (4, 12)  # the 18th of 19 each
+    below, above = Calibration(errors, PredictionIntervals()).reach(90)
+    assert (below.item(), above.item()) == (5, 13)  # the last
+    below, above = Calibration(errors, PredictionIntervals()).reach(95)
+    assert (below.item(), above.item()) == (13, 13)  # 39 are needed for each side, so the last of the sizes
+    below, above = Calibration(np.abs(errors) + 1, PredictionIntervals()).reach(80)
+    assert (below.item(), above.item()) == (0, 13)  # an interval holds the median
 
 
 def test_errors_are_pooled_over_series_or_taken_for_each():
     errors = np.stack([np.arange(9.0), 100 + np.arange(9.0)], axis=1)[..., None]
-    pooled = Calibration(errors, PredictionIntervals()).factor(50)
+    _, pooled = Calibration(errors, PredictionIntervals()).reach(50)
     assert pooled.shape == (1, 1)
-    assert pooled.item() == 100  # the tenth of eighteen
-    own = Calibration(errors, PredictionIntervals(pool="series")).factor(50)
-    assert own.ravel().tolist() == [4, 104]
+    assert pooled.item() == 105  # the 15th of 18
+    _, own = Calibration(errors, PredictionIntervals(pool="series")).reach(50)
+    assert own.ravel().tolist() == [7, 107]  # the eighth of nine
 
 
 @pytest.mark.parametrize("level", [80, 90, 95])
@@ -99,16 +115,18 @@ def test_coverage_of_a_wrong_forecaster_is_at_least_nominal(level, windows):
         calibration = Calibration(errors[:, None, None], PredictionIntervals())
         low, high = interval(made[:1], level, calibration)
         covered += low.item() <= target <= high.item()
-    share, rank = covered / 4000, np.ceil((windows + 1) * level / 100)
-    assert share == pytest.approx(rank / (windows + 1), abs=0.02)
-    assert rank / (windows + 1) >= level / 100
+    share, rank = covered / 4000, np.ceil((windows + 1) * (1 + level / 100) / 2)
+    wanted = 1 - 2 * (1 - rank / (windows + 1)) if rank <= windows else windows / (windows + 1)
+    assert share == pytest.approx(wanted, abs=0.02)
+    assert wanted >= level / 100
 
 
 def test_adaptive_intervals_follow_a_growing_error():
     grow = np.random.default_rng(0).exponential(size=(60, 30, 1)) * np.linspace(1, 4, 60)[:, None, None]
     ways = [PredictionIntervals(method=method) for method in ("split", "adaptive")]
-    split, adaptive = (Calibration(grow, way).factor(80).item() for way in ways)
-    last = np.quantile(grow[-10:], 0.8)
+    grow *= np.where(np.arange(30) % 2, 1, -1)[:, None]
+    split, adaptive = (Calibration(grow, way).reach(80)[1].item() for way in ways)
+    last = np.quantile(np.abs(grow[-10:]), 0.8)
     assert split < 0.75 * last
     assert abs(adaptive - last) < abs(split - last) / 2
 
