@@ -84,7 +84,7 @@ def test_defaults_are_these():
             "labels": None,
             "missing": "error",
             "missing_words": None,
-            "decimal": "auto",
+            "decimal": "point",
             "comment": None,
             "sheet": None,
             "timestamps": None,

@@ -21,7 +21,7 @@ from ofa_jax.config.recipes import SHORT_TERM_REFERENCE
 
 Missing = Literal["error", "linear", "ffill"]
 Timestamps = Literal["error", "as_is"]
-Decimal = Literal["auto", "point", "comma"]
+Decimal = Literal["point", "comma", "1,234.5", "1.234,5"]
 SplitRule = Literal["ett_hour", "ett_minute", "ratio"]
 ForecastLoss = Literal["mse", "smape", "mape"]
 GENERATED = "generated"
@@ -83,7 +83,8 @@ class DataConfig(Section):
     missing: Missing = Field("error", description="how to treat missing values")
     missing_words: tuple[str, ...] | None = Field(None, description="texts in cells that mean no value")
     decimal: Decimal = Field(
-        "auto", description="decimal sign of numbers in text; the other sign then marks thousands"
+        "point",
+        description="decimal sign of numbers in text, or how they are written with signs of thousands",
     )
     comment: str | None = Field(None, min_length=1, description="how comment lines begin")
     sheet: str | None = Field(None, description="sheet of an Excel file that has several")

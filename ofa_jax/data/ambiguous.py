@@ -17,14 +17,17 @@ from ofa_jax.errors import DataError, listed
 if TYPE_CHECKING:
     import pandas as pd
 
-_DIGITS = (("%d%m%Y", 8), ("%m%d%Y", 8), ("%Y%j", 7), ("%y%m%d", 6), ("%d%m%y", 6), ("%m%Y", 6))
+_DATES = (("%d%m%Y", 8), ("%m%d%Y", 8), ("%Y%j", 7), ("%y%m%d", 6), ("%d%m%y", 6), ("%m%Y", 6))
 """Dates in whole numbers, which may be a counter as well by their size, and their width."""
-_MONTH = re.compile(r"(\d{4})\D?(\d{1,2})")
+_MONTH = re.compile(r"(\d{4})[-/. ]?(\d{1,2})")
 _DAY = re.compile(r"[A-Za-z]{3,9}\W?\d{1,2}")
-_PART = {"week": "2024-W01", "wk": "2024-W01", "kw": "2024-W01", "quarter": "2024-Q1", "qtr": "2024-Q1"}
-"""Words of a column's name that say that a number after the year is no month, and how to write it."""
+_PARTS = {"week": ("W01", 53), "wk": ("W01", 53), "kw": ("W01", 53), "quarter": ("Q1", 4), "qtr": ("Q1", 4)}
+"""Words of a name that say that a number after the year is no month: how to write it, and the largest."""
+_TIME = re.compile(r"(1[89]|20|21)\d\d|^\d{1,2}/\d{1,2}/\d\d$")
+"""What a name has that is a time."""
 _LEAST = 3  # cells, or columns, that show what they are
 _LEAST_NUMBERS = 7  # that are all valid dates, and in order
+_FARTHEST = 31  # days from one such date to the next
 
 
 def refuse_ambiguous(name: str, cells: pd.Series, times: np.ndarray | None, place: Place) -> None:
@@ -41,59 +44,75 @@ def refuse_ambiguous(name: str, cells: pd.Series, times: np.ndarray | None, plac
         DataError: Whole numbers that may be dates, months that may be weeks, quarters, financial years or
             days.
     """
+    import pandas as pd
+
     first = str(cells.iloc[0]).strip()
-    if len(cells) < _LEAST or not (times is None or _MONTH.fullmatch(first) or _DAY.fullmatch(first)):
+    if len(cells) < _LEAST or isinstance(cells.dtype, pd.PeriodDtype):
         return
-    texts = cells.astype(str).str.strip()
     if times is None:
-        _refuse_digits(texts.str.split(".").str[0], place)
-        return
-    months = np.unique(np.diff(np.unique(times.astype("M8[M]"))).astype(int))
-    if _DAY.fullmatch(first):
-        _refuse_days(texts, times, place)
-        return
-    part = next((word for word in words_of(name) if word in _PART), None)
-    if part is not None:
+        _refuse_digits(cells.astype(str).str.strip().str.split(".").str[0].reset_index(drop=True), place)
+    elif _DAY.fullmatch(first):
+        _refuse_days(cells.astype(str).str.strip(), times, place)
+    elif _MONTH.fullmatch(first):
+        _refuse_months(name, cells.astype(str).str.strip(), times, place)
+
+
+def _refuse_months(name: str, texts: pd.Series, times: np.ndarray, place: Place) -> None:
+    first, second = texts.iloc[0], texts.iloc[1]
+    numbers = texts.str.extract(_MONTH)[1].astype(float)
+    part = next((word for word in words_of(name) if word in _PARTS), None)
+    if part is not None and numbers.max() <= _PARTS[part][1]:
         what = f"{first!r} reads as a year and month, and the column is called {part}"
-        raise DataError(what, where=place(None), fix=f"Write it as {_PART[part]}, or rename the column")
-    second = texts.iloc[1]
-    if months.tolist() == [13]:
-        what = f"{first} and {second} are 13 months apart, so they may be years that end in the next one"
-        fix = "Write the year alone, or name the step between rows as `frequency`"
+        fix = f"Write it as {first[:4]}-{_PARTS[part][0]}, or set `timestamp_format` or `frequency`"
         raise DataError(what, where=place(None), fix=fix)
-    if months.tolist() == [12] and texts.str.fullmatch(r"\d{6}").all():
+    months = np.unique(np.diff(np.unique(times.astype("M8[M]"))).astype(int)).tolist()
+    if months == [13]:
+        what = f"{first} and {second} are 13 months apart, so they may be years that end in the next one"
+        fix = "Write the year alone, or set the step between rows as `frequency: 13MS`"
+        raise DataError(what, where=place(None), fix=fix)
+    if months == [12] and texts.str.fullmatch(r"\d{6}").all() and read_form(texts, "%y%m%d").notna().all():
         what = f"{first} and {second} may be a month of two years, or two dates of one"
         fix = 'Set `timestamp_format: "%Y%m"` for months, or `timestamp_format: "%y%m%d"` for dates'
         raise DataError(what, where=place(None), fix=fix)
 
 
 def _refuse_digits(texts: pd.Series, place: Place) -> None:
+    if len(texts) < _LEAST_NUMBERS:
+        return
+    count = "leave the column out with `exclude` if it counts rows"
     if texts.str.fullmatch(r"(19|20|21)\d\d(0[1-9]|[1-4]\d|5[0-3])").all():
-        what = f"whole numbers such as {texts.iloc[0]} may be years and weeks"
-        fix = f"Write weeks as {texts.iloc[0][:4]}-W{texts.iloc[0][4:]}, or leave the column out with "
-        fix += "`exclude`"
+        what = f"whole numbers such as {texts.iloc[0]} may be years and weeks, or count rows"
+        fix = f"Write weeks as {texts.iloc[0][:4]}-W{texts.iloc[0][4:]}, or {count}"
         raise DataError(what, where=place(None), fix=fix)
-    found, widths = [], set(texts.str.len())
-    for form, width in _DIGITS if len(texts) >= _LEAST_NUMBERS else ():
-        if widths <= {width - 1, width}:
-            times = read_form(texts.str.zfill(width), form)
-            dates = times.notna().all() and times.dt.year.between(1900, 2100).all()
-            if dates and (times.is_monotonic_increasing or times.is_monotonic_decreasing):
-                found.append(form)
-    if found:
+    if found := [form for form, width in _DATES if _are_dates(texts, form, width)]:
         ways = " or ".join(f'`timestamp_format: "{form}"`' for form in found)
         what = f"whole numbers such as {texts.iloc[0]} may be dates, or count rows"
-        fix = f"Set {ways}, or leave the column out with `exclude` if they count rows"
-        raise DataError(what, where=place(None), fix=fix, past={"timestamp_format": found[0]})
+        raise DataError(what, where=place(None), fix=f"Set {ways}, or {count}")
+
+
+def _are_dates(texts: pd.Series, form: str, width: int) -> bool:
+    """Whether whole numbers are dates of this form and width, in order and not far apart."""
+    widths = set(texts.str.len())
+    if not widths <= {width - 1, width} or (width == 6 and width not in widths):
+        return False
+    if len(texts) > 1000 and not _are_dates(texts[:1000], form, width):
+        return False
+    times = read_form(texts.str.zfill(width), form)
+    steps = times.diff().iloc[1:].dt.days
+    near = steps.abs().max() <= _FARTHEST and ((steps > 0).all() or (steps < 0).all())
+    return bool(times.notna().all() and times.dt.year.between(1900, 2100).all() and near)
 
 
 def _refuse_days(texts: pd.Series, times: np.ndarray, place: Place) -> None:
     """Names of one month with numbers that go up from row to row: days rather than years."""
     numbers = texts.str.extract(r"(\d+)$")[0].astype(int)
     one_month = len(np.unique(times.astype("M8[M]").astype(int) % 12)) == 1
-    if one_month and numbers.max() <= 31 and (np.abs(numbers.diff().iloc[1:]) == 1).all():
+    steps = np.diff(numbers)
+    if one_month and numbers.max() <= 31 and ((steps > 0).all() or (steps < 0).all()):
         what = f"{texts.iloc[0]!r} may be a day without a year, or a month of a year of two digits"
-        raise DataError(what, where=place(None), fix="Write times with a year of four digits")
+        form = re.sub(r"[A-Za-z]+(\W?)\d+", r"%b\1%y", texts.iloc[0])
+        fix = f'Write days with their year, or set `timestamp_format: "{form}"` for months'
+        raise DataError(what, where=place(None), fix=fix)
 
 
 def refuse_kinds_of_times(series: Sequence[pd.Series], where: str) -> None:
@@ -106,8 +125,11 @@ def refuse_kinds_of_times(series: Sequence[pd.Series], where: str) -> None:
     if len(kinds) > 1:
         read = ", ".join(f"{first} … as {kind}" for kind, first in kinds.items())
         what = f"the times of the series would be read in different ways: {read}"
-        fix = 'Set `timestamp_format`, such as `timestamp_format: "%Y%m%d"`'
-        raise DataError(what, where=where, fix=fix)
+        every = [texts.str.strip() for texts in (cells.astype(str) for cells in series)]
+        forms = (("%Y%m%d", 8), *_DATES)
+        fitting = [form for form, width in forms if all(_are_dates(texts, form, width) for texts in every)]
+        ways = [f'`timestamp_format: "{form}"`' for form in fitting] or ["`timestamps: as_is` to count rows"]
+        raise DataError(what, where=where, fix=f"Set {' or '.join(ways)}")
 
 
 def _kind(cells: pd.Series) -> str:
@@ -127,14 +149,15 @@ def refuse_times_in_columns(table: Table) -> None:
     Raises:
         DataError: Most columns, and at least three, are named by dates or by one year after the other.
     """
-    named = [name for name in table.names if looks_like_date(name)]
+    named = [name for name in table.names if looks_like_date(name) and _TIME.search(name)]
     years = [name for name in table.names if re.fullmatch(r"(1[5-9]|20|21)\d\d", name)]
-    if len(years) >= _LEAST and set(np.diff(np.array(years, int)).tolist()) <= {1, -1}:
-        named = named or years
+    if len(years) > len(named) and len(years) < len(table.names):
+        named = years if set(np.diff(np.array(years, int)).tolist()) <= {1, -1} else named
     others = [name for name in table.names if name not in named]
     if len(named) < _LEAST or len(named) < len(others):
         return
     what = f"columns are named by times ({listed(named)}), so a row may be a series"
-    call = f"pandas.read_csv(…).melt(id_vars={others!r}, var_name='time')" if others else "DataFrame.T"
-    fix = f"Give a table with a row per series and time, or per time; `{call}` makes one"
+    call = f"melt(id_vars={others!r}, var_name='time')" if others else "T"
+    fix = f"Give a row per time, or per series and time (pandas: `table.{call}`), or list the series in "
+    fix += "`columns`"
     raise DataError(what, where=table.source, fix=fix)

@@ -10,15 +10,16 @@ import numpy as np
 
 from ofa_jax.data import delimited, sheets
 from ofa_jax.data.archives import LabelledCases
-from ofa_jax.data.frames import PARQUET, TIME_NAMES, open_table
+from ofa_jax.data.frames import PARQUET, open_table
 from ofa_jax.data.missing import fill_missing
-from ofa_jax.data.tables import NO_VALUE, Table, as_list, unpacked_name
+from ofa_jax.data.tables import NO_VALUE, TIME_NAMES, Table, as_list, unpacked_name
 from ofa_jax.errors import DataError, listed, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CASE = "case"
+_LEAST_COUNTED = 3  # cases of more than two rows that show that a column counts them
 LABEL = "label"
 """The usual name of the column of classes."""
 
@@ -118,7 +119,7 @@ def _open(
     return open_table(
         source,
         reading.get("missing_words", ()),
-        reading.get("decimal", "auto"),
+        reading.get("decimal", "point"),
         reading.get("comment"),
         reading.get("sheet"),
         faults,
@@ -185,16 +186,16 @@ def _check_times(table: Table, name: str, rows_of: Sequence[np.ndarray], ids: Se
 
 
 def _refuse_counters(table: Table, names: Sequence[str], cases: Sequence[np.ndarray]) -> None:
-    """Refuse columns that count rows, of each case or of the table: their order would tell the classes.
+    """Refuse columns that count rows, of each case or of the table: their order would give the classes away.
 
     Raises:
         DataError: There are such columns, of more than two rows in a case.
     """
     steps = [np.diff(np.sort(values, axis=0), axis=0) for values in cases if len(values) > 2]
-    if not steps:
+    if len(steps) < _LEAST_COUNTED:
         return
     every = np.concatenate(steps)
-    counting = (every == every[0]).all(axis=0) & (every[0] != 0)
+    counting = np.isclose(every, every[0], rtol=1e-6, atol=0).all(axis=0) & (every[0] != 0)
     if counting.any() and (found := [name for name, is_one in zip(names, counting, strict=True) if is_one]):
         what = "it counts rows, and is no channel"
         fix = f"Leave it out with `exclude: {as_list(found)}`, call it `time` to have the order of rows "

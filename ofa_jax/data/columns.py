@@ -99,10 +99,10 @@ def require_series(table: Table, names: Sequence[str], values: np.ndarray, *, ti
     if len(wrong) == len(names):
         fix, past = "Give at least one series", {}
     parts = {next(iter(words)): name for name in wrong if len(words := words_of(name)) == 1}
-    if not timed and {"year", "month"} <= set(parts):
+    if not timed and {"year", "month"} <= set(parts) and not {"day", "week", "hour"} & set(parts):
         both = f"{parts['year']} + {parts['month']}"
         fix, past = f"Read both as the time with `timestamp_column: {both}`", {"timestamp_column": both}
-        fix += f", or leave out `exclude: {as_list(left_out)}`"
+        fix += f", or leave both out with `exclude: {as_list(left_out)}`"
     elif not timed:
         fix += f", or read it as the time with `timestamp_column: {first}`"
     fix += ", or list the series in `columns`"

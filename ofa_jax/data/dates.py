@@ -144,19 +144,23 @@ def looks_like_date(text: str) -> bool:
 
 
 def with_centuries(times: pd.Series) -> pd.Series:
-    """Datetimes of two-digit years as Excel reads those: 1930 to 2029."""
+    """Datetimes of two-digit years as Excel reads those, 1930 to 2029, unless only others are in order."""
     import pandas as pd
 
-    return times.mask(times.dt.year >= 2030, times - pd.DateOffset(years=100))
+    moved = times.mask(times.dt.year >= 2030, times - pd.DateOffset(years=100))
+    known, before = moved.dropna(), times.dropna()
+    ordered = [one.is_monotonic_increasing or one.is_monotonic_decreasing for one in (known, before)]
+    return times if ordered == [False, True] else moved
 
 
 def with_leading_zeros(texts: pd.Series, form: str) -> pd.Series:
-    """Texts as wide as a form of digits alone makes them: numbers have no zeros at their beginning."""
+    """Texts as wide as a form of digits makes them that begins with a day or month: numbers lack its zero."""
     widths = {"%Y": 4, "%j": 3, **dict.fromkeys(("%y", "%m", "%d", "%H", "%M", "%S"), 2)}
     codes = re.findall(r"%\w|.", form)
-    if not all(code in widths for code in codes) or not texts.str.fullmatch(r"\d+").all():
+    width = sum(widths.get(code, 0) for code in codes)
+    if codes[0] == "%Y" or not set(codes) <= set(widths) or not texts.str.fullmatch(r"\d+").all():
         return texts
-    return texts.str.zfill(sum(widths[code] for code in codes))
+    return texts.mask(texts.str.len() == width - 1, "0" + texts)
 
 
 def on_grid(times: pd.Series, rounding: float = 0.0) -> tuple[pd.Series, str | None]:

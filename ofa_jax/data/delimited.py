@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ofa_jax.config.tasks import Decimal
 from ofa_jax.data.dates import looks_like_date
-from ofa_jax.data.tables import NO_VALUE, NUMBER, Table, decode, open_data
+from ofa_jax.data.tables import COMMA, NO_VALUE, NUMBER, Table, decode, open_data
 from ofa_jax.errors import DataError, shorten
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def read_text(
     path: Path,
     *,
     missing_words: Sequence[str] = (),
-    decimal: Decimal = "auto",
+    decimal: Decimal = "point",
     comment: str | None = None,
     faults: list[DataError] | None = None,
 ) -> Table:
@@ -40,7 +40,7 @@ def read_text(
     Args:
         path: The file, packed or not (:func:`~ofa_jax.data.tables.open_data`).
         missing_words: What cells say that have no value, besides the usual words.
-        decimal: The decimal sign of numbers; the other one then marks thousands.
+        decimal: How numbers are written.
         comment: How lines begin that are comments; above the header also ``#``.
         faults: Takes the error about rows of another width, which are left out; default: it is raised.
 
@@ -71,7 +71,7 @@ def read_text(
             end = reader.line_num
     except csv.Error as error:
         raise _not_text(path, error) from None
-    if len(names) == 1 and re.fullmatch(r"[01]", names[0]) and re.fullmatch(r"-?\d+", first_row[0] or "-"):
+    if len(names) == 1 and names[0] == "1" and re.fullmatch(r"-?\d+", "".join(first_row)):
         raise _no_header(names, f"{path}, line {line_numbers[0]}")
     if ragged:
         fault = _ragged(path, ragged, line_numbers, len(names), kept if delimiter == "," else ())
@@ -90,7 +90,7 @@ def read_text(
         lines=lines,
         missing_words=words,
         decimal=decimal,
-        semicolons=delimiter == ";",
+        european=(delimiter == ";") + any(map(_DAY_FIRST.match, first_row)),
         notices=(*notices, *([f"{path.name}: {skipped} comment line(s) skipped"] if skipped else [])),
     )
 
@@ -106,7 +106,7 @@ def _content(path: Path) -> tuple[str, list[str]]:
             "the file contains binary data, not text", where=str(path), fix="Give CSV, Excel or Parquet"
         )
     guessed = not utf16 and not text.isascii() and content.removeprefix(BOM_UTF8) != text.encode()
-    said = [f"{path.name}: it is no UTF-8, so letters are read as Windows-1252"] if guessed else []
+    said = [f"{path.name}: not UTF-8, so letters are read as Windows-1252"] if guessed else []
     return text.replace("\r\n", "\n").replace("\r", "\n"), said
 
 
@@ -195,7 +195,7 @@ def _ragged(
         what += f"; {len(others)} more row(s) differ: {shown}{', …' * (len(others) > 9)}"
     fix = "Correct the row; a text with the delimiter in it needs quotes"
     if 2 * len(rows) > len(line_numbers):
-        fix += ". Remove lines above the header, or say by `comment` how they begin"
+        fix += ". Remove lines above the header"
     return DataError(what, where=f"{path}, {first[0]}", fix=fix)
 
 
@@ -233,7 +233,7 @@ def _read_csv(
             skip_blank_lines=False,
             skipinitialspace=True,
             index_col=False,
-            decimal="," if decimal == "comma" else ".",
+            decimal="," if decimal in COMMA else ".",
             **exact,
         )
         return frame[list(columns)]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,14 +21,13 @@ from ofa_jax.data.last_rows import times_needed
 from ofa_jax.data.long import time_cells, widen
 from ofa_jax.data.missing import check_sizes, fill_missing
 from ofa_jax.data.tables import Table, as_list, as_table, read_parquet, require_file, unpacked_name
+from ofa_jax.data.time_column import find_time, position_of
 from ofa_jax.data.timestamps import read_times, step_between
 from ofa_jax.errors import DataError, listed
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")
-"""Usual names of columns of times, in lower case."""
 PARQUET = (".parquet", ".pq")
 
 
@@ -125,7 +122,7 @@ def read_frame(
     id_columns: Sequence[str] | None = None,
     missing: Missing | Literal["keep"] = "error",
     missing_words: Sequence[str] | None = None,
-    decimal: Decimal = "auto",
+    decimal: Decimal = "point",
     comment: str | None = None,
     sheet: str | None = None,
     timestamps: Timestamps = "error",
@@ -151,8 +148,8 @@ def read_frame(
         missing: Policy for empty cells, NaN and infinities: refuse them, interpolate between the neighboring
             rows (by row, not by time), carry the last value forward, or keep them.
         missing_words: What cells say that have no value, besides the usual words (``NA``, ``?``, ``-``, …).
-        decimal: Whether numbers have a decimal point or comma; the other sign then marks thousands. Default:
-            a point, and numbers that may have thousands signs are refused.
+        decimal: Whether numbers have a decimal point or comma, or how they are written where the other sign
+            marks thousands. Numbers that may have such signs are refused unless it says so.
         comment: How lines of text begin that are comments; above the header also ``#``.
         sheet: Of an Excel file with several sheets.
         timestamps: Refuse repeated and irregular timestamps, or count the rows whatever their times. Either
@@ -163,7 +160,7 @@ def read_frame(
         expected: The step that is likely; decides how dates that can be read in several ways are read.
         trained_on: The series of a trained model, which are read instead of ``columns``; the others are not.
         last: How many rows at the end are needed. Where something is wrong with earlier rows alone, they are
-            left out.
+            left out, but for times that go back.
         faults: Takes the error about rows of another width than the header's, which are left out; default:
             it is raised.
         labels: A column of the frame that is no series: its True and False are 1 and 0.
@@ -174,7 +171,7 @@ def read_frame(
     """
     table = open_table(source, missing_words or (), decimal, comment, sheet, faults)
     table = dataclasses.replace(table, flags=labels)
-    time = _find_time(table, timestamp_column, exclude or ())
+    time = find_time(table, timestamp_column, exclude or ())
     table, time = widen(
         table,
         time,
@@ -206,11 +203,14 @@ def read_frame(
         )
         place = partial(table.place, time_name)
         cells = time_cells(table, time)
-        times, clock, newest_first, cut = times_needed(cells, place, first, read)
+        times, clock, newest_first, cut, read_cells = times_needed(
+            cells, place, first, read, timestamp_format
+        )
         if timestamp_format is None and frequency is None and timestamps != "as_is":
-            refuse_ambiguous(time_name, cells.iloc[cut:], times, place)
+            refuse_ambiguous(time_name, read_cells, times, place)
     else:
-        refuse_times_in_columns(table)
+        if columns is None and trained_on is None:
+            refuse_times_in_columns(table)
         if frequency is not None:
             step_of(frequency)
             clock = Clock(frequency=frequency)
@@ -235,7 +235,8 @@ def read_frame(
             raise DataError("has no finite value at all", where=where, fix=fix, past=past)
         late = [name for name, column in zip(names, known.T, strict=True) if not column[: first + 1].any()]
         if missing != "error" and 0 < len(late) < len(names) and trained_on is None:
-            fix, past = f"Leave it out with `exclude: {as_list(late)}`", {"exclude": late}
+            fix = f"Remove the rows before the first value, or leave it out with `exclude: {as_list(late)}`"
+            past = {"exclude": late}
             what = f"the first values are missing, and `missing: {missing}` has nothing to fill them from"
             raise DataError(what, where=table.place(late[0], order[first]), fix=fix, past=past)
         values = fill_missing(values, missing, place_of, first)
@@ -342,7 +343,7 @@ def _choose(
     used = [position for position, name in enumerate(table.names) if name not in exclude]
     chosen = [position for position in used if position not in (*time, table.time_index)]
     if columns is not None:
-        chosen = [_position(table, name) for name in columns]
+        chosen = [position_of(table, name) for name in columns]
         if len(set(chosen)) != len(chosen) or set(time) & set(chosen):
             what = f"`columns` ({listed(columns)}) repeats a series or includes the timestamps"
             raise DataError(what, where=table.source, fix="Name each series once in `columns`")
@@ -355,39 +356,3 @@ def _choose(
         fix = f"Name it in the header, or set `columns: {as_list(named)}`"
         raise DataError(f"column {unnamed[0] + 1} has no name", where=table.source, fix=fix)
     return chosen
-
-
-def _find_time(table: Table, timestamp_column: str | None, exclude: Sequence[str]) -> list[int]:
-    if timestamp_column is not None:
-        names = [timestamp_column]
-        if timestamp_column not in table.names and timestamp_column.count("+") == 1:
-            names = [name.strip() for name in timestamp_column.split("+")]
-        return [_position(table, name) for name in names]
-    if table.time_index is not None:
-        return [table.time_index]
-    free = [at for at, name in enumerate(table.names) if name not in exclude]
-    dated = [at for at in free if at in table.dated]
-    if 0 not in dated and not table.texts and any(time_cells(table, [at]).duplicated().any() for at in dated):
-        dated = []  # not the time, such as when a row was last changed
-    usual = [at for at in free if table.names[at].lower() in TIME_NAMES]
-    usual = usual or dated[: 1 if 0 in dated else None]
-    if len(usual) > 1:
-        names = [table.names[position] for position in usual]
-        what = f"{len(usual)} columns could be the timestamps: {listed(names)}"
-        past = {"timestamp_column": names[0], "exclude": names[1:]}
-        fix = f"Name the `timestamp_column`: set `timestamp_column: {names[0]}`"
-        fix += f" and `exclude: {as_list(names[1:])}`"
-        clock = str(table.read(usual[1:], object).iat[0, 0]).strip()
-        if len(usual) == 2 and re.match(r"\d{1,2}([:.]\d\d|$)", clock):
-            fix += f", or `timestamp_column: {names[0]} + {names[1]}` for a date and its time of day or hour"
-        raise DataError(what, where=table.source, fix=fix, past=past)
-    return usual
-
-
-def _position(table: Table, name: str) -> int:
-    if name in table.names and name:
-        return table.names.index(name)
-    named = [known for known in table.names if known]
-    nearest = difflib.get_close_matches(name, named, n=3, cutoff=0.4) or table.names[:10]
-    fix = f"The nearest names are {listed(nearest)}"
-    raise DataError(f"there is no column `{name}`", where=table.source, fix=fix)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ofa_jax.config.tasks import Decimal
 from ofa_jax.data.columns import PARTS, words_of
-from ofa_jax.data.tables import NO_VALUE, Table, as_list
+from ofa_jax.data.tables import COMMA, MARKS, NO_VALUE, Table, as_list
 from ofa_jax.errors import DataError, listed, shorten
 
 if TYPE_CHECKING:
@@ -252,7 +252,9 @@ def is_text(cells: pd.Series, decimal: Decimal) -> bool:
     texts = texts[~texts.isin(NO_VALUE)]
     if texts.empty or texts.str.lower().isin(["true", "false"]).all():
         return False
-    texts = texts.str.replace(",", {"comma": ".", "point": ""}.get(decimal, ","))
+    if decimal in MARKS:
+        texts = texts.str.replace(MARKS[decimal][0], "")
+    texts = texts.str.replace(",", ".") if decimal in COMMA else texts
     return bool(pd.to_numeric(texts, errors="coerce").isna().all())
 
 

@@ -14,39 +14,52 @@ from ofa_jax.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+_MOST_WRONG = 20  # earlier times that cannot be read
+
 
 def times_needed(
-    cells: pd.Series, place: Place, first: int, read: Callable[..., tuple[np.ndarray | None, Clock, bool]]
-) -> tuple[np.ndarray | None, Clock, bool, int]:
-    """What ``read`` finds, and the first row that it was given: ``first`` where only earlier rows are wrong.
+    cells: pd.Series,
+    place: Place,
+    first: int,
+    read: Callable[..., tuple[np.ndarray | None, Clock, bool]],
+    form: str | None,
+) -> tuple[np.ndarray | None, Clock, bool, int, pd.Series]:
+    """What ``read`` finds, the first row that it was given (``first`` where only earlier ones are wrong), and
+    the cells that were read, of times of this form.
 
     Raises:
         DataError: As of ``read``; also where earlier rows are wrong and times go to and fro.
     """
     try:
-        return *read(cells, place), 0
+        return *read(cells, place), 0, cells
     except DataError:
-        if first == 0 or _goes_back(cells, first):
+        if first == 0 or _goes_back(cells, first, form):
             raise
-        found = read(
-            cells.iloc[first:].reset_index(drop=True), lambda row: place(None if row is None else first + row)
-        )
+        kept = cells.iloc[first:].reset_index(drop=True)
+        found = read(kept, lambda row: place(None if row is None else first + row))
         if found[2]:  # the newest row comes first, so these were the oldest ones
-            found = read(cells.iloc[: len(cells) - first], place)
-        return *found, first
+            kept = cells.iloc[: len(cells) - first]
+            found = read(kept, place)
+        return *found, first, kept
 
 
-def _goes_back(cells: pd.Series, first: int) -> bool:
+def _goes_back(cells: pd.Series, first: int, form: str | None) -> bool:
     """Whether times before row ``first``, where one of them is wrong, and after it go to and fro.
 
-    Those count that are written as later ones are; an hour back may be a change of clocks.
+    Those count that are written as later ones are and can be read; an hour back may be a change of clocks,
+    and counters may begin again.
     """
     shapes = cells.astype(str).str.strip().str.replace(r"\d", "0", regex=True)
-    alike = shapes.isin(shapes.iloc[first:].unique()) & cells.notna()
-    try:
-        times, _ = parse_times(cells[alike], lambda row: "")
-    except DataError:
-        return False
-    steps = np.diff(times)
-    least = steps.dtype.type(0) if steps.dtype.kind == "i" else np.timedelta64(1, "h")
-    return bool((steps < -least).any() and (steps > least).any())
+    alike = cells[shapes.isin(shapes.iloc[first:].unique()) & cells.notna()]
+    for _ in range(_MOST_WRONG):
+        try:
+            times, _ = parse_times(alike, lambda row: "" if row is None else str(row), form)
+        except DataError as error:
+            if not (error.where or "").isdigit():
+                return False
+            alike = alike.drop(alike.index[int(error.where or 0)])
+        else:
+            steps = np.diff(times)
+            hour = np.timedelta64(1, "h")
+            return times.dtype.kind == "M" and bool((steps < -hour).any() and (steps > 0 * hour).any())
+    return False

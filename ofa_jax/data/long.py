@@ -227,7 +227,7 @@ class _Long:
             lines=table.lines,
             missing_words=table.missing_words,
             decimal=table.decimal,
-            semicolons=table.semicolons,
+            european=table.european,
             notices=table.notices if part else (*table.notices, *said),
             origins={self.time_name: (self.time_name, first), **labels},
         )

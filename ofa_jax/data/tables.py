@@ -31,12 +31,17 @@ if TYPE_CHECKING:
 _WORDS = ("", "NaN", "nan", "-nan", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "<NA>")
 NO_VALUE = (*_WORDS, "?", "-", "--", ".")
 """Cells that hold no value."""
-_POINTS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?")
-_COMMAS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
-"""Numbers whose points, or commas, may mark thousands."""
+_POINTS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+(,\d*)?")
+"""Numbers whose points may mark thousands."""
+_COMMAS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
+"""Numbers whose commas may mark thousands."""
+MARKS = {"1,234.5": (",", _COMMAS), "1.234,5": (".", _POINTS)}
+"""The sign that marks thousands, by how numbers are written, and numbers with it."""
+COMMA = ("comma", "1.234,5")
+"""How numbers with a decimal comma are written."""
+TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")
+"""Usual names of columns of times, in lower case."""
 _LONGEST_WORD = 20  # of one that may mean that there is no value
-_THOUSANDS = {"comma": (".", _POINTS), "point": (",", _COMMAS)}
-_DAY_FIRST = re.compile(r"\d{1,2}\.\d{1,2}\.\d{2,4}\b")
 
 NUMBER = re.compile(r"[+-]?((\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|inf|infinity|nan)", re.IGNORECASE | re.ASCII)
 _LABELS = re.compile("label|anomal|outlier", re.IGNORECASE)
@@ -63,8 +68,8 @@ class Table:
         time_index: Position of the column that was the DataFrame's index, or None.
         lines: The file's line of each data row, 1-based; None where there are no lines.
         missing_words: What cells say that have no value, besides :data:`NO_VALUE`.
-        decimal: The decimal sign of numbers in text; the other one then marks thousands.
-        semicolons: Whether semicolons separate columns, as they do where numbers have a decimal comma.
+        decimal: How numbers in text are written.
+        european: Signs that numbers may have a decimal comma: semicolons between columns, days before months.
         flags: A column whose True and False are 1 and 0.
         notices: What reading inferred, one line each.
         origins: For columns that were put together from cells of others: what to call the column, and the
@@ -79,8 +84,8 @@ class Table:
     time_index: int | None = None
     lines: Sequence[int] | None = None
     missing_words: tuple[str, ...] = ()
-    decimal: Decimal = "auto"
-    semicolons: bool = False
+    decimal: Decimal = "point"
+    european: int = 0
     flags: str | None = None
     notices: tuple[str, ...] = ()
     origins: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
@@ -106,7 +111,7 @@ class Table:
             DataError: A cell that is not a real number, with column and row; points that may mark thousands.
         """
         values = self._numbers(positions, first)
-        if self.decimal == "auto":
+        if self.decimal == "point" and self.european:
             self._refuse_thousands(positions, values)
         return values
 
@@ -136,28 +141,31 @@ class Table:
 
     def _mark(self, cells: Sequence[object]) -> str | None:
         """The sign that marks thousands in a column, if it does so wherever it is."""
-        sign, pattern = _THOUSANDS.get(self.decimal, ("", _POINTS))
-        marked = [cell.strip() for cell in cells if sign and isinstance(cell, str) and sign in cell]
+        if self.decimal not in MARKS:
+            return None
+        sign, pattern = MARKS[self.decimal]
+        texts = {cell.strip() for cell in cells if isinstance(cell, str) and sign in cell}
+        marked = [text for text in texts if any(map(str.isdigit, text)) and text not in self.missing_words]
         return sign if marked and all(map(pattern.fullmatch, marked)) else None
 
     def _refuse_thousands(self, positions: Sequence[int], values: np.ndarray) -> None:
         """Refuse points that are followed by three digits everywhere in a table that seems to be European."""
-        day_first = any(map(_DAY_FIRST.match, self.first_row))
-        for at, column in zip(positions, values.T if self.semicolons or day_first else (), strict=False):
-            known = column[np.isfinite(column)]
-            known = known[known % 1 != 0]
-            if not len(known) or (np.abs(known * 1000 - np.rint(known * 1000)) > 1e-6).any():
-                continue
-            cells = self.read([at], object).iloc[:, 0]
-            texts = cells[[isinstance(cell, str) for cell in cells]].str.strip()
-            pointed = texts[texts.str.contains(".", regex=False)]
-            mixed = texts.str.fullmatch(r"[1-9]\d{0,2}").any()
-            grouped = pointed.str.fullmatch(r"[+-]?[1-9]\d{0,2}(\.\d{3})+").all() and len(pointed)
-            if grouped and (mixed or (self.semicolons and day_first)):
+        thousandths = np.abs(1000 * values - np.rint(1000 * values)) < 1e-6
+        doubtful = np.flatnonzero((thousandths | ~np.isfinite(values)).all(axis=0))
+        if not len(doubtful):
+            return
+        columns = [positions[at] for at in doubtful.tolist()]
+        cells = self.read(columns, object)
+        for number, at in enumerate(columns):
+            texts = cells.iloc[:, number]
+            texts = texts[[isinstance(cell, str) for cell in texts]].astype(object).astype(str).str.strip()
+            pointed = texts[texts.str.contains(".", regex=False) & texts.str.contains(r"\d")]
+            plain = texts.str.fullmatch(r"[+-]?[1-9]\d*").any()
+            if len(pointed) and pointed.str.fullmatch(_POINTS).all() and (plain or self.european > 1):
                 what = f"the points of numbers such as {pointed.iloc[0]} may mark thousands"
-                fix = "Set `decimal: comma` if they do, or `decimal: point` if they are decimal points"
+                fix = "Set `decimal: 1.234,5` if they do, or `decimal: 1,234.5` if they are decimal points"
                 where = self.place(self.names[at], int(pointed.index[0]))
-                raise DataError(what, where=where, fix=fix, past={"decimal": "comma"})
+                raise DataError(what, where=where, fix=fix)
 
     def _number(self, cell: object, flag: bool, mark: str | None) -> float | None:
         if flag and str(cell).strip().lower() in ("true", "false"):
@@ -168,9 +176,9 @@ class Table:
                 return float("nan")
             if mark is not None:
                 text = text.replace(mark, "")
-            elif self.decimal == "comma" and _POINTS.fullmatch(text):
+            elif self.decimal in COMMA and _POINTS.fullmatch(text):
                 return None
-            text = text.replace(",", ".") if self.decimal == "comma" else text
+            text = text.replace(",", ".") if self.decimal in COMMA else text
             return float(text) if NUMBER.fullmatch(text) else None
         if cell is None or type(cell).__name__ == "NAType":
             return float("nan")
@@ -200,9 +208,9 @@ class Table:
             left_out = self.columns_of(text_columns)
             what, past = f"the column contains the text {shorten(text)}", {"exclude": left_out}
             fix = f"Leave it out with `exclude: {as_list(left_out)}`, or list the series in `columns`"
-        unit = re.fullmatch(r"([^\w\s+-]*) ?[+-]?[\d.,]*\d ?([^\d.,;:/-]{0,3})", text)
+        unit = re.fullmatch(r"([$€£¥]?) ?[+-]?[\d.,]*\d ?(%|[$€£¥]|[A-Za-zµ°]{1,3})?", text)
         if unit and (unit[1] or unit[2]):
-            fix = f"Write numbers without `{(unit[1] + unit[2]).strip()}`"
+            fix = f"Write numbers without `{unit[1] or unit[2]}`"
             fix += f", or leave the column out with `exclude: {as_list(self.columns_of([name]))}`"
         if all_text:
             what = f"there is no numeric column; this one contains the text {shorten(text)}"
@@ -211,17 +219,17 @@ class Table:
             fix = f"Write 1 and 0, or leave it out with `exclude: {as_list(self.columns_of([name]))}`"
             fix += "; labels of anomalies are named by data.label_column" * bool(_LABELS.search(name))
             past = {"exclude": self.columns_of([name])}
+        elif self.decimal in MARKS and MARKS[self.decimal][0] in text:
+            fix = f"Write it without `{MARKS[self.decimal][0]}`, since others in the column mark no thousands"
         elif self.decimal == "comma" and _POINTS.fullmatch(text):
-            fix = f"Other points of the column mark no thousands: write {text.replace('.', '')}, or another "
-            fix += "number without a point"
-        elif re.fullmatch(r"[+-]?\d{1,3},\d{3}", text):
-            fix = "Set `decimal: point` if the comma marks thousands, or `decimal: comma` if it is the "
-            fix += "decimal sign"
-            past = {"decimal": "comma" if self.semicolons else "point"}
-        elif _COMMAS.fullmatch(text):
-            fix, past = "Set `decimal: point`: commas then mark thousands", {"decimal": "point"}
+            fix, past = "Set `decimal: 1.234,5` if the point marks thousands, or write a decimal comma", {}
+        elif self.decimal == "point" and re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", text):
+            fix = "Set `decimal: 1,234.5` if the comma marks thousands, or `decimal: comma` if it is the "
+            fix, past = f"{fix}decimal sign", {}
+        elif self.decimal == "point" and _COMMAS.fullmatch(text):
+            fix, past = "Set `decimal: 1,234.5`, since commas mark thousands", {"decimal": "1,234.5"}
         elif _POINTS.fullmatch(text):
-            fix, past = "Set `decimal: comma`: points then mark thousands", {"decimal": "comma"}
+            fix, past = "Set `decimal: 1.234,5`, since points mark thousands", {"decimal": "1.234,5"}
         elif re.fullmatch(r"[+-]?\d+,\d+", text):
             fix = "Set `decimal: comma`, or write numbers with a decimal point and without thousands signs"
             past = {"decimal": "comma"}
@@ -257,9 +265,9 @@ def plain_text(text: str) -> bool:
 
 
 def as_table(frame: pd.DataFrame, source: str) -> Table:
-    """A DataFrame's columns, its index first if that contains timestamps, or has whole numbers and a name.
+    """A DataFrame's columns, its index first if that contains timestamps, or is called as they are.
 
-    An index without a name that has whole numbers counts rows, and is not read.
+    Another index of whole numbers counts rows, and is not read.
 
     Raises:
         DataError: Not a DataFrame, several levels of columns or index, an index that is neither
@@ -281,7 +289,8 @@ def as_table(frame: pd.DataFrame, source: str) -> Table:
         frame = frame.copy(deep=False)
         frame.insert(0, "index" if index.name is None else index.name, index, allow_duplicates=True)
     elif len(index) and pd.api.types.is_integer_dtype(index.dtype):
-        if index.name is not None and index.name not in frame.columns:
+        timed = str(index.name).lower() in (*TIME_NAMES, "year")
+        if timed and not any(str(name).lower() in TIME_NAMES for name in frame.columns):
             frame = frame.reset_index()
     elif len(index):
         what = f"the index contains {shorten(index[0])}, neither timestamps nor row numbers"

@@ -204,6 +204,7 @@ def _read_given(texts: pd.Series, form: str, place: Place) -> pd.Series:
     try:
         parsed = read_form(texts, form)
         parsed = parsed.mask(late, parsed + timedelta(days=1))
+        parsed = with_centuries(parsed) if "%y" in form else parsed
     except ValueError as error:
         what = f"`timestamp_format` {form!r} cannot be used: {error}"
         fix = 'Set one such as `timestamp_format: "%d.%m.%Y %H:%M"`, or excel, s, ms, us or ns'
@@ -252,7 +253,10 @@ def _read_best(texts: pd.Series, place: Place, expected: str | None) -> tuple[pd
     else:
         fitting = [next(iter(complete))]
     if "%y" in fitting[0]:
-        notices.append(f"the two-digit years of dates such as {texts[0]!r} are read as 1930 to 2029")
+        years = complete[fitting[0]].dt.year
+        notices.append(
+            f"the two-digit years of dates such as {texts[0]!r} are read as {years.min()} to {years.max()}"
+        )
     return complete[fitting[0]], notices
 
 

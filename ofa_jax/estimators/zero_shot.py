@@ -95,7 +95,7 @@ def zero_shot(
         new, parts, column, unused = [_read(trained, source)], [], "", ""
     except UnequalTimes as error:
         parts, column, unused = error.parts(), error.column, error.unused
-        if not {"timestamp_format", "frequency"} & set(reading):
+        if "timestamp_format" not in reading and reading.get("timestamps") != "as_is":
             refuse_kinds_of_times([time_cells(part.table, [0]) for part in parts], name)
         own = {name: value for name, value in reading.items() if name not in _OF_LONG_TABLES}
         new = [_read(replace(trained, reading=own), part.table) for part in parts]

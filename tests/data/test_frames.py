@@ -220,8 +220,8 @@ def test_a_decimal_comma_is_read_exactly(tmp_path, numbers):
 
 def test_decimal_commas_and_thousands_signs_get_their_own_advice(tmp_path):
     assert "Set `decimal: comma`" in refused(write(tmp_path, "a;b\n1,5;2\n2,5;3\n"))
-    assert "Set `decimal: point`: commas then mark" in refused(write(tmp_path, 'a,b\n"1,000.5",2\n3,4\n'))
-    assert "Set `decimal: comma`: points then mark" in refused(write(tmp_path, "a;b\n1.000,5;2\n3;4\n"))
+    assert "Set `decimal: 1,234.5`, since" in refused(write(tmp_path, 'a,b\n"1,000.5",2\n3,4\n'))
+    assert "Set `decimal: 1.234,5`, since" in refused(write(tmp_path, "a;b\n1.000,5;2\n3;4\n"))
 
 
 def test_commas_in_numbers_where_commas_separate_are_one_error(tmp_path):
@@ -435,7 +435,7 @@ def test_timestamp_column_by_name_by_custom_or_by_content(tmp_path):
         ("a;b\n1,5;2,5\n", ["'1,5'", "decimal point"]),
         (
             'a,b\n"1,000",2\n3,4\n',
-            ["'1,000'", "`decimal: point` if the comma marks thousands, or `decimal: comma` if"],
+            ["'1,000'", "`decimal: 1,234.5` if the comma marks thousands, or `decimal: comma` if"],
         ),
         ("a,a\n1,2\n", ["`a`", "more than once"]),
         ("a,\n1,2\n", ["only the first of 2 columns has a name", "Name every"]),
@@ -796,9 +796,10 @@ def test_benchmark_files_as_they_are():
 
 def test_a_column_of_points_that_mark_thousands_and_others_is_refused(tmp_path):
     path = write(tmp_path, "a;b\n1,5;1.000\n2,5;1.5\n")
-    message = refused(path, decimal="comma")
+    message = refused(path, decimal="1.234,5")
     assert "column `b`, row 1" in message
-    assert "Other points of the column mark no thousands: write 1000, or another" in message
+    assert "Write it without `.`, since others in the column mark no thousands" in message
+    assert "Set `decimal: 1.234,5` if the point marks thousands" in refused(path, decimal="comma")
 
 
 def test_counters_and_dates_with_missing_cells_are_no_series():

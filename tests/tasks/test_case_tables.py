@@ -177,6 +177,8 @@ def test_a_column_that_counts_rows_is_no_channel(shuffled, of_table):
         read_case_table(frame, {})
     assert read_case_table(frame, {"exclude": ("row",)}).channels[-2:] == ("ax", "ay")
     assert "row" in read_case_table(frame, {"columns": ("ax", "row")}).channels
+    few = frame[frame["case"].isin(["p0", "p1"])]
+    assert "row" in read_case_table(few, {}).channels  # two cases do not show it
 
 
 def test_columns_can_be_chosen():
