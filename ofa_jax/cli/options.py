@@ -78,7 +78,7 @@ def _options(text: str) -> str:
         return text
     text = _SETTING.sub(lambda found: f"`--set {shlex.quote(f'data.{found[1]}={found[2]}')}`", text)
     text = re.sub(rf"\b(in|another|set|by|as|with) `({_READING})`", r"\1 `--set data.\2=…`", text)
-    return re.sub(r"\b([sS])et (`--set)", lambda found: f"{'uU'[found[1] == 'S']}se {found[2]}", text)
+    return re.sub(r"\bset (`--set)", r"use \1", re.sub(r"\bSet (`--set)", r"Use \1", text))
 
 
 WITH_SETTINGS = ("train", "fit", "params", "sweep", "gradients", "predict", "forecast", "data")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ofa_jax.data.columns import words_of
-from ofa_jax.data.dates import YEARS, digits_of, looks_like_date, read_form
+from ofa_jax.data.columns import PARTS, words_of
+from ofa_jax.data.dates import WHOLE, looks_like_date, read_form, time_in_digits, width_of, with_leading_zeros
 from ofa_jax.data.tables import Table
 from ofa_jax.data.timestamps import Place
 from ofa_jax.errors import DataError, listed
@@ -17,16 +17,18 @@ from ofa_jax.errors import DataError, listed
 if TYPE_CHECKING:
     import pandas as pd
 
-_DATES = (("%d%m%Y", 8), ("%m%d%Y", 8), ("%Y%j", 7), ("%y%m%d", 6), ("%d%m%y", 6), ("%m%Y", 6))
-"""Dates in whole numbers, which may be a counter as well by their size, and their width."""
-_MONTH = re.compile(r"(\d{4})[-/. ]?(\d{1,2})")
+_DATES = ("%d%m%Y", "%m%d%Y", "%Y%j", "%y%m%d", "%d%m%y", "%m%Y")
+"""Dates in whole numbers, which may be a counter as well by their size."""
+_YEAR_MONTH = re.compile(r"(\d{4})[-/. ]?(\d{1,2})")
 _DAY = re.compile(r"[A-Za-z]{3,9}\W?\d{1,2}")
-_PARTS = {"week": ("W01", 53), "wk": ("W01", 53), "kw": ("W01", 53), "quarter": ("Q1", 4), "qtr": ("Q1", 4)}
-"""Words of a name that say that a number after the year is no month: how to write it, and the largest."""
+_NO_MONTHS = {"week": "week", "wk": "week", "kw": "week", "quarter": "quarter", "qtr": "quarter"}
+"""Words of a name that say that a number after the year is no month, and which part it is."""
+_WRITTEN = {"week": "W01", "quarter": "Q1"}
 _TIME = re.compile(r"(1[89]|20|21)\d\d|^\d{1,2}/\d{1,2}/\d\d$")
 """What a name has that is a time."""
 _LEAST = 3  # cells, or columns, that show what they are
 _LEAST_NUMBERS = 7  # that are all valid dates, and in order
+_SHORT = 6  # digits of dates that all have lost a zero: such numbers are too common
 _FARTHEST = 31  # days from one such date to the next
 
 
@@ -53,17 +55,17 @@ def refuse_ambiguous(name: str, cells: pd.Series, times: np.ndarray | None, plac
         _refuse_digits(cells.astype(str).str.strip().str.split(".").str[0].reset_index(drop=True), place)
     elif _DAY.fullmatch(first):
         _refuse_days(cells.astype(str).str.strip(), times, place)
-    elif _MONTH.fullmatch(first):
+    elif _YEAR_MONTH.fullmatch(first):
         _refuse_months(name, cells.astype(str).str.strip(), times, place)
 
 
 def _refuse_months(name: str, texts: pd.Series, times: np.ndarray, place: Place) -> None:
     first, second = texts.iloc[0], texts.iloc[1]
-    numbers = texts.str.extract(_MONTH)[1].astype(float)
-    part = next((word for word in words_of(name) if word in _PARTS), None)
-    if part is not None and numbers.max() <= _PARTS[part][1]:
+    numbers = texts.str.extract(_YEAR_MONTH)[1].astype(float)
+    part = next((_NO_MONTHS[word] for word in words_of(name) if word in _NO_MONTHS), None)
+    if part is not None and numbers.max() <= PARTS[part][1]:
         what = f"{first!r} reads as a year and month, and the column is called {part}"
-        fix = f"Write it as {first[:4]}-{_PARTS[part][0]}, or set `timestamp_format` or `frequency`"
+        fix = f"Write it as {first[:4]}-{_WRITTEN[part]}, or set `timestamp_format` or `frequency`"
         raise DataError(what, where=place(None), fix=fix)
     months = np.unique(np.diff(np.unique(times.astype("M8[M]"))).astype(int)).tolist()
     if months == [13]:
@@ -84,20 +86,23 @@ def _refuse_digits(texts: pd.Series, place: Place) -> None:
         what = f"whole numbers such as {texts.iloc[0]} may be years and weeks, or count rows"
         fix = f"Write weeks as {texts.iloc[0][:4]}-W{texts.iloc[0][4:]}, or {count}"
         raise DataError(what, where=place(None), fix=fix)
-    if found := [form for form, width in _DATES if _are_dates(texts, form, width)]:
+    if found := [form for form in _DATES if _are_dates(texts, form)]:
         ways = " or ".join(f'`timestamp_format: "{form}"`' for form in found)
         what = f"whole numbers such as {texts.iloc[0]} may be dates, or count rows"
         raise DataError(what, where=place(None), fix=f"Set {ways}, or {count}")
 
 
-def _are_dates(texts: pd.Series, form: str, width: int) -> bool:
-    """Whether whole numbers are dates of this form and width, in order and not far apart."""
-    widths = set(texts.str.len())
-    if not widths <= {width - 1, width} or (width == 6 and width not in widths):
+def _are_dates(texts: pd.Series, form: str) -> bool:
+    """Whether whole numbers are dates of this form, in order and not far apart."""
+    width = width_of(form)
+    if width == _SHORT and width not in set(texts.str.len()):
         return False
-    if len(texts) > 1000 and not _are_dates(texts[:1000], form, width):
+    texts = with_leading_zeros(texts, form)
+    if set(texts.str.len()) != {width}:
         return False
-    times = read_form(texts.str.zfill(width), form)
+    if len(texts) > 1000 and not _are_dates(texts[:1000], form):
+        return False
+    times = read_form(texts, form)
     steps = times.diff().iloc[1:].dt.days
     near = steps.abs().max() <= _FARTHEST and ((steps > 0).all() or (steps < 0).all())
     return bool(times.notna().all() and times.dt.year.between(1900, 2100).all() and near)
@@ -121,25 +126,24 @@ def refuse_kinds_of_times(series: Sequence[pd.Series], where: str) -> None:
     Raises:
         DataError: There are such series.
     """
+    if not any(WHOLE.fullmatch(str(cells.iloc[0]).strip()) for cells in series):
+        return
     kinds = {_kind(cells): str(cells.iloc[0]) for cells in series}
     if len(kinds) > 1:
         read = ", ".join(f"{first} … as {kind}" for kind, first in kinds.items())
         what = f"the times of the series would be read in different ways: {read}"
         every = [texts.str.strip() for texts in (cells.astype(str) for cells in series)]
-        forms = (("%Y%m%d", 8), *_DATES)
-        fitting = [form for form, width in forms if all(_are_dates(texts, form, width) for texts in every)]
+        forms = ("%Y%m%d", *_DATES)
+        fitting = [form for form in forms if all(_are_dates(texts, form) for texts in every)]
         ways = [f'`timestamp_format: "{form}"`' for form in fitting] or ["`timestamps: as_is` to count rows"]
         raise DataError(what, where=where, fix=f"Set {' or '.join(ways)}")
 
 
 def _kind(cells: pd.Series) -> str:
     texts = cells.astype(str).str.strip()
-    if not texts.str.fullmatch(r"-?\d+(\.0*)?").all():
+    if not texts.str.fullmatch(WHOLE).all():
         return "text"
-    values = texts.to_numpy(np.float64)
-    if ((values >= YEARS.low) & (values <= YEARS.high)).all():
-        return YEARS.words
-    found = digits_of(values)
+    found = time_in_digits(texts.to_numpy(np.float64))
     return "a counter" if found is None else found.words
 
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CASE = "case"
-_LEAST_COUNTED = 3  # cases of more than two rows that show that a column counts them
 LABEL = "label"
 """The usual name of the column of classes."""
+_LEAST_COUNTED = 3  # cases of more than two rows that show that a column counts them
 
 
 class CaseTable(NamedTuple):
@@ -196,7 +196,7 @@ def _refuse_counters(table: Table, names: Sequence[str], cases: Sequence[np.ndar
         return
     every = np.concatenate(steps)
     counting = np.isclose(every, every[0], rtol=1e-6, atol=0).all(axis=0) & (every[0] != 0)
-    if counting.any() and (found := [name for name, is_one in zip(names, counting, strict=True) if is_one]):
+    if found := [name for name, is_one in zip(names, counting, strict=True) if is_one]:
         what = "it counts rows, and is no channel"
         fix = f"Leave it out with `exclude: {as_list(found)}`, call it `time` to have the order of rows "
         fix += "checked, or list the channels in `columns`"

@@ -13,6 +13,8 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
+WHOLE = re.compile(r"-?\d+(\.0*)?")
+"""A whole number as text."""
 ISO, QUARTER, WEEK, EXCEL = "ISO8601", "quarter", "week", "excel"
 EPOCHS = ("s", "ms", "us", "ns")
 _QUARTER = re.compile(r"(?P<year>\d{4})[ -]?Q(?P<quarter>[1-4])|Q([1-4])[ -](\d{4})", re.IGNORECASE)
@@ -129,7 +131,8 @@ def read_form(texts: pd.Series, form: str) -> pd.Series:
         return pd.to_datetime(milliseconds, unit="ms", origin="1899-12-30", errors="coerce")
     if form in EPOCHS:
         return _epochs(texts, form)
-    return pd.to_datetime(texts, format=form, errors="coerce")
+    times = pd.to_datetime(texts, format=form, errors="coerce")
+    return _with_centuries(times) if "%y" in form else times
 
 
 def looks_like_date(text: str) -> bool:
@@ -143,7 +146,7 @@ def looks_like_date(text: str) -> bool:
     return any(1000 <= read_form(body, form)[0].year < 3000 for form in forms_of(body[0]))
 
 
-def with_centuries(times: pd.Series) -> pd.Series:
+def _with_centuries(times: pd.Series) -> pd.Series:
     """Datetimes of two-digit years as Excel reads those, 1930 to 2029, unless only others are in order."""
     import pandas as pd
 
@@ -155,12 +158,17 @@ def with_centuries(times: pd.Series) -> pd.Series:
 
 def with_leading_zeros(texts: pd.Series, form: str) -> pd.Series:
     """Texts as wide as a form of digits makes them that begins with a day or month: numbers lack its zero."""
-    widths = {"%Y": 4, "%j": 3, **dict.fromkeys(("%y", "%m", "%d", "%H", "%M", "%S"), 2)}
-    codes = re.findall(r"%\w|.", form)
-    width = sum(widths.get(code, 0) for code in codes)
-    if codes[0] == "%Y" or not set(codes) <= set(widths) or not texts.str.fullmatch(r"\d+").all():
+    width = width_of(form)
+    if form.startswith("%Y") or width is None or not texts.str.fullmatch(r"\d+").all():
         return texts
     return texts.mask(texts.str.len() == width - 1, "0" + texts)
+
+
+def width_of(form: str) -> int | None:
+    """How many digits a time of this form has; None where it has other signs."""
+    widths = {"%Y": 4, "%j": 3, **dict.fromkeys(("%y", "%m", "%d", "%H", "%M", "%S"), 2)}
+    codes = re.findall(r"%\w|.", form)
+    return sum(widths[code] for code in codes) if set(codes) <= set(widths) else None
 
 
 def on_grid(times: pd.Series, rounding: float = 0.0) -> tuple[pd.Series, str | None]:
@@ -225,6 +233,11 @@ _DIGITS = (
     Digits("ns", "nanoseconds since 1970", FIRST_EPOCH * 10**9, _END * 10**9 - 1),
 )
 """Written dates come first: hardly any times since 1970 are valid as such."""
+
+
+def time_in_digits(values: np.ndarray) -> Digits | None:
+    """How whole numbers ``[T]`` of a column of times are times, years alone included; None for a counter."""
+    return YEARS if ((values >= YEARS.low) & (values <= YEARS.high)).all() else digits_of(values)
 
 
 def digits_of(values: np.ndarray) -> Digits | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-from codecs import BOM_UTF8
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -100,13 +99,12 @@ def _content(path: Path) -> tuple[str, list[str]]:
     with open_data(path) as file:
         content = file.read()
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-    text = content.decode("utf-16", errors="replace") if utf16 else decode(content)
+    text, guess = (content.decode("utf-16", errors="replace"), None) if utf16 else decode(content)
     if "\0" in text:
         raise DataError(
             "the file contains binary data, not text", where=str(path), fix="Give CSV, Excel or Parquet"
         )
-    guessed = not utf16 and not text.isascii() and content.removeprefix(BOM_UTF8) != text.encode()
-    said = [f"{path.name}: not UTF-8, so letters are read as Windows-1252"] if guessed else []
+    said = [f"{path.name}: not UTF-8, so letters are read as {guess}"] if guess else []
     return text.replace("\r\n", "\n").replace("\r", "\n"), said
 
 

@@ -75,8 +75,7 @@ def fill_missing(
         if len(known_rows) and row > known_rows[0]:
             edge, fix = "last", "Remove the last rows, or set `missing: ffill`"
         else:
-            edge, fix = "first", "Remove the rows up to the first complete one, or leave the column out with "
-            fix += "`exclude`"
+            edge, fix = "first", "Remove the rows up to the first complete one"
         what = f"the {edge} value is missing or infinite and `missing: {missing}` has nothing to fill it from"
         raise DataError(what, where=place(column, row), fix=fix)
     return filled

@@ -371,11 +371,11 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
         raise DataError(what, where=str(path), fix="Check that it is complete and readable") from None
 
 
-def decode(content: bytes) -> str:
-    """UTF-8, with or without a byte order mark, or else Windows-1252, or Latin-1 where that has no letter."""
-    for encoding in ("utf-8-sig", "cp1252"):
+def decode(content: bytes) -> tuple[str, str | None]:
+    """Text, and its encoding where that is a guess: Windows-1252, or Latin-1 where that has no letter."""
+    for encoding, guess in (("utf-8-sig", None), ("cp1252", "Windows-1252")):
         try:
-            return content.decode(encoding)
+            return content.decode(encoding), guess
         except UnicodeDecodeError:
             continue
-    return content.decode("latin-1")
+    return content.decode("latin-1"), "Latin-1"

@@ -26,14 +26,13 @@ from ofa_jax.data.dates import (
     EXCEL,
     FIRST_EPOCH,
     ISO,
-    YEARS,
-    digits_of,
+    WHOLE,
     forms_of,
     minutes_of,
     on_grid,
     read_form,
     split_zones,
-    with_centuries,
+    time_in_digits,
     with_leading_zeros,
     zone_of,
     zone_of_midnights,
@@ -88,7 +87,7 @@ def parse_times(
         return _parse_dtype(column, period)
     if form in (*EPOCHS, EXCEL):
         return _parse_numbers(texts, form, place)
-    if form is None and texts.str.fullmatch(r"-?\d+(\.0*)?").all():
+    if form is None and texts.str.fullmatch(WHOLE).all():
         return _parse_digits(texts.str.split(".").str[0], place)
     times, clock = _parse_text(texts, place, form, expected)
     if all(type(cell) is date for cell in column):
@@ -130,7 +129,7 @@ def _parse_digits(texts: pd.Series, place: Place) -> tuple[np.ndarray, Clock]:
     import pandas as pd
 
     values = texts.to_numpy(np.float64)
-    found = YEARS if ((values >= YEARS.low) & (values <= YEARS.high)).all() else digits_of(values)
+    found = time_in_digits(values)
     example = f"whole numbers such as {texts.iloc[0]}"
     if found is None:
         longest = int(texts.str.len().argmax())
@@ -204,7 +203,6 @@ def _read_given(texts: pd.Series, form: str, place: Place) -> pd.Series:
     try:
         parsed = read_form(texts, form)
         parsed = parsed.mask(late, parsed + timedelta(days=1))
-        parsed = with_centuries(parsed) if "%y" in form else parsed
     except ValueError as error:
         what = f"`timestamp_format` {form!r} cannot be used: {error}"
         fix = 'Set one such as `timestamp_format: "%d.%m.%Y %H:%M"`, or excel, s, ms, us or ns'
@@ -232,7 +230,6 @@ def _read_best(texts: pd.Series, place: Place, expected: str | None) -> tuple[pd
         raise DataError(what, where=place(None), fix=fix) from None
     _check_complete(max(readings.values(), key=lambda times: times.notna().cumprod().sum()), given, place)
     readings = {form: times.mask(late, times + timedelta(days=1)) for form, times in readings.items()}
-    readings = {form: with_centuries(times) if "%y" in form else times for form, times in readings.items()}
     complete = {form: times for form, times in readings.items() if times.notna().all()}
     distinct = {times.to_numpy().tobytes(): form for form, times in reversed(complete.items())}
     notices = ["24:00 is read as the midnight that ends the day"] if late.any() else []

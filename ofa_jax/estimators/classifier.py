@@ -189,10 +189,8 @@ def _read_cases(X: Any, labels: tuple[str, ...] = (), classes: tuple[str, ...] =
         ones = list(X) if isinstance(X, list | tuple) else list(np.asarray(X, np.float64))
     except (TypeError, ValueError):
         what = f"the cases ({shorten(type(X).__name__)}) are not an array of numbers"
-        fix = (
-            "Give an array [cases, channels, steps], or a list of arrays [channels, steps]; `ofa-jax train` "
-        )
-        fix += "reads long tables"
+        fix = "Give an array [cases, channels, steps], or a list of arrays [channels, steps]; "
+        fix += "`ofa-jax train` reads long tables"
         raise DataError(what, where=_SOURCE, fix=fix) from None
     if not ones:
         raise DataError("there are no cases", where=_SOURCE, fix="Give at least one")

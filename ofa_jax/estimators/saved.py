@@ -21,7 +21,7 @@ from ofa_jax.errors import CheckpointError, ConfigError
 from ofa_jax.estimators.covariates import Effects
 from ofa_jax.estimators.intervals import Calibration, PredictionIntervals
 from ofa_jax.files import FileRecord, Record, Sha256
-from ofa_jax.runs.bundle import ESTIMATOR_FILE, BundleWriter, load_bundle
+from ofa_jax.runs.bundle import ESTIMATOR_FILE, FORECAST_FROM, BundleWriter, load_bundle
 from ofa_jax.tensors import read_tensors
 
 CALIBRATION_FILE = "calibration.safetensors"
@@ -30,8 +30,7 @@ BUNDLE = "bundle"
 CLASSES = {
     "ofa-jax forecaster": "OneForAllForecaster",
     "ofa-jax classifier": "OneForAllClassifier",
-    "ofa-jax anomaly detector": "OneForAllAnomalyDetector",
-    "ofa-jax imputer": "OneForAllImputer",
+    **FORECAST_FROM,
 }
 _ARRAYS = ("spread", "kernel")
 _ERRORS = "signed_errors"

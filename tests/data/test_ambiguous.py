@@ -1,27 +1,14 @@
 """Tables that can be read in several ways are refused, and read by the setting that the error names."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
+from tables_written import refused, write
 
 from ofa_jax import forecast
 from ofa_jax.data.catalog.check import check_file
 from ofa_jax.data.frames import read_frame
 from ofa_jax.errors import DataError
-
-
-def write(folder: Path, text: str | bytes, name: str = "x.csv") -> Path:
-    path = folder / name
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
-
-
-def refused(source: Path, **options: object) -> str:
-    with pytest.raises(DataError) as caught:
-        read_frame(source, **options)  # type: ignore[arg-type]
-    return str(caught.value)
 
 
 def of_times(times: list[str], name: str = "date") -> str:

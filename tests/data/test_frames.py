@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tables_written import refused, write
 
 from ofa_jax.data.frames import Frame, read_frame
 from ofa_jax.errors import DataError
@@ -33,18 +34,6 @@ DATA_ROOT = os.environ.get("OFA_JAX_DATA")
 needs_data = pytest.mark.skipif(not DATA_ROOT, reason="OFA_JAX_DATA is not set")
 
 GOOD = "date,a,b\n2024-01-01 00:00,1,2\n2024-01-01 01:00,3,4\n2024-01-01 02:00,5,6.5\n"
-
-
-def write(folder: Path, content: str | bytes, name: str = "x.csv") -> Path:
-    path = folder / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def refused(source: object, **options: object) -> str:
-    with pytest.raises(DataError) as caught:
-        read_frame(source, **options)  # type: ignore[arg-type]
-    return str(caught.value)
 
 
 def hourly(rows: str, head: str = "date,a") -> str:

@@ -22,7 +22,7 @@ CUT_SHORT = "Fetch the file again: it is cut short"
 
 
 def read_lines(path: Path, notices: list[str] | None = None) -> Iterator[tuple[int, str]]:
-    """The stripped lines of a text file, packed or not, with numbers from 1; each UTF-8 or else Latin-1.
+    """The stripped lines of a text file, packed or not, with numbers from 1; each UTF-8 or else Windows-1252.
 
     A last line without an end, of a file that may be cut short, is put into ``notices`` where they are given.
 
@@ -35,7 +35,7 @@ def read_lines(path: Path, notices: list[str] | None = None) -> Iterator[tuple[i
             if b"\0" in raw:
                 what, fix = "the file contains binary data, not text", "Give the archive's own text file"
                 raise DataError(what, where=place(path, number), fix=fix)
-            yield number, decode(raw).strip(_BLANK)
+            yield number, decode(raw)[0].strip(_BLANK)
     if not number:
         raise DataError("the file is empty", where=str(path), fix="Fetch it again")
     if not raw.endswith(b"\n"):
